@@ -1,0 +1,41 @@
+# `make` lists the targets. Each one sets up .venv first where it has to; an interrupted set-up continues
+# when make is run again, because the stamp is written last.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+READY = .venv/.installed
+
+.PHONY: help demo test quality style clean
+
+help:
+	@echo "make demo     draw a small PAB, fine-tune on it, evaluate, and write outputs/demo/index.html"
+	@echo "make test     run the tests"
+	@echo "make quality  check style and imports (changes nothing)"
+	@echo "make style    repair style and order imports"
+	@echo "make clean    remove .venv, the demo's output and every cache"
+	@echo "The first one sets up .venv with the versions of constraints.txt; PYTHON=... chooses the interpreter."
+
+$(READY): constraints.txt pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "tpas needs Python 3.11 or newer, found: '$(PYTHON)'. Install it, or name one: make PYTHON=/path/to/python3.11" >&2; \
+		exit 1; }
+	"$(PYTHON)" -m venv .venv
+	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[train,demo,dev]'
+	.venv/bin/python -m pip check
+	@touch $(READY)
+
+demo: $(READY)
+	.venv/bin/python demo.py --output_dir outputs/demo
+
+test: $(READY)
+	.venv/bin/pytest
+
+quality: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+style: $(READY)
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean:
+	rm -rf .venv outputs/demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,150 @@
+"""X-VLM's fine-tuning augmentation on PIL images: crop and resize, mirror, RandAugment(2, 7).
+
+Upstream's `train_transform`, without torchvision and OpenCV. Every random choice comes from the
+`random.Random` that is handed in, so the same generator state gives the same picture.
+"""
+
+import math
+import random
+from collections.abc import Callable
+
+from PIL import Image, ImageEnhance, ImageOps
+
+FILL = (128, 128, 128)  # what upstream shows where a shifted picture leaves a gap
+OPERATION_PROBABILITY = 0.5  # upstream draws two operations and applies each with this probability
+GREATEST_LEVEL = 10
+
+
+class Augmentation:
+    """Maps an RGB image and a generator to an augmented RGB image of `size` x `size` pixels.
+
+    Args:
+        scale: least and greatest share of the area that the crop keeps.
+        ratio: least and greatest width / height of the crop.
+        flip_probability: of mirroring left and right.
+        operations, level: RandAugment's two numbers, the level out of 10.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        scale: tuple[float, float] = (0.5, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip_probability: float = 0.5,
+        operations: int = 2,
+        level: int = 7,
+    ):
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.flip_probability = flip_probability
+        self.operations = operations
+        self.level = level
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        image = random_resized_crop(image, self.size, self.scale, self.ratio, rng)
+        image = random_flip(image, self.flip_probability, rng)
+        return rand_augment(image, self.operations, self.level, rng)
+
+
+def random_resized_crop(
+    image: Image.Image,
+    size: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: random.Random,
+) -> Image.Image:
+    """A random crop, as `crop_box` draws it, resized (bicubic) to `size` x `size`."""
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=crop_box(*image.size, scale, ratio, rng))
+
+
+def crop_box(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
+) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom): a share of the area uniform in `scale`, width / height log-uniform in `ratio`.
+
+    Always inside the image: after ten draws that do not fit, the largest central crop of an allowed ratio.
+    """
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        crop_width = round(math.sqrt(area * aspect))
+        crop_height = round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = rng.randint(0, width - crop_width)
+            top = rng.randint(0, height - crop_height)
+            return left, top, left + crop_width, top + crop_height
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    crop_width = min(width, max(1, round(height * aspect)))
+    crop_height = min(height, max(1, round(width / aspect)))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def random_flip(image: Image.Image, probability: float, rng: random.Random) -> Image.Image:
+    return ImageOps.mirror(image) if rng.random() < probability else image
+
+
+def rand_augment(image: Image.Image, operations: int, level: int, rng: random.Random) -> Image.Image:
+    """Draws from `OPERATIONS`, with replacement, and applies each with probability 0.5 at `level` of 10."""
+    for _ in range(operations):
+        operation = OPERATIONS[rng.choice(tuple(OPERATIONS))]
+        if rng.random() < OPERATION_PROBABILITY:
+            image = operation(image, level / GREATEST_LEVEL, rng)
+    return image
+
+
+def _enhance(enhancer: type) -> Callable[[Image.Image, float, random.Random], Image.Image]:
+    def operation(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+        return enhancer(image).enhance(0.1 + 1.8 * strength)
+
+    return operation
+
+
+def _affine(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
+    return image.transform(
+        image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=FILL
+    )
+
+
+def _signed(value: float, rng: random.Random) -> float:
+    return value if rng.random() < 0.5 else -value
+
+
+def _shear_x(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, _signed(0.3 * strength, rng), 0, 0, 1, 0))
+
+
+def _shear_y(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0, 0, _signed(0.3 * strength, rng), 1, 0))
+
+
+def _shift(length: int, strength: float, rng: random.Random) -> float:
+    # Upstream shifts by up to 10 pixels at its image size of 384; the same share is kept at other sizes.
+    return _signed(10 / 384 * length * strength, rng)
+
+
+def _translate_x(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0, _shift(image.width, strength, rng), 0, 1, 0))
+
+
+def _translate_y(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    return _affine(image, (1, 0, 0, 0, 1, _shift(image.height, strength, rng)))
+
+
+def _rotate(image: Image.Image, strength: float, rng: random.Random) -> Image.Image:
+    return image.rotate(_signed(30 * strength, rng), Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+OPERATIONS: dict[str, Callable[[Image.Image, float, random.Random], Image.Image]] = {
+    "Identity": lambda image, strength, rng: image,
+    "AutoContrast": lambda image, strength, rng: ImageOps.autocontrast(image),
+    "Equalize": lambda image, strength, rng: ImageOps.equalize(image),
+    "Brightness": _enhance(ImageEnhance.Brightness),
+    "Sharpness": _enhance(ImageEnhance.Sharpness),
+    "ShearX": _shear_x,
+    "ShearY": _shear_y,
+    "TranslateX": _translate_x,
+    "TranslateY": _translate_y,
+    "Rotate": _rotate,
+}

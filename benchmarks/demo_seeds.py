@@ -1,0 +1,127 @@
+"""Whether every step of the demo's table is an improvement, over several seeds on average.
+
+Each seed draws other people, fine-tunes with another order and measures on other test pairs:
+
+    python benchmarks/demo_seeds.py --seeds 0 1 2
+
+Prints the mean of each figure, says of each step whether it is an improvement, and ends with status 1 when
+one is not. ``--quick`` only shows that the script runs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from tpas.demo import QUICK, REPOSITORY, DemoError, DemoSettings, format_table, run_experiment
+from tpas.report import CUTOFFS, Evaluation, stage_rows
+
+LEAST_RECALL_AFTER_MATCHING = 0.40
+
+
+def mean_results(results: list[dict]) -> dict:
+    """The mean of each figure of several `results.json`; all must hold the same stages and groups."""
+    return {
+        "stages": {
+            stage: {
+                group: {
+                    name: statistics.fmean(result["stages"][stage][group][name] for result in results)
+                    for name in figures
+                }
+                for group, figures in groups.items()
+            }
+            for stage, groups in results[0]["stages"].items()
+        }
+    }
+
+
+def checks(zero_shot: dict, fine_tuned: dict) -> list[tuple[str, float, float, bool]]:
+    """(what, Recall@1 before, Recall@1 after, whether it holds) for every step that the demo promises."""
+
+    def recall(results: dict, stage: str) -> float:
+        return results["stages"][stage]["all"]["recall@1"]
+
+    matching = "fused" if "fused" in fine_tuned["stages"] else "matching"
+    steps = [
+        (
+            f"zero-shot < fine-tuned, {row.name.removeprefix('+ ')}",
+            recall(zero_shot, row.stage),
+            row.recalls[0],
+        )
+        for row in stage_rows(fine_tuned)
+    ]
+    for model, results in (("zero-shot", zero_shot), ("fine-tuned", fine_tuned)):
+        steps.append(
+            (f"{model}: embeddings < {matching}", recall(results, "embeddings"), recall(results, matching))
+        )
+        steps.append((f"{model}: {matching} < with SCA", recall(results, matching), recall(results, "sca")))
+    judged = [(what, before, after, before < after) for what, before, after in steps]
+    after = recall(fine_tuned, matching)
+    least = LEAST_RECALL_AFTER_MATCHING
+    return [
+        *judged,
+        (f"fine-tuned, after matching: at least {100 * least:.0f} %", least, after, after >= least),
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
+    parser.add_argument(
+        "--model_name_or_path", type=Path, default=REPOSITORY / "demo_start", help="default: demo_start/"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="the demo's --quick: everything small, nothing learnt"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="write every seed's figures and the means to this JSON file"
+    )
+    arguments = parser.parse_args(argv)
+    settings = QUICK if arguments.quick else DemoSettings()
+    start = arguments.model_name_or_path.resolve()
+
+    runs = []
+    for seed in arguments.seeds:
+        print(f"seed {seed}")
+        with tempfile.TemporaryDirectory(prefix="tpas-demo-") as folder:
+            try:
+                experiment = run_experiment(settings, start, seed, Path(folder))
+            except DemoError as error:
+                raise SystemExit(f"demo_seeds: seed {seed}: {error}") from error
+        print(format_table(experiment.zero_shot, experiment.fine_tuned), end="\n\n", flush=True)
+        runs.append(
+            {
+                "seed": seed,
+                "zero_shot": experiment.zero_shot.results,
+                "fine_tuned": experiment.fine_tuned.results,
+                "durations": experiment.durations,
+            }
+        )
+
+    zero_shot = mean_results([run["zero_shot"] for run in runs])
+    fine_tuned = mean_results([run["fine_tuned"] for run in runs])
+    print(f"mean over {len(runs)} seeds, {', '.join(f'R@{cutoff}' for cutoff in CUTOFFS)} and mAP in %")
+    print(format_table(Evaluation(zero_shot, {}), Evaluation(fine_tuned, {})), end="\n\n")
+    judged = checks(zero_shot, fine_tuned)
+    for what, before, after, holds in judged:
+        print(f"{'yes' if holds else 'NO ':3}  {what}: {100 * before:.1f} -> {100 * after:.1f}")
+    if arguments.output:
+        content = {
+            "settings": asdict(settings),
+            "runs": runs,
+            "zero_shot": zero_shot,
+            "fine_tuned": fine_tuned,
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        partial = arguments.output.with_name(f".{arguments.output.name}.partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, arguments.output)
+    return 0 if all(holds for *_, holds in judged) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The architecture of the text-based person anomaly search model, in numbers."""
+
+from copy import deepcopy
+
+from transformers import BertConfig, PreTrainedConfig, SwinConfig
+
+# X-VLM base at 384 pixels: Swin-B with windows of 12, and BERT-base cut after its sixth layer.
+XVLM_BASE_VISION = {
+    "image_size": 384,
+    "patch_size": 4,
+    "embed_dim": 128,
+    "depths": [2, 2, 18, 2],
+    "num_heads": [4, 8, 16, 32],
+    "window_size": 12,
+}
+XVLM_BASE_TEXT = {"num_hidden_layers": 6}
+
+
+class TPASConfig(PreTrainedConfig):
+    """Configuration of a [`TPASModel`]. The defaults are X-VLM base at 384 pixels (216 M parameters).
+
+    Args:
+        vision_config: the Swin image encoder, a `SwinConfig` or its fields; a dict is completed by
+            `SwinConfig`'s own defaults, only `None` means X-VLM base.
+        text_config: the BERT layers that read text alone, a `BertConfig` or its fields. The cross-modal
+            encoder has the same width, heads, feed-forward size and dropout.
+        num_cross_modal_layers: layers that read the text and look at the image (upstream: the layers
+            from `fusion_layer` on).
+        projection_dim: width of the image and text embeddings that stage 1 compares.
+        init_temperature: the contrastive temperature before training; it is learned.
+        max_text_length: tokens at which a caption is cut, [CLS] and [SEP] included.
+        initializer_range: standard deviation of new weights.
+
+    Raises:
+        ValueError: when the image size cannot be divided into whole windows at some Swin stage.
+    """
+
+    model_type = "tpas"
+    sub_configs = {"vision_config": SwinConfig, "text_config": BertConfig}
+
+    vision_config: dict | SwinConfig | None = None
+    text_config: dict | BertConfig | None = None
+    num_cross_modal_layers: int = 6
+    projection_dim: int = 256
+    init_temperature: float = 0.07
+    max_text_length: int = 70
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if self.vision_config is None:
+            self.vision_config = SwinConfig(**deepcopy(XVLM_BASE_VISION))  # it holds lists
+        elif isinstance(self.vision_config, dict):
+            self.vision_config = SwinConfig(**self.vision_config)
+        if self.text_config is None:
+            self.text_config = BertConfig(**XVLM_BASE_TEXT)
+        elif isinstance(self.text_config, dict):
+            self.text_config = BertConfig(**self.text_config)
+        super().__post_init__(**kwargs)
+        self._check_windows()
+
+    def _check_windows(self):
+        # Swin shrinks a window to a smaller feature map, but not its position table: it would crash later.
+        vision = self.vision_config
+        last_resolution = vision.image_size // (vision.patch_size * 2 ** (len(vision.depths) - 1))
+        if last_resolution < vision.window_size:
+            raise ValueError(
+                f"image_size {vision.image_size} leaves {last_resolution}x{last_resolution} patches at the "
+                f"last of {len(vision.depths)} Swin stages, fewer than one window of {vision.window_size}: "
+                f"use a larger image, a smaller window or fewer stages"
+            )
+
+
+TPASConfig.register_for_auto_class()

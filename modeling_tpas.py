@@ -1,0 +1,353 @@
+"""X-VLM for text-based person anomaly search.
+
+An image encoder (Swin), a text encoder (the lower half of BERT) and a cross-modal encoder (BERT layers
+that also look at the image). Search compares the embeddings of the first two, then scores the best
+images again with the third. Paper: https://arxiv.org/abs/2111.08276 (X-VLM).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertModel, PreTrainedModel, SwinModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+
+from .configuration_tpas import TPASConfig
+from .objectives import (
+    contrastive_loss,
+    gather_with_gradient,
+    matching_labels,
+    matching_loss,
+    sample_hard_negatives,
+)
+
+TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF's bounds; a temperature of 0 or less would turn the ranking round
+
+
+def eager_attention(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Attention written out, for `attn_implementation="eager"`: the one that returns its weights.
+
+    query (B, H, L, d), key and value (B, H, K, d), additive mask (B, 1, L, K) or None to
+    output (B, L, H, d) and weights (B, H, L, K).
+    """
+    scores = query @ key.transpose(2, 3) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = scores.softmax(dim=-1)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class CrossModalAttention(nn.Module):
+    """Multi-head attention of text over text, or of text over the image, with BERT's residual and norm."""
+
+    def __init__(self, config, key_value_width):
+        super().__init__()
+        self.config = config
+        self.head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_size**-0.5
+        self.attention_dropout = config.attention_probs_dropout_prob
+        self.is_causal = False  # read by the sdpa interface
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(key_value_width, config.hidden_size)
+        self.value = nn.Linear(key_value_width, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def split_heads(self, hidden_states):
+        batch, length, _ = hidden_states.shape
+        return hidden_states.view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H, length, d)
+
+    def forward(self, hidden_states, key_value_states, attention_mask=None):
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        context, weights = attend(
+            self,
+            self.split_heads(self.query(hidden_states)),
+            self.split_heads(self.key(key_value_states)),
+            self.split_heads(self.value(key_value_states)),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+        )
+        context = context.reshape(hidden_states.shape)  # (B, L, D)
+        return self.layer_norm(self.dropout(self.dense(context)) + hidden_states), weights
+
+
+class CrossModalLayer(GradientCheckpointingLayer):
+    """Self-attention over the text, cross-attention to the image, feed-forward."""
+
+    def __init__(self, config, image_width):
+        super().__init__()
+        self.self_attention = CrossModalAttention(config, config.hidden_size)
+        self.cross_attention = CrossModalAttention(config, image_width)
+        self.intermediate = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.output = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def feed_forward(self, hidden_states):
+        expanded = self.activation(self.intermediate(hidden_states))
+        return self.layer_norm(self.dropout(self.output(expanded)) + hidden_states)
+
+    def forward(self, text_states, text_mask, image_states, image_mask):
+        text_states, _ = self.self_attention(text_states, text_states, text_mask)
+        text_states, image_attention = self.cross_attention(text_states, image_states, image_mask)
+        return self.feed_forward(text_states), image_attention
+
+
+class CrossModalEncoder(nn.Module):
+    """The upper half of X-VLM's text encoder: text hidden states in, image-grounded hidden states out."""
+
+    def __init__(self, config, image_width, num_layers):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(CrossModalLayer(config, image_width) for _ in range(num_layers))
+
+    def forward(
+        self, text_hidden_states, text_attention_mask, image_hidden_states, image_attention_mask=None
+    ):
+        """Text (B, L, D), its mask (B, L), image (B, 1+N, Dv) and its mask (B, 1+N) or None.
+
+        Masks are 1 where there is something to look at.
+
+        Returns:
+            hidden states (B, L, D), and each layer's attention to the image (B, H, L, 1+N), or None
+            under an attention implementation that does not give its weights (all but eager).
+        """
+        text_mask = create_bidirectional_mask(self.config, text_hidden_states, text_attention_mask)
+        image_mask = create_bidirectional_mask(
+            self.config, text_hidden_states, image_attention_mask, encoder_hidden_states=image_hidden_states
+        )
+        attentions = []
+        for layer in self.layers:
+            text_hidden_states, attention = layer(
+                text_hidden_states, text_mask, image_hidden_states, image_mask
+            )
+            attentions.append(attention)
+        return text_hidden_states, tuple(attentions)
+
+
+class MatchingHead(nn.Module):
+    """Two classes from the cross-modal [CLS]: 0 = another image, 1 = the pair matches."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.dense = nn.Linear(width, 2 * width)
+        self.layer_norm = nn.LayerNorm(2 * width)
+        self.classifier = nn.Linear(2 * width, 2)
+
+    def forward(self, cls_states):
+        return self.classifier(F.gelu(self.layer_norm(self.dense(cls_states))))
+
+
+class Temperature(nn.Module):
+    """The learned contrastive temperature; a module, so that peft can keep it trainable."""
+
+    def __init__(self, initial_value):
+        super().__init__()
+        self.initial_value = initial_value
+        self.value = nn.Parameter(torch.tensor(float(initial_value)))
+
+    def forward(self):
+        return self.value.clamp(*TEMPERATURE_RANGE)
+
+
+@dataclass
+class TPASOutput(ModelOutput):
+    """What [`TPASModel`] returns for I images and T texts.
+
+    Attributes:
+        loss: scalar, `contrastive_loss + matching_loss`; with the three losses only where asked for.
+        contrastive_loss: scalar (paper, Eq. 5-7).
+        matching_loss: scalar (paper, Eq. 8).
+        logits_per_image: (I, T) cosine over temperature.
+        logits_per_text: (T, I), its transpose.
+        image_embeds: (I, projection_dim), unit norm.
+        text_embeds: (T, projection_dim), unit norm.
+        match_logits: (I, 2) for the pairs (image i, text i), class 1 = match; None where I and T differ.
+        vision_model_output: what `get_image_features` returned.
+        text_model_output: what `get_text_features` returned.
+    """
+
+    loss: torch.Tensor | None = None
+    contrastive_loss: torch.Tensor | None = None
+    matching_loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    match_logits: torch.Tensor | None = None
+    vision_model_output: BaseModelOutputWithPooling | None = None
+    text_model_output: BaseModelOutputWithPooling | None = None
+
+
+class TPASModel(PreTrainedModel):
+    """X-VLM's retrieval model: embeddings for stage 1, [`~TPASModel.match`] for stage 2."""
+
+    config: TPASConfig
+    config_class = TPASConfig
+    base_model_prefix = "tpas"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["SwinStage", "BertEmbeddings", "BertLayer", "CrossModalLayer"]
+
+    def __init__(self, config: TPASConfig):
+        super().__init__(config)
+        image_width = config.vision_config.hidden_size
+        text_width = config.text_config.hidden_size
+        self.vision_model = SwinModel(config.vision_config, add_pooling_layer=False)
+        self.text_model = BertModel(config.text_config, add_pooling_layer=False)
+        self.cross_modal_encoder = CrossModalEncoder(
+            config.text_config, image_width, config.num_cross_modal_layers
+        )
+        self.image_projection = nn.Linear(image_width, config.projection_dim)
+        self.text_projection = nn.Linear(text_width, config.projection_dim)
+        self.temperature = Temperature(config.init_temperature)
+        self.matching_head = MatchingHead(text_width)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, Temperature):
+            nn.init.constant_(module.value, module.initial_value)
+
+    def get_image_features(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
+        """Encodes images (B, 3, H, W).
+
+        Returns:
+            `last_hidden_state` (B, 1+N, Dv): the mean of the N patch tokens, then the tokens;
+            `pooler_output` (B, projection_dim): the embedding, unit norm.
+        """
+        patches = self.vision_model(pixel_values).last_hidden_state  # (B, N, Dv)
+        mean = patches.mean(dim=1, keepdim=True)  # (B, 1, Dv)
+        embeds = F.normalize(self.image_projection(mean[:, 0]), dim=-1)  # (B, projection_dim)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=torch.cat([mean, patches], dim=1), pooler_output=embeds
+        )
+
+    def get_text_features(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Encodes captions (B, L) with their mask (B, L), 1 for a token and 0 for padding.
+
+        Returns:
+            `last_hidden_state` (B, L, D); `pooler_output` (B, projection_dim): from [CLS], unit norm.
+        """
+        hidden = self.text_model(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, D)
+        embeds = F.normalize(self.text_projection(hidden[:, 0]), dim=-1)  # (B, projection_dim)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=embeds)
+
+    def match(
+        self,
+        image_hidden_states: torch.Tensor,
+        text_hidden_states: torch.Tensor,
+        text_attention_mask: torch.Tensor | None,
+        image_attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Scores pairs with the cross-modal encoder.
+
+        Args:
+            image_hidden_states: (B, 1+N, Dv) from `get_image_features`.
+            text_hidden_states: (B, L, D) from `get_text_features`, row i to be matched with image i.
+            text_attention_mask: (B, L).
+            image_attention_mask: (B, 1+N), 0 for image tokens to leave out (a region), or None for all.
+
+        Returns:
+            Logits (B, 2), class 1 = the pair matches.
+        """
+        hidden, _ = self.cross_modal_encoder(
+            text_hidden_states, text_attention_mask, image_hidden_states, image_attention_mask
+        )
+        return self.matching_head(hidden[:, 0])
+
+    def match_with_negatives(
+        self, image_hidden_states, text_hidden_states, text_attention_mask, image_negatives, text_negatives
+    ):
+        """Match logits (3B, 2): B pairs, their texts with other images, their images with other texts.
+
+        One pass of the cross-modal encoder over all three. `image_negatives` and `text_negatives` (B,) are
+        indices into the batch.
+        """
+        pairs = torch.arange(len(image_hidden_states), device=image_hidden_states.device)
+        images = torch.cat([pairs, image_negatives, pairs])  # (3B,)
+        texts = torch.cat([pairs, pairs, text_negatives])  # (3B,)
+        mask = None if text_attention_mask is None else text_attention_mask[texts]
+        return self.match(image_hidden_states[images], text_hidden_states[texts], mask)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs,
+    ) -> TPASOutput:
+        """Embeds and compares images and texts; with `return_loss`, the training losses over B pairs.
+
+        Args:
+            pixel_values: (I, 3, H, W).
+            input_ids, attention_mask: (T, L).
+            image_ids: (B,) integers; pairs of equal id show the same image, so none is another's negative.
+            return_loss: `None` means: if `image_ids` are given. Needs I = T, row i of the images
+                belonging to row i of the texts.
+
+        The contrastive loss is over the batch of all processes, the hard negatives of the matching
+        loss are drawn from the process's own (both as upstream).
+        """
+        if return_loss is None:
+            return_loss = image_ids is not None
+        paired = len(pixel_values) == len(input_ids)
+        if return_loss and not paired:
+            raise ValueError(f"a loss needs pairs, got {len(pixel_values)} images and {len(input_ids)} texts")
+
+        image = self.get_image_features(pixel_values)
+        text = self.get_text_features(input_ids, attention_mask)
+        temperature = self.temperature()
+        logits_per_image = image.pooler_output @ text.pooler_output.t() / temperature  # (I, T)
+        output = TPASOutput(
+            logits_per_image=logits_per_image,
+            logits_per_text=logits_per_image.t(),
+            image_embeds=image.pooler_output,
+            text_embeds=text.pooler_output,
+            vision_model_output=image,
+            text_model_output=text,
+        )
+
+        if return_loss:
+            image_negatives, text_negatives = sample_hard_negatives(logits_per_image, image_ids)
+            match_logits = self.match_with_negatives(
+                image.last_hidden_state,
+                text.last_hidden_state,
+                attention_mask,
+                image_negatives,
+                text_negatives,
+            )
+            output.contrastive_loss = contrastive_loss(
+                gather_with_gradient(image.pooler_output),
+                gather_with_gradient(text.pooler_output),
+                temperature,
+                None if image_ids is None else gather_with_gradient(image_ids),
+            )
+            output.matching_loss = matching_loss(
+                match_logits, matching_labels(image_negatives, text_negatives, image_ids)
+            )
+            output.loss = output.contrastive_loss + output.matching_loss
+            output.match_logits = match_logits[: len(image_negatives)]
+        elif paired:
+            output.match_logits = self.match(image.last_hidden_state, text.last_hidden_state, attention_mask)
+        return output
+
+
+TPASModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,279 @@
+"""Trains the small model that the demo starts from, as the paper starts from a pre-trained X-VLM.
+
+From scratch, on people drawn in other looks and scenes than the demo's, with X-VLM's pre-training
+objectives that need no boxes: contrastive, matching and masked language modelling. The result, its log
+and this command are in `demo_start/`:
+
+    OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \\
+        --num_machines 1 --mixed_precision no --dynamo_backend no pretrain_start.py --output_dir demo_start
+
+Two processes of one thread, because on two cores they are faster than one process of two.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+from transformers import BertTokenizer, get_cosine_schedule_with_warmup
+
+from tpas.configuration_tpas import TPASConfig
+from tpas.modeling_tpas import TPASModel
+from tpas.objectives import (
+    contrastive_loss,
+    gather_with_gradient,
+    matching_labels,
+    matching_loss,
+    sample_hard_negatives,
+)
+from tpas.processing_tpas import TPASProcessor
+from tpas.synthetic_pab import DEMO_WORLD, PRETRAINING_WORLD, captions_vocabulary, draw_source
+
+IMAGE_SIZE = 96
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@dataclass(frozen=True)
+class PretrainingArguments:
+    """What the shipped start was made with."""
+
+    output_dir: str = "demo_start"
+    sources: int = 24_000  # people, each drawn twice: behaving normally and abnormally
+    steps: int = 4_000
+    batch_size: int = 64  # over all processes
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    hard_negatives_from: float = 0.5  # share of the steps over which negatives get as hard as in fine-tuning
+    masked_share: float = 0.3  # of the words, for masked language modelling
+    max_grad_norm: float = 1.0
+    log_every: int = 20
+    seed: int = 42
+
+
+def start_config(vocabulary_size: int) -> TPASConfig:
+    """X-VLM's shape at a size that two CPU cores can train: two Swin stages, 2 + 2 BERT layers."""
+    return TPASConfig(
+        vision_config={
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "embed_dim": 80,
+            "depths": [2, 2],
+            "num_heads": [4, 8],
+            "window_size": 6,
+            "drop_path_rate": 0.0,
+        },
+        text_config={
+            "vocab_size": vocabulary_size,
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "max_position_embeddings": 70,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        num_cross_modal_layers=2,
+        projection_dim=128,
+    )
+
+
+def start_processor() -> TPASProcessor:
+    """One token a word: every word that a caption of either world can hold.
+
+    The words that only the demo's world uses keep their random embeddings: the demo has to learn them.
+    """
+    words = SPECIAL_TOKENS + captions_vocabulary(PRETRAINING_WORLD, DEMO_WORLD)
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return TPASProcessor.build(tokenizer, image_size=IMAGE_SIZE)
+
+
+class DrawnPairs:
+    """All pictures (P, H, W, 3) uint8 and tokenised captions of some sources, in memory.
+
+    Rows 4j to 4j+3 are a family: two people who may look alike, each normal and abnormal.
+    """
+
+    def __init__(self, processor: TPASProcessor, sources: range, seed: int, show_progress: bool = True):
+        size = (processor.image_size, processor.image_size)
+        pictures, captions = [], []
+        for source in tqdm(sources, desc="drawing", disable=not show_progress):
+            for example in draw_source(PRETRAINING_WORLD, seed, source):
+                pictures.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
+                captions.append(example.caption)
+        self.pictures = np.stack(pictures)
+        encoded = processor(text=captions)
+        self.input_ids, self.attention_mask = encoded.input_ids, encoded.attention_mask
+        self.mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)
+        self.deviation = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def batch(self, rows: np.ndarray):
+        """`pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, L) of the rows, cut to L."""
+        pixels = torch.from_numpy(self.pictures[rows]).permute(0, 3, 1, 2).float() / 255
+        mask = self.attention_mask[rows]
+        length = int(mask.sum(dim=1).max())
+        return (pixels - self.mean) / self.deviation, self.input_ids[rows, :length], mask[:, :length]
+
+
+def batches_of_families(rows: int, batch_size: int, generator: np.random.Generator):
+    """Endless batches of whole families (4 rows), so that look-alikes are each other's hard negatives."""
+    families = np.arange(rows).reshape(-1, 4)
+    per_batch = batch_size // 4
+    while True:
+        order = generator.permutation(len(families))
+        for start in range(0, len(order) - per_batch + 1, per_batch):
+            yield families[order[start : start + per_batch]].reshape(-1)
+
+
+class MaskedLanguageModelling(nn.Module):
+    """Predicts masked words from the image and the other words, through the cross-modal encoder."""
+
+    def __init__(self, width: int, mask_token_id: int, masked_share: float):
+        super().__init__()
+        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.mask_token_id = mask_token_id
+        self.masked_share = masked_share
+
+    def forward(self, model, image_hidden_states, input_ids, attention_mask):
+        """Mean cross-entropy over the masked words of a batch of pairs."""
+        maskable = input_ids >= len(SPECIAL_TOKENS)
+        masked = maskable & (torch.rand(input_ids.shape) < self.masked_share)  # (B, L)
+        text = model.get_text_features(input_ids.masked_fill(masked, self.mask_token_id), attention_mask)
+        hidden, _ = model.cross_modal_encoder(text.last_hidden_state, attention_mask, image_hidden_states)
+        words = model.text_model.embeddings.word_embeddings.weight
+        return F.cross_entropy(self.transform(hidden[masked]) @ words.t(), input_ids[masked])
+
+
+class PretrainingObjective(nn.Module):
+    """X-VLM's losses of a batch of pairs, but for the one that needs boxes."""
+
+    def __init__(self, model: TPASModel, masked_language_modelling: MaskedLanguageModelling):
+        super().__init__()
+        self.model = model
+        self.masked_language_modelling = masked_language_modelling
+
+    def forward(self, pixel_values, input_ids, attention_mask, hardness: float) -> dict[str, torch.Tensor]:
+        """The losses by name, of `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask` (B, L).
+
+        `hardness` scales the similarities by which negatives are drawn, from 0 (any other pair) to 1 (as
+        in fine-tuning): untrained, the cross-modal encoder learns nothing from look-alikes.
+        """
+        model = self.model
+        image = model.get_image_features(pixel_values)
+        text = model.get_text_features(input_ids, attention_mask)
+        temperature = model.temperature()
+        similarity = image.pooler_output @ text.pooler_output.t() / temperature  # (B, B)
+        negatives = sample_hard_negatives(hardness * similarity)
+        match_logits = model.match_with_negatives(
+            image.last_hidden_state, text.last_hidden_state, attention_mask, *negatives
+        )
+        return {
+            "contrastive_loss": contrastive_loss(
+                gather_with_gradient(image.pooler_output),
+                gather_with_gradient(text.pooler_output),
+                temperature,
+            ),
+            "matching_loss": matching_loss(match_logits, matching_labels(*negatives)),
+            "masked_language_modelling_loss": self.masked_language_modelling(
+                model, image.last_hidden_state, input_ids, attention_mask
+            ),
+        }
+
+
+def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, directory: Path) -> None:
+    """Trains from scratch and writes the model, the processor and the log into `directory`."""
+    set_seed(arguments.seed)  # the same first weights in every process
+    started = time.monotonic()
+    processor = start_processor()
+    model = TPASModel(start_config(len(processor.tokenizer))).train()
+    objective = PretrainingObjective(
+        model,
+        MaskedLanguageModelling(
+            model.config.text_config.hidden_size, processor.tokenizer.mask_token_id, arguments.masked_share
+        ),
+    )
+    optimizer = torch.optim.AdamW(
+        objective.parameters(),
+        lr=arguments.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=arguments.weight_decay,
+    )
+    scheduler = get_cosine_schedule_with_warmup(optimizer, arguments.warmup_steps, arguments.steps)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    set_seed(arguments.seed + rank)  # other masks and negatives in each
+    share = arguments.sources // processes
+    pairs = DrawnPairs(
+        processor, range(rank * share, (rank + 1) * share), arguments.seed, accelerator.is_main_process
+    )
+    batches = batches_of_families(
+        len(pairs), arguments.batch_size // processes, np.random.default_rng(arguments.seed + rank)
+    )
+    steps = tqdm(range(1, arguments.steps + 1), desc="pre-training", disable=not accelerator.is_main_process)
+    for step in steps:
+        hardness = min(1.0, step / (arguments.hard_negatives_from * arguments.steps))
+        losses = objective(*pairs.batch(next(batches)), hardness=hardness)
+        optimizer.zero_grad()
+        accelerator.backward(sum(losses.values()))
+        accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        if step % arguments.log_every == 0 or step == arguments.steps:
+            means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), "mean")
+            entry = {"step": step, **dict(zip(losses, means.tolist(), strict=True))}
+            entry |= {"learning_rate": scheduler.get_last_lr()[0], "temperature": model.temperature().item()}
+            entry |= {"hardness": hardness, "seconds": time.monotonic() - started}
+            if accelerator.is_main_process:
+                with open(directory / "training_log.jsonl", "a") as log:
+                    log.write(json.dumps({name: round(value, 6) for name, value in entry.items()}) + "\n")
+
+    if accelerator.is_main_process:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+        record = asdict(arguments) | {"processes": processes, "threads_each": torch.get_num_threads()}
+        (directory / "pretraining_arguments.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+def parse_arguments(argv: list[str] | None) -> PretrainingArguments:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    for name, value in asdict(PretrainingArguments()).items():
+        parser.add_argument(f"--{name}", type=type(value), default=value)
+    return PretrainingArguments(**vars(parser.parse_args(argv)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    accelerator = Accelerator()
+    output = Path(arguments.output_dir)
+    if output.exists():
+        raise SystemExit(f"{output} exists: remove it or choose another --output_dir")
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    beside = output.with_name(output.name + ".unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    pretrain(arguments, accelerator, beside)
+    if accelerator.is_main_process:
+        os.replace(beside, output)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,480 @@
+"""Similarity Coverage Analysis: settles the collisions between the ranked lists of many queries.
+
+Where two queries claim the same image as their first answer, the more confident one keeps it and the other
+moves on to its next one. SCA is transductive: it looks at all queries together, so it fits a batch of queries
+and not a single live one, and it assumes that an image answers one query (or `capacity` of them). Where that
+is untrue it may lower recall.
+
+Needs numpy only. Torch tensors are accepted, and then torch tensors come back.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Confidence = Literal["score", "softmax", "margin"]
+Mode = Literal["deferred", "single_pass"]
+
+_ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
+
+
+@dataclass(frozen=True)
+class SCAReport:
+    """What SCA found and did, in plain numbers (`dataclasses.asdict` of it is JSON).
+
+    Attributes:
+        queries: the number of queries.
+        collisions_before, collisions_after: the number of queries whose first answer is the first answer of
+            more than `capacity` queries; by default: of another query as well. All parties to a collision
+            count, also the one that keeps the image.
+        coverage_before, coverage_after: distinct first answers / queries, in (0, 1]. It needs no labels, and
+            where each query has one right image of its own it is an upper bound of Recall@1.
+        moved: the number of queries whose first answer changed.
+        moves: the steps down taken to get there, including those of queries that found no place and
+            returned to their first answer.
+    """
+
+    queries: int
+    collisions_before: int
+    collisions_after: int
+    coverage_before: float
+    coverage_after: float
+    moved: int
+    moves: int
+
+
+@dataclass(frozen=True, eq=False)
+class SCAResult:
+    """What `sca_rerank` returns: numpy arrays, or tensors on the same device for what was given as tensors.
+
+    Attributes:
+        indices: (Q, K) images, in the type given. Each row holds the candidates it held before: the new first
+            answer first, the others in their old order.
+        scores: (Q, K), in the type given. Each image keeps its own score, so a moved row no longer descends.
+        moved: (Q,) bool, whether the query's first answer changed.
+        report: the counts.
+    """
+
+    indices: Any
+    scores: Any
+    moved: Any
+    report: SCAReport
+
+
+def sca_rerank(
+    indices: Any,
+    scores: Any,
+    *,
+    confidence: Confidence = "score",
+    mode: Mode = "deferred",
+    max_shift: int = 1,
+    tau: float = 0.0,
+    temperature: float = 1.0,
+    text_embeds: Any = None,
+    text_threshold: float | None = None,
+    query_ids: Sequence[str] | Sequence[int] | Any = None,
+    capacity: int = 1,
+    top_k: int | None = None,
+) -> SCAResult:
+    """Re-ranks the lists of all queries so that fewer of them share a first answer.
+
+    Every query claims its first candidate, the most confident query first. Where an image is taken, the more
+    confident of claimant and holder has it. The other moves on to its next candidate and waits at the end of
+    the queue, so that all first claims are settled before any second one; after `max_shift` moves in vain it
+    returns to its own first answer and stays there. The defaults are the paper's SCA (Eq. 10, Table 4).
+
+    What is promised:
+    - For every k > `max_shift` the set of a query's best k images stays as it was.
+    - Queries without collisions stay as they were, so a single query does.
+    - Distinct first answers never become fewer, in either mode: an image that is claimed first stays taken.
+    - The order of the queries does not matter, if `query_ids` are given or no confidences are equal.
+    - Image numbers mean nothing beyond equality, except for ties of a dense matrix (below).
+    - With `max_shift=K-1` and `tau=0` ("deferred", no text gate) the images are held as in the stable
+      matching that is best for every query; for "score" and "softmax" there is no other stable one.
+    - Equal input gives equal output to the bit.
+
+    Args:
+        indices: (Q, K) integers >= 0, each query's candidate images, best first, none twice in a row.
+            `None`: `scores` is dense, and its column g belongs to image g.
+        scores: (Q, K), finite, the candidates' scores, descending in each row (equal neighbours are fine).
+            With `indices=None`: (Q, G) in any order; equal scores of a row are ranked by image number.
+        confidence: how sure a query is of a candidate. "score": the score itself. "softmax": the softmax over
+            the row at `temperature`. "margin": the score minus that of the next candidate (the last one: 0).
+            "softmax" and "margin" are immune to an offset that a query adds to all its scores (but for
+            rounding).
+        mode: "deferred": as above. "single_pass": only first claims count, and the loser swaps its ranks 1
+            and 2 without asking whether its second answer is free.
+        max_shift: the most moves a query may make, >= 0; beyond K - 1 it changes nothing. With
+            "single_pass": 0 or 1.
+        tau: >= 0, in units of the confidence. Above 0, claimant and holder both stay if they are at most
+            `tau` apart. At 0, equal confidence is settled by the smaller query id.
+        temperature: > 0; only "softmax" reads it.
+        text_embeds: (Q, D), the queries' embeddings, of any length but 0. Given together with
+            `text_threshold`: claimant and holder both stay if the cosine of their texts is below it.
+        text_threshold: in [-1, 1].
+        query_ids: Q distinct strings (compared as text: "10" comes before "9") or Q distinct integers, which
+            settle ties. `None`: row numbers.
+        capacity: how many queries an image may answer, >= 1. While fewer hold it, an image is free; after
+            that a claimant meets its least confident holder.
+        top_k: keep only the K = `top_k` best candidates of each query, before anything else. `None`: all.
+
+    Raises:
+        ValueError, TypeError: where the input breaks the above, naming the row or the value.
+
+    Warns:
+        UserWarning: if there are at least `capacity` + 1 times as many queries as different candidate images,
+            as where an image has several captions. Then SCA may lower recall without a greater `capacity`.
+    """
+    _check_options(confidence, mode, max_shift, tau, temperature, capacity)
+    images, values = _candidate_lists(indices, scores, top_k)  # (Q, K) both
+    queries, candidates = images.shape
+    rank = _rank_of_ids(query_ids, queries)
+    similar = _text_gate(text_embeds, text_threshold, queries)
+    claims_before = _claims(images)
+    _warn_where_images_are_few(images, len(claims_before), capacity)
+
+    reach = min(max_shift, candidates - 1) + 1  # candidates that a query may claim
+    certainty = _confidence(values, confidence, temperature)[:, :reach]
+    contest = _Contest(images[:, :reach], certainty, rank, capacity, tau, similar)
+    losers, holders = contest.settle_first_claims()
+    moves, place = 0, np.zeros(queries, dtype=np.int64)  # of the new first answer in the old list
+    if reach > 1 and len(losers):
+        if mode == "single_pass":
+            moves, place[losers] = len(losers), 1
+        else:
+            moves, place = contest.settle_later_claims(losers, holders)
+
+    moved = place > 0
+    new_images, new_values = images.copy(), values.copy()
+    target, column = place[moved, None], np.arange(candidates)
+    source = np.where(column == 0, target, np.where(column <= target, column - 1, column))  # (moved, K)
+    new_images[moved] = np.take_along_axis(images[moved], source, axis=1)
+    new_values[moved] = np.take_along_axis(values[moved], source, axis=1)
+
+    claims_after = _claims(new_images)
+    report = SCAReport(
+        queries=queries,
+        collisions_before=int(claims_before[claims_before > capacity].sum()),
+        collisions_after=int(claims_after[claims_after > capacity].sum()),
+        coverage_before=len(claims_before) / queries,
+        coverage_after=len(claims_after) / queries,
+        moved=int(moved.sum()),
+        moves=moves,
+    )
+    return SCAResult(
+        indices=_as_given(new_images, scores if indices is None else indices),
+        scores=_as_given(new_values, scores),
+        moved=_as_given(moved, scores),
+        report=report,
+    )
+
+
+def coverage(indices: Any) -> float:
+    """Distinct first answers / queries of ranked lists (Q, K), in (0, 1].
+
+    Where each query has one right image of its own it is an upper bound of Recall@1, and it needs no labels.
+    """
+    images = _to_numpy(indices, "indices")
+    _refuse_shape(images, "indices")
+    return len(_claims(images)) / len(images)
+
+
+# A holder's confidence, minus the rank of its id, the query: the smallest of them is displaced first.
+_Claim = tuple[float, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Contest:
+    """Queries claiming images.
+
+    Attributes:
+        images: (Q, S) the candidates that a query may claim, in its order.
+        certainty: (Q, S) the query's confidence in them.
+        rank: (Q,) the place of the query's id among all ids.
+        capacity, tau: as in `sca_rerank`.
+        similar: says of pairs of queries, (n,) and (n,), whether they compete, or `None` if all do.
+    """
+
+    images: np.ndarray
+    certainty: np.ndarray
+    rank: np.ndarray
+    capacity: int
+    tau: float
+    similar: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
+
+    def settle_first_claims(self) -> tuple[np.ndarray, dict[int, list[_Claim]]]:
+        """Lets all queries claim their first candidate at once, since most of them have no rival.
+
+        The most confident claims first, so an image's first `capacity` claimants hold it; each later one
+        meets the least confident of them and cannot displace it.
+
+        Returns:
+            losers: the queries that must move on, most confident first.
+            holders: for each claimed image its holders, a heap. Empty if there are no losers.
+        """
+        first, certainty = self.images[:, 0], self.certainty[:, 0]
+        waiting = np.lexsort((self.rank, -certainty))  # (Q,) queries, most confident first, ties by id
+        by_image = np.argsort(first[waiting], kind="stable")  # (Q,) places in `waiting`, image by image
+        claimants = waiting[by_image]
+        claimed = first[claimants]
+        position = np.arange(len(first))
+        opens_group = np.append(True, claimed[1:] != claimed[:-1])
+        group_start = np.maximum.accumulate(np.where(opens_group, position, 0))
+        holds = position - group_start < self.capacity
+
+        late = np.flatnonzero(~holds)
+        challengers, rivals = claimants[late], claimants[group_start[late] + self.capacity - 1]
+        moves_on = np.ones(len(late), dtype=bool)
+        if self.tau > 0:
+            moves_on &= certainty[rivals] - certainty[challengers] > self.tau
+        if self.similar is not None:
+            moves_on &= self.similar(challengers, rivals)
+        losers = waiting[np.sort(by_image[late[moves_on]])]
+
+        holders: dict[int, list[_Claim]] = {}
+        if len(losers):
+            holding = claimants[holds]
+            ranks = -self.rank[holding]
+            claims = zip(certainty[holding].tolist(), ranks.tolist(), holding.tolist(), strict=True)
+            for image, claim in zip(claimed[holds].tolist(), claims, strict=True):
+                heapq.heappush(holders.setdefault(image, []), claim)
+        return losers, holders
+
+    def settle_later_claims(
+        self, losers: np.ndarray, holders: dict[int, list[_Claim]]
+    ) -> tuple[int, np.ndarray]:
+        """Lets the losers, and those they displace, claim on until nobody waits; `holders` is used up.
+
+        Returns the number of moves, and (Q,) the place of each query's final answer among its candidates.
+        """
+        queries, reach = self.images.shape
+        place = [0] * queries
+        waiting: deque[int] = deque()
+        moves = 0
+
+        def move_on(query: int) -> None:
+            nonlocal moves
+            if place[query] + 1 < reach:
+                place[query] += 1
+                moves += 1
+                waiting.append(query)
+            else:
+                place[query] = 0  # All in vain: its own first answer again, without a claim to it.
+
+        for query in losers.tolist():
+            move_on(query)
+        # `item` reads single Python numbers: much faster than numpy scalars, without copying all to lists.
+        image_at, certainty_at, negative_rank = self.images.item, self.certainty.item, (-self.rank).item
+        while waiting:
+            query = waiting.popleft()
+            claim = (certainty_at(query, place[query]), negative_rank(query), query)
+            heap = holders.setdefault(image_at(query, place[query]), [])
+            if len(heap) < self.capacity:
+                heapq.heappush(heap, claim)
+                continue
+            rival_certainty, _, rival = heap[0]
+            if self.tau > 0 and abs(claim[0] - rival_certainty) <= self.tau:
+                continue
+            if self.similar is not None and not self.similar(np.array([query]), np.array([rival]))[0]:
+                continue
+            move_on(heapq.heappushpop(heap, claim)[2])
+        return moves, np.array(place)
+
+
+def _confidence(values: np.ndarray, confidence: Confidence, temperature: float) -> np.ndarray:
+    """Descending scores (Q, K) to the confidence in each candidate (Q, K), in double precision."""
+    values = values.astype(np.float64)
+    if confidence == "softmax":
+        # A row's first value is its greatest, so no exponential overflows.
+        powers = np.exp((values - values[:, :1]) / temperature)
+        return powers / powers.sum(axis=1, keepdims=True)
+    if confidence == "margin":
+        margins = np.zeros_like(values)
+        margins[:, :-1] = values[:, :-1] - values[:, 1:]
+        return margins
+    return values
+
+
+def _text_gate(
+    text_embeds: Any, text_threshold: float | None, queries: int
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """A function of pairs of queries, (n,) and (n,): are their texts similar? `None` without a threshold."""
+    if text_embeds is None and text_threshold is None:
+        return None
+    if text_embeds is None or text_threshold is None:
+        raise ValueError("text_embeds and text_threshold go together: give both or neither")
+    if not -1 <= text_threshold <= 1:
+        raise ValueError(f"text_threshold is a cosine, so between -1 and 1, got {text_threshold}")
+    embeds = _to_numpy(text_embeds, "text_embeds")
+    if embeds.ndim != 2 or len(embeds) != queries:
+        raise ValueError(f"text_embeds must be a row for each of {queries} queries, got shape {embeds.shape}")
+    squares = np.einsum("nd,nd->n", embeds, embeds, dtype=np.float64)
+    _refuse_rows(
+        ~(np.isfinite(squares) & (squares > 0))[:, None], "text_embeds must be finite and not zero", embeds
+    )
+    pairs_at_once = max(1, _ELEMENTS_AT_ONCE // embeds.shape[1])
+
+    def similar(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        cosines = np.empty(len(left))
+        for start in range(0, len(left), pairs_at_once):
+            part = slice(start, start + pairs_at_once)
+            one, other = left[part], right[part]
+            products = np.einsum("nd,nd->n", embeds[one], embeds[other], dtype=np.float64)
+            cosines[part] = products / np.sqrt(squares[one] * squares[other])
+        return cosines + 1e-9 >= text_threshold  # the rounding of equal texts must not miss a threshold of 1
+
+    return similar
+
+
+def _rank_of_ids(query_ids: Any, queries: int) -> np.ndarray:
+    """(Q,) the place of each query's id among the sorted ids."""
+    if query_ids is None:
+        return np.arange(queries)
+    names = query_ids.tolist() if hasattr(query_ids, "tolist") else list(query_ids)
+    if len(names) != queries:
+        raise ValueError(f"query_ids must name each of the {queries} queries, got {len(names)}")
+    kinds = {type(name) for name in names}
+    if kinds not in ({str}, {int}):
+        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise TypeError(f"query_ids must be all strings or all integers, got {found}")
+    order = sorted(range(queries), key=names.__getitem__)
+    for one, other in zip(order[:-1], order[1:], strict=True):
+        if names[one] == names[other]:
+            raise ValueError(f"query_ids must be distinct: queries {one} and {other} are both {names[one]!r}")
+    rank = np.empty(queries, dtype=np.int64)
+    rank[order] = np.arange(queries)
+    return rank
+
+
+def _check_options(
+    confidence: str, mode: str, max_shift: int, tau: float, temperature: float, capacity: int
+) -> None:
+    for name, choice, choices in (
+        ("confidence", confidence, get_args(Confidence)),
+        ("mode", mode, get_args(Mode)),
+    ):
+        if choice not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
+    for name, number, least in (("max_shift", max_shift, 0), ("capacity", capacity, 1)):
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+            raise TypeError(f"{name} must be an integer, got {number!r}")
+        if number < least:
+            raise ValueError(f"{name} must be at least {least}, got {number}")
+    if mode == "single_pass" and max_shift > 1:
+        raise ValueError(f"single_pass moves a query at most once: max_shift must be 0 or 1, got {max_shift}")
+    if not tau >= 0:
+        raise ValueError(f"tau must be at least 0, got {tau}")
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
+
+
+def _candidate_lists(indices: Any, scores: Any, top_k: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Checks the input and returns images (Q, K) and scores (Q, K), best first."""
+    values = _to_numpy(scores, "scores")
+    _refuse_shape(values, "scores")
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"scores must be real numbers, got {values.dtype}")
+    _refuse_rows(~np.isfinite(values), "scores must be finite", values)
+    if top_k is None:
+        top_k = values.shape[1]
+    elif not 1 <= top_k <= values.shape[1]:
+        raise ValueError(f"top_k must be between 1 and {values.shape[1]}, the candidates given, got {top_k}")
+    if indices is None:
+        best = _best_columns(values, top_k)
+        return best, np.take_along_axis(values, best, axis=1)
+
+    images = _to_numpy(indices, "indices")
+    if images.shape != values.shape:
+        raise ValueError(f"indices and scores must have one shape, got {images.shape} and {values.shape}")
+    if images.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got {images.dtype}")
+    _refuse_rows(images < 0, "indices must not be negative (as where a search found too few images)", images)
+    rising = values[:, 1:] > values[:, :-1]
+    _refuse_rows(rising, "scores must descend in each row (a dense matrix needs indices=None)", values)
+    ordered = np.sort(images, axis=1)
+    _refuse_rows(ordered[:, 1:] == ordered[:, :-1], "indices must not repeat within a row", images)
+    return images[:, :top_k], values[:, :top_k]
+
+
+def _best_columns(values: np.ndarray, top_k: int) -> np.ndarray:
+    """(Q, G) to the columns (Q, K) of each row's K greatest values, descending, equal ones by column."""
+    queries, images = values.shape
+    best = np.empty((queries, top_k), dtype=np.int64)
+    rows_at_once = max(1, _ELEMENTS_AT_ONCE // images)
+    for start in range(0, queries, rows_at_once):
+        rows = values[start : start + rows_at_once]
+        least = np.partition(rows, images - top_k, axis=1)[:, images - top_k, None]  # (rows, 1) K-th greatest
+        above, equal = rows > least, rows == least
+        room = top_k - above.sum(axis=1, keepdims=True)
+        kept = above | (equal & (np.cumsum(equal, axis=1) <= room))  # exactly K in each row
+        columns = np.nonzero(kept)[1].reshape(-1, top_k)
+        kept_values = np.take_along_axis(rows, columns, axis=1).astype(np.float64)
+        order = np.argsort(-kept_values, axis=1, kind="stable")
+        best[start : start + rows_at_once] = np.take_along_axis(columns, order, axis=1)
+    return best
+
+
+def _claims(images: np.ndarray) -> np.ndarray:
+    """For each image that is some query's first answer: of how many."""
+    return np.unique(images[:, 0], return_counts=True)[1]
+
+
+def _warn_where_images_are_few(images: np.ndarray, distinct_first: int, capacity: int) -> None:
+    queries = len(images)
+    if queries < (capacity + 1) * distinct_first:
+        return  # The first answers alone show that there are images enough; to count all takes longer.
+    distinct = len(np.unique(images))
+    if queries >= (capacity + 1) * distinct:
+        warnings.warn(
+            f"{queries} queries share {distinct} candidate images, but capacity is {capacity}: where an image"
+            " answers several queries, SCA may lower recall; pass the number of queries an image may answer",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _refuse_shape(array: np.ndarray, name: str) -> None:
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(
+            f"{name} must be (queries, candidates), at least one of each, got shape {array.shape}"
+        )
+
+
+def _refuse_rows(broken: np.ndarray, rule: str, rows: np.ndarray) -> None:
+    """Raises for the first row of `broken` that holds a true value, showing that row as it was given."""
+    if broken.any():
+        row = int(np.flatnonzero(broken.any(axis=1))[0])
+        shown = np.array2string(rows[row], threshold=12, separator=", ")
+        raise ValueError(f"{rule}; query {row} has {shown}")
+
+
+def _to_numpy(array: Any, name: str) -> np.ndarray:
+    """An array, nested list or torch tensor (on any device) as a numpy array."""
+    if hasattr(array, "detach"):
+        tensor = array.detach().cpu()
+        # numpy has no bfloat16; going through float and back is exact.
+        return (
+            tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
+        ).numpy()
+    try:
+        return np.asarray(array)
+    except ValueError as error:
+        raise ValueError(f"{name} must have rows of one length") from error
+
+
+def _as_given(array: np.ndarray, given: Any) -> Any:
+    """`array` itself; or, if `given` is a tensor, as a tensor on its device and of its floating type."""
+    if not hasattr(given, "detach"):
+        return array
+    import torch  # Here, because whoever has a tensor has torch, and nobody else needs it.
+
+    tensor = torch.from_numpy(array).to(given.device)
+    return tensor.to(given.dtype) if tensor.is_floating_point() else tensor

@@ -1,0 +1,371 @@
+"""Conversion of X-VLM checkpoints: total or refused, and nothing half-written."""
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.interpolate import make_interp_spline
+from transformers import BertTokenizer
+
+from tpas.convert_checkpoint import (
+    build_config,
+    convert_checkpoint,
+    convert_state_dict,
+    interpolate_table,
+    interpolation_matrix,
+    main,
+    read_checkpoint,
+)
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+
+REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"
+CONFIGURATIONS = {"vision_config": REFERENCE / "swin.json", "text_config": REFERENCE / "bert.json"}
+FLAGS = [word for name, path in CONFIGURATIONS.items() for word in (f"--{name}", str(path))]
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """Upstream's state dict of the reference model."""
+    parts = sorted(REFERENCE.glob("checkpoint_*.safetensors"))
+    assert len(parts) == 2
+    return {name: tensor for part in parts for name, tensor in load_file(part).items()}
+
+
+def write_checkpoint(path: Path, weights: dict[str, torch.Tensor], **options) -> Path:
+    """A file as upstream's fine-tuning writes it."""
+    config = json.loads((REFERENCE / "checkpoint_config.json").read_text())
+    torch.save({"model": weights, "config": config}, path, **options)
+    return path
+
+
+@pytest.fixture
+def checkpoint(tmp_path, weights) -> Path:
+    return write_checkpoint(tmp_path / "checkpoint_9.pth", weights)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "falls"]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def pretraining_weights(weights) -> dict[str, torch.Tensor]:
+    """The same weights as upstream's pre-training names them, with the two heads that only it has."""
+    renamed = {
+        re.sub(r"^text_encoder\.", "text_encoder.bert.", name): value for name, value in weights.items()
+    }
+    heads = (
+        "text_encoder.cls.predictions.bias",
+        "text_encoder.cls.predictions.decoder.weight",
+        "bbox_head.0.weight",
+    )
+    return renamed | {name: torch.randn(4, 3) for name in heads}
+
+
+def assert_equals_upstream(directory: Path):
+    """The model in the directory gives upstream's features and match logits."""
+    reference = load_file(REFERENCE / "retrieval_io.safetensors")
+    model = TPASModel.from_pretrained(directory).eval()
+    with torch.no_grad():
+        output = model(reference["image"], reference["text_ids"][:4], reference["text_atts"][:4])
+    for actual, expected in (
+        (output.image_embeds, reference["image_feat"]),
+        (output.text_embeds, reference["text_feat"][:4]),
+        (output.match_logits, reference["itm_logits_t2i"][:4].diagonal().t()),
+    ):
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+# The two kinds
+
+
+def test_the_command_converts_a_fine_tuned_checkpoint(checkpoint, tokenizer_dir, tmp_path, capsys):
+    output_dir = tmp_path / "models" / "xvlm"
+    main([str(checkpoint), str(output_dir), *FLAGS, "--tokenizer", str(tokenizer_dir)])
+    assert_equals_upstream(output_dir)
+    printed = capsys.readouterr().out
+    assert "fine-tuned retrieval checkpoint, 750,985 parameters" in printed
+    assert re.search(
+        r"left out, buffers that the model computes: 11 \(.*relative_position_index.*\.\.\.\)", printed
+    )
+    assert "interpolated" not in printed
+
+    processor = TPASProcessor.from_pretrained(output_dir)
+    assert processor.image_size == 128
+    assert processor(text="A man, falls!").input_ids.tolist() == [[2, 5, 6, 7, 3]]
+    assert [path.name for path in output_dir.parent.iterdir()] == ["xvlm"]  # nothing left beside it
+
+
+def test_a_pretraining_checkpoint_is_recognised(pretraining_weights, tmp_path):
+    checkpoint = write_checkpoint(tmp_path / "4m_base.th", pretraining_weights)
+    conversion = convert_checkpoint(checkpoint, tmp_path / "model", **CONFIGURATIONS, tokenizer=None)
+    assert_equals_upstream(tmp_path / "model")
+    assert conversion.kind == "pre-training"
+    assert {reason: len(names) for reason, names in conversion.left_out.items()} == {
+        "buffers that the model computes": 11,
+        "the masked-language head": 2,
+        "the box head": 1,
+    }
+
+
+def test_every_parameter_is_filled_and_every_weight_used(weights):
+    model = TPASModel(build_config(weights, **CONFIGURATIONS))
+    conversion = convert_state_dict(weights, model)
+    assert conversion.state_dict.keys() == model.state_dict().keys()
+    left_out = {name for names in conversion.left_out.values() for name in names}
+    assert all(name.endswith(("relative_position_index", "attn_mask", "position_ids")) for name in left_out)
+    # As many numbers go in as come out, so that no weight is used twice or forgotten.
+    used = sum(tensor.numel() for name, tensor in weights.items() if name not in left_out)
+    assert sum(tensor.numel() for tensor in conversion.state_dict.values()) == used
+
+
+def test_a_bare_state_dict_and_the_format_before_torch_1_6_are_read(weights, tmp_path):
+    torch.save(weights, tmp_path / "bare.pth")
+    old = write_checkpoint(tmp_path / "old.pth", weights, _use_new_zipfile_serialization=False)
+    for path in (tmp_path / "bare.pth", old):
+        read = read_checkpoint(path)
+        assert read.keys() == weights.keys()
+        assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
+
+
+# Relative position tables
+
+
+@pytest.mark.parametrize(("source", "target"), [(13, 23), (5, 7)])
+def test_tables_are_interpolated_as_upstream_does(source, target):
+    with np.load(REFERENCE / "relative_position_interpolation.npz") as cases:
+        table, expected = torch.from_numpy(cases[f"in_{source}"]), cases[f"out_{source}_{target}"]
+        matrix = cases[f"A_{source}_{target}"]
+    assert np.abs(interpolation_matrix(source, target).numpy() - matrix).max() < 1e-9
+    assert np.abs(interpolate_table(table, target).numpy() - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize(("source", "target"), [(13, 29), (23, 29), (23, 13)])
+def test_other_windows_follow_the_same_spline(source, target):
+    # Upstream's positions by their definition: a geometric series from the centre to the target's end.
+    low, high = 1.01, 1.5
+    for _ in range(60):
+        ratio = (low + high) / 2
+        low, high = (low, ratio) if sum(ratio**n for n in range(source // 2)) > target // 2 else (ratio, high)
+    half = np.cumsum(ratio ** np.arange(source // 2))
+    positions = np.concatenate([-half[::-1], [0], half])
+    steps = np.clip(np.arange(target) - target // 2, positions[0], positions[-1])
+    expected = make_interp_spline(positions, np.eye(source), k=3)(steps)  # scipy's ends are not-a-knot, too
+    assert np.abs(interpolation_matrix(source, target).numpy() - expected).max() < 1e-5
+
+
+def test_a_table_too_small_for_a_spline_is_refused():
+    with pytest.raises(ValueError, match="3x3 is too small"):
+        interpolate_table(torch.zeros(9, 2), 7)
+
+
+def test_another_image_size_means_another_window(checkpoint, weights, tmp_path):
+    conversion = convert_checkpoint(
+        checkpoint, tmp_path / "model", **CONFIGURATIONS, image_size=224, tokenizer=None
+    )
+    tables = {name: tensor for name, tensor in weights.items() if name.endswith("bias_table")}
+    assert sorted(conversion.interpolated) == sorted(tables)
+    model = TPASModel.from_pretrained(tmp_path / "model")
+    vision = model.config.vision_config
+    assert (vision.image_size, vision.window_size) == (224, 7)
+    state = model.state_dict()
+    for name, table in tables.items():
+        ours = name.replace("vision_encoder.", "vision_model.encoder.").replace(
+            "attn.", "attention.relative_position_bias."
+        )
+        assert torch.equal(state[ours], interpolate_table(table, 13))
+
+
+@pytest.mark.parametrize(("image_size", "window"), [(224, 7), (384, 12), (480, 15)])
+def test_xvlm_base_takes_upstreams_windows(image_size, window):
+    config = build_config({}, image_size=image_size)
+    assert (config.vision_config.image_size, config.vision_config.window_size) == (image_size, window)
+    assert (config.vision_config.depths, config.text_config.num_hidden_layers) == ([2, 2, 18, 2], 6)
+    assert (config.num_cross_modal_layers, config.projection_dim) == (6, 256)
+
+
+@pytest.mark.parametrize("image_size", [0, 16, 225])
+def test_an_image_size_upstream_could_not_run_is_refused(image_size):
+    with pytest.raises(ValueError, match=f"multiple of 32 pixels, got {image_size}"):
+        build_config({}, image_size=image_size)
+
+
+# Refusals
+
+
+def test_one_error_names_every_key_that_does_not_fit(weights, tmp_path):
+    broken = dict(weights)
+    del broken["itm_head.3.bias"], broken["vision_encoder.layers.0.blocks.0.attn.qkv.weight"]
+    broken["vision_encoder_m.norm.weight"] = torch.zeros(1)
+    broken["text_proj.weight"] = torch.zeros(32, 63)
+    broken["vision_encoder.layers.1.blocks.0.attn.relative_position_bias_table"] = torch.zeros(25, 3)
+    broken["text_proj.bias"] = torch.full((32,), float("nan"))
+    checkpoint = write_checkpoint(tmp_path / "broken.th", broken)
+    with pytest.raises(ValueError, match="does not fit") as refusal:
+        convert_checkpoint(checkpoint, tmp_path / "model", **CONFIGURATIONS, tokenizer=None)
+    assert str(refusal.value).startswith(f"{checkpoint}: ")
+    assert str(refusal.value).partition("Keys ")[2].splitlines() == [
+        "missing (2):",
+        "  itm_head.3.bias",
+        "  vision_encoder.layers.0.blocks.0.attn.qkv.weight",
+        "Keys unexpected (1):",
+        "  vision_encoder_m.norm.weight",
+        "Keys of another shape (2):",
+        "  text_proj.weight: (32, 63) in the checkpoint, (32, 64) in the model",
+        "  vision_encoder.layers.1.blocks.0.attn.relative_position_bias_table: "
+        "(25, 3) in the checkpoint, (49, 2) in the model",
+        "Keys not finite (1):",
+        "  text_proj.bias",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.th"]
+
+
+def test_a_configuration_with_other_layers_is_refused(weights, tmp_path):
+    settings = json.loads((REFERENCE / "bert.json").read_text())
+    path = tmp_path / "bert.json"
+    path.write_text(json.dumps(settings | {"fusion_layer": 1}))
+    model = TPASModel(build_config(weights, REFERENCE / "swin.json", path))
+    with pytest.raises(
+        ValueError, match=r"missing \(10\):\n  text_encoder\.encoder\.layer\.1\.crossattention"
+    ):
+        convert_state_dict(weights, model)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_truncated_checkpoint_is_refused(weights, tmp_path, old_format, share):
+    path = write_checkpoint(tmp_path / "x.pth", weights, _use_new_zipfile_serialization=not old_format)
+    os.truncate(path, int(path.stat().st_size * share))
+    with pytest.raises(ValueError, match=r"x\.pth: truncated, or no torch checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"\x80\x02abc"])
+def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth: truncated, or no torch checkpoint"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "content", [{"model": {}}, {"model": torch.zeros(2)}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)]
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: holds no state dict"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_pickle_that_needs_more_is_refused_by_name(weights, tmp_path):
+    torch.save({"model": weights, "args": argparse.Namespace(epoch=1)}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: refused, because it holds a argparse\.Namespace"):
+        read_checkpoint(tmp_path / "x.pth")
+
+
+def test_a_pickle_is_not_executed(tmp_path):
+    class Dangerous:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"model": Dangerous()}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"refused, because it holds a \S*mkdir"):
+        read_checkpoint(tmp_path / "x.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[1]", "fusion_layer"),
+        ('{"num_hidden_layers": 4}', "fusion_layer"),
+    ],
+)
+def test_a_wrong_configuration_file_is_named(tmp_path, content, message):
+    path = tmp_path / "bert.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"bert\.json: .*{message}"):
+        build_config({}, text_config=path)
+
+
+@pytest.mark.parametrize("fusion_layer", [0, 4])
+def test_both_text_encoders_need_a_layer(tmp_path, fusion_layer):
+    settings = json.loads((REFERENCE / "bert.json").read_text()) | {"fusion_layer": fusion_layer}
+    (tmp_path / "bert.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=f"between 1 and 3, got {fusion_layer}"):
+        build_config({}, text_config=tmp_path / "bert.json")
+
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(checkpoint, tmp_path):
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(1200))]
+    BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(tmp_path / "large")
+    with pytest.raises(ValueError, match="has 1205 words, the model 1200"):
+        convert_checkpoint(
+            checkpoint, tmp_path / "model", **CONFIGURATIONS, tokenizer=str(tmp_path / "large")
+        )
+    assert not (tmp_path / "model").exists()
+
+
+# The output directory
+
+
+def test_without_a_tokenizer_there_is_no_processor(checkpoint, tmp_path):
+    output_dir = tmp_path / "model"
+    output_dir.mkdir()  # an empty one may be there
+    main([str(checkpoint), str(output_dir), *FLAGS, "--tokenizer", "none"])
+    assert sorted(path.name for path in output_dir.iterdir()) == [
+        "config.json",
+        "configuration_tpas.py",
+        "model.safetensors",
+        "modeling_tpas.py",
+        "objectives.py",
+    ]
+
+
+def test_an_existing_directory_is_left_alone(checkpoint, tmp_path):
+    output_dir = tmp_path / "model"
+    output_dir.mkdir()
+    (output_dir / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="not an empty directory"):
+        convert_checkpoint(checkpoint, output_dir, **CONFIGURATIONS, tokenizer=None)
+    assert [path.name for path in output_dir.iterdir()] == ["notes.txt"]
+
+
+def test_a_failure_while_writing_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("tpas.convert_checkpoint.check_saved", fail)
+    with pytest.raises(OSError, match="no space left"):
+        convert_checkpoint(checkpoint, tmp_path / "model", **CONFIGURATIONS, tokenizer=None)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_9.pth"]
+
+
+def test_a_model_that_comes_back_different_is_not_delivered(checkpoint, tmp_path, monkeypatch):
+    load = TPASModel.from_pretrained
+
+    def load_wrongly(directory):
+        model = load(directory)
+        torch.nn.init.zeros_(model.matching_head.classifier.weight)
+        return model
+
+    monkeypatch.setattr(TPASModel, "from_pretrained", load_wrongly)
+    with pytest.raises(RuntimeError, match="match_logits differ"):
+        convert_checkpoint(checkpoint, tmp_path / "model", **CONFIGURATIONS, tokenizer=None)
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
+    with pytest.raises(SystemExit, match=r"absent\.pth: no such checkpoint file"):
+        main([str(tmp_path / "absent.pth"), str(tmp_path / "model")])

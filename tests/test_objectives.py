@@ -1,0 +1,220 @@
+"""The training objectives against hand calculations, a naive loop, counted draws and two real processes."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.stats import chisquare
+
+from tpas.objectives import (
+    IGNORED_LABEL,
+    contrastive_loss,
+    gather_with_gradient,
+    matching_labels,
+    matching_loss,
+    sample_hard_negatives,
+)
+
+TWO_PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.functional import normalize
+from torch.nn.parallel import DistributedDataParallel
+from tpas.objectives import contrastive_loss, gather_with_gradient
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+batch = torch.load(f"{folder}/batch.pt", weights_only=True)
+
+class Projection(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(batch["weight"].clone())
+        self.temperature = torch.nn.Parameter(batch["temperature"].clone())
+
+    def forward(self, images, texts):
+        return normalize(images @ self.weight), normalize(texts @ self.weight)
+
+model = DistributedDataParallel(Projection())
+half = slice(4 * rank, 4 * rank + 4)
+images, texts = model(batch["images"][half], batch["texts"][half])
+ids = gather_with_gradient(batch["ids"][half])
+loss = contrastive_loss(
+    gather_with_gradient(images), gather_with_gradient(texts), model.module.temperature, ids
+)
+loss.backward()
+not_contiguous = gather_with_gradient(torch.arange(6).view(2, 3).t() + 10 * rank)
+torch.save(
+    {
+        "loss": loss.detach(),
+        "ids": ids,
+        "weight": model.module.weight.grad,
+        "temperature": model.module.temperature.grad,
+        "not_contiguous": not_contiguous,
+    },
+    f"{folder}/rank{rank}.pt",
+)
+dist.destroy_process_group()
+"""
+
+
+def unit(*shape):
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+@pytest.mark.parametrize("batch", [2, 5, 16])
+def test_equal_scores_cost_the_logarithm_of_the_batch(batch):
+    same = unit(1, 8).expand(batch, 8)
+    loss = contrastive_loss(same, same, torch.tensor(0.07))
+    assert loss.item() == pytest.approx(math.log(batch), abs=1e-5)
+
+
+def test_contrastive_loss_by_hand():
+    images = torch.eye(2)
+    texts = torch.tensor([[0.6, 0.8], [1.0, 0.0]])
+    # Cosines, image by text: [[0.6, 1.0], [0.8, 0.0]]; at temperature 0.5 they double.
+    image_to_text = [math.log(1 + math.exp(2.0 - 1.2)), math.log(1 + math.exp(1.6 - 0.0))]
+    text_to_image = [math.log(1 + math.exp(1.6 - 1.2)), math.log(1 + math.exp(2.0 - 0.0))]
+    expected = (sum(image_to_text) / 2 + sum(text_to_image) / 2) / 2
+    assert contrastive_loss(images, texts, torch.tensor(0.5)).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_contrastive_loss_is_zero_where_only_the_own_text_is_near():
+    images = torch.eye(3)
+    assert contrastive_loss(images, images, torch.tensor(0.01)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_equal_ids_share_the_positive_mass():
+    images, texts, ids = unit(5, 6), unit(5, 6), [7, 3, 7, 7, 3]
+    expected = 0.0
+    for row in range(5):
+        mates = [column for column in range(5) if ids[column] == ids[row]]
+        scores = [float(images[row] @ texts[column]) / 0.1 for column in range(5)]
+        log_sum = math.log(sum(math.exp(score) for score in scores))
+        expected -= sum(scores[mate] - log_sum for mate in mates) / len(mates) / 10
+        scores = [float(images[column] @ texts[row]) / 0.1 for column in range(5)]
+        log_sum = math.log(sum(math.exp(score) for score in scores))
+        expected -= sum(scores[mate] - log_sum for mate in mates) / len(mates) / 10
+    loss = contrastive_loss(images, texts, torch.tensor(0.1), torch.tensor(ids))
+    assert loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_different_ids_are_no_ids():
+    images, texts = unit(4, 6), unit(4, 6)
+    temperature = torch.tensor(0.07)
+    with_ids = contrastive_loss(images, texts, temperature, torch.tensor([4, 1, 9, 2]))
+    assert with_ids.item() == contrastive_loss(images, texts, temperature).item()
+
+
+def draw_often(similarity, image_ids, draws=4000):
+    """How often each (row, column) is drawn: image negatives of texts, text negatives of images."""
+    images, texts = torch.zeros_like(similarity), torch.zeros_like(similarity)
+    rows = torch.arange(len(similarity))
+    for _ in range(draws):
+        image_negatives, text_negatives = sample_hard_negatives(similarity, image_ids)
+        images[rows, image_negatives] += 1
+        texts[rows, text_negatives] += 1
+    return images, texts
+
+
+def test_negatives_are_drawn_in_proportion_and_never_of_the_same_id():
+    similarity = torch.randn(5, 5) * 1.5
+    ids = [0, 1, 0, 2, 3]
+    draws = 4000
+    for counts, scores in zip(
+        draw_often(similarity, torch.tensor(ids), draws), (similarity.t(), similarity), strict=True
+    ):
+        for row in range(5):
+            allowed = [column for column in range(5) if ids[column] != ids[row]]
+            assert counts[row, allowed].sum() == draws
+            weights = [math.exp(scores[row, column]) for column in range(5)]
+            weights = [weights[column] / sum(weights) + 1e-5 for column in allowed]
+            expected = [draws * weight / sum(weights) for weight in weights]
+            assert chisquare(counts[row, allowed], expected).pvalue > 1e-3
+
+
+def test_every_other_pair_stays_possible():
+    # All but the own pair have a softmax of exactly zero: the floor of 1e-5 alone decides, evenly.
+    similarity = torch.eye(3) * 1000
+    images, texts = draw_often(similarity, None, draws=1000)
+    for counts in (images, texts):
+        assert torch.equal(counts.diagonal(), torch.zeros(3))
+        assert (counts + torch.eye(3) * 500 > 400).all()
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_batch_without_a_second_pair_is_refused(batch):
+    with pytest.raises(ValueError, match=f"at least 2 pairs in a batch, got {batch}"):
+        sample_hard_negatives(torch.zeros(batch, batch))
+
+
+def test_labels_by_hand():
+    labels = matching_labels(torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
+    assert labels.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    # Ids 5, 5, 6: text 0 with image 1 and image 1 with text 0 are no negatives after all.
+    labels = matching_labels(torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]), torch.tensor([5, 5, 6]))
+    assert labels.tolist() == [1, 1, 1, IGNORED_LABEL, 0, 0, 0, IGNORED_LABEL, 0]
+
+
+def test_a_batch_of_one_image_trains_on_its_positives_alone():
+    ids = torch.tensor([8, 8, 8])
+    image_negatives, text_negatives = sample_hard_negatives(torch.randn(3, 3), ids)
+    labels = matching_labels(image_negatives, text_negatives, ids)
+    assert labels.tolist() == [1] * 3 + [IGNORED_LABEL] * 6
+    logits = torch.randn(9, 2)
+    assert matching_loss(logits, labels).item() == pytest.approx(
+        F.cross_entropy(logits[:3], torch.ones(3, dtype=torch.long)).item()
+    )
+
+
+def test_matching_loss_by_hand():
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 3.0]])
+    # Right with margin 2, right with margin 1, undecided.
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(2)) / 3
+    assert matching_loss(logits, torch.tensor([1, 0, 1])).item() == pytest.approx(expected, abs=1e-6)
+    ignored = matching_loss(logits, torch.tensor([1, 0, IGNORED_LABEL])).item()
+    assert ignored == pytest.approx((3 * expected - math.log(2)) / 2, abs=1e-6)
+
+
+def test_one_process_gathers_nothing():
+    tensor = torch.randn(3, 2)
+    assert gather_with_gradient(tensor) is tensor
+
+
+def test_two_processes_train_as_one(tmp_path):
+    batch = {
+        "images": torch.randn(8, 6),
+        "texts": torch.randn(8, 6),
+        "ids": torch.tensor([0, 1, 2, 3, 0, 4, 5, 3]),  # two images are seen by both processes
+        "weight": torch.randn(6, 5),
+        "temperature": torch.tensor(0.2),
+    }
+    torch.save(batch, tmp_path / "batch.pt")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)], stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=600)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+
+    weight, temperature = batch["weight"].requires_grad_(), batch["temperature"].requires_grad_()
+    loss = contrastive_loss(
+        F.normalize(batch["images"] @ weight), F.normalize(batch["texts"] @ weight), temperature, batch["ids"]
+    )
+    loss.backward()
+    for rank in range(2):
+        saved = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
+        assert torch.equal(saved["ids"], batch["ids"])
+        assert saved["not_contiguous"].tolist() == [[0, 3], [1, 4], [2, 5], [10, 13], [11, 14], [12, 15]]
+        torch.testing.assert_close(saved["loss"], loss.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(saved["weight"], weight.grad, atol=1e-6, rtol=0)
+        # The temperature is a leaf of the whole batch's loss in every process: the mean is the gradient, too.
+        local = saved["temperature"]
+        torch.testing.assert_close(local, temperature.grad, atol=1e-5, rtol=0)

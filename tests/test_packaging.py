@@ -1,0 +1,116 @@
+"""What installing, cloning and reading the repository promises."""
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[1]
+MEGABYTE = 2**20
+LARGEST_FILE = 2 * MEGABYTE
+LARGEST_CHECKPOINT = 8 * MEGABYTE
+# Where a developer's own files lie; a path that starts there means nothing to anyone else.
+PRIVATE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|work)/\w|\.\./shared/")
+
+
+def shipped_files() -> list[Path]:
+    """Every file that .gitignore does not leave out; works without git, as in a downloaded archive."""
+    ignored = [line.strip("/\n") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [
+            name for name in folders if name != ".git" and not any(fnmatch.fnmatch(name, p) for p in ignored)
+        ]
+        found += [Path(folder, name) for name in files if name != ".git"]
+    return found
+
+
+def requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    return [Requirement(line) for group in groups for line in group if not line.startswith("tpas")]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if not line.startswith("#")]
+    return {name.lower().replace("_", "-"): version for name, version in pairs}
+
+
+def run_python(code: str, folder: Path) -> str:
+    """The standard output of ``code`` in a fresh interpreter that starts in ``folder``."""
+    result = subprocess.run(
+        [sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        ("sca", {"transformers", "accelerate", "datasets", "evaluate"}),
+        ("augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+    ],
+)
+def test_pure_tools_import_alone(module, unwanted, tmp_path):
+    loaded = run_python(f"import sys, tpas.{module}; print(*sys.modules)", tmp_path).split()
+    assert f"tpas.{module}" in loaded
+    assert not unwanted & set(loaded)
+
+
+def test_importing_every_module_does_nothing(tmp_path):
+    modules = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
+    imports = "\n".join(f"import tpas.{module}" for module in modules)
+    assert run_python(imports, tmp_path) == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_constraints_pin_every_requirement():
+    pinned = pins()
+    for requirement in requirements():
+        version = pinned[requirement.name.lower().replace("_", "-")]
+        assert requirement.specifier.contains(version), f"constraints.txt has {version}, not {requirement}"
+
+
+def test_files_are_small():
+    for path in shipped_files():
+        limit = LARGEST_CHECKPOINT if path.suffix == ".safetensors" else LARGEST_FILE
+        assert path.stat().st_size <= limit, f"{path.relative_to(ROOT)} is larger than {limit // MEGABYTE} MB"
+
+
+def test_no_file_names_a_private_path():
+    for path in shipped_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # a picture or weights
+        found = PRIVATE_PATH.search(text)
+        assert not found, f"{path.relative_to(ROOT)} contains {text[found.start() : found.start() + 60]!r}"
+
+
+def test_readme_lists_every_root_file():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"\b(\w+)\.py\b", readme))
+    existing = {path.stem for path in ROOT.glob("*.py") if path.stem != "__init__"}
+    assert named == existing
+
+
+def test_readme_example_runs_as_it_stands(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    (tmp_path / "demo_start").symlink_to(ROOT / "demo_start")
+    assert "SCAReport(queries=" in run_python(example, tmp_path)
+
+
+def test_model_card_has_its_front_matter():
+    card = ModelCard((ROOT / "model_card.md").read_text(encoding="utf-8"))
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"

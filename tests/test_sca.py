@@ -1,0 +1,568 @@
+"""sca.py against a literal transcription of the procedure, brute-force stable matchings, and its promises."""
+
+import json
+import math
+import subprocess
+import sys
+from collections import deque
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tpas.sca import coverage, sca_rerank
+
+SOURCE = Path(__file__).parents[1] / "sca.py"
+
+# Few images for many queries collide often, which the warning is about; a test of its own asks for it.
+pytestmark = pytest.mark.filterwarnings("ignore:.*queries share .* candidate images:UserWarning")
+
+
+def seeded(examples):
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+
+
+@st.composite
+def ranked_lists(draw, most_queries=10, most_candidates=5, most_images=9):
+    """Small integers as scores, so that ties within and between queries are common."""
+    candidates = draw(st.integers(1, most_candidates))
+    images = draw(st.integers(candidates, max(candidates, most_images)))
+    queries = draw(st.integers(1, most_queries))
+    rows = st.permutations(range(images)).map(lambda row: row[:candidates])
+    values = st.lists(st.integers(0, 6), min_size=candidates, max_size=candidates)
+    indices = np.array([draw(rows) for _ in range(queries)])
+    scores = np.array([sorted(draw(values), reverse=True) for _ in range(queries)], dtype=np.float64)
+    return indices, scores
+
+
+@st.composite
+def options(draw, candidates, queries):
+    """Every option at once; the arguments of `sca_rerank`."""
+    mode = draw(st.sampled_from(["deferred", "deferred", "single_pass"]))
+    chosen = {
+        "confidence": draw(st.sampled_from(["score", "softmax", "margin"])),
+        "mode": mode,
+        "max_shift": draw(st.integers(0, 1 if mode == "single_pass" else candidates + 1)),
+        "tau": draw(st.sampled_from([0.0, 0.0, 0.05, 1.0, 2.0])),
+        "temperature": draw(st.sampled_from([0.5, 1.0, 2.0])),
+        "capacity": draw(st.sampled_from([1, 1, 1, 2, 3])),
+        "query_ids": draw(st.permutations([f"query {number}" for number in range(queries)])),
+    }
+    if draw(st.booleans()):
+        coordinates = st.lists(st.sampled_from([-1.0, 0.5, 2.0]), min_size=3, max_size=3)
+        chosen["text_embeds"] = np.array([draw(coordinates) for _ in range(queries)])
+        chosen["text_threshold"] = draw(st.sampled_from([-1.0, 0.0, 0.6, 1.0]))
+    return chosen
+
+
+@st.composite
+def problems(draw, **limits):
+    indices, scores = draw(ranked_lists(**limits))
+    return indices, scores, draw(options(indices.shape[1], len(indices)))
+
+
+def confidences(row, confidence, temperature):
+    row = [float(value) for value in row]
+    if confidence == "margin":
+        return [row[k] - row[k + 1] for k in range(len(row) - 1)] + [0.0]
+    if confidence == "softmax":
+        powers = [math.exp(value / temperature) for value in row]
+        return [power / sum(powers) for power in powers]
+    return row
+
+
+def literal(indices, scores, *, confidence, mode, max_shift, tau, temperature, capacity, query_ids, **texts):
+    """The procedure of the design, step by step and slowly: the place of each query's final answer, moves."""
+    queries, candidates = indices.shape
+    # Rounding as that of the array arithmetic must not decide what is equal.
+    trust = [[round(c, 12) for c in confidences(row, confidence, temperature)] for row in scores]
+
+    def similar(left, right):
+        if not texts:
+            return True
+        a, b = texts["text_embeds"][left], texts["text_embeds"][right]
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b) >= texts["text_threshold"] - 1e-9
+
+    def before(left, right):
+        """Whether the first (confidence, query) beats the second."""
+        if left[0] != right[0]:
+            return left[0] > right[0]
+        return query_ids[left[1]] < query_ids[right[1]]
+
+    pointer = [0] * queries
+    holders = {}
+    moves = 0
+    lost_in_single_pass = set()
+    waiting = deque(sorted(range(queries), key=lambda q: (-trust[q][0], query_ids[q])))
+    while waiting:
+        query = waiting.popleft()
+        claim = (trust[query][pointer[query]], query)
+        held_by = holders.setdefault(int(indices[query, pointer[query]]), [])
+        if len(held_by) < capacity:
+            held_by.append(claim)
+            continue
+        weakest = held_by[0]
+        for other in held_by:
+            if before(weakest, other):
+                weakest = other
+        if not similar(query, weakest[1]):
+            continue
+        if tau > 0 and abs(claim[0] - weakest[0]) <= tau:
+            continue
+        loser = query
+        if before(claim, weakest):
+            held_by.remove(weakest)
+            held_by.append(claim)
+            loser = weakest[1]
+        if mode == "single_pass":
+            lost_in_single_pass.add(loser)
+        elif pointer[loser] < min(max_shift, candidates - 1):
+            pointer[loser] += 1
+            moves += 1
+            waiting.append(loser)
+        else:
+            pointer[loser] = 0
+    if mode == "single_pass" and max_shift == 1 and candidates > 1:
+        for query in lost_in_single_pass:
+            pointer[query] = 1
+        moves = len(lost_in_single_pass)
+    return pointer, moves
+
+
+def assert_equals_the_literal_procedure(indices, scores, chosen):
+    given_indices, given_scores = indices.copy(), scores.copy()
+    result = sca_rerank(indices, scores, **chosen)
+    pointer, moves = literal(indices, scores, **chosen)
+
+    for query, place in enumerate(pointer):
+        order = [place, *(k for k in range(indices.shape[1]) if k != place)]
+        assert result.indices[query].tolist() == indices[query, order].tolist()
+        assert result.scores[query].tolist() == scores[query, order].tolist()
+    assert result.moved.tolist() == [place > 0 for place in pointer]
+
+    def collisions(first):
+        return sum(first.count(image) > chosen["capacity"] for image in first)
+
+    first, new_first = indices[:, 0].tolist(), result.indices[:, 0].tolist()
+    assert asdict(result.report) == {
+        "queries": len(first),
+        "collisions_before": collisions(first),
+        "collisions_after": collisions(new_first),
+        "coverage_before": len(set(first)) / len(first),
+        "coverage_after": len(set(new_first)) / len(first),
+        "moved": sum(place > 0 for place in pointer),
+        "moves": moves,
+    }
+    assert json.loads(json.dumps(asdict(result.report))) == asdict(result.report)
+    np.testing.assert_array_equal(indices, given_indices)
+    np.testing.assert_array_equal(scores, given_scores)
+
+
+@seeded(300)
+@given(problems())
+def test_equals_the_literal_procedure(problem):
+    assert_equals_the_literal_procedure(*problem)
+
+
+@pytest.mark.parametrize("confidence", ["score", "softmax", "margin"])
+@pytest.mark.parametrize("mode", ["deferred", "single_pass"])
+@pytest.mark.parametrize(("capacity", "tau", "gated"), [(1, 0.0, False), (3, 0.0, False), (2, 0.3, True)])
+def test_long_chains_equal_the_literal_procedure(confidence, mode, capacity, tau, gated):
+    generator = np.random.default_rng(5)
+    queries, images, candidates = 300, 150, 8
+    ranked = np.argsort(generator.random((queries, images)) ** 0.2 + np.linspace(0, 0.5, images), axis=1)
+    scores = -np.sort(-generator.integers(0, 40, (queries, candidates)) / 8, axis=1)  # eighths are exact
+    chosen = {
+        "confidence": confidence,
+        "mode": mode,
+        "max_shift": 1 if mode == "single_pass" else 6,
+        "tau": tau,
+        "temperature": 1.0,
+        "capacity": capacity,
+        "query_ids": generator.permutation(queries).tolist(),
+    }
+    if gated:
+        chosen |= {"text_embeds": generator.standard_normal((queries, 4)), "text_threshold": -0.3}
+    assert_equals_the_literal_procedure(ranked[:, :candidates], scores, chosen)
+
+
+def stable_matchings(indices, trust, rank):
+    """All stable matchings by trying every one: for each query the place of its image, or None."""
+    queries, candidates = indices.shape
+    for places in product([*range(candidates), None], repeat=queries):
+        held = {int(indices[q, k]): q for q, k in enumerate(places) if k is not None}
+        if len(held) < sum(k is not None for k in places):
+            continue  # an image was given twice
+
+        def blocks(query, k, held=held, places=places):
+            """Query and its k-th candidate would both rather have each other."""
+            if places[query] is not None and places[query] <= k:
+                return False
+            image = int(indices[query, k])
+            if image not in held:
+                return True
+            holder = held[image]
+            rival = (trust[holder][places[holder]], -rank[holder])
+            return (trust[query][k], -rank[query]) > rival
+
+        if not any(blocks(query, k) for query in range(queries) for k in range(candidates)):
+            yield places
+
+
+@seeded(120)
+@given(
+    ranked_lists(most_queries=4, most_candidates=3, most_images=4),
+    st.sampled_from(["score", "softmax", "margin"]),
+    st.randoms(use_true_random=False),
+)
+def test_unbounded_deferred_is_the_stable_matching(lists, confidence, random):
+    indices, scores = lists
+    queries, candidates = indices.shape
+    query_ids = random.sample(range(100), queries)
+    trust = [[round(c, 12) for c in confidences(row, confidence, 1.0)] for row in scores]
+    stable = list(stable_matchings(indices, trust, query_ids))
+    if confidence != "margin":
+        assert len(stable) == 1
+    # Among several, deferred acceptance finds the one in which every query has the best it has in any.
+    best = [min((m[q] for m in stable if m[q] is not None), default=None) for q in range(queries)]
+    assert tuple(best) in stable
+
+    result = sca_rerank(indices, scores, confidence=confidence, max_shift=candidates - 1, query_ids=query_ids)
+    expected = [indices[q, 0 if best[q] is None else best[q]] for q in range(queries)]
+    assert result.indices[:, 0].tolist() == expected
+
+
+@seeded(150)
+@given(problems())
+def test_deeper_sets_stay_and_coverage_never_falls(problem):
+    indices, scores, chosen = problem
+    result = sca_rerank(indices, scores, **chosen)
+    for k in range(chosen["max_shift"] + 1, indices.shape[1] + 1):
+        for row, new_row in zip(indices, result.indices, strict=True):
+            assert set(row[:k]) == set(new_row[:k])
+    own_score = [
+        dict(zip(*pair, strict=True)) for pair in zip(indices.tolist(), scores.tolist(), strict=True)
+    ]
+    assert [
+        dict(zip(*pair, strict=True))
+        for pair in zip(result.indices.tolist(), result.scores.tolist(), strict=True)
+    ] == own_score
+    assert set(indices[:, 0]) <= set(result.indices[:, 0])
+    assert coverage(result.indices) == result.report.coverage_after >= result.report.coverage_before
+
+
+@seeded(100)
+@given(problems())
+def test_nothing_changes_without_collisions(problem):
+    indices, scores, chosen = problem
+    first_claims = [int(np.flatnonzero(indices[:, 0] == image)[0]) for image in np.unique(indices[:, 0])]
+    for kept in (first_claims, [0]):  # one query for each claimed image; a single query
+        per_query = {
+            name: [chosen[name][i] for i in kept] for name in ("query_ids", "text_embeds") if name in chosen
+        }
+        result = sca_rerank(indices[kept], scores[kept], **(chosen | per_query))
+        np.testing.assert_array_equal(result.indices, indices[kept])
+        np.testing.assert_array_equal(result.scores, scores[kept])
+        assert not result.moved.any()
+        assert result.report.moves == result.report.collisions_before == result.report.collisions_after == 0
+
+
+@seeded(150)
+@given(problems(), st.randoms(use_true_random=False))
+def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
+    indices, scores, chosen = problem
+    result = sca_rerank(indices, scores, **chosen)
+    again = sca_rerank(indices, scores, **chosen)
+    assert again.indices.tobytes() == result.indices.tobytes()
+    assert again.scores.tobytes() == result.scores.tobytes()
+
+    order = random.sample(range(len(indices)), len(indices))
+    per_query = {
+        name: [chosen[name][i] for i in order] for name in ("query_ids", "text_embeds") if name in chosen
+    }
+    permuted = sca_rerank(indices[order], scores[order], **(chosen | per_query))
+    np.testing.assert_array_equal(permuted.indices, result.indices[order])
+    np.testing.assert_array_equal(permuted.scores, result.scores[order])
+    assert permuted.report == result.report
+
+    names = np.array(random.sample(range(10**12), int(indices.max()) + 1))
+    renamed = sca_rerank(names[indices], scores, **chosen)
+    np.testing.assert_array_equal(renamed.indices, names[result.indices])
+    assert renamed.report == result.report
+
+
+@seeded(150)
+@given(problems(), st.data())
+def test_margin_and_softmax_ignore_a_query_s_offset(problem, data):
+    indices, scores, chosen = problem
+    assume(chosen["confidence"] != "score")
+    offsets = data.draw(st.lists(st.integers(-50, 50), min_size=len(indices), max_size=len(indices)))
+    shifted = sca_rerank(indices, scores + np.array(offsets)[:, None], **chosen)
+    np.testing.assert_array_equal(shifted.indices, sca_rerank(indices, scores, **chosen).indices)
+
+
+def test_the_paper_s_default_by_hand():
+    indices = np.array([[7, 3, 5], [7, 5, 3], [7, 5, 3], [9, 7, 3]])
+    scores = np.array([[0.9, 0.5, 0.1], [0.8, 0.7, 0.1], [0.7, 0.6, 0.1], [0.2, 0.1, 0.0]])
+    result = sca_rerank(indices, scores)
+    # Image 7 stays with query 0; query 1 takes its second answer, which query 2 then finds taken.
+    assert result.indices.tolist() == [[7, 3, 5], [5, 7, 3], [7, 5, 3], [9, 7, 3]]
+    assert result.scores.tolist() == [[0.9, 0.5, 0.1], [0.7, 0.8, 0.1], [0.7, 0.6, 0.1], [0.2, 0.1, 0.0]]
+    assert result.moved.tolist() == [False, True, False, False]
+    assert asdict(result.report) == {
+        "queries": 4,
+        "collisions_before": 3,
+        "collisions_after": 2,
+        "coverage_before": 0.5,
+        "coverage_after": 0.75,
+        "moved": 1,
+        "moves": 2,
+    }
+    blind = sca_rerank(indices, scores, mode="single_pass")
+    assert blind.indices[:, 0].tolist() == [7, 5, 5, 9]
+    # Query 2 falls to its third answer where it may; with room for two, only query 2 has to leave image 7.
+    assert sca_rerank(indices, scores, max_shift=2).indices[:, 0].tolist() == [7, 5, 3, 9]
+    assert sca_rerank(indices, scores, capacity=2).indices[:, 0].tolist() == [7, 7, 5, 9]
+    # By margin, 7 - 1 and 6 - 0: queries 1 and 2 tie in their second answer, and the smaller id has it.
+    tied = np.array([[9, 5, 1], [8, 7, 1], [7, 6, 0], [2, 1, 0]])
+    by_id = sca_rerank(indices, tied, confidence="margin", query_ids=["b", "d", "a", "c"])
+    assert by_id.indices[:, 0].tolist() == [7, 7, 5, 9]
+
+
+def test_a_moving_query_displaces_a_less_confident_holder():
+    indices = np.array([[0, 1, 2], [0, 1, 2], [1, 2, 0]])
+    scores = np.array([[9.0, 1, 0], [8, 7, 0], [6, 5, 0]])
+    result = sca_rerank(indices, scores)
+    assert result.indices[:, 0].tolist() == [0, 1, 2]
+    assert result.report.coverage_after == 1.0
+
+
+def test_tau_and_text_gate_by_hand():
+    indices, scores = np.array([[0, 1], [0, 1]]), np.array([[0.9, 0.1], [0.7, 0.1]])
+    assert sca_rerank(indices, scores, tau=0.1).moved.tolist() == [False, True]
+    assert sca_rerank(indices, scores, tau=0.3).moved.tolist() == [False, False]
+    for embeds, threshold, moves_on in (
+        ([[1, 0], [3, 4]], 0.6, True),  # the cosine is 0.6, whatever the lengths
+        ([[1, 0], [3, 4]], 0.7, False),
+        ([[0.1, 0.7], [0.1, 0.7]], 1.0, True),
+    ):
+        result = sca_rerank(indices, scores, text_embeds=embeds, text_threshold=threshold)
+        assert result.moved.tolist() == [False, moves_on]
+
+
+@seeded(60)
+@given(
+    st.integers(1, 6).flatmap(
+        lambda images: st.lists(
+            st.lists(st.integers(0, 3), min_size=images, max_size=images), min_size=1, max_size=8
+        )
+    ),
+    st.data(),
+)
+def test_a_dense_matrix_is_cut_to_its_best(rows, data):
+    dense = np.array(rows, dtype=np.float32)
+    top_k = data.draw(st.integers(1, dense.shape[1]))
+    indices = np.array([sorted(range(len(row)), key=lambda g: (-row[g], g))[:top_k] for row in rows])
+    scores = np.take_along_axis(dense, indices, axis=1)
+    cut, listed = sca_rerank(None, dense, top_k=top_k), sca_rerank(indices, scores)
+    np.testing.assert_array_equal(cut.indices, listed.indices)
+    np.testing.assert_array_equal(cut.scores, listed.scores)
+    assert cut.scores.dtype == np.float32
+    assert cut.report == listed.report
+
+
+def test_a_large_dense_matrix_is_cut_in_parts(monkeypatch):
+    dense = np.random.default_rng(0).integers(0, 9, (50, 30)).astype(np.float64)
+    whole = sca_rerank(None, dense, top_k=4)
+    monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", 100)
+    np.testing.assert_array_equal(sca_rerank(None, dense, top_k=4).indices, whole.indices)
+
+
+def test_text_pairs_are_compared_in_parts(monkeypatch):
+    generator = np.random.default_rng(0)
+    dense, embeds = generator.random((60, 30)), generator.standard_normal((60, 4))
+    chosen = {"top_k": 5, "text_embeds": embeds, "text_threshold": 0.1}
+    whole = sca_rerank(None, dense, **chosen)
+    assert (whole.moved != sca_rerank(None, dense, top_k=5).moved).any()
+    monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", 8)
+    np.testing.assert_array_equal(sca_rerank(None, dense, **chosen).indices, whole.indices)
+
+
+def test_top_k_cuts_lists():
+    indices, scores = np.array([[4, 5, 6], [4, 6, 5]]), np.array([[3.0, 2, 1], [2, 1, 0]])
+    result = sca_rerank(indices, scores, top_k=2)
+    assert result.indices.tolist() == [[4, 5], [6, 4]]
+    assert result.scores.tolist() == [[3, 2], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    "score_type", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64]
+)
+@pytest.mark.parametrize("index_type", [torch.int32, torch.int64])
+def test_tensors_give_tensors(score_type, index_type):
+    indices = torch.tensor([[7, 3], [7, 5]], dtype=index_type)
+    scores = torch.tensor([[9, 1], [8, 7]], dtype=score_type)
+    result = sca_rerank(indices, scores, text_embeds=torch.ones(2, 3).bfloat16(), text_threshold=0.5)
+    torch.testing.assert_close(
+        result.indices, torch.tensor([[7, 3], [5, 7]], dtype=index_type), rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        result.scores, torch.tensor([[9, 1], [7, 8]], dtype=score_type), rtol=0, atol=0
+    )
+    torch.testing.assert_close(result.moved, torch.tensor([False, True]))
+    assert coverage(result.indices) == 1.0
+
+
+def test_a_dense_tensor_with_gradient_and_a_tensor_of_ids():
+    dense = torch.tensor([[0.9, 0.5], [0.9, 0.5]], requires_grad=True)
+    result = sca_rerank(None, dense, query_ids=torch.tensor([8, 3]))
+    torch.testing.assert_close(result.indices, torch.tensor([[1, 0], [0, 1]]))
+    assert result.scores.dtype == torch.float32
+    assert not result.scores.requires_grad
+
+
+@pytest.mark.parametrize("score_type", [np.float16, np.float32, np.float64, np.int32, np.uint8])
+def test_arrays_keep_their_types(score_type):
+    indices, scores = (
+        np.array([[7, 3], [7, 5]], dtype=np.uint16),
+        np.array([[9, 1], [8, 7]], dtype=score_type),
+    )
+    for confidence in ("score", "margin", "softmax"):
+        result = sca_rerank(indices, scores, confidence=confidence)
+        assert (result.indices.dtype, result.scores.dtype, result.moved.dtype) == (
+            np.uint16,
+            score_type,
+            bool,
+        )
+        assert result.indices.tolist() == [[7, 3], [5, 7]]
+
+
+def test_large_integer_ids_and_text_order_of_string_ids():
+    indices, scores = np.array([[0, 1], [0, 1]]), np.ones((2, 2))
+    assert sca_rerank(indices, scores).moved.tolist() == [False, True]
+    assert sca_rerank(indices, scores, query_ids=[10**15 + 1, 10**15]).moved.tolist() == [True, False]
+    assert sca_rerank(indices, scores, query_ids=[9, 10]).moved.tolist() == [False, True]
+    assert sca_rerank(indices, scores, query_ids=["9", "10"]).moved.tolist() == [True, False]
+    assert sca_rerank(indices, scores, query_ids=np.array(["9", "10"])).moved.tolist() == [True, False]
+
+
+@pytest.mark.filterwarnings("error")
+def test_warns_only_where_an_image_must_answer_several():
+    indices, scores = np.array([[0, 1], [0, 1], [1, 0], [0, 1]]), np.ones((4, 2))
+    with pytest.warns(UserWarning, match="4 queries share 2 candidate images, but capacity is 1") as caught:
+        sca_rerank(indices, scores)
+    assert caught[0].filename == __file__
+    sca_rerank(indices, scores, capacity=2)
+    sca_rerank(indices[:3], scores[:3])
+    sca_rerank(np.array([[0, 1], [0, 2], [0, 3], [0, 1]]), scores)
+
+
+LISTS = (np.array([[0, 1, 2], [2, 1, 0]]), np.array([[3.0, 2, 1], [9, 8, 7]]))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "message"),
+    [
+        (
+            {"confidence": "entropy"},
+            ValueError,
+            "confidence must be one of score, softmax, margin, got 'entropy'",
+        ),
+        ({"mode": "twice"}, ValueError, "mode must be one of deferred, single_pass, got 'twice'"),
+        ({"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
+        ({"max_shift": 1.5}, TypeError, "max_shift must be an integer, got 1.5"),
+        ({"mode": "single_pass", "max_shift": 2}, ValueError, "max_shift must be 0 or 1, got 2"),
+        ({"capacity": 0}, ValueError, "capacity must be at least 1, got 0"),
+        ({"capacity": True}, TypeError, "capacity must be an integer, got True"),
+        ({"tau": -0.1}, ValueError, "tau must be at least 0, got -0.1"),
+        ({"tau": math.nan}, ValueError, "tau must be at least 0, got nan"),
+        ({"temperature": 0}, ValueError, "temperature must be greater than 0 and finite, got 0"),
+        ({"temperature": math.inf}, ValueError, "temperature must be greater than 0 and finite, got inf"),
+        ({"top_k": 0}, ValueError, "top_k must be between 1 and 3"),
+        ({"top_k": 4}, ValueError, "top_k must be between 1 and 3"),
+        ({"text_threshold": 0.5}, ValueError, "text_embeds and text_threshold go together"),
+        ({"text_embeds": np.ones((2, 3))}, ValueError, "text_embeds and text_threshold go together"),
+        ({"text_embeds": np.ones((2, 3)), "text_threshold": 1.5}, ValueError, "between -1 and 1, got 1.5"),
+        (
+            {"text_embeds": np.ones((3, 3)), "text_threshold": 0},
+            ValueError,
+            r"each of 2 queries, got shape \(3, 3\)",
+        ),
+        ({"text_embeds": [[1, 2], [0, 0]], "text_threshold": 0}, ValueError, r"query 1 has \[0, 0\]"),
+        (
+            {"text_embeds": [[1, math.nan], [0, 1]], "text_threshold": 0},
+            ValueError,
+            "finite and not zero; query 0",
+        ),
+        ({"query_ids": ["a"]}, ValueError, "each of the 2 queries, got 1"),
+        ({"query_ids": ["a", "a"]}, ValueError, "queries 0 and 1 are both 'a'"),
+        ({"query_ids": ["a", 1]}, TypeError, "all strings or all integers, got int, str"),
+        ({"query_ids": [0.5, 1.5]}, TypeError, "all strings or all integers, got float"),
+    ],
+)
+def test_bad_options_are_named(chosen, error, message):
+    with pytest.raises(error, match=message):
+        sca_rerank(*LISTS, **chosen)
+
+
+@pytest.mark.parametrize(
+    ("indices", "scores", "error", "message"),
+    [
+        ([[0, 1], [0, 1]], [[1.0, 0.5], [1, math.nan]], ValueError, r"finite; query 1 has \[ ?1., nan\]"),
+        (None, [[1.0, math.inf]], ValueError, "scores must be finite; query 0"),
+        (None, [[1.0, -math.inf]], ValueError, "scores must be finite; query 0"),
+        ([[0, 1], [3, 3]], [[1, 0], [1, 0]], ValueError, r"repeat within a row; query 1 has \[3, 3\]"),
+        ([[0, 1], [3, 2]], [[1, 0], [0, 1]], ValueError, r"descend in each row .*; query 1 has \[0, 1\]"),
+        ([[0, 1], [3, -1]], [[1, 0], [1, 0]], ValueError, r"negative .*; query 1 has \[ 3, -1\]"),
+        ([[0, 1]], [[1, 0], [1, 0]], ValueError, r"one shape, got \(1, 2\) and \(2, 2\)"),
+        ([[0, 1], [0]], [[1, 0], [1, 0]], ValueError, "indices must have rows of one length"),
+        ([[0.0, 1.0]], [[1, 0]], TypeError, "indices must be integers, got float64"),
+        ([["a", "b"]], [[1, 0]], TypeError, "indices must be integers"),
+        ([[0, 1]], [["1", "0"]], TypeError, "scores must be real numbers"),
+        ([0, 1], [1, 0], ValueError, r"got shape \(2,\)"),
+        (np.empty((2, 0), int), np.empty((2, 0)), ValueError, r"at least one of each, got shape \(2, 0\)"),
+        (np.empty((0, 2), int), np.empty((0, 2)), ValueError, r"at least one of each, got shape \(0, 2\)"),
+    ],
+)
+def test_bad_lists_are_named(indices, scores, error, message):
+    with pytest.raises(error, match=message):
+        sca_rerank(indices, scores)
+
+
+def test_coverage_by_hand_and_its_error():
+    assert coverage(np.array([[5, 1], [5, 2], [6, 5]])) == 2 / 3
+    with pytest.raises(ValueError, match=r"at least one of each, got shape \(3,\)"):
+        coverage(np.array([1, 2, 3]))
+
+
+def test_one_candidate_cannot_move():
+    result = sca_rerank(np.array([[4], [4]]), np.array([[2.0], [1.0]]), max_shift=1)
+    assert result.indices.tolist() == [[4], [4]]
+    assert result.report.moves == 0
+
+
+ALONE = """
+import runpy, sys
+
+sys.modules.update(torch=None, transformers=None, tpas=None, scipy=None)  # importing any of them now fails
+module = runpy.run_path(sys.argv[1])
+print(module["sca_rerank"]([[7, 3], [7, 5]], [[9, 1], [8, 7]]).indices.tolist())
+"""
+
+
+def test_works_alone_with_numpy_only():
+    finished = subprocess.run(
+        [sys.executable, "-c", ALONE, str(SOURCE)], capture_output=True, text=True, check=False
+    )
+    assert finished.stdout.strip() == "[[7, 3], [5, 7]]", finished.stderr
