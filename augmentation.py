@@ -61,7 +61,7 @@ def random_resized_crop(
 def crop_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom): a share of the area uniform in `scale`, width / height log-uniform in `ratio`.
+    """(left, top, right, bottom): share of area uniform in `scale`, width / height log-uniform in `ratio`.
 
     Always inside the image: after ten draws that do not fit, the largest central crop of an allowed ratio.
     """

@@ -17,7 +17,7 @@ XVLM_BASE_TEXT = {"num_hidden_layers": 6}
 
 
 class TPASConfig(PreTrainedConfig):
-    """Configuration of a [`TPASModel`]. The defaults are X-VLM base at 384 pixels (216 M parameters).
+    """Configuration of a [`TPASModel`]. The defaults are X-VLM base at 384 pixels (214 M parameters).
 
     Args:
         vision_config: the Swin image encoder, a `SwinConfig` or its fields; a dict is completed by
@@ -32,7 +32,7 @@ class TPASConfig(PreTrainedConfig):
         initializer_range: standard deviation of new weights.
 
     Raises:
-        ValueError: when the image size cannot be divided into whole windows at some Swin stage.
+        ValueError: when the last Swin stage has fewer patches a side than a window.
     """
 
     model_type = "tpas"

@@ -99,7 +99,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         # Only the zip format (torch >= 1.6) can be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # the unpickler raises nearly anything on a broken file
-        refused = re.search(r"Unsupported global: GLOBAL (\S+)", str(error))
+        refused = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
         if refused:
             raise ValueError(
                 f"{path}: refused, because it holds a {refused[1]}, and unpickling that could run any code. "

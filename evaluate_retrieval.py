@@ -29,6 +29,7 @@ from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.recall_at_k import RecallAtK
 from tpas.sca import Confidence, SCAReport, sca_rerank
 from tpas.search import (
+    check_fusion_weight,
     encode_images,
     encode_texts,
     fuse,
@@ -57,8 +58,8 @@ class EvaluationResult:
     """What `evaluate` measured.
 
     Attributes:
-        stages: by stage, by "all", "normal" and "anomaly" (absent without such queries), by "recall@k" and "mAP":
-            fractions in [0, 1].
+        stages: by stage, by "all", "normal" and "anomaly" (absent without such queries), by "recall@k" and
+            "mAP": fractions in [0, 1].
         group_sizes: queries in each group.
         final_stage: "fused" or "matching", the stage that "sca" settles.
         rankings: stage to (Q, G) indices into the benchmark's gallery, best first.
@@ -144,12 +145,14 @@ def evaluate(
         annotated_at: see `PictureFiles`.
 
     Raises:
-        ValueError: for a shortlist or a k above the gallery's size, and for an unreadable picture.
+        ValueError: for a shortlist or a k above the gallery's size, a fusion weight out of range, and an
+            unreadable picture.
         FileNotFoundError: for a missing picture.
     """
     gallery_ids = benchmark.gallery_ids
     shortlist = resolve_shortlist(shortlist, len(gallery_ids))
     cutoffs = resolve_k(k, len(gallery_ids))
+    check_fusion_weight(fusion_weight)
     model.eval()
 
     pictures = PictureFiles(root, gallery_ids, annotated_at or {})
@@ -235,7 +238,7 @@ def measure(
 
 
 def average_precisions(ranking: Tensor, benchmark: RetrievalBenchmark) -> np.ndarray:
-    """(Q,) the precision at the rank of each relevant picture in the full ranking (Q, G), averaged over these."""
+    """(Q,) the precision at the rank of each relevant picture in the ranking (Q, G), averaged over these."""
     column = {gallery_id: index for index, gallery_id in enumerate(benchmark.gallery_ids)}
     rank_of = np.empty(ranking.shape[1], dtype=np.int64)
     precisions = np.empty(len(ranking))

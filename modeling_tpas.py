@@ -157,7 +157,11 @@ class Temperature(nn.Module):
         self.value = nn.Parameter(torch.tensor(float(initial_value)))
 
     def forward(self):
-        return self.value.clamp(*TEMPERATURE_RANGE)
+        """The temperature within [`TEMPERATURE_RANGE`]; the gradient passes as if it were not clamped.
+
+        (With the clamp's own gradient, a temperature that has left the range could never come back.)
+        """
+        return self.value + (self.value.clamp(*TEMPERATURE_RANGE) - self.value).detach()
 
 
 @dataclass
@@ -292,7 +296,6 @@ class TPASModel(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         image_ids: torch.Tensor | None = None,
         return_loss: bool | None = None,
-        **kwargs,
     ) -> TPASOutput:
         """Embeds and compares images and texts; with `return_loss`, the training losses over B pairs.
 

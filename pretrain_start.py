@@ -245,6 +245,8 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
     if accelerator.is_main_process:
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
+        for code in directory.glob("*.py"):
+            code.unlink()  # for the Hub; in the repository that holds the code it would be a second copy
         record = asdict(arguments) | {"processes": processes, "threads_each": torch.get_num_threads()}
         (directory / "pretraining_arguments.json").write_text(json.dumps(record, indent=2) + "\n")
 

@@ -362,7 +362,7 @@ def line_chart(
     smooth: bool = False,
     markers: bool = False,
 ) -> Markup:
-    """An SVG of named lines of (x, y) points, coloured by the page's style.
+    """An SVG of named lines of (x, y) points, x from 0 on, coloured by the page's style.
 
     `smooth` draws the points faintly and their moving mean over them. Raises `ValueError` when a line has
     no point or one that is not finite.
@@ -373,11 +373,9 @@ def line_chart(
         math.isfinite(x) and math.isfinite(y) for x, y in points
     ):
         raise ValueError(f"chart {title!r}: every line needs points, and finite ones")
-    x_ticks = _ticks(min(x for x, _ in points), max(x for x, _ in points))
+    x_ticks = _ticks(0, max(x for x, _ in points))
     y_ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
-    x_low, x_high = min(x for x, _ in points), max(max(x for x, _ in points), x_ticks[-1])
-    y_low, y_high = y_ticks[0], y_ticks[-1]
-    x_low = min(x_low, x_ticks[0])
+    x_low, x_high, y_low, y_high = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
 
     def place(point: tuple[float, float]) -> tuple[float, float]:
         x = left + (point[0] - x_low) / (x_high - x_low) * (width - left - right)

@@ -1,4 +1,4 @@
-"""Two-stage search: rank a gallery by embeddings, re-score each query's shortlist with the cross-modal encoder.
+"""Two-stage search: rank a gallery by embeddings, re-score each query's shortlist by cross-modal matching.
 
 A query's ranking depends on its caption, the pictures and their ids. Neither the order of the gallery, nor
 the batch size, nor the number of processes takes part. Ties are settled by a hash of the gallery id: PAB's
@@ -89,7 +89,7 @@ def encode_texts(
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
 ) -> EncodedTexts:
-    """Encodes the captions, rows in the order given and padded to the longest; otherwise as `encode_images`."""
+    """Encodes the captions, rows in the order given, padded to the longest; otherwise as `encode_images`."""
 
     def encode(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         inputs = processor(text=[captions[row] for row in rows]).to(model.device)
@@ -196,15 +196,20 @@ def match_shortlists(
 
 
 def fuse(matching: Tensor, embedding: Tensor, fusion_weight: float) -> Tensor:
-    """(1 - w) z(matching) + w z(embedding) of scores (Q, K), where z brings a query's K to mean 0, deviation 1.
+    """(1 - w) z(matching) + w z(embedding) of scores (Q, K); z brings a query's K to mean 0 and deviation 1.
 
     Weight 0 returns the match logits as they are. Where all K scores of a query are equal, z is 0.
     """
-    if not 0 <= fusion_weight <= 1:
-        raise ValueError(f"the fusion weight must be between 0 (matching alone) and 1, got {fusion_weight}")
+    check_fusion_weight(fusion_weight)
     if fusion_weight == 0:
         return matching
     return (1 - fusion_weight) * _standardised(matching) + fusion_weight * _standardised(embedding)
+
+
+def check_fusion_weight(fusion_weight: float) -> None:
+    """Raises ValueError for a weight that is not between 0 and 1."""
+    if not 0 <= fusion_weight <= 1:
+        raise ValueError(f"the fusion weight must be between 0 (matching alone) and 1, got {fusion_weight}")
 
 
 def _standardised(scores: Tensor) -> Tensor:
@@ -215,7 +220,7 @@ def _standardised(scores: Tensor) -> Tensor:
 
 
 def reorder(shortlists: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Shortlists (Q, K) by their new scores (Q, K), best first, and these. Equal scores keep stage 1's order."""
+    """Shortlists (Q, K) by their new scores (Q, K), best first, and these; equal scores keep their order."""
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return shortlists.gather(1, order), scores
 

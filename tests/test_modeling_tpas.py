@@ -42,7 +42,8 @@ model = AutoModel.from_pretrained(model_dir, trust_remote_code=True).eval()
 with torch.no_grad():
     output = model(**load_file(inputs))
 assert not any(name.partition(".")[0] == "tpas" for name in sys.modules)
-save_file({name: output[name].contiguous() for name in ("image_embeds", "text_embeds", "match_logits")}, outputs)
+names = "image_embeds", "text_embeds", "match_logits"
+save_file({name: output[name].contiguous() for name in names}, outputs)
 """
 
 
@@ -336,7 +337,7 @@ def test_gradient_checkpointing_changes_no_gradient(build, reference, pairs, att
         model = build(attention).train()
         if checkpointing:
             model.activation_checkpointing_enable()
-            assert model.is_gradient_checkpointing
+            assert model.is_activation_checkpointing
         torch.manual_seed(3)  # dropout and negatives
         model(**pairs, image_ids=reference["idx"]).loss.backward()
         gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
