@@ -102,8 +102,8 @@ class FineTuningArguments:
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
-                "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one of "
-                "X-VLM's .th file), or --config_name, to start from random weights"
+                "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one "
+                "of X-VLM's .th file), or --config_name, to start from random weights"
             )
         if self.batch_size < 2:
             raise ValueError(

@@ -249,6 +249,17 @@ def test_collisions_show_who_kept_the_picture_and_own_up_to_the_losses(picture_r
         assert words in re.sub(r"<[^>]+>", "", page)
 
 
+def test_of_several_that_kept_the_picture_the_most_confident_is_shown(picture_root):
+    rankings = made_rankings()
+    weaker = query(6, "A shy man, less sure.", "normal", [0], [0], [0])
+    weaker["stages"]["matching"]["scores"] = [score - 1 for score in weaker["stages"]["matching"]["scores"]]
+    rankings["queries"].insert(0, weaker)
+    collisions = Reader(make_page(picture_root, rankings)).cards[7:]
+    corrected = next(card["text"] for card in collisions if card["text"].split()[0] == "corrected")
+    assert "coat & hat" in corrected
+    assert "less sure" not in corrected
+
+
 def test_no_collision_is_said_so(picture_root):
     rankings = made_rankings()
     for entry in rankings["queries"]:

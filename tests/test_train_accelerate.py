@@ -144,7 +144,7 @@ def test_the_loss_falls_on_pairs_seen_again_and_again(drawn_root, start, tmp_pat
     )
     steps, evaluations = read_log(output)
     assert [entry["step"] for entry in steps] == [20, 40]
-    assert steps[1]["contrastive_loss"] < 0.7 * steps[0]["contrastive_loss"]
+    assert steps[1]["contrastive_loss"] < 0.75 * steps[0]["contrastive_loss"]
     assert steps[1]["learning_rate"] == pytest.approx(5e-3 / 30)  # rises for 10 steps, falls to 0 in 30
     assert not evaluations
     assert not (output / "best").exists()

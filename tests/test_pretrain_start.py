@@ -1,0 +1,104 @@
+"""The pre-training of the demo's start, and the start that the repository ships."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tpas.modeling_tpas import TPASModel
+from tpas.pretrain_start import (
+    DrawnPairs,
+    MaskedLanguageModelling,
+    PretrainingObjective,
+    batches_of_families,
+    main,
+    start_config,
+    start_processor,
+)
+from tpas.processing_tpas import TPASProcessor
+from tpas.synthetic_pab import DEMO_WORLD, PRETRAINING_WORLD, draw_examples, draw_source
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHIPPED = REPOSITORY / "demo_start"
+
+
+def test_a_short_run_writes_a_model_its_processor_and_its_log(tmp_path):
+    output = tmp_path / "start"
+    arguments = ["--sources", "8", "--steps", "2", "--batch_size", "8", "--log_every", "1"]
+    main(["--output_dir", str(output), *arguments])
+    trained = TPASModel.from_pretrained(output)
+    processor = TPASProcessor.from_pretrained(output)
+    assert trained.config.text_config.vocab_size == len(processor.tokenizer)
+    log = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [1, 2]
+    assert all(np.isfinite(entry["masked_language_modelling_loss"]) for entry in log)
+    assert json.loads((output / "pretraining_arguments.json").read_text())["sources"] == 8
+    assert not list(output.glob("*.py"))
+    assert [path.name for path in tmp_path.iterdir()] == ["start"]
+    with pytest.raises(SystemExit, match="exists"):
+        main(["--output_dir", str(output), *arguments])
+
+
+def test_batches_are_of_whole_families_and_use_each_row_once_a_pass():
+    batches = list(itertools.islice(batches_of_families(40, 8, np.random.default_rng(0)), 5))
+    for batch in batches:
+        assert (batch.reshape(2, 4) == batch.reshape(2, 4)[:, :1] + np.arange(4)).all()
+        assert (batch.reshape(2, 4)[:, 0] % 4 == 0).all()
+    assert sorted(np.concatenate(batches)) == list(range(40))
+
+
+def test_drawn_pairs_are_what_the_processor_makes_of_the_pictures():
+    processor = start_processor()
+    pairs = DrawnPairs(processor, range(3, 5), seed=7, show_progress=False)
+    examples = [example for index in (3, 4) for example in draw_source(PRETRAINING_WORLD, 7, index)]
+    expected = processor(images=[e.image for e in examples], text=[e.caption for e in examples])
+    pixel_values, input_ids, attention_mask = pairs.batch(np.arange(4))
+    torch.testing.assert_close(pixel_values, expected.pixel_values, atol=1e-6, rtol=0)
+    assert torch.equal(input_ids, expected.input_ids)
+    assert torch.equal(attention_mask, expected.attention_mask)
+
+
+def test_masked_words_are_hidden_from_the_model_and_predicted_from_the_image():
+    torch.manual_seed(0)
+    processor = start_processor()
+    model = TPASModel(start_config(len(processor.tokenizer)))
+    objective = PretrainingObjective(
+        model, MaskedLanguageModelling(128, processor.tokenizer.mask_token_id, masked_share=1.0)
+    )
+    inputs = DrawnPairs(processor, range(2), seed=0, show_progress=False).batch(np.arange(4))
+    pixel_values, input_ids, attention_mask = inputs
+
+    def masked_loss(ids, pixels):
+        return objective(pixels, ids, attention_mask, hardness=1.0)["masked_language_modelling_loss"]
+
+    # With all words masked the model sees none of them: it predicts the same whatever they were.
+    words = (input_ids >= 5) & attention_mask.bool()
+    seen = []
+    model.text_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    masked_loss(input_ids, pixel_values).backward()
+    assert (seen[-1][words] == processor.tokenizer.mask_token_id).all()
+    assert (seen[-1][~words] == input_ids[~words]).all()
+    assert model.vision_model.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
+
+
+def test_the_shipped_start_is_small_and_reads_every_word_of_the_demo():
+    assert (SHIPPED / "model.safetensors").stat().st_size <= 8_000_000
+    model = TPASModel.from_pretrained(SHIPPED)
+    processor = TPASProcessor.from_pretrained(SHIPPED)
+    assert model.config.to_dict() | {"architectures": None, "dtype": None} == start_config(
+        len(processor.tokenizer)
+    ).to_dict() | {"architectures": None, "dtype": None}
+    unknown = processor.tokenizer.unk_token_id
+    for world in (DEMO_WORLD, PRETRAINING_WORLD):
+        captions = [example.caption for example in draw_examples(world, 60, seed=5)]
+        assert unknown not in processor(text=captions).input_ids
+
+
+def test_the_shipped_log_is_of_the_shipped_arguments():
+    arguments = json.loads((SHIPPED / "pretraining_arguments.json").read_text())
+    last = json.loads((SHIPPED / "training_log.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == arguments["steps"]
+    assert last["seconds"] <= 3600

@@ -1,0 +1,136 @@
+"""Pictures and captions to tensors, against Pillow and arithmetic by hand."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import BertTokenizer
+
+from tpas import processing_tpas
+from tpas.processing_tpas import TPASProcessor, clean_caption, load_image
+
+WORDS = ["a", "man", "in", "blue", "shorts", "bare", "chested", "diving", "arms", "raised"]
+VOCABULARY = {
+    word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
+}
+
+
+@pytest.fixture
+def processor() -> TPASProcessor:
+    return TPASProcessor.build(BertTokenizer(vocab=VOCABULARY), image_size=32)
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_pictures_are_squeezed_by_bicubic_and_normalised_as_clip(processor, picture):
+    resized = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
+    mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    expected = torch.tensor((resized - mean) / deviation).permute(2, 0, 1)
+    pixel_values = processor(images=[picture, picture.rotate(90)]).pixel_values
+    assert pixel_values.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(pixel_values[0].double(), expected, atol=1e-6, rtol=0)
+
+
+def test_the_default_size_is_384():
+    assert TPASProcessor.build(BertTokenizer(vocab=VOCABULARY)).image_size == 384
+
+
+@pytest.mark.parametrize(
+    ("caption", "cleaned"),
+    [
+        ("A man, bare-chested, in T-shirt/shorts.", "a man bare chested in t shirt shorts"),
+        ('He said: "Stop!" (twice); why?  #fall *now* ~', "he said stop twice why fall now"),
+        ("  Two\n\nlines ", "two lines"),
+        ("A <person> falls", "a person falls"),
+    ],
+)
+def test_clean_caption_is_x_vlms(caption, cleaned):
+    assert clean_caption(caption) == cleaned
+
+
+def test_captions_are_cleaned_tokenised_and_padded_to_the_longest(processor):
+    inputs = processor(text=["A MAN, in blue shorts!", "bare-chested"])
+    ids = [VOCABULARY[word] for word in ["[CLS]", "a", "man", "in", "blue", "shorts", "[SEP]"]]
+    short = [VOCABULARY[word] for word in ["[CLS]", "bare", "chested", "[SEP]"]] + [0, 0, 0]
+    assert inputs.input_ids.tolist() == [ids, short]
+    assert inputs.attention_mask.tolist() == [[1] * 7, [1] * 4 + [0] * 3]
+    assert set(inputs) == {"input_ids", "attention_mask"}
+
+
+def test_sixty_eight_words_stay_whole_and_more_are_cut_at_seventy_tokens(processor):
+    whole = processor(text=" ".join(["man"] * 68)).input_ids[0]
+    cut = processor(text=" ".join(["man"] * 100)).input_ids[0]
+    assert len(whole) == len(cut) == 70
+    assert (whole == VOCABULARY["man"]).sum() == 68
+    assert cut[-1] == VOCABULARY["[SEP]"]
+
+
+@pytest.mark.parametrize("caption", ["", "   ", "?!"])
+def test_an_empty_caption_is_refused_by_its_position(processor, caption):
+    with pytest.raises(ValueError, match="caption 1 is empty"):
+        processor(text=["a man", caption])
+
+
+def test_neither_pictures_nor_captions_is_refused(processor):
+    with pytest.raises(ValueError, match="give images, text, or both"):
+        processor()
+
+
+def test_settings_and_outputs_survive_saving(tmp_path, picture):
+    processor = TPASProcessor.build(
+        BertTokenizer(vocab=VOCABULARY), image_size=48, max_text_length=5, clean_captions=False
+    )
+    processor.save_pretrained(tmp_path)
+    loaded = TPASProcessor.from_pretrained(tmp_path)
+    assert (loaded.image_size, loaded.max_text_length, loaded.clean_captions) == (48, 5, False)
+    expected, inputs = (p(images=picture, text="a man in blue shorts") for p in (processor, loaded))
+    for name in ("pixel_values", "input_ids", "attention_mask"):
+        assert torch.equal(inputs[name], expected[name])
+
+
+def test_load_image_turns_a_picture_upright_and_to_rgb(tmp_path):
+    picture = Image.new("L", (4, 2), 200)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    picture.save(tmp_path / "side.jpg", exif=exif)
+    loaded = load_image(tmp_path / "side.jpg")
+    assert (loaded.mode, loaded.size) == ("RGB", (2, 4))
+
+
+def test_a_missing_a_foreign_and_a_cut_off_file_are_named(tmp_path, picture):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg: no such image file"):
+        load_image(tmp_path / "gone.jpg")
+    (tmp_path / "text.jpg").write_text("not a picture")
+    with pytest.raises(ValueError, match=r"text\.jpg: not an image"):
+        load_image(tmp_path / "text.jpg")
+    encoded = io.BytesIO()
+    picture.save(encoded, format="JPEG")
+    (tmp_path / "cut.jpg").write_bytes(encoded.getvalue()[: len(encoded.getvalue()) // 2])
+    with pytest.raises(ValueError, match=r"cut\.jpg: broken image"):
+        load_image(tmp_path / "cut.jpg")
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims this size and holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("width", [10_000, 100_000])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, width):
+    (tmp_path / "bomb.png").write_bytes(png_header(width, 10_000))
+    assert width * 10_000 > processing_tpas.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError, match=r"bomb\.png: .*pixels"):
+        load_image(tmp_path / "bomb.png")
