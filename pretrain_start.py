@@ -92,7 +92,7 @@ def start_config(vocabulary_size: int) -> TPASConfig:
 def start_processor() -> TPASProcessor:
     """One token a word: every word that a caption of either world can hold.
 
-    The words that only the demo's world uses keep their random embeddings: the demo has to learn them.
+    The words that only the demo's world uses are unknown to the start: the demo has to learn them.
     """
     words = SPECIAL_TOKENS + captions_vocabulary(PRETRAINING_WORLD, DEMO_WORLD)
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
@@ -194,6 +194,21 @@ class PretrainingObjective(nn.Module):
         }
 
 
+def make_ready_for_fine_tuning(model: TPASModel, processor: TPASProcessor) -> None:
+    """Words that were never seen start as [MASK], a word unknown; the temperature starts anew.
+
+    As outputs of masked language modelling the unseen words were pushed away from everything, so as inputs
+    they would mislead. And by now the temperature is so sharp that what is new would overrule what is known.
+    """
+    vocabulary = processor.tokenizer.get_vocab()
+    seen = {*SPECIAL_TOKENS, *captions_vocabulary(PRETRAINING_WORLD)}
+    unseen = [index for word, index in vocabulary.items() if word not in seen]
+    with torch.no_grad():
+        embeddings = model.text_model.embeddings.word_embeddings.weight
+        embeddings[unseen] = embeddings[processor.tokenizer.mask_token_id].clone()
+        model.temperature.value.fill_(model.config.init_temperature)
+
+
 def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, directory: Path) -> None:
     """Trains from scratch and writes the model, the processor and the log into `directory`."""
     set_seed(arguments.seed)  # the same first weights in every process
@@ -243,6 +258,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
                     log.write(json.dumps({name: round(value, 6) for name, value in entry.items()}) + "\n")
 
     if accelerator.is_main_process:
+        make_ready_for_fine_tuning(model, processor)
         model.save_pretrained(directory)
         processor.save_pretrained(directory)
         for code in directory.glob("*.py"):

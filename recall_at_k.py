@@ -61,7 +61,7 @@ class RecallAtK(evaluate.Metric):
                 f"predictions and references must be as many, got {len(predictions)} and {len(references)}:"
                 f" query {min(len(predictions), len(references))} has only one of them"
             )
-        # evaluate's own conversion would turn anything into a string, None included.
+        # evaluate itself would turn numbers into strings and let None pass.
         for name, rows in (("prediction", predictions), ("reference", references)):
             for position, ids in enumerate(rows, start=len(self)):
                 _check_ids(ids, f"{name} of query {position}")
@@ -101,9 +101,8 @@ class RecallAtK(evaluate.Metric):
                 values.append(sum(rank <= cutoff for rank in hits) / len(wanted))
             precisions.append(sum(found / rank for found, rank in enumerate(hits, start=1)) / len(wanted))
         # fmean rounds once, so the order of the queries cannot change a digit.
-        return {f"recall@{cutoff}": fmean(values) for cutoff, values in recalls.items()} | {
-            "mAP": fmean(precisions)
-        }
+        scores = {f"recall@{cutoff}": fmean(values) for cutoff, values in recalls.items()}
+        return scores | {"mAP": fmean(precisions)}
 
 
 def _rows(rows: Any, name: str) -> list[Any]:

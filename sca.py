@@ -133,7 +133,7 @@ def sca_rerank(
         UserWarning: if there are at least `capacity` + 1 times as many queries as different candidate images,
             as where an image has several captions. Then SCA may lower recall without a greater `capacity`.
     """
-    _check_options(confidence, mode, max_shift, tau, temperature, capacity)
+    _check_options(confidence, mode, max_shift, tau, temperature, capacity, top_k)
     images, values = _candidate_lists(indices, scores, top_k)  # (Q, K) both
     queries, candidates = images.shape
     rank = _rank_of_ids(query_ids, queries)
@@ -148,7 +148,8 @@ def sca_rerank(
     moves, place = 0, np.zeros(queries, dtype=np.int64)  # of the new first answer in the old list
     if reach > 1 and len(losers):
         if mode == "single_pass":
-            moves, place[losers] = len(losers), 1
+            place[losers] = 1
+            moves = len(losers)
         else:
             moves, place = contest.settle_later_claims(losers, holders)
 
@@ -355,7 +356,13 @@ def _rank_of_ids(query_ids: Any, queries: int) -> np.ndarray:
 
 
 def _check_options(
-    confidence: str, mode: str, max_shift: int, tau: float, temperature: float, capacity: int
+    confidence: str,
+    mode: str,
+    max_shift: int,
+    tau: float,
+    temperature: float,
+    capacity: int,
+    top_k: int | None,
 ) -> None:
     for name, choice, choices in (
         ("confidence", confidence, get_args(Confidence)),
@@ -363,7 +370,10 @@ def _check_options(
     ):
         if choice not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
-    for name, number, least in (("max_shift", max_shift, 0), ("capacity", capacity, 1)):
+    counts = [("max_shift", max_shift, 0), ("capacity", capacity, 1)]
+    if top_k is not None:
+        counts.append(("top_k", top_k, 1))
+    for name, number, least in counts:
         if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
             raise TypeError(f"{name} must be an integer, got {number!r}")
         if number < least:
@@ -385,8 +395,8 @@ def _candidate_lists(indices: Any, scores: Any, top_k: int | None) -> tuple[np.n
     _refuse_rows(~np.isfinite(values), "scores must be finite", values)
     if top_k is None:
         top_k = values.shape[1]
-    elif not 1 <= top_k <= values.shape[1]:
-        raise ValueError(f"top_k must be between 1 and {values.shape[1]}, the candidates given, got {top_k}")
+    elif top_k > values.shape[1]:
+        raise ValueError(f"top_k must be at most {values.shape[1]}, the candidates given, got {top_k}")
     if indices is None:
         best = _best_columns(values, top_k)
         return best, np.take_along_axis(values, best, axis=1)

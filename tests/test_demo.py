@@ -2,11 +2,11 @@
 
 import contextlib
 import importlib
+import importlib.util
 import json
 import os
 import shlex
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,14 +141,17 @@ def test_a_failed_command_says_why(tmp_path):
 
 
 def test_an_interrupted_demo_leaves_no_command_running(tmp_path):
-    def interrupt():
-        raise KeyboardInterrupt
+    log = tmp_path / "logs" / "a.log"
 
-    code = "import time; time.sleep(2); open('late', 'w')"
+    def interrupt():
+        if log.read_text():
+            raise KeyboardInterrupt
+
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(30)"
     with pytest.raises(KeyboardInterrupt):
         demo.run_logged(python(code), tmp_path, "a", interrupt)
-    time.sleep(1.5)
-    assert not (tmp_path / "late").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(log.read_text()), 0)
 
 
 @pytest.mark.parametrize(
@@ -305,3 +308,40 @@ def test_the_shown_command_can_be_typed(tmp_path):
     command = demo.evaluation_command(DemoSettings(), Path("fine_tuned/best"), "fine_tuned")
     shown = demo.shown_command(command, demo.REPOSITORY / "outputs" / "demo")
     assert shown.startswith("python evaluate_retrieval.py --model outputs/demo/fine_tuned/best --data_root ")
+
+
+@pytest.fixture
+def demo_seeds():
+    path = demo.REPOSITORY / "benchmarks" / "demo_seeds.py"
+    spec = importlib.util.spec_from_file_location("demo_seeds", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def results(**recall_at_1):
+    figures = {"recall@5": 0.9, "recall@10": 1.0, "mAP": 0.6}
+    return {"stages": {stage: {"all": {"recall@1": value} | figures} for stage, value in recall_at_1.items()}}
+
+
+def test_seeds_are_averaged_figure_by_figure(demo_seeds):
+    mean = demo_seeds.mean_results([results(matching=0.2, sca=0.5), results(matching=0.6, sca=0.5)])
+    assert mean["stages"]["matching"]["all"]["recall@1"] == pytest.approx(0.4)
+    assert mean["stages"]["sca"] == results(sca=0.5)["stages"]["sca"]
+
+
+@pytest.mark.parametrize(
+    ("worse", "failing"),
+    [
+        ({}, []),
+        ({"sca": 0.5}, ["fine-tuned: fused < with SCA"]),
+        ({"embeddings": 0.5}, ["fine-tuned: embeddings < fused"]),
+        ({"matching": 0.1}, ["zero-shot < fine-tuned, cross-modal matching"]),
+        ({"embeddings": 0.3, "fused": 0.39}, ["fine-tuned, after matching: at least 40 %"]),
+    ],
+)
+def test_every_step_is_judged(demo_seeds, worse, failing):
+    zero_shot = results(embeddings=0.1, embeddings_sca=0.1, matching=0.2, fused=0.2, sca=0.25)
+    tuned = {"embeddings": 0.4, "embeddings_sca": 0.45, "matching": 0.3, "fused": 0.5, "sca": 0.6}
+    judged = demo_seeds.checks(zero_shot, results(**(tuned | worse)))
+    assert [what for what, _, _, holds in judged if not holds] == failing

@@ -177,7 +177,7 @@ def test_equals_the_literal_procedure(problem):
 
 @pytest.mark.parametrize("confidence", ["score", "softmax", "margin"])
 @pytest.mark.parametrize("mode", ["deferred", "single_pass"])
-@pytest.mark.parametrize(("capacity", "tau", "gated"), [(1, 0.0, False), (3, 0.0, False), (2, 0.3, True)])
+@pytest.mark.parametrize(("capacity", "tau", "gated"), [(1, 0.0, False), (3, 0.0, False), (2, 0.25, True)])
 def test_long_chains_equal_the_literal_procedure(confidence, mode, capacity, tau, gated):
     generator = np.random.default_rng(5)
     queries, images, candidates = 300, 150, 8
@@ -307,7 +307,7 @@ def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
 def test_margin_and_softmax_ignore_a_query_s_offset(problem, data):
     indices, scores, chosen = problem
     assume(chosen["confidence"] != "score")
-    offsets = data.draw(st.lists(st.integers(-50, 50), min_size=len(indices), max_size=len(indices)))
+    offsets = data.draw(st.lists(st.integers(-5000, 5000), min_size=len(indices), max_size=len(indices)))
     shifted = sca_rerank(indices, scores + np.array(offsets)[:, None], **chosen)
     np.testing.assert_array_equal(shifted.indices, sca_rerank(indices, scores, **chosen).indices)
 
@@ -340,6 +340,13 @@ def test_the_paper_s_default_by_hand():
     assert by_id.indices[:, 0].tolist() == [7, 7, 5, 9]
 
 
+def test_temperature_decides_by_gap_or_by_field():
+    indices, scores = np.array([[0, 1, 2], [0, 1, 2]]), np.array([[2.0, 0, 0], [1.5, 0, -9]])
+    # 1 / (1 + 2 exp(-4)) = 0.965 against 1 / (1 + exp(-3)) = 0.953 at 0.5; 0.379 against 0.452 at 10
+    assert sca_rerank(indices, scores, confidence="softmax", temperature=0.5).moved.tolist() == [False, True]
+    assert sca_rerank(indices, scores, confidence="softmax", temperature=10).moved.tolist() == [True, False]
+
+
 def test_a_moving_query_displaces_a_less_confident_holder():
     indices = np.array([[0, 1, 2], [0, 1, 2], [1, 2, 0]])
     scores = np.array([[9.0, 1, 0], [8, 7, 0], [6, 5, 0]])
@@ -355,7 +362,7 @@ def test_tau_and_text_gate_by_hand():
     for embeds, threshold, moves_on in (
         ([[1, 0], [3, 4]], 0.6, True),  # the cosine is 0.6, whatever the lengths
         ([[1, 0], [3, 4]], 0.7, False),
-        ([[0.1, 0.7], [0.1, 0.7]], 1.0, True),
+        ([[0.1, 0.9], np.array([0.1, 0.9]) * 3], 1.0, True),  # which rounds to 0.9999999999999998
     ):
         result = sca_rerank(indices, scores, text_embeds=embeds, text_threshold=threshold)
         assert result.moved.tolist() == [False, moves_on]
@@ -489,8 +496,9 @@ LISTS = (np.array([[0, 1, 2], [2, 1, 0]]), np.array([[3.0, 2, 1], [9, 8, 7]]))
         ({"tau": math.nan}, ValueError, "tau must be at least 0, got nan"),
         ({"temperature": 0}, ValueError, "temperature must be greater than 0 and finite, got 0"),
         ({"temperature": math.inf}, ValueError, "temperature must be greater than 0 and finite, got inf"),
-        ({"top_k": 0}, ValueError, "top_k must be between 1 and 3"),
-        ({"top_k": 4}, ValueError, "top_k must be between 1 and 3"),
+        ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+        ({"top_k": 4}, ValueError, "top_k must be at most 3, the candidates given, got 4"),
+        ({"top_k": 2.0}, TypeError, "top_k must be an integer, got 2.0"),
         ({"text_threshold": 0.5}, ValueError, "text_embeds and text_threshold go together"),
         ({"text_embeds": np.ones((2, 3))}, ValueError, "text_embeds and text_threshold go together"),
         ({"text_embeds": np.ones((2, 3)), "text_threshold": 1.5}, ValueError, "between -1 and 1, got 1.5"),
