@@ -12,6 +12,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,9 +21,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import FrameType
 
 from tpas.report import CUTOFFS, Evaluation, build_report, stage_rows
-from tpas.synthetic_pab import draw_pab
+from tpas.synthetic_pab import KNOWN_PLACES_WORLD, draw_pab
 
 REPOSITORY = Path(__file__).resolve().parent
 STEPS = 5
@@ -43,8 +45,11 @@ class DemoSettings:
     max_train_steps: int = 300
     batch_size: int = 48
     learning_rate: float = 3e-4
-    augmentation: bool = False  # a mirrored picture would make "left" and "right" in its sentence wrong
-    evaluate_every: int = 2  # epochs
+    warmup_ratio: float = 0.1
+    max_grad_norm: float = 1.0
+    augmentation: bool = False  # of use in a long training only
+    validation_fraction: float = 0.05
+    evaluate_every: int = 4  # epochs
     log_every: int = 5  # steps
     num_workers: int = 1
     shortlist: int = 128
@@ -100,7 +105,8 @@ def run_experiment(settings: DemoSettings, start: Path, seed: int, folder: Path)
     ]
 
     with step(1, f"Draw {settings.train_pairs:,} training and {settings.test_pairs:,} test pairs", durations):
-        draw_pab(data_root, train_pairs=settings.train_pairs, test_pairs=settings.test_pairs, seed=seed)
+        pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
+        draw_pab(data_root, world=KNOWN_PLACES_WORLD, seed=seed, **pairs)
     with step(2, "Evaluate the start (zero-shot)", durations):
         run_logged(commands[0], folder, "evaluate_zero_shot")
         zero_shot = read_evaluation(folder, "zero_shot")
@@ -152,7 +158,10 @@ def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Comma
         "max_train_steps": settings.max_train_steps,
         "batch_size": settings.batch_size,
         "learning_rate": settings.learning_rate,
+        "warmup_ratio": settings.warmup_ratio,
+        "max_grad_norm": settings.max_grad_norm,
         "augmentation": settings.augmentation,
+        "validation_fraction": settings.validation_fraction,
         "evaluate_every": settings.evaluate_every,
         "fusion_weight": settings.fusion_weight,
         "log_every": settings.log_every,
@@ -200,8 +209,14 @@ def run_logged(
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
     words = [str(word) for word in command]
     with log.open("wb") as output:
+        # A session of its own, so that what the command starts can be ended with it.
         process = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            words,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             while process.poll() is None:
@@ -211,11 +226,26 @@ def run_logged(
                     meanwhile()
         finally:
             if process.poll() is None:
-                process.terminate()
+                os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
     if process.returncode:
         reason = reason_of_failure(log.read_text(encoding="utf-8", errors="replace"))
         raise DemoError(reason or f"{name} ended with status {process.returncode}", log)
+
+
+@contextmanager
+def ending_tidily() -> Iterator[None]:
+    """Lets `timeout` or a closed terminal end the demo as Ctrl-C does: with its clean-up."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def reason_of_failure(output: str) -> str:
@@ -406,9 +436,10 @@ def main(argv: list[str] | None = None) -> None:
     settings = QUICK if arguments.quick else DemoSettings()
     given = {name: getattr(arguments, name) for name in ("train_pairs", "test_pairs", "max_train_steps")}
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    start, output_dir = arguments.model_name_or_path.resolve(), arguments.output_dir.resolve()
     try:
-        start, output_dir = arguments.model_name_or_path.resolve(), arguments.output_dir.resolve()
-        run_demo(settings, start, arguments.seed, output_dir)
+        with ending_tidily():
+            run_demo(settings, start, arguments.seed, output_dir)
     except (DemoError, OSError) as error:
         raise SystemExit(f"demo: {error}") from error
     except KeyboardInterrupt:

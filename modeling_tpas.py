@@ -161,7 +161,7 @@ class Temperature(nn.Module):
 
         (With the clamp's own gradient, a temperature that has left the range could never come back.)
         """
-        return self.value + (self.value.clamp(*TEMPERATURE_RANGE) - self.value).detach()
+        return self.value.detach().clamp(*TEMPERATURE_RANGE) + (self.value - self.value.detach())
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Trains the small model that the demo starts from, as the paper starts from a pre-trained X-VLM.
 
-From scratch, on people drawn in other looks and scenes than the demo's, with X-VLM's pre-training
+From scratch, on people drawn in other looks than the demo's, with X-VLM's pre-training
 objectives that need no boxes: contrastive, matching and masked language modelling. The result, its log
 and this command are in `demo_start/`:
 
@@ -50,7 +50,7 @@ class PretrainingArguments:
 
     output_dir: str = "demo_start"
     sources: int = 24_000  # people, each drawn twice: behaving normally and abnormally
-    steps: int = 4_000
+    steps: int = 3_600
     batch_size: int = 64  # over all processes
     learning_rate: float = 1e-3
     warmup_steps: int = 200

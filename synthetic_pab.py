@@ -28,14 +28,23 @@ from PIL import Image
 
 from tpas.figure_drawing import SKINS, Figure, Garment, draw_picture
 from tpas.scene_drawing import SKIES, Colour, jittered
-from tpas.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD, Action, Named, Paint, Scene, World
+from tpas.synthetic_worlds import (
+    DEMO_WORLD,
+    KNOWN_PLACES_WORLD,
+    PRETRAINING_WORLD,
+    Action,
+    Named,
+    Paint,
+    Scene,
+    World,
+)
 
 ROWS_PER_FILE = 1000
 MANIFEST = "synthetic_pab.json"  # names the arguments a finished folder was drawn with
 LOOKALIKE_PROBABILITY = 0.5
 SHORTEST_CAPTION, LONGEST_CAPTION = 20, 60  # words
 Choice = TypeVar("Choice")
-WORLDS = {world.name: world for world in (PRETRAINING_WORLD, DEMO_WORLD)}
+WORLDS = {world.name: world for world in (PRETRAINING_WORLD, DEMO_WORLD, KNOWN_PLACES_WORLD)}
 
 
 # --- who is drawn -----------------------------------------------------------------------------------------

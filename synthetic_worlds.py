@@ -1,12 +1,13 @@
-"""The two worlds that synthetic pictures are drawn from: what exists in them, and the words for it.
+"""The worlds that synthetic pictures are drawn from: what exists in them, and the words for it.
 
 `PRETRAINING_WORLD` is for a start checkpoint, `DEMO_WORLD` for what is searched. They share no scene; of
-colours (in other shades), garments, hair, things carried and actions they share a part.
+colours (in other shades), garments, hair, things carried and actions they share a part. `KNOWN_PLACES_WORLD`
+is between the two: the people and actions of `DEMO_WORLD` in the scenes of `PRETRAINING_WORLD`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tpas.scene_drawing import Colour
 
@@ -547,3 +548,6 @@ DEMO_WORLD = World(
         ),
     ),
 )
+
+# The demo's people and actions, in the places of the pre-training world.
+KNOWN_PLACES_WORLD = replace(DEMO_WORLD, name="known-places", scenes=PRETRAINING_WORLD.scenes)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -140,18 +141,28 @@ def test_a_failed_command_says_why(tmp_path):
         demo.run_logged(python("raise SystemExit(7)"), tmp_path, "a")
 
 
-def test_an_interrupted_demo_leaves_no_command_running(tmp_path):
-    log = tmp_path / "logs" / "a.log"
+# What a launcher does: starts another process, which tells through a pipe that it lives, and waits for it.
+LAUNCHER = """
+import subprocess, sys
+work = "import time; pipe = open('pipe', 'wb', 0); pipe.write(b'begun'); time.sleep(30); pipe.write(b'done')"
+subprocess.run([sys.executable, "-c", work])
+"""
+
+
+def test_an_interrupted_demo_leaves_nothing_running(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    pipe = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
 
     def interrupt():
-        if log.read_text():
-            raise KeyboardInterrupt
+        if os.read(pipe, 5) == b"begun":
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    code = "import os, time; print(os.getpid(), flush=True); time.sleep(30)"
-    with pytest.raises(KeyboardInterrupt):
-        demo.run_logged(python(code), tmp_path, "a", interrupt)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(log.read_text()), 0)
+    with pytest.raises(KeyboardInterrupt), demo.ending_tidily():
+        demo.run_logged(python(LAUNCHER), tmp_path, "a", interrupt)
+    os.set_blocking(pipe, True)
+    assert os.read(pipe, 5) == b""  # closed by the end of the process, which did not come to its "done"
+    os.close(pipe)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize(

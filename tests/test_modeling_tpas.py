@@ -317,7 +317,11 @@ def test_a_loss_needs_pairs(model, reference, pairs):
 
 def test_the_temperature_stays_in_its_range():
     for start, expected in [(-1.0, TEMPERATURE_RANGE[0]), (0.07, 0.07), (9.0, TEMPERATURE_RANGE[1])]:
-        assert Temperature(start)().item() == pytest.approx(expected)
+        temperature = Temperature(start)
+        value = temperature()
+        assert value.item() == pytest.approx(expected)
+        value.backward()
+        assert temperature.value.grad == 1.0  # outside the range too, or it could never come back
 
 
 @torch.no_grad()
