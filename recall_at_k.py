@@ -124,7 +124,7 @@ def _check_ids(ids: Any, owner: str) -> None:
 
 
 def _cutoffs(k: int | Iterable[int]) -> list[int]:
-    """The cutoffs in the order given, each once."""
+    """The cutoffs in the order given."""
     cutoffs = [k] if isinstance(k, Integral) or not isinstance(k, Iterable) else list(k)
     if not cutoffs:
         raise ValueError("k must hold at least one cutoff")
@@ -133,4 +133,4 @@ def _cutoffs(k: int | Iterable[int]) -> list[int]:
             raise TypeError(f"k must be an integer or several, got {cutoff!r}")
         if cutoff < 1:
             raise ValueError(f"k must be at least 1, got {cutoff}")
-    return list(dict.fromkeys(int(cutoff) for cutoff in cutoffs))
+    return [int(cutoff) for cutoff in cutoffs]

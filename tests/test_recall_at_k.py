@@ -100,9 +100,12 @@ def test_order_of_queries_and_ways_of_adding_do_not_matter(metric):
     assert len(metric) == 18
     assert metric.compute(predictions=predictions[18:], references=references[18:], k=[2, 5]) == expected
 
-    order = np.random.default_rng(0).permutation(len(predictions))
-    metric.add_batch(predictions=[predictions[i] for i in order], references=[references[i] for i in order])
-    assert metric.compute(k=[2, 5]) == expected  # to the last digit
+    generator = np.random.default_rng(0)
+    for order in (generator.permutation(len(predictions)) for _ in range(8)):
+        metric.add_batch(
+            predictions=[predictions[i] for i in order], references=[references[i] for i in order]
+        )
+        assert metric.compute(k=[2, 5]) == expected  # to the last digit
 
 
 def test_k_may_be_one_number_and_arrays_of_strings_serve(metric, tmp_path):
@@ -153,6 +156,8 @@ def test_a_refused_batch_is_numbered_on_and_changes_nothing(metric):
     metric.add_batch(predictions=[["a", "b"], ["b", "a"]], references=[["a"], ["a"]])
     with pytest.raises(ValueError, match="query 3 has no relevant id"):
         metric.add_batch(predictions=[["a"], ["a"]], references=[["a"], []])
+    with pytest.raises(ValueError, match="prediction of query 2 must hold distinct ids"):
+        metric.add(prediction=["a", "a"], reference=["a"])
     with pytest.raises(ValueError, match="k must be at least 1"):
         metric.compute(k=0)
     assert metric.compute(k=1) == {"recall@1": 0.5, "mAP": 0.75}
