@@ -632,10 +632,11 @@ _PAGE = """\
 <header>
   <h1>One sentence in, the right person out</h1>
   <p>Text-based person anomaly search finds, for a sentence about a person's looks, action and surroundings,
-    the one picture that it describes. A small model that had learnt from drawn people of other looks was
-    fine-tuned on newly drawn ones, then searched {{ gallery_count | thousands }} pictures that it had never
-    seen with {{ query_count | thousands }} sentences. Every person is among them twice, behaving normally and
-    not, and many have a lookalike, so that neither looks nor action alone give the answer.</p>
+    the one picture that it describes. A small model that had learnt from drawn people of other looks in the
+    same places was fine-tuned on newly drawn ones, then searched {{ gallery_count | thousands }} pictures
+    that it had never seen with {{ query_count | thousands }} sentences. Every person is among them twice,
+    behaving normally and not, and many have a lookalike, so that neither looks nor action alone give the
+    answer.</p>
   <p class="quiet over">How often the first picture is the right one (Recall@1):</p>
   <ol class="ladder">
 {% for step in ladder %}
