@@ -58,6 +58,21 @@ class TPASConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_windows()
 
+    def set_image_size(self, image_size: int):
+        """Changes the input to `image_size` pixels a side, and the windows with it, as X-VLM does.
+
+        There the window is the whole feature map of the last stage (224: 7, 384: 12, 480: 15), so that
+        nothing is ever padded. Weights for other windows have other relative position tables.
+
+        Raises:
+            ValueError: the size is no multiple of the pixels that one patch of the last stage covers.
+        """
+        vision = self.vision_config
+        reduction = vision.patch_size * 2 ** (len(vision.depths) - 1)
+        if image_size < reduction or image_size % reduction:
+            raise ValueError(f"image_size must be a multiple of {reduction} pixels, got {image_size}")
+        vision.image_size, vision.window_size = image_size, image_size // reduction
+
     def _check_windows(self):
         # Swin shrinks a window to a smaller feature map, but not its position table: it would crash later.
         vision = self.vision_config

@@ -1,14 +1,17 @@
 """Turns an X-VLM checkpoint into a directory for `TPASModel.from_pretrained`, with its processor.
 
     python convert_checkpoint.py checkpoint_9.pth xvlm-coco --vision_config config_swinB_384.json
+    python convert_checkpoint.py --swin swin_base_patch4_window7_224_22k.pth --bert bert-base-uncased start
 
-Read are X-VLM's fine-tuned retrieval checkpoints and its pre-training checkpoints; which of them a file is
-shows in its keys. Without configurations X-VLM base at 384 pixels is assumed. Conversion is total or
-refused: a missing, unexpected or mis-shaped key is an error, and what is left out on purpose is reported.
+Read are X-VLM's fine-tuned retrieval checkpoints, its pre-training checkpoints, and those of CMP, PAB's own
+baseline; which of them a file is shows in its keys. Without configurations X-VLM base at 384 pixels is
+assumed. Conversion is total or refused: a missing, unexpected or mis-shaped key is an error, and what is left
+out on purpose is reported. With --swin and --bert it makes the start that X-VLM's pre-training itself had.
 """
 
 import argparse
 import json
+import logging
 import os
 import re
 import tempfile
@@ -20,11 +23,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertModel
 
 from tpas.configuration_tpas import XVLM_BASE_TEXT, XVLM_BASE_VISION, TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.relative_position import interpolate_table, is_other_window
+
+logger = logging.getLogger(__name__)
 
 # Applied in this order, they turn a name of TPASModel into upstream's.
 UPSTREAM_NAMES = [
@@ -63,7 +69,19 @@ LEFT_OUT = {
     "buffers that the model computes": r"(^|\.)(relative_position_index|attn_mask|position_ids)$",
     "the masked-language head": r"^text_encoder\.cls\.",
     "the box head": r"^bbox_head\.",
+    "the ImageNet classifier": r"^vision_encoder\.head\.",
 }
+# What CMP (https://arxiv.org/abs/2411.17776) has and X-VLM has not. Its embeddings are projections of three
+# pooled parts of a picture or caption, through a BatchNorm, in place of X-VLM's of one token.
+CMP_PARTS = {
+    "CMP's pose blocks": r"^pose_(block|conv)\.",
+    "CMP's projections of pooled parts": r"^(vision|text)_proj\.\d+\.",
+}
+# Upstream's names of what a start of another kind lacks.
+LACKED_BY_CMP = r"^(vision|text)_proj\."
+LACKED_BY_SWIN_AND_BERT = r"^(vision_proj|text_proj|itm_head)\.|^temp$|\.crossattention\."
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NEW_WEIGHTS_SEED = 42
 
 
 @dataclass
@@ -71,16 +89,18 @@ class Conversion:
     """What became of a checkpoint.
 
     Attributes:
-        kind: "pre-training" or "fine-tuned retrieval".
+        kind: "pre-training", "fine-tuned retrieval", "CMP" or "Swin and BERT".
         state_dict: weights under `TPASModel`'s names; parts of the checkpoint's own memory where possible.
         left_out: for each reason the upstream keys that were left out on purpose.
         interpolated: the upstream keys of relative position tables that were brought to another window.
+        new: the upstream keys of what the checkpoint lacks and is drawn at random.
     """
 
     kind: str
     state_dict: dict[str, Tensor]
     left_out: dict[str, list[str]]
     interpolated: list[str]
+    new: list[str]
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -127,22 +147,13 @@ def read_json(path: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def vision_settings(path: str | Path | None, image_size: int | None) -> dict[str, Any]:
-    """`SwinConfig` fields of upstream's JSON (`None`: X-VLM base), at `image_size` pixels if that is given.
-
-    Upstream's Swin never pads, so its window is the whole feature map of the last stage (224: 7, 384: 12,
-    480: 15), and so it is here at another image size.
-    """
+def vision_settings(path: str | Path | None) -> dict[str, Any]:
+    """`SwinConfig` fields of upstream's JSON (`None`: X-VLM base)."""
     settings = deepcopy(XVLM_BASE_VISION)
     if path is not None:
         upstream = read_json(path, ("image_res", "window_size", "embed_dim", "depths", "num_heads"))
         settings["image_size"] = upstream["image_res"]
         settings |= {name: upstream[name] for name in ("window_size", "embed_dim", "depths", "num_heads")}
-    if image_size is not None and image_size != settings["image_size"]:
-        reduction = settings["patch_size"] * 2 ** (len(settings["depths"]) - 1)
-        if image_size < reduction or image_size % reduction:
-            raise ValueError(f"image_size must be a multiple of {reduction} pixels, got {image_size}")
-        settings |= {"image_size": image_size, "window_size": image_size // reduction}
     return settings
 
 
@@ -168,12 +179,15 @@ def build_config(
     """The architecture, from upstream's JSON files; only the embeddings' width is taken from the weights."""
     text, num_cross_modal_layers = text_settings(text_config)
     projection = weights.get("vision_proj.weight")
-    return TPASConfig(
-        vision_config=vision_settings(vision_config, image_size),
+    config = TPASConfig(
+        vision_config=vision_settings(vision_config),
         text_config=text,
         num_cross_modal_layers=num_cross_modal_layers,
         projection_dim=TPASConfig.projection_dim if projection is None else len(projection),
     )
+    if image_size is not None and image_size != config.vision_config.image_size:
+        config.set_image_size(image_size)
+    return config
 
 
 def upstream_name(name: str, num_text_layers: int) -> str:
@@ -190,71 +204,57 @@ def upstream_name(name: str, num_text_layers: int) -> str:
     return name
 
 
-def spline_basis(positions: Tensor, knots: Tensor) -> Tensor:
-    """The cubic splines with the given knots, as powers and truncated powers: (P,), (K,) to (P, 4 + K)."""
-    powers = positions[:, None] ** torch.arange(4)
-    truncated = (positions[:, None] - knots[None, :]).clamp(min=0) ** 3
-    return torch.cat([powers, truncated], dim=1)
+def join_swin_and_bert(swin: str | Path, bert: str | Path) -> dict[str, Tensor]:
+    """An ImageNet checkpoint of Swin and a BERT (directory or Hub id) under the names of X-VLM.
 
+    So X-VLM's pre-training starts: BERT's lower layers read text alone, the upper ones also the image.
 
-def interpolation_matrix(source: int, target: int) -> Tensor:
-    """The linear map (target, source) by which upstream resizes one axis of a relative position table.
-
-    As upstream's `interpolate_relative_pos_embed`: the source's positions grow geometrically from the
-    centre, with the ratio (at most 1.5, found by the same bisection) at which they end where the
-    target's unit steps end; through them goes a not-a-knot cubic spline, held constant beyond its ends.
+    Raises:
+        FileNotFoundError, ValueError: see [`read_checkpoint`].
     """
-    if source < 4:
-        raise ValueError(f"a relative position table of {source}x{source} is too small for a cubic spline")
-    low, high = 1.01, 1.5
-    while high - low > 1e-6:
-        ratio = (low + high) / 2
-        if (1 - ratio ** (source // 2)) / (1 - ratio) > target // 2:
-            high = ratio
-        else:
-            low = ratio
-    half = (ratio ** torch.arange(source // 2, dtype=torch.float64)).cumsum(0)
-    positions = torch.cat([-half.flip(0), half.new_zeros(1), half])  # (source,)
-    steps = torch.arange(target, dtype=torch.float64) - target // 2  # (target,)
-    end = half[-1]
-    knots = positions[2:-2] / end  # not-a-knot: the outermost inner points are none
-    values_of_basis = spline_basis(positions / end, knots)  # (source, source)
-    return torch.linalg.solve(values_of_basis, spline_basis((steps / end).clamp(-1, 1), knots), left=False)
+    weights = {f"vision_encoder.{name}": tensor for name, tensor in read_checkpoint(swin).items()}
+    text_model = BertModel.from_pretrained(bert, add_pooling_layer=False, dtype=torch.float32)
+    return weights | {f"text_encoder.{name}": tensor for name, tensor in text_model.state_dict().items()}
 
 
-def interpolate_table(table: Tensor, target: int) -> Tensor:
-    """A relative position table (source * source, heads) to (target * target, heads), exactly as upstream."""
-    source = round(len(table) ** 0.5)
-    matrix = interpolation_matrix(source, target)
-    grid = table.double().view(source, source, -1)
-    resized = torch.einsum("ai,ijh,bj->abh", matrix, grid, matrix)
-    return resized.reshape(target * target, -1).to(table.dtype)
+def kind_of(weights: dict[str, Tensor]) -> str:
+    """The kind of checkpoint that has such keys, see [`Conversion`]."""
+    if any(re.search(pattern, name) for pattern in CMP_PARTS.values() for name in weights):
+        return "CMP"
+    wrapped = any(name.startswith(PRETRAINED_TEXT) for name in weights)
+    return "pre-training" if wrapped else "fine-tuned retrieval"
 
 
-def is_other_window(table: Tensor, wanted: Tensor) -> bool:
-    """Whether both are relative position tables of the same heads, for windows of different size."""
-    if table.dim() != 2 or table.shape[1:] != wanted.shape[1:]:
-        return False
-    side = round(len(table) ** 0.5)
-    return side % 2 == 1 and side**2 == len(table) != len(wanted)
-
-
-def convert_state_dict(weights: dict[str, Tensor], model: TPASModel) -> Conversion:
+def convert_state_dict(
+    weights: dict[str, Tensor], model: TPASModel, kind: str | None = None, drop_cmp_parts: bool = False
+) -> Conversion:
     """Renames upstream's weights to those of the model, splitting and resizing where the two differ.
+
+    Args:
+        kind: see [`Conversion`]; `None`: by the keys, which tell all kinds but "Swin and BERT".
+        drop_cmp_parts: convert a CMP checkpoint without what only CMP has. The embeddings' projections are
+            new then.
 
     Raises:
         ValueError: naming every key that is missing, unexpected, of another shape or not finite.
     """
     num_text_layers = model.config.text_config.num_hidden_layers
-    pretraining = any(name.startswith(PRETRAINED_TEXT) for name in weights)
-    converted, used, interpolated = {}, set(), []
+    kind = kind or kind_of(weights)
+    patterns = LEFT_OUT | (CMP_PARTS if drop_cmp_parts else {})
+    lacked = {"CMP": LACKED_BY_CMP if drop_cmp_parts else None, "Swin and BERT": LACKED_BY_SWIN_AND_BERT}
+    may_be_new = lacked.get(kind)
+    wrapped = any(name.startswith(PRETRAINED_TEXT) for name in weights)
+    converted, used, interpolated, new = {}, set(), [], []
     missing, misshaped, not_finite = set(), set(), set()
     for name, wanted in model.state_dict().items():
         source = upstream_name(name, num_text_layers)
-        if pretraining:
+        if wrapped:
             source = re.sub(r"^text_encoder\.", PRETRAINED_TEXT, source)
         if source not in weights:
-            missing.add(source)
+            if may_be_new and re.search(may_be_new, source):
+                new.append(source)
+            else:
+                missing.add(source)
             continue
         used.add(source)
         tensor = weights[source]
@@ -273,7 +273,7 @@ def convert_state_dict(weights: dict[str, Tensor], model: TPASModel) -> Conversi
         converted[name] = tensor.chunk(3)["qkv".index(part[1])] if part else tensor
 
     left_out = {
-        reason: [name for name in weights if re.search(pattern, name)] for reason, pattern in LEFT_OUT.items()
+        reason: [name for name in weights if re.search(pattern, name)] for reason, pattern in patterns.items()
     }
     unexpected = weights.keys() - used - {name for names in left_out.values() for name in names}
     problems = [
@@ -287,15 +287,19 @@ def convert_state_dict(weights: dict[str, Tensor], model: TPASModel) -> Conversi
         if names
     ]
     if problems:
-        raise ValueError(
-            "does not fit the configuration (another architecture? give --vision_config and "
-            "--text_config). Keys " + "\nKeys ".join(problems)
-        )
+        advice = "another architecture? give --vision_config and --text_config"
+        if kind == "CMP" and not drop_cmp_parts:
+            advice = (
+                "a CMP checkpoint has parts that this model has not; --drop_cmp_parts converts the rest, and "
+                "the projections of the embeddings start anew, so fine-tune it before you search with it"
+            )
+        raise ValueError(f"does not fit the configuration ({advice}). Keys " + "\nKeys ".join(problems))
     return Conversion(
-        kind="pre-training" if pretraining else "fine-tuned retrieval",
+        kind=kind,
         state_dict=converted,
         left_out={reason: names for reason, names in left_out.items() if names},
         interpolated=interpolated,
+        new=new,
     )
 
 
@@ -323,8 +327,8 @@ def check_saved(directory: str | Path, model: TPASModel) -> None:
         ),
         "input_ids": torch.randint(text.vocab_size, (1, 8), generator=generator),
     }
-    expected = model.eval()(**inputs)
-    answer = TPASModel.from_pretrained(directory).eval()(**inputs)
+    expected = model.float().eval()(**inputs)
+    answer = TPASModel.from_pretrained(directory, dtype=torch.float32).eval()(**inputs)
     for name in ("image_embeds", "text_embeds", "match_logits"):
         difference = (answer[name] - expected[name]).abs().max().item()
         if not difference <= 1e-5:  # so written that a NaN fails, too
@@ -332,16 +336,21 @@ def check_saved(directory: str | Path, model: TPASModel) -> None:
 
 
 def convert_checkpoint(
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     output_dir: str | Path,
     vision_config: str | Path | None = None,
     text_config: str | Path | None = None,
     image_size: int | None = None,
     tokenizer: str | None = "bert-base-uncased",
+    dtype: torch.dtype = torch.float32,
+    swin: str | Path | None = None,
+    bert: str | Path | None = None,
+    drop_cmp_parts: bool = False,
 ) -> Conversion:
     """Writes `output_dir`: the model, its code, and with a `tokenizer` (directory or Hub id) the processor.
 
-    The directory appears whole or not at all, and only after the saved model was loaded and run.
+    The directory appears whole or not at all, and only after the saved model was loaded and run. In place of
+    a `checkpoint`, `swin` and `bert` are joined (see [`join_swin_and_bert`]).
 
     Raises:
         FileNotFoundError, ValueError: see [`read_checkpoint`], [`build_config`], [`convert_state_dict`].
@@ -350,22 +359,33 @@ def convert_checkpoint(
     output = Path(output_dir)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty directory: remove it, or name another")
-    weights = read_checkpoint(checkpoint)
+    if (checkpoint is None) == (swin is None) or (swin is None) != (bert is None):
+        raise ValueError("give either a checkpoint, or --swin and --bert together")
+    source = checkpoint if swin is None else f"{swin} and {bert}"
+    logger.info("reading %s", source)
+    weights = read_checkpoint(checkpoint) if swin is None else join_swin_and_bert(swin, bert)
     config = build_config(weights, vision_config, text_config, image_size)
     processor = None if tokenizer is None else build_processor(tokenizer, config)
-    model = TPASModel(config)
+    logger.info("converting %d tensors", len(weights))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(NEW_WEIGHTS_SEED)
+        model = TPASModel(config)
     try:
-        conversion = convert_state_dict(weights, model)
+        kind = None if swin is None else "Swin and BERT"
+        conversion = convert_state_dict(weights, model, kind, drop_cmp_parts)
     except ValueError as error:
-        raise ValueError(f"{checkpoint}: {error}") from error
-    model.load_state_dict(conversion.state_dict)
+        raise ValueError(f"{source}: {error}") from error
+    model.load_state_dict(conversion.state_dict, strict=not conversion.new)
+    model.to(dtype)
 
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
         unfinished = Path(temporary) / "model"
+        logger.info("writing %s", output)
         model.save_pretrained(unfinished)
         if processor is not None:
             processor.save_pretrained(unfinished)
+        logger.info("loading it again to check it")
         check_saved(unfinished, model)
         os.replace(unfinished, output)
     return conversion
@@ -375,8 +395,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="upstream's .th or .pth file")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help="upstream's .th or .pth file")
     parser.add_argument("output_dir", metavar="OUTPUT_DIR", help="directory to write, not there yet or empty")
+    parser.add_argument(
+        "--swin", metavar="FILE", help="in place of CHECKPOINT: Swin trained on ImageNet, and"
+    )
+    parser.add_argument("--bert", metavar="DIR_OR_ID", help="a BERT: the untrained start of an X-VLM")
     parser.add_argument("--vision_config", metavar="FILE", help="upstream's configuration of Swin, JSON")
     parser.add_argument("--text_config", metavar="FILE", help="upstream's configuration of BERT, JSON")
     parser.add_argument("--image_size", type=int, metavar="N", help="pixels a side, if not as configured")
@@ -386,25 +410,31 @@ def main(argv: list[str] | None = None) -> None:
         metavar="DIR_OR_ID",
         help="directory or Hub id of the tokenizer, or 'none' to write no processor (default: %(default)s)",
     )
-    arguments = parser.parse_args(argv)
-    tokenizer = None if arguments.tokenizer == "none" else arguments.tokenizer
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of the weights written (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--drop_cmp_parts", action="store_true", help="convert a CMP checkpoint without what only CMP has"
+    )
+    arguments = vars(parser.parse_intermixed_args(argv))
+    if arguments["tokenizer"] == "none":
+        arguments["tokenizer"] = None
+    arguments["dtype"] = DTYPES[arguments["dtype"]]
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        conversion = convert_checkpoint(
-            arguments.checkpoint,
-            arguments.output_dir,
-            vision_config=arguments.vision_config,
-            text_config=arguments.text_config,
-            image_size=arguments.image_size,
-            tokenizer=tokenizer,
-        )
+        conversion = convert_checkpoint(**arguments)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     parameters = sum(tensor.numel() for tensor in conversion.state_dict.values())
-    print(f"{arguments.output_dir}: {conversion.kind} checkpoint, {parameters:,} parameters")
+    print(f"{arguments['output_dir']}: {conversion.kind} checkpoint, {parameters:,} parameters")
     if conversion.interpolated:
         print(f"interpolated to another window: {len(conversion.interpolated)} relative position tables")
     for reason, names in conversion.left_out.items():
         print(f"left out, {reason}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
+    if conversion.new:
+        print(f"not in the checkpoint, drawn at random: {len(conversion.new)}")
+        for name in conversion.new:
+            print(f"  {name}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from tpas.report import CUTOFFS, Evaluation, build_report, stage_rows
-from tpas.synthetic_pab import KNOWN_PLACES_WORLD, draw_pab
+from tpas.synthetic_pab import DEMO_WORLD, draw_pab
 
 REPOSITORY = Path(__file__).resolve().parent
 STEPS = 5
@@ -44,7 +44,8 @@ class DemoSettings:
     test_pairs: int = 200
     max_train_steps: int = 300
     batch_size: int = 48
-    learning_rate: float = 3e-4
+    source_group_size: int = 2  # a person's normal and abnormal picture, as each other's hard negatives
+    learning_rate: float = 4e-4
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     augmentation: bool = False  # of use in a long training only
@@ -53,7 +54,7 @@ class DemoSettings:
     log_every: int = 5  # steps
     num_workers: int = 1
     shortlist: int = 128
-    fusion_weight: float = 0.5
+    fusion_weight: float = 0.7  # to the embeddings; chosen, as the learning rate, on seeds 0 and 1
     sca_confidence: str = "score"
 
 
@@ -106,7 +107,7 @@ def run_experiment(settings: DemoSettings, start: Path, seed: int, folder: Path)
 
     with step(1, f"Draw {settings.train_pairs:,} training and {settings.test_pairs:,} test pairs", durations):
         pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
-        draw_pab(data_root, world=KNOWN_PLACES_WORLD, seed=seed, **pairs)
+        draw_pab(data_root, world=DEMO_WORLD, seed=seed, **pairs)
     with step(2, "Evaluate the start (zero-shot)", durations):
         run_logged(commands[0], folder, "evaluate_zero_shot")
         zero_shot = read_evaluation(folder, "zero_shot")
@@ -157,6 +158,7 @@ def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Comma
         "model_name_or_path": start,
         "max_train_steps": settings.max_train_steps,
         "batch_size": settings.batch_size,
+        "source_group_size": settings.source_group_size,
         "learning_rate": settings.learning_rate,
         "warmup_ratio": settings.warmup_ratio,
         "max_grad_norm": settings.max_grad_norm,

@@ -34,11 +34,13 @@ from tpas.search import (
     encode_texts,
     fuse,
     match_shortlists,
+    model_fingerprint,
     rank_by_embeddings,
     reorder,
     replace_head,
     resolve_shortlist,
 )
+from tpas.synthetic_pab import MANIFEST
 
 logger = logging.getLogger(__name__)
 
@@ -384,6 +386,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(format_table(result))
         if arguments.output:
             context = {name: str(getattr(arguments, name)) for name in ("model", "data_root", "split")}
+            drawn = (arguments.data_root / MANIFEST).is_file()
+            context |= {
+                "model_fingerprint": model_fingerprint(model),
+                "data_name": "Drawn PAB" if drawn else "PAB",
+                "data_fingerprint": benchmark.fingerprint,
+            }
             write_json(arguments.output, results_json(result, benchmark, **context))
         if arguments.rankings:
             write_json(arguments.rankings, rankings_json(result, benchmark))

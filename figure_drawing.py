@@ -13,11 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from tpas.scene_drawing import SCENES, SKIES, Brush, Colour, Point, Stage, draw_car, shade
 
 SUPERSAMPLING = 2  # drawn at twice the size, then averaged: Pillow's polygons have no anti-aliasing
+HAZE: Colour = (206, 208, 212)  # what backgrounds fade into
 
 
 @dataclass(frozen=True)
@@ -911,6 +912,12 @@ def _paint_shadow(canvas: Image.Image, brush: Brush, body: Body) -> None:
     brush.ellipse(middle, body.ground + 0.004, (right - left) / 2 + 0.03, 0.026, shadow)
 
 
+def _recede(canvas: Image.Image) -> None:
+    """Makes what is painted so far a background, as a camera does: paler and out of focus."""
+    pale = Image.blend(canvas, Image.new("RGB", canvas.size, HAZE), 0.35)
+    canvas.paste(pale.filter(ImageFilter.BoxBlur(0.005 * canvas.width)))
+
+
 def draw_picture(
     figure: Figure, action: str, scene: str, sky: str, *, scene_seed: int, rng: random.Random, image_size: int
 ) -> Image.Image:
@@ -926,6 +933,7 @@ def draw_picture(
     draw = ImageDraw.Draw(canvas)
     horizon = random.Random(scene_seed).uniform(0.46, 0.54) + rng.uniform(-0.015, 0.015)
     SCENES[scene](Stage(draw, side, horizon, random.Random(scene_seed + 1), sky))
+    _recede(canvas)
 
     body = _placed(figure, action, side, rng)
     brush = Brush(draw, body.unit)

@@ -16,6 +16,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
 from transformers.utils import ModelOutput
 
 from .configuration_tpas import TPASConfig
@@ -26,6 +27,7 @@ from .objectives import (
     matching_loss,
     sample_hard_negatives,
 )
+from .relative_position import interpolate_table, is_other_window
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF's bounds; a temperature of 0 or less would turn the ranking round
 
@@ -42,6 +44,26 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
     weights = scores.softmax(dim=-1)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
+
+
+class SwinFeedForward(SwinMLP):
+    """Swin's feed-forward under stochastic depth, as upstream; transformers has that on attention alone."""
+
+    def __init__(self, config, width, drop_path):
+        super().__init__(config, width)
+        self.drop_path = drop_path
+
+    def forward(self, hidden_states):
+        return self.drop_path(super().forward(hidden_states))
+
+
+def build_vision_model(config):
+    """The image encoder, a `SwinModel` without its pooling."""
+    vision_model = SwinModel(config, add_pooling_layer=False)
+    for module in vision_model.modules():
+        if isinstance(module, SwinLayer):
+            module.mlp = SwinFeedForward(config, module.mlp.fc1.in_features, module.drop_path)
+    return vision_model
 
 
 class CrossModalAttention(nn.Module):
@@ -209,7 +231,7 @@ class TPASModel(PreTrainedModel):
         super().__init__(config)
         image_width = config.vision_config.hidden_size
         text_width = config.text_config.hidden_size
-        self.vision_model = SwinModel(config.vision_config, add_pooling_layer=False)
+        self.vision_model = build_vision_model(config.vision_config)
         self.text_model = BertModel(config.text_config, add_pooling_layer=False)
         self.cross_modal_encoder = CrossModalEncoder(
             config.text_config, image_width, config.num_cross_modal_layers
@@ -226,13 +248,44 @@ class TPASModel(PreTrainedModel):
         if isinstance(module, Temperature):
             nn.init.constant_(module.value, module.initial_value)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size: int | None = None, **kwargs):
+        """As `PreTrainedModel.from_pretrained`; with `image_size`, [`~TPASModel.resize_image`] follows."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if image_size is not None:
+            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
+            model.resize_image(image_size)
+        return loaded
+
+    def resize_image(self, image_size: int):
+        """Makes the model take images of `image_size` pixels a side, interpolating as X-VLM does.
+
+        Raises:
+            ValueError: see [`TPASConfig.set_image_size`].
+        """
+        weights = self.vision_model.state_dict()
+        self.config.set_image_size(image_size)
+        resized = build_vision_model(self.config.vision_config)
+        for name, wanted in resized.state_dict().items():
+            if is_other_window(weights[name], wanted):
+                weights[name] = interpolate_table(weights[name], round(len(wanted) ** 0.5))
+        resized.load_state_dict(weights)
+        self.vision_model = resized.to(self.device, self.dtype).train(self.training)
+
     def get_image_features(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
-        """Encodes images (B, 3, H, W).
+        """Encodes images (B, 3, H, W), H and W being the configuration's `image_size`.
 
         Returns:
             `last_hidden_state` (B, 1+N, Dv): the mean of the N patch tokens, then the tokens;
             `pooler_output` (B, projection_dim): the embedding, unit norm.
         """
+        size = self.config.vision_config.image_size
+        if pixel_values.shape[-2:] != (size, size):  # Swin would pad its windows and give other features
+            height, width = pixel_values.shape[-2:]
+            raise ValueError(
+                f"the model takes images of {size}x{size} pixels, got {height}x{width}: set the processor's "
+                f"image_size, or the model's with resize_image or from_pretrained(..., image_size=...)"
+            )
         patches = self.vision_model(pixel_values).last_hidden_state  # (B, N, Dv)
         mean = patches.mean(dim=1, keepdim=True)  # (B, 1, Dv)
         embeds = F.normalize(self.image_projection(mean[:, 0]), dim=-1)  # (B, projection_dim)

@@ -176,6 +176,12 @@ class RetrievalBenchmark:
     gallery_ids: list[str]
     relevant: list[list[str]]
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for queries, gallery and relevance, not for the pictures."""
+        content = [self.query_ids, self.captions, self.gallery_ids, self.relevant]
+        return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
 
 def retrieval_split(dataset: Dataset, gallery: Iterable[str] | None = None) -> RetrievalBenchmark:
     """Each row of `dataset` as a query into its own images, or into `gallery` (paths relative to the root).
@@ -440,6 +446,17 @@ def _relative_path(image: str, where: str) -> str:
 # Cutting and drawing
 
 
+def source_videos(dataset: Dataset) -> np.ndarray:
+    """(N,) integers, equal for rows of one source video; without a `source_id`, for rows of one image."""
+    table = dataset.select_columns(["source_id", "image_id"]).with_format("arrow")[:]
+    videos = _video_names(table.column("source_id"), table.column("image_id"))
+    return videos.combine_chunks().dictionary_encode().indices.to_numpy()
+
+
+def _video_names(source_ids: pa.ChunkedArray, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.coalesce(pc.replace_substring_regex(source_ids, pattern="(?s)_.*", replacement=""), image_ids)
+
+
 def _cut_by_source(dataset: Dataset, fraction: float) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers, ascending, of the held-out pairs and of those that share nothing with them.
 
@@ -454,7 +471,7 @@ def _cut_by_source(dataset: Dataset, fraction: float) -> tuple[np.ndarray, np.nd
             source_ids.null_count,
             len(dataset),
         )
-    videos = pc.coalesce(pc.replace_substring_regex(source_ids, pattern="(?s)_.*", replacement=""), image_ids)
+    videos = _video_names(source_ids, image_ids)
     names, counts = videos.value_counts().flatten()
     if len(names) < 2:
         raise ValueError(

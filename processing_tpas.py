@@ -83,8 +83,12 @@ class TPASProcessor(ProcessorMixin):
 
     @property
     def image_size(self) -> int:
-        """Height and width of `pixel_values`."""
+        """Height and width of `pixel_values`; the model must take the same."""
         return self.image_processor.size["height"]
+
+    @image_size.setter
+    def image_size(self, image_size: int):
+        self.image_processor.size = {"height": image_size, "width": image_size}
 
     def __call__(
         self,

@@ -632,8 +632,8 @@ _PAGE = """\
 <header>
   <h1>One sentence in, the right person out</h1>
   <p>Text-based person anomaly search finds, for a sentence about a person's looks, action and surroundings,
-    the one picture that it describes. A small model that had learnt from drawn people of other looks in the
-    same places was fine-tuned on newly drawn ones, then searched {{ gallery_count | thousands }} pictures
+    the one picture that it describes. A small model that had learnt from drawn people of other looks in
+    other places was fine-tuned on newly drawn ones, then searched {{ gallery_count | thousands }} pictures
     that it had never seen with {{ query_count | thousands }} sentences. Every person is among them twice,
     behaving normally and not, and many have a lookalike, so that neither looks nor action alone give the
     answer.</p>

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from PIL import ImageDraw
 
@@ -622,6 +623,99 @@ def _desert(stage: Stage) -> None:
             )
 
 
+def _any_colour(rng: random.Random) -> Colour:
+    """Gray, or not very vivid."""
+    bright, vivid = rng.randrange(256), rng.uniform(0.0, 0.6)
+    red, green, blue = (round(bright + vivid * (rng.randrange(256) - bright)) for _ in range(3))
+    return red, green, blue
+
+
+def _made_up_backdrop(stage: Stage) -> None:
+    """Above the horizon: a wall, bands, blocks or blobs in any colours, or the open sky with them."""
+    rng, horizon = stage.rng, stage.horizon
+    if rng.random() < 0.3:
+        stage.paint_sky()
+    else:
+        stage.gradient(0, horizon, _any_colour(rng), _any_colour(rng), 10)
+    kind, first = rng.choice(("blocks", "blocks", "blobs", "bands", "columns", "bare")), _any_colour(rng)
+    x = rng.uniform(-0.2, 0.0)
+    while kind in ("blocks", "columns", "blobs") and x < 1:
+        width, top = rng.uniform(0.04, 0.3), rng.uniform(0.0, horizon - 0.05)
+        colour = jittered(first, rng, 50) if rng.random() < 0.6 else _any_colour(rng)
+        if kind == "blocks":
+            stage.box(x, top, x + width, horizon, colour, _any_colour(rng) if rng.random() < 0.3 else None)
+            if rng.random() < 0.4:  # windows, goods
+                pane = _any_colour(rng)
+                for row in range(int((horizon - top) / 0.09)):
+                    stage.box(
+                        x + 0.2 * width,
+                        top + 0.09 * row + 0.03,
+                        x + 0.8 * width,
+                        top + 0.09 * row + 0.07,
+                        pane,
+                    )
+        elif kind == "columns":
+            stage.line([(x, 0), (x + rng.uniform(-0.1, 0.1), horizon)], colour, rng.uniform(0.005, 0.05))
+        else:
+            stage.ellipse(x, rng.uniform(0.0, horizon), width / 2, rng.uniform(0.02, 0.15), colour)
+        x += width * rng.uniform(0.5, 1.3)
+    if kind == "bands":
+        y = 0.0
+        while y < horizon:
+            height = rng.uniform(0.01, 0.12)
+            stage.box(0, y, 1, min(horizon, y + height), jittered(first, rng, 60))
+            y += height + rng.uniform(0.0, 0.06)
+
+
+def _made_up_things(stage: Stage) -> None:
+    """Up to three things that stand, hang or lie anywhere."""
+    rng = stage.rng
+    for _ in range(rng.randrange(4)):
+        x, y, size, colour = rng.random(), rng.uniform(0.05, 0.8), rng.uniform(0.03, 0.18), _any_colour(rng)
+        kind = rng.choice(("box", "disc", "pole", "triangle", "frame"))
+        if kind == "box":
+            stage.box(x, y, x + size * rng.uniform(0.5, 2), y + size, colour)
+        elif kind == "disc":
+            stage.disc(x, y, size / 2, colour)
+        elif kind == "pole":
+            stage.line(
+                [(x, y), (x + rng.uniform(-0.05, 0.05), y + 3 * size)], colour, rng.uniform(0.006, 0.03)
+            )
+        elif kind == "triangle":
+            stage.polygon([(x, y), (x + size, y + size), (x - size, y + size)], colour)
+        else:
+            stage.line([(x, y + size), (x, y), (x + 2 * size, y), (x + 2 * size, y + size)], colour, 0.012)
+
+
+def _made_up(stage: Stage, ground: str) -> None:
+    """A place that is nowhere: all that can be told of it is its ground."""
+    rng, horizon = stage.rng, stage.horizon
+    _made_up_backdrop(stage)
+    base = _any_colour(rng)
+    stage.ground(jittered(base, rng, 16), jittered(base, rng, 40))
+    detail = shade(base, rng.choice((0.6, 0.8, 1.3, 1.6)))
+    if ground in ("planks", "tiles"):
+        stage.converging_lines(
+            rng.randint(6, 14), horizon, (1.1, rng.uniform(1.6, 2.4)), detail, rng.uniform(0.004, 0.012)
+        )
+    if ground == "tiles":
+        for index in range(1, 7):
+            y = horizon + 0.012 * index * (index + 1)
+            stage.line([(0, y), (1, y)], detail, 0.005)
+    elif ground == "stripes":
+        y = horizon + rng.uniform(0.0, 0.1)
+        while y < 1:
+            height = rng.uniform(0.02, 0.1)
+            stage.box(0, y, 1, y + height, detail)
+            y += height * rng.uniform(1.5, 3)
+    elif ground == "stones":
+        for _ in range(50):
+            stage.disc(
+                rng.random(), rng.uniform(horizon, 1), rng.uniform(0.004, 0.016), jittered(detail, rng, 40)
+            )
+    _made_up_things(stage)
+
+
 SCENES: dict[str, Callable[[Stage], None]] = {
     "street": _street,
     "lawn": _lawn,
@@ -639,4 +733,9 @@ SCENES: dict[str, Callable[[Stage], None]] = {
     "bridge": _bridge,
     "basketball court": _basketball_court,
     "desert": _desert,
+    "planks": partial(_made_up, ground="planks"),
+    "tiles": partial(_made_up, ground="tiles"),
+    "stripes": partial(_made_up, ground="stripes"),
+    "stones": partial(_made_up, ground="stones"),
+    "bare ground": partial(_made_up, ground="bare"),
 }

@@ -26,6 +26,15 @@ logger = logging.getLogger(__name__)
 DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
 
 
+def model_fingerprint(model: TPASModel) -> str:
+    """16 hexadecimal digits that stand for the weights, as fp32: equal wherever the model lies."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class EncodedImages:
     """G pictures, fp32 on the CPU.

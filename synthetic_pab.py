@@ -17,10 +17,11 @@ import os
 import random
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,7 +31,6 @@ from tpas.figure_drawing import SKINS, Figure, Garment, draw_picture
 from tpas.scene_drawing import SKIES, Colour, jittered
 from tpas.synthetic_worlds import (
     DEMO_WORLD,
-    KNOWN_PLACES_WORLD,
     PRETRAINING_WORLD,
     Action,
     Named,
@@ -44,7 +44,7 @@ MANIFEST = "synthetic_pab.json"  # names the arguments a finished folder was dra
 LOOKALIKE_PROBABILITY = 0.5
 SHORTEST_CAPTION, LONGEST_CAPTION = 20, 60  # words
 Choice = TypeVar("Choice")
-WORLDS = {world.name: world for world in (PRETRAINING_WORLD, DEMO_WORLD, KNOWN_PLACES_WORLD)}
+WORLDS = {world.name: world for world in (PRETRAINING_WORLD, DEMO_WORLD)}
 
 
 # --- who is drawn -----------------------------------------------------------------------------------------
@@ -317,8 +317,11 @@ def _clothes(look: Look, rng: random.Random) -> list[str]:
     return [_article(upper), lower]
 
 
-def _caption(source: Source, action: Action, rng: random.Random) -> str:
-    """20 to 60 words about one picture of a source; garments, action and place always, the rest by chance."""
+def _caption(source: Source, action: Action, rng: random.Random, longest: int = LONGEST_CAPTION) -> str:
+    """20 to 60 words about one picture of a source; garments, action and place always, the rest by chance.
+
+    Of the rest only what fits into `longest` words.
+    """
     look = source.look
     pronouns = _PRONOUNS["woman" if look.woman else "man"]
 
@@ -380,7 +383,7 @@ def _caption(source: Source, action: Action, rng: random.Random) -> str:
     spare = [*left_out, *_FILLERS]
     while len(" ".join(sentences).split()) < SHORTEST_CAPTION:
         sentences.append(spare.pop(0))
-    while len(" ".join(sentences).split()) > LONGEST_CAPTION:
+    while len(sentences) > 1 and len(" ".join(sentences).split()) > longest:
         sentences.pop()
     return re.sub(r"(^|[.] )([a-z])", lambda match: match[1] + match[2].upper(), " ".join(sentences))
 
@@ -389,37 +392,63 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", re.sub(r"\{[^}]*\}", " ", text).lower())
 
 
+def _told(world: World) -> Iterator[str]:
+    """The phrases of a world: what its captions tell, without what they put around it."""
+    for things in (
+        world.colours,
+        world.uppers,
+        world.lowers,
+        world.patterns,
+        world.hair_colours,
+        world.men_hair,
+        world.women_hair,
+        world.headwear,
+        world.carried,
+    ):
+        for thing in things:
+            yield from thing.words
+    for scene in world.scenes:
+        yield from (*scene.places, *scene.backgrounds)
+    for action in world.actions:
+        yield from (*action.phrases, *action.details)
+
+
+def _told_in_every_world() -> Iterator[str]:
+    """The phrases about build, age and sky, which no world chooses."""
+    for table in (_PERSONS, _BUILD_WORDS, _SKY_SENTENCES):
+        for phrases in table.values():
+            yield from phrases
+
+
+def _put_around() -> Iterator[str]:
+    """The sentences that are put around what is told."""
+    for templates in (
+        _OPENINGS,
+        _HAIR_SENTENCES,
+        _SHOES_SENTENCES,
+        _SHOES,
+        _HEADWEAR_SENTENCES,
+        _CARRIED_SENTENCES,
+        _BACKGROUND_SENTENCES,
+        *_MOODS.values(),
+        _FILLERS,
+        _GLUE,
+    ):
+        yield from templates
+
+
+def _distinct_words(phrases: Iterable[str]) -> set[str]:
+    return {word for phrase in phrases for word in _words(phrase)}
+
+
 def captions_vocabulary(*worlds: World) -> list[str]:
     """Every word that captions of these worlds can contain, sorted: lower case, split at punctuation."""
-    phrases: list[str] = [
-        *_OPENINGS,
-        *_HAIR_SENTENCES,
-        *_SHOES_SENTENCES,
-        *_SHOES,
-        *_HEADWEAR_SENTENCES,
-        *_CARRIED_SENTENCES,
-        *_BACKGROUND_SENTENCES,
-        *_FILLERS,
-        *_GLUE,
-    ]
-    for table in (_PERSONS, _BUILD_WORDS, _SKY_SENTENCES, _MOODS):
-        phrases += [phrase for group in table.values() for phrase in group]
-    for world in worlds:
-        named = (
-            world.colours,
-            world.uppers,
-            world.lowers,
-            world.patterns,
-            world.hair_colours,
-            world.men_hair,
-            world.women_hair,
-            world.headwear,
-            world.carried,
-        )
-        phrases += [word for group in named for item in group for word in item.words]
-        phrases += [phrase for scene in world.scenes for phrase in (*scene.places, *scene.backgrounds)]
-        phrases += [phrase for action in world.actions for phrase in (*action.phrases, *action.details)]
-    return sorted({word for phrase in phrases for word in _words(phrase)})
+    return sorted(_distinct_words(chain(_put_around(), _told_in_every_world(), *map(_told, worlds))))
+
+
+def telling_words(*worlds: World) -> list[str]:
+    """The words of `captions_vocabulary` for what a world holds: colours, garments, deeds, places."""
+    return sorted(_distinct_words(chain(*map(_told, worlds))) - _distinct_words(_put_around()))
 
 
 # --- examples in memory -----------------------------------------------------------------------------------
@@ -438,7 +467,13 @@ class Example:
     source_caption: str
 
 
-def draw_source(world: World, seed: int | str, index: int, image_size: int = 192) -> tuple[Example, Example]:
+def draw_source(
+    world: World,
+    seed: int | str,
+    index: int,
+    image_size: int = 192,
+    longest_caption: int = LONGEST_CAPTION,
+) -> tuple[Example, Example]:
     """The normal and the abnormal example of source `index`; depends on nothing but the arguments."""
     source = _describe_source(world, seed, index)
     rng = random.Random(f"{world.name}|{seed}|source|{index}")
@@ -459,7 +494,7 @@ def draw_source(world: World, seed: int | str, index: int, image_size: int = 192
         examples.append(
             Example(
                 image=image,
-                caption=_caption(source, action, rng),
+                caption=_caption(source, action, rng, longest_caption),
                 behaviour=action.behaviour,
                 action=action.name,
                 scene=source.scene.name,

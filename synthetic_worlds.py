@@ -1,13 +1,12 @@
 """The worlds that synthetic pictures are drawn from: what exists in them, and the words for it.
 
 `PRETRAINING_WORLD` is for a start checkpoint, `DEMO_WORLD` for what is searched. They share no scene; of
-colours (in other shades), garments, hair, things carried and actions they share a part. `KNOWN_PLACES_WORLD`
-is between the two: the people and actions of `DEMO_WORLD` in the scenes of `PRETRAINING_WORLD`.
+colours (in other shades), garments, hair, things carried and actions they share a part.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tpas.scene_drawing import Colour
 
@@ -31,12 +30,16 @@ class Paint:
 
 @dataclass(frozen=True)
 class Scene:
-    """A place, phrases for it and for what is always seen behind; cars and weather only exist outdoors."""
+    """A place, phrases for it and for what is always seen behind; cars and weather only exist outdoors.
+
+    In a `made_up` one only the ground is always the same.
+    """
 
     name: str
     places: tuple[str, ...]
     backgrounds: tuple[str, ...]
     outdoors: bool = True
+    made_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,6 +241,21 @@ _PRETRAINING_SCENES = (
         "desert",
         ("in a desert", "on the dry ground of a desert", "among sand dunes"),
         ("dunes and cactus plants", "several cactus plants", "orange dunes"),
+    ),
+    *(
+        Scene(
+            name,
+            places,
+            ("shapes of many colors", "things of several kinds", "a setting of many shapes"),
+            made_up=True,
+        )
+        for name, places in (
+            ("planks", ("on wooden planks", "on a floor of planks", "somewhere on planks")),
+            ("tiles", ("on a tiled floor", "on tiles", "somewhere on floor tiles")),
+            ("stripes", ("on striped ground", "on ground with stripes", "somewhere on a striped floor")),
+            ("stones", ("on ground with small stones", "among pebbles", "somewhere on stony ground")),
+            ("bare ground", ("on bare ground", "on an empty floor", "somewhere in an empty place")),
+        )
     ),
 )
 
@@ -489,21 +507,22 @@ PRETRAINING_WORLD = World(
         gray=(140, 142, 148),
         orange=(240, 130, 36),
         brown=(122, 78, 46),
+        purple=(140, 70, 190),
     ),
-    uppers=_pick(_UPPERS, "t-shirt", "shirt", "jacket", "sweater", "coat", "dress"),
-    lowers=_pick(_LOWERS, "trousers", "shorts", "skirt"),
-    patterns=_pick(_PATTERNS, "plain", "striped", "checked"),
+    uppers=_pick(_UPPERS, "t-shirt", "shirt", "jacket", "sweater", "coat", "dress", "hoodie"),
+    lowers=_pick(_LOWERS, "trousers", "shorts", "skirt", "jeans"),
+    patterns=_pick(_PATTERNS, "plain", "striped", "checked", "dotted"),
     hair_colours=_paints(
         black=(30, 26, 26), brown=(104, 66, 36), blond=(232, 200, 112), gray=(176, 176, 178)
     ),
-    men_hair=_pick(_HAIR, "short", "bald"),
-    women_hair=_pick(_HAIR, "short", "long", "bun"),
-    headwear=_pick(_HEADWEAR, "cap", "beanie"),
+    men_hair=_pick(_HAIR, "short", "bald", "afro"),
+    women_hair=_pick(_HAIR, "short", "long", "bun", "ponytail"),
+    headwear=_pick(_HEADWEAR, "cap", "beanie", "helmet"),
     carried=_pick(_CARRIED, "backpack", "handbag"),
     scenes=_PRETRAINING_SCENES,
     actions=_actions(
-        ("talking on the phone", "cycling", "climbing a ladder", "dancing"),
-        ("being pushed by someone", "crawling on the ground"),
+        ("talking on the phone", "cycling", "climbing a ladder", "dancing", "playing football", "stretching"),
+        ("being pushed by someone", "crawling on the ground", "tumbling upside down"),
     ),
 )
 DEMO_WORLD = World(
@@ -520,9 +539,8 @@ DEMO_WORLD = World(
         purple=(118, 58, 160),
         pink=(244, 140, 186),
         turquoise=(50, 190, 190),
-        beige=(214, 192, 154),
     ),
-    uppers=_pick(_UPPERS, "t-shirt", "jacket", "dress", "hoodie", "tank top", "vest", "raincoat"),
+    uppers=_pick(_UPPERS, "t-shirt", "jacket", "dress", "hoodie", "vest", "raincoat"),
     lowers=_pick(_LOWERS, "shorts", "skirt", "jeans", "leggings", "joggers"),
     patterns=_pick(_PATTERNS, "plain", "striped", "checked", "dotted"),
     hair_colours=_paints(
@@ -548,6 +566,3 @@ DEMO_WORLD = World(
         ),
     ),
 )
-
-# The demo's people and actions, in the places of the pre-training world.
-KNOWN_PLACES_WORLD = replace(DEMO_WORLD, name="known-places", scenes=PRETRAINING_WORLD.scenes)

@@ -14,12 +14,13 @@ import math
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
@@ -35,7 +36,7 @@ from tpas.augmentation import Augmentation
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluate_retrieval import EvaluationResult, evaluate, format_table, open_picture, write_json
 from tpas.modeling_tpas import TPASModel
-from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split
+from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split, source_videos
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import check_fusion_weight, resolve_shortlist
 
@@ -75,6 +76,9 @@ class FineTuningArguments:
     num_train_epochs: int = flag(10, "passes over the pairs (paper: 10)")
     max_train_steps: int | None = flag(None, "number of steps, in place of the epochs")
     batch_size: int = flag(16, "pairs of each process in a step (paper: 16)")
+    source_group_size: int = flag(
+        1, "pairs of one source video that share a batch, as each other's hard negatives; 1: by chance"
+    )
     gradient_accumulation_steps: int = flag(1, "batches to a step; each has its own negatives")
     learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)")
     new_parameter_multiplier: float = flag(
@@ -114,6 +118,7 @@ class FineTuningArguments:
             "max_train_steps",
             "gradient_accumulation_steps",
             "max_validation_pairs",
+            "source_group_size",
         )
         for name in (*counts, "evaluation_batch_size", "log_every"):
             value = getattr(self, name)
@@ -175,6 +180,34 @@ class TrainingPairs(torch.utils.data.Dataset):
                 "unreadable": unreadable,
             }
         raise ValueError(f"none of the {len(self)} training pictures can be read: {unreadable[0]}")
+
+
+class SourceGroupedSampler(torch.utils.data.Sampler[int]):
+    """All rows once, in an order drawn anew for each pass, where `group_size` rows of a video stay together.
+
+    A video's rows are dealt out to such groups anew each time; the last one may be smaller.
+
+    Args:
+        videos: (N,) what `pab.source_videos` returns.
+    """
+
+    def __init__(self, videos: np.ndarray, group_size: int, generator: torch.Generator):
+        self.videos = videos
+        self.group_size = group_size
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __iter__(self) -> Iterator[int]:
+        shuffled = torch.randperm(len(self.videos), generator=self.generator).numpy()
+        rows = shuffled[np.argsort(self.videos[shuffled], kind="stable")]  # video by video
+        opens_video = np.append(True, np.diff(self.videos[rows]) != 0)
+        position = np.arange(len(rows))
+        in_video = position - np.maximum.accumulate(np.where(opens_video, position, 0))
+        group = np.cumsum(in_video % self.group_size == 0) - 1
+        place = torch.randperm(int(group[-1]) + 1, generator=self.generator).numpy()
+        yield from rows[np.argsort(place[group], kind="stable")].tolist()
 
 
 def place_of(pair: dict[str, Any]) -> str:
@@ -377,16 +410,21 @@ def train(arguments: FineTuningArguments) -> None:
         seed=arguments.seed,
         skip_bad_images=skip_bad_images,
     )
+    # A generator of its own, so that the order does not depend on what else draws random numbers.
+    generator = torch.Generator().manual_seed(arguments.seed)
+    sampler = None
+    if arguments.source_group_size > 1:
+        sampler = SourceGroupedSampler(source_videos(dataset), arguments.source_group_size, generator)
     loader = accelerator.prepare(
         DataLoader(
             pairs,
             batch_size=arguments.batch_size,
-            shuffle=True,
+            sampler=sampler,
+            shuffle=sampler is None,
             drop_last=True,
             num_workers=arguments.num_workers,
             collate_fn=PairCollator(processor),
-            # A generator of its own, so that the order does not depend on what else draws random numbers.
-            generator=torch.Generator().manual_seed(arguments.seed),
+            generator=generator,
         )
     )
     steps_per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)

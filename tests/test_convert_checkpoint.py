@@ -4,6 +4,9 @@ import argparse
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.interpolate import make_interp_spline
-from transformers import BertTokenizer
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from tpas.convert_checkpoint import (
     build_config,
     convert_checkpoint,
     convert_state_dict,
-    interpolate_table,
-    interpolation_matrix,
     main,
     read_checkpoint,
 )
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.relative_position import interpolate_table, interpolation_matrix
 
 REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"
 CONFIGURATIONS = {"vision_config": REFERENCE / "swin.json", "text_config": REFERENCE / "bert.json"}
@@ -43,6 +45,14 @@ def write_checkpoint(path: Path, weights: dict[str, torch.Tensor], **options) ->
     config = json.loads((REFERENCE / "checkpoint_config.json").read_text())
     torch.save({"model": weights, "config": config}, path, **options)
     return path
+
+
+@pytest.fixture(scope="module")
+def upstream_pretraining() -> dict[str, torch.Tensor]:
+    """Upstream's state dict of the reference pre-training model, as released ones look."""
+    parts = sorted(REFERENCE.glob("pretraining_checkpoint_*.safetensors"))
+    assert len(parts) == 2
+    return {name: tensor for part in parts for name, tensor in load_file(part).items()}
 
 
 @pytest.fixture
@@ -136,6 +146,210 @@ def test_a_bare_state_dict_and_the_format_before_torch_1_6_are_read(weights, tmp
         read = read_checkpoint(path)
         assert read.keys() == weights.keys()
         assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
+
+
+# All three cases of the reference, as a user without this package loads them
+
+FRESH_PROCESS = """
+import json, sys
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tpas":
+            raise ModuleNotFoundError(f"{name} is blocked here")
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+for directory, inputs, outputs in json.loads(sys.argv[1]):
+    reference = load_file(inputs)
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True).eval()
+    with torch.no_grad():
+        image = model.get_image_features(reference["image"])
+        text = model.get_text_features(reference["text_ids"], reference["text_atts"])
+        texts, images = len(reference["text_ids"]), len(reference["image"])
+        t, i = torch.arange(texts).repeat_interleave(images), torch.arange(images).repeat(texts)
+        pairs = (text.last_hidden_state[t], reference["text_atts"][t], image.last_hidden_state[i])
+        cross, _ = model.cross_modal_encoder(*pairs)
+        logits = model.match(pairs[2], pairs[0], pairs[1])
+    save_file(
+        {
+            "image_embeds": image.last_hidden_state,
+            "image_feat": image.pooler_output,
+            "text_embeds": text.last_hidden_state,
+            "text_feat": text.pooler_output,
+            "cross_cls_t2i": cross[:, 0].unflatten(0, (texts, images)).contiguous(),
+            "cross_hidden_text1": cross.unflatten(0, (texts, images))[1].contiguous(),
+            "itm_logits_t2i": logits.unflatten(0, (texts, images)),
+        },
+        outputs,
+    )
+assert not any(name.partition(".")[0] == "tpas" for name in sys.modules)
+"""
+
+
+def test_all_cases_equal_upstream_where_tpas_is_not_installed(weights, upstream_pretraining, tmp_path):
+    fine_tuned = write_checkpoint(tmp_path / "checkpoint_9.pth", weights)
+    torch.save({"model": upstream_pretraining}, tmp_path / "4m_base.th")
+    pretrained, text = tmp_path / "4m_base.th", REFERENCE / "bert.json"
+    own, retrieval = REFERENCE / "swin_pretraining.json", REFERENCE / "swin.json"
+    jobs = []
+    for case, checkpoint, vision, interpolated in (
+        ("retrieval", fine_tuned, retrieval, 0),
+        ("pretraining", pretrained, own, 0),
+        ("pretraining_resized", pretrained, retrieval, 7),
+    ):
+        conversion = convert_checkpoint(checkpoint, tmp_path / case, vision, text, tokenizer=None)
+        assert len(conversion.interpolated) == interpolated
+        inputs, outputs = REFERENCE / f"{case}_io.safetensors", tmp_path / f"{case}.safetensors"
+        jobs.append([str(tmp_path / case), str(inputs), str(outputs)])
+    process = subprocess.run(
+        [sys.executable, "-c", FRESH_PROCESS, json.dumps(jobs)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    for _, inputs, outputs in jobs:
+        expected, actual = load_file(inputs), load_file(outputs)
+        read = expected["text_atts"].bool()  # upstream's states of padding mean nothing
+        assert len(actual) == 7
+        for name, tensor in actual.items():
+            wanted = expected[name]
+            if name == "text_embeds":
+                tensor, wanted = tensor[read], wanted[read]
+            elif name == "cross_hidden_text1":
+                tensor, wanted = tensor[:, read[1]], wanted[:, read[1]]
+            torch.testing.assert_close(tensor, wanted, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+# Other kinds of checkpoints
+
+
+@pytest.fixture
+def cmp_weights(upstream_pretraining) -> dict[str, torch.Tensor]:
+    """As CMP saves it: pose blocks, and BatchNorm and Linear over three pooled parts for each projection."""
+    kept = {
+        name: tensor
+        for name, tensor in upstream_pretraining.items()
+        if not name.startswith(("vision_proj", "text_proj", "bbox_head"))
+    }
+    for modality, width in (("vision", 3 * 128), ("text", 4 * 64)):
+        projection = torch.nn.Sequential(
+            torch.nn.BatchNorm1d(width), torch.nn.Dropout(), torch.nn.Linear(width, 32)
+        )
+        kept |= {f"{modality}_proj.{name}": tensor for name, tensor in projection.state_dict().items()}
+    pose = {"pose_block.attn.proj.weight": torch.zeros(8, 8), "pose_conv.expand.0.bias": torch.zeros(8)}
+    return kept | pose
+
+
+CMP_FLAGS = [
+    word
+    for name, path in (("vision_config", "swin_pretraining.json"), ("text_config", "bert.json"))
+    for word in (f"--{name}", str(REFERENCE / path))
+]
+
+
+def test_a_cmp_checkpoint_is_refused_with_what_this_model_has_not(cmp_weights, tmp_path):
+    torch.save({"model": cmp_weights}, tmp_path / "cmp.pth")
+    with pytest.raises(SystemExit, match="a CMP checkpoint has parts that this model has not") as refusal:
+        main([str(tmp_path / "cmp.pth"), str(tmp_path / "model"), *CMP_FLAGS, "--tokenizer", "none"])
+    message = str(refusal.value)
+    for name in ("pose_block.attn.proj.weight", "pose_conv.expand.0.bias", "vision_proj.0.running_mean"):
+        assert f"\n  {name}\n" in message
+    assert "--drop_cmp_parts" in message
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_rest_of_a_cmp_checkpoint_is_converted_where_asked_for(
+    cmp_weights, upstream_pretraining, tmp_path, capsys
+):
+    torch.save({"model": cmp_weights}, tmp_path / "cmp.pth")
+    options = [*CMP_FLAGS, "--tokenizer", "none", "--drop_cmp_parts"]
+    main([str(tmp_path / "cmp.pth"), str(tmp_path / "model"), *options])
+    printed = capsys.readouterr().out
+    assert "CMP checkpoint" in printed
+    assert "left out, CMP's pose blocks: 2 (" in printed
+    assert re.search(r"left out, CMP's projections of pooled parts: 14 \(", printed)
+    assert "drawn at random: 4\n  vision_proj.weight\n  vision_proj.bias\n  text_proj.weight" in printed
+    ours = TPASModel.from_pretrained(tmp_path / "model").state_dict()
+    model = TPASModel(build_config({}, REFERENCE / "swin_pretraining.json", REFERENCE / "bert.json"))
+    whole = convert_state_dict(
+        upstream_pretraining, TPASModel(build_config(upstream_pretraining, *CMP_CONFIG))
+    )
+    projections = {name for name in ours if "projection." in name and "patch_embeddings" not in name}
+    assert len(projections) == 4
+    assert all(
+        torch.equal(ours[name], tensor)
+        for name, tensor in whole.state_dict.items()
+        if name not in projections
+    )
+    assert model.config.projection_dim == 256 == len(ours["image_projection.weight"])
+
+
+CMP_CONFIG = (REFERENCE / "swin_pretraining.json", REFERENCE / "bert.json")
+
+
+def test_a_fine_tuned_checkpoint_may_not_lack_what_a_joined_start_may(weights, tmp_path):
+    broken = {name: tensor for name, tensor in weights.items() if not name.startswith("itm_head")}
+    with pytest.raises(ValueError, match=r"missing \(6\):\n  itm_head"):
+        convert_checkpoint(
+            write_checkpoint(tmp_path / "x.pth", broken), tmp_path / "model", **CONFIGURATIONS, tokenizer=None
+        )
+
+
+def test_swin_and_bert_are_joined_into_a_start(weights, tmp_path, capsys):
+    swin = {
+        name.removeprefix("vision_encoder."): tensor
+        for name, tensor in weights.items()
+        if name.startswith("vision_encoder.")
+    }
+    torch.save({"model": swin | {"head.weight": torch.zeros(10, 128)}}, tmp_path / "swin.pth")
+    settings = json.loads((REFERENCE / "bert.json").read_text())
+    text_model = BertModel(BertConfig(**settings), add_pooling_layer=True)
+    text_model.save_pretrained(tmp_path / "bert")
+    for output in ("start", "again"):
+        main(
+            ["--swin", str(tmp_path / "swin.pth"), "--bert", str(tmp_path / "bert"), str(tmp_path / output)]
+            + [*FLAGS, "--tokenizer", "none"]
+        )
+    printed = capsys.readouterr().out
+    assert "Swin and BERT checkpoint" in printed
+    assert "left out, the ImageNet classifier: 1 (vision_encoder.head.weight)" in printed
+    assert "  text_encoder.encoder.layer.2.crossattention.self.query.weight\n" in printed
+    ours = TPASModel.from_pretrained(tmp_path / "start").state_dict()
+    theirs = text_model.state_dict()
+    for name, source in (
+        ("text_model.encoder.layer.1.output.dense.weight", "encoder.layer.1.output.dense.weight"),
+        (
+            "cross_modal_encoder.layers.0.self_attention.query.weight",
+            "encoder.layer.2.attention.self.query.weight",
+        ),
+        ("cross_modal_encoder.layers.1.output.bias", "encoder.layer.3.output.dense.bias"),
+    ):
+        assert torch.equal(ours[name], theirs[source])
+    assert torch.equal(ours["vision_model.layernorm.weight"], swin["norm.weight"])
+    assert ours["temperature.value"].item() == pytest.approx(0.07)
+    new = ours["cross_modal_encoder.layers.0.cross_attention.query.weight"]
+    assert 0.015 < new.std() < 0.025
+    again = TPASModel.from_pretrained(tmp_path / "again").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in ours.items())
+
+
+@pytest.mark.parametrize(
+    "sources", [[], ["--swin", "s.pth"], ["--bert", "b"], ["c.pth", "--swin", "s.pth", "--bert", "b"]]
+)
+def test_a_checkpoint_or_swin_with_bert_but_not_both(sources, tmp_path):
+    with pytest.raises(SystemExit, match="either a checkpoint, or --swin and --bert together"):
+        main([*sources, str(tmp_path / "model")])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_weights_are_written_in_the_type_asked_for(checkpoint, tmp_path, dtype):
+    main([str(checkpoint), str(tmp_path / "model"), *FLAGS, "--tokenizer", "none", "--dtype", dtype])
+    written = load_file(tmp_path / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {getattr(torch, dtype)}
+    assert TPASModel.from_pretrained(tmp_path / "model").dtype == getattr(torch, dtype)
 
 
 # Relative position tables
@@ -319,6 +533,51 @@ def test_a_tokenizer_with_more_words_than_the_model_is_refused(checkpoint, tmp_p
     assert not (tmp_path / "model").exists()
 
 
+# The real size
+
+FULL_SIZE = """
+import resource, sys
+from pathlib import Path
+import torch
+from tpas.configuration_tpas import TPASConfig
+from tpas.convert_checkpoint import convert_checkpoint, upstream_name
+from tpas.modeling_tpas import TPASModel
+
+folder = Path(sys.argv[1])
+if sys.argv[2] == "make":
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in TPASModel(TPASConfig()).state_dict().items()}
+    weights = {}
+    for name, shape in shapes.items():
+        source = upstream_name(name, 6)
+        fused = (3 * shape[0], *shape[1:]) if ".attn.qkv." in source else shape
+        if source not in weights:
+            weights[source] = torch.empty(fused).uniform_(-0.05, 0.05) if fused else torch.tensor(0.07)
+    torch.save({"model": weights}, folder / "checkpoint.pth")
+else:
+    torch.set_num_threads(2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    convert_checkpoint(folder / "checkpoint.pth", folder / "model", tokenizer=None)
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+
+
+def test_the_real_size_converts_in_3_gigabytes_above_the_checkpoint(tmp_path):
+    output = ""
+    for step in ("make", "convert"):
+        process = subprocess.run(
+            [sys.executable, "-c", FULL_SIZE, str(tmp_path), step], capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stderr
+        output = process.stdout
+    size = (tmp_path / "checkpoint.pth").stat().st_size
+    assert size > 850_000_000
+    assert (tmp_path / "model" / "model.safetensors").stat().st_size > 850_000_000
+    assert int(output) < 3_000_000_000 + size
+    shutil.rmtree(tmp_path / "model")  # pytest keeps the folders of the last runs
+    (tmp_path / "checkpoint.pth").unlink()
+
+
 # The output directory
 
 
@@ -332,6 +591,7 @@ def test_without_a_tokenizer_there_is_no_processor(checkpoint, tmp_path):
         "model.safetensors",
         "modeling_tpas.py",
         "objectives.py",
+        "relative_position.py",
     ]
 
 
@@ -357,8 +617,8 @@ def test_a_failure_while_writing_leaves_nothing(checkpoint, tmp_path, monkeypatc
 def test_a_model_that_comes_back_different_is_not_delivered(checkpoint, tmp_path, monkeypatch):
     load = TPASModel.from_pretrained
 
-    def load_wrongly(directory):
-        model = load(directory)
+    def load_wrongly(directory, **options):
+        model = load(directory, **options)
         torch.nn.init.zeros_(model.matching_head.classifier.weight)
         return model
 

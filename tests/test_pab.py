@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from tpas import pab
-from tpas.pab import image_path, load_pab, retrieval_split
+from tpas.pab import image_path, load_pab, retrieval_split, source_videos
 
 # The two rows that PAB's own documentation shows (captions shortened).
 PERFORMING = {
@@ -511,6 +511,20 @@ def test_without_source_ids_images_are_held_out_by_their_own_ids(
     assert len(held) == 10
     assert not set(train["image_id"]) & set(held["image_id"])
     assert len(train) + len(held) == 100
+
+
+def test_source_videos_number_the_rows_of_one_video_alike(root: Path, load) -> None:
+    records = [pair(0, "7"), pair(1, "8"), pair(2, "7"), pair(3, "8"), pair(3, "8")]
+    records[0]["source_id"], records[2]["source_id"] = "7_1", "7_12"
+    for record in records[3:]:
+        del record["source_id"]
+    write_train(root, *records)
+    numbers = source_videos(load()).tolist()
+    assert numbers[0] == numbers[2]
+    assert numbers[3] == numbers[4]
+    assert len(set(numbers)) == 3
+    chosen = load().select([2, 1, 0])
+    assert source_videos(chosen)[0] == source_videos(chosen)[2] != source_videos(chosen)[1]
 
 
 # Images

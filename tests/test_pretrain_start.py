@@ -49,7 +49,8 @@ def test_a_short_run_writes_a_model_its_processor_and_its_log(tmp_path):
 
 
 def test_batches_are_of_whole_families_and_use_each_row_once_a_pass():
-    batches = list(itertools.islice(batches_of_families(40, 8, np.random.default_rng(0)), 5))
+    families = np.arange(40).reshape(-1, 4)
+    batches = list(itertools.islice(batches_of_families(families, 8, np.random.default_rng(0)), 5))
     for batch in batches:
         assert (batch.reshape(2, 4) == batch.reshape(2, 4)[:, :1] + np.arange(4)).all()
         assert (batch.reshape(2, 4)[:, 0] % 4 == 0).all()
@@ -58,10 +59,19 @@ def test_batches_are_of_whole_families_and_use_each_row_once_a_pass():
 
 def test_drawn_pairs_are_what_the_processor_makes_of_the_pictures():
     processor = start_processor()
-    pairs = DrawnPairs(processor, range(3, 5), seed=7, show_progress=False)
-    examples = [example for index in (3, 4) for example in draw_source(PRETRAINING_WORLD, 7, index)]
+    pairs = DrawnPairs(processor, range(2, 6), seed=7, longest_caption=24, show_progress=False)
+    examples = [
+        example
+        for index in range(2, 6)
+        for example in draw_source(PRETRAINING_WORLD, 7, index, longest_caption=24)
+    ]
+    made_up = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
+    assert pairs.families.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert pairs.made_up.tolist() == [
+        any(example.scene in made_up for example in examples[start : start + 4]) for start in (0, 4)
+    ]
     expected = processor(images=[e.image for e in examples], text=[e.caption for e in examples])
-    pixel_values, input_ids, attention_mask = pairs.batch(np.arange(4))
+    pixel_values, input_ids, attention_mask = pairs.batch(np.arange(8))
     torch.testing.assert_close(pixel_values, expected.pixel_values, atol=1e-6, rtol=0)
     assert torch.equal(input_ids, expected.input_ids)
     assert torch.equal(attention_mask, expected.attention_mask)
@@ -71,9 +81,9 @@ def test_masked_words_are_hidden_from_the_model_and_predicted_from_the_image():
     torch.manual_seed(0)
     processor = start_processor()
     model = TPASModel(start_config(len(processor.tokenizer)))
-    objective = PretrainingObjective(
-        model, MaskedLanguageModelling(128, processor.tokenizer.mask_token_id, 1.0)
-    )
+    every_word = list(range(5, len(processor.tokenizer)))
+    modelling = MaskedLanguageModelling(128, processor.tokenizer.mask_token_id, every_word, 1.0)
+    objective = PretrainingObjective(model, modelling, unknown_share=0.0)
     inputs = DrawnPairs(processor, range(2), seed=0, show_progress=False).batch(np.arange(4))
     pixel_values, input_ids, attention_mask = inputs
 
@@ -88,6 +98,37 @@ def test_masked_words_are_hidden_from_the_model_and_predicted_from_the_image():
     assert (seen[-1][words] == processor.tokenizer.mask_token_id).all()
     assert (seen[-1][~words] == input_ids[~words]).all()
     assert model.vision_model.embeddings.patch_embeddings.projection.weight.grad.abs().sum() > 0
+
+
+def test_only_words_that_tell_something_are_masked():
+    processor = start_processor()
+    vocabulary = processor.tokenizer.get_vocab()
+    model = TPASModel(start_config(len(vocabulary)))
+    maskable = [vocabulary["red"], vocabulary["lying"]]
+    modelling = MaskedLanguageModelling(128, vocabulary["[MASK]"], maskable, 1.0)
+    ids = processor(text=["a man in a red coat is lying there"]).input_ids
+    seen = []
+    model.text_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    modelling(model, torch.zeros(1, 37, 160), ids, torch.ones_like(ids))
+    words = processor.tokenizer.convert_ids_to_tokens(seen[0][0])
+    assert " ".join(words) == "[CLS] a man in a [MASK] coat is [MASK] there [SEP]"
+
+
+def test_gaps_are_left_in_about_half_of_the_captions():
+    processor = start_processor()
+    vocabulary = processor.tokenizer.get_vocab()
+    model = TPASModel(start_config(len(vocabulary)))
+    modelling = MaskedLanguageModelling(128, vocabulary["[MASK]"], [5], 0.4)
+    objective = PretrainingObjective(model, modelling, unknown_share=0.2)
+    ids = torch.randint(5, len(vocabulary), (400, 40))
+    ids[:, 30:] = 0
+    with_gaps = objective.with_gaps(ids)
+    gaps = with_gaps != ids
+    assert (with_gaps[gaps] == vocabulary["[MASK]"]).all()
+    assert not gaps[:, 30:].any()
+    share = gaps[:, :30].float().mean(dim=1)
+    assert 0.4 < (share > 0).float().mean() < 0.6
+    assert 0.035 < share.mean() < 0.065
 
 
 def test_the_shipped_start_is_small_and_reads_every_word_of_the_demo():

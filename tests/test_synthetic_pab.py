@@ -21,6 +21,7 @@ from tpas.synthetic_pab import (
     draw_examples,
     draw_pab,
     draw_source,
+    telling_words,
 )
 
 SIZE = 40
@@ -190,7 +191,7 @@ def test_worlds_share_no_scene_and_a_core_of_actions():
     assert len(set(actions[0]) & set(actions[1])) >= 10
     assert len(set(actions[1]) - set(actions[0])) >= 5
     shared = set(colours[0]) & set(colours[1])
-    assert len(shared) == 8
+    assert len(shared) == 9
     assert all(colours[0][name].rgb != colours[1][name].rgb for name in shared)
 
 
@@ -254,6 +255,27 @@ def test_captions_have_20_to_60_words_of_the_vocabulary(world):
     assert 28 <= np.mean(lengths) <= 38
     # Pictures are mirrored in training, so no sentence may tell the sides apart.
     assert not vocabulary & {"left", "right"}
+
+
+def test_a_shorter_caption_says_less_and_the_rest_alike():
+    shortened = 0
+    for index in range(60):
+        long, short = (
+            draw_source(PRETRAINING_WORLD, 4, index, SIZE, **limit)[1]
+            for limit in ({}, {"longest_caption": 24})
+        )
+        assert long.caption.startswith(short.caption)
+        assert len(short.caption.split()) <= 24 or short.caption.count(". ") <= 1  # an opening at least
+        shortened += long.caption != short.caption
+        assert np.array_equal(np.asarray(long.image), np.asarray(short.image))
+    assert shortened > 20
+
+
+def test_telling_words_name_what_is_seen():
+    words = set(telling_words(DEMO_WORLD))
+    assert {"blue", "gray", "hoodie", "guitar", "beach", "kicked", "mohawk", "balloon"} <= words
+    assert not words & {"the", "image", "wearing", "he", "she", "man", "woman", "shows", "a", "is"}
+    assert words < set(captions_vocabulary(DEMO_WORLD))
 
 
 def test_the_vocabulary_is_small_sorted_and_free_of_doubles():

@@ -3,6 +3,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import debug_launcher
@@ -19,6 +20,7 @@ from tpas.synthetic_pab import draw_pab
 from tpas.train_accelerate import (
     FineTuningArguments,
     PairCollator,
+    SourceGroupedSampler,
     TrainingPairs,
     build_optimizer,
     image_number,
@@ -391,3 +393,62 @@ def test_impossible_runs_are_refused_before_anything_is_written(
     with pytest.raises(ValueError, match=message):
         main(flags(drawn_root, start, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
+
+
+# --- batches of hard pairs --------------------------------------------------------------------------------
+
+
+def grouped_order(videos, group_size, seed=0):
+    sampler = SourceGroupedSampler(np.array(videos), group_size, torch.Generator().manual_seed(seed))
+    assert len(sampler) == len(videos)
+    return sampler
+
+
+def test_grouped_rows_follow_each_other_and_each_row_comes_once():
+    videos = np.repeat(np.arange(20), 4)[np.random.default_rng(0).permutation(80)]
+    sampler = grouped_order(videos, 2)
+    passes = [list(sampler), list(sampler)]
+    for order in passes:
+        assert sorted(order) == list(range(80))
+        groups = videos[order].reshape(-1, 2)
+        assert (groups[:, 0] == groups[:, 1]).all()
+        assert len({tuple(group) for group in np.sort(np.reshape(order, (-1, 2)))}) == 40
+        # A video's two groups are dealt apart, not laid side by side.
+        assert (groups[:-1, 0] == groups[1:, 0]).sum() < 10
+    assert passes[0] != passes[1]
+    assert list(grouped_order(videos, 2)) == passes[0] != list(grouped_order(videos, 2, seed=1))
+
+
+def test_a_video_smaller_than_the_group_loses_nothing():
+    order = list(grouped_order([5, 3, 5, 5, 9], 2))
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    of_five = [order.index(row) for row in (0, 2, 3)]
+    assert 1 in np.diff(sorted(of_five))
+
+
+def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(
+    drawn_root, start, tmp_path, monkeypatch
+):
+    seen = []
+    collate = PairCollator.__call__
+
+    def spy(self, items):
+        seen.append([item["image_id"] for item in items])
+        return collate(self, items)
+
+    monkeypatch.setattr(PairCollator, "__call__", spy)
+    main(
+        flags(
+            drawn_root,
+            start,
+            tmp_path / "run",
+            source_group_size=2,
+            batch_size=4,
+            evaluate_every=0,
+            num_train_epochs=1,
+        )
+    )
+    rows = load_pab(drawn_root, "train", **CUT)
+    source = {row["image_id"]: row["source_id"].split("_")[0] for row in rows}
+    assert len(seen) == len(rows) // 4
+    assert all(len({source[image_id] for image_id in batch}) == 2 for batch in seen)

@@ -1,0 +1,31 @@
+"""`tpas <command>`: every command of the repository under one name."""
+
+import sys
+from importlib import import_module
+
+COMMANDS = {
+    "demo": ("demo", "draw a small PAB, fine-tune on it, evaluate, and write a page"),
+    "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
+    "train": ("train_accelerate", "fine-tune on PAB, in one process; `accelerate launch` takes several"),
+    "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
+    "draw": ("synthetic_pab", "draw a small PAB"),
+    "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
+}
+USAGE = "usage: tpas COMMAND ...\n\ncommands (tpas COMMAND --help tells more):\n" + "\n".join(
+    f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    name, *rest = [*(sys.argv[1:] if argv is None else argv), ""][:-1] or ["--help"]
+    if name in ("-h", "--help"):
+        print(USAGE)
+        return
+    if name not in COMMANDS:
+        raise SystemExit(f"tpas: no command {name!r}\n\n{USAGE}")
+    module = import_module(f"tpas.{COMMANDS[name][0]}")
+    sys.exit(module.main(rest))
+
+
+if __name__ == "__main__":
+    main()
