@@ -4,7 +4,8 @@
 
 The output directory receives `best/` (highest Recall@1 on the validation split, before SCA) and `last/`, each
 a model with its processor; `training_log.jsonl`, a JSON object for each logged step and each evaluation;
-`training_arguments.json`; and the tracker's files.
+`training_arguments.json`; the tracker's files; and `checkpoints/`, from which a run that was stopped goes on
+with `--resume_from_checkpoint last` as if it had not been. SIGTERM writes a checkpoint and ends the run.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ import math
 import os
 import random
 import shutil
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -33,6 +35,7 @@ from transformers import HfArgumentParser, get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_parameter_names
 
 from tpas.augmentation import Augmentation
+from tpas.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluate_retrieval import EvaluationResult, evaluate, format_table, open_picture, write_json
 from tpas.modeling_tpas import TPASModel
@@ -43,7 +46,18 @@ from tpas.search import check_fusion_weight, resolve_shortlist
 logger = logging.getLogger(__name__)
 
 LOSSES = ("loss", "contrastive_loss", "matching_loss")
-RUN_FILES = ("training_arguments.json", "training_log.jsonl", "best", "last", "tensorboard")
+RUN_FILES = ("training_arguments.json", "training_log.jsonl", "best", "last", "tensorboard", "checkpoints")
+# What may change when a run goes on: nothing of it reaches the weights.
+FREE_TO_CHANGE = {
+    "output_dir",
+    "num_workers",
+    "report_to",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "checkpoint_every",
+    "checkpoints_kept",
+}
+ENDED_BY_SIGTERM = 143
 
 
 def flag(default: Any, help: str, **settings: Any) -> Any:  # noqa: A002 - argparse's own name
@@ -102,6 +116,11 @@ class FineTuningArguments:
     log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
     report_to: str = flag("tensorboard", "tracker of losses and metrics", choices=["tensorboard", "none"])
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
+    resume_from_checkpoint: str | None = flag(
+        None, "checkpoint to go on from; 'last': output_dir's newest, or the beginning if it has none"
+    )
+    checkpoint_every: int = flag(0, "steps from one checkpoint to the next; 0: one at the end of each epoch")
+    checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
     def __post_init__(self):
         if (self.model_name_or_path is None) == (self.config_name is None):
@@ -119,12 +138,15 @@ class FineTuningArguments:
             "gradient_accumulation_steps",
             "max_validation_pairs",
             "source_group_size",
+            "checkpoints_kept",
         )
         for name in (*counts, "evaluation_batch_size", "log_every"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         check_fusion_weight(self.fusion_weight)
+        if self.resume_from_checkpoint and self.overwrite_output_dir:
+            raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
         if self.validation_fraction == 0 and self.evaluate_every > 0:
             raise ValueError("--validation_fraction 0 leaves nothing to evaluate: add --evaluate_every 0")
 
@@ -154,7 +176,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         self.skip_bad_images = skip_bad_images
         self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int) -> None:  # accelerate would call a `set_epoch` with numbers of its own
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -307,9 +329,21 @@ def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
     if earlier and not overwrite:
         raise FileExistsError(
             f"{output_dir} holds a run already ({', '.join(path.name for path in earlier)}): choose another "
-            "--output_dir, or delete that run with --overwrite_output_dir"
+            "--output_dir, go on with that run by --resume_from_checkpoint last, or delete it with "
+            "--overwrite_output_dir"
         )
     return earlier
+
+
+def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if `training_arguments.json` is of a run with other settings than these."""
+    before, now = json.loads(arguments_file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{arguments_file.parent} holds another run without a checkpoint, with other settings "
+            f"({', '.join(changed)}): choose another --output_dir"
+        )
 
 
 def save_model(model: TPASModel, processor: TPASProcessor, directory: Path) -> None:
@@ -324,6 +358,41 @@ def save_model(model: TPASModel, processor: TPASProcessor, directory: Path) -> N
         os.replace(directory, replaced)
     os.replace(partial, directory)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover_models(output_dir: Path) -> None:
+    """Puts back what `save_model` was replacing when the run was killed."""
+    for name in ("best", "last"):
+        replaced = output_dir / f".{name}.replaced"
+        if replaced.exists() and not (output_dir / name).exists():
+            os.replace(replaced, output_dir / name)
+        for left in (replaced, output_dir / f".{name}.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+class StopSignal:
+    """Notes a SIGTERM, so that the run can end after the step it is in."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.noted = False
+
+    def __enter__(self) -> "StopSignal":
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.noted = True
+
+    def came(self) -> bool:
+        """Whether any process was told to stop; every process must ask."""
+        if self.accelerator.num_processes == 1:
+            return self.noted
+        noted = torch.tensor(float(self.noted), device=self.accelerator.device)
+        return self.accelerator.reduce(noted).item() > 0
 
 
 class TrainingLog:
@@ -369,6 +438,21 @@ class LossMeans:
         self.batches.clear()
         return dict(zip(LOSSES, means.tolist(), strict=True))
 
+    def check_finite(self, step: int) -> None:
+        """Raises FloatingPointError, in every process, if a loss since the last `take` was not finite."""
+        finite = torch.stack(self.batches).isfinite().all().float() if self.batches else torch.ones(())
+        if self.accelerator.reduce(finite.to(self.accelerator.device), reduction="sum") < (
+            self.accelerator.num_processes
+        ):
+            raise FloatingPointError(
+                f"a loss is not a finite number by step {step}. Nothing was saved since: go on from the last "
+                "checkpoint with --resume_from_checkpoint last if it was an accident, or start again with a "
+                "lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
+            )
+
+    def as_lists(self) -> list[list[float]]:
+        return [losses.tolist() for losses in self.batches]
+
 
 def train(arguments: FineTuningArguments) -> None:
     """Runs the whole fine-tuning. What it writes: see the top of the file."""
@@ -384,7 +468,8 @@ def train(arguments: FineTuningArguments) -> None:
     )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
-    earlier = earlier_run(output_dir, arguments.overwrite_output_dir)
+    resuming = arguments.resume_from_checkpoint is not None
+    earlier = [] if resuming else earlier_run(output_dir, arguments.overwrite_output_dir)
     set_seed(arguments.seed, device_specific=True)
 
     # Build
@@ -446,31 +531,71 @@ def train(arguments: FineTuningArguments) -> None:
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "new_parameters": len(new_parameters),
     }
+    every_setting = asdict(arguments) | sizes
+    settings = {name: value for name, value in every_setting.items() if name not in FREE_TO_CHANGE}
+    checkpoints, log_file = output_dir / "checkpoints", output_dir / "training_log.jsonl"
+    checkpoint, progress = None, Progress()
+    if resuming:
+        found = find_checkpoints(checkpoints)
+        if arguments.resume_from_checkpoint != "last":
+            checkpoint = Path(arguments.resume_from_checkpoint)
+        elif found:
+            checkpoint = found[-1]
+        elif (output_dir / "training_arguments.json").exists():
+            refuse_another_run(output_dir / "training_arguments.json", settings)
+        if checkpoint is not None:
+            progress = read_progress(checkpoint, settings)
+            progress.restore_generator(generator)
+            accelerator.load_state(str(checkpoint))
+        where = "the beginning, there is no checkpoint" if checkpoint is None else str(checkpoint)
+        logger.info("going on from %s", where)
+    accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for path in earlier:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-        write_json(output_dir / "training_arguments.json", asdict(arguments) | sizes)
+        recover_models(output_dir)
+        write_json(output_dir / "training_arguments.json", every_setting)
+        if log_file.exists():
+            os.truncate(log_file, progress.log_bytes)  # what came after the checkpoint comes again
     if tracker:
-        settings = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
-        accelerator.init_trackers("tensorboard", config=settings)  # the name becomes the folder's
+        shown = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
+        accelerator.init_trackers("tensorboard", config=shown)  # the name becomes the folder's
     logger.info(", ".join(f"{name} {value}" for name, value in sizes.items()))
     for name in sorted(new_parameters):
         logger.info("not in the start model: %s", name)
 
     # Run
-    log = TrainingLog(output_dir / "training_log.jsonl", accelerator)
+    log = TrainingLog(log_file, accelerator)
     means = LossMeans(accelerator)
-    skipped: set[str] = set()
-    best_recall = -1.0
-    step = 0
-    progress = tqdm(
-        total=total_steps, disable=not accelerator.is_main_process, desc="fine-tuning", unit="step"
+    means.batches = [torch.tensor(losses, device=accelerator.device) for losses in progress.losses]
+    skipped = set(progress.skipped)
+
+    def save_progress() -> None:
+        means.check_finite(progress.step)
+        progress.losses, progress.skipped = means.as_lists(), sorted(skipped)
+        progress.log_bytes = log_file.stat().st_size if log_file.exists() else 0
+        path = save_checkpoint(accelerator, checkpoints, progress, settings, arguments.checkpoints_kept)
+        logger.info("checkpoint %s", path)
+
+    bar = tqdm(
+        total=total_steps,
+        initial=progress.step,
+        disable=not accelerator.is_main_process,
+        desc="fine-tuning",
+        unit="step",
     )
-    with logging_redirect_tqdm(), progress:
-        for epoch in range(math.ceil(total_steps / steps_per_epoch)):
-            pairs.set_epoch(epoch)
+    with logging_redirect_tqdm(), bar, StopSignal(accelerator) as stop:
+        while progress.step < total_steps or progress.batches:
+            epoch = progress.epoch
+            pairs.begin_epoch(epoch)
             model.train()
-            for batch in loader:
+            progress.keep_generator(generator)
+            # A run that was stopped after its last step only has the evaluation left to do.
+            complete = progress.step == total_steps
+            remaining = (
+                accelerator.skip_first_batches(loader, progress.batches) if progress.batches else loader
+            )
+            for batch in () if complete else remaining:
                 for message in set(batch.pop("unreadable")) - skipped:
                     logger.warning("skipped: %s", message)
                     skipped.add(message)
@@ -482,20 +607,31 @@ def train(arguments: FineTuningArguments) -> None:
                     optimizer.step()
                     optimizer.zero_grad()
                 means.add(output)
+                progress.batches += 1
                 if not accelerator.sync_gradients:
                     continue
                 learning_rate = scheduler.get_last_lr()[0]
                 scheduler.step()
-                step += 1
-                progress.update()
-                if step % arguments.log_every == 0 or step == total_steps:
+                progress.step += 1
+                bar.update()
+                if progress.step % arguments.log_every == 0 or progress.step == total_steps:
+                    means.check_finite(progress.step)
                     figures = means.take()
                     figures |= {"learning_rate": learning_rate, "temperature": network.temperature().item()}
-                    log.step(step, step / steps_per_epoch, figures)
-                if step == total_steps:
+                    log.step(progress.step, progress.step / steps_per_epoch, figures)
+                stopping = stop.came()
+                every = arguments.checkpoint_every
+                if stopping or (every > 0 and progress.step % every == 0):
+                    save_progress()
+                if stopping:
+                    logger.info("SIGTERM: stopped after step %d of %d", progress.step, total_steps)
+                    accelerator.end_training()
+                    raise SystemExit(ENDED_BY_SIGTERM)
+                if progress.step == total_steps:
                     break
 
-            due = step == total_steps or (epoch + 1) % max(1, arguments.evaluate_every) == 0
+            means.check_finite(progress.step)
+            due = progress.step == total_steps or (epoch + 1) % max(1, arguments.evaluate_every) == 0
             if benchmark is not None and due:
                 result = evaluate(
                     network,
@@ -507,15 +643,19 @@ def train(arguments: FineTuningArguments) -> None:
                     batch_size=arguments.evaluation_batch_size,
                     accelerator=accelerator,
                 )
-                log.evaluation(step, step / steps_per_epoch, result)
+                log.evaluation(progress.step, progress.step / steps_per_epoch, result)
                 recall = result.stages[result.final_stage]["all"]["recall@1"]
-                if recall > best_recall:
-                    best_recall = recall
+                if recall > progress.best_recall:
+                    progress.best_recall = recall
                     if accelerator.is_main_process:
                         save_model(network, processor, output_dir / "best")
             if accelerator.is_main_process:
                 save_model(network, processor, output_dir / "last")
             accelerator.wait_for_everyone()
+            progress.epoch, progress.batches = epoch + 1, 0
+            if not arguments.checkpoint_every:
+                progress.keep_generator(generator)
+                save_progress()
 
     if skip_bad_images:
         everywhere = sorted(set(gather_object(sorted(skipped))))

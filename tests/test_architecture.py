@@ -23,6 +23,7 @@ LAYERS = {
         "synthetic_worlds",
         "synthetic_pab",
         "search",
+        "checkpointing",
         "report",
     },
     "command": {

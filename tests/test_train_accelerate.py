@@ -250,7 +250,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_only(drawn_root):
     pairs = training_pairs(drawn_root)
     first = [pairs[row]["image"].tobytes() for row in range(4)]
     assert [pairs[row]["image"].tobytes() for row in (3, 1, 0, 2)] == [first[row] for row in (3, 1, 0, 2)]
-    pairs.set_epoch(1)
+    pairs.begin_epoch(1)
     assert pairs[0]["image"].tobytes() != first[0]
     assert training_pairs(drawn_root, seed=2)[0]["image"].tobytes() != first[0]
     plain = training_pairs(drawn_root, augmentation=None)

@@ -1,0 +1,276 @@
+"""Runs that are killed, stopped or out of room go on as if nothing had happened."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState, GradientState
+from transformers import BertTokenizer
+
+from tpas import train_accelerate
+from tpas.checkpointing import find_checkpoints
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
+from tpas.train_accelerate import LossMeans, main, recover_models
+
+# Ends the process without a word, as a power cut does: after a step, or with a checkpoint half written.
+KILLED = """
+import os, signal, sys
+from accelerate import Accelerator
+from tpas import train_accelerate
+
+where, number, *arguments = sys.argv[1:]
+calls = 0
+
+def kill_at(function):
+    def killing(*args, **kwargs):
+        global calls
+        answer = function(*args, **kwargs)
+        calls += 1
+        if calls == int(number):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+    return killing
+
+if where == "step":
+    train_accelerate.LossMeans.add = kill_at(train_accelerate.LossMeans.add)
+elif where == "checkpoint":
+    Accelerator.save_state = kill_at(Accelerator.save_state)
+elif where == "model":
+    train_accelerate.shutil.rmtree = kill_at(train_accelerate.shutil.rmtree)
+train_accelerate.main(arguments)
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "pab"
+    return draw_pab(folder, train_pairs=24, test_pairs=2, image_size=48, workers=1)
+
+
+@pytest.fixture
+def start(tiny_config, tmp_path) -> Path:
+    """A model with dropout and stochastic depth, so that the random state decides where training goes."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
+    tiny_config.text_config.vocab_size = len(words)
+    assert tiny_config.text_config.hidden_dropout_prob == tiny_config.vision_config.drop_path_rate == 0.1
+    TPASModel(tiny_config).save_pretrained(tmp_path / "start")
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    reset()
+    yield
+    reset()
+
+
+def reset():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
+    """Three epochs of four steps of two batches, a checkpoint every second step, a log line every third."""
+    settings = {
+        "data_root": root,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "num_train_epochs": 3,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "validation_fraction": 0.34,
+        "checkpoint_every": 2,
+        "log_every": 3,
+        "num_workers": 0,
+        "report_to": "none",
+    } | changes
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def killed(where: str, number: int, arguments: list[str]) -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, where, str(number), *arguments], capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
+def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
+    """To the bit: both models, and the log."""
+    for name in ("best", "last"):
+        weights, others = (TPASModel.from_pretrained(run / name).state_dict() for run in (one, other))
+        assert all(torch.equal(tensor, others[key]) for key, tensor in weights.items()), name
+    log, other_log = ((run / "training_log.jsonl").read_text() for run in (one, other))
+    assert log == other_log
+    assert len(log.splitlines()) == lines  # by default four lines of losses, three evaluations
+    left = {path.name for path in other.iterdir()} - {path.name for path in one.iterdir()}
+    assert not left
+
+
+@pytest.fixture
+def whole(root, start, tmp_path) -> Path:
+    """The run that nothing happened to."""
+    main(flags(root, start, tmp_path / "whole"))
+    reset()
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize(
+    ("where", "number", "last_step"),
+    [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 5, 4)],
+    ids=["before the first checkpoint", "in an epoch", "writing a checkpoint", "replacing a model"],
+)
+def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
+    root, start, tmp_path, whole, where, number, last_step
+):
+    arguments = flags(root, start, tmp_path / "run")
+    killed(where, number, arguments)
+    found = find_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [int(path.name[5:]) for path in found][-1:] == ([] if last_step is None else [last_step])
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert_same_run(whole, tmp_path / "run")
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert sorted(kept) == ["step_00000010", "step_00000012"]
+
+
+def test_sigterm_saves_and_ends(root, start, tmp_path, whole, monkeypatch):
+    arguments = flags(root, start, tmp_path / "run", checkpoint_every=0)
+    add, calls = LossMeans.add, []
+
+    def add_and_stop(self, output):
+        add(self, output)
+        calls.append(output)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(LossMeans, "add", add_and_stop)
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 143
+    assert len(calls) == 6  # to the end of the step it was in
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000003"]
+    monkeypatch.undo()
+    reset()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert_same_run(whole, tmp_path / "run")
+
+
+def train_on_two_processes(arguments: list[str], stop_after: int | None) -> None:
+    """A run of which the second process alone is told to stop, after some batches."""
+    assert Accelerator().num_processes == 2
+    add, calls = LossMeans.add, []
+
+    def add_and_stop(self, output):
+        add(self, output)
+        calls.append(output)
+        if len(calls) == stop_after and self.accelerator.process_index == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    LossMeans.add = add_and_stop
+    if stop_after is None:
+        main(arguments)
+        return
+    with pytest.raises(SystemExit, match="143"):
+        main(arguments)
+
+
+def test_two_processes_stop_together_and_go_on_bit_equal(root, start, tmp_path):
+    whole, run = (flags(root, start, tmp_path / name) for name in ("whole", "run"))
+    resumed = [*run, "--resume_from_checkpoint", "last"]
+    for arguments, stop_after in ((whole, None), (run, 3), (resumed, None)):
+        debug_launcher(train_on_two_processes, (arguments, stop_after), num_processes=2)
+        if stop_after:
+            found = find_checkpoints(tmp_path / "run" / "checkpoints")
+            assert [path.name for path in found] == ["step_00000002"]
+    assert_same_run(tmp_path / "whole", tmp_path / "run", lines=5)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(root, start, tmp_path, whole, monkeypatch):
+    arguments = flags(root, start, tmp_path / "run")
+    save_state = Accelerator.save_state
+
+    def run_out_of_room(self, folder):
+        save_state(self, folder)
+        if "step_00000006" in folder:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", run_out_of_room)
+    with pytest.raises(RuntimeError, match=r"step 6 could not .*No space.*last good one is .*step_00000004"):
+        main(arguments)
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step_00000002", "step_00000004"]
+    monkeypatch.undo()
+    reset()
+    main([*arguments, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoints" / "step_00000002")])
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(root, start, tmp_path, monkeypatch):
+    add, calls = LossMeans.add, []
+
+    def add_nan(self, output):
+        calls.append(output)
+        add(self, {name: torch.tensor(float("nan")) for name in output} if len(calls) == 7 else output)
+
+    monkeypatch.setattr(LossMeans, "add", add_nan)
+    with pytest.raises(
+        FloatingPointError, match=r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
+    ):
+        main(flags(root, start, tmp_path / "run"))
+    assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+
+
+def test_a_complete_run_stays_as_it_is(root, start, tmp_path, whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    main([*flags(root, start, whole), "--resume_from_checkpoint", "last"])
+    arguments = whole / "training_arguments.json"
+    after = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    assert json.loads(before.pop(arguments)) | {"resume_from_checkpoint": "last"} == json.loads(
+        after.pop(arguments)
+    )
+    assert after == before
+
+
+def test_a_run_with_other_settings_is_refused_by_their_names(root, start, tmp_path, whole):
+    changed = flags(root, start, whole, learning_rate=2e-3, checkpoints_kept=5)
+    with pytest.raises(ValueError, match=r"other settings: learning_rate 0\.001 \(now 0\.002\)\. Give"):
+        main([*changed, "--resume_from_checkpoint", "last"])
+    with pytest.raises(FileNotFoundError, match=r"start is no checkpoint: there is no progress\.json"):
+        main([*flags(root, start, whole), "--resume_from_checkpoint", str(start)])
+    with pytest.raises(ValueError, match="needs the run that --overwrite_output_dir deletes"):
+        main(
+            [*flags(root, start, whole), "--resume_from_checkpoint", "last", "--overwrite_output_dir", "True"]
+        )
+
+
+def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
+    for name in (".best.replaced", ".last.replaced", "last", ".last.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "made").write_text(name)
+    recover_models(tmp_path)
+    assert {path.name: (path / "made").read_text() for path in tmp_path.iterdir()} == {
+        "best": ".best.replaced",
+        "last": "last",
+    }
+
+
+def test_only_whole_checkpoints_are_found(tmp_path):
+    for name in ("step_00000010", "step_00000009", ".step_00000011.partial", "step_00000012", "other"):
+        (tmp_path / name).mkdir()
+    for name in ("step_00000010", "step_00000009", ".step_00000011.partial"):
+        (tmp_path / name / "progress.json").touch()
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000009", "step_00000010"]
+    assert not find_checkpoints(tmp_path / "absent")
+    assert train_accelerate.ENDED_BY_SIGTERM == 128 + signal.SIGTERM
