@@ -31,7 +31,7 @@ class Progress:
         best_recall: of the validation, -1 before the first.
         log_bytes: length of the log.
         generator_state: of the data order's generator when the epoch began, hexadecimal.
-        losses: of the batches since the last line of the log, one list a batch.
+        losses: of the batches since the last line of the log, by process and batch.
         skipped: what was said about unreadable pictures.
     """
 
@@ -41,7 +41,7 @@ class Progress:
     best_recall: float = -1.0
     log_bytes: int = 0
     generator_state: str = ""
-    losses: list[list[float]] = field(default_factory=list)
+    losses: list[list[list[float]]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     def keep_generator(self, generator: torch.Generator) -> None:

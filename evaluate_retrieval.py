@@ -23,6 +23,7 @@ from datasets import Dataset
 from PIL import Image
 from torch import Tensor
 
+from tpas.lora import load_model
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import SPLITS, RetrievalBenchmark, image_path, load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor, load_image
@@ -366,7 +367,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
         dataset = load_pab(arguments.data_root, arguments.split, **cut)
     benchmark = retrieval_split(dataset)
-    model = TPASModel.from_pretrained(arguments.model, dtype=torch.float32).to(accelerator.device)
+    model = load_model(arguments.model, dtype=torch.float32).to(accelerator.device)
     processor = TPASProcessor.from_pretrained(arguments.model)
 
     result = evaluate(

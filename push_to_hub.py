@@ -35,8 +35,16 @@ CODE = (
     "processing_tpas.py",
     "relative_position.py",
 )
-UPLOADED = ("config.json", "*.safetensors", "*.safetensors.index.json", "processor_config.json")
-UPLOADED += ("preprocessor_config.json", "tokenizer*.json", "special_tokens_map.json", "vocab.txt")
+UPLOADED = (
+    "config.json",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
 STAGES = {
     "embeddings": "embeddings",
     "embeddings_sca": "embeddings, SCA",

@@ -3,9 +3,10 @@
     accelerate launch train_accelerate.py --data_root PAB --model_name_or_path MODEL --output_dir OUTPUT
 
 The output directory receives `best/` (highest Recall@1 on the validation split, before SCA) and `last/`, each
-a model with its processor; `training_log.jsonl`, a JSON object for each logged step and each evaluation;
-`training_arguments.json`; the tracker's files; and `checkpoints/`, from which a run that was stopped goes on
-with `--resume_from_checkpoint last` as if it had not been. SIGTERM writes a checkpoint and ends the run.
+a model with its processor (with `--lora_rank` the adapter alone); `training_log.jsonl`, an object for each
+logged step and evaluation; `training_arguments.json`; the tracker's files; and `checkpoints/`, from which
+a run that was stopped goes on with `--resume_from_checkpoint last` as if it had not been. SIGTERM writes a
+checkpoint and ends the run.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from datasets import Dataset
+from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -38,6 +40,7 @@ from tpas.augmentation import Augmentation
 from tpas.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluate_retrieval import EvaluationResult, evaluate, format_table, open_picture, write_json
+from tpas.lora import add_lora, is_adapter, load_model
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split, source_videos
 from tpas.processing_tpas import TPASProcessor
@@ -46,7 +49,15 @@ from tpas.search import check_fusion_weight, resolve_shortlist
 logger = logging.getLogger(__name__)
 
 LOSSES = ("loss", "contrastive_loss", "matching_loss")
-RUN_FILES = ("training_arguments.json", "training_log.jsonl", "best", "last", "tensorboard", "checkpoints")
+RUN_FILES = (
+    "training_arguments.json",
+    "training_log.jsonl",
+    "best",
+    "last",
+    "merged",
+    "tensorboard",
+    "checkpoints",
+)
 # What may change when a run goes on: nothing of it reaches the weights.
 FREE_TO_CHANGE = {
     "output_dir",
@@ -106,7 +117,18 @@ class FineTuningArguments:
     adam_beta2: float = flag(0.98, "AdamW's second beta (X-VLM: 0.98)")
     adam_epsilon: float = flag(1e-8, "AdamW's epsilon (X-VLM: 1e-8)")
     max_grad_norm: float = flag(0.0, "clip gradients to this norm; 0: do not (X-VLM does not)")
+    gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
     mixed_precision: str | None = flag(None, "left out: accelerate's", choices=["no", "fp16", "bf16"])
+    lora_rank: int = flag(
+        0, "train low-rank updates of this rank in place of all weights (LoRA); 0: all weights"
+    )
+    lora_alpha: float = flag(32.0, "with LoRA: its updates are scaled by alpha / rank")
+    lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
+    lora_targets: str | None = flag(
+        None,
+        "with LoRA: regular expression of the layers' names; left out: queries and values of all encoders",
+    )
+    merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
     seed: int = flag(42, "of subset, order, augmentation, dropout and new weights (X-VLM: 42)")
 
     evaluate_every: int = flag(1, "epochs from one evaluation to the next; 0: never, then there is no best/")
@@ -145,6 +167,10 @@ class FineTuningArguments:
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, got {value}")
         check_fusion_weight(self.fusion_weight)
+        if self.lora_rank < 0:
+            raise ValueError(f"--lora_rank must be at least 1, or 0 for none, got {self.lora_rank}")
+        if self.merge and not self.lora_rank:
+            raise ValueError("--merge makes a whole model of an adapter: it needs --lora_rank")
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
         if self.validation_fraction == 0 and self.evaluate_every > 0:
@@ -288,6 +314,8 @@ def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor
         model = TPASModel(TPASConfig.from_pretrained(arguments.config_name))
         return model, TPASProcessor.from_pretrained(arguments.config_name), set()
     name = arguments.model_name_or_path
+    if is_adapter(name):
+        return load_model(name, dtype=torch.float32), TPASProcessor.from_pretrained(name), set()
     model, loading = TPASModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
     return model, TPASProcessor.from_pretrained(name), set(loading["missing_keys"])
 
@@ -303,6 +331,8 @@ def build_optimizer(
     decayed = set(get_parameter_names(model, [nn.LayerNorm], ["bias"]))
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         groups.setdefault((name in new_parameters, name in decayed), []).append(parameter)
     return torch.optim.AdamW(
         [
@@ -346,7 +376,7 @@ def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def save_model(model: TPASModel, processor: TPASProcessor, directory: Path) -> None:
+def save_model(model: TPASModel | PeftModel, processor: TPASProcessor, directory: Path) -> None:
     """Writes both beside `directory` and renames: the folder of that name is always whole."""
     partial = directory.with_name(f".{directory.name}.partial")
     replaced = directory.with_name(f".{directory.name}.replaced")
@@ -450,8 +480,14 @@ class LossMeans:
                 "lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
             )
 
-    def as_lists(self) -> list[list[float]]:
-        return [losses.tolist() for losses in self.batches]
+    def of_all_processes(self) -> list[list[list[float]]]:
+        """By process, by batch: what `restore` takes. Every process must call it."""
+        own = torch.stack(self.batches) if self.batches else torch.empty(0, len(LOSSES))
+        return self.accelerator.gather(own[None].to(self.accelerator.device)).tolist()
+
+    def restore(self, losses: list[list[list[float]]]) -> None:
+        own = losses[self.accelerator.process_index] if losses else []
+        self.batches = [torch.tensor(batch, device=self.accelerator.device) for batch in own]
 
 
 def train(arguments: FineTuningArguments) -> None:
@@ -514,12 +550,24 @@ def train(arguments: FineTuningArguments) -> None:
     )
     steps_per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)
     total_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
+    if arguments.lora_rank:
+        model = add_lora(
+            model,
+            arguments.lora_rank,
+            arguments.lora_alpha,
+            arguments.lora_dropout,
+            arguments.lora_targets,
+        )
+    if arguments.gradient_checkpointing:
+        checkpointed = model.get_base_model() if arguments.lora_rank else model
+        checkpointed.activation_checkpointing_enable({"use_reentrant": False})
     optimizer = build_optimizer(model, new_parameters, arguments)
     scheduler = get_linear_schedule_with_warmup(
         optimizer, round(arguments.warmup_ratio * total_steps), total_steps
     )
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    network = accelerator.unwrap_model(model)  # the same weights, without the wrapper that joins processes
+    saved = accelerator.unwrap_model(model)  # the same weights, without the wrapper that joins processes
+    network = saved.get_base_model() if arguments.lora_rank else saved  # with LoRA's updates in its layers
 
     # Write. All that can be refused has been, and every process has looked for an earlier run by now.
     accelerator.wait_for_everyone()
@@ -529,6 +577,7 @@ def train(arguments: FineTuningArguments) -> None:
         "steps_per_epoch": steps_per_epoch,
         "total_steps": total_steps,
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "new_parameters": len(new_parameters),
     }
     every_setting = asdict(arguments) | sizes
@@ -567,12 +616,13 @@ def train(arguments: FineTuningArguments) -> None:
     # Run
     log = TrainingLog(log_file, accelerator)
     means = LossMeans(accelerator)
-    means.batches = [torch.tensor(losses, device=accelerator.device) for losses in progress.losses]
+    means.restore(progress.losses)
     skipped = set(progress.skipped)
 
     def save_progress() -> None:
         means.check_finite(progress.step)
-        progress.losses, progress.skipped = means.as_lists(), sorted(skipped)
+        progress.losses = means.of_all_processes()
+        progress.skipped = sorted(set(gather_object(sorted(skipped))))
         progress.log_bytes = log_file.stat().st_size if log_file.exists() else 0
         path = save_checkpoint(accelerator, checkpoints, progress, settings, arguments.checkpoints_kept)
         logger.info("checkpoint %s", path)
@@ -648,15 +698,18 @@ def train(arguments: FineTuningArguments) -> None:
                 if recall > progress.best_recall:
                     progress.best_recall = recall
                     if accelerator.is_main_process:
-                        save_model(network, processor, output_dir / "best")
+                        save_model(saved, processor, output_dir / "best")
             if accelerator.is_main_process:
-                save_model(network, processor, output_dir / "last")
+                save_model(saved, processor, output_dir / "last")
             accelerator.wait_for_everyone()
             progress.epoch, progress.batches = epoch + 1, 0
             if not arguments.checkpoint_every:
                 progress.keep_generator(generator)
                 save_progress()
 
+    if arguments.merge and accelerator.is_main_process:
+        chosen = output_dir / ("last" if benchmark is None else "best")
+        save_model(load_model(str(chosen)), processor, output_dir / "merged")
     if skip_bad_images:
         everywhere = sorted(set(gather_object(sorted(skipped))))
         logger.info("%d of %d training pairs were skipped, unreadable", len(everywhere), len(dataset))

@@ -24,6 +24,7 @@ LAYERS = {
         "synthetic_pab",
         "search",
         "checkpointing",
+        "lora",
         "report",
     },
     "command": {

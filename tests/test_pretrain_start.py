@@ -114,7 +114,7 @@ def test_only_words_that_tell_something_are_masked():
     assert " ".join(words) == "[CLS] a man in a [MASK] coat is [MASK] there [SEP]"
 
 
-def test_gaps_are_left_in_about_half_of_the_captions():
+def test_gaps_are_left_in_somewhat_less_than_half_of_the_captions():
     processor = start_processor()
     vocabulary = processor.tokenizer.get_vocab()
     model = TPASModel(start_config(len(vocabulary)))
@@ -127,7 +127,7 @@ def test_gaps_are_left_in_about_half_of_the_captions():
     assert (with_gaps[gaps] == vocabulary["[MASK]"]).all()
     assert not gaps[:, 30:].any()
     share = gaps[:, :30].float().mean(dim=1)
-    assert 0.4 < (share > 0).float().mean() < 0.6
+    assert 0.3 < (share > 0).float().mean() < 0.5
     assert 0.035 < share.mean() < 0.065
 
 

@@ -103,7 +103,7 @@ def test_a_run_leaves_models_log_arguments_and_tracker_files(drawn_root, start, 
     output = tmp_path / "run"
     main(flags(drawn_root, start, output, report_to="tensorboard", num_workers=1))
     assert {path.name for path in output.iterdir()} == {
-        *("best", "last", "tensorboard", "training_arguments.json", "training_log.jsonl")
+        *("best", "last", "checkpoints", "tensorboard", "training_arguments.json", "training_log.jsonl")
     }
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
     arguments = json.loads((output / "training_arguments.json").read_text())
@@ -146,7 +146,7 @@ def test_the_loss_falls_on_pairs_seen_again_and_again(drawn_root, start, tmp_pat
     )
     steps, evaluations = read_log(output)
     assert [entry["step"] for entry in steps] == [20, 40]
-    assert steps[1]["contrastive_loss"] < 0.75 * steps[0]["contrastive_loss"]
+    assert steps[1]["contrastive_loss"] < 0.8 * steps[0]["contrastive_loss"]
     assert steps[1]["learning_rate"] == pytest.approx(5e-3 / 30)  # rises for 10 steps, falls to 0 in 30
     assert not evaluations
     assert not (output / "best").exists()

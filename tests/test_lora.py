@@ -1,0 +1,187 @@
+"""LoRA: small adapters that load, merge and resume."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel, BertTokenizer
+
+from tpas.evaluate_retrieval import main as evaluate
+from tpas.lora import add_lora, load_model
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
+from tpas.train_accelerate import LossMeans, main
+
+OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "pab"
+    return draw_pab(folder, train_pairs=24, test_pairs=12, image_size=48, workers=1)
+
+
+@pytest.fixture
+def start(tiny_config, tmp_path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
+    tiny_config.text_config.vocab_size = len(words)
+    TPASModel(tiny_config).save_pretrained(tmp_path / "start")
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerator():
+    reset()
+    yield
+    reset()
+
+
+def reset():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
+    settings = {
+        "data_root": root,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "lora_rank": 4,
+        "num_train_epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "validation_fraction": 0.34,
+        "num_workers": 0,
+        "report_to": "none",
+    } | changes
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+@torch.no_grad()
+def answers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 3, 32, 32, generator=generator)
+    output = model.eval()(pixels, torch.randint(5, 60, (3, 9), generator=generator))
+    return {name: output[name] for name in OUTPUTS}
+
+
+def assert_same_answers(one, other, tolerance=1e-6):
+    for name in OUTPUTS:
+        torch.testing.assert_close(one[name], other[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question
+def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(root, start, tmp_path, capsys):
+    run = tmp_path / "run"
+    main(flags(root, start, run, merge=True))
+    for name in ("best", "last"):
+        assert not list((run / name).glob("model*.safetensors"))
+        assert (run / name / "adapter_model.safetensors").stat().st_size < 100_000
+        TPASProcessor.from_pretrained(run / name)
+    sizes = json.loads((run / "training_arguments.json").read_text())
+    assert 0 < sizes["trained_parameters"] < 0.4 * sizes["parameters"]
+
+    before = TPASModel.from_pretrained(start)
+    base = AutoModel.from_pretrained(start, trust_remote_code=True)
+    assert type(base) is not TPASModel
+    expected = answers(PeftModel.from_pretrained(base, run / "best"))
+    assert not torch.allclose(expected["match_logits"], answers(before)["match_logits"], atol=1e-3)
+    assert_same_answers(answers(load_model(str(run / "best"))), expected)
+    merged = TPASModel.from_pretrained(run / "merged")
+    assert_same_answers(answers(merged), expected)
+    TPASProcessor.from_pretrained(run / "merged")
+    # What is trained whole came along; what is frozen has not moved.
+    assert merged.temperature.value != before.temperature.value
+    frozen = "text_model.embeddings.word_embeddings.weight"
+    assert torch.equal(merged.state_dict()[frozen], before.state_dict()[frozen])
+
+    evaluate(["--model", str(run / "best"), "--data_root", str(root)])
+    from_adapter = capsys.readouterr().out
+    evaluate(["--model", str(run / "merged"), "--data_root", str(root)])
+    assert capsys.readouterr().out == from_adapter
+
+
+def test_low_rank_updates_are_in_all_three_encoders(start):
+    model = add_lora(TPASModel.from_pretrained(start), rank=2, alpha=4, dropout=0.0)
+    updated = {
+        name.removeprefix("base_model.model.").partition(".")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert updated == {
+        *("vision_model", "text_model", "cross_modal_encoder"),
+        *("image_projection", "text_projection", "matching_head", "temperature"),
+    }
+
+
+def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(root, start, tmp_path):
+    main(flags(root, start, tmp_path / "run", lora_targets=r"text_model\..*\.dense", max_train_steps=1))
+    written = load_file(tmp_path / "run" / "last" / "adapter_model.safetensors")
+    layers = {name for name in written if ".lora_" in name}
+    assert layers
+    assert all("text_model" in name and ".dense." in name for name in layers)
+    reset()
+    with pytest.raises(ValueError, match="--lora_targets 'wing' fits no layer of the model"):
+        main(flags(root, start, tmp_path / "other", lora_targets="wing"))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": -1}, "--lora_rank must be at least 1, or 0 for none, got -1"),
+        ({"lora_rank": 0, "merge": True}, "--merge .* needs --lora_rank"),
+    ],
+)
+def test_impossible_settings_are_refused(root, start, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        main(flags(root, start, tmp_path / "run", **changes))
+
+
+def test_an_adapter_without_its_start_names_it(root, start, tmp_path):
+    main(flags(root, start, tmp_path / "run", max_train_steps=1))
+    start.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match=r"last is an adapter of \S*start, which cannot be loaded"):
+        load_model(str(tmp_path / "run" / "last"))
+
+
+def test_gradient_checkpointing_changes_nothing(root, start, tmp_path):
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        main(flags(root, start, tmp_path / name, gradient_checkpointing=checkpointing))
+        reset()
+    plain, other = (
+        load_file(tmp_path / name / "last" / "adapter_model.safetensors")
+        for name in ("plain", "checkpointed")
+    )
+    for name, tensor in plain.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_stopped_run_goes_on_bit_equal(root, start, tmp_path, monkeypatch):
+    main(flags(root, start, tmp_path / "whole"))
+    reset()
+    add, calls = LossMeans.add, []
+
+    def add_and_stop(self, output):
+        add(self, output)
+        calls.append(output)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LossMeans, "add", add_and_stop)
+    with pytest.raises(SystemExit, match="143"):
+        main(flags(root, start, tmp_path / "run"))
+    monkeypatch.undo()
+    reset()
+    main([*flags(root, start, tmp_path / "run"), "--resume_from_checkpoint", "last"])
+    whole, run = (load_file(tmp_path / n / "last" / "adapter_model.safetensors") for n in ("whole", "run"))
+    assert all(torch.equal(tensor, run[name]) for name, tensor in whole.items())
