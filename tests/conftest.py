@@ -3,7 +3,10 @@
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 CACHE = tempfile.mkdtemp(prefix="tpas-tests-")
 
@@ -25,8 +28,26 @@ for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_EVALUA
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
+from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary
+
+# The beginning of a program that must do without this package, as where it is not installed.
+BLOCK_TPAS = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Blocked(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tpas":
+            raise ModuleNotFoundError(f"{name} is blocked here")
+
+sys.meta_path.insert(0, Blocked())
+"""
 
 
 def pytest_unconfigure():
@@ -64,3 +85,46 @@ def tiny_config() -> TPASConfig:
         projection_dim=16,
         max_text_length=24,
     )
+
+
+@pytest.fixture
+def tiny_start(tiny_config, tmp_path) -> Path:
+    """A saved model of `tiny_config`, dropout and stochastic depth on, with the demo's words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
+    tiny_config.text_config.vocab_size = len(words)
+    assert tiny_config.text_config.hidden_dropout_prob == tiny_config.vision_config.drop_path_rate == 0.1
+    TPASModel(tiny_config).save_pretrained(tmp_path / "start")
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+@pytest.fixture
+def fresh_accelerator():
+    """Lets a test begin as a process does that has no accelerator yet; yields a function for more of that."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+    reset()
+    yield reset
+    reset()
+
+
+@pytest.fixture
+def run_without_tpas():
+    """A function that runs a program, with arguments, in a process that cannot import this package."""
+
+    def run(program: str, *arguments: object, cwd: Path, **environment: str) -> None:
+        process = subprocess.run(
+            [sys.executable, "-c", BLOCK_TPAS + program, *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert process.returncode == 0, process.stderr
+
+    return run

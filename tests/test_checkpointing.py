@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState, GradientState
-from transformers import BertTokenizer
 
 from tpas import train_accelerate
 from tpas.checkpointing import find_checkpoints
 from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
-from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
+from tpas.synthetic_pab import draw_pab
 from tpas.train_accelerate import LossMeans, main, recover_models
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 # Ends the process without a word, as a power cut does: after a step, or with a checkpoint half written.
 KILLED = """
@@ -56,27 +55,8 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def start(tiny_config, tmp_path) -> Path:
-    """A model with dropout and stochastic depth, so that the random state decides where training goes."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
-    tiny_config.text_config.vocab_size = len(words)
-    assert tiny_config.text_config.hidden_dropout_prob == tiny_config.vision_config.drop_path_rate == 0.1
-    TPASModel(tiny_config).save_pretrained(tmp_path / "start")
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(tmp_path / "start")
-    return tmp_path / "start"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    reset()
-    yield
-    reset()
-
-
-def reset():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def start(tiny_start) -> Path:
+    return tiny_start
 
 
 def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
@@ -118,10 +98,10 @@ def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
 
 
 @pytest.fixture
-def whole(root, start, tmp_path) -> Path:
+def whole(root, start, tmp_path, fresh_accelerator) -> Path:
     """The run that nothing happened to."""
     main(flags(root, start, tmp_path / "whole"))
-    reset()
+    fresh_accelerator()
     return tmp_path / "whole"
 
 
@@ -143,7 +123,7 @@ def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
     assert sorted(kept) == ["step_00000010", "step_00000012"]
 
 
-def test_sigterm_saves_and_ends(root, start, tmp_path, whole, monkeypatch):
+def test_sigterm_saves_and_ends(root, start, tmp_path, whole, monkeypatch, fresh_accelerator):
     arguments = flags(root, start, tmp_path / "run", checkpoint_every=0)
     add, calls = LossMeans.add, []
 
@@ -162,7 +142,7 @@ def test_sigterm_saves_and_ends(root, start, tmp_path, whole, monkeypatch):
     assert signal.getsignal(signal.SIGTERM) is before
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000003"]
     monkeypatch.undo()
-    reset()
+    fresh_accelerator()
     main([*arguments, "--resume_from_checkpoint", "last"])
     assert_same_run(whole, tmp_path / "run")
 
@@ -197,7 +177,9 @@ def test_two_processes_stop_together_and_go_on_bit_equal(root, start, tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "run", lines=5)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(root, start, tmp_path, whole, monkeypatch):
+def test_a_full_disk_leaves_the_last_good_checkpoint(
+    root, start, tmp_path, whole, monkeypatch, fresh_accelerator
+):
     arguments = flags(root, start, tmp_path / "run")
     save_state = Accelerator.save_state
 
@@ -212,7 +194,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(root, start, tmp_path, whol
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step_00000002", "step_00000004"]
     monkeypatch.undo()
-    reset()
+    fresh_accelerator()
     main([*arguments, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoints" / "step_00000002")])
     assert_same_run(whole, tmp_path / "run")
 

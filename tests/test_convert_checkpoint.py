@@ -152,14 +152,6 @@ def test_a_bare_state_dict_and_the_format_before_torch_1_6_are_read(weights, tmp
 
 FRESH_PROCESS = """
 import json, sys
-from importlib.abc import MetaPathFinder
-
-class Blocked(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tpas":
-            raise ModuleNotFoundError(f"{name} is blocked here")
-
-sys.meta_path.insert(0, Blocked())
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
@@ -191,7 +183,9 @@ assert not any(name.partition(".")[0] == "tpas" for name in sys.modules)
 """
 
 
-def test_all_cases_equal_upstream_where_tpas_is_not_installed(weights, upstream_pretraining, tmp_path):
+def test_all_cases_equal_upstream_where_tpas_is_not_installed(
+    weights, upstream_pretraining, tmp_path, run_without_tpas
+):
     fine_tuned = write_checkpoint(tmp_path / "checkpoint_9.pth", weights)
     torch.save({"model": upstream_pretraining}, tmp_path / "4m_base.th")
     pretrained, text = tmp_path / "4m_base.th", REFERENCE / "bert.json"
@@ -206,10 +200,7 @@ def test_all_cases_equal_upstream_where_tpas_is_not_installed(weights, upstream_
         assert len(conversion.interpolated) == interpolated
         inputs, outputs = REFERENCE / f"{case}_io.safetensors", tmp_path / f"{case}.safetensors"
         jobs.append([str(tmp_path / case), str(inputs), str(outputs)])
-    process = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, json.dumps(jobs)], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
+    run_without_tpas(FRESH_PROCESS, json.dumps(jobs), cwd=tmp_path)
     for _, inputs, outputs in jobs:
         expected, actual = load_file(inputs), load_file(outputs)
         read = expected["text_atts"].bool()  # upstream's states of padding mean nothing

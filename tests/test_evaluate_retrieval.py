@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from transformers import BertTokenizer
 
 from tpas.evaluate_retrieval import (
@@ -28,6 +28,7 @@ from tpas.recall_at_k import RecallAtK
 from tpas.sca import sca_rerank
 from tpas.synthetic_pab import draw_pab
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 TEST_PAIRS = 12
 
 
@@ -63,13 +64,6 @@ def start(model, processor, tmp_path) -> Path:
     model.save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")
     return tmp_path / "start"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 @torch.no_grad()

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModel, BertTokenizer
+from transformers import AutoModel
 
 from tpas.evaluate_retrieval import main as evaluate
 from tpas.lora import add_lora, load_model
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
+from tpas.synthetic_pab import draw_pab
 from tpas.train_accelerate import LossMeans, main
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
 
 
@@ -29,25 +29,8 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def start(tiny_config, tmp_path) -> Path:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
-    tiny_config.text_config.vocab_size = len(words)
-    TPASModel(tiny_config).save_pretrained(tmp_path / "start")
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(tmp_path / "start")
-    return tmp_path / "start"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    reset()
-    yield
-    reset()
-
-
-def reset():
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def start(tiny_start) -> Path:
+    return tiny_start
 
 
 def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
@@ -123,13 +106,15 @@ def test_low_rank_updates_are_in_all_three_encoders(start):
     }
 
 
-def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(root, start, tmp_path):
+def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
+    root, start, tmp_path, fresh_accelerator
+):
     main(flags(root, start, tmp_path / "run", lora_targets=r"text_model\..*\.dense", max_train_steps=1))
     written = load_file(tmp_path / "run" / "last" / "adapter_model.safetensors")
     layers = {name for name in written if ".lora_" in name}
     assert layers
     assert all("text_model" in name and ".dense." in name for name in layers)
-    reset()
+    fresh_accelerator()
     with pytest.raises(ValueError, match="--lora_targets 'wing' fits no layer of the model"):
         main(flags(root, start, tmp_path / "other", lora_targets="wing"))
     assert not (tmp_path / "other").exists()
@@ -154,10 +139,10 @@ def test_an_adapter_without_its_start_names_it(root, start, tmp_path):
         load_model(str(tmp_path / "run" / "last"))
 
 
-def test_gradient_checkpointing_changes_nothing(root, start, tmp_path):
+def test_gradient_checkpointing_changes_nothing(root, start, tmp_path, fresh_accelerator):
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
         main(flags(root, start, tmp_path / name, gradient_checkpointing=checkpointing))
-        reset()
+        fresh_accelerator()
     plain, other = (
         load_file(tmp_path / name / "last" / "adapter_model.safetensors")
         for name in ("plain", "checkpointed")
@@ -166,9 +151,9 @@ def test_gradient_checkpointing_changes_nothing(root, start, tmp_path):
         torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
 
 
-def test_a_stopped_run_goes_on_bit_equal(root, start, tmp_path, monkeypatch):
+def test_a_stopped_run_goes_on_bit_equal(root, start, tmp_path, monkeypatch, fresh_accelerator):
     main(flags(root, start, tmp_path / "whole"))
-    reset()
+    fresh_accelerator()
     add, calls = LossMeans.add, []
 
     def add_and_stop(self, output):
@@ -181,7 +166,7 @@ def test_a_stopped_run_goes_on_bit_equal(root, start, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="143"):
         main(flags(root, start, tmp_path / "run"))
     monkeypatch.undo()
-    reset()
+    fresh_accelerator()
     main([*flags(root, start, tmp_path / "run"), "--resume_from_checkpoint", "last"])
     whole, run = (load_file(tmp_path / n / "last" / "adapter_model.safetensors") for n in ("whole", "run"))
     assert all(torch.equal(tensor, run[name]) for name, tensor in whole.items())

@@ -4,8 +4,6 @@
 """
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -28,15 +26,6 @@ TOLERANCE = 1e-5
 OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
 
 FRESH_PROCESS = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Blocked(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tpas":
-            raise ModuleNotFoundError(f"{name} is blocked here")
-
-sys.meta_path.insert(0, Blocked())
 from pathlib import Path
 import torch
 from PIL import Image
@@ -572,7 +561,7 @@ def test_pictures_of_another_size_are_refused(tiny_config):
         TPASModel(tiny_config).resize_image(36)
 
 
-def test_a_saved_model_brings_its_code(build, pairs, tmp_path):
+def test_a_saved_model_brings_its_code(build, pairs, tmp_path, run_without_tpas):
     """A fresh process in which `tpas` cannot be imported loads it with trust_remote_code, in every way."""
     model = build()
     model_dir = tmp_path / "model"
@@ -588,14 +577,7 @@ def test_a_saved_model_brings_its_code(build, pairs, tmp_path):
     }
     inputs, outputs = tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
     save_file(pairs, inputs)
-    process = subprocess.run(
-        [sys.executable, "-c", FRESH_PROCESS, str(model_dir), str(inputs), str(outputs)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stderr
+    run_without_tpas(FRESH_PROCESS, model_dir, inputs, outputs, cwd=tmp_path)
     with torch.no_grad():
         expected = model(**pairs)
     answers = load_file(outputs)

@@ -16,14 +16,13 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
-from transformers import BertTokenizer
 
 from tpas import __main__
 from tpas.evaluate_retrieval import main as evaluate
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.push_to_hub import CODE, main
-from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
+from tpas.synthetic_pab import draw_pab
 
 TOKEN = "hf_of_the_test"
 WEIGHTS_AND_SETTINGS = {
@@ -34,15 +33,6 @@ WEIGHTS_AND_SETTINGS = {
     "tokenizer_config.json",
 }
 FRESH_PROCESS = """
-import sys
-from importlib.abc import MetaPathFinder
-
-class Blocked(MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tpas":
-            raise ModuleNotFoundError(f"{name} is blocked here")
-
-sys.meta_path.insert(0, Blocked())
 import torch
 from safetensors.torch import save_file
 from transformers import AutoModel, AutoProcessor
@@ -185,14 +175,11 @@ def hub():
 
 
 @pytest.fixture
-def model_dir(tiny_config, tmp_path) -> Path:
+def model_dir(tiny_start, tmp_path) -> Path:
     """A model as a training run leaves it: with its arguments above, and a file that is nobody's business."""
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
-    tiny_config.text_config.vocab_size = len(words)
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     directory = tmp_path / "run" / "best"
-    TPASModel(tiny_config).save_pretrained(directory)
-    TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(directory)
+    directory.parent.mkdir()
+    tiny_start.rename(directory)
     arguments = {"training_pairs": 24, "learning_rate": 3e-5, "seed": 42, "data_root": "private/place"}
     (tmp_path / "run" / "training_arguments.json").write_text(json.dumps(arguments))
     (directory / "optimizer.pt").write_bytes(b"secret")
@@ -208,37 +195,28 @@ def results(model_dir, tmp_path) -> Path:
     return tmp_path / "results.json"
 
 
-def run_python(code: str, *arguments: object, hub: StandIn, folder: Path, token: str | None = TOKEN):
-    environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token or ""}
-    environment["HF_HOME"] = str(folder / "hf_home")
-    environment["HF_HUB_DISABLE_XET"] = "1"  # the stand-in takes large files by Git LFS alone
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def environment(hub: StandIn, folder: Path, token: str = TOKEN) -> dict[str, str]:
+    """Of a user of this Hub: online, with a token and a cache."""
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": token,
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_HUB_DISABLE_XET": "1",  # the stand-in takes large files by Git LFS alone
+    }
 
 
-def push(*arguments: object, hub: StandIn, folder: Path, token: str | None = TOKEN):
-    code = "import sys; from tpas.__main__ import main; main(sys.argv[1:])"
-    return run_python(code, "push", *arguments, hub=hub, folder=folder, token=token)
+def push(*arguments: object, **settings: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "tpas", "push", *map(str, arguments)]
+    return subprocess.run(words, env=os.environ | settings, capture_output=True, text=True, timeout=300)
 
 
-def test_a_pushed_model_comes_back_where_tpas_is_not_installed(model_dir, results, hub, tmp_path):
-    pushed = push(
-        model_dir,
-        "user/tpas",
-        "--private",
-        "--revision",
-        "trial",
-        "--results",
-        results,
-        hub=hub,
-        folder=tmp_path,
-    )
+def test_a_pushed_model_comes_back_where_tpas_is_not_installed(
+    model_dir, results, hub, tmp_path, run_without_tpas
+):
+    settings = environment(hub, tmp_path)
+    options = ["--private", "--revision", "trial", "--results", results]
+    pushed = push(model_dir, "user/tpas", *options, **settings)
     assert pushed.returncode == 0, pushed.stderr
     assert f"{hub.endpoint}/user/tpas/commit/{'c' * 40}" in pushed.stdout
     files = hub.branches["user/tpas"].pop("trial")
@@ -252,8 +230,7 @@ def test_a_pushed_model_comes_back_where_tpas_is_not_installed(model_dir, result
     hub.branches["user/tpas"] = {"trial": files}
     pixels, output = tmp_path / "pixels.safetensors", tmp_path / "answer.safetensors"
     save_file({"pixel_values": torch.randn(2, 3, 32, 32)}, pixels)
-    loaded = run_python(FRESH_PROCESS, "user/tpas", "trial", pixels, output, hub=hub, folder=tmp_path)
-    assert loaded.returncode == 0, loaded.stderr
+    run_without_tpas(FRESH_PROCESS, "user/tpas", "trial", pixels, output, cwd=tmp_path, **settings)
     model = TPASModel.from_pretrained(model_dir).eval()
     processor = TPASProcessor.from_pretrained(model_dir)
     with torch.no_grad():
@@ -265,7 +242,7 @@ def test_a_pushed_model_comes_back_where_tpas_is_not_installed(model_dir, result
 
 
 def test_without_a_token_nothing_is_created(model_dir, hub, tmp_path):
-    refused = push(model_dir, "user/tpas", hub=hub, folder=tmp_path, token=None)
+    refused = push(model_dir, "user/tpas", **environment(hub, tmp_path, token=""))
     assert refused.returncode == 1
     assert "401" in refused.stderr
     assert "Traceback" not in refused.stderr

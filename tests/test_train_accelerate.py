@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import debug_launcher
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer
 
@@ -27,6 +27,7 @@ from tpas.train_accelerate import (
     main,
 )
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CUT = {"validation_fraction": 0.2, "max_validation_pairs": 1000}
 
 
@@ -61,13 +62,6 @@ def start(config, processor, tmp_path) -> Path:
     TPASModel(config).save_pretrained(tmp_path / "start")
     processor.save_pretrained(tmp_path / "start")
     return tmp_path / "start"
-
-
-@pytest.fixture(autouse=True)
-def _fresh_accelerator():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
