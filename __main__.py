@@ -17,13 +17,15 @@ USAGE = "usage: tpas COMMAND ...\n\ncommands (tpas COMMAND --help tells more):\n
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, *rest = [*(sys.argv[1:] if argv is None else argv), ""][:-1] or ["--help"]
-    if name in ("-h", "--help"):
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
+    name, *rest = arguments
     if name not in COMMANDS:
         raise SystemExit(f"tpas: no command {name!r}\n\n{USAGE}")
     module = import_module(f"tpas.{COMMANDS[name][0]}")
+    sys.argv[0] = f"tpas {name}"  # what the command's own help calls it
     sys.exit(module.main(rest))
 
 
