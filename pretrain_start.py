@@ -8,7 +8,7 @@ and this command are in `demo_start/`:
         --num_machines 1 --mixed_precision bf16 --dynamo_backend no pretrain_start.py --output_dir demo_start
 
 Two processes of one thread, because on two cores they are faster than one process of two. In bf16 because a
-processor that has it (AVX512-BF16) is 1.7 times as fast in it; one that has not needs `--mixed_precision no`.
+processor that has it (AVX512-BF16) is faster in it; one that has not needs `--mixed_precision no`.
 """
 
 import argparse

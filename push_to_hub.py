@@ -66,6 +66,7 @@ TRAINING_FACTS = (
     "mixed_precision",
     "seed",
 )
+MODELS_OF_A_RUN = ("best", "last", "merged")
 RESULTS_HEADING, TRAINING_HEADING = "## Results\n", "## Training\n"
 
 
@@ -162,7 +163,7 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
 
     Args:
         results: see [`read_results`].
-        arguments: `training_arguments.json` of the run; `None`: the one beside or above the model, if any.
+        arguments: `training_arguments.json` of the run; `None`: the one that the run left beside.
 
     Raises:
         FileNotFoundError, ValueError, OSError: the directory holds no whole model with its processor.
@@ -171,6 +172,8 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(str(error)) from error
+    if (directory / "adapter_config.json").is_file():
+        raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
     model, loading = TPASModel.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
@@ -179,9 +182,9 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         raise ValueError(f"{directory}: the weights lack {len(lacking)} parameters: {', '.join(lacking[:3])}")
     TPASProcessor.from_pretrained(directory)
     fingerprint = model_fingerprint(model)
-    if arguments is None:
-        places = [folder / "training_arguments.json" for folder in (directory, directory.resolve().parent)]
-        arguments = next((place for place in places if place.is_file()), None)
+    if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
+        beside = directory.resolve().parent / "training_arguments.json"
+        arguments = beside if beside.is_file() else None
     training = None if arguments is None else json.loads(arguments.read_text(encoding="utf-8"))
     card = build_card(repo_id, [read_results(path, fingerprint) for path in results], training)
 
@@ -225,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
         "--training_arguments",
         type=Path,
         metavar="JSON",
-        help="of the run that made it (default: training_arguments.json beside or above the model)",
+        help="of the run that made it (default: the one beside best/, last/ or merged/)",
     )
     parser.add_argument(
         "--dry_run", action="store_true", help="list what would go, print the card, send nothing"

@@ -594,6 +594,10 @@ def train(arguments: FineTuningArguments) -> None:
             refuse_another_run(output_dir / "training_arguments.json", settings)
         if checkpoint is not None:
             progress = read_progress(checkpoint, settings)
+            if checkpoint.resolve().parent != checkpoints.resolve():
+                raise ValueError(
+                    f"{checkpoint} is of another run than {output_dir}: give its own --output_dir"
+                )
             progress.restore_generator(generator)
             accelerator.load_state(str(checkpoint))
         where = "the beginning, there is no checkpoint" if checkpoint is None else str(checkpoint)
@@ -605,7 +609,8 @@ def train(arguments: FineTuningArguments) -> None:
         recover_models(output_dir)
         write_json(output_dir / "training_arguments.json", every_setting)
         if log_file.exists():
-            os.truncate(log_file, progress.log_bytes)  # what came after the checkpoint comes again
+            # What came after the checkpoint comes again.
+            os.truncate(log_file, min(progress.log_bytes, log_file.stat().st_size))
     if tracker:
         shown = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
         accelerator.init_trackers("tensorboard", config=shown)  # the name becomes the folder's

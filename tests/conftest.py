@@ -34,7 +34,7 @@ from transformers import BertTokenizer
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary
+from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
 
 # The beginning of a program that must do without this package, as where it is not installed.
 BLOCK_TPAS = """
@@ -87,8 +87,15 @@ def tiny_config() -> TPASConfig:
     )
 
 
+@pytest.fixture(scope="session")
+def small_pab(tmp_path_factory) -> Path:
+    """The root of 24 training and 12 test pairs, not to be changed."""
+    folder = tmp_path_factory.mktemp("drawn") / "pab"
+    return draw_pab(folder, train_pairs=24, test_pairs=12, image_size=48, workers=1)
+
+
 @pytest.fixture
-def tiny_start(tiny_config, tmp_path) -> Path:
+def start(tiny_config, tmp_path) -> Path:
     """A saved model of `tiny_config`, dropout and stochastic depth on, with the demo's words."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
     tiny_config.text_config.vocab_size = len(words)

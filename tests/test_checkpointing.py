@@ -14,7 +14,6 @@ from accelerate import Accelerator, debug_launcher
 from tpas import train_accelerate
 from tpas.checkpointing import find_checkpoints
 from tpas.modeling_tpas import TPASModel
-from tpas.synthetic_pab import draw_pab
 from tpas.train_accelerate import LossMeans, main, recover_models
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -48,21 +47,10 @@ train_accelerate.main(arguments)
 """
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "pab"
-    return draw_pab(folder, train_pairs=24, test_pairs=2, image_size=48, workers=1)
-
-
-@pytest.fixture
-def start(tiny_start) -> Path:
-    return tiny_start
-
-
-def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
+def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list[str]:
     """Three epochs of four steps of two batches, a checkpoint every second step, a log line every third."""
     settings = {
-        "data_root": root,
+        "data_root": small_pab,
         "output_dir": output,
         "model_name_or_path": start,
         "num_train_epochs": 3,
@@ -98,9 +86,9 @@ def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
 
 
 @pytest.fixture
-def whole(root, start, tmp_path, fresh_accelerator) -> Path:
+def whole(small_pab, start, tmp_path, fresh_accelerator) -> Path:
     """The run that nothing happened to."""
-    main(flags(root, start, tmp_path / "whole"))
+    main(flags(small_pab, start, tmp_path / "whole"))
     fresh_accelerator()
     return tmp_path / "whole"
 
@@ -111,9 +99,9 @@ def whole(root, start, tmp_path, fresh_accelerator) -> Path:
     ids=["before the first checkpoint", "in an epoch", "writing a checkpoint", "replacing a model"],
 )
 def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
-    root, start, tmp_path, whole, where, number, last_step
+    small_pab, start, tmp_path, whole, where, number, last_step
 ):
-    arguments = flags(root, start, tmp_path / "run")
+    arguments = flags(small_pab, start, tmp_path / "run")
     killed(where, number, arguments)
     found = find_checkpoints(tmp_path / "run" / "checkpoints")
     assert [int(path.name[5:]) for path in found][-1:] == ([] if last_step is None else [last_step])
@@ -123,8 +111,8 @@ def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
     assert sorted(kept) == ["step_00000010", "step_00000012"]
 
 
-def test_sigterm_saves_and_ends(root, start, tmp_path, whole, monkeypatch, fresh_accelerator):
-    arguments = flags(root, start, tmp_path / "run", checkpoint_every=0)
+def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator):
+    arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
     add, calls = LossMeans.add, []
 
     def add_and_stop(self, output):
@@ -166,8 +154,8 @@ def train_on_two_processes(arguments: list[str], stop_after: int | None) -> None
         main(arguments)
 
 
-def test_two_processes_stop_together_and_go_on_bit_equal(root, start, tmp_path):
-    whole, run = (flags(root, start, tmp_path / name) for name in ("whole", "run"))
+def test_two_processes_stop_together_and_go_on_bit_equal(small_pab, start, tmp_path):
+    whole, run = (flags(small_pab, start, tmp_path / name) for name in ("whole", "run"))
     resumed = [*run, "--resume_from_checkpoint", "last"]
     for arguments, stop_after in ((whole, None), (run, 3), (resumed, None)):
         debug_launcher(train_on_two_processes, (arguments, stop_after), num_processes=2)
@@ -178,9 +166,9 @@ def test_two_processes_stop_together_and_go_on_bit_equal(root, start, tmp_path):
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(
-    root, start, tmp_path, whole, monkeypatch, fresh_accelerator
+    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
 ):
-    arguments = flags(root, start, tmp_path / "run")
+    arguments = flags(small_pab, start, tmp_path / "run")
     save_state = Accelerator.save_state
 
     def run_out_of_room(self, folder):
@@ -199,7 +187,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(root, start, tmp_path, monkeypatch):
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp_path, monkeypatch):
     add, calls = LossMeans.add, []
 
     def add_nan(self, output):
@@ -210,13 +198,13 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(root, start, tmp_path
     with pytest.raises(
         FloatingPointError, match=r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
     ):
-        main(flags(root, start, tmp_path / "run"))
+        main(flags(small_pab, start, tmp_path / "run"))
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 
 
-def test_a_complete_run_stays_as_it_is(root, start, tmp_path, whole):
+def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    main([*flags(root, start, whole), "--resume_from_checkpoint", "last"])
+    main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
     arguments = whole / "training_arguments.json"
     after = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     assert json.loads(before.pop(arguments)) | {"resume_from_checkpoint": "last"} == json.loads(
@@ -225,15 +213,25 @@ def test_a_complete_run_stays_as_it_is(root, start, tmp_path, whole):
     assert after == before
 
 
-def test_a_run_with_other_settings_is_refused_by_their_names(root, start, tmp_path, whole):
-    changed = flags(root, start, whole, learning_rate=2e-3, checkpoints_kept=5)
+def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, tmp_path, whole):
+    changed = flags(small_pab, start, whole, learning_rate=2e-3, checkpoints_kept=5)
     with pytest.raises(ValueError, match=r"other settings: learning_rate 0\.001 \(now 0\.002\)\. Give"):
         main([*changed, "--resume_from_checkpoint", "last"])
     with pytest.raises(FileNotFoundError, match=r"start is no checkpoint: there is no progress\.json"):
-        main([*flags(root, start, whole), "--resume_from_checkpoint", str(start)])
+        main([*flags(small_pab, start, whole), "--resume_from_checkpoint", str(start)])
+    elsewhere = flags(small_pab, start, start.with_name("elsewhere"))
+    with pytest.raises(ValueError, match=r"step_00000012 is of another run than \S*elsewhere"):
+        main([*elsewhere, "--resume_from_checkpoint", str(whole / "checkpoints" / "step_00000012")])
+    assert not start.with_name("elsewhere").exists()
     with pytest.raises(ValueError, match="needs the run that --overwrite_output_dir deletes"):
         main(
-            [*flags(root, start, whole), "--resume_from_checkpoint", "last", "--overwrite_output_dir", "True"]
+            [
+                *flags(small_pab, start, whole),
+                "--resume_from_checkpoint",
+                "last",
+                "--overwrite_output_dir",
+                "True",
+            ]
         )
 
 

@@ -15,27 +15,15 @@ from tpas.evaluate_retrieval import main as evaluate
 from tpas.lora import add_lora, load_model
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.synthetic_pab import draw_pab
 from tpas.train_accelerate import LossMeans, main
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("drawn") / "pab"
-    return draw_pab(folder, train_pairs=24, test_pairs=12, image_size=48, workers=1)
-
-
-@pytest.fixture
-def start(tiny_start) -> Path:
-    return tiny_start
-
-
-def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
+def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list[str]:
     settings = {
-        "data_root": root,
+        "data_root": small_pab,
         "output_dir": output,
         "model_name_or_path": start,
         "lora_rank": 4,
@@ -63,9 +51,11 @@ def assert_same_answers(one, other, tolerance=1e-6):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question
-def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(root, start, tmp_path, capsys):
+def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(
+    small_pab, start, tmp_path, capsys
+):
     run = tmp_path / "run"
-    main(flags(root, start, run, merge=True))
+    main(flags(small_pab, start, run, merge=True))
     for name in ("best", "last"):
         assert not list((run / name).glob("model*.safetensors"))
         assert (run / name / "adapter_model.safetensors").stat().st_size < 100_000
@@ -87,9 +77,9 @@ def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(root,
     frozen = "text_model.embeddings.word_embeddings.weight"
     assert torch.equal(merged.state_dict()[frozen], before.state_dict()[frozen])
 
-    evaluate(["--model", str(run / "best"), "--data_root", str(root)])
+    evaluate(["--model", str(run / "best"), "--data_root", str(small_pab)])
     from_adapter = capsys.readouterr().out
-    evaluate(["--model", str(run / "merged"), "--data_root", str(root)])
+    evaluate(["--model", str(run / "merged"), "--data_root", str(small_pab)])
     assert capsys.readouterr().out == from_adapter
 
 
@@ -107,16 +97,16 @@ def test_low_rank_updates_are_in_all_three_encoders(start):
 
 
 def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
-    root, start, tmp_path, fresh_accelerator
+    small_pab, start, tmp_path, fresh_accelerator
 ):
-    main(flags(root, start, tmp_path / "run", lora_targets=r"text_model\..*\.dense", max_train_steps=1))
+    main(flags(small_pab, start, tmp_path / "run", lora_targets=r"text_model\..*\.dense", max_train_steps=1))
     written = load_file(tmp_path / "run" / "last" / "adapter_model.safetensors")
     layers = {name for name in written if ".lora_" in name}
     assert layers
     assert all("text_model" in name and ".dense." in name for name in layers)
     fresh_accelerator()
     with pytest.raises(ValueError, match="--lora_targets 'wing' fits no layer of the model"):
-        main(flags(root, start, tmp_path / "other", lora_targets="wing"))
+        main(flags(small_pab, start, tmp_path / "other", lora_targets="wing"))
     assert not (tmp_path / "other").exists()
 
 
@@ -127,21 +117,21 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
         ({"lora_rank": 0, "merge": True}, "--merge .* needs --lora_rank"),
     ],
 )
-def test_impossible_settings_are_refused(root, start, tmp_path, changes, message):
+def test_impossible_settings_are_refused(small_pab, start, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        main(flags(root, start, tmp_path / "run", **changes))
+        main(flags(small_pab, start, tmp_path / "run", **changes))
 
 
-def test_an_adapter_without_its_start_names_it(root, start, tmp_path):
-    main(flags(root, start, tmp_path / "run", max_train_steps=1))
+def test_an_adapter_without_its_start_names_it(small_pab, start, tmp_path):
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
     start.rename(tmp_path / "moved")
     with pytest.raises(OSError, match=r"last is an adapter of \S*start, which cannot be loaded"):
         load_model(str(tmp_path / "run" / "last"))
 
 
-def test_gradient_checkpointing_changes_nothing(root, start, tmp_path, fresh_accelerator):
+def test_gradient_checkpointing_changes_nothing(small_pab, start, tmp_path, fresh_accelerator):
     for name, checkpointing in (("plain", False), ("checkpointed", True)):
-        main(flags(root, start, tmp_path / name, gradient_checkpointing=checkpointing))
+        main(flags(small_pab, start, tmp_path / name, gradient_checkpointing=checkpointing))
         fresh_accelerator()
     plain, other = (
         load_file(tmp_path / name / "last" / "adapter_model.safetensors")
@@ -151,8 +141,8 @@ def test_gradient_checkpointing_changes_nothing(root, start, tmp_path, fresh_acc
         torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
 
 
-def test_a_stopped_run_goes_on_bit_equal(root, start, tmp_path, monkeypatch, fresh_accelerator):
-    main(flags(root, start, tmp_path / "whole"))
+def test_a_stopped_run_goes_on_bit_equal(small_pab, start, tmp_path, monkeypatch, fresh_accelerator):
+    main(flags(small_pab, start, tmp_path / "whole"))
     fresh_accelerator()
     add, calls = LossMeans.add, []
 
@@ -164,9 +154,9 @@ def test_a_stopped_run_goes_on_bit_equal(root, start, tmp_path, monkeypatch, fre
 
     monkeypatch.setattr(LossMeans, "add", add_and_stop)
     with pytest.raises(SystemExit, match="143"):
-        main(flags(root, start, tmp_path / "run"))
+        main(flags(small_pab, start, tmp_path / "run"))
     monkeypatch.undo()
     fresh_accelerator()
-    main([*flags(root, start, tmp_path / "run"), "--resume_from_checkpoint", "last"])
+    main([*flags(small_pab, start, tmp_path / "run"), "--resume_from_checkpoint", "last"])
     whole, run = (load_file(tmp_path / n / "last" / "adapter_model.safetensors") for n in ("whole", "run"))
     assert all(torch.equal(tensor, run[name]) for name, tensor in whole.items())

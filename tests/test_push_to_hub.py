@@ -22,7 +22,6 @@ from tpas.evaluate_retrieval import main as evaluate
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.push_to_hub import CODE, main
-from tpas.synthetic_pab import draw_pab
 
 TOKEN = "hf_of_the_test"
 WEIGHTS_AND_SETTINGS = {
@@ -175,11 +174,11 @@ def hub():
 
 
 @pytest.fixture
-def model_dir(tiny_start, tmp_path) -> Path:
+def model_dir(start, tmp_path) -> Path:
     """A model as a training run leaves it: with its arguments above, and a file that is nobody's business."""
     directory = tmp_path / "run" / "best"
     directory.parent.mkdir()
-    tiny_start.rename(directory)
+    start.rename(directory)
     arguments = {"training_pairs": 24, "learning_rate": 3e-5, "seed": 42, "data_root": "private/place"}
     (tmp_path / "run" / "training_arguments.json").write_text(json.dumps(arguments))
     (directory / "optimizer.pt").write_bytes(b"secret")
@@ -187,10 +186,9 @@ def model_dir(tiny_start, tmp_path) -> Path:
 
 
 @pytest.fixture
-def results(model_dir, tmp_path) -> Path:
-    root = draw_pab(tmp_path / "pab", train_pairs=2, test_pairs=12, image_size=48, workers=1)
+def results(model_dir, small_pab, tmp_path) -> Path:
     evaluate(
-        ["--model", str(model_dir), "--data_root", str(root), "--output", str(tmp_path / "results.json")]
+        ["--model", str(model_dir), "--data_root", str(small_pab), "--output", str(tmp_path / "results.json")]
     )
     return tmp_path / "results.json"
 
@@ -302,6 +300,12 @@ def test_a_directory_that_is_no_whole_model_is_refused(model_dir, tmp_path):
     del weights["text_projection.bias"]
     save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SystemExit, match=r"the weights lack 1 parameters: text_projection\.bias"):
+        main([str(model_dir), "user/tpas", "--dry_run"])
+
+
+def test_an_adapter_is_refused_with_the_way_out(model_dir):
+    (model_dir / "adapter_config.json").touch()
+    with pytest.raises(SystemExit, match="an adapter, no whole model: train with --merge and push merged/"):
         main([str(model_dir), "user/tpas", "--dry_run"])
 
 
