@@ -36,8 +36,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import HfArgumentParser, get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_parameter_names
 
-from tpas.augmentation import Augmentation
-from tpas.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluate_retrieval import EvaluationResult, evaluate, format_table, open_picture, write_json
 from tpas.lora import add_lora, is_adapter, load_model
@@ -45,6 +43,8 @@ from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split, source_videos
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import check_fusion_weight, resolve_shortlist
+from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
+from tpas.training.image_augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
-# Every .py file of the root has a layer. A new one is entered here, in the layer whose rules it can keep.
+# Every .py file of the package has a layer. A new one is entered here, in the layer whose rules it can keep.
 LAYERS = {
     # Shipped with every checkpoint, so transformers must be able to load them without this package.
     "hub": {"configuration_tpas", "objectives", "modeling_tpas", "processing_tpas", "relative_position"},
     # Usable alone: import nothing of ours, touch no disk.
-    "pure": {"sca", "recall_at_k", "augmentation"},
+    "pure": {"sca", "recall_at_k", "training.image_augmentation"},
     "service": {
         "pab",
         "figure_drawing",
@@ -23,9 +23,9 @@ LAYERS = {
         "synthetic_worlds",
         "synthetic_pab",
         "search",
-        "checkpointing",
         "lora",
         "report",
+        "training.checkpointing",
     },
     "command": {
         "train_accelerate",
@@ -56,16 +56,23 @@ def layer_of(module: str) -> str | None:
     return next((layer for layer, modules in LAYERS.items() if module in modules), None)
 
 
-def root_modules() -> list[str]:
-    return sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "__init__")
+def package_modules() -> list[str]:
+    """The names of our modules below `tpas`, such as "sca" and "training.checkpointing"."""
+    files = (
+        *ROOT.glob("*.py"),
+        *(file for init in ROOT.glob("*/__init__.py") for file in init.parent.glob("*.py")),
+    )
+    names = (file.relative_to(ROOT).with_suffix("").parts for file in files if file.stem != "__init__")
+    return sorted(".".join(parts) for parts in names)
 
 
 def modules_of(*layers: str) -> list[str]:
-    return [module for module in root_modules() if layer_of(module) in layers]
+    return [module for module in package_modules() if layer_of(module) in layers]
 
 
 def read(module: str) -> ast.Module:
-    return ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"), filename=f"{module}.py")
+    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    return ast.parse(path.read_text(encoding="utf-8"), filename=path.name)
 
 
 def own_imports(tree: ast.Module) -> set[str]:
@@ -76,10 +83,10 @@ def own_imports(tree: ast.Module) -> set[str]:
             path = (node.module or "").split(".")
             if node.level == 0 and path[0] != "tpas":
                 continue
-            inside = path if node.level else path[1:]
-            found |= {inside[0]} if inside and inside[0] else {alias.name for alias in node.names}
+            inside = ".".join(path if node.level else path[1:])
+            found |= {inside} if inside else {alias.name for alias in node.names}
         elif isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("tpas.")}
+            found |= {alias.name.partition(".")[2] for alias in node.names if alias.name.startswith("tpas.")}
     return found
 
 
@@ -120,7 +127,7 @@ def import_violations(module: str, tree: ast.Module) -> list[str]:
                 # The only form whose target transformers ships along with a checkpoint.
                 right = node.level == 1 and node.module is not None and "." not in node.module
             else:
-                right = node.level == 0 and node.module.count(".") == 1
+                right = node.level == 0 and node.module.partition(".")[2] in package_modules()
             right = right and all(alias.name != "*" for alias in node.names)
         else:
             continue
@@ -211,11 +218,11 @@ def declared(group: str | None) -> set[str]:
 
 def test_every_root_file_has_a_layer():
     listed = set().union(*LAYERS.values())
-    for module in root_modules():
+    for module in package_modules():
         assert module in listed, (
             f"{module}.py has no layer: add it to LAYERS in {Path(__file__).name}, where it keeps the rules"
         )
-    gone = sorted(listed - set(root_modules()))
+    gone = sorted(listed - set(package_modules()))
     assert not gone, f"LAYERS in {Path(__file__).name} lists files that are gone: {gone}"
 
 
@@ -225,7 +232,7 @@ def test_imports_point_downwards(module):
 
 
 def test_no_file_imports_itself_in_a_circle():
-    assert not find_cycle({module: own_imports(read(module)) for module in root_modules()})
+    assert not find_cycle({module: own_imports(read(module)) for module in package_modules()})
 
 
 @pytest.mark.parametrize("module", modules_of("pure"))
@@ -233,7 +240,7 @@ def test_pure_tools_touch_no_disk(module):
     assert not purity_violations(module, read(module))
 
 
-@pytest.mark.parametrize("module", root_modules())
+@pytest.mark.parametrize("module", package_modules())
 def test_nothing_runs_at_import(module):
     assert not import_time_violations(module, read(module))
 
@@ -242,7 +249,7 @@ def has_main(tree: ast.Module) -> bool:
     return any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body)
 
 
-@pytest.mark.parametrize("module", root_modules())
+@pytest.mark.parametrize("module", package_modules())
 def test_commands_have_a_main(module):
     """A service may be a command as well (`synthetic_pab.py`); then the same holds for it."""
     if layer_of(module) == "command" or has_main(read(module)):
@@ -255,7 +262,7 @@ def test_libraries_do_not_print(module):
     assert not any("print" in called_names(node) for node in outside_main), f"{module} prints: a library logs"
 
 
-@pytest.mark.parametrize("module", root_modules())
+@pytest.mark.parametrize("module", package_modules())
 def test_every_library_is_declared(module):
     """Whoever installs what pyproject.toml says can import the file; Hub code and search need no extra."""
     available = declared(None)

@@ -12,9 +12,9 @@ import torch
 from accelerate import Accelerator, debug_launcher
 
 from tpas import train_accelerate
-from tpas.checkpointing import find_checkpoints
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import LossMeans, main, recover_models
+from tpas.training.checkpointing import find_checkpoints
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

@@ -11,7 +11,6 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer
 
-from tpas.augmentation import Augmentation
 from tpas.evaluate_retrieval import evaluate
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab, retrieval_split
@@ -26,6 +25,7 @@ from tpas.train_accelerate import (
     image_number,
     main,
 )
+from tpas.training.image_augmentation import Augmentation
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CUT = {"validation_fraction": 0.2, "max_validation_pairs": 1000}

@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tpas.augmentation import FILL, OPERATIONS, Augmentation, crop_box, rand_augment, random_flip
+from tpas.training.image_augmentation import (
+    FILL,
+    OPERATIONS,
+    Augmentation,
+    crop_box,
+    rand_augment,
+    random_flip,
+)
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
 
