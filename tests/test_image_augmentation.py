@@ -5,14 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import BertTokenizer
 
+from tpas.processing_tpas import TPASProcessor
 from tpas.training.image_augmentation import (
+    CLIP_MEAN,
     FILL,
     OPERATIONS,
     Augmentation,
-    crop_box,
+    erase_rectangle,
     rand_augment,
-    random_flip,
+    random_box,
 )
 
 SCALE, RATIO = (0.5, 1.0), (3 / 4, 4 / 3)
@@ -32,16 +35,33 @@ def test_augmentation_is_rgb_of_the_size_and_depends_on_the_generator_alone():
     augment = Augmentation(32)
     image = noise(50, 70)
     before = image.tobytes()
-    first = augment(image, random.Random(1))
+    first, _ = augment(image, random.Random(1))
     assert (first.size, first.mode) == ((32, 32), "RGB")
-    assert first.tobytes() == augment(image, random.Random(1)).tobytes()
-    assert len({augment(image, random.Random(seed)).tobytes() for seed in range(8)}) == 8
+    assert first.tobytes() == augment(image, random.Random(1))[0].tobytes()
+    assert len({augment(image, random.Random(seed))[0].tobytes() for seed in range(8)}) == 8
     assert image.tobytes() == before
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_options_that_are_off_draw_nothing(seed):
+    """A resumed run sees the pictures that it would have seen: crop, mirror, RandAugment and no more draws."""
+    image = noise(50, 70)
+    rng, expected_rng = random.Random(seed), random.Random(seed)
+    augmented, mirrored = Augmentation(32)(image, rng)
+    box = random_box(50, 70, SCALE, RATIO, expected_rng)
+    expected = image.resize((32, 32), Image.Resampling.BICUBIC, box=box)
+    flip = expected_rng.random() < 0.5
+    if flip:
+        expected = expected.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    expected = rand_augment(expected, 2, 7, expected_rng)
+    assert mirrored == flip
+    assert augmented.tobytes() == expected.tobytes()
+    assert rng.getstate() == expected_rng.getstate()
 
 
 @given(width=st.integers(1, 600), height=st.integers(1, 600), seed=st.integers(0, 1000))
 def test_crop_lies_inside_the_image(width, height, seed):
-    left, top, right, bottom = crop_box(width, height, SCALE, RATIO, random.Random(seed))
+    left, top, right, bottom = random_box(width, height, SCALE, RATIO, random.Random(seed))
     assert 0 <= left < right <= width
     assert 0 <= top < bottom <= height
 
@@ -49,7 +69,7 @@ def test_crop_lies_inside_the_image(width, height, seed):
 def test_crop_keeps_the_asked_share_and_shape():
     shares, ratios = [], []
     for seed in range(500):
-        left, top, right, bottom = crop_box(400, 400, SCALE, RATIO, random.Random(seed))
+        left, top, right, bottom = random_box(400, 400, SCALE, RATIO, random.Random(seed))
         shares.append((right - left) * (bottom - top) / 400**2)
         ratios.append((right - left) / (bottom - top))
     # Rounding to pixels moves both by less than 1 %.
@@ -61,17 +81,71 @@ def test_crop_keeps_the_asked_share_and_shape():
 
 
 def test_an_image_too_narrow_for_any_crop_gives_its_centre():
-    assert crop_box(1000, 12, SCALE, RATIO, random.Random(0)) == (492, 0, 508, 12)  # 12 * 4 / 3 = 16 wide
-    assert crop_box(12, 1000, SCALE, RATIO, random.Random(0)) == (0, 492, 12, 508)  # 12 / (3 / 4) = 16 high
+    assert random_box(1000, 12, SCALE, RATIO, random.Random(0)) == (492, 0, 508, 12)  # 12 * 4 / 3 = 16 wide
+    assert random_box(12, 1000, SCALE, RATIO, random.Random(0)) == (0, 492, 12, 508)  # 12 / (3 / 4) = 16 high
 
 
-def test_flip_mirrors_left_and_right():
-    image = noise(9, 7)
-    mirrored = np.asarray(random_flip(image, 1.0, random.Random(0)))
-    np.testing.assert_array_equal(mirrored, np.asarray(image)[:, ::-1])
-    assert random_flip(image, 0.0, random.Random(0)) is image
-    flips = sum(random_flip(image, 0.5, random.Random(seed)) is not image for seed in range(400))
-    assert 160 < flips < 240
+def test_a_mirrored_image_is_reported():
+    image = noise(9, 9)
+    augment = Augmentation(9, scale=(1, 1), ratio=(1, 1), operations=0)
+    results = [augment(image, random.Random(seed)) for seed in range(400)]
+    for augmented, mirrored in results:
+        pixels = np.asarray(image)[:, ::-1] if mirrored else np.asarray(image)
+        np.testing.assert_array_equal(np.asarray(augmented), pixels)
+    assert 160 < sum(mirrored for _, mirrored in results) < 240
+    for probability in (0.0, 1.0):
+        augment = Augmentation(9, flip_probability=probability)
+        assert {augment(image, random.Random(seed))[1] for seed in range(50)} == {probability == 1.0}
+
+
+def test_the_crop_gate_shows_the_whole_image_as_often_as_asked():
+    image = noise(40, 60)
+    whole = image.resize((32, 32), Image.Resampling.BICUBIC).tobytes()
+    shares = {}
+    for probability in (0.0, 0.3, 1.0):
+        augment = Augmentation(32, crop_probability=probability, flip_probability=0, operations=0)
+        seen = [augment(image, random.Random(seed))[0].tobytes() for seed in range(400)]
+        shares[probability] = 1 - seen.count(whole) / 400
+    assert shares[0.0] == 0
+    assert shares[0.3] == pytest.approx(0.3, abs=0.06)
+    assert shares[1.0] > 0.99
+
+
+def test_erasing_hides_one_rectangle_of_the_asked_share_and_shape():
+    image = Image.new("RGB", (200, 200), (1, 2, 3))
+    before = image.tobytes()
+    shares, ratios, centres = [], [], []
+    for seed in range(400):
+        changed = (np.asarray(erase_rectangle(image, random.Random(seed))) == CLIP_MEAN).all(axis=2)
+        rows, columns = np.flatnonzero(changed.any(axis=1)), np.flatnonzero(changed.any(axis=0))
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert changed.sum() == height * width  # one rectangle, nothing else
+        shares.append(height * width / 200**2)
+        ratios.append(width / height)
+        centres.append((rows.mean(), columns.mean()))
+    assert 0.019 < min(shares) < 0.03
+    assert 0.37 < max(shares) < 0.41
+    assert 0.28 < min(ratios) < 0.34
+    assert 2.9 < max(ratios) < 3.5
+    np.testing.assert_allclose(np.mean(centres, axis=0), 100, atol=8)
+    assert image.tobytes() == before
+
+
+def test_an_erased_pixel_is_nearly_zero_for_the_model():
+    processor = TPASProcessor.build(BertTokenizer(vocab={"[UNK]": 0}), image_size=8)
+    assert processor(images=Image.new("RGB", (8, 8), CLIP_MEAN))["pixel_values"].abs().max() < 0.004
+
+
+def test_erasing_comes_last_and_as_often_as_asked():
+    image = noise(64, 64)
+    erased = 0
+    for seed in range(300):
+        plain, _ = Augmentation(64)(image, random.Random(seed))
+        hidden, _ = Augmentation(64, erasing_probability=0.6)(image, random.Random(seed))
+        different = (np.asarray(plain) != np.asarray(hidden)).any(axis=2)
+        assert (np.asarray(hidden)[different] == CLIP_MEAN).all()
+        erased += different.any()
+    assert erased / 300 == pytest.approx(0.6, abs=0.08)
 
 
 def test_about_a_third_of_the_images_pass_rand_augment_unchanged():

@@ -1,7 +1,8 @@
 """X-VLM's fine-tuning augmentation on PIL images: crop and resize, mirror, RandAugment(2, 7).
 
-Upstream's `train_transform`, without torchvision and OpenCV. Every random choice comes from the
-`random.Random` that is handed in, so the same generator state gives the same picture.
+Upstream's `train_transform`, without torchvision and OpenCV, and two options from the field, off by default:
+whole pictures among the crops, and random erasing. Every random choice comes from the `random.Random` that
+is handed in, so the same generator state gives the same picture; an option that is off draws nothing.
 """
 
 import math
@@ -11,6 +12,9 @@ from collections.abc import Callable
 from PIL import Image, ImageEnhance, ImageOps
 
 FILL = (128, 128, 128)  # what upstream shows where a shifted picture leaves a gap
+CLIP_MEAN = (123, 117, 104)  # the processor's mean colour: within 0.004 of 0 once normalised
+ERASED_SHARE = (0.02, 0.4)  # of the area, as in APTM
+ERASED_RATIO = (0.3, 1 / 0.3)  # width / height
 OPERATION_PROBABILITY = 0.5  # upstream draws two operations and applies each with this probability
 GREATEST_LEVEL = 10
 
@@ -21,8 +25,12 @@ class Augmentation:
     Args:
         scale: least and greatest share of the area that the crop keeps.
         ratio: least and greatest width / height of the crop.
+        crop_probability: of showing a crop (a local view); otherwise the whole image is squeezed to the
+            square (the global view, the one that evaluation sees). After the local-global hybrid
+            perspective of arXiv:2511.22470; 1 is upstream's.
         flip_probability: of mirroring left and right.
         operations, level: RandAugment's two numbers, the level out of 10.
+        erasing_probability: of hiding a rectangle (Zhong et al. 2020; APTM: 0.6); 0 is upstream's.
     """
 
     def __init__(
@@ -30,59 +38,63 @@ class Augmentation:
         size: int,
         scale: tuple[float, float] = (0.5, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        crop_probability: float = 1.0,
         flip_probability: float = 0.5,
         operations: int = 2,
         level: int = 7,
+        erasing_probability: float = 0.0,
     ):
         self.size = size
         self.scale = scale
         self.ratio = ratio
+        self.crop_probability = crop_probability
         self.flip_probability = flip_probability
         self.operations = operations
         self.level = level
+        self.erasing_probability = erasing_probability
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        image = random_resized_crop(image, self.size, self.scale, self.ratio, rng)
-        image = random_flip(image, self.flip_probability, rng)
-        return rand_augment(image, self.operations, self.level, rng)
-
-
-def random_resized_crop(
-    image: Image.Image,
-    size: int,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    rng: random.Random,
-) -> Image.Image:
-    """A random crop, as `crop_box` draws it, resized (bicubic) to `size` x `size`."""
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=crop_box(*image.size, scale, ratio, rng))
+    def __call__(self, image: Image.Image, rng: random.Random) -> tuple[Image.Image, bool]:
+        """The augmented image, and whether it is mirrored: then its caption's left is the image's right."""
+        local = self.crop_probability >= 1 or rng.random() < self.crop_probability
+        box = random_box(*image.size, self.scale, self.ratio, rng) if local else None
+        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        mirrored = rng.random() < self.flip_probability
+        if mirrored:
+            image = ImageOps.mirror(image)
+        image = rand_augment(image, self.operations, self.level, rng)
+        if self.erasing_probability > 0 and rng.random() < self.erasing_probability:
+            image = erase_rectangle(image, rng)
+        return image, mirrored
 
 
-def crop_box(
+def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: random.Random
 ) -> tuple[int, int, int, int]:
     """(left, top, right, bottom): share of area uniform in `scale`, width / height log-uniform in `ratio`.
 
-    Always inside the image: after ten draws that do not fit, the largest central crop of an allowed ratio.
+    Always inside the image: after ten draws that do not fit, the largest central box of an allowed ratio.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
         aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
-        crop_width = round(math.sqrt(area * aspect))
-        crop_height = round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = rng.randint(0, width - crop_width)
-            top = rng.randint(0, height - crop_height)
-            return left, top, left + crop_width, top + crop_height
+        box_width = round(math.sqrt(area * aspect))
+        box_height = round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = rng.randint(0, width - box_width)
+            top = rng.randint(0, height - box_height)
+            return left, top, left + box_width, top + box_height
     aspect = min(max(width / height, ratio[0]), ratio[1])
-    crop_width = min(width, max(1, round(height * aspect)))
-    crop_height = min(height, max(1, round(width / aspect)))
-    left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    return left, top, left + crop_width, top + crop_height
+    box_width = min(width, max(1, round(height * aspect)))
+    box_height = min(height, max(1, round(width / aspect)))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height
 
 
-def random_flip(image: Image.Image, probability: float, rng: random.Random) -> Image.Image:
-    return ImageOps.mirror(image) if rng.random() < probability else image
+def erase_rectangle(image: Image.Image, rng: random.Random) -> Image.Image:
+    """A copy with one rectangle, as `random_box` draws it, in the mean colour."""
+    erased = image.copy()
+    erased.paste(CLIP_MEAN, random_box(*image.size, ERASED_SHARE, ERASED_RATIO, rng))
+    return erased
 
 
 def rand_augment(image: Image.Image, operations: int, level: int, rng: random.Random) -> Image.Image:
