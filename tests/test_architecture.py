@@ -15,7 +15,12 @@ LAYERS = {
     # Shipped with every checkpoint, so transformers must be able to load them without this package.
     "hub": {"configuration_tpas", "objectives", "modeling_tpas", "processing_tpas", "relative_position"},
     # Usable alone: import nothing of ours, touch no disk.
-    "pure": {"sca", "recall_at_k", "training.image_augmentation"},
+    "pure": {
+        "sca",
+        "recall_at_k",
+        "training.image_augmentation",
+        "training.caption_augmentation",
+    },
     "service": {
         "pab",
         "figure_drawing",

@@ -44,7 +44,7 @@ def test_augmentation_is_rgb_of_the_size_and_depends_on_the_generator_alone():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_options_that_are_off_draw_nothing(seed):
-    """A resumed run sees the pictures that it would have seen: crop, mirror, RandAugment and no more draws."""
+    """Crop, mirror, RandAugment and no more draws: a resumed run sees what it would have seen."""
     image = noise(50, 70)
     rng, expected_rng = random.Random(seed), random.Random(seed)
     augmented, mirrored = Augmentation(32)(image, rng)

@@ -58,6 +58,7 @@ def run_python(code: str, folder: Path) -> str:
     [
         ("sca", {"transformers", "accelerate", "datasets", "evaluate"}),
         ("training.image_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("training.caption_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
     ],
 )
 def test_pure_tools_import_alone(module, unwanted, tmp_path):
