@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from PIL import Image
 from torch import Tensor
 
 from tpas.lora import load_model
 from tpas.modeling_tpas import TPASModel
-from tpas.pab import SPLITS, RetrievalBenchmark, image_path, load_pab, retrieval_split
-from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.pab import SPLITS, RetrievalBenchmark, load_pab, retrieval_split
+from tpas.pictures import PictureFiles
+from tpas.processing_tpas import TPASProcessor
 from tpas.recall_at_k import RecallAtK
 from tpas.sca import Confidence, SCAReport, sca_rerank
 from tpas.search import (
@@ -81,40 +81,6 @@ class EvaluationResult:
     scores: dict[str, Tensor]
     moved: Tensor
     sca_report: SCAReport
-
-
-class PictureFiles(Sequence[Image.Image]):
-    """Pictures under a root by their relative paths, each read when it is asked for.
-
-    Args:
-        annotated_at: where each path is written, such as "attr.json, line 3", for the message of an error.
-    """
-
-    def __init__(self, root: Path, images: Sequence[str], annotated_at: Mapping[str, str]):
-        self.root = root
-        self.images = images
-        self.annotated_at = annotated_at
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self.images[index]
-        return open_picture(self.root, image, self.annotated_at.get(image, image))
-
-
-def open_picture(root: Path, image: str, place: str) -> Image.Image:
-    """The picture at the relative path `image`.
-
-    Raises:
-        FileNotFoundError, ValueError: it is missing, or cannot be read; both begin with `place`.
-    """
-    try:
-        return load_image(image_path(root, image))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{place}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
 
 
 def annotation_places(dataset: Dataset) -> dict[str, str]:

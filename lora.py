@@ -13,6 +13,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME
 
+from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 
 # Queries and values of the three encoders: Swin names them one way, BERT and the cross-modal encoder another.
@@ -61,14 +62,26 @@ def is_adapter(name: str) -> bool:
     return (Path(name) / CONFIG_NAME).is_file()
 
 
+def check_architecture(name: str) -> None:
+    """Raises ValueError if the folder or Hub name is of a model of another architecture."""
+    model_type = TPASConfig.get_config_dict(name)[0].get("model_type")
+    if model_type != TPASConfig.model_type:
+        raise ValueError(
+            f"{name} is a model of type {model_type!r}, not {TPASConfig.model_type!r}: X-VLM's own files are made "
+            "loadable by convert_checkpoint.py"
+        )
+
+
 def load_model(name: str, dtype: torch.dtype | None = None) -> TPASModel:
     """A whole model by its folder or Hub name, or the model that an adapter's folder and its start make.
 
     Raises:
         OSError: the model, or the adapter's start, is not there.
+        ValueError: it is of another architecture.
     """
     settings = {} if dtype is None else {"dtype": dtype}
     if not is_adapter(name):
+        check_architecture(name)
         return TPASModel.from_pretrained(name, **settings)
     start = PeftConfig.from_pretrained(name).base_model_name_or_path
     try:

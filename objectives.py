@@ -36,7 +36,7 @@ def gather_with_gradient(tensor):
     return _GatherWithGradient.apply(tensor)
 
 
-def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None):
+def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None, label_smoothing=0.0):
     """The image-text contrastive loss (paper, Eq. 5-7), the mean of both directions.
 
     Args:
@@ -44,6 +44,7 @@ def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None):
         temperature: scalar tensor by which the cosines are divided.
         image_ids: (B,) integers; rows of equal id all count as right and share the positive mass.
             `None`: only the diagonal is right.
+        label_smoothing: share of the positive mass, in [0, 1], that is spread evenly over all B.
 
     Returns:
         Scalar tensor. With all cosines equal it is log(B).
@@ -54,13 +55,13 @@ def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None):
     else:
         same_image = (image_ids[:, None] == image_ids[None, :]).to(logits.dtype)
         targets = same_image / same_image.sum(dim=1, keepdim=True)
-    image_to_text = F.cross_entropy(logits, targets)
-    text_to_image = F.cross_entropy(logits.t(), targets)
+    image_to_text = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    text_to_image = F.cross_entropy(logits.t(), targets, label_smoothing=label_smoothing)
     return (image_to_text + text_to_image) / 2
 
 
 @torch.no_grad()
-def sample_hard_negatives(similarity, image_ids=None):
+def sample_hard_negatives(similarity, image_ids=None, generator=None):
     """Draws one hard negative for each text and each image of a batch of pairs.
 
     A negative is drawn in proportion to softmax(similarity) + 1e-5 (upstream's floor, which keeps
@@ -69,6 +70,7 @@ def sample_hard_negatives(similarity, image_ids=None):
     Args:
         similarity: (B, B) cosine over temperature, image by text.
         image_ids: (B,) integers, or `None` if all images differ.
+        generator: a `torch.Generator` on the device of `similarity`; `None`: the device's own.
 
     Returns:
         image_negatives (B,): for each text the index of another image.
@@ -90,7 +92,7 @@ def sample_hard_negatives(similarity, image_ids=None):
     def draw(scores):
         weights = scores.float().softmax(dim=1) + 1e-5
         weights = weights.masked_fill(same_image & ~without_negative, 0)
-        return torch.multinomial(weights, num_samples=1).squeeze(1)
+        return torch.multinomial(weights, num_samples=1, generator=generator).squeeze(1)
 
     image_negatives = draw(similarity.t())
     text_negatives = draw(similarity)

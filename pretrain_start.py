@@ -21,7 +21,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from PIL import Image
@@ -46,6 +45,7 @@ from tpas.synthetic_pab import (
     draw_source,
     telling_words,
 )
+from tpas.training.masked_language_modelling import MaskedLanguageModelling
 
 IMAGE_SIZE = 96
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -161,29 +161,6 @@ def batches_of_families(families: np.ndarray, batch_size: int, generator: np.ran
             yield families[order[start : start + per_batch]].reshape(-1)
 
 
-class MaskedLanguageModelling(nn.Module):
-    """Predicts masked words from the image and the other words, through the cross-modal encoder.
-
-    Only `maskable_ids` are masked: the words that a look at the picture gives away.
-    """
-
-    def __init__(self, width: int, mask_token_id: int, maskable_ids: list[int], masked_share: float):
-        super().__init__()
-        self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
-        self.mask_token_id = mask_token_id
-        self.masked_share = masked_share
-        self.register_buffer("maskable_ids", torch.tensor(maskable_ids), persistent=False)
-
-    def forward(self, model, image_hidden_states, input_ids, attention_mask):
-        """Mean cross-entropy over the masked words of a batch of pairs."""
-        maskable = torch.isin(input_ids, self.maskable_ids)
-        masked = maskable & (torch.rand(input_ids.shape) < self.masked_share)  # (B, L)
-        text = model.get_text_features(input_ids.masked_fill(masked, self.mask_token_id), attention_mask)
-        hidden, _ = model.cross_modal_encoder(text.last_hidden_state, attention_mask, image_hidden_states)
-        words = model.text_model.embeddings.word_embeddings.weight
-        return F.cross_entropy((self.transform(hidden[masked]) @ words.t()).float(), input_ids[masked])
-
-
 class PretrainingObjective(nn.Module):
     """X-VLM's losses of a batch of pairs, but for the one that needs boxes.
 
@@ -229,7 +206,10 @@ class PretrainingObjective(nn.Module):
             "contrastive_loss": contrastive,
             "matching_loss": matching_loss(match_logits.float(), matching_labels(*negatives)),
             "masked_language_modelling_loss": self.masked_language_modelling(
-                model, image.last_hidden_state, input_ids, attention_mask
+                model,
+                image.last_hidden_state,
+                *self.masked_language_modelling.mask(input_ids),
+                attention_mask,
             ),
         }
 

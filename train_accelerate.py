@@ -6,62 +6,71 @@ The output directory receives `best/` (highest Recall@1 on the validation split,
 a model with its processor (with `--lora_rank` the adapter alone); `training_log.jsonl`, an object for each
 logged step and evaluation; `training_arguments.json`; the tracker's files; and `checkpoints/`, from which
 a run that was stopped goes on with `--resume_from_checkpoint last` as if it had not been. SIGTERM writes a
-checkpoint and ends the run.
+checkpoint and ends the run. With `--seeds` there is such a folder for each seed, and `seeds.json` over all.
 """
 
-import hashlib
+import copy
 import json
 import logging
 import math
 import os
-import random
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, gather_object, set_seed
 from datasets import Dataset
 from peft import PeftModel
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import HfArgumentParser, get_linear_schedule_with_warmup
-from transformers.trainer_pt_utils import get_parameter_names
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluate_retrieval import EvaluationResult, evaluate, format_table, open_picture, write_json
-from tpas.lora import add_lora, is_adapter, load_model
+from tpas.evaluate_retrieval import evaluate, format_table, write_json
+from tpas.lora import add_lora, check_architecture, is_adapter, load_model
 from tpas.modeling_tpas import TPASModel
-from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split, source_videos
+from tpas.pab import load_pab, source_videos
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import check_fusion_weight, resolve_shortlist
+from tpas.search import encode_texts, resolve_shortlist
+from tpas.training.arguments import FineTuningArguments
+from tpas.training.averaging import WeightAverages
+from tpas.training.caption_augmentation import eda_view
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
+from tpas.training.data import (
+    PairCollator,
+    SourceGroupedSampler,
+    TrainingPairs,
+    stable_number,
+    validation_benchmark,
+)
+from tpas.training.gradient_cache import average_gradients, backward_in_chunks
 from tpas.training.image_augmentation import Augmentation
+from tpas.training.log import Clock, LossMeans, TrainingLog, peak_memory
+from tpas.training.masked_language_modelling import MaskedLanguageModelling
+from tpas.training.objective import FineTuningObjective
+from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
+from tpas.training.run_folder import checkpoint_to_resume, earlier_run, recover_models, save_model
+from tpas.training.subsets import diverse_subset
 
 logger = logging.getLogger(__name__)
 
-LOSSES = ("loss", "contrastive_loss", "matching_loss")
-RUN_FILES = (
-    "training_arguments.json",
-    "training_log.jsonl",
-    "best",
-    "last",
-    "merged",
-    "tensorboard",
-    "checkpoints",
-)
 # What may change when a run goes on: nothing of it reaches the weights.
 FREE_TO_CHANGE = {
     "output_dir",
     "num_workers",
+    "prefetch_factor",
     "report_to",
     "overwrite_output_dir",
     "resume_from_checkpoint",
@@ -69,335 +78,201 @@ FREE_TO_CHANGE = {
     "checkpoints_kept",
 }
 ENDED_BY_SIGTERM = 143
-
-
-def flag(default: Any, help: str, **settings: Any) -> Any:  # noqa: A002 - argparse's own name
-    """A dataclass field that `HfArgumentParser` turns into a flag."""
-    return field(default=default, metadata={"help": help} | settings)
-
-
-@dataclass
-class FineTuningArguments:
-    """Every number of a fine-tuning run; each field is a flag."""
-
-    data_root: str = field(metadata={"help": "PAB's folder, with annotation/ and train/ in it"})
-    output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
-    model_name_or_path: str | None = flag(
-        None, "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file)"
-    )
-    config_name: str | None = flag(
-        None, "in place of a model: folder with a config and a processor, to start from random weights"
-    )
-
-    pairs: int | None = flag(None, "train on this many pairs, drawn by the seed (paper: Table 3)")
-    validation_fraction: float = flag(0.02, "share of the training pairs held out, by source video")
-    max_validation_pairs: int = flag(1000, "pairs of the validation split that are evaluated")
-    augmentation: bool = flag(True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)")
-    on_bad_image: str = flag(
-        "raise", "stop at an unreadable image, or leave its pair out and say so", choices=["raise", "skip"]
-    )
-    num_workers: int = flag(2, "processes that decode images, for each training process")
-
-    num_train_epochs: int = flag(10, "passes over the pairs (paper: 10)")
-    max_train_steps: int | None = flag(None, "number of steps, in place of the epochs")
-    batch_size: int = flag(16, "pairs of each process in a step (paper: 16)")
-    source_group_size: int = flag(
-        1, "pairs of one source video that share a batch, as each other's hard negatives; 1: by chance"
-    )
-    gradient_accumulation_steps: int = flag(1, "batches to a step; each has its own negatives")
-    learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)")
-    new_parameter_multiplier: float = flag(
-        2.0, "learning rate of parameters that the start model lacks, relative to the others' (X-VLM: 2)"
-    )
-    warmup_ratio: float = flag(
-        0.0, "share of the steps in which the rate rises; then it falls to 0 (paper: 0)"
-    )
-    weight_decay: float = flag(0.01, "AdamW's, except on biases and LayerNorms (paper: 0.01)")
-    adam_beta1: float = flag(0.9, "AdamW's first beta (X-VLM: 0.9)")
-    adam_beta2: float = flag(0.98, "AdamW's second beta (X-VLM: 0.98)")
-    adam_epsilon: float = flag(1e-8, "AdamW's epsilon (X-VLM: 1e-8)")
-    max_grad_norm: float = flag(0.0, "clip gradients to this norm; 0: do not (X-VLM does not)")
-    gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
-    mixed_precision: str | None = flag(None, "left out: accelerate's", choices=["no", "fp16", "bf16"])
-    lora_rank: int = flag(
-        0, "train low-rank updates of this rank in place of all weights (LoRA); 0: all weights"
-    )
-    lora_alpha: float = flag(32.0, "with LoRA: its updates are scaled by alpha / rank")
-    lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
-    lora_targets: str | None = flag(
-        None,
-        "with LoRA: regular expression of the layers' names; left out: queries and values of all encoders",
-    )
-    merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
-    seed: int = flag(42, "of subset, order, augmentation, dropout and new weights (X-VLM: 42)")
-
-    evaluate_every: int = flag(1, "epochs from one evaluation to the next; 0: never, then there is no best/")
-    evaluation_shortlist: int | None = flag(None, "pictures re-ranked for each query; left out: 128, or all")
-    evaluation_batch_size: int = flag(64, "images, captions or pairs in one forward pass of an evaluation")
-    fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
-    log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
-    report_to: str = flag("tensorboard", "tracker of losses and metrics", choices=["tensorboard", "none"])
-    overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
-    resume_from_checkpoint: str | None = flag(
-        None, "checkpoint to go on from; 'last': output_dir's newest, or the beginning if it has none"
-    )
-    checkpoint_every: int = flag(0, "steps from one checkpoint to the next; 0: one at the end of each epoch")
-    checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
-
-    def __post_init__(self):
-        if (self.model_name_or_path is None) == (self.config_name is None):
-            raise ValueError(
-                "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one "
-                "of X-VLM's .th file), or --config_name, to start from random weights"
-            )
-        if self.batch_size < 2:
-            raise ValueError(
-                f"--batch_size must be at least 2, got {self.batch_size}: a pair's negatives are in its batch"
-            )
-        counts = (
-            "num_train_epochs",
-            "max_train_steps",
-            "gradient_accumulation_steps",
-            "max_validation_pairs",
-            "source_group_size",
-            "checkpoints_kept",
-        )
-        for name in (*counts, "evaluation_batch_size", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, got {value}")
-        check_fusion_weight(self.fusion_weight)
-        if self.lora_rank < 0:
-            raise ValueError(f"--lora_rank must be at least 1, or 0 for none, got {self.lora_rank}")
-        if self.merge and not self.lora_rank:
-            raise ValueError("--merge makes a whole model of an adapter: it needs --lora_rank")
-        if self.resume_from_checkpoint and self.overwrite_output_dir:
-            raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
-        if self.validation_fraction == 0 and self.evaluate_every > 0:
-            raise ValueError("--validation_fraction 0 leaves nothing to evaluate: add --evaluate_every 0")
-
-
-class TrainingPairs(torch.utils.data.Dataset):
-    """The pairs of `load_pab` with their pictures read and augmented.
-
-    A pair's augmentation depends on the seed, the epoch and its row, not on the worker or the process.
-    An unreadable picture raises, or with `skip_bad_images` the next readable pair takes its place: so all
-    batches keep their size, which the contrastive loss over all processes needs. An item's `unreadable`
-    names the pairs that were passed over.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        root: Path,
-        *,
-        augmentation: Augmentation | None,
-        seed: int,
-        skip_bad_images: bool,
-    ):
-        self.dataset = dataset
-        self.root = root
-        self.augmentation = augmentation
-        self.seed = seed
-        self.skip_bad_images = skip_bad_images
-        self.epoch = 0
-
-    def begin_epoch(self, epoch: int) -> None:  # accelerate would call a `set_epoch` with numbers of its own
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        unreadable = []
-        for candidate in chain(range(row, len(self)), range(row)):
-            pair = self.dataset[candidate]
-            try:
-                image = open_picture(self.root, pair["image"], place_of(pair))
-            except (FileNotFoundError, ValueError) as error:
-                if not self.skip_bad_images:
-                    raise
-                unreadable.append(str(error))
-                continue
-            if self.augmentation is not None:
-                image = self.augmentation(image, random.Random(f"{self.seed} {self.epoch} {candidate}"))
-            return {
-                "image": image,
-                "caption": pair["caption"],
-                "image_id": pair["image_id"],
-                "unreadable": unreadable,
-            }
-        raise ValueError(f"none of the {len(self)} training pictures can be read: {unreadable[0]}")
-
-
-class SourceGroupedSampler(torch.utils.data.Sampler[int]):
-    """All rows once, in an order drawn anew for each pass, where `group_size` rows of a video stay together.
-
-    A video's rows are dealt out to such groups anew each time; the last one may be smaller.
-
-    Args:
-        videos: (N,) what `pab.source_videos` returns.
-    """
-
-    def __init__(self, videos: np.ndarray, group_size: int, generator: torch.Generator):
-        self.videos = videos
-        self.group_size = group_size
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return len(self.videos)
-
-    def __iter__(self) -> Iterator[int]:
-        shuffled = torch.randperm(len(self.videos), generator=self.generator).numpy()
-        rows = shuffled[np.argsort(self.videos[shuffled], kind="stable")]  # video by video
-        opens_video = np.append(True, np.diff(self.videos[rows]) != 0)
-        position = np.arange(len(rows))
-        in_video = position - np.maximum.accumulate(np.where(opens_video, position, 0))
-        group = np.cumsum(in_video % self.group_size == 0) - 1
-        place = torch.randperm(int(group[-1]) + 1, generator=self.generator).numpy()
-        yield from rows[np.argsort(place[group], kind="stable")].tolist()
-
-
-def place_of(pair: dict[str, Any]) -> str:
-    """Where a row of `load_pab` is written."""
-    return f"{pair['file']}, line {pair['line']}"
-
-
-@dataclass
-class PairCollator:
-    """Items of `TrainingPairs` to the model's inputs, and the list `unreadable`."""
-
-    processor: TPASProcessor
-
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        inputs = self.processor(
-            images=[item["image"] for item in items], text=[item["caption"] for item in items]
-        )
-        return dict(inputs) | {
-            "image_ids": torch.tensor([image_number(item["image_id"]) for item in items]),
-            "unreadable": [message for item in items for message in item["unreadable"]],
-        }
-
-
-def image_number(image_id: str) -> int:
-    """63 bits that stand for an image id, the same in every process (as `hash` of a string is not)."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest()) >> 1
-
-
-def validation_benchmark(dataset: Dataset, root: Path, *, skip_bad_images: bool) -> RetrievalBenchmark:
-    """The validation split's benchmark. Reads each picture once, lest the first epoch end in an error.
-
-    Raises:
-        FileNotFoundError, ValueError: for an unreadable picture; with `skip_bad_images`, if all are.
-    """
-    readable = []
-    for row, pair in enumerate(dataset):
-        try:
-            open_picture(root, pair["image"], place_of(pair))
-        except (FileNotFoundError, ValueError) as error:
-            if not skip_bad_images:
-                raise
-            logger.warning("left out of the validation split: %s", error)
-        else:
-            readable.append(row)
-    if not readable:
-        raise ValueError(f"none of the {len(dataset)} validation pictures can be read")
-    return retrieval_split(dataset.select(readable))
+POOL_OF_A_DIVERSE_SUBSET = 20  # times its size
 
 
 def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor, set[str]]:
     """The start model in fp32, its processor, and the names of the parameters that its checkpoint lacks.
 
     With random weights no parameter is newer than another: the set is empty.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture, or its processor is of another image size.
     """
-    if arguments.model_name_or_path is None:
-        model = TPASModel(TPASConfig.from_pretrained(arguments.config_name))
-        return model, TPASProcessor.from_pretrained(arguments.config_name), set()
-    name = arguments.model_name_or_path
-    if is_adapter(name):
-        return load_model(name, dtype=torch.float32), TPASProcessor.from_pretrained(name), set()
-    model, loading = TPASModel.from_pretrained(name, output_loading_info=True, dtype=torch.float32)
-    return model, TPASProcessor.from_pretrained(name), set(loading["missing_keys"])
+    name, missing = arguments.model_name_or_path, set()
+    if name is None:
+        name = arguments.config_name
+        model = TPASModel(TPASConfig.from_pretrained(name))
+    elif is_adapter(name):
+        model = load_model(name, dtype=torch.float32)
+    else:
+        check_architecture(name)
+        model, loading = TPASModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        missing = set(loading["missing_keys"])
+    processor = TPASProcessor.from_pretrained(name)
+    image_size = model.config.vision_config.image_size
+    if processor.image_size != image_size:
+        raise ValueError(
+            f"{name}: the model takes images of {image_size} pixels a side, its processor makes them "
+            f"{processor.image_size}: convert the checkpoint again with one --image_size"
+        )
+    return model, processor, missing
 
 
-def build_optimizer(
-    model: nn.Module, new_parameters: set[str], arguments: FineTuningArguments
-) -> torch.optim.AdamW:
-    """AdamW with up to four groups: known and new parameters, each with and without weight decay.
+def load_training_pairs(
+    arguments: FineTuningArguments, model: TPASModel, processor: TPASProcessor, accelerator: Accelerator
+) -> Dataset:
+    """The pairs to train on: all but the held-out ones, or the subset that is asked for."""
+    cut = {name: getattr(arguments, name) for name in ("validation_fraction", "max_validation_pairs")}
+    diverse = arguments.subset == "diverse"
+    drawn = {"pairs": arguments.pairs, "subset": arguments.subset}
+    with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
+        dataset = load_pab(
+            arguments.data_root, "train", seed=arguments.seed, **cut, **({} if diverse else drawn)
+        )
+    if not diverse:
+        return dataset
+    if arguments.pairs > len(dataset):
+        raise ValueError(f"--pairs {arguments.pairs} asked for, but there are {len(dataset)} to train on")
+    # To choose from all of PAB would take hours; the seed draws a pool of it.
+    pool = min(len(dataset), POOL_OF_A_DIVERSE_SUBSET * arguments.pairs)
+    if pool < len(dataset):
+        with accelerator.main_process_first():
+            dataset = load_pab(arguments.data_root, "train", pairs=pool, seed=arguments.seed, **cut)
+    on_device = model.to(accelerator.device).eval()
+    embeds = encode_texts(on_device, processor, dataset["caption"], accelerator=accelerator).embeds
+    return dataset.select(diverse_subset(embeds, arguments.pairs, arguments.seed))
 
-    No decay on LayerNorms and on whatever has "bias" in its name, as in X-VLM: Swin's tables of relative
-    position biases are among these.
+
+def build_loader(
+    arguments: FineTuningArguments,
+    dataset: Dataset,
+    processor: TPASProcessor,
+    accelerator: Accelerator,
+    generator: torch.Generator,
+) -> tuple[TrainingPairs, DataLoader]:
+    """The pairs, and the batches of this process, in an order that `generator` draws anew for each epoch.
+
+    Raises:
+        ValueError: the pairs do not fill a batch of all processes.
     """
-    decayed = set(get_parameter_names(model, [nn.LayerNorm], ["bias"]))
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        groups.setdefault((name in new_parameters, name in decayed), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": arguments.learning_rate * (arguments.new_parameter_multiplier if new else 1),
-                "weight_decay": arguments.weight_decay if decay else 0.0,
-            }
-            for (new, decay), parameters in sorted(groups.items())
-        ],
-        lr=arguments.learning_rate,
-        betas=(arguments.adam_beta1, arguments.adam_beta2),
-        eps=arguments.adam_epsilon,
+    batch_of_all = arguments.batch_size * accelerator.num_processes
+    if len(dataset) < batch_of_all:
+        raise ValueError(
+            f"{len(dataset)} training pairs do not fill one batch of {batch_of_all} (--batch_size "
+            f"{arguments.batch_size} on {accelerator.num_processes} processes): lower it, or take more pairs"
+        )
+    augmentation = None
+    if arguments.augmentation or arguments.erasing_probability:
+        upstream = {"crop_probability": arguments.crop_probability}
+        none = {"crop_probability": 0.0, "flip_probability": 0.0, "operations": 0}
+        augmentation = Augmentation(
+            processor.image_size,
+            erasing_probability=arguments.erasing_probability,
+            **(upstream if arguments.augmentation else none),
+        )
+    pairs = TrainingPairs(
+        dataset,
+        Path(arguments.data_root),
+        seed=arguments.seed,
+        augmentation=augmentation,
+        swap_left_right=arguments.swap_left_right,
+        second_view=eda_view if arguments.second_view_weight else None,
+        counterparts=arguments.counterparts,
+        skip_bad_images=arguments.on_bad_image == "skip",
+    )
+    sampler: Sampler | None = None
+    if arguments.source_group_size > 1:
+        sampler = SourceGroupedSampler(source_videos(dataset), arguments.source_group_size, generator)
+    elif arguments.group_by_length:
+        lengths = [len(caption.split()) for caption in dataset["caption"]]
+        sampler = LengthGroupedSampler(batch_of_all, lengths=lengths, generator=generator)
+    loader = DataLoader(
+        pairs,
+        batch_size=arguments.batch_size,
+        sampler=sampler,
+        shuffle=sampler is None,
+        drop_last=True,
+        num_workers=arguments.num_workers,
+        prefetch_factor=arguments.prefetch_factor if arguments.num_workers else None,
+        pin_memory=accelerator.device.type == "cuda",
+        collate_fn=PairCollator(processor),
+        generator=generator,
+    )
+    return pairs, accelerator.prepare(loader)
+
+
+def build_objective(
+    arguments: FineTuningArguments, model: TPASModel, processor: TPASProcessor
+) -> FineTuningObjective:
+    """The model, or a new adapter over it, with the losses that are switched on."""
+    network = model
+    if arguments.lora_rank:
+        targets = arguments.lora_targets
+        model = add_lora(
+            model, arguments.lora_rank, arguments.lora_alpha, arguments.lora_dropout, targets
+        )
+    if arguments.gradient_checkpointing:
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    if arguments.torch_compile:
+        for encoder in (network.vision_model, network.text_model, network.cross_modal_encoder):
+            encoder.compile(backend=arguments.torch_compile_backend)
+    masked_language_modelling = None
+    if arguments.masked_language_modelling_weight:
+        tokenizer = processor.tokenizer
+        masked_language_modelling = MaskedLanguageModelling(
+            network.config.text_config.hidden_size,
+            tokenizer.mask_token_id,
+            sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)),
+            arguments.masked_share,
+            random_share=0.1,
+            kept_share=0.1,
+        )
+    return FineTuningObjective(
+        model,
+        label_smoothing=arguments.label_smoothing,
+        global_negatives=arguments.negatives == "global",
+        second_view_weight=arguments.second_view_weight,
+        masked_language_modelling=masked_language_modelling,
+        masked_language_modelling_weight=arguments.masked_language_modelling_weight,
     )
 
 
-def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
-    """What `output_dir` holds of an earlier run.
-
-    Raises:
-        FileExistsError: if there is something and it is not to be overwritten.
-    """
-    earlier = [output_dir / name for name in RUN_FILES if (output_dir / name).exists()]
-    if earlier and not overwrite:
-        raise FileExistsError(
-            f"{output_dir} holds a run already ({', '.join(path.name for path in earlier)}): choose another "
-            "--output_dir, go on with that run by --resume_from_checkpoint last, or delete it with "
-            "--overwrite_output_dir"
-        )
-    return earlier
+def number_of_steps(arguments: FineTuningArguments, batch_of_step: int, steps_per_epoch: int) -> int:
+    """`batch_of_step`: pairs that a step sees, over all processes and accumulated batches."""
+    if arguments.max_train_steps is not None:
+        return arguments.max_train_steps
+    if arguments.steps_as_pairs is not None:
+        steps_per_epoch = max(1, arguments.steps_as_pairs // batch_of_step)
+    return arguments.num_train_epochs * steps_per_epoch
 
 
-def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError if `training_arguments.json` is of a run with other settings than these."""
-    before, now = json.loads(arguments_file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        raise ValueError(
-            f"{arguments_file.parent} holds another run without a checkpoint, with other settings "
-            f"({', '.join(changed)}): choose another --output_dir"
-        )
+def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
+    """Raises ValueError for what needs whole weights where FSDP has cut them."""
+    for name in ("cached_chunk_size", "ema_decay", "average_last_epochs", "masked_language_modelling_weight"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name} does not work with FSDP, which cuts the weights: use configs/multi_gpu.yaml")
 
 
-def save_model(model: TPASModel | PeftModel, processor: TPASProcessor, directory: Path) -> None:
-    """Writes both beside `directory` and renames: the folder of that name is always whole."""
-    partial = directory.with_name(f".{directory.name}.partial")
-    replaced = directory.with_name(f".{directory.name}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
-    if directory.exists():
-        os.replace(directory, replaced)
-    os.replace(partial, directory)
-    shutil.rmtree(replaced, ignore_errors=True)
+def whole_model(
+    accelerator: Accelerator, objective: nn.Module, template: nn.Module | None
+) -> TPASModel | PeftModel:
+    """The trained model; where FSDP has cut it, `template` with its weights. Every process must ask."""
+    model = accelerator.unwrap_model(objective, keep_torch_compile=False).model
+    if template is None:
+        return model
+    template.load_state_dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
+    return template
 
 
-def recover_models(output_dir: Path) -> None:
-    """Puts back what `save_model` was replacing when the run was killed."""
-    for name in ("best", "last"):
-        replaced = output_dir / f".{name}.replaced"
-        if replaced.exists() and not (output_dir / name).exists():
-            os.replace(replaced, output_dir / name)
-        for left in (replaced, output_dir / f".{name}.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+def scalar(tensor: torch.Tensor) -> float:
+    """Its one number, also where FSDP has cut it; then every process must ask."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
+
+
+def network_of(model: TPASModel | PeftModel) -> TPASModel:
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def start_tracker(accelerator: Accelerator, arguments: FineTuningArguments) -> None:
+    """Tells the tracker of the run; what it writes goes into `output_dir`."""
+    shown = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
+    name = Path(arguments.output_dir).name
+    if arguments.report_to == "tensorboard":
+        accelerator.init_trackers("tensorboard", config=shown)  # the name becomes the folder's
+    else:
+        of_run = {"wandb": {"name": name, "dir": arguments.output_dir}, "trackio": {"name": name}}
+        accelerator.init_trackers("tpas", config=shown, init_kwargs=of_run)
 
 
 class StopSignal:
@@ -425,76 +300,12 @@ class StopSignal:
         return self.accelerator.reduce(noted).item() > 0
 
 
-class TrainingLog:
-    """Sends figures to the terminal, `training_log.jsonl` and the tracker, all on the main process only."""
-
-    def __init__(self, path: Path, accelerator: Accelerator):
-        self.path = path
-        self.accelerator = accelerator
-
-    def step(self, step: int, epoch: float, figures: dict[str, float]) -> None:
-        self._append({"step": step, "epoch": epoch} | figures)
-        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=step)
-        logger.info("step %d: %s", step, ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-
-    def evaluation(self, step: int, epoch: float, result: EvaluationResult) -> None:
-        self._append({"step": step, "epoch": epoch, "evaluation": result.stages})
-        figures = {
-            f"validation/{stage}/{metric}": value
-            for stage, groups in result.stages.items()
-            for metric, value in groups["all"].items()
-        }
-        self.accelerator.log(figures, step=step)
-        logger.info("validation after step %d\n%s", step, format_table(result))
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
-
-
-class LossMeans:
-    """Means of the losses, over batches and processes, since the last `take`."""
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.batches: list[Tensor] = []
-
-    def add(self, output: Any) -> None:
-        self.batches.append(torch.stack([output[name].detach().float() for name in LOSSES]))
-
-    def take(self) -> dict[str, float]:
-        means = self.accelerator.reduce(torch.stack(self.batches).mean(dim=0), reduction="mean")
-        self.batches.clear()
-        return dict(zip(LOSSES, means.tolist(), strict=True))
-
-    def check_finite(self, step: int) -> None:
-        """Raises FloatingPointError, in every process, if a loss since the last `take` was not finite."""
-        finite = torch.stack(self.batches).isfinite().all().float() if self.batches else torch.ones(())
-        if self.accelerator.reduce(finite.to(self.accelerator.device), reduction="sum") < (
-            self.accelerator.num_processes
-        ):
-            raise FloatingPointError(
-                f"a loss is not a finite number by step {step}. Nothing was saved since: go on from the last "
-                "checkpoint with --resume_from_checkpoint last if it was an accident, or start again with a "
-                "lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
-            )
-
-    def of_all_processes(self) -> list[list[list[float]]]:
-        """By process, by batch: what `restore` takes. Every process must call it."""
-        own = torch.stack(self.batches) if self.batches else torch.empty(0, len(LOSSES))
-        return self.accelerator.gather(own[None].to(self.accelerator.device)).tolist()
-
-    def restore(self, losses: list[list[list[float]]]) -> None:
-        own = losses[self.accelerator.process_index] if losses else []
-        self.batches = [torch.tensor(batch, device=self.accelerator.device) for batch in own]
-
-
 def train(arguments: FineTuningArguments) -> None:
     """Runs the whole fine-tuning. What it writes: see the top of the file."""
-    root, output_dir = Path(arguments.data_root), Path(arguments.output_dir)
+    output_dir = Path(arguments.output_dir)
     tracker = None if arguments.report_to == "none" else arguments.report_to
-    skip_bad_images = arguments.on_bad_image == "skip"
+    if tracker is not None and find_spec(tracker) is None:
+        raise ValueError(f"--report_to {tracker} needs a package that is not there: pip install {tracker}")
     accelerator = Accelerator(
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         mixed_precision=arguments.mixed_precision,
@@ -504,104 +315,81 @@ def train(arguments: FineTuningArguments) -> None:
     )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    cut_weights = accelerator.distributed_type == DistributedType.FSDP
+    if cut_weights:
+        refuse_with_fsdp(arguments)
     resuming = arguments.resume_from_checkpoint is not None
     earlier = [] if resuming else earlier_run(output_dir, arguments.overwrite_output_dir)
     set_seed(arguments.seed, device_specific=True)
 
     # Build
+    root, skip_bad_images = Path(arguments.data_root), arguments.on_bad_image == "skip"
     model, processor, new_parameters = load_start(arguments)
-    cut = {name: getattr(arguments, name) for name in ("validation_fraction", "max_validation_pairs")}
-    with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
-        dataset = load_pab(root, "train", pairs=arguments.pairs, seed=arguments.seed, **cut)
     benchmark = None
     if arguments.evaluate_every > 0:
-        held_out = load_pab(root, "validation", **cut)
+        cut = {name: getattr(arguments, name) for name in ("validation_fraction", "max_validation_pairs")}
+        with accelerator.main_process_first():
+            held_out = load_pab(root, "validation", **cut)
         benchmark = validation_benchmark(held_out, root, skip_bad_images=skip_bad_images)
         shortlist = resolve_shortlist(arguments.evaluation_shortlist, len(benchmark.gallery_ids))
-    batch_of_all = arguments.batch_size * accelerator.num_processes
-    if len(dataset) < batch_of_all:
-        raise ValueError(
-            f"{len(dataset)} training pairs do not fill one batch of {batch_of_all} (--batch_size "
-            f"{arguments.batch_size} on {accelerator.num_processes} processes): lower it, or take more pairs"
-        )
-    pairs = TrainingPairs(
-        dataset,
-        root,
-        augmentation=Augmentation(processor.image_size) if arguments.augmentation else None,
-        seed=arguments.seed,
-        skip_bad_images=skip_bad_images,
-    )
+    dataset = load_training_pairs(arguments, model, processor, accelerator)
     # A generator of its own, so that the order does not depend on what else draws random numbers.
     generator = torch.Generator().manual_seed(arguments.seed)
-    sampler = None
-    if arguments.source_group_size > 1:
-        sampler = SourceGroupedSampler(source_videos(dataset), arguments.source_group_size, generator)
-    loader = accelerator.prepare(
-        DataLoader(
-            pairs,
-            batch_size=arguments.batch_size,
-            sampler=sampler,
-            shuffle=sampler is None,
-            drop_last=True,
-            num_workers=arguments.num_workers,
-            collate_fn=PairCollator(processor),
-            generator=generator,
-        )
+    pairs, loader = build_loader(arguments, dataset, processor, accelerator, generator)
+    effective_batch = (
+        arguments.batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
     )
     steps_per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)
-    total_steps = arguments.max_train_steps or arguments.num_train_epochs * steps_per_epoch
-    if arguments.lora_rank:
-        model = add_lora(
-            model,
-            arguments.lora_rank,
-            arguments.lora_alpha,
-            arguments.lora_dropout,
-            arguments.lora_targets,
-        )
-    if arguments.gradient_checkpointing:
-        checkpointed = model.get_base_model() if arguments.lora_rank else model
-        checkpointed.activation_checkpointing_enable({"use_reentrant": False})
-    optimizer = build_optimizer(model, new_parameters, arguments)
-    scheduler = get_linear_schedule_with_warmup(
-        optimizer, round(arguments.warmup_ratio * total_steps), total_steps
-    )
-    model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
-    saved = accelerator.unwrap_model(model)  # the same weights, without the wrapper that joins processes
-    network = saved.get_base_model() if arguments.lora_rank else saved  # with LoRA's updates in its layers
+    total_steps = number_of_steps(arguments, effective_batch, steps_per_epoch)
 
-    # Write. All that can be refused has been, and every process has looked for an earlier run by now.
-    accelerator.wait_for_everyone()
+    objective = build_objective(arguments, model, processor)
+    template = copy.deepcopy(objective.model).to(accelerator.device) if cut_weights else None
+    optimizer = build_optimizer(
+        objective,
+        LearningRates(
+            arguments.learning_rate,
+            arguments.new_parameter_multiplier,
+            arguments.multiplied_parameters,
+            arguments.layer_decay,
+        ),
+        new_parameters=new_parameters,
+        config=model.config,
+        weight_decay=arguments.weight_decay,
+        betas=(arguments.adam_beta1, arguments.adam_beta2),
+        epsilon=arguments.adam_epsilon,
+    )
+    learning_rates = describe_groups(optimizer)
     sizes = {
         "training_pairs": len(dataset),
         "num_processes": accelerator.num_processes,
+        "effective_batch": effective_batch,
         "steps_per_epoch": steps_per_epoch,
         "total_steps": total_steps,
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "parameters": sum(parameter.numel() for parameter in objective.network.parameters()),
+        "trained_parameters": sum(p.numel() for p in objective.network.parameters() if p.requires_grad),
         "new_parameters": len(new_parameters),
     }
+    scheduler = get_linear_schedule_with_warmup(
+        optimizer, round(arguments.warmup_ratio * total_steps), total_steps
+    )
+    objective, optimizer, scheduler = accelerator.prepare(objective, optimizer, scheduler)
+    own_objective = accelerator.unwrap_model(objective)  # without the wrapper that joins processes
+    averages = WeightAverages(own_objective.model, arguments.ema_decay, arguments.average_last_epochs)
+
+    # Write. All that can be refused has been, and every process has looked for an earlier run by now.
+    accelerator.wait_for_everyone()
     every_setting = asdict(arguments) | sizes
     settings = {name: value for name, value in every_setting.items() if name not in FREE_TO_CHANGE}
     checkpoints, log_file = output_dir / "checkpoints", output_dir / "training_log.jsonl"
-    checkpoint, progress = None, Progress()
+    progress = Progress()
     if resuming:
-        found = find_checkpoints(checkpoints)
-        if arguments.resume_from_checkpoint != "last":
-            checkpoint = Path(arguments.resume_from_checkpoint)
-        elif found:
-            checkpoint = found[-1]
-        elif (output_dir / "training_arguments.json").exists():
-            refuse_another_run(output_dir / "training_arguments.json", settings)
+        checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, output_dir, settings)
         if checkpoint is not None:
             progress = read_progress(checkpoint, settings)
-            if checkpoint.resolve().parent != checkpoints.resolve():
-                raise ValueError(
-                    f"{checkpoint} is of another run than {output_dir}: give its own --output_dir"
-                )
             progress.restore_generator(generator)
             accelerator.load_state(str(checkpoint))
-        where = "the beginning, there is no checkpoint" if checkpoint is None else str(checkpoint)
-        logger.info("going on from %s", where)
+            averages.load(checkpoint)
+        logger.info("going on from %s", checkpoint or "the beginning, there is no checkpoint")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         for path in earlier:
@@ -612,15 +400,17 @@ def train(arguments: FineTuningArguments) -> None:
             # What came after the checkpoint comes again.
             os.truncate(log_file, min(progress.log_bytes, log_file.stat().st_size))
     if tracker:
-        shown = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
-        accelerator.init_trackers("tensorboard", config=shown)  # the name becomes the folder's
+        start_tracker(accelerator, arguments)
     logger.info(", ".join(f"{name} {value}" for name, value in sizes.items()))
+    logger.info("trained: %.2f%% of the numbers", 100 * sizes["trained_parameters"] / sizes["parameters"])
+    for line in learning_rates:
+        logger.info(line)
     for name in sorted(new_parameters):
         logger.info("not in the start model: %s", name)
 
     # Run
     log = TrainingLog(log_file, accelerator)
-    means = LossMeans(accelerator)
+    means = LossMeans(accelerator, own_objective.loss_names)
     means.restore(progress.losses)
     skipped = set(progress.skipped)
 
@@ -629,8 +419,34 @@ def train(arguments: FineTuningArguments) -> None:
         progress.losses = means.of_all_processes()
         progress.skipped = sorted(set(gather_object(sorted(skipped))))
         progress.log_bytes = log_file.stat().st_size if log_file.exists() else 0
-        path = save_checkpoint(accelerator, checkpoints, progress, settings, arguments.checkpoints_kept)
+        kept = arguments.checkpoints_kept
+        path = save_checkpoint(accelerator, checkpoints, progress, settings, kept, averages.save)
         logger.info("checkpoint %s", path)
+
+    def evaluate_and_keep(model: TPASModel | PeftModel, weights: str | None = None) -> None:
+        """Logs what the model is worth; the best so far becomes best/."""
+        result = evaluate(
+            network_of(model),
+            processor,
+            benchmark,
+            root,
+            shortlist=shortlist,
+            fusion_weight=arguments.fusion_weight,
+            batch_size=arguments.evaluation_batch_size,
+            accelerator=accelerator,
+        )
+        table = format_table(result)
+        log.evaluation(progress.step, progress.step / steps_per_epoch, result.stages, table, weights)
+        recall = result.stages[result.final_stage]["all"]["recall@1"]
+        progress.evaluations_since_best += 1
+        if recall > progress.best_recall:
+            progress.best_recall, progress.evaluations_since_best = recall, 0
+            if accelerator.is_main_process:
+                save_model(model, processor, output_dir / "best")
+
+    def stopped_early() -> bool:
+        patience = arguments.early_stopping_patience
+        return 0 < patience <= progress.evaluations_since_best
 
     bar = tqdm(
         total=total_steps,
@@ -639,11 +455,12 @@ def train(arguments: FineTuningArguments) -> None:
         desc="fine-tuning",
         unit="step",
     )
+    clock = Clock(progress.step, total_steps)
     with logging_redirect_tqdm(), bar, StopSignal(accelerator) as stop:
-        while progress.step < total_steps or progress.batches:
+        while (progress.step < total_steps and not stopped_early()) or progress.batches:
             epoch = progress.epoch
             pairs.begin_epoch(epoch)
-            model.train()
+            objective.train()
             progress.keep_generator(generator)
             # A run that was stopped after its last step only has the evaluation left to do.
             complete = progress.step == total_steps
@@ -654,26 +471,38 @@ def train(arguments: FineTuningArguments) -> None:
                 for message in set(batch.pop("unreadable")) - skipped:
                     logger.warning("skipped: %s", message)
                     skipped.add(message)
-                with accelerator.accumulate(model):
-                    output = model(**batch, return_loss=True)
-                    accelerator.backward(output.loss)
+                if own_objective.global_negatives:
+                    batch["draw_seed"] = stable_number(f"{arguments.seed} {epoch} {progress.batches}")
+                with accelerator.accumulate(objective):
+                    if arguments.cached_chunk_size:
+                        losses = backward_in_chunks(
+                            own_objective, batch, arguments.cached_chunk_size, accelerator
+                        )
+                        if accelerator.sync_gradients:
+                            average_gradients(own_objective)
+                    else:
+                        losses = objective(**batch)
+                        accelerator.backward(losses["loss"])
                     if accelerator.sync_gradients and arguments.max_grad_norm > 0:
-                        accelerator.clip_grad_norm_(model.parameters(), arguments.max_grad_norm)
+                        accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
-                means.add(output)
+                means.add(losses)
                 progress.batches += 1
                 if not accelerator.sync_gradients:
                     continue
                 learning_rate = scheduler.get_last_lr()[0]
                 scheduler.step()
+                averages.after_step(own_objective.model)
                 progress.step += 1
                 bar.update()
                 if progress.step % arguments.log_every == 0 or progress.step == total_steps:
                     means.check_finite(progress.step)
                     figures = means.take()
-                    figures |= {"learning_rate": learning_rate, "temperature": network.temperature().item()}
-                    log.step(progress.step, progress.step / steps_per_epoch, figures)
+                    temperature = scalar(own_objective.network.temperature())
+                    figures |= {"learning_rate": learning_rate, "temperature": temperature}
+                    time_left = clock.time_left(progress.step)
+                    log.step(progress.step, progress.step / steps_per_epoch, figures, time_left)
                 stopping = stop.came()
                 every = arguments.checkpoint_every
                 if stopping or (every > 0 and progress.step % every == 0):
@@ -686,32 +515,31 @@ def train(arguments: FineTuningArguments) -> None:
                     break
 
             means.check_finite(progress.step)
+            averages.after_epoch(own_objective.model, math.ceil((total_steps - progress.step) / steps_per_epoch))
+            kept = whole_model(accelerator, objective, template)
+            if averages.moving is not None:
+                kept = averages.moving.module
             due = progress.step == total_steps or (epoch + 1) % max(1, arguments.evaluate_every) == 0
             if benchmark is not None and due:
-                result = evaluate(
-                    network,
-                    processor,
-                    benchmark,
-                    root,
-                    shortlist=shortlist,
-                    fusion_weight=arguments.fusion_weight,
-                    batch_size=arguments.evaluation_batch_size,
-                    accelerator=accelerator,
-                )
-                log.evaluation(progress.step, progress.step / steps_per_epoch, result)
-                recall = result.stages[result.final_stage]["all"]["recall@1"]
-                if recall > progress.best_recall:
-                    progress.best_recall = recall
-                    if accelerator.is_main_process:
-                        save_model(saved, processor, output_dir / "best")
+                evaluate_and_keep(kept)
             if accelerator.is_main_process:
-                save_model(saved, processor, output_dir / "last")
+                save_model(kept, processor, output_dir / "last")
             accelerator.wait_for_everyone()
             progress.epoch, progress.batches = epoch + 1, 0
             if not arguments.checkpoint_every:
                 progress.keep_generator(generator)
                 save_progress()
 
+    if stopped_early():
+        logger.info(
+            "stopped after step %d of %d: no better Recall@1 in %d evaluations",
+            *(progress.step, total_steps, progress.evaluations_since_best),
+        )
+    if averages.epochs is not None:
+        if benchmark is not None:
+            evaluate_and_keep(averages.epochs.module, "averaged")
+        if accelerator.is_main_process:
+            save_model(averages.epochs.module, processor, output_dir / "averaged")
     if arguments.merge and accelerator.is_main_process:
         chosen = output_dir / ("last" if benchmark is None else "best")
         save_model(load_model(str(chosen)), processor, output_dir / "merged")
@@ -720,13 +548,45 @@ def train(arguments: FineTuningArguments) -> None:
         logger.info("%d of %d training pairs were skipped, unreadable", len(everywhere), len(dataset))
         for message in everywhere:
             logger.info("skipped: %s", message)
+    logger.info("memory at most: %s", peak_memory())
     accelerator.end_training()
+
+
+def train_on_seeds(arguments: FineTuningArguments) -> None:
+    """A run for each seed, in `seed_<seed>/`, and over all of them `seeds.json`: mean and deviation."""
+    output_dir, results = Path(arguments.output_dir), []
+    seeds = range(arguments.seed, arguments.seed + arguments.seeds)
+    for seed in seeds:
+        run = replace(arguments, seed=seed, seeds=1, output_dir=str(output_dir / f"seed_{seed}"))
+        train(run)
+        results.append(best_evaluation(Path(run.output_dir) / "training_log.jsonl"))
+    summary = {
+        stage: {metric: summarise([result[stage]["all"][metric] for result in results]) for metric in metrics["all"]}
+        for stage, metrics in results[0].items()
+    }
+    if PartialState().is_main_process:
+        write_json(output_dir / "seeds.json", {"seeds": list(seeds), "stages": summary})
+    for stage, metrics in summary.items():
+        shown = (f"{metric} {100 * m['mean']:.2f} ± {100 * m['deviation']:.2f}" for metric, m in metrics.items())
+        logger.info("%d seeds, %s: %s", len(results), stage, ", ".join(shown))
+
+
+def best_evaluation(log_file: Path) -> dict[str, Any]:
+    """The stages of the evaluation by which best/ was chosen: the first with the greatest Recall@1."""
+    entries = map(json.loads, log_file.read_text(encoding="utf-8").splitlines())
+    evaluations = [entry["evaluation"] for entry in entries if "evaluation" in entry]
+    final_stage = "fused" if "fused" in evaluations[0] else "matching"
+    return max(evaluations, key=lambda stages: stages[final_stage]["all"]["recall@1"])
+
+
+def summarise(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.fmean(values), "deviation": statistics.stdev(values), "values": values}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = HfArgumentParser(FineTuningArguments, description=__doc__.partition("\n")[0])
     (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    train(arguments)
+    train(arguments) if arguments.seeds == 1 else train_on_seeds(arguments)
 
 
 if __name__ == "__main__":

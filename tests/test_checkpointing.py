@@ -13,7 +13,9 @@ from accelerate import Accelerator, debug_launcher
 
 from tpas import train_accelerate
 from tpas.modeling_tpas import TPASModel
-from tpas.train_accelerate import LossMeans, main, recover_models
+from tpas.train_accelerate import main
+from tpas.training.log import LossMeans
+from tpas.training.run_folder import recover_models
 from tpas.training.checkpointing import find_checkpoints
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -23,6 +25,8 @@ KILLED = """
 import os, signal, sys
 from accelerate import Accelerator
 from tpas import train_accelerate
+from tpas.training import run_folder
+from tpas.training.log import LossMeans
 
 where, number, *arguments = sys.argv[1:]
 calls = 0
@@ -38,11 +42,11 @@ def kill_at(function):
     return killing
 
 if where == "step":
-    train_accelerate.LossMeans.add = kill_at(train_accelerate.LossMeans.add)
+    LossMeans.add = kill_at(LossMeans.add)
 elif where == "checkpoint":
     Accelerator.save_state = kill_at(Accelerator.save_state)
 elif where == "model":
-    train_accelerate.shutil.rmtree = kill_at(train_accelerate.shutil.rmtree)
+    run_folder.shutil.rmtree = kill_at(run_folder.shutil.rmtree)
 train_accelerate.main(arguments)
 """
 
@@ -115,9 +119,9 @@ def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole, monkeypatch, 
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
     add, calls = LossMeans.add, []
 
-    def add_and_stop(self, output):
-        add(self, output)
-        calls.append(output)
+    def add_and_stop(self, losses):
+        add(self, losses)
+        calls.append(losses)
         if len(calls) == 5:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -140,9 +144,9 @@ def train_on_two_processes(arguments: list[str], stop_after: int | None) -> None
     assert Accelerator().num_processes == 2
     add, calls = LossMeans.add, []
 
-    def add_and_stop(self, output):
-        add(self, output)
-        calls.append(output)
+    def add_and_stop(self, losses):
+        add(self, losses)
+        calls.append(losses)
         if len(calls) == stop_after and self.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -15,7 +15,8 @@ from tpas.evaluate_retrieval import main as evaluate
 from tpas.lora import add_lora, load_model
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.train_accelerate import LossMeans, main
+from tpas.train_accelerate import main
+from tpas.training.log import LossMeans
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
@@ -146,9 +147,9 @@ def test_a_stopped_run_goes_on_bit_equal(small_pab, start, tmp_path, monkeypatch
     fresh_accelerator()
     add, calls = LossMeans.add, []
 
-    def add_and_stop(self, output):
-        add(self, output)
-        calls.append(output)
+    def add_and_stop(self, losses):
+        add(self, losses)
+        calls.append(losses)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -11,7 +11,6 @@ import torch
 from tpas.modeling_tpas import TPASModel
 from tpas.pretrain_start import (
     DrawnPairs,
-    MaskedLanguageModelling,
     PretrainingObjective,
     batches_of_families,
     main,
@@ -26,6 +25,7 @@ from tpas.synthetic_pab import (
     draw_examples,
     draw_source,
 )
+from tpas.training.masked_language_modelling import MaskedLanguageModelling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHIPPED = REPOSITORY / "demo_start"

@@ -16,16 +16,10 @@ from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor, clean_caption
 from tpas.synthetic_pab import draw_pab
-from tpas.train_accelerate import (
-    FineTuningArguments,
-    PairCollator,
-    SourceGroupedSampler,
-    TrainingPairs,
-    build_optimizer,
-    image_number,
-    main,
-)
+from tpas.train_accelerate import main
+from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, stable_number
 from tpas.training.image_augmentation import Augmentation
+from tpas.training.optimizer import LearningRates, build_optimizer
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CUT = {"validation_fraction": 0.2, "max_validation_pairs": 1000}
@@ -205,8 +199,8 @@ def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(drawn_root,
 def test_learning_rate_and_decay_of_each_parameter(config):
     model = TPASModel(config)
     new = {"matching_head.classifier.weight", "matching_head.classifier.bias"}
-    arguments = FineTuningArguments("root", "output", model_name_or_path="start")
-    optimizer = build_optimizer(model, new, arguments)
+    settings = {"config": config, "weight_decay": 0.01, "betas": (0.9, 0.98), "epsilon": 1e-8}
+    optimizer = build_optimizer(model, LearningRates(3e-5, multiplier=2.0), new_parameters=new, **settings)
     assert optimizer.defaults["betas"] == (0.9, 0.98)
     assert optimizer.defaults["eps"] == 1e-8
     settings = {
@@ -262,12 +256,12 @@ def test_batches_are_the_same_with_and_without_workers(drawn_root, processor):
             assert torch.equal(here[name], there[name])
 
 
-def test_image_numbers_tell_ids_apart_and_never_change():
-    numbers = [image_number(str(number)) for number in range(1000)] + [image_number("01")]
+def test_stable_numbers_tell_ids_apart_and_never_change():
+    numbers = [stable_number(str(number)) for number in range(1000)] + [stable_number("01")]
     assert len(set(numbers)) == 1001
     assert all(0 <= number < 2**63 for number in numbers)
     assert torch.tensor(numbers).dtype == torch.int64
-    assert image_number("0") == 4761921975702974394
+    assert stable_number("0") == 4761921975702974394
 
 
 # Bad input

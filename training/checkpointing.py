@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ class Progress:
         step: optimizer steps done.
         epoch, batches: the epoch it is in, and the batches of it that are done.
         best_recall: of the validation, -1 before the first.
+        evaluations_since_best: how many came after it.
         log_bytes: length of the log.
         generator_state: of the data order's generator when the epoch began, hexadecimal.
         losses: of the batches since the last line of the log, by process and batch.
@@ -39,6 +41,7 @@ class Progress:
     epoch: int = 0
     batches: int = 0
     best_recall: float = -1.0
+    evaluations_since_best: int = 0
     log_bytes: int = 0
     generator_state: str = ""
     losses: list[list[list[float]]] = field(default_factory=list)
@@ -62,12 +65,18 @@ def step_of(checkpoint: Path) -> int:
 
 
 def save_checkpoint(
-    accelerator: Accelerator, directory: Path, progress: Progress, settings: dict[str, Any], kept: int
+    accelerator: Accelerator,
+    directory: Path,
+    progress: Progress,
+    settings: dict[str, Any],
+    kept: int,
+    save_more: Callable[[Path], None],
 ) -> Path:
     """Writes a checkpoint, then removes all but the newest `kept`. Every process must call it.
 
     Args:
-        settings: what the run depends on; [`load_checkpoint`] refuses others.
+        settings: what the run depends on; `read_progress` refuses others.
+        save_more: writes what else belongs into the checkpoint's folder; called on the main process.
 
     Raises:
         RuntimeError: it could not be written; what was there is untouched.
@@ -83,6 +92,7 @@ def save_checkpoint(
         accelerator.save_state(str(partial))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            save_more(partial)
             content = {"progress": asdict(progress), "settings": settings}
             (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             if target.exists():

@@ -1,0 +1,231 @@
+"""Every number of a fine-tuning run. Each field is a flag of `train_accelerate.py`."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tpas.search import check_fusion_weight
+
+TRACKERS = ("tensorboard", "wandb", "trackio")
+SUBSETS = ("random", "first", "balanced", "diverse")
+
+
+def flag(default: Any, help: str, **settings: Any) -> Any:  # noqa: A002 - argparse's own name
+    """A dataclass field that `HfArgumentParser` turns into a flag."""
+    return field(default=default, metadata={"help": help} | settings)
+
+
+@dataclass
+class FineTuningArguments:
+    """The defaults are the paper's recipe; what the paper does not have is off."""
+
+    # Where from and where to
+    data_root: str = field(metadata={"help": "PAB's folder, with annotation/ and train/ in it"})
+    output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
+    model_name_or_path: str | None = flag(
+        None, "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file)"
+    )
+    config_name: str | None = flag(
+        None, "in place of a model: folder with a config and a processor, to start from random weights"
+    )
+    overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
+    resume_from_checkpoint: str | None = flag(
+        None, "checkpoint to go on from; 'last': output_dir's newest, or the beginning if it has none"
+    )
+
+    # Pairs
+    pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)")
+    subset: str = flag(
+        "random",
+        "which: drawn by the seed; the first; half normal and half anomaly, drawn by the seed; or those whose "
+        "captions lie furthest apart for the start model (k-center greedy, arXiv:1708.00489)",
+        choices=list(SUBSETS),
+    )
+    validation_fraction: float = flag(0.02, "share of the training pairs held out, by source video")
+    max_validation_pairs: int = flag(1000, "pairs of the validation split that are evaluated")
+    on_bad_image: str = flag(
+        "raise", "stop at an unreadable image, or leave its pair out and say so", choices=["raise", "skip"]
+    )
+    num_workers: int = flag(2, "processes that decode images, for each training process")
+    prefetch_factor: int = flag(2, "batches that each of them keeps ready")
+
+    # Batches and steps
+    num_train_epochs: int = flag(10, "passes over the pairs (paper: 10)")
+    max_train_steps: int | None = flag(None, "number of steps, in place of the epochs")
+    steps_as_pairs: int | None = flag(
+        None,
+        "as many steps as the epochs would have over this many pairs, so that subsets are compared at equal "
+        "steps (in the paper's Table 3 more pairs are also more steps)",
+    )
+    batch_size: int = flag(16, "pairs of each process in a step (paper: 16)")
+    cached_chunk_size: int = flag(
+        0,
+        "rows of a batch that are in memory with all their activations at a time, gradients staying those of "
+        "the whole batch, at the cost of encoding twice (GradCache, arXiv:2101.06983); 0: the whole batch",
+    )
+    gradient_accumulation_steps: int = flag(1, "batches to a step; each has its own negatives")
+    source_group_size: int = flag(
+        1, "pairs of one source video that share a batch, as each other's hard negatives; 1: by chance"
+    )
+    group_by_length: bool = flag(False, "captions of similar length share a batch: less padding")
+
+    # Objective
+    negatives: str = flag(
+        "local",
+        "hard negatives of the matching loss: from the process's own pairs (X-VLM), or from those of all "
+        "processes, then drawn alike for any number of them",
+        choices=["local", "global"],
+    )
+    counterparts: bool = flag(
+        False, "PAB's hard_i and hard_c as two more negative pairs each (PAB's own baseline, arXiv:2411.17776)"
+    )
+    second_view_weight: float = flag(
+        0.0, "weight of the losses of a second, perturbed caption, EDA (APTM, arXiv:2306.02898: 0.8); 0: none"
+    )
+    masked_language_modelling_weight: float = flag(
+        0.0, "weight of the loss of masked words; its head starts anew (X-VLM's pre-training: 1); 0: none"
+    )
+    masked_share: float = flag(0.25, "with it: share of the words that are masked (X-VLM: 0.25)")
+    label_smoothing: float = flag(0.0, "of the contrastive loss (Inception-v3, arXiv:1512.00567: 0.1)")
+
+    # Augmentation
+    augmentation: bool = flag(True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)")
+    crop_probability: float = flag(
+        1.0, "with it: of cropping (local view); otherwise the whole picture is squeezed (global view)"
+    )
+    swap_left_right: bool = flag(False, "with it: swap left and right in the caption of a mirrored picture")
+    erasing_probability: float = flag(
+        0.0, "of erasing a rectangle of the picture (random erasing, arXiv:1708.04896; APTM: 0.6)"
+    )
+
+    # Optimiser
+    learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)")
+    new_parameter_multiplier: float = flag(
+        2.0, "learning rate of parameters that the start model lacks, relative to the others' (X-VLM: 2)"
+    )
+    multiplied_parameters: str | None = flag(
+        None,
+        "regular expression of names that it holds for as well, such as 'projection|matching_head' (a start "
+        "that lacks nothing has no new ones)",
+    )
+    layer_decay: float = flag(
+        1.0, "factor of the learning rate from a layer to the one below (BEiT, arXiv:2106.08254: 0.65 to 0.95)"
+    )
+    warmup_ratio: float = flag(
+        0.0, "share of the steps in which the rate rises; then it falls to 0 (paper: 0)"
+    )
+    weight_decay: float = flag(0.01, "AdamW's, except on biases and LayerNorms (paper: 0.01)")
+    adam_beta1: float = flag(0.9, "AdamW's first beta (X-VLM: 0.9)")
+    adam_beta2: float = flag(0.98, "AdamW's second beta (X-VLM: 0.98)")
+    adam_epsilon: float = flag(1e-8, "AdamW's epsilon (X-VLM: 1e-8)")
+    max_grad_norm: float = flag(0.0, "clip gradients to this norm; 0: do not (X-VLM does not)")
+    ema_decay: float = flag(
+        0.0,
+        "evaluate and keep an exponential moving average of the weights with this decay to a step (such as "
+        "0.999); 0: the weights themselves",
+    )
+    average_last_epochs: int = flag(
+        0, "also write averaged/, the mean of the weights at the end of the last epochs (SWA, arXiv:1803.05407)"
+    )
+
+    # Memory and speed
+    mixed_precision: str | None = flag(None, "left out: accelerate's", choices=["no", "fp16", "bf16"])
+    gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
+    torch_compile: bool = flag(False, "compile the three encoders (torch.compile): slow to start, then faster")
+    torch_compile_backend: str = flag("inductor", "with it: the compiler's backend")
+
+    # LoRA
+    lora_rank: int = flag(
+        0, "train low-rank updates of this rank in place of all weights (arXiv:2106.09685); 0: all weights"
+    )
+    lora_alpha: float = flag(32.0, "with LoRA: its updates are scaled by alpha / rank")
+    lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
+    lora_targets: str | None = flag(
+        None,
+        "with LoRA: regular expression of the layers' names; left out: queries and values of all encoders",
+    )
+    merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
+
+    # Evaluation, log, checkpoints
+    seed: int = flag(42, "of subset, order, augmentation, dropout and new weights (X-VLM: 42)")
+    seeds: int = flag(1, "runs one after the other, with this and the next seeds, and their mean and deviation")
+    evaluate_every: int = flag(1, "epochs from one evaluation to the next; 0: never, then there is no best/")
+    early_stopping_patience: int = flag(
+        0, "stop after this many evaluations without a better Recall@1; 0: never"
+    )
+    evaluation_shortlist: int | None = flag(None, "pictures re-ranked for each query; left out: 128, or all")
+    evaluation_batch_size: int = flag(64, "images, captions or pairs in one forward pass of an evaluation")
+    fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
+    log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
+    report_to: str = flag(
+        "tensorboard", "tracker of losses and metrics", choices=[*TRACKERS, "none"]
+    )
+    checkpoint_every: int = flag(0, "steps from one checkpoint to the next; 0: one at the end of each epoch")
+    checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
+
+    def __post_init__(self):
+        if (self.model_name_or_path is None) == (self.config_name is None):
+            raise ValueError(
+                "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one "
+                "of X-VLM's .th file), or --config_name, to start from random weights"
+            )
+        if self.batch_size < 2:
+            raise ValueError(
+                f"--batch_size must be at least 2, got {self.batch_size}: a pair's negatives are in its batch"
+            )
+        for name in (
+            "num_train_epochs",
+            "max_train_steps",
+            "steps_as_pairs",
+            "gradient_accumulation_steps",
+            "max_validation_pairs",
+            "source_group_size",
+            "checkpoints_kept",
+            "seeds",
+            "evaluation_batch_size",
+            "log_every",
+            "prefetch_factor",
+        ):
+            self._check(name, 1, None)
+        for name in (
+            "cached_chunk_size",
+            "second_view_weight",
+            "masked_language_modelling_weight",
+            "average_last_epochs",
+            "early_stopping_patience",
+            "lora_rank",
+            "num_workers",
+        ):
+            self._check(name, 0, None)
+        for name in ("crop_probability", "erasing_probability", "label_smoothing", "masked_share"):
+            self._check(name, 0, 1)
+        check_fusion_weight(self.fusion_weight)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if self.masked_language_modelling_weight and not self.masked_share:
+            raise ValueError("--masked_share 0 leaves --masked_language_modelling_weight nothing to predict")
+        if self.max_train_steps and self.steps_as_pairs:
+            raise ValueError("--max_train_steps and --steps_as_pairs both say how many steps: give one")
+        if self.source_group_size > 1 and self.group_by_length:
+            raise ValueError("--source_group_size and --group_by_length both fill the batches: choose one")
+        if self.subset != "random" and self.pairs is None:
+            raise ValueError(f"--subset {self.subset} needs --pairs, how many")
+        if self.merge and not self.lora_rank:
+            raise ValueError("--merge makes a whole model of an adapter: it needs --lora_rank")
+        if self.resume_from_checkpoint and self.overwrite_output_dir:
+            raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
+        if self.seeds > 1 and self.resume_from_checkpoint not in (None, "last"):
+            raise ValueError(f"--seeds {self.seeds} are several runs: --resume_from_checkpoint last is of each")
+        if self.evaluate_every == 0:
+            for name in ("early_stopping_patience", "seeds"):
+                if getattr(self, name) > (name == "seeds"):
+                    raise ValueError(f"--{name} needs evaluations: --evaluate_every 0 leaves none")
+        elif self.validation_fraction == 0:
+            raise ValueError("--validation_fraction 0 leaves nothing to evaluate: add --evaluate_every 0")
+
+    def _check(self, name: str, least: int, most: int | None) -> None:
+        value = getattr(self, name)
+        if value is not None and (value < least or (most is not None and value > most)):
+            bounds = f"at least {least}" if most is None else f"between {least} and {most}"
+            raise ValueError(f"--{name} must be {bounds}, got {value}")

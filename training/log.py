@@ -1,0 +1,117 @@
+"""What a run says of itself: figures to the terminal, a file and a tracker; means of losses; time and memory."""
+
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+GIGABYTE = 1e9
+
+
+class TrainingLog:
+    """Sends figures to the terminal, `training_log.jsonl` and the trackers, all on the main process only."""
+
+    def __init__(self, path: Path, accelerator: Accelerator):
+        self.path = path
+        self.accelerator = accelerator
+
+    def step(self, step: int, epoch: float, figures: dict[str, float], time_left: str) -> None:
+        """`time_left` goes to the terminal alone: it is no figure of the run."""
+        self._append({"step": step, "epoch": epoch} | figures)
+        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=step)
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        logger.info("step %d: %s; %s", step, shown, time_left)
+
+    def evaluation(
+        self, step: int, epoch: float, stages: dict[str, Any], table: str, weights: str | None = None
+    ) -> None:
+        """What `evaluate` measured and how it is shown; `weights`: which, where not the run's own."""
+        of_weights = {} if weights is None else {"weights": weights}
+        self._append({"step": step, "epoch": epoch} | of_weights | {"evaluation": stages})
+        prefix = "validation" if weights is None else f"validation/{weights}"
+        figures = {
+            f"{prefix}/{stage}/{metric}": value
+            for stage, groups in stages.items()
+            for metric, value in groups["all"].items()
+        }
+        self.accelerator.log(figures, step=step)
+        of_what = "" if weights is None else f", {weights} weights"
+        logger.info("validation after step %d%s\n%s", step, of_what, table)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+class LossMeans:
+    """Means of the losses, over batches and processes, since the last `take`."""
+
+    def __init__(self, accelerator: Accelerator, names: Sequence[str]):
+        self.accelerator = accelerator
+        self.names = names
+        self.batches: list[Tensor] = []
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        self.batches.append(torch.stack([losses[name].detach().float() for name in self.names]))
+
+    def take(self) -> dict[str, float]:
+        means = self.accelerator.reduce(torch.stack(self.batches).mean(dim=0), reduction="mean")
+        self.batches.clear()
+        return dict(zip(self.names, means.tolist(), strict=True))
+
+    def check_finite(self, step: int) -> None:
+        """Raises FloatingPointError, in every process, if a loss since the last `take` was not finite."""
+        finite = torch.stack(self.batches).isfinite().all().float() if self.batches else torch.ones(())
+        if self.accelerator.reduce(finite.to(self.accelerator.device), reduction="sum") < (
+            self.accelerator.num_processes
+        ):
+            raise FloatingPointError(
+                f"a loss is not a finite number by step {step}. Nothing was saved since: go on from the last "
+                "checkpoint with --resume_from_checkpoint last if it was an accident, or start again with a "
+                "lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
+            )
+
+    def of_all_processes(self) -> list[list[list[float]]]:
+        """By process, by batch: what `restore` takes. Every process must call it."""
+        own = torch.stack(self.batches) if self.batches else torch.empty(0, len(self.names))
+        return self.accelerator.gather(own[None].to(self.accelerator.device)).tolist()
+
+    def restore(self, losses: list[list[list[float]]]) -> None:
+        own = losses[self.accelerator.process_index] if losses else []
+        self.batches = [torch.tensor(batch, device=self.accelerator.device) for batch in own]
+
+
+class Clock:
+    """How long the rest of a run takes, going by the steps since it was started."""
+
+    def __init__(self, done: int, total: int):
+        self.done = done
+        self.total = total
+        self.started = time.monotonic()
+
+    def time_left(self, step: int) -> str:
+        if step <= self.done:
+            return "time left unknown"
+        seconds = (time.monotonic() - self.started) / (step - self.done) * (self.total - step)
+        return f"{timedelta(seconds=round(seconds))} left"
+
+
+def peak_memory() -> str:
+    """The most memory that this process has held so far, in GB: on its GPUs where it has any, and in all."""
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    held = kilobytes * (1 if sys.platform == "darwin" else 1024) / GIGABYTE
+    if not torch.cuda.is_available():
+        return f"{held:.2f} GB"
+    on_gpu = sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    return f"{on_gpu / GIGABYTE:.2f} GB on the GPU, {held:.2f} GB beside it"

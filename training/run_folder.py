@@ -1,0 +1,94 @@
+"""The folder that a run writes: what it may hold, and models that are replaced whole."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.training.checkpointing import find_checkpoints
+
+MODELS = ("best", "last", "averaged", "merged")
+RUN_FILES = (
+    "training_arguments.json",
+    "training_log.jsonl",
+    *MODELS,
+    "checkpoints",
+    *("tensorboard", "wandb", "trackio"),
+    "seeds.json",
+)
+
+
+def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
+    """What `output_dir` holds of an earlier run.
+
+    Raises:
+        FileExistsError: if there is something and it is not to be overwritten.
+    """
+    earlier = [output_dir / name for name in RUN_FILES if (output_dir / name).exists()]
+    if earlier and not overwrite:
+        raise FileExistsError(
+            f"{output_dir} holds a run already ({', '.join(path.name for path in earlier)}): choose another "
+            "--output_dir, go on with that run by --resume_from_checkpoint last, or delete it with "
+            "--overwrite_output_dir"
+        )
+    return earlier
+
+
+def checkpoint_to_resume(name: str, output_dir: Path, settings: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from; for "last" the newest, None if the run was stopped before it had one.
+
+    Raises:
+        ValueError: it is of another output_dir, or "last" finds another run without a checkpoint.
+    """
+    checkpoints, arguments_file = output_dir / "checkpoints", output_dir / "training_arguments.json"
+    if name != "last":
+        if Path(name).resolve().parent != checkpoints.resolve():
+            raise ValueError(f"{name} is of another run than {output_dir}: give its own --output_dir")
+        return Path(name)
+    if found := find_checkpoints(checkpoints):
+        return found[-1]
+    if arguments_file.exists():
+        refuse_another_run(arguments_file, settings)
+    return None
+
+
+def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
+    """Raises ValueError if `training_arguments.json` is of a run with other settings than these."""
+    before, now = json.loads(arguments_file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise ValueError(
+            f"{arguments_file.parent} holds another run without a checkpoint, with other settings "
+            f"({', '.join(changed)}): choose another --output_dir"
+        )
+
+
+def save_model(model: TPASModel | PeftModel, processor: TPASProcessor, directory: Path) -> None:
+    """Writes both beside `directory` and renames: the folder of that name is always whole."""
+    partial = directory.with_name(f".{directory.name}.partial")
+    replaced = directory.with_name(f".{directory.name}.replaced")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+    model.save_pretrained(partial)
+    processor.save_pretrained(partial)
+    if directory.exists():
+        os.replace(directory, replaced)
+    os.replace(partial, directory)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover_models(output_dir: Path) -> None:
+    """Puts back what `save_model` was replacing when the run was killed."""
+    for name in MODELS:
+        replaced = output_dir / f".{name}.replaced"
+        if replaced.exists() and not (output_dir / name).exists():
+            os.replace(replaced, output_dir / name)
+        for left in (replaced, output_dir / f".{name}.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
