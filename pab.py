@@ -25,6 +25,7 @@ from datasets.exceptions import DatasetGenerationError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test", "ucc")
+SUBSETS = ("random", "first", "balanced")
 
 # Relative to the root; the first that exists wins: of the same images, attr_ says all that the others say.
 _ANNOTATION_FILES = {
@@ -72,6 +73,7 @@ def load_pab(
     pairs: int | None = None,
     seed: int = 42,
     *,
+    subset: str = "random",
     validation_fraction: float = 0.02,
     max_validation_pairs: int = 2000,
     annotations: str | Path | Sequence[str | Path] | None = None,
@@ -90,7 +92,10 @@ def load_pab(
     fixed choice of `max_validation_pairs` where there are more; "train" is what shares no video with the
     held-out pairs and names none of their images as hard negative. `validation_fraction=0` trains on all.
 
-    `pairs` keeps exactly that many pairs of "train", drawn by `seed`; a seed's subsets are nested.
+    `pairs` keeps exactly that many pairs of "train", chosen as `subset` says; smaller subsets lie in larger
+    ones. "random" draws them by `seed`; "first" takes them from the beginning; "balanced" draws half of them
+    among the normal and half among the anomalous pairs by `seed` (an odd number's last one is normal) and
+    leaves out, with a warning that counts them, the pairs without behaviour.
 
     `annotations` names files, or folders of them, to read in place of those under `root`; image paths stay
     relative to `root`. `cache_dir` defaults to the `datasets` cache; processes may open it at the same time.
@@ -105,6 +110,10 @@ def load_pab(
         raise ValueError(f"pairs draws a subset of 'train', it cannot be used with {split!r}")
     if pairs is not None and pairs < 1:
         raise ValueError(f"pairs must be at least 1, got {pairs}")
+    if subset not in SUBSETS:
+        raise ValueError(f"subset must be one of {', '.join(SUBSETS)}, got {subset!r}")
+    if pairs is None and subset != "random":
+        raise ValueError(f"subset={subset!r} says which pairs to keep: give pairs, how many")
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     if max_validation_pairs < 1:
@@ -130,7 +139,12 @@ def load_pab(
                     f"pairs={pairs} asked for, but 'train' has {len(rest)} "
                     f"({len(dataset) - len(rest)} of {len(dataset)} are kept apart for validation)"
                 )
-            rest = _draw(rest, pairs, seed)
+            if subset == "first":
+                rest = rest[:pairs]
+            elif subset == "balanced":
+                rest = _draw_balanced(rest, dataset.data.column("behaviour"), pairs, seed)
+            else:
+                rest = _draw(rest, pairs, seed)
         if len(rest) < len(dataset):
             dataset = dataset.select(rest)
     return dataset
@@ -503,5 +517,33 @@ def _is_in(column: pa.ChunkedArray, values: pa.Array | pa.ChunkedArray) -> pa.Ch
 
 def _draw(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
     """`count` of `rows`, ascending: the head of a seeded permutation, so that a seed's draws are nested."""
+    return np.sort(_shuffled(rows, seed)[:count])
+
+
+def _draw_balanced(rows: np.ndarray, behaviours: pa.ChunkedArray, count: int, seed: int) -> np.ndarray:
+    """`count` of `rows`, ascending, half of either behaviour: the first of each in `_draw`'s permutation.
+
+    Raises ValueError, with the counts, where one behaviour has too few rows.
+    """
+    shuffled = _shuffled(rows, seed)
+    wanted = {"normal": count - count // 2, "anomaly": count // 2}
+    found = {
+        behaviour: shuffled[pc.equal(behaviours, behaviour).fill_null(False).to_numpy()[shuffled]]
+        for behaviour in wanted
+    }
+    without = len(rows) - sum(map(len, found.values()))
+    normal, anomaly = len(found["normal"]), len(found["anomaly"])
+    most = min(2 * normal, 2 * anomaly + 1)
+    if count > most:
+        raise ValueError(
+            f"pairs={count} asked for, half of them anomalous, but 'train' has {normal} normal and {anomaly} "
+            f"anomalous pairs, and {without} without behaviour: {most} at most can be balanced"
+        )
+    if without:
+        logger.warning("%d of %d pairs have no behaviour and are left out", without, len(rows))
+    return np.sort(np.concatenate([found[behaviour][:number] for behaviour, number in wanted.items()]))
+
+
+def _shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
     # RandomState's stream is frozen for ever (NEP 19); a Generator's may change with numpy's version.
-    return np.sort(rows[np.random.RandomState(seed).permutation(len(rows))[:count]])
+    return rows[np.random.RandomState(seed).permutation(len(rows))]

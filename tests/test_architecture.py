@@ -20,6 +20,7 @@ LAYERS = {
         "recall_at_k",
         "training.image_augmentation",
         "training.caption_augmentation",
+        "training.subsets",
     },
     "service": {
         "pab",

@@ -320,6 +320,9 @@ def test_missing_files_are_named_with_what_was_looked_for(tmp_path: Path, root: 
         ("validation", {"pairs": 1}, "'validation'"),
         ("train", {"pairs": 0}, "at least 1, got 0"),
         ("train", {"pairs": 3}, "pairs=3 asked for, but 'train' has 2"),
+        ("train", {"pairs": 1, "subset": "last"}, "random, first, balanced, got 'last'"),
+        ("train", {"subset": "first"}, "give pairs"),
+        ("test", {"subset": "balanced"}, "give pairs"),
         ("train", {"validation_fraction": 1}, "below 1, got 1"),
         ("train", {"validation_fraction": -0.1}, "at least 0"),
         ("validation", {"max_validation_pairs": 0}, "at least 1, got 0"),
@@ -413,6 +416,53 @@ def test_a_subset_is_the_same_for_ever(root: Path, load) -> None:
     write_train(root, *(pair(number, str(number)) for number in range(10)))
     assert load(pairs=4)["image_id"][:] == ["0_0", "0_1", "0_5", "0_8"]
     assert load("validation", validation_fraction=0.3)["image_id"][:] == ["0_0", "0_1", "0_4"]
+
+
+def test_the_first_pairs_are_those_at_the_beginning_of_the_training_part(root: Path, load) -> None:
+    write_train(root, *(pair(number, str(number % 40)) for number in range(400)))
+    train = load(validation_fraction=0.1)["image_id"][:]
+    assert len(train) < 400
+    for size in (1, 150, len(train)):
+        for seed in (42, 7):
+            chosen = load(pairs=size, seed=seed, subset="first", validation_fraction=0.1)
+            assert chosen["image_id"][:] == train[:size]
+
+
+def test_a_balanced_subset_is_half_and_half_nested_and_drawn_by_seed(
+    root: Path, load, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [pair(number, str(number), normal="Walking") for number in range(60)]
+    records += [pair(number, str(number), normal=None, anomaly="Falling") for number in range(60, 80)]
+    records += [pair(n, str(n), normal=None, image=f"train/imgs_0/full/{n}.jpg") for n in range(80, 85)]
+    random.Random(0).shuffle(records)
+    write_train(root, *records)
+
+    def draw(pairs: int, seed: int = 42) -> list[str]:
+        chosen = load(pairs=pairs, seed=seed, subset="balanced")
+        behaviours = chosen["behaviour"][:]
+        assert behaviours.count("normal") - behaviours.count("anomaly") == pairs % 2
+        assert len(set(chosen["image_id"])) == len(behaviours) == pairs
+        return chosen["image_id"][:]
+
+    subsets = [draw(size) for size in (1, 2, 7, 20, 40)]
+    assert "5 of 85 pairs have no behaviour and are left out" in caplog.text
+    for smaller, larger in zip(subsets, subsets[1:], strict=False):
+        assert set(smaller) < set(larger)
+    assert draw(20) == subsets[3]
+    assert set(draw(20, seed=7)) != set(subsets[3])
+    place = {record["image_id"]: position for position, record in enumerate(records)}
+    assert [place[name] for name in subsets[3]] == sorted(place[name] for name in subsets[3])
+    # One normal pair more can be had, an anomalous one more cannot.
+    assert len(draw(41)) == 41
+    with pytest.raises(ValueError, match=r"60 normal and 20 anomalous pairs, and 5 without.*: 41 at most"):
+        draw(42)
+
+
+def test_a_balanced_subset_is_the_same_for_ever(root: Path, load) -> None:
+    falling = {"normal": None, "anomaly": "Falling"}
+    write_train(root, *(pair(number, str(number), **(falling if number > 5 else {})) for number in range(10)))
+    # Seed 42 permutes the rows to 8 1 5 0 7 ...: the first two of either side.
+    assert load(pairs=4, subset="balanced")["image_id"][:] == ["0_1", "0_5", "0_7", "0_8"]
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -29,9 +29,9 @@ def swap_left_right(caption: str) -> str:
     Whole words only ("bright" and "upright" stay), with what hangs on them: "leftmost", "right-hand",
     "leftward". A bare word stays where its neighbour says that it is no side: "left" after has, have, had,
     having or a pronoun ("has left the room", "who left") and before alone, behind, over or unattended;
-    "right" after all and before after, away, before, behind, beside, here, next, now or there; unless an article, a
-    possessive, to, on or far comes first ("on the left behind the car"). That is a rule of thumb: "the man
-    left the room" is swapped as well.
+    "right" after all and before after, away, before, behind, beside, here, next, now or there. It is a side
+    all the same after an article, a possessive, to, on or far ("on the left behind the car"). That is a rule
+    of thumb: "the man left the room" is swapped as well.
 
     >>> swap_left_right("Left of the tree, a man who left his bag raises his right-hand glove.")
     'Right of the tree, a man who left his bag raises his left-hand glove.'
