@@ -67,8 +67,8 @@ def check_architecture(name: str) -> None:
     model_type = TPASConfig.get_config_dict(name)[0].get("model_type")
     if model_type != TPASConfig.model_type:
         raise ValueError(
-            f"{name} is a model of type {model_type!r}, not {TPASConfig.model_type!r}: X-VLM's own files are made "
-            "loadable by convert_checkpoint.py"
+            f"{name} is a model of type {model_type!r}, not {TPASConfig.model_type!r}: X-VLM's own files are "
+            "made loadable by convert_checkpoint.py"
         )
 
 

@@ -47,7 +47,7 @@ from tpas.search import encode_texts, resolve_shortlist
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.averaging import WeightAverages
 from tpas.training.caption_augmentation import eda_view
-from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
+from tpas.training.checkpointing import Progress, read_progress, save_checkpoint
 from tpas.training.data import (
     PairCollator,
     SourceGroupedSampler,
@@ -61,7 +61,7 @@ from tpas.training.log import Clock, LossMeans, TrainingLog, peak_memory
 from tpas.training.masked_language_modelling import MaskedLanguageModelling
 from tpas.training.objective import FineTuningObjective
 from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
-from tpas.training.run_folder import checkpoint_to_resume, earlier_run, recover_models, save_model
+from tpas.training.run_folder import earlier_run, find_progress, recover_models, save_model
 from tpas.training.subsets import diverse_subset
 
 logger = logging.getLogger(__name__)
@@ -199,9 +199,7 @@ def build_objective(
     network = model
     if arguments.lora_rank:
         targets = arguments.lora_targets
-        model = add_lora(
-            model, arguments.lora_rank, arguments.lora_alpha, arguments.lora_dropout, targets
-        )
+        model = add_lora(model, arguments.lora_rank, arguments.lora_alpha, arguments.lora_dropout, targets)
     if arguments.gradient_checkpointing:
         network.activation_checkpointing_enable({"use_reentrant": False})
     if arguments.torch_compile:
@@ -241,7 +239,9 @@ def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
     """Raises ValueError for what needs whole weights where FSDP has cut them."""
     for name in ("cached_chunk_size", "ema_decay", "average_last_epochs", "masked_language_modelling_weight"):
         if getattr(arguments, name):
-            raise ValueError(f"--{name} does not work with FSDP, which cuts the weights: use configs/multi_gpu.yaml")
+            raise ValueError(
+                f"--{name} does not work with FSDP, which cuts the weights: use configs/multi_gpu.yaml"
+            )
 
 
 def whole_model(
@@ -336,9 +336,7 @@ def train(arguments: FineTuningArguments) -> None:
     # A generator of its own, so that the order does not depend on what else draws random numbers.
     generator = torch.Generator().manual_seed(arguments.seed)
     pairs, loader = build_loader(arguments, dataset, processor, accelerator, generator)
-    effective_batch = (
-        arguments.batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
-    )
+    effective_batch = arguments.batch_size * accelerator.num_processes * arguments.gradient_accumulation_steps
     steps_per_epoch = math.ceil(len(loader) / arguments.gradient_accumulation_steps)
     total_steps = number_of_steps(arguments, effective_batch, steps_per_epoch)
 
@@ -383,9 +381,8 @@ def train(arguments: FineTuningArguments) -> None:
     checkpoints, log_file = output_dir / "checkpoints", output_dir / "training_log.jsonl"
     progress = Progress()
     if resuming:
-        checkpoint = checkpoint_to_resume(arguments.resume_from_checkpoint, output_dir, settings)
+        checkpoint, progress = find_progress(arguments.resume_from_checkpoint, output_dir, settings)
         if checkpoint is not None:
-            progress = read_progress(checkpoint, settings)
             progress.restore_generator(generator)
             accelerator.load_state(str(checkpoint))
             averages.load(checkpoint)
@@ -515,7 +512,9 @@ def train(arguments: FineTuningArguments) -> None:
                     break
 
             means.check_finite(progress.step)
-            averages.after_epoch(own_objective.model, math.ceil((total_steps - progress.step) / steps_per_epoch))
+            averages.after_epoch(
+                own_objective.model, math.ceil((total_steps - progress.step) / steps_per_epoch)
+            )
             kept = whole_model(accelerator, objective, template)
             if averages.moving is not None:
                 kept = averages.moving.module
@@ -561,13 +560,18 @@ def train_on_seeds(arguments: FineTuningArguments) -> None:
         train(run)
         results.append(best_evaluation(Path(run.output_dir) / "training_log.jsonl"))
     summary = {
-        stage: {metric: summarise([result[stage]["all"][metric] for result in results]) for metric in metrics["all"]}
+        stage: {
+            metric: summarise([result[stage]["all"][metric] for result in results])
+            for metric in metrics["all"]
+        }
         for stage, metrics in results[0].items()
     }
     if PartialState().is_main_process:
         write_json(output_dir / "seeds.json", {"seeds": list(seeds), "stages": summary})
     for stage, metrics in summary.items():
-        shown = (f"{metric} {100 * m['mean']:.2f} ± {100 * m['deviation']:.2f}" for metric, m in metrics.items())
+        shown = (
+            f"{metric} {100 * m['mean']:.2f} ± {100 * m['deviation']:.2f}" for metric, m in metrics.items()
+        )
         logger.info("%d seeds, %s: %s", len(results), stage, ", ".join(shown))
 
 

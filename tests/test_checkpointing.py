@@ -14,9 +14,9 @@ from accelerate import Accelerator, debug_launcher
 from tpas import train_accelerate
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import main
+from tpas.training.checkpointing import find_checkpoints
 from tpas.training.log import LossMeans
 from tpas.training.run_folder import recover_models
-from tpas.training.checkpointing import find_checkpoints
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 

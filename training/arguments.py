@@ -36,7 +36,7 @@ class FineTuningArguments:
     pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)")
     subset: str = flag(
         "random",
-        "which: drawn by the seed; the first; half normal and half anomaly, drawn by the seed; or those whose "
+        "which: drawn by the seed; the first; half normal, half anomaly, drawn by the seed; or those whose "
         "captions lie furthest apart for the start model (k-center greedy, arXiv:1708.00489)",
         choices=list(SUBSETS),
     )
@@ -76,7 +76,8 @@ class FineTuningArguments:
         choices=["local", "global"],
     )
     counterparts: bool = flag(
-        False, "PAB's hard_i and hard_c as two more negative pairs each (PAB's own baseline, arXiv:2411.17776)"
+        False,
+        "PAB's hard_i and hard_c as two more negative pairs each (PAB's own baseline, arXiv:2411.17776)",
     )
     second_view_weight: float = flag(
         0.0, "weight of the losses of a second, perturbed caption, EDA (APTM, arXiv:2306.02898: 0.8); 0: none"
@@ -108,7 +109,8 @@ class FineTuningArguments:
         "that lacks nothing has no new ones)",
     )
     layer_decay: float = flag(
-        1.0, "factor of the learning rate from a layer to the one below (BEiT, arXiv:2106.08254: 0.65 to 0.95)"
+        1.0,
+        "factor of the learning rate from a layer to the one below (BEiT, arXiv:2106.08254: 0.65 to 0.95)",
     )
     warmup_ratio: float = flag(
         0.0, "share of the steps in which the rate rises; then it falls to 0 (paper: 0)"
@@ -124,13 +126,16 @@ class FineTuningArguments:
         "0.999); 0: the weights themselves",
     )
     average_last_epochs: int = flag(
-        0, "also write averaged/, the mean of the weights at the end of the last epochs (SWA, arXiv:1803.05407)"
+        0,
+        "also write averaged/, the mean of the weights at the end of the last epochs (SWA, arXiv:1803.05407)",
     )
 
     # Memory and speed
     mixed_precision: str | None = flag(None, "left out: accelerate's", choices=["no", "fp16", "bf16"])
     gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
-    torch_compile: bool = flag(False, "compile the three encoders (torch.compile): slow to start, then faster")
+    torch_compile: bool = flag(
+        False, "compile the three encoders (torch.compile): slow to start, then faster"
+    )
     torch_compile_backend: str = flag("inductor", "with it: the compiler's backend")
 
     # LoRA
@@ -147,7 +152,9 @@ class FineTuningArguments:
 
     # Evaluation, log, checkpoints
     seed: int = flag(42, "of subset, order, augmentation, dropout and new weights (X-VLM: 42)")
-    seeds: int = flag(1, "runs one after the other, with this and the next seeds, and their mean and deviation")
+    seeds: int = flag(
+        1, "runs one after the other, with this and the next seeds, and their mean and deviation"
+    )
     evaluate_every: int = flag(1, "epochs from one evaluation to the next; 0: never, then there is no best/")
     early_stopping_patience: int = flag(
         0, "stop after this many evaluations without a better Recall@1; 0: never"
@@ -156,9 +163,7 @@ class FineTuningArguments:
     evaluation_batch_size: int = flag(64, "images, captions or pairs in one forward pass of an evaluation")
     fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
     log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
-    report_to: str = flag(
-        "tensorboard", "tracker of losses and metrics", choices=[*TRACKERS, "none"]
-    )
+    report_to: str = flag("tensorboard", "tracker of losses and metrics", choices=[*TRACKERS, "none"])
     checkpoint_every: int = flag(0, "steps from one checkpoint to the next; 0: one at the end of each epoch")
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
@@ -216,7 +221,9 @@ class FineTuningArguments:
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
         if self.seeds > 1 and self.resume_from_checkpoint not in (None, "last"):
-            raise ValueError(f"--seeds {self.seeds} are several runs: --resume_from_checkpoint last is of each")
+            raise ValueError(
+                f"--seeds {self.seeds} are several runs: --resume_from_checkpoint last is of each"
+            )
         if self.evaluate_every == 0:
             for name in ("early_stopping_patience", "seeds"):
                 if getattr(self, name) > (name == "seeds"):

@@ -21,7 +21,9 @@ class WeightAverages(nn.Module):
 
     def __init__(self, model: nn.Module, ema_decay: float, last_epochs: int):
         super().__init__()
-        self.moving = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
+        self.moving = (
+            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema_decay)) if ema_decay else None
+        )
         self.epochs = AveragedModel(model) if last_epochs else None
         self.last_epochs = last_epochs
 
@@ -39,7 +41,9 @@ class WeightAverages(nn.Module):
     def save(self, directory: Path) -> None:
         """Writes the averages, if there are any, into a checkpoint."""
         if state := self.state_dict():
-            save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / AVERAGES_FILE)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in state.items()}, directory / AVERAGES_FILE
+            )
 
     def load(self, directory: Path) -> None:
         if self.state_dict():

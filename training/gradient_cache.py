@@ -32,11 +32,11 @@ class ReplayedEncoding:
         self.random_states, outputs = [], []
         with torch.no_grad():
             for chunk in self.chunks:
-                self.random_states.append((torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices)))
+                self.random_states.append(
+                    (torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices))
+                )
                 outputs.append(encode(*chunk))
-        self.embeds, self.states = (
-            torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True)
-        )
+        self.embeds, self.states = (torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True))
 
     def backward(self) -> None:
         """Sends the gradients that the leaves collected through the encoder."""

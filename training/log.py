@@ -1,4 +1,4 @@
-"""What a run says of itself: figures to the terminal, a file and a tracker; means of losses; time and memory."""
+"""What a run says of itself: figures for terminal, file and tracker, means of losses, time and memory."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""What a fine-tuning step minimises: X-VLM's contrastive and matching loss, and what is switched on beside."""
+"""What a fine-tuning step minimises: X-VLM's two losses, and what is switched on beside them."""
 
 from dataclasses import dataclass
 

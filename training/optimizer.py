@@ -1,4 +1,4 @@
-"""AdamW with a learning rate and a decay for each parameter, as X-VLM has them and as the field refines them."""
+"""AdamW with a learning rate and a decay for each parameter: X-VLM's, and the field's refinements."""
 
 import re
 from collections.abc import Iterable
@@ -44,8 +44,8 @@ class LearningRates:
                 ) from error
             if not any(map(pattern.search, names)):
                 raise ValueError(
-                    f"--multiplied_parameters {self.multiplied!r} fits none of the trained parameters, such as "
-                    f"{', '.join(names[:3])}"
+                    f"--multiplied_parameters {self.multiplied!r} fits none of the trained parameters: "
+                    f"{', '.join(names[:3])}, ..."
                 )
         return {
             name: self.layer_decay ** layers_above(name, config)

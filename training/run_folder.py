@@ -10,7 +10,7 @@ from peft import PeftModel
 
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.training.checkpointing import find_checkpoints
+from tpas.training.checkpointing import Progress, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
 RUN_FILES = (
@@ -39,22 +39,32 @@ def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
     return earlier
 
 
-def checkpoint_to_resume(name: str, output_dir: Path, settings: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from; for "last" the newest, None if the run was stopped before it had one.
+def find_progress(
+    resume_from: str, output_dir: Path, settings: dict[str, Any]
+) -> tuple[Path | None, Progress]:
+    """The checkpoint to go on from, and how far it is.
+
+    Args:
+        resume_from: a checkpoint of this `output_dir`, or "last" for the newest; None is the answer if the
+            run was stopped before it had one.
 
     Raises:
-        ValueError: it is of another output_dir, or "last" finds another run without a checkpoint.
+        FileNotFoundError: it is no checkpoint.
+        ValueError: it is of another run.
     """
     checkpoints, arguments_file = output_dir / "checkpoints", output_dir / "training_arguments.json"
-    if name != "last":
-        if Path(name).resolve().parent != checkpoints.resolve():
-            raise ValueError(f"{name} is of another run than {output_dir}: give its own --output_dir")
-        return Path(name)
-    if found := find_checkpoints(checkpoints):
-        return found[-1]
-    if arguments_file.exists():
-        refuse_another_run(arguments_file, settings)
-    return None
+    if resume_from == "last":
+        found = find_checkpoints(checkpoints)
+        if not found:
+            if arguments_file.exists():
+                refuse_another_run(arguments_file, settings)
+            return None, Progress()
+        return found[-1], read_progress(found[-1], settings)
+    checkpoint = Path(resume_from)
+    progress = read_progress(checkpoint, settings)
+    if checkpoint.resolve().parent != checkpoints.resolve():
+        raise ValueError(f"{checkpoint} is of another run than {output_dir}: give its own --output_dir")
+    return checkpoint, progress
 
 
 def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
@@ -90,5 +100,3 @@ def recover_models(output_dir: Path) -> None:
             os.replace(replaced, output_dir / name)
         for left in (replaced, output_dir / f".{name}.partial"):
             shutil.rmtree(left, ignore_errors=True)
-
-
