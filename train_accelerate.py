@@ -47,7 +47,7 @@ from tpas.search import encode_texts, resolve_shortlist
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.averaging import WeightAverages
 from tpas.training.caption_augmentation import eda_view
-from tpas.training.checkpointing import Progress, read_progress, save_checkpoint
+from tpas.training.checkpointing import Progress, save_checkpoint
 from tpas.training.data import (
     PairCollator,
     SourceGroupedSampler,

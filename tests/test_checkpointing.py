@@ -99,7 +99,7 @@ def whole(small_pab, start, tmp_path, fresh_accelerator) -> Path:
 
 @pytest.mark.parametrize(
     ("where", "number", "last_step"),
-    [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 5, 4)],
+    [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 9, 4)],
     ids=["before the first checkpoint", "in an epoch", "writing a checkpoint", "replacing a model"],
 )
 def test_a_killed_run_ends_bit_equal_to_one_that_was_not(

@@ -114,7 +114,7 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora_rank": -1}, "--lora_rank must be at least 1, or 0 for none, got -1"),
+        ({"lora_rank": -1}, "--lora_rank must be at least 0, got -1"),
         ({"lora_rank": 0, "merge": True}, "--merge .* needs --lora_rank"),
     ],
 )

@@ -109,7 +109,7 @@ def test_only_words_that_tell_something_are_masked():
     ids = processor(text=["a man in a red coat is lying there"]).input_ids
     seen = []
     model.text_model.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    modelling(model, torch.zeros(1, 37, 160), ids, torch.ones_like(ids))
+    modelling(model, torch.zeros(1, 37, 160), *modelling.mask(ids), torch.ones_like(ids))
     words = processor.tokenizer.convert_ids_to_tokens(seen[0][0])
     assert " ".join(words) == "[CLS] a man in a [MASK] coat is [MASK] there [SEP]"
 

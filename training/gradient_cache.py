@@ -105,13 +105,13 @@ def _masked_language_modelling_backward(
     masked_ids, targets = objective.masked_language_modelling.mask(input_ids[:pairs_in_batch])
     columns = (image_states[:pairs_in_batch], masked_ids, targets, attention_mask[:pairs_in_batch])
     words = (targets != NO_TARGET).sum().clamp(min=1)
-    total = torch.zeros((), device=input_ids.device)
+    losses = []
     for chunk in zip(*(rows.split(chunk_size) for rows in columns), strict=True):
         share = (chunk[2] != NO_TARGET).sum() / words
         loss = share * objective.masked_language_modelling(objective.network, *chunk)
         accelerator.backward(objective.masked_language_modelling_weight * loss)
-        total += loss.detach()
-    return total
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 def average_gradients(module: nn.Module) -> None:

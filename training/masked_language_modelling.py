@@ -60,5 +60,6 @@ class MaskedLanguageModelling(nn.Module):
         hidden, _ = model.cross_modal_encoder(text.last_hidden_state, text_mask, image_states)
         predicted = targets != NO_TARGET
         words = model.text_model.embeddings.word_embeddings.weight
-        logits = (self.transform(hidden[predicted]) @ words.t()).float()  # (masked words, vocabulary)
+        logits = self.transform(hidden[predicted]) @ words.t()  # (masked words, vocabulary)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets[predicted], reduction="sum") / predicted.sum().clamp(min=1)

@@ -140,12 +140,12 @@ class FineTuningObjective(nn.Module):
     def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (I, D) in fp32, since a sharp temperature needs all digits, and states (I, 1+N, Dv)."""
         image = self.network.get_image_features(pixel_values)
-        return image.pooler_output.float(), image.last_hidden_state
+        return in_full_precision(image.pooler_output), image.last_hidden_state
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (T, D) in fp32 and states (T, L, Dt)."""
         text = self.network.get_text_features(input_ids, attention_mask)
-        return text.pooler_output.float(), text.last_hidden_state
+        return in_full_precision(text.pooler_output), text.last_hidden_state
 
     def compare(
         self,
@@ -171,7 +171,7 @@ class FineTuningObjective(nn.Module):
 
         contrastive, pairs = 0.0, []
         with torch.autocast(device.type, enabled=False):
-            temperature = self.network.temperature().float()
+            temperature = in_full_precision(self.network.temperature())
             for view, weight in enumerate(self.view_weights):
                 own_texts = text_embeds[view * batch : (view + 1) * batch]
                 texts = gather_with_gradient(own_texts)
@@ -229,8 +229,14 @@ class FineTuningObjective(nn.Module):
         """The matching loss of the pairs, in one pass of the cross-modal encoder."""
         texts = pairs.texts
         logits = self.network.match(image_states[pairs.images], text_states[texts], text_mask[texts])
-        return (pairs.weights * F.cross_entropy(logits.float(), pairs.labels, reduction="none")).sum()
+        losses = F.cross_entropy(in_full_precision(logits), pairs.labels, reduction="none")  # (P,)
+        return (pairs.weights * losses).sum()
 
 
 def several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def in_full_precision(tensor: Tensor) -> Tensor:
+    """In fp32 at least."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,291 @@
+"""The fine-tuning objective against the model's own losses, hand-made sums, and real processes.
+
+In double precision, so that what is equal can be told from what is nearly so.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+
+from tpas.modeling_tpas import TPASModel
+from tpas.objectives import contrastive_loss
+from tpas.training.gradient_cache import backward_in_chunks
+from tpas.training.masked_language_modelling import NO_TARGET, MaskedLanguageModelling
+from tpas.training.objective import FineTuningObjective
+
+PAIRS = 6
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.text_config.hidden_dropout_prob = 0.0
+    tiny_config.text_config.attention_probs_dropout_prob = 0.0
+    tiny_config.vision_config.drop_path_rate = 0.0
+    return tiny_config
+
+
+def batch_of(views: int = 1, counterparts: bool = False) -> dict[str, torch.Tensor]:
+    """A batch as `PairCollator` makes it; the captions end in padding, pairs 1 and 4 show one image."""
+    generator = torch.Generator().manual_seed(3)
+    images, texts = PAIRS * (1 + counterparts), PAIRS * (views + counterparts)
+    lengths = torch.randint(4, 12, (texts, 1), generator=generator)
+    batch = {
+        "pixel_values": torch.randn(images, 3, 32, 32, generator=generator, dtype=torch.float64),
+        "input_ids": torch.randint(5, 64, (texts, 12), generator=generator),
+        "attention_mask": (torch.arange(12) < lengths).long(),
+        "image_ids": torch.tensor([3, 7, 5, 9, 7, 2]),
+    }
+    if counterparts:
+        batch["has_counterpart"] = torch.tensor([True, False, True, True, True, True])
+    return batch
+
+
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def test_by_default_it_is_the_loss_of_the_model(config):
+    model, batch = TPASModel(config).double(), batch_of()
+    torch.manual_seed(1)
+    expected = model(**batch, return_loss=True)
+    torch.manual_seed(1)
+    losses = FineTuningObjective(model)(**batch)
+    for name in ("loss", "contrastive_loss", "matching_loss"):
+        torch.testing.assert_close(losses[name], expected[name], atol=1e-6, rtol=0)
+    losses["loss"].backward()
+    ours = gradients(model)
+    model.zero_grad()
+    expected.loss.backward()
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=0)
+
+
+def test_global_negatives_depend_on_the_seed_alone(config):
+    objective, batch = FineTuningObjective(TPASModel(config).double(), global_negatives=True), batch_of()
+    seen = {
+        seed: {objective(**batch, draw_seed=seed)["matching_loss"].item() for _ in range(3)}
+        for seed in (1, 2)
+    }
+    assert len(seen[1]) == len(seen[2]) == 1
+    assert seen[1] != seen[2]
+
+
+def test_a_second_view_costs_its_weight_in_both_losses(config):
+    """Of two equal views the second one's contrastive loss is the first one's, its negatives other draws."""
+    model, one = TPASModel(config).double(), batch_of()
+    both = {name: torch.cat([one[name]] * 2) for name in ("input_ids", "attention_mask")}
+    once = FineTuningObjective(model)(**one)
+    twice = FineTuningObjective(model, second_view_weight=0.8)(**one | both)
+    torch.testing.assert_close(twice["contrastive_loss"], 1.8 * once["contrastive_loss"])
+
+    # Pairs and negatives are the same for each view when all pictures are, and all captions.
+    for name in ("pixel_values", "input_ids", "attention_mask"):
+        one[name] = one[name][:1].repeat(PAIRS, *[1] * (one[name].dim() - 1))
+    both = {name: torch.cat([one[name]] * 2) for name in ("input_ids", "attention_mask")}
+    once = FineTuningObjective(model)(**one)
+    twice = FineTuningObjective(model, second_view_weight=0.8)(**one | both)
+    torch.testing.assert_close(twice["matching_loss"], 1.8 * once["matching_loss"])
+
+
+def test_counterparts_are_two_more_negatives_of_each_pair_that_has_one(config):
+    model = TPASModel(config).double()
+    objective, batch = FineTuningObjective(model), batch_of(counterparts=True)
+    image, image_states = objective.encode_images(batch["pixel_values"])
+    text, text_states = objective.encode_texts(batch["input_ids"], batch["attention_mask"])
+    contrastive, pairs = objective.compare(image, text, batch["image_ids"], batch["has_counterpart"], None)
+    # The counterparts take no part in the contrastive loss.
+    expected = contrastive_loss(image[:PAIRS], text[:PAIRS], model.temperature(), batch["image_ids"])
+    torch.testing.assert_close(contrastive, expected)
+
+    rows = list(zip(pairs.images.tolist(), pairs.texts.tolist(), pairs.labels.tolist(), strict=True))
+    assert rows[:PAIRS] == [(row, row, 1) for row in range(PAIRS)]
+    drawn = rows[PAIRS : 3 * PAIRS]
+    assert all(label == 0 and image < PAIRS and text < PAIRS for image, text, label in drawn)
+    assert (
+        [text for _, text, _ in drawn[:PAIRS]]
+        == [image for image, _, _ in drawn[PAIRS:]]
+        == list(range(PAIRS))
+    )
+    assert rows[3 * PAIRS : 4 * PAIRS] == [(PAIRS + row, row, 0) for row in range(PAIRS)]
+    assert rows[4 * PAIRS :] == [(row, PAIRS + row, 0) for row in range(PAIRS)]
+    counted = torch.ones(5 * PAIRS)
+    counted[[3 * PAIRS + 1, 4 * PAIRS + 1]] = 0  # pair 1 has none
+    torch.testing.assert_close(pairs.weights, counted / counted.sum())
+
+    logits = model.match(
+        image_states[pairs.images], text_states[pairs.texts], batch["attention_mask"][pairs.texts]
+    )
+    mean = F.cross_entropy(logits[counted > 0], pairs.labels[counted > 0])
+    torch.testing.assert_close(
+        objective.match(image_states, text_states, batch["attention_mask"], pairs), mean
+    )
+
+
+def test_label_smoothing_by_hand():
+    embeds = F.normalize(torch.randn(4, 8), dim=1)
+    texts = F.normalize(torch.randn(4, 8), dim=1)
+    temperature = torch.tensor(0.1)
+    logits = embeds @ texts.t() / temperature
+    targets = 0.8 * torch.eye(4) + 0.2 / 4
+    rows = -(targets * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    columns = -(targets * logits.t().log_softmax(dim=1)).sum(dim=1).mean()
+    loss = contrastive_loss(embeds, texts, temperature, label_smoothing=0.2)
+    torch.testing.assert_close(loss, (rows + columns) / 2)
+
+
+def test_words_are_masked_replaced_and_kept_by_their_shares():
+    modelling = MaskedLanguageModelling(8, 4, list(range(5, 64)), 0.25, random_share=0.1, kept_share=0.1)
+    ids = torch.randint(0, 64, (200, 100))
+    masked, targets = modelling.mask(ids)
+    predicted = targets != NO_TARGET
+    assert not predicted[ids < 5].any()
+    assert torch.equal(targets[predicted], ids[predicted])
+    assert torch.equal(masked[~predicted], ids[~predicted])
+    share = predicted.sum() / (ids >= 5).sum()
+    assert 0.24 < share < 0.26
+    outcome = masked[predicted]
+    assert 0.78 < (outcome == 4).float().mean() < 0.82
+    kept = (outcome == ids[predicted]).float().mean()  # by chance, one in 59 of the random ones too
+    assert 0.08 < kept < 0.12
+    others = outcome[(outcome != 4) & (outcome != ids[predicted])]
+    assert 0.08 < len(others) / len(outcome) < 0.12
+    assert others.min() >= 5
+
+
+def objective_with_everything(config) -> FineTuningObjective:
+    torch.manual_seed(5)
+    return FineTuningObjective(
+        TPASModel(config),
+        label_smoothing=0.1,
+        second_view_weight=0.8,
+        masked_language_modelling=MaskedLanguageModelling(32, 4, list(range(5, 64)), 0.5),
+        masked_language_modelling_weight=0.7,
+    ).double()
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+@pytest.mark.parametrize("chunk_size", [1, 4, 100])
+def test_cached_gradients_are_those_of_the_whole_batch(config, chunk_size):
+    accelerator = Accelerator()
+    objective, batch = objective_with_everything(config), batch_of(views=2, counterparts=True)
+    torch.manual_seed(7)
+    expected = objective(**batch)
+    expected["loss"].backward()
+    whole = gradients(objective)
+    objective.zero_grad()
+    torch.manual_seed(7)
+    losses = backward_in_chunks(objective, batch, chunk_size, accelerator)
+    for name in objective.loss_names:
+        torch.testing.assert_close(losses[name], expected[name], atol=1e-6, rtol=0)
+    cached = gradients(objective)
+    assert cached.keys() == whole.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(
+            cached[name], gradient, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_cached_gradients_replay_dropout(tiny_config):
+    """What is encoded twice is encoded alike: the gradient is that of the loss that was computed."""
+    tiny_config.vision_config.drop_path_rate = 0.5
+    tiny_config.text_config.hidden_dropout_prob = 0.5
+    objective, batch = FineTuningObjective(TPASModel(tiny_config)).double().train(), batch_of()
+    encoded = []
+    for name in ("encode_images", "encode_texts"):
+        encode = getattr(objective, name)
+        objective.__dict__[name] = lambda *inputs, encode=encode: (
+            encoded.append(encode(*inputs)) or encoded[-1]
+        )
+    backward_in_chunks(objective, batch, 3, Accelerator())
+    assert len(encoded) == 8  # two chunks of pictures and two of captions, twice
+    for first, second in zip(encoded[:4], encoded[4:], strict=True):
+        assert not first[0].requires_grad
+        assert second[0].requires_grad
+        for once, again in zip(first, second, strict=True):
+            torch.testing.assert_close(once, again)
+
+
+PROCESS = """
+import sys
+import torch
+from accelerate import Accelerator
+from tpas.modeling_tpas import TPASModel
+from tpas.training.gradient_cache import average_gradients, backward_in_chunks
+from tpas.training.objective import FineTuningObjective
+
+folder, chunk_size = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+accelerator = Accelerator()
+assert accelerator.num_processes == 2
+model = TPASModel.from_pretrained(f"{folder}/model")
+assert model.dtype == torch.float64
+objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
+prepared = accelerator.prepare(objective)
+batch = torch.load(f"{folder}/batch{accelerator.process_index}.pt", weights_only=True)
+if chunk_size:
+    losses = backward_in_chunks(objective, batch, chunk_size, accelerator)
+    average_gradients(objective)
+else:
+    losses = prepared(**batch)
+    accelerator.backward(losses["loss"])
+losses = {name: accelerator.reduce(loss.detach(), "mean") for name, loss in losses.items()}
+if accelerator.is_main_process:
+    grads = {name: p.grad for name, p in objective.named_parameters()}
+    torch.save({"losses": losses, "gradients": grads}, f"{folder}/result.pt")
+accelerator.end_training()
+"""
+
+
+@pytest.mark.parametrize("chunk_size", [0, 2])
+def test_two_processes_have_the_gradient_of_one_with_both_batches(config, tmp_path, chunk_size):
+    """With negatives of all processes: both losses, every gradient, captions of other lengths in each."""
+    model = TPASModel(config).double().eval()
+    model.save_pretrained(tmp_path / "model")
+    batch = batch_of(views=2)
+    objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
+    expected = objective(**batch, draw_seed=11)
+    expected["loss"].backward()
+
+    half = PAIRS // 2
+    for rank in range(2):
+        own = torch.arange(half) + rank * half
+        of_views = torch.cat([own, own + PAIRS])
+        part = {"pixel_values": batch["pixel_values"][own], "image_ids": batch["image_ids"][own]}
+        length = int(batch["attention_mask"][of_views].sum(dim=1).max())
+        for name in ("input_ids", "attention_mask"):
+            part[name] = batch[name][of_views, :length]
+        torch.save(part | {"draw_seed": 11}, tmp_path / f"batch{rank}.pt")
+    program = tmp_path / "process.py"
+    program.write_text(PROCESS)
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += [
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
+    arguments = [program, tmp_path, chunk_size]
+    process = subprocess.run(
+        [*launch, *map(str, arguments)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    for name, loss in expected.items():
+        torch.testing.assert_close(result["losses"][name], loss.detach(), atol=1e-6, rtol=0)
+    for name, parameter in objective.named_parameters():
+        torch.testing.assert_close(
+            result["gradients"][name], parameter.grad, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+        )
