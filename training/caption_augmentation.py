@@ -57,7 +57,7 @@ def swap_left_right(caption: str) -> str:
 
 
 def eda_view(caption: str, rng: random.Random, alpha: float = 0.1) -> str:
-    """A second view of the caption: by even chance, words swapped or words deleted. Never empty.
+    """A second view of a caption that is not blank: by even chance, words swapped or deleted. Never empty.
 
     Words are what stands between spaces, so punctuation moves and goes with its word; no word is protected,
     neither "left" nor "not". The result has a letter or digit if the caption has one.

@@ -11,11 +11,12 @@ def diverse_subset(embeds: Tensor, count: int, seed: int) -> Tensor:
 
     The greedy choice of k-center (Sener and Savarese 2018), by cosine: the first row is drawn by the seed,
     ties go to the smaller row, and no row comes twice, even where all are equal. So the head of a result is
-    the result for a smaller `count`. One product of the embeddings with a vector to a row chosen, and three
-    numbers in memory for each row.
+    the result for a smaller `count`. Each row chosen costs one product of the embeddings with a vector, in
+    fp32: another device or number of threads may round it otherwise and choose another of two rows that are
+    equally far, so whoever needs the same subset again keeps the result. Memory: a few numbers a row.
 
     Args:
-        embeds: (M, D), unit norm, on any device; in fp32 whatever their type.
+        embeds: (M, D), unit norm, on any device.
 
     Returns:
         (count,) int64 on the CPU, in the order of choice.
