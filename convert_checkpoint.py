@@ -265,6 +265,8 @@ def convert_state_dict(
         elif name.endswith(".relative_position_bias_table") and is_other_window(tensor, wanted):
             tensor = interpolate_table(tensor, round(len(wanted) ** 0.5))
             interpolated.append(source)
+        elif name == "temperature.value" and tensor.dim() == 0:  # upstream's is a scalar
+            tensor = tensor.reshape(shape)
         if tuple(tensor.shape) != shape:
             misshaped.add(f"{source}: {tuple(tensor.shape)} in the checkpoint, {shape} in the model")
             continue

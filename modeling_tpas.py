@@ -176,14 +176,15 @@ class Temperature(nn.Module):
     def __init__(self, initial_value):
         super().__init__()
         self.initial_value = initial_value
-        self.value = nn.Parameter(torch.tensor(float(initial_value)))
+        self.value = nn.Parameter(torch.tensor([float(initial_value)]))  # FSDP shards no scalar
 
     def forward(self):
-        """The temperature within [`TEMPERATURE_RANGE`]; the gradient passes as if it were not clamped.
+        """The temperature, a scalar, within [`TEMPERATURE_RANGE`]; the gradient passes as if not clamped.
 
         (With the clamp's own gradient, a temperature that has left the range could never come back.)
         """
-        return self.value.detach().clamp(*TEMPERATURE_RANGE) + (self.value - self.value.detach())
+        value = self.value.squeeze(0)
+        return value.detach().clamp(*TEMPERATURE_RANGE) + (value - value.detach())
 
 
 @dataclass

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -40,7 +40,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluate_retrieval import evaluate, format_table, write_json
 from tpas.lora import add_lora, check_architecture, is_adapter, load_model
-from tpas.modeling_tpas import TPASModel
+from tpas.modeling_tpas import TEMPERATURE_RANGE, TPASModel
 from tpas.pab import load_pab, source_videos
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import encode_texts, resolve_shortlist
@@ -61,7 +61,7 @@ from tpas.training.log import Clock, LossMeans, TrainingLog, peak_memory
 from tpas.training.masked_language_modelling import MaskedLanguageModelling
 from tpas.training.objective import FineTuningObjective
 from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
-from tpas.training.run_folder import earlier_run, find_progress, recover_models, save_model
+from tpas.training.run_folder import SUBSET_FILE, earlier_run, find_progress, recover_models, save_model
 from tpas.training.subsets import diverse_subset
 
 logger = logging.getLogger(__name__)
@@ -111,27 +111,38 @@ def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor
 
 def load_training_pairs(
     arguments: FineTuningArguments, model: TPASModel, processor: TPASProcessor, accelerator: Accelerator
-) -> Dataset:
-    """The pairs to train on: all but the held-out ones, or the subset that is asked for."""
+) -> tuple[Dataset, list[int] | None]:
+    """The pairs to train on, all but the held-out ones or the subset that is asked for.
+
+    Beside them a diverse subset's rows among those it was chosen from. They are kept with the run, because
+    another number of threads rounds otherwise and might choose others.
+    """
     cut = {name: getattr(arguments, name) for name in ("validation_fraction", "max_validation_pairs")}
-    diverse = arguments.subset == "diverse"
-    drawn = {"pairs": arguments.pairs, "subset": arguments.subset}
-    with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
-        dataset = load_pab(
-            arguments.data_root, "train", seed=arguments.seed, **cut, **({} if diverse else drawn)
-        )
-    if not diverse:
-        return dataset
-    if arguments.pairs > len(dataset):
-        raise ValueError(f"--pairs {arguments.pairs} asked for, but there are {len(dataset)} to train on")
+
+    def load(pairs: int | None, subset: str = "random") -> Dataset:
+        with (
+            accelerator.main_process_first()
+        ):  # it fills the cache of annotations, the others find them there
+            return load_pab(arguments.data_root, "train", pairs, arguments.seed, subset=subset, **cut)
+
+    if arguments.subset != "diverse":
+        return load(arguments.pairs, arguments.subset), None
+    everything = load(None)
+    if arguments.pairs > len(everything):
+        raise ValueError(f"--pairs {arguments.pairs} asked for, but there are {len(everything)} to train on")
     # To choose from all of PAB would take hours; the seed draws a pool of it.
-    pool = min(len(dataset), POOL_OF_A_DIVERSE_SUBSET * arguments.pairs)
-    if pool < len(dataset):
-        with accelerator.main_process_first():
-            dataset = load_pab(arguments.data_root, "train", pairs=pool, seed=arguments.seed, **cut)
-    on_device = model.to(accelerator.device).eval()
-    embeds = encode_texts(on_device, processor, dataset["caption"], accelerator=accelerator).embeds
-    return dataset.select(diverse_subset(embeds, arguments.pairs, arguments.seed))
+    pool = load(min(len(everything), POOL_OF_A_DIVERSE_SUBSET * arguments.pairs))
+    kept = Path(arguments.output_dir) / SUBSET_FILE
+    if arguments.resume_from_checkpoint is not None and kept.exists():
+        rows = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        on_device = model.to(accelerator.device).eval()
+        embeds = encode_texts(on_device, processor, pool["caption"], accelerator=accelerator).embeds
+        chosen = [
+            diverse_subset(embeds, arguments.pairs, arguments.seed) if accelerator.is_main_process else None
+        ]
+        rows = sorted(broadcast_object_list(chosen)[0].tolist())
+    return pool.select(rows), rows
 
 
 def build_loader(
@@ -255,9 +266,11 @@ def whole_model(
     return template
 
 
-def scalar(tensor: torch.Tensor) -> float:
-    """Its one number, also where FSDP has cut it; then every process must ask."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).item()
+def temperature_of(network: TPASModel) -> float:
+    """The contrastive temperature, also where FSDP has cut it; then every process must ask."""
+    value = network.temperature.value.detach()
+    value = value.full_tensor() if isinstance(value, DTensor) else value
+    return value.clamp(*TEMPERATURE_RANGE).item()
 
 
 def network_of(model: TPASModel | PeftModel) -> TPASModel:
@@ -265,14 +278,18 @@ def network_of(model: TPASModel | PeftModel) -> TPASModel:
 
 
 def start_tracker(accelerator: Accelerator, arguments: FineTuningArguments) -> None:
-    """Tells the tracker of the run; what it writes goes into `output_dir`."""
+    """Tells the tracker of the run; one that is resumed goes on there as well."""
     shown = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
-    name = Path(arguments.output_dir).name
     if arguments.report_to == "tensorboard":
         accelerator.init_trackers("tensorboard", config=shown)  # the name becomes the folder's
-    else:
-        of_run = {"wandb": {"name": name, "dir": arguments.output_dir}, "trackio": {"name": name}}
-        accelerator.init_trackers("tpas", config=shown, init_kwargs=of_run)
+        return
+    output_dir = Path(arguments.output_dir).resolve()
+    name = f"{output_dir.name}-{stable_number(str(output_dir)):016x}"
+    of_run = {
+        "wandb": {"id": name, "name": output_dir.name, "resume": "allow", "dir": str(output_dir)},
+        "trackio": {"name": name, "resume": "allow"},
+    }
+    accelerator.init_trackers("tpas", config=shown, init_kwargs=of_run)
 
 
 class StopSignal:
@@ -315,6 +332,7 @@ def train(arguments: FineTuningArguments) -> None:
     )
     level = logging.INFO if accelerator.is_main_process else logging.WARNING
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("accelerate").setLevel(logging.WARNING)  # it names every file of a checkpoint
     cut_weights = accelerator.distributed_type == DistributedType.FSDP
     if cut_weights:
         refuse_with_fsdp(arguments)
@@ -332,7 +350,7 @@ def train(arguments: FineTuningArguments) -> None:
             held_out = load_pab(root, "validation", **cut)
         benchmark = validation_benchmark(held_out, root, skip_bad_images=skip_bad_images)
         shortlist = resolve_shortlist(arguments.evaluation_shortlist, len(benchmark.gallery_ids))
-    dataset = load_training_pairs(arguments, model, processor, accelerator)
+    dataset, subset_rows = load_training_pairs(arguments, model, processor, accelerator)
     # A generator of its own, so that the order does not depend on what else draws random numbers.
     generator = torch.Generator().manual_seed(arguments.seed)
     pairs, loader = build_loader(arguments, dataset, processor, accelerator, generator)
@@ -393,6 +411,8 @@ def train(arguments: FineTuningArguments) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         recover_models(output_dir)
         write_json(output_dir / "training_arguments.json", every_setting)
+        if subset_rows is not None:
+            write_json(output_dir / SUBSET_FILE, subset_rows)
         if log_file.exists():
             # What came after the checkpoint comes again.
             os.truncate(log_file, min(progress.log_bytes, log_file.stat().st_size))
@@ -496,7 +516,7 @@ def train(arguments: FineTuningArguments) -> None:
                 if progress.step % arguments.log_every == 0 or progress.step == total_steps:
                     means.check_finite(progress.step)
                     figures = means.take()
-                    temperature = scalar(own_objective.network.temperature())
+                    temperature = temperature_of(own_objective.network)
                     figures |= {"learning_rate": learning_rate, "temperature": temperature}
                     time_left = clock.time_left(progress.step)
                     log.step(progress.step, progress.step / steps_per_epoch, figures, time_left)

@@ -13,12 +13,14 @@ from tpas.processing_tpas import TPASProcessor
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
+SUBSET_FILE = "subset.json"
 RUN_FILES = (
     "training_arguments.json",
     "training_log.jsonl",
     *MODELS,
     "checkpoints",
     *("tensorboard", "wandb", "trackio"),
+    SUBSET_FILE,
     "seeds.json",
 )
 
