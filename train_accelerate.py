@@ -166,11 +166,11 @@ def build_loader(
     augmentation = None
     if arguments.augmentation or arguments.erasing_probability:
         upstream = {"crop_probability": arguments.crop_probability}
-        none = {"crop_probability": 0.0, "flip_probability": 0.0, "operations": 0}
+        erasing_alone = {"crop_probability": 0.0, "flip_probability": 0.0, "operations": 0}
         augmentation = Augmentation(
             processor.image_size,
             erasing_probability=arguments.erasing_probability,
-            **(upstream if arguments.augmentation else none),
+            **(upstream if arguments.augmentation else erasing_alone),
         )
     pairs = TrainingPairs(
         dataset,

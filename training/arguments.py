@@ -214,6 +214,10 @@ class FineTuningArguments:
             raise ValueError("--max_train_steps and --steps_as_pairs both say how many steps: give one")
         if self.source_group_size > 1 and self.group_by_length:
             raise ValueError("--source_group_size and --group_by_length both fill the batches: choose one")
+        if not self.augmentation:
+            for name, none in (("swap_left_right", False), ("crop_probability", 1.0)):
+                if getattr(self, name) != none:
+                    raise ValueError(f"--{name} has no effect with --augmentation False")
         if self.subset != "random" and self.pairs is None:
             raise ValueError(f"--subset {self.subset} needs --pairs, how many")
         if self.merge and not self.lora_rank:
