@@ -1,0 +1,136 @@
+"""What each addition to the training recipe brings on drawn people, positive or not.
+
+    python benchmarks/training_ablation.py --seeds 0 1 --parallel 2
+
+Each seed draws a PAB of its own; each variant fine-tunes the demo's start on it, through the commands a user
+would type, and is measured on the test pairs. The last weights are measured, not the best by validation: so
+no variant gains by being chosen. Prints the table and, with `--output`, writes it as JSON and as Markdown
+beside it. Several runs share the machine with `--parallel`, each on one thread.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from tpas.demo import (
+    QUICK,
+    REPOSITORY,
+    DemoSettings,
+    as_flags,
+    evaluation_command,
+    fine_tuning_command,
+    run_logged,
+)
+from tpas.evaluate_retrieval import write_json
+from tpas.synthetic_pab import DEMO_WORLD, draw_pab
+
+BASELINE = "recipe alone"
+# Name to flags. The demo's grouped batches are a variant here, since they do what counterparts do.
+VARIANTS: dict[str, dict[str, object]] = {
+    BASELINE: {},
+    "grouped batches (source_group_size 2)": {"source_group_size": 2},
+    "counterparts (hard_i, hard_c)": {"counterparts": True},
+    "second view (EDA, weight 0.8)": {"second_view_weight": 0.8},
+    "label smoothing 0.2": {"label_smoothing": 0.2},
+    "moving average 0.99": {"ema_decay": 0.99},
+    "LoRA rank 16, 5 x learning rate": {"lora_rank": 16, "learning_rate": 5 * DemoSettings.learning_rate},
+}
+STAGES = {"embeddings": "embeddings", "matching": "matching", "fused": "fused", "sca": "+ SCA"}
+
+
+def run_variant(settings: DemoSettings, start: Path, seed: int, name: str, folder: Path) -> dict[str, float]:
+    """Recall@1 of each stage on the test pairs of the drawn PAB in `folder`."""
+    (own := folder / name.split(" (")[0].replace(" ", "_")).mkdir()
+    (own / "pab").symlink_to(folder / "pab")
+    training = [
+        *fine_tuning_command(settings, start, seed),
+        *as_flags({"evaluate_every": 0} | VARIANTS[name]),
+    ]
+    run_logged(training, own, "fine_tune")
+    run_logged(evaluation_command(settings, Path("fine_tuned/last"), "fine_tuned"), own, "evaluate")
+    stages = json.loads((own / "evaluation" / "fine_tuned" / "results.json").read_text())["stages"]
+    return {stage: stages[stage]["all"]["recall@1"] for stage in STAGES}
+
+
+def summarise(runs: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+    """Variant to stage to the mean over the seeds, and the mean difference to the baseline of the same seed."""
+    recalls = {(run["variant"], run["seed"]): run["recall@1"] for run in runs}
+    seeds = sorted({run["seed"] for run in runs})
+    return {
+        variant: {
+            stage: {
+                "mean": statistics.fmean(recalls[variant, seed][stage] for seed in seeds),
+                "gain": statistics.fmean(
+                    recalls[variant, seed][stage] - recalls[BASELINE, seed][stage] for seed in seeds
+                ),
+            }
+            for stage in STAGES
+        }
+        for variant in dict.fromkeys(run["variant"] for run in runs)
+    }
+
+
+def markdown(summary: dict, settings: DemoSettings, seeds: list[int]) -> str:
+    lines = [
+        f"Recall@1 in %, {settings.test_pairs} test pairs, mean of seeds {', '.join(map(str, seeds))} and the "
+        f"difference to the recipe alone; {settings.train_pairs} pairs, {settings.max_train_steps} steps of "
+        f"{settings.batch_size}. A difference of a few points is within what one seed varies.",
+        "",
+        f"| variant | {' | '.join(STAGES.values())} |",
+        "|---" * (1 + len(STAGES)) + "|",
+    ]
+    for variant, stages in summary.items():
+        cells = (f"{100 * figures['mean']:.1f} ({100 * figures['gain']:+.1f})" for figures in stages.values())
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of each run (default: 200)")
+    parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--quick", action="store_true", help="the demo's --quick: nothing is learnt")
+    parser.add_argument(
+        "--output", type=Path, help="write every figure here, and a .md of that name beside it"
+    )
+    arguments = parser.parse_args(argv)
+    settings = QUICK if arguments.quick else replace(DemoSettings(), max_train_steps=arguments.steps)
+    settings = replace(settings, source_group_size=1)
+    start = REPOSITORY / "demo_start"
+    if arguments.parallel > 1:
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+    with tempfile.TemporaryDirectory(prefix="tpas-ablation-") as folder:
+        folders = {seed: Path(folder) / str(seed) for seed in arguments.seeds}
+        for seed, of_seed in folders.items():
+            pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
+            draw_pab(of_seed / "pab", world=DEMO_WORLD, seed=seed, **pairs)
+
+        def run(task: tuple[str, int]) -> dict:
+            variant, seed = task
+            recalls = run_variant(settings, start, seed, variant, folders[seed])
+            shown = ", ".join(f"{stage} {100 * recall:.1f}" for stage, recall in recalls.items())
+            print(f"{variant}, seed {seed}: {shown}", flush=True)
+            return {"variant": variant, "seed": seed, "recall@1": recalls}
+
+        tasks = [(variant, seed) for variant in VARIANTS for seed in arguments.seeds]
+        with ThreadPoolExecutor(arguments.parallel) as pool:
+            runs = list(pool.map(run, tasks))
+
+    summary = summarise(runs)
+    table = markdown(summary, settings, arguments.seeds)
+    print(f"\n{table}")
+    if arguments.output:
+        write_json(arguments.output, {"settings": asdict(settings), "runs": runs, "summary": summary})
+        arguments.output.with_suffix(".md").write_text(table, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
