@@ -59,7 +59,7 @@ def run_variant(settings: DemoSettings, start: Path, seed: int, name: str, folde
 
 
 def summarise(runs: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """Variant to stage to the mean over the seeds, and of the differences to the baseline of the same seed."""
+    """Variant to stage to the mean over the seeds, and of the differences to the baseline."""
     recalls = {(run["variant"], run["seed"]): run["recall@1"] for run in runs}
     seeds = sorted({run["seed"] for run in runs})
     return {
@@ -79,8 +79,9 @@ def summarise(runs: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
 def markdown(summary: dict, settings: DemoSettings, seeds: list[int]) -> str:
     lines = [
         f"Recall@1 in %, {settings.test_pairs} test pairs, mean of seeds {', '.join(map(str, seeds))}; in "
-        f"brackets the difference to the recipe alone; {settings.train_pairs} pairs, {settings.max_train_steps} steps of "
-        f"{settings.batch_size}. A difference of a few points is within what one seed varies.",
+        f"brackets the difference to the recipe alone; {settings.train_pairs} pairs, "
+        f"{settings.max_train_steps} steps of {settings.batch_size}. A few points are within what one "
+        "seed varies.",
         "",
         f"| variant | {' | '.join(STAGES.values())} |",
         "|---" * (1 + len(STAGES)) + "|",
