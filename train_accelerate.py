@@ -237,6 +237,20 @@ def build_objective(
     )
 
 
+def new_names(objective: FineTuningObjective, missing: set[str]) -> set[str]:
+    """The objective's names of the parameters that no checkpoint has: those `missing`, and its own heads."""
+
+    def plain(name: str) -> str:  # as the start model calls it, without the wrappers of an adapter
+        return (
+            name.removeprefix("model.")
+            .removeprefix("base_model.model.")
+            .replace(".modules_to_save.default", "")
+        )
+
+    names = (name for name, _ in objective.named_parameters())
+    return {name for name in names if plain(name) in missing or not name.startswith("model.")}
+
+
 def number_of_steps(arguments: FineTuningArguments, batch_of_step: int, steps_per_epoch: int) -> int:
     """`batch_of_step`: pairs that a step sees, over all processes and accumulated batches."""
     if arguments.max_train_steps is not None:
@@ -368,7 +382,7 @@ def train(arguments: FineTuningArguments) -> None:
             arguments.multiplied_parameters,
             arguments.layer_decay,
         ),
-        new_parameters=new_parameters,
+        new_parameters=new_names(objective, new_parameters),
         config=model.config,
         weight_decay=arguments.weight_decay,
         betas=(arguments.adam_beta1, arguments.adam_beta2),

@@ -221,14 +221,30 @@ def test_learning_rate_and_decay_of_each_parameter(config):
     assert optimizer.param_groups[0]["lr"] == 3e-5  # the rate that is logged
 
 
-def test_parameters_that_the_checkpoint_lacks_are_new(drawn_root, config, processor, tmp_path):
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_parameters_that_the_checkpoint_lacks_are_new(
+    drawn_root, config, processor, tmp_path, monkeypatch, lora_rank
+):
     model = TPASModel(config)
     state = {name: value for name, value in model.state_dict().items() if "matching_head" not in name}
     model.save_pretrained(tmp_path / "partial", state_dict=state)
     processor.save_pretrained(tmp_path / "partial")
-    main(flags(drawn_root, tmp_path / "partial", tmp_path / "run", max_train_steps=1, evaluate_every=0))
-    arguments = json.loads((tmp_path / "run" / "training_arguments.json").read_text())
+    rates = {}
+
+    def build_and_keep(*arguments, **settings):
+        optimizer = build_optimizer(*arguments, **settings)
+        rates.update({name: g["lr"] for g in optimizer.param_groups for name in g["param_names"]})
+        return optimizer
+
+    monkeypatch.setattr("tpas.train_accelerate.build_optimizer", build_and_keep)
+    changes = {"max_train_steps": 1, "evaluate_every": 0, "masked_language_modelling_weight": 1.0}
+    run = tmp_path / "run"
+    main(flags(drawn_root, tmp_path / "partial", run, lora_rank=lora_rank, **changes))
+    arguments = json.loads((run / "training_arguments.json").read_text())
     assert arguments["new_parameters"] == len(list(model.matching_head.parameters()))
+    doubled = {name for name, rate in rates.items() if rate == 2e-3}
+    assert doubled == {name for name in rates if "matching_head" in name or "masked_language" in name}
+    assert set(rates.values()) == {1e-3, 2e-3}
 
 
 def training_pairs(root: Path, **changes: object) -> TrainingPairs:

@@ -416,6 +416,7 @@ GIVEN = FineTuningArguments("root", "output", model_name_or_path="start")
         ({"early_stopping_patience": 1, "evaluate_every": 0}, "--early_stopping_patience needs evaluations"),
         ({"seeds": 2, "resume_from_checkpoint": "here"}, "--resume_from_checkpoint last is of each"),
         ({"masked_language_modelling_weight": 1.0, "masked_share": 0.0}, "nothing to predict"),
+        ({"early_stopping_patience": 1, "average_last_epochs": 1}, "choose one"),
         ({"augmentation": False, "swap_left_right": True}, "--swap_left_right has no effect"),
         ({"augmentation": False, "crop_probability": 0.5}, "--crop_probability has no effect"),
     ],

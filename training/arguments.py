@@ -218,6 +218,11 @@ class FineTuningArguments:
             for name, none in (("swap_left_right", False), ("crop_probability", 1.0)):
                 if getattr(self, name) != none:
                     raise ValueError(f"--{name} has no effect with --augmentation False")
+        if self.early_stopping_patience and self.average_last_epochs:
+            raise ValueError(
+                "--average_last_epochs must know which epochs are the last, --early_stopping_patience leaves "
+                "that open: choose one"
+            )
         if self.subset != "random" and self.pairs is None:
             raise ValueError(f"--subset {self.subset} needs --pairs, how many")
         if self.merge and not self.lora_rank:
