@@ -37,7 +37,10 @@ from transformers import HfArgumentParser, get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import get_parameter_names
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluate_retrieval import EvaluationResult, evaluate, format_table, open_picture, write_json
+from tpas.evaluation.pictures import open_picture
+from tpas.evaluation.result_files import write_json
+from tpas.evaluation.retrieval import EvaluationResult, evaluate
+from tpas.evaluation.tables import format_table
 from tpas.lora import add_lora, is_adapter, load_model
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split, source_videos
@@ -133,7 +136,7 @@ class FineTuningArguments:
 
     evaluate_every: int = flag(1, "epochs from one evaluation to the next; 0: never, then there is no best/")
     evaluation_shortlist: int | None = flag(None, "pictures re-ranked for each query; left out: 128, or all")
-    evaluation_batch_size: int = flag(64, "images, captions or pairs in one forward pass of an evaluation")
+    evaluation_batch_size: int = flag(64, "pictures that a process reads at once in an evaluation")
     fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
     log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
     report_to: str = flag("tensorboard", "tracker of losses and metrics", choices=["tensorboard", "none"])
