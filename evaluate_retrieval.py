@@ -152,12 +152,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    accelerator = Accelerator()
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s")
-
+def run(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
+    """Evaluates, prints and writes. Every process must call it; the main one reports."""
     names = ("validation_fraction", "max_validation_pairs")
     cut = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     root = arguments.data_root
@@ -201,11 +197,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             title = f"{arguments.model} on {data_name}, {arguments.split}"
             write_text(arguments.markdown, markdown_report(result, intervals, title))
         if arguments.scores:
-            write_scores(arguments.scores, result, benchmark)
+            write_scores(
+                arguments.scores,
+                benchmark.query_ids,
+                benchmark.gallery_ids,
+                result.rankings,
+                result.scores,
+            )
         if arguments.plots:
             from tpas.evaluation.plots import write_plots  # matplotlib takes a second to import
 
             write_plots(arguments.plots, result, benchmark)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    accelerator = Accelerator()
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
+    try:
+        run(arguments, accelerator)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"tpas evaluate: {error}") from error
     accelerator.end_training()
 
 

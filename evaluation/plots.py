@@ -102,7 +102,8 @@ def collisions(result: EvaluationResult, benchmark: RetrievalBenchmark) -> Figur
         f"coverage {100 * report.coverage_before:.1f} %",
         f"after SCA: {report.collisions_after}, coverage {100 * report.coverage_after:.1f} %",
     )
-    for axes, graph, title in zip(figure.subplots(1, 2), graphs, titles, strict=True):
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    for axes, graph, title in zip(panels, graphs, titles, strict=True):
         _draw(axes, graph, places, answers)
         axes.set_title(title, fontsize=10)
     if len(wanted) == SHOWN_COLLISIONS:
@@ -141,6 +142,6 @@ def _draw(axes: Axes, graph: nx.Graph, places: dict, answers: Sequence[set[int]]
             axes.scatter(*zip(*points, strict=True), marker=marker, s=16, color=colour, zorder=2, label=kind)
     axes.axis("off")
     if len(graph):
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=8, frameon=False)
     else:
         axes.text(0.5, 0.5, "no two queries share their first answer", ha="center", transform=axes.transAxes)

@@ -2,12 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from torch import Tensor
 
 from tpas.evaluation.measures import query_figures
 from tpas.evaluation.retrieval import EvaluationResult
@@ -74,7 +75,13 @@ def rankings_json(
     return {"gallery": {name: str(elsewhere.get(name, name)) for name in ids}, "queries": queries}
 
 
-def write_scores(path: Path, result: EvaluationResult, benchmark: RetrievalBenchmark) -> list[Path]:
+def write_scores(
+    path: Path,
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    indices: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+) -> list[Path]:
     """One .npz for each stage with scores of its own, named after it: `scores.npz` to `scores.matching.npz`.
 
     Each holds `query_ids` (Q,) and `gallery_ids` (G,), text, `indices` (Q, K) int64 into the gallery, best
@@ -82,13 +89,13 @@ def write_scores(path: Path, result: EvaluationResult, benchmark: RetrievalBench
     """
     written = []
     for stage in SYSTEM_STAGES:
-        if stage not in result.rankings:
+        if stage not in indices:
             continue
         arrays = {
-            "query_ids": np.array(benchmark.query_ids, dtype=np.str_),
-            "gallery_ids": np.array(benchmark.gallery_ids, dtype=np.str_),
-            "indices": result.rankings[stage].numpy().astype(np.int64),
-            "scores": result.scores[stage].numpy().astype(np.float32),
+            "query_ids": np.array(query_ids, dtype=np.str_),
+            "gallery_ids": np.array(gallery_ids, dtype=np.str_),
+            "indices": indices[stage].numpy().astype(np.int64),
+            "scores": scores[stage].numpy().astype(np.float32),
         }
         written.append(path.with_name(f"{path.stem}.{stage}.npz"))
         write_beside(written[-1], lambda file, arrays=arrays: np.savez(file, **arrays))

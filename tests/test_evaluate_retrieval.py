@@ -11,16 +11,11 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from transformers import BertTokenizer
 
-from tpas.evaluate_retrieval import (
-    annotation_places,
-    average_precisions,
-    evaluate,
-    format_table,
-    main,
-    measure,
-    query_groups,
-    resolve_k,
-)
+from tpas.evaluate_retrieval import main
+from tpas.evaluation.measures import query_groups
+from tpas.evaluation.pictures import annotation_places
+from tpas.evaluation.retrieval import evaluate, resolve_k
+from tpas.evaluation.tables import format_table
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark, image_path, load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor, clean_caption, load_image
