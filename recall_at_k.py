@@ -143,9 +143,7 @@ class RecallAtK(evaluate.Metric):
             _check_ids(ids, f"prediction of query {position}")
             if not isinstance(values, list) or len(values) != len(ids):
                 count = len(values) if isinstance(values, list) else repr(values)
-                raise ValueError(
-                    f"query {position} must have a score for each of {len(ids)} ids, got {count}"
-                )
+                raise ValueError(f"query {position} needs a score for each of {len(ids)} ids, got {count}")
             for value in values:
                 if not isinstance(value, Real) or not math.isfinite(value):
                     raise ValueError(f"the scores of query {position} must be finite numbers, got {value!r}")
