@@ -199,19 +199,19 @@ class _Gallery:
 
     def encode(self) -> Tensor:
         """The embeddings (G, projection_dim); as many tokens as the memory allows are kept."""
-        own, used = [], 0
+        # Filled in place: small tensors kept among large freed ones break up the heap, at the size of the
+        # challenge by gigabytes (benchmarks/evaluation_memory.py).
+        embeds = torch.empty(len(self.order), self.model.config.projection_dim)
+        filled, used = [], 0
         for unit in self._units("encoding pictures"):
-            for number, embeds, tokens in self._encode_passes(unit):
-                own.append((number, embeds))
+            for number, pass_embeds, tokens in self._encode_passes(unit):
+                embeds[self.passes[number]] = pass_embeds
+                filled += self.passes[number]
                 size = tokens.numel() * tokens.element_size()
                 if used + size <= self.token_memory:
                     used += size
                     self.kept[number] = tokens
-        by_pass = dict(self._gather(own))
-        encoded = torch.cat([by_pass[number] for number in range(len(self.passes))])
-        embeds = torch.empty_like(encoded)
-        embeds[torch.from_numpy(self.order)] = encoded
-        return embeds
+        return self._filled_by_all(embeds, torch.tensor(filled, dtype=torch.long))
 
     def match(self, texts: EncodedTexts, query_ids: Sequence[str], candidates: Tensor) -> Tensor:
         """The match logits of each query with its candidates, both (Q, K)."""
@@ -228,27 +228,23 @@ class _Gallery:
         pairs = np.lexsort((position, id_rank[query], lengths[query], pass_number))
         starts = np.searchsorted(pass_number[pairs], np.arange(len(self.passes) + 1))
 
-        own = []
+        scores = torch.empty(queries * shortlist)
+        filled = []
         for unit in self._units("matching pairs"):
             wanted = [number for number in unit if starts[number] < starts[number + 1]]
             for number, tokens in self._tokens(wanted):
-                for slots in _slices(pairs[starts[number] : starts[number + 1]], PAIRS_IN_A_PASS):
+                of_pass = pairs[starts[number] : starts[number + 1]]
+                filled.append(of_pass)
+                for slots in _slices(of_pass, PAIRS_IN_A_PASS):
                     text = query[slots]
                     length = int(lengths[text].max())
-                    own.append(
-                        (
-                            slots,
-                            self._match(
-                                tokens[position[slots] - number * IMAGES_IN_A_PASS],
-                                texts.hidden_states[text, :length],
-                                texts.attention_mask[text, :length],
-                            ),
-                        )
+                    scores[slots] = self._match(
+                        tokens[position[slots] - number * IMAGES_IN_A_PASS],
+                        texts.hidden_states[text, :length],
+                        texts.attention_mask[text, :length],
                     )
-        scores = torch.empty(queries * shortlist)
-        for slots, logits in self._gather(own):
-            scores[torch.from_numpy(slots)] = logits
-        return scores.view(queries, shortlist)
+        own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
+        return self._filled_by_all(scores, own).view(queries, shortlist)
 
     @torch.inference_mode()
     def _match(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
@@ -281,9 +277,12 @@ class _Gallery:
         hidden = None if self.accelerator is None or self.accelerator.is_main_process else True
         return iter(tqdm(self.own_units, desc=description, unit="batch", leave=False, disable=hidden))
 
-    def _gather(self, own: list) -> list:
-        several = self.accelerator is not None and self.accelerator.num_processes > 1
-        return gather_object(own) if several else own
+    def _filled_by_all(self, values: Tensor, own: Tensor) -> Tensor:
+        """`values`, of which each process filled its own rows, with the rows of all."""
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            for rows, filled in gather_object([(own, values[own])]):
+                values[rows] = filled
+        return values
 
 
 def _slices(rows: Sequence, size: int) -> Iterator:

@@ -1,6 +1,7 @@
 """What an evaluation reads beside PAB (distractors) and writes: scores, Markdown, plots; the comparison."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,28 @@ def test_a_broken_distractor_is_named(start, small_pab, noise):
     (noise / "000.jpg").write_bytes(b"no picture")
     with pytest.raises(SystemExit, match=r"tpas evaluate: .*noise/000.jpg: not an image"):
         run(start, small_pab, "--gallery", noise)
+
+
+# Several relevant pictures
+
+
+def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path):
+    root = tmp_path / "pab"
+    shutil.copytree(small_pab, root)
+    rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image_id"] = f"{number // 3:02}"  # three pictures answer each sentence
+    (root / "annotation/test/ucc.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run(start, root, "--split", "ucc", "--k", 1, 12, "--output", tmp_path / "ucc.json")
+    results = json.loads((tmp_path / "ucc.json").read_text())
+    figures = results["stages"]["sca"]["all"]
+    assert figures["hit_rate@1"] == pytest.approx(3 * figures["recall@1"])
+    assert figures["recall@12"] == figures["hit_rate@12"] == 1
+    assert 0 < figures["hit_rate@1"] < 1
+    ranks = [sorted(row) for row in results["outcomes"]["relevant_ranks"]["sca"]]
+    assert {len(row) for row in ranks} == {3}
+    assert figures["mINP"] == pytest.approx(np.mean([3 / row[-1] for row in ranks]))
+    assert figures["median_rank"] == np.median([row[0] for row in ranks])
 
 
 # Sizes
