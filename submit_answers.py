@@ -15,7 +15,7 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, write_answers
-from tpas.evaluate_retrieval import add_ranking_arguments, load_for_ranking, ranking_settings
+from tpas.evaluation.arguments import add_ranking_arguments, load_for_ranking, ranking_settings
 from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import rank_gallery
 from tpas.evaluation.result_files import write_scores

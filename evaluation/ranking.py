@@ -13,7 +13,6 @@ tokens that were not kept are encoded again, by the process and in the pass that
 whole ranking (Q, G) only the ranks of the `watched` pictures remain.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -30,8 +29,6 @@ from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
 from tpas.search import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
-
-logger = logging.getLogger(__name__)
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16

@@ -1,6 +1,6 @@
 """The stages of an evaluation as text: a table for the terminal, and one in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tpas.evaluation.measures import headline
 from tpas.evaluation.retrieval import EvaluationResult
@@ -37,43 +37,25 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
     """Every figure of every stage and group in Markdown, Recall@k and mAP with their intervals."""
     parts = [f"# {title}"]
     for group, size in result.group_sizes.items():
-        names = list(result.stages["embeddings"][group])
-        rows = []
-        for stage, measures in result.stages.items():
-            within = intervals[stage][group]
-            shown = headline(measures[group])
-            rows.append(
-                [STAGE_NAMES[stage]]
-                + [
-                    _figure(name, measures[group][name], within[name] if name in shown else None)
-                    for name in names
-                ]
-            )
-        heads = ["stage", *(name.replace("recall", "Recall").replace("_", " ") for name in names)]
-        parts.append(f"## {group} ({size:,} queries)\n\n{_table(heads, rows)}")
-
+        parts.append(f"## {group} ({size:,} queries)\n\n{_group_table(result, intervals, group)}")
+    heads = ["stage", "coverage", "collision rate"]
     rows = [
-        [STAGE_NAMES[stage], *(f"{100 * figures[name]:.2f}" for name in ("coverage", "collision_rate"))]
+        [STAGE_NAMES[stage], *_percent(figures, ("coverage", "collision_rate"))]
         for stage, figures in result.first_answers.items()
     ]
     parts.append(
-        f"## First answers, without labels\n\n{_table(['stage', 'coverage', 'collision rate'], rows)}\n\n"
+        f"## First answers, without labels\n\n{_table(heads, rows)}\n\n"
         "Coverage: different first answers / queries, an upper bound of Recall@1 where each query has one "
         "right picture of its own."
     )
-    names = ("right", "counterpart", "other", "right_before_counterpart")
+    shares = ("right", "counterpart", "other", "right_before_counterpart")
+    heads = ["stage", "queries of", "number", *(share.replace("_", " ") for share in shares)]
     rows = [
-        [
-            STAGE_NAMES[stage],
-            group,
-            str(figures["queries"]),
-            *(f"{100 * figures[name]:.2f}" for name in names),
-        ]
+        [STAGE_NAMES[stage], group, f"{figures['queries']:,}", *_percent(figures, shares)]
         for stage, by_group in result.pair_confusion.items()
         for group, figures in by_group.items()
     ]
     if rows:
-        heads = ["stage", "queries of", "number", *(name.replace("_", " ") for name in names)]
         parts.append(
             f"## The two of a pair\n\n{_table(heads, rows)}\n\n"
             "The first answer is the right picture, or its counterpart (the same source video, the other "
@@ -83,6 +65,20 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
         "Figures in percent, the median rank in places; in brackets the 95 % bootstrap interval over queries."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _group_table(result: EvaluationResult, intervals: Intervals, group: str) -> str:
+    names = list(result.stages["embeddings"][group])
+    rows = []
+    for stage, measures in result.stages.items():
+        shown = {name: intervals[stage][group][name] for name in headline(measures[group])}
+        cells = [_figure(name, measures[group][name], shown.get(name)) for name in names]
+        rows.append([STAGE_NAMES[stage], *cells])
+    return _table(["stage", *(name.replace("recall", "Recall").replace("_", " ") for name in names)], rows)
+
+
+def _percent(figures: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [f"{100 * figures[name]:.2f}" for name in names]
 
 
 def _figure(name: str, value: float, interval: tuple[float, float] | None) -> str:

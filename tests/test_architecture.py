@@ -27,6 +27,7 @@ LAYERS = {
         "report",
         "training.checkpointing",
         "challenge",
+        "evaluation.arguments",
         "evaluation.measures",
         "evaluation.pictures",
         "evaluation.plots",
