@@ -39,6 +39,9 @@ def validate(path: Path, challenge: Challenge) -> None:
 
 def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
     """Ranks the gallery and writes the answers. Every process must call it; the main one writes."""
+    accelerator = Accelerator()
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s")
     names = sorted(challenge.pictures)
     shortlist = resolve_shortlist(arguments.shortlist, len(names))
     if shortlist < ANSWERS:
@@ -46,7 +49,6 @@ def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
     check_fusion_weight(arguments.fusion_weight)
     if arguments.stage == "fused" and not arguments.fusion_weight:
         raise ValueError("--stage fused needs a --fusion_weight above 0")
-    accelerator = Accelerator()
     model, processor = load_for_ranking(arguments, accelerator.device)
     ranked = rank_gallery(
         model,
@@ -86,7 +88,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("give --model and --output to write answers, or --validate to check some")
     if arguments.validate is not None and (arguments.model or arguments.output):
         parser.error("--validate checks a file made elsewhere: leave out --model and --output")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         challenge = read_challenge(arguments.test_set)
         if arguments.validate is None:

@@ -1,11 +1,12 @@
 """Ranks a gallery for all queries, stage by stage, at bounded memory and to the same bit wherever it runs.
 
 **The same bit.** The last digits of a score depend on the shape of the forward pass that computed it: a
-picture alone and the same picture among 64 differ by some 1e-7, enough to swap near neighbours. Rounding does
-not help, since a score may lie at a rounding boundary. So the shape is never left to chance: pictures,
-captions and pairs go through the model in passes of fixed size and fixed content, made from sorted ids and
-the lengths of captions. Batch size, number of processes, order of rows and the memory at hand decide who does
-a pass and when, never what is in it. (Another machine or another device may still give other last digits.)
+picture alone and the same picture among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
+near neighbours. Rounding does not help, since a score may lie at a rounding boundary. So the shape is never
+left to chance: pictures, captions and pairs go through the model in passes of fixed size and fixed content,
+made from sorted ids and the lengths of captions. Batch size, number of processes, order of rows and the
+memory at hand decide who does a pass and when, never what is in it. (Another machine, or a GPU in place of a
+CPU, may still give other last digits.)
 
 **Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width), lists (Q, K), and the
 pictures' tokens up to `token_memory` a process. The shortlisted pairs are visited picture by picture, and
@@ -103,6 +104,8 @@ def rank_gallery(
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    if token_memory < 0:
+        raise ValueError(f"the memory for tokens must be at least 0 bytes, got {token_memory}")
     model.eval()
     texts = encode_texts(model, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
     gallery = _Gallery(model, processor, pictures, gallery_ids, batch_size, token_memory, accelerator)
