@@ -49,6 +49,10 @@ class SCASettings:
     tau: float = 0.0
     capacity: int = 1
 
+    def __post_init__(self) -> None:
+        """Lets SCA refuse impossible settings now, and not when hours of ranking are done."""
+        sca_rerank(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1)), **asdict(self))
+
 
 @dataclass(frozen=True)
 class Rankings:

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluation.ranking import IMAGES_IN_A_PASS, Rankings, SCASettings, rank_gallery
+from tpas.evaluation.ranking import IMAGES_IN_A_PASS, PAIRS_IN_A_PASS, Rankings, SCASettings, rank_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
@@ -181,14 +181,13 @@ def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monke
 
     match = TPASModel.match
     monkeypatch.setattr(TPASModel, "match", count)
-    for passes_kept in (0, 2):
+    for passes_kept, bounded in ((0, True), (2, True), (100, False)):
         held.clear()
         rank(tiny_config, batch_size=IMAGES_IN_A_PASS, token_memory=passes_kept * PASS_OF_TOKENS)
-        whole_gallery = PICTURES / IMAGES_IN_A_PASS
-        # The kept passes, the one being matched, and the 64 pairs' copy of their pictures' tokens.
-        assert max(held) <= (passes_kept + 1 + 64 / IMAGES_IN_A_PASS) * PASS_OF_TOKENS
+        # The kept passes, the one being matched, and the pairs' copy of their pictures' tokens.
+        bound = (min(passes_kept, 2) + 1 + PAIRS_IN_A_PASS / IMAGES_IN_A_PASS) * PASS_OF_TOKENS
         assert max(held) > 0
-        assert passes_kept + 1 < whole_gallery
+        assert (max(held) <= bound) == bounded
 
 
 def test_impossible_numbers_are_refused(tiny_config):
@@ -196,3 +195,5 @@ def test_impossible_numbers_are_refused(tiny_config):
         rank(tiny_config, batch_size=0)
     with pytest.raises(ValueError, match="memory for tokens must be at least 0 bytes, got -1"):
         rank(tiny_config, token_memory=-1)
+    with pytest.raises(ValueError, match="max_shift must be at least 0, got -1"):
+        SCASettings(max_shift=-1)
