@@ -8,6 +8,8 @@ COMMANDS = {
     "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
     "train": ("train_accelerate", "fine-tune on PAB, in one process; `accelerate launch` takes several"),
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
+    "compare": ("compare_evaluations", "test one evaluation against another, query by query"),
+    "submit": ("submit_answers", "write or check a challenge's answer file"),
     "draw": ("synthetic_pab", "draw a small PAB"),
     "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
 }

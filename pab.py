@@ -180,6 +180,11 @@ class RetrievalBenchmark:
     All but `gallery_ids` have one entry per query, in the order of the dataset; `relevant[i]` are the ids of
     `gallery_ids`, at least one, that answer query i. A gallery id is the image's path relative to the root.
     Behaviour, action and scene may be None.
+
+    `counterparts[i]` are the ids of `gallery_ids` that show the same person behaving the other way: images of
+    query i's source video (`source_id` before its underscore) that are annotated with the other behaviour
+    and do not answer it; without a `source_id`, its `hard_i` where that is such an image. Often there is
+    none. `counterparts` itself is None where nothing is known about sources.
     """
 
     query_ids: list[str]
@@ -189,6 +194,7 @@ class RetrievalBenchmark:
     query_scenes: list[str | None]
     gallery_ids: list[str]
     relevant: list[list[str]]
+    counterparts: list[list[str]] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -207,7 +213,18 @@ def retrieval_split(dataset: Dataset, gallery: Iterable[str] | None = None) -> R
     Raises ValueError, naming file and line, for a query without a relevant image in the gallery.
     """
     rows = dataset.select_columns(
-        ["image", "caption", "image_id", "behaviour", "action", "scene", "file", "line"]
+        [
+            "image",
+            "caption",
+            "image_id",
+            "behaviour",
+            "action",
+            "scene",
+            "source_id",
+            "hard_i",
+            "file",
+            "line",
+        ]
     ).to_dict()
     gallery_ids = sorted(dict.fromkeys(rows["image"] if gallery is None else gallery), key=_digest)
     if not gallery_ids:
@@ -240,7 +257,33 @@ def retrieval_split(dataset: Dataset, gallery: Iterable[str] | None = None) -> R
         query_scenes=rows["scene"],
         gallery_ids=gallery_ids,
         relevant=relevant,
+        counterparts=_counterparts(rows, relevant, position),
     )
+
+
+def _counterparts(
+    rows: dict[str, list[Any]], relevant: list[list[str]], position: dict[str, int]
+) -> list[list[str]]:
+    """See `RetrievalBenchmark`; `position` has the gallery's images as keys."""
+    behaviour_of = dict(zip(rows["image"], rows["behaviour"], strict=True))
+    images_of: dict[str, set[str]] = {}
+    for image, source_id in zip(rows["image"], rows["source_id"], strict=True):
+        if source_id is not None and image in position:
+            images_of.setdefault(source_id.partition("_")[0], set()).add(image)
+    counterparts = []
+    for row, behaviour in enumerate(rows["behaviour"]):
+        source_id, hard_image = rows["source_id"][row], rows["hard_i"][row]
+        if source_id is not None:
+            candidates = images_of.get(source_id.partition("_")[0], set())
+        else:
+            candidates = {hard_image} & position.keys()
+        found = [
+            image
+            for image in candidates.difference(relevant[row])
+            if behaviour is not None and behaviour_of.get(image) not in (None, behaviour)
+        ]
+        counterparts.append(sorted(found, key=position.__getitem__))
+    return counterparts
 
 
 def _digest(text: str) -> str:

@@ -22,6 +22,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.repocard_data import EvalResult
 from huggingface_hub.utils import validate_repo_id
 
+from tpas.evaluation.measures import headline
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import model_fingerprint
@@ -106,7 +107,7 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
     card = ModelCard(CARD_TEMPLATE.read_text(encoding="utf-8"))
     measured, entries = "", []
     for result in results:
-        metrics = list(result["stages"]["embeddings"]["all"])
+        metrics = list(headline(result["stages"]["embeddings"]["all"]))
         heads = [name.replace("recall", "Recall") for name in metrics]
         measured += (
             f"\nMeasured on {result['data_name']}, {result['split']} split, {result['queries']:,} queries, "

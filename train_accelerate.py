@@ -38,7 +38,9 @@ from transformers import HfArgumentParser, get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluate_retrieval import evaluate, format_table, write_json
+from tpas.evaluation.result_files import write_json
+from tpas.evaluation.retrieval import evaluate
+from tpas.evaluation.tables import format_table
 from tpas.lora import add_lora, check_architecture, is_adapter, load_model
 from tpas.modeling_tpas import TEMPERATURE_RANGE, TPASModel
 from tpas.pab import load_pab, source_videos

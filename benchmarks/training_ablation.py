@@ -27,7 +27,7 @@ from tpas.demo import (
     fine_tuning_command,
     run_logged,
 )
-from tpas.evaluate_retrieval import write_json
+from tpas.evaluation.result_files import write_json
 from tpas.synthetic_pab import DEMO_WORLD, draw_pab
 
 BASELINE = "recipe alone"

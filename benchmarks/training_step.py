@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluate_retrieval import write_json
+from tpas.evaluation.result_files import write_json
 from tpas.lora import add_lora
 from tpas.modeling_tpas import TPASModel
 from tpas.objectives import contrastive_loss

@@ -677,3 +677,28 @@ def test_neither_ids_nor_order_tell_the_answer(root: Path, load) -> None:
     assert dict(zip(shuffled.query_ids, shuffled.captions, strict=True)) == dict(
         zip(benchmark.query_ids, benchmark.captions, strict=True)
     )
+
+
+def test_counterparts_show_the_same_source_behaving_the_other_way(root: Path, load) -> None:
+    def row(number: int, behaviour: str | None, source_id: str | None, hard_i: str | None = None) -> dict:
+        fields = {"image": f"test/{number}.jpg", "caption": [f"c {number}"], "image_id": number}
+        optional = {"source_id": source_id, "hard_i": hard_i}
+        fields |= {name: value for name, value in optional.items() if value is not None}
+        return fields | ({} if behaviour is None else {behaviour: "doing"})
+
+    rows = [
+        row(0, "normal", "7_0"),
+        row(1, "anomaly", "7_1"),
+        row(2, "anomaly", "7_2"),
+        row(3, "normal", "71_0", "test/4.jpg"),  # another video; the hard negative counts without one only
+        row(4, "anomaly", None, "test/3.jpg"),
+        row(5, "anomaly", None, "test/4.jpg"),  # not the other behaviour
+        row(6, None, "7_3"),  # of unknown behaviour
+        row(7, "normal", None, "test/elsewhere.jpg"),
+    ]
+    write_lines(root / "annotation/test/attr.json", *rows)
+    benchmark = retrieval_split(load("test"))
+    names = [{int(Path(image).stem) for image in images} for images in benchmark.counterparts]
+    assert names == [{1, 2}, {0}, {0}, set(), {3}, set(), set(), set()]
+    without = retrieval_split(load("test"), [f"test/{number}.jpg" for number in (7, 6, 5, 4, 3, 2, 1, 0)])
+    assert without.counterparts == benchmark.counterparts

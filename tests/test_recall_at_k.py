@@ -1,7 +1,10 @@
 """recall_at_k.py against a naive reading of Eq. 11, hand calculations, and evaluate's own loader."""
 
 import json
+import math
+import multiprocessing
 import os
+import statistics
 import subprocess
 import sys
 from fractions import Fraction
@@ -9,8 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tpas.recall_at_k import RecallAtK
+from tpas.recall_at_k import RecallAtK, figures_of_ranks, rank_by_score
+from tpas.search import rank_by_embeddings
 
 SOURCE = Path(__file__).parents[1] / "recall_at_k.py"
 
@@ -161,6 +168,147 @@ def test_a_refused_batch_is_numbered_on_and_changes_nothing(metric):
     with pytest.raises(ValueError, match="k must be at least 1"):
         metric.compute(k=0)
     assert metric.compute(k=1) == {"recall@1": 0.5, "mAP": 0.75}
+
+
+# The detailed figures
+
+
+def naive_details(predictions, references, cutoffs):
+    """From the definitions: hit rates, the rank of the hardest match, the first rank."""
+    queries = len(predictions)
+    scores = {}
+    pairs = list(zip(predictions, references, strict=True))
+    for cutoff in cutoffs:
+        hits = sum(any(name in relevant for name in ranked[:cutoff]) for ranked, relevant in pairs)
+        scores[f"hit_rate@{cutoff}"] = hits / queries
+    inverse_penalties, firsts = [], []
+    for ranked, relevant in pairs:
+        found = [ranked.index(name) + 1 for name in relevant if name in ranked]
+        # Ye et al.: the penalty is (hardest - relevant) / hardest; it nears 1 where the hardest is far away.
+        hardest = max(found) if len(found) == len(relevant) else math.inf
+        penalty = 1.0 if hardest == math.inf else (hardest - len(relevant)) / hardest
+        inverse_penalties.append(1 - penalty)
+        firsts.append(min(found, default=math.inf))
+    return scores | {"mINP": sum(inverse_penalties) / queries, "median_rank": statistics.median(firsts)}
+
+
+@st.composite
+def instances(draw):
+    """Lists of 3 to 9 of 9 answers, with 1 to 3 relevant ones that need not be among them."""
+    names = [f"{number:02}" for number in range(9)]
+    query = st.tuples(
+        st.permutations(names),
+        st.integers(3, 9),
+        st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True),
+    )
+    queries = draw(st.lists(query, min_size=1, max_size=6))
+    return [ranked[:length] for ranked, length, _ in queries], [relevant for *_, relevant in queries]
+
+
+@settings(max_examples=40, deadline=None)
+@given(instances())
+def test_detailed_figures_equal_the_naive_oracle(instance):
+    predictions, references = instance
+    scores = RecallAtK(keep_in_memory=True).compute(
+        predictions=predictions, references=references, k=[1, 3], detailed=True
+    )
+    expected = naive(predictions, references, [1, 3]) | naive_details(predictions, references, [1, 3])
+    assert scores == pytest.approx(expected)
+
+
+def test_details_by_hand():
+    assert figures_of_ranks([2, 4], 2, [1, 3]) == {
+        "recall@1": 0.0,
+        "recall@3": 0.5,
+        "hit_rate@1": 0.0,
+        "hit_rate@3": 1.0,
+        "mAP": (1 / 2 + 2 / 4) / 2,
+        "mINP": 1 - (4 - 2) / 4,
+        "median_rank": 2.0,
+    }
+    missed = figures_of_ranks([3], 2, [5])
+    assert (missed["recall@5"], missed["hit_rate@5"], missed["mINP"]) == (0.5, 1.0, 0.0)
+    assert figures_of_ranks([], 1, [5])["median_rank"] == math.inf
+
+
+# Scores
+
+
+def test_scores_rank_and_the_order_of_rows_never_helps(metric):
+    names = [f"{number:02}" for number in range(12)]
+    references = [["03"], ["07", "01"], ["00"]]
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 3, (3, 12)) / 2  # many ties
+    results = []
+    for _ in range(4):
+        order = generator.permutation(12)
+        shuffled = [names[i] for i in order]
+        metric.add(prediction=shuffled, reference=references[0], scores=scores[0][order])
+        rest = {"predictions": [shuffled] * 2, "references": references[1:], "scores": scores[1:, order]}
+        results.append(metric.compute(**rest, k=[1, 5], detailed=True))
+    assert all(result == results[0] for result in results)
+    ranked = [rank_by_score(names, row.tolist()) for row in scores]
+    assert metric.compute(predictions=ranked, references=references, k=[1, 5], detailed=True) == results[0]
+
+
+def test_ties_are_settled_as_the_search_settles_them():
+    ids = [f"picture {number}" for number in range(30)]
+    texts = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
+    images = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)[torch.arange(30) % 6]
+    indices, cosines = rank_by_embeddings(texts, images, ids)
+    for columns, values in zip(indices.tolist(), cosines.tolist(), strict=True):
+        score_of = dict(zip(columns, values, strict=True))
+        ranked = rank_by_score(ids, [score_of[column] for column in range(30)])
+        assert ranked == [ids[column] for column in columns]
+
+
+@pytest.mark.parametrize(
+    ("scores", "error", "message"),
+    [
+        ([[1.0, 2.0]], ValueError, "got 1 and 2: query 1 has only one of them"),
+        ([[1.0, 2.0], [1.0]], ValueError, "query 1 needs a score for each of 2 ids, got 1"),
+        ([[1.0, 2.0], 3.0], ValueError, "query 1 needs a score for each of 2 ids, got 3.0"),
+        ([[1.0, 2.0], [1.0, math.nan]], ValueError, "scores of query 1 must be finite numbers, got nan"),
+        ([[1.0, math.inf], [1.0, 2.0]], ValueError, "scores of query 0 must be finite numbers, got inf"),
+        ([[1.0, "2"], [1.0, 2.0]], ValueError, "scores of query 0 must be finite numbers, got '2'"),
+        ("scores", TypeError, "scores must be a list"),
+    ],
+)
+def test_bad_scores_are_named(metric, tmp_path, scores, error, message):
+    lists = {"predictions": [["a", "b"]] * 2, "references": [["a"]] * 2, "scores": scores}
+    with pytest.raises(error, match=message):
+        metric.compute(**lists, k=1)
+    with pytest.raises(error, match=message):
+        metric.add_batch(**lists)
+    assert buffers(tmp_path) == []
+
+
+# Several processes
+
+
+def score_share(folder, process):
+    """What one of two processes does: adds every second query, and writes what it gets."""
+    predictions, references = drawn(3)
+    metric = RecallAtK(num_process=2, process_id=process, experiment_id="one", cache_dir=str(folder))
+    for row in range(process, len(predictions), 2):
+        metric.add(prediction=predictions[row], reference=references[row])
+    scores = metric.compute(k=[1, 3, 12], detailed=True)
+    (folder / f"{process}.json").write_text(json.dumps([os.getpid(), scores]))
+
+
+def test_two_processes_score_together(metric, tmp_path):
+    fork = multiprocessing.get_context("fork")  # spares the second import of everything
+    processes = [fork.Process(target=score_share, args=(tmp_path, process)) for process in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    written = [json.loads((tmp_path / f"{process}.json").read_text()) for process in (0, 1)]
+    assert len({os.getpid(), *(pid for pid, _ in written)}) == 3
+    predictions, references = drawn(3)
+    alone = metric.compute(predictions=predictions, references=references, k=[1, 3, 12], detailed=True)
+    assert [scores for _, scores in written] == [alone, None]
 
 
 LOAD_OFFLINE = """

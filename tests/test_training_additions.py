@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from tpas.configuration_tpas import TPASConfig
+from tpas.evaluation.pictures import open_picture
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab
-from tpas.pictures import open_picture
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import encode_texts
 from tpas.train_accelerate import main

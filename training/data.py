@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
+from tpas.evaluation.pictures import open_picture
 from tpas.pab import RetrievalBenchmark, retrieval_split
-from tpas.pictures import open_picture
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.caption_augmentation import swap_left_right
 from tpas.training.image_augmentation import Augmentation

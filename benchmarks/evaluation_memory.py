@@ -1,0 +1,133 @@
+"""How much memory an evaluation takes as the gallery grows to the size of the challenge's.
+
+    python benchmarks/evaluation_memory.py --galleries 2000 10000 36773
+
+Each gallery is ranked in a fresh process with 1,978 queries and a shortlist of 128, by a model that is narrow
+but gives each picture 145 tokens, as the full one does. Pictures are made up when they are asked for. Prints
+the growth of the peak resident memory over what the process held before, beside what all pictures' tokens and
+one whole ranking (queries x gallery) would take.
+"""
+
+import argparse
+import multiprocessing
+import resource
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BertTokenizer
+
+from tpas.configuration_tpas import TPASConfig
+from tpas.evaluation.ranking import rank_gallery
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+
+MEBIBYTE = 2**20
+WORDS = [f"word{number}" for number in range(50)]
+IMAGE_SIZE, WIDTH = 48, 64
+
+
+class NoisePictures(Sequence[Image.Image]):
+    """Pictures of noise, each drawn when it is asked for."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Image.Image:
+        if index >= self.count:
+            raise IndexError(index)
+        pixels = np.random.default_rng(index).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+
+def build_model() -> tuple[TPASModel, TPASProcessor]:
+    torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    config = TPASConfig(
+        vision_config={
+            "image_size": IMAGE_SIZE,
+            "patch_size": 4,
+            "embed_dim": WIDTH,
+            "depths": [1],
+            "num_heads": [2],
+            "window_size": 12,
+        },
+        text_config={
+            "vocab_size": len(words),
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "max_position_embeddings": 32,
+        },
+        num_cross_modal_layers=1,
+        projection_dim=256,
+        max_text_length=16,
+    )
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    model = TPASModel(config)
+    for parameter in model.parameters():  # far from its start, where all queries want the same few pictures
+        torch.nn.init.normal_(parameter, std=0.5) if parameter.ndim > 1 else None
+    return model, TPASProcessor.build(tokenizer, image_size=IMAGE_SIZE, max_text_length=16)
+
+
+def peak() -> int:
+    """Peak resident memory of this process, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def measure(pictures: int, queries: int, shortlist: int, token_memory: int, results) -> None:
+    """One gallery, in a process of its own."""
+    torch.set_num_threads(1)
+    model, processor = build_model()
+    generator = np.random.default_rng(0)
+    captions = [" ".join(generator.choice(WORDS, 12)) for _ in range(queries)]
+    settings = {"token_memory": token_memory, "watched": [[row] for row in range(queries)]}
+
+    def rank(count: int, texts: list[str], **more) -> None:
+        ids = [f"{number:06}" for number in range(count)]
+        query_ids = [f"{number:06}" for number in range(len(texts))]
+        rank_gallery(model, processor, texts, query_ids, NoisePictures(count), ids, **more)
+
+    rank(200, captions[:32], shortlist=100)  # what the libraries allocate once
+    before, started = peak(), time.perf_counter()
+    rank(pictures, captions, shortlist=shortlist, **settings)
+    results.put((peak() - before, time.perf_counter() - started))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--galleries", type=int, nargs="+", default=[2000, 10000, 36773], help="default: 2000 10000 36773")
+    add("--queries", type=int, default=1978, help="default: 1978")
+    add("--shortlist", type=int, default=128, help="default: 128")
+    add("--token_memory", type=int, default=64, metavar="MIB", help="of picture tokens (default: 64)")
+    arguments = parser.parse_args(argv)
+    context = multiprocessing.get_context("spawn")
+    tokens = (IMAGE_SIZE // 4) ** 2 + 1
+    print(f"{'pictures':>9}{'growth, MiB':>13}{'all tokens, MiB':>17}{'one ranking, MiB':>18}{'seconds':>9}")
+    for pictures in arguments.galleries:
+        results = context.Queue()
+        job = (pictures, arguments.queries, arguments.shortlist, arguments.token_memory * MEBIBYTE, results)
+        process = context.Process(target=measure, args=job)
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"evaluation_memory: the process for {pictures} pictures ended with an error")
+        growth, seconds = results.get()
+        all_tokens = pictures * tokens * WIDTH * 4
+        ranking = pictures * arguments.queries * 8
+        print(
+            f"{pictures:9,}{growth / MEBIBYTE:13.0f}{all_tokens / MEBIBYTE:17.0f}"
+            f"{ranking / MEBIBYTE:18.0f}{seconds:9.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

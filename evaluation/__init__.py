@@ -1,0 +1,1 @@
+"""The parts of an evaluation: rank at bounded memory, measure, compare, show."""

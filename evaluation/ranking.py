@@ -1,0 +1,294 @@
+"""Ranks a gallery for all queries, stage by stage, at bounded memory and to the same bit wherever it runs.
+
+**The same bit.** The last digits of a score depend on the shape of the forward pass that computed it: a
+picture alone and the same picture among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
+near neighbours. Rounding does not help, since a score may lie at a rounding boundary. So the shape is never
+left to chance: pictures, captions and pairs go through the model in passes of fixed size and fixed content,
+made from sorted ids and the lengths of captions. Batch size, number of processes, order of rows and the
+memory at hand decide who does a pass and when, never what is in it. (Another machine, or a GPU in place of a
+CPU, may still give other last digits.)
+
+**Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width), lists (Q, K), and the
+pictures' tokens up to `token_memory` a process. The shortlisted pairs are visited picture by picture, and
+tokens that were not kept are encoded again, by the process and in the pass that encoded them before. Of the
+whole ranking (Q, G) only the ranks of the `watched` pictures remain.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
+from tpas.search import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
+
+# Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
+IMAGES_IN_A_PASS = 16
+CAPTIONS_IN_A_PASS = 32
+PAIRS_IN_A_PASS = 64
+QUERIES_IN_A_PASS = 64  # of the product of embeddings
+TOKEN_MEMORY = 4 * 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class SCASettings:
+    """How SCA settles collisions; see `sca_rerank`. The defaults are the paper's."""
+
+    confidence: Confidence = "score"
+    mode: Mode = "deferred"
+    max_shift: int = 1
+    tau: float = 0.0
+    capacity: int = 1
+
+    def __post_init__(self) -> None:
+        """Lets SCA refuse impossible settings now, and not when hours of ranking are done."""
+        sca_rerank(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1)), **asdict(self))
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Each stage's best K pictures of each query.
+
+    Attributes:
+        indices: stage to (Q, K) indices into the gallery, best first. "embeddings", "embeddings_sca",
+            "matching", "fused" (with a fusion weight), "sca".
+        scores: stage to (Q, K), their scores; SCA leaves each picture its own.
+        watched_ranks: stage to, for each query, the ranks (W,) from 1 of its watched pictures in the whole
+            gallery. Beyond the best K every stage keeps the order of the embeddings.
+        final_stage: "fused" or "matching", the stage that "sca" settles.
+        moved: (Q,) bool, whether SCA changed the final stage's first answer.
+        sca_report: SCA's counts on the final stage.
+    """
+
+    indices: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    watched_ranks: dict[str, list[np.ndarray]]
+    final_stage: str
+    moved: Tensor
+    sca_report: SCAReport
+
+
+def rank_gallery(
+    model: TPASModel,
+    processor: TPASProcessor,
+    captions: Sequence[str],
+    query_ids: Sequence[str],
+    pictures: Sequence[Image.Image],
+    gallery_ids: Sequence[str],
+    *,
+    shortlist: int,
+    fusion_weight: float = 0.0,
+    sca: SCASettings | None = None,
+    watched: Sequence[Sequence[int]] | None = None,
+    batch_size: int = 64,
+    token_memory: int = TOKEN_MEMORY,
+    accelerator: Accelerator | None = None,
+) -> Rankings:
+    """Ranks the gallery for each query by embeddings, matching, their fusion, and SCA.
+
+    The model is put into evaluation mode and left in it. The processes of `accelerator` share the work, and
+    all return the same.
+
+    Args:
+        captions, query_ids: Q; the ids are distinct.
+        pictures, gallery_ids: G, read one at a time and from several threads; the ids are distinct.
+        shortlist: K, the pictures that are matched with each query.
+        watched: for each query the pictures whose ranks are wanted, as indices into the gallery.
+        batch_size: pictures that a process reads at once, rounded up to whole passes.
+        token_memory: bytes of picture tokens that a process may keep between the stages.
+    """
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    if token_memory < 0:
+        raise ValueError(f"the memory for tokens must be at least 0 bytes, got {token_memory}")
+    model.eval()
+    texts = encode_texts(model, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
+    gallery = _Gallery(model, processor, pictures, gallery_ids, batch_size, token_memory, accelerator)
+    embeds = gallery.encode()  # (G, projection_dim)
+    watched = [()] * len(captions) if watched is None else watched
+    candidates, cosines, first_ranks = _rank_by_embeddings(
+        texts.embeds, embeds, query_ids, gallery_ids, shortlist, watched
+    )
+    match_scores = gallery.match(texts, query_ids, candidates)  # (Q, K)
+
+    lists = {"embeddings": (candidates, cosines), "matching": reorder(candidates, match_scores)}
+    final_stage = "matching"
+    if fusion_weight != 0:
+        final_stage = "fused"
+        lists["fused"] = reorder(candidates, fuse(match_scores, cosines, fusion_weight))
+    settings = asdict(sca or SCASettings())
+    for stage, name in (("embeddings", "embeddings_sca"), (final_stage, "sca")):
+        settled = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
+        lists[name] = (settled.indices, settled.scores)
+    order = ("embeddings", "embeddings_sca", "matching", "fused", "sca")
+    stages = [name for name in order if name in lists]
+    return Rankings(
+        indices={name: lists[name][0] for name in stages},
+        scores={name: lists[name][1] for name in stages},
+        watched_ranks={name: _ranks_in(lists[name][0], watched, first_ranks) for name in stages},
+        final_stage=final_stage,
+        moved=settled.moved,
+        sca_report=settled.report,
+    )
+
+
+def _rank_by_embeddings(
+    text_embeds: Tensor,
+    image_embeds: Tensor,
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    shortlist: int,
+    watched: Sequence[Sequence[int]],
+) -> tuple[Tensor, Tensor, list[np.ndarray]]:
+    """Stage 1: candidates (Q, K), their cosines (Q, K), and the ranks of the watched pictures."""
+    queries, pictures = len(query_ids), len(gallery_ids)
+    candidates = torch.empty(queries, shortlist, dtype=torch.long)
+    cosines = torch.empty(queries, shortlist)
+    ranks: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * queries
+    by_id = sorted(range(queries), key=query_ids.__getitem__)
+    for rows in _slices(by_id, QUERIES_IN_A_PASS):
+        ranking, similarity = rank_by_embeddings(text_embeds[rows], image_embeds, gallery_ids)
+        candidates[rows], cosines[rows] = ranking[:, :shortlist], similarity[:, :shortlist]
+        rank = np.empty(pictures, dtype=np.int64)
+        for row, order in zip(rows, ranking.numpy(), strict=True):
+            rank[order] = np.arange(1, pictures + 1)
+            ranks[row] = rank[list(watched[row])]
+    return candidates, cosines, ranks
+
+
+def _ranks_in(
+    indices: Tensor, watched: Sequence[Sequence[int]], first_ranks: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The ranks of the watched pictures in lists (Q, K) that go on as the embeddings' do."""
+    ranks = []
+    for head, pictures, first in zip(indices.numpy(), watched, first_ranks, strict=True):
+        places = head[None, :] == np.asarray(pictures, dtype=np.int64)[:, None]  # (W, K)
+        ranks.append(np.where(places.any(axis=1), places.argmax(axis=1) + 1, first))
+    return ranks
+
+
+class _Gallery:
+    """Pictures in passes, dealt to the processes in units of `batch_size`; a process keeps to its own."""
+
+    def __init__(
+        self,
+        model: TPASModel,
+        processor: TPASProcessor,
+        pictures: Sequence[Image.Image],
+        gallery_ids: Sequence[str],
+        batch_size: int,
+        token_memory: int,
+        accelerator: Accelerator | None,
+    ):
+        self.model, self.processor, self.pictures = model, processor, pictures
+        self.accelerator = accelerator
+        self.token_memory = token_memory
+        self.order = np.array(sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__))  # (G,)
+        self.passes = list(_slices(self.order.tolist(), IMAGES_IN_A_PASS))
+        units = list(_slices(range(len(self.passes)), -(-batch_size // IMAGES_IN_A_PASS)))
+        index, count = (
+            (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
+        )
+        self.own_units = units[index::count]
+        self.kept: dict[int, Tensor] = {}  # pass to tokens (pictures, 1+N, width)
+
+    def encode(self) -> Tensor:
+        """The embeddings (G, projection_dim); as many tokens as the memory allows are kept."""
+        # Filled in place: small tensors kept among large freed ones break up the heap, at the size of the
+        # challenge by gigabytes (benchmarks/evaluation_memory.py).
+        embeds = torch.empty(len(self.order), self.model.config.projection_dim)
+        filled, used = [], 0
+        for unit in self._units("encoding pictures"):
+            for number, pass_embeds, tokens in self._encode_passes(unit):
+                embeds[self.passes[number]] = pass_embeds
+                filled += self.passes[number]
+                size = tokens.numel() * tokens.element_size()
+                if used + size <= self.token_memory:
+                    used += size
+                    self.kept[number] = tokens
+        return self._filled_by_all(embeds, torch.tensor(filled, dtype=torch.long))
+
+    def match(self, texts: EncodedTexts, query_ids: Sequence[str], candidates: Tensor) -> Tensor:
+        """The match logits of each query with its candidates, both (Q, K)."""
+        queries, shortlist = candidates.shape
+        position = np.empty(len(self.order), dtype=np.int64)
+        position[self.order] = np.arange(len(self.order))
+        position = position[candidates.numpy().ravel()]  # (Q * K,) of the pair's picture
+        lengths = texts.attention_mask.sum(dim=1).numpy()
+        id_rank = np.empty(queries, dtype=np.int64)
+        id_rank[sorted(range(queries), key=query_ids.__getitem__)] = np.arange(queries)
+        query = np.arange(queries).repeat(shortlist)  # (Q * K,)
+        # Within a pass of pictures, captions of similar length share a pass of pairs, which saves padding.
+        pass_number = position // IMAGES_IN_A_PASS
+        pairs = np.lexsort((position, id_rank[query], lengths[query], pass_number))
+        starts = np.searchsorted(pass_number[pairs], np.arange(len(self.passes) + 1))
+
+        scores = torch.empty(queries * shortlist)
+        filled = []
+        for unit in self._units("matching pairs"):
+            wanted = [number for number in unit if starts[number] < starts[number + 1]]
+            for number, tokens in self._tokens(wanted):
+                of_pass = pairs[starts[number] : starts[number + 1]]
+                filled.append(of_pass)
+                for slots in _slices(of_pass, PAIRS_IN_A_PASS):
+                    text = query[slots]
+                    length = int(lengths[text].max())
+                    scores[slots] = self._match(
+                        tokens[position[slots] - number * IMAGES_IN_A_PASS],
+                        texts.hidden_states[text, :length],
+                        texts.attention_mask[text, :length],
+                    )
+        own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
+        return self._filled_by_all(scores, own).view(queries, shortlist)
+
+    @torch.inference_mode()
+    def _match(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        device, dtype = self.model.device, self.model.dtype
+        logits = self.model.match(tokens.to(device, dtype), text.to(device, dtype), mask.to(device))
+        return logits[:, 1].float().cpu()
+
+    def _tokens(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
+        """Passes of one unit with their tokens, encoded again where they were not kept."""
+        absent = [number for number in numbers if number not in self.kept]
+        for number, _, tokens in self._encode_passes(absent):
+            yield number, tokens
+        for number in numbers:
+            if number in self.kept:
+                yield number, self.kept[number]
+
+    @torch.inference_mode()
+    def _encode_passes(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Number, embeddings and tokens of each pass, fp32 on the CPU; all pictures are read beforehand."""
+        columns = [column for number in numbers for column in self.passes[number]]
+        with ThreadPoolExecutor() as pool:
+            pictures = iter(list(pool.map(self.pictures.__getitem__, columns)))
+        for number in numbers:
+            images = [next(pictures) for _ in self.passes[number]]
+            pixel_values = self.processor(images=images)["pixel_values"]
+            output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
+            yield number, output.pooler_output.float().cpu(), output.last_hidden_state.float().cpu()
+
+    def _units(self, description: str) -> Iterator[Sequence[int]]:
+        hidden = None if self.accelerator is None or self.accelerator.is_main_process else True
+        return iter(tqdm(self.own_units, desc=description, unit="batch", leave=False, disable=hidden))
+
+    def _filled_by_all(self, values: Tensor, own: Tensor) -> Tensor:
+        """`values`, of which each process filled its own rows, with the rows of all."""
+        if self.accelerator is not None and self.accelerator.num_processes > 1:
+            for rows, filled in gather_object([(own, values[own])]):
+                values[rows] = filled
+        return values
+
+
+def _slices(rows: Sequence, size: int) -> Iterator:
+    """Consecutive slices of at most `size`."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))

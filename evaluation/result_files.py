@@ -1,0 +1,161 @@
+"""The files of an evaluation: figures and outcomes (JSON), listed pictures (JSON), scores (.npz)."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+from tpas.evaluation.measures import query_figures
+from tpas.evaluation.retrieval import EvaluationResult
+from tpas.evaluation.significance import LEVEL, RESAMPLES
+from tpas.evaluation.tables import Intervals
+from tpas.pab import RetrievalBenchmark
+
+LISTED_PICTURES = 10  # per query and stage in the rankings file
+SYSTEM_STAGES = ("embeddings", "matching", "fused")  # those that rank by a score of their own
+
+
+def results_json(
+    result: EvaluationResult, benchmark: RetrievalBenchmark, intervals: Intervals, seed: int, **context: Any
+) -> dict[str, Any]:
+    """What `--output` holds; `outcomes` is what a paired test needs, query by query."""
+    return {
+        **context,
+        "queries": len(benchmark.captions),
+        "gallery": len(benchmark.gallery_ids),
+        "shortlist": result.shortlist,
+        "fusion_weight": result.fusion_weight,
+        "sca": asdict(result.sca),
+        "final_stage": result.final_stage,
+        "k": result.k,
+        "stages": result.stages,
+        "confidence": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "stages": intervals},
+        "first_answers": result.first_answers,
+        "pair_confusion": result.pair_confusion,
+        "by_action": result.by_action,
+        "by_scene": result.by_scene,
+        "sca_report": asdict(result.sca_report),
+        "outcomes": {
+            "query_ids": benchmark.query_ids,
+            "relevant_ranks": {
+                stage: [row.tolist() for row in ranks] for stage, ranks in result.relevant_ranks.items()
+            },
+        },
+    }
+
+
+def rankings_json(
+    result: EvaluationResult, benchmark: RetrievalBenchmark, elsewhere: dict[str, Path]
+) -> dict[str, Any]:
+    """What `--rankings` holds: for each query and stage the best pictures that have that stage's score."""
+    ids = benchmark.gallery_ids
+    queries = []
+    for row, caption in enumerate(benchmark.captions):
+        stages = {}
+        for stage, scores in result.scores.items():
+            columns = result.rankings[stage][row, :LISTED_PICTURES].tolist()
+            listed = scores[row, :LISTED_PICTURES].tolist()
+            stages[stage] = {"ids": [ids[column] for column in columns], "scores": listed}
+        queries.append(
+            {
+                "query_id": benchmark.query_ids[row],
+                "caption": caption,
+                "relevant": benchmark.relevant[row],
+                "behaviour": benchmark.query_behaviours[row],
+                "stages": stages,
+                "moved": bool(result.moved[row]),
+            }
+        )
+    # A gallery id is the picture's path relative to the data's root, but for distractors from elsewhere.
+    return {"gallery": {name: str(elsewhere.get(name, name)) for name in ids}, "queries": queries}
+
+
+def write_scores(
+    path: Path,
+    query_ids: Sequence[str],
+    gallery_ids: Sequence[str],
+    indices: Mapping[str, Tensor],
+    scores: Mapping[str, Tensor],
+) -> list[Path]:
+    """One .npz for each stage with scores of its own, named after it: `scores.npz` to `scores.matching.npz`.
+
+    Each holds `query_ids` (Q,) and `gallery_ids` (G,), text, `indices` (Q, K) int64 into the gallery, best
+    first, and their `scores` (Q, K) float32. SCA has no scores of its own, so its stages have no file.
+    """
+    written = []
+    for stage in SYSTEM_STAGES:
+        if stage not in indices:
+            continue
+        arrays = {
+            "query_ids": np.array(query_ids, dtype=np.str_),
+            "gallery_ids": np.array(gallery_ids, dtype=np.str_),
+            "indices": indices[stage].numpy().astype(np.int64),
+            "scores": scores[stage].numpy().astype(np.float32),
+        }
+        written.append(path.with_name(f"{path.stem}.{stage}.npz"))
+        write_beside(written[-1], lambda file, arrays=arrays: np.savez(file, **arrays))
+    return written
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What one results file says of each query: its figures at one stage, by query id."""
+
+    path: Path
+    data_fingerprint: str
+    stage: str
+    k: list[int]
+    relevant_ranks: dict[str, list[int]]
+
+    def figures(self, query_ids: list[str], k: list[int]) -> list[dict[str, float]]:
+        """The figures of these queries, in their order."""
+        return query_figures([np.array(self.relevant_ranks[query_id]) for query_id in query_ids], k)
+
+
+def read_outcomes(path: Path, stage: str) -> Outcomes:
+    """Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    try:
+        outcomes = results["outcomes"]
+        query_ids, stages = outcomes["query_ids"], outcomes["relevant_ranks"]
+        fingerprint, k = results["data_fingerprint"], results["k"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: no outcomes in it ({error}): not written by evaluate_retrieval.py --output, or by an "
+            "earlier version of it; evaluate again"
+        ) from error
+    if stage not in stages:
+        raise ValueError(f"{path}: no stage {stage!r}, it has {', '.join(stages)}")
+    ranks = stages[stage]
+    if len(ranks) != len(query_ids) or len(set(query_ids)) != len(query_ids):
+        raise ValueError(f"{path}: {len(ranks)} outcomes for {len(set(query_ids))} different query ids")
+    for query_id, row in zip(query_ids, ranks, strict=True):
+        if not isinstance(row, list) or not row or any(type(rank) is not int or rank < 1 for rank in row):
+            raise ValueError(f"{path}: the ranks of query {query_id} must be integers from 1, got {row!r}")
+    return Outcomes(path, fingerprint, stage, k, dict(zip(query_ids, ranks, strict=True)))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes beside and renames: the file is whole or is not there."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_beside(path, lambda file: file.write(text.encode()))
+
+
+def write_beside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Lets `write` fill a file beside, and renames it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        write(file)
+    os.replace(partial, path)

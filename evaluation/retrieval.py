@@ -1,0 +1,185 @@
+"""Measures a model on a retrieval benchmark, stage by stage."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor
+
+from tpas.evaluation.measures import (
+    figures_by_label,
+    first_answers,
+    group_figures,
+    pair_confusion,
+    query_figures,
+    query_groups,
+)
+from tpas.evaluation.pictures import PictureFiles
+from tpas.evaluation.ranking import TOKEN_MEMORY, SCASettings, rank_gallery
+from tpas.modeling_tpas import TPASModel
+from tpas.pab import RetrievalBenchmark
+from tpas.processing_tpas import TPASProcessor
+from tpas.sca import SCAReport
+from tpas.search import check_fusion_weight, resolve_shortlist
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_K = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` measured.
+
+    Attributes:
+        stages: by stage, by "all", "normal" and "anomaly" (absent without such queries), by "recall@k",
+            "hit_rate@k", "mAP" and "mINP", fractions in [0, 1], and "median_rank".
+        by_action, by_scene: see `figures_by_label`.
+        pair_confusion: by stage and group, see there; a stage without any pair has no group.
+        first_answers: by stage "coverage" and "collision_rate", which need no labels.
+        group_rows: the rows of each group's queries.
+        final_stage: "fused" or "matching", the stage that "sca" settles.
+        k: the cutoffs.
+        rankings: stage to (Q, K) indices into the benchmark's gallery, best first.
+        scores: stage to (Q, K), their scores; SCA leaves each picture its own.
+        relevant_ranks: stage to the ranks in the whole gallery of each query's relevant pictures, in the
+            order of the benchmark's `relevant`.
+        moved: (Q,) bool, whether SCA changed the final stage's first answer.
+        sca_report: SCA's counts on the final stage.
+    """
+
+    stages: dict[str, dict[str, dict[str, float]]]
+    by_action: dict[str, dict]
+    by_scene: dict[str, dict]
+    pair_confusion: dict[str, dict[str, dict[str, float]]]
+    first_answers: dict[str, dict[str, float]]
+    group_rows: dict[str, list[int]]
+    final_stage: str
+    k: list[int]
+    shortlist: int
+    fusion_weight: float
+    sca: SCASettings
+    rankings: dict[str, Tensor]
+    scores: dict[str, Tensor]
+    relevant_ranks: dict[str, list[np.ndarray]]
+    moved: Tensor
+    sca_report: SCAReport
+
+    @property
+    def group_sizes(self) -> dict[str, int]:
+        """Queries in each group."""
+        return {group: len(rows) for group, rows in self.group_rows.items()}
+
+    def query_figures(self, stage: str) -> list[dict[str, float]]:
+        """The figures of each query alone; see `figures_of_ranks`."""
+        return query_figures(self.relevant_ranks[stage], self.k)
+
+
+def evaluate(
+    model: TPASModel,
+    processor: TPASProcessor,
+    benchmark: RetrievalBenchmark,
+    root: Path,
+    *,
+    shortlist: int | None = None,
+    fusion_weight: float = 0.0,
+    sca: SCASettings | None = None,
+    batch_size: int = 64,
+    token_memory: int = TOKEN_MEMORY,
+    k: Sequence[int] | None = None,
+    annotated_at: Mapping[str, str] | None = None,
+    elsewhere: Mapping[str, Path] | None = None,
+    accelerator: Accelerator | None = None,
+) -> EvaluationResult:
+    """Ranks the gallery for every query of the benchmark and measures each stage.
+
+    The model is put into evaluation mode and left in it. With an `accelerator` of several processes each
+    takes a share of the work, and all return the same result. It depends neither on their number, nor on the
+    batch size, nor on the memory, to the bit; see `tpas.evaluation.ranking`.
+
+    Args:
+        shortlist: pictures that are re-ranked for each query; `None`: 128, or the gallery.
+        sca: `None`: the paper's settings.
+        batch_size, token_memory: see `rank_gallery`.
+        k: cutoffs of Recall@k; `None`: those of 1, 5 and 10 that the gallery allows.
+        annotated_at, elsewhere: see `PictureFiles`.
+
+    Raises:
+        ValueError: for a shortlist or a k above the gallery's size, a fusion weight or SCA setting out of
+            range, and an unreadable picture.
+        FileNotFoundError: for a missing picture.
+    """
+    gallery_ids = benchmark.gallery_ids
+    shortlist = resolve_shortlist(shortlist, len(gallery_ids))
+    cutoffs = resolve_k(k, len(gallery_ids))
+    check_fusion_weight(fusion_weight)
+    sca = sca or SCASettings()
+
+    column = {gallery_id: index for index, gallery_id in enumerate(gallery_ids)}
+    counterparts = benchmark.counterparts or [[]] * len(benchmark.captions)
+    watched = [
+        [column[gallery_id] for gallery_id in (*relevant, *others)]
+        for relevant, others in zip(benchmark.relevant, counterparts, strict=True)
+    ]
+    ranked = rank_gallery(
+        model,
+        processor,
+        benchmark.captions,
+        benchmark.query_ids,
+        PictureFiles(root, gallery_ids, annotated_at, elsewhere),
+        gallery_ids,
+        shortlist=shortlist,
+        fusion_weight=fusion_weight,
+        sca=sca,
+        watched=watched,
+        batch_size=batch_size,
+        token_memory=token_memory,
+        accelerator=accelerator,
+    )
+
+    groups = query_groups(benchmark)
+    relevant_ranks, confusion = {}, {}
+    for stage, ranks in ranked.watched_ranks.items():
+        counts = [len(relevant) for relevant in benchmark.relevant]
+        relevant_ranks[stage] = [row[:count] for row, count in zip(ranks, counts, strict=True)]
+        counterpart_ranks = [row[count:] for row, count in zip(ranks, counts, strict=True)]
+        confusion[stage] = pair_confusion(relevant_ranks[stage], counterpart_ranks, groups)
+    figures = {stage: query_figures(ranks, cutoffs) for stage, ranks in relevant_ranks.items()}
+    return EvaluationResult(
+        stages={stage: group_figures(queries, groups) for stage, queries in figures.items()},
+        by_action=figures_by_label(figures, benchmark.query_actions),
+        by_scene=figures_by_label(figures, benchmark.query_scenes),
+        pair_confusion=confusion,
+        first_answers={stage: first_answers(indices) for stage, indices in ranked.indices.items()},
+        group_rows=groups,
+        final_stage=ranked.final_stage,
+        k=cutoffs,
+        shortlist=shortlist,
+        fusion_weight=fusion_weight,
+        sca=sca,
+        rankings=ranked.indices,
+        scores=ranked.scores,
+        relevant_ranks=relevant_ranks,
+        moved=ranked.moved,
+        sca_report=ranked.sca_report,
+    )
+
+
+def resolve_k(k: Sequence[int] | None, gallery_size: int) -> list[int]:
+    """The cutoffs asked for, or for `None` those of 1, 5 and 10 that the gallery allows.
+
+    Raises:
+        ValueError: for a cutoff below 1 or above the gallery's size.
+    """
+    if k is None:
+        allowed = [cutoff for cutoff in DEFAULT_K if cutoff <= gallery_size]
+        if len(allowed) < len(DEFAULT_K):
+            logger.info("the gallery has %d pictures: Recall@k for k in %s", gallery_size, allowed)
+        return allowed
+    for cutoff in k:
+        if not 1 <= cutoff <= gallery_size:
+            raise ValueError(f"k must be between 1 and the gallery's {gallery_size} pictures, got {cutoff}")
+    return sorted(set(k))

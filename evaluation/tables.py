@@ -1,0 +1,93 @@
+"""The stages of an evaluation as text: a table for the terminal, and one in Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from tpas.evaluation.measures import headline
+from tpas.evaluation.retrieval import EvaluationResult
+
+STAGE_NAMES = {
+    "embeddings": "embeddings",
+    "embeddings_sca": "embeddings + SCA",
+    "matching": "+ matching",
+    "fused": "+ matching, fused",
+    "sca": "+ SCA",
+}
+Intervals = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]  # by stage, group and figure
+
+
+def format_table(result: EvaluationResult) -> str:
+    """Recall@k and mAP of the stages as aligned rows of text, in percent."""
+    metrics = list(headline(result.stages["embeddings"]["all"]))
+    heads = [metric.replace("recall@", "R@") for metric in metrics]
+    groups = result.group_sizes
+    label_width = max(len(name) for name in STAGE_NAMES.values())
+    block = 7 * len(metrics)
+    lines = [
+        " " * label_width
+        + "".join(f"{f'{group} ({size} queries)':>{block}} |" for group, size in groups.items()).rstrip(" |"),
+        " " * label_width + (" |".join("".join(f"{head:>7}" for head in heads) for _ in groups)),
+    ]
+    for stage, measures in result.stages.items():
+        figures = ("".join(f"{100 * measures[group][metric]:7.2f}" for metric in metrics) for group in groups)
+        lines.append(f"{STAGE_NAMES[stage]:<{label_width}}" + " |".join(figures))
+    return "\n".join(lines)
+
+
+def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) -> str:
+    """Every figure of every stage and group in Markdown, Recall@k and mAP with their intervals."""
+    parts = [f"# {title}"]
+    for group, size in result.group_sizes.items():
+        parts.append(f"## {group} ({size:,} queries)\n\n{_group_table(result, intervals, group)}")
+    heads = ["stage", "coverage", "collision rate"]
+    rows = [
+        [STAGE_NAMES[stage], *_percent(figures, ("coverage", "collision_rate"))]
+        for stage, figures in result.first_answers.items()
+    ]
+    parts.append(
+        f"## First answers, without labels\n\n{_table(heads, rows)}\n\n"
+        "Coverage: different first answers / queries, an upper bound of Recall@1 where each query has one "
+        "right picture of its own."
+    )
+    shares = ("right", "counterpart", "other", "right_before_counterpart")
+    heads = ["stage", "queries of", "number", *(share.replace("_", " ") for share in shares)]
+    rows = [
+        [STAGE_NAMES[stage], group, f"{figures['queries']:,}", *_percent(figures, shares)]
+        for stage, by_group in result.pair_confusion.items()
+        for group, figures in by_group.items()
+    ]
+    if rows:
+        parts.append(
+            f"## The two of a pair\n\n{_table(heads, rows)}\n\n"
+            "The first answer is the right picture, or its counterpart (the same source video, the other "
+            "behaviour: the right person doing the wrong thing), or another."
+        )
+    parts.append(
+        "Figures in percent, the median rank in places; in brackets the 95 % bootstrap interval over queries."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _group_table(result: EvaluationResult, intervals: Intervals, group: str) -> str:
+    names = list(result.stages["embeddings"][group])
+    rows = []
+    for stage, measures in result.stages.items():
+        shown = {name: intervals[stage][group][name] for name in headline(measures[group])}
+        cells = [_figure(name, measures[group][name], shown.get(name)) for name in names]
+        rows.append([STAGE_NAMES[stage], *cells])
+    return _table(["stage", *(name.replace("recall", "Recall").replace("_", " ") for name in names)], rows)
+
+
+def _percent(figures: Mapping[str, float], names: Sequence[str]) -> list[str]:
+    return [f"{100 * figures[name]:.2f}" for name in names]
+
+
+def _figure(name: str, value: float, interval: tuple[float, float] | None) -> str:
+    if name == "median_rank":
+        return f"{value:g}"
+    bounds = "" if interval is None else f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]"
+    return f"{100 * value:.2f}{bounds}"
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
