@@ -27,7 +27,7 @@ from tpas.demo import (
     fine_tuning_command,
     run_logged,
 )
-from tpas.evaluation.result_files import write_json
+from tpas.evaluation.result_files import write_json, write_text
 from tpas.synthetic_pab import DEMO_WORLD, draw_pab
 
 BASELINE = "recipe alone"
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"\n{table}")
     if arguments.output:
         write_json(arguments.output, {"settings": asdict(settings), "runs": runs, "summary": summary})
-        arguments.output.with_suffix(".md").write_text(table, encoding="utf-8")
+        write_text(arguments.output.with_suffix(".md"), table)
 
 
 if __name__ == "__main__":
