@@ -8,6 +8,8 @@ COMMANDS = {
     "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
     "train": ("train_accelerate", "fine-tune on PAB, in one process; `accelerate launch` takes several"),
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
+    "rerank": ("rerank_scores", "settle collisions or hubs in a score file of any system"),
+    "fuse": ("fuse_scores", "fuse score files of several systems"),
     "draw": ("synthetic_pab", "draw a small PAB"),
     "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
 }
