@@ -124,7 +124,7 @@ class ScoreFile:
 
     @property
     def settled(self) -> bool:
-        """Whether a re-ranker has put first answers in their place, so that scores no longer say the order."""
+        """Whether a re-ranker has put first answers in their place, so scores no longer say the order."""
         return self.moved is not None and bool(self.moved.any())
 
     def describe(self) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from ranked_lists import ranked_lists
 
 from tpas.sca import coverage, sca_rerank
 
@@ -22,29 +23,6 @@ SOURCE = Path(__file__).parents[1] / "sca.py"
 
 # Few images for many queries collide often, which the warning is about; a test of its own asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*queries share .* candidate images:UserWarning")
-
-
-def seeded(examples):
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-
-
-@st.composite
-def ranked_lists(draw, most_queries=10, most_candidates=5, most_images=9):
-    """Small integers as scores, so that ties within and between queries are common."""
-    candidates = draw(st.integers(1, most_candidates))
-    images = draw(st.integers(candidates, max(candidates, most_images)))
-    queries = draw(st.integers(1, most_queries))
-    rows = st.permutations(range(images)).map(lambda row: row[:candidates])
-    values = st.lists(st.integers(0, 6), min_size=candidates, max_size=candidates)
-    indices = np.array([draw(rows) for _ in range(queries)])
-    scores = np.array([sorted(draw(values), reverse=True) for _ in range(queries)], dtype=np.float64)
-    return indices, scores
 
 
 @st.composite
@@ -170,7 +148,7 @@ def assert_equals_the_literal_procedure(indices, scores, chosen):
     np.testing.assert_array_equal(scores, given_scores)
 
 
-@seeded(300)
+@settings(max_examples=300)
 @given(problems())
 def test_equals_the_literal_procedure(problem):
     assert_equals_the_literal_procedure(*problem)
@@ -221,7 +199,7 @@ def stable_matchings(indices, trust, rank):
             yield places
 
 
-@seeded(120)
+@settings(max_examples=120)
 @given(
     ranked_lists(most_queries=4, most_candidates=3, most_images=4),
     st.sampled_from(["score", "softmax", "margin"]),
@@ -244,7 +222,7 @@ def test_unbounded_deferred_is_the_stable_matching(lists, confidence, random):
     assert result.indices[:, 0].tolist() == expected
 
 
-@seeded(150)
+@settings(max_examples=150)
 @given(problems())
 def test_deeper_sets_stay_and_coverage_never_falls(problem):
     indices, scores, chosen = problem
@@ -263,7 +241,7 @@ def test_deeper_sets_stay_and_coverage_never_falls(problem):
     assert coverage(result.indices) == result.report.coverage_after >= result.report.coverage_before
 
 
-@seeded(100)
+@settings(max_examples=100)
 @given(problems())
 def test_nothing_changes_without_collisions(problem):
     indices, scores, chosen = problem
@@ -279,7 +257,7 @@ def test_nothing_changes_without_collisions(problem):
         assert result.report.moves == result.report.collisions_before == result.report.collisions_after == 0
 
 
-@seeded(150)
+@settings(max_examples=150)
 @given(problems(), st.randoms(use_true_random=False))
 def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
     indices, scores, chosen = problem
@@ -303,7 +281,7 @@ def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
     assert renamed.report == result.report
 
 
-@seeded(150)
+@settings(max_examples=150)
 @given(problems(), st.data())
 def test_margin_and_softmax_ignore_a_query_s_offset(problem, data):
     indices, scores, chosen = problem
@@ -369,7 +347,7 @@ def test_tau_and_text_gate_by_hand():
         assert result.moved.tolist() == [False, moves_on]
 
 
-@seeded(60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 6).flatmap(
         lambda images: st.lists(
