@@ -44,7 +44,7 @@ def dual_softmax(
     check_temperature(temperature)
     images, values = checked_input(indices, scores)
     scaled, columns = values / np.float64(temperature), _column_numbers(images)
-    log_sums = log_sum_of_columns(scaled, columns)
+    log_sums = log_sum_of_columns(values, columns, temperature)
     # Twice the score, less the logarithms of both softmaxes' denominators.
     for part in blocks(*scaled.shape):
         rows = scaled[part]
@@ -77,7 +77,7 @@ def sinkhorn(
     Args:
         indices, scores: as in [`tpas.sca.sca_rerank`].
         temperature: > 0, in units of the score; the smaller, the nearer to the best assignment, and the more
-            iterations are needed.
+            iterations are needed. An image some 700 temperatures below a query's best is out of its reach.
         iterations: >= 1, scalings of the columns.
         capacity: >= 1, the number of queries an image may answer.
         top_k: how many images to return for each query, after all given have taken part. `None`: all.
@@ -144,8 +144,8 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
     return rescored("csls", images, values, new, top_k, indices, scores)
 
 
-def log_sum_of_columns(values: np.ndarray, columns: np.ndarray | None) -> np.ndarray:
-    """The logarithm of the sum of exponentials of each column, in double precision.
+def log_sum_of_columns(values: np.ndarray, columns: np.ndarray | None, temperature: float) -> np.ndarray:
+    """The logarithm of each column's sum of exp(value / temperature), in double precision.
 
     Args:
         values: (Q, G) dense, or (Q, K).
@@ -154,12 +154,12 @@ def log_sum_of_columns(values: np.ndarray, columns: np.ndarray | None) -> np.nda
     if columns is None:
         sums = np.empty(values.shape[1])
         for part in blocks(values.shape[1], len(values)):
-            block = values[:, part].astype(np.float64)
+            block = values[:, part] / np.float64(temperature)
             greatest = block.max(axis=0)
             sums[part] = greatest + np.log(np.exp(block - greatest).sum(axis=0))
         return sums
     by_column = np.argsort(columns, axis=None, kind="stable")
-    grouped, number = values.ravel()[by_column].astype(np.float64), columns.ravel()[by_column]
+    grouped, number = values.ravel()[by_column] / np.float64(temperature), columns.ravel()[by_column]
     starts = np.flatnonzero(np.append(True, number[1:] != number[:-1]))
     greatest = np.maximum.reduceat(grouped, starts)
     return greatest + np.log(np.add.reduceat(np.exp(grouped - greatest[number]), starts))

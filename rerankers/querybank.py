@@ -50,7 +50,7 @@ class QueryBank:
             raise ValueError(f"activation must be at most the {values.shape[1]} images, got {activation}")
         activated = np.zeros(values.shape[1], dtype=bool)
         activated[best_columns(values, activation)] = True
-        return cls(log_sum_of_columns(values / np.float64(temperature), None), activated, temperature)
+        return cls(log_sum_of_columns(values, None, temperature), activated, temperature)
 
 
 def qb_norm(indices: Any, scores: Any, *, bank: QueryBank, top_k: int | None = None) -> RerankResult:
