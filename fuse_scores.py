@@ -13,7 +13,15 @@ import argparse
 from pathlib import Path
 
 from tpas.fusion import SystemScores, reciprocal_rank, weighted_sum
-from tpas.score_files import ScoreFile, align, align_gallery, by_digest, read_score_file, write_score_file
+from tpas.score_files import (
+    ScoreFile,
+    align,
+    align_gallery,
+    by_digest,
+    check_suffix,
+    read_score_file,
+    write_score_file,
+)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -38,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
             raise ValueError("fusion needs two score files or more")
         if arguments.rrf_k is not None and not arguments.rrf:
             raise ValueError("--rrf_k has no effect with --weights")
+        check_suffix(arguments.output)
         files = [read_score_file(path) for path in arguments.scores]
         for path, content in zip(arguments.scores, files, strict=True):
             print(f"{path}: {content.describe()}")

@@ -26,6 +26,7 @@ from tpas.score_files import (
     ScoreFile,
     align_gallery,
     by_digest,
+    check_suffix,
     read_score_file,
     write_score_file,
 )
@@ -76,7 +77,7 @@ def rerank_score_file(content: ScoreFile, method: str, options: dict[str, Any]) 
         ValueError: a method or option that does not fit the content.
     """
     if content.settled:
-        raise ValueError("its first answers are settled already, so its scores no longer say the order")
+        raise ValueError("the file's first answers are settled already: its scores no longer say the order")
     chosen = METHODS[method]
     content = align_gallery(content, "the file", by_digest(content.gallery_ids), "the file")
     if method == "qb-norm":
@@ -165,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     try:
         options = options_of_method(arguments)
+        check_suffix(arguments.output)
         content = read_score_file(arguments.scores)
         print(f"{arguments.scores}: {content.describe()}")
         if "bank" in options:

@@ -140,7 +140,7 @@ def read_score_file(path: str | Path) -> ScoreFile:
         ValueError: it is none, or breaks the format; names the file and the query.
     """
     path = Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     try:
         arrays, query_ids, gallery_ids = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
         return ScoreFile(
@@ -157,7 +157,7 @@ def read_score_file(path: str | Path) -> ScoreFile:
 def write_score_file(path: str | Path, content: ScoreFile) -> None:
     """Writes a score file, beside and then renamed, so that no half of one is ever seen."""
     path = Path(path)
-    _check_suffix(path)
+    check_suffix(path)
     arrays = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
     ids = {"query_ids": content.query_ids, "gallery_ids": content.gallery_ids}
@@ -213,7 +213,8 @@ def by_digest(gallery_ids: Sequence[str]) -> tuple[str, ...]:
     return tuple(sorted(gallery_ids, key=lambda name: hashlib.blake2b(name.encode()).digest()))
 
 
-def _check_suffix(path: Path) -> None:
+def check_suffix(path: Path) -> None:
+    """Raises ValueError for a path that no score file has; a command asks before it begins to compute."""
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: a score file ends in {' or '.join(SUFFIXES)}, not in {path.suffix!r}")
 
@@ -250,7 +251,8 @@ def _positions(kind: str, ids: tuple[str, ...], name: str, wanted: tuple[str, ..
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
     arrays: dict[str, np.ndarray] = {}
     try:
-        with np.load(path, allow_pickle=False) as content:
+        # Opened here, because numpy leaves a file that is no archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             _check_names(content.files)
             for name in content.files:
                 arrays[name] = content[name]
