@@ -129,8 +129,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("tau", "both stay if their confidences are so close, default 0", type=float, metavar="T")
     add(
         "temperature",
-        f"in units of the score, default {DEFAULT_TEMPERATURE}, which suits cosines;"
-        " of sca's confidence softmax: default 1",
+        f"in units of the score, default {DEFAULT_TEMPERATURE}, of sinkhorn 0.01, which suits cosines; of the"
+        " confidence softmax 1",
         type=float,
         metavar="T",
     )

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from tpas.rerankers.reranking import RerankResult, rescored
+from tpas.rerankers.reranking import RerankResult, new_score_type, rescored
 from tpas.sca import blocks, check_count, check_temperature, checked_input, warn_where_images_are_few
 
-# In an exponent, the temperature that suits cosines; that of QB-Norm's experiments (beta = 20).
+# That of QB-Norm's experiments (beta = 20), for cosines.
 DEFAULT_TEMPERATURE = 0.05
 
 
@@ -43,21 +43,23 @@ def dual_softmax(
     """
     check_temperature(temperature)
     images, values = checked_input(indices, scores)
-    scaled, columns = values / np.float64(temperature), _column_numbers(images)
-    log_sums = log_sum_of_columns(values, columns, temperature)
+    columns = _column_numbers(images)
+    of_columns = log_sum_of_columns(values, columns, temperature)
+    of_rows = np.empty(len(values))
+    for part in blocks(*values.shape):
+        scaled = values[part] / np.float64(temperature)
+        greatest = scaled.max(axis=1)
+        of_rows[part] = greatest + np.log(np.exp(scaled - greatest[:, None]).sum(axis=1))
     # Twice the score, less the logarithms of both softmaxes' denominators.
-    for part in blocks(*scaled.shape):
-        rows = scaled[part]
-        denominators = np.logaddexp.reduce(rows, axis=1, keepdims=True) + _at(log_sums, columns, part)
-        scaled[part] = 2 * rows - denominators
-    return rescored("dual-softmax", images, values, scaled, top_k, indices, scores)
+    new = _corrected(values, 2 / temperature, of_rows, of_columns, columns)
+    return rescored("dual-softmax", images, values, new, top_k, indices, scores)
 
 
 def sinkhorn(
     indices: Any,
     scores: Any,
     *,
-    temperature: float = DEFAULT_TEMPERATURE,
+    temperature: float = 0.01,
     iterations: int = 50,
     capacity: int = 1,
     top_k: int | None = None,
@@ -76,8 +78,10 @@ def sinkhorn(
 
     Args:
         indices, scores: as in [`tpas.sca.sca_rerank`].
-        temperature: > 0, in units of the score; the smaller, the nearer to the best assignment, and the more
-            iterations are needed. An image some 700 temperatures below a query's best is out of its reach.
+        temperature: > 0, in units of the score. The smaller, the nearer to the best assignment and the more
+            iterations are needed; at a great one queries share themselves out so thinly over a large gallery
+            that no image is ever full, and nothing changes. The default is for cosines. An image some 700
+            temperatures below a query's best is out of its reach.
         iterations: >= 1, scalings of the columns.
         capacity: >= 1, the number of queries an image may answer.
         top_k: how many images to return for each query, after all given have taken part. `None`: all.
@@ -95,13 +99,13 @@ def sinkhorn(
     columns = _column_numbers(images)
     gallery = np.arange(values.shape[1])[None] if images is None else images
     warn_where_images_are_few(len(values), gallery, capacity)
-    log_plan = values / np.float64(temperature)
-    log_plan -= log_plan.max(axis=1, keepdims=True)  # so each row of the kernel has a 1 and none overflows
-    if columns is None:
-        kernel = np.exp(log_plan)
-    else:
+    greatest = values.max(axis=1).astype(np.float64)
+    kernel = np.empty(values.shape)
+    for part in blocks(*values.shape):  # less the greatest, so that each row has a 1 and none overflows
+        kernel[part] = np.exp((values[part] - greatest[part, None]) / temperature)
+    if columns is not None:
         starts = np.arange(len(columns) + 1) * columns.shape[1]
-        kernel = csr_array((np.exp(log_plan).ravel(), columns.ravel(), starts))
+        kernel = csr_array((kernel.ravel(), columns.ravel(), starts))
     transposed = kernel.T if columns is None else kernel.T.tocsr()
 
     log_column = np.zeros(kernel.shape[1])
@@ -109,9 +113,8 @@ def sinkhorn(
     for _ in range(iterations):
         log_column = np.minimum(0, np.log(capacity) - _log_product(transposed, log_row))
         log_row = -_log_product(kernel, log_column)
-    for part in blocks(*log_plan.shape):
-        log_plan[part] += log_row[part, None] + _at(log_column, columns, part)
-    return rescored("sinkhorn", images, values, log_plan, top_k, indices, scores, capacity=capacity)
+    new = _corrected(values, 1 / temperature, greatest / temperature - log_row, -log_column, columns)
+    return rescored("sinkhorn", images, values, new, top_k, indices, scores, capacity=capacity)
 
 
 def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None = None) -> RerankResult:
@@ -135,12 +138,11 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
     images, values = checked_input(indices, scores)
     columns = _column_numbers(images)
     of_columns = _mean_of_best(values, columns, min(neighbours, len(values)))
-    of_rows = min(neighbours, values.shape[1])
-    new = np.empty(values.shape)
+    of_rows = np.empty(len(values))
+    best = min(neighbours, values.shape[1])
     for part in blocks(*values.shape):
-        rows = values[part].astype(np.float64)
-        best = np.partition(rows, -of_rows, axis=1)[:, -of_rows:].mean(axis=1, keepdims=True)
-        new[part] = 2 * rows - best - _at(of_columns, columns, part)
+        of_rows[part] = np.partition(values[part].astype(np.float64), -best, axis=1)[:, -best:].mean(axis=1)
+    new = _corrected(values, 2, of_rows, of_columns, columns)
     return rescored("csls", images, values, new, top_k, indices, scores)
 
 
@@ -170,9 +172,19 @@ def _column_numbers(images: np.ndarray | None) -> np.ndarray | None:
     return None if images is None else np.unique(images, return_inverse=True)[1].reshape(images.shape)
 
 
-def _at(of_columns: np.ndarray, columns: np.ndarray | None, rows: slice) -> np.ndarray:
-    """A number of each column, brought to the places of the scores in some rows."""
-    return of_columns[None] if columns is None else of_columns[columns[rows]]
+def _corrected(
+    values: np.ndarray,
+    factor: float,
+    of_rows: np.ndarray,
+    of_columns: np.ndarray,
+    columns: np.ndarray | None,
+) -> np.ndarray:
+    """factor * values, less a number of the row and one of the column; in parts, so that a copy has room."""
+    new = np.empty(values.shape, dtype=new_score_type(values))
+    for part in blocks(*values.shape):
+        of_images = of_columns[None] if columns is None else of_columns[columns[part]]
+        new[part] = factor * values[part].astype(np.float64) - of_rows[part, None] - of_images
+    return new
 
 
 def _log_product(matrix: Any, log_vector: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tpas.rerankers.hubness import DEFAULT_TEMPERATURE, log_sum_of_columns
-from tpas.rerankers.reranking import RerankResult, rescored
+from tpas.rerankers.reranking import RerankResult, new_score_type, rescored
 from tpas.sca import best_columns, blocks, check_count, check_temperature, checked_input, refuse_rows
 
 
@@ -76,8 +76,9 @@ def qb_norm(indices: Any, scores: Any, *, bank: QueryBank, top_k: int | None = N
     if images is not None:
         refuse_rows(images >= gallery, f"indices must be below the {gallery} images of the bank", images)
     first = values.argmax(axis=1) if images is None else images[:, 0]
-    new = values.astype(np.float64)
+    new = np.empty(values.shape, dtype=new_score_type(values))
     for part in blocks(*values.shape):
         hubness = bank.log_sums[None] if images is None else bank.log_sums[images[part]]
-        new[part] -= np.where(bank.activated[first[part], None], bank.temperature * hubness, 0.0)
+        lowered = values[part] - bank.temperature * hubness
+        new[part] = np.where(bank.activated[first[part], None], lowered, values[part])
     return rescored("qb-norm", images, values, new, top_k, indices, scores, transductive=False)

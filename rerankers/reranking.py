@@ -94,10 +94,9 @@ def rescored(
     Args:
         images: (Q, K), or `None` for a dense matrix.
         values: the scores before, (Q, K) or (Q, G).
-        new_values: the scores after, of the same shape.
+        new_values: the scores after, of the same shape, and of `new_score_type`.
         indices, scores: what the caller was given: the result is of their kind.
     """
-    new_values = new_values.astype(new_score_type(values), copy=False)
     top_k = checked_top_k(top_k, values)
     if images is None:
         first = values.argmax(axis=1)

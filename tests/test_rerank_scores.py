@@ -62,7 +62,11 @@ CALLS = [
     ("assignment", "--max_loss 1.5", lambda *lists: bounded_assignment(*lists, max_loss=1.5)),
     ("greedy", "--capacity 2", lambda *lists: greedy_matching(*lists, capacity=2)),
     ("dual-softmax", "--temperature 0.5", lambda *lists: dual_softmax(*lists, temperature=0.5)),
-    ("sinkhorn", "--iterations 7", lambda *lists: sinkhorn(*lists, iterations=7)),
+    (
+        "sinkhorn",
+        "--iterations 7 --temperature 0.5",
+        lambda *lists: sinkhorn(*lists, iterations=7, temperature=0.5),
+    ),
     ("csls", "--neighbours 3", lambda *lists: csls(*lists, neighbours=3)),
     ("qb-norm", "--bank bank.npz --temperature 0.5", lambda *lists: qb_norm(*lists, bank=BANK)),
 ]
