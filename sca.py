@@ -24,6 +24,7 @@ Confidence = Literal["score", "softmax", "margin"]
 Mode = Literal["deferred", "single_pass"]
 
 _ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
+_FEW_LOSERS = 2_000  # so few queries are settled faster one by one than all at once
 
 
 def blocks(rows: int, elements_a_row: int) -> Iterator[slice]:
@@ -153,14 +154,14 @@ def sca_rerank(
     reach = min(max_shift, candidates - 1) + 1  # candidates that a query may claim
     certainty = _confidence(values, confidence, temperature)[:, :reach]
     contest = _Contest(images[:, :reach], certainty, rank, capacity, tau, similar)
-    losers, holders = contest.settle_first_claims()
+    losers, holding = contest.settle_first_claims()
     moves, place = 0, np.zeros(queries, dtype=np.int64)  # of the new first answer in the old list
     if reach > 1 and len(losers):
         if mode == "single_pass":
             place[losers] = 1
             moves = len(losers)
         else:
-            moves, place = contest.settle_later_claims(losers, holders)
+            moves, place = contest.settle_later_claims(losers, holding)
 
     moved = place > 0
     new_images, new_values = put_first(images, place), put_first(values, place)
@@ -215,15 +216,14 @@ class _Contest:
     tau: float
     similar: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
 
-    def settle_first_claims(self) -> tuple[np.ndarray, dict[int, list[_Claim]]]:
+    def settle_first_claims(self) -> tuple[np.ndarray, np.ndarray]:
         """Lets all queries claim their first candidate at once, since most of them have no rival.
 
         The most confident claims first, so an image's first `capacity` claimants hold it; each later one
         meets the least confident of them and cannot displace it.
 
         Returns:
-            losers: the queries that must move on, most confident first.
-            holders: for each claimed image its holders, a heap. Empty if there are no losers.
+            The queries that must move on, most confident first, and the queries that hold an image.
         """
         first, certainty = self.images[:, 0], self.certainty[:, 0]
         waiting = np.lexsort((self.rank, -certainty))  # (Q,) queries, most confident first, ties by id
@@ -242,28 +242,28 @@ class _Contest:
             moves_on &= certainty[rivals] - certainty[challengers] > self.tau
         if self.similar is not None:
             moves_on &= self.similar(challengers, rivals)
-        losers = waiting[np.sort(by_image[late[moves_on]])]
+        return waiting[np.sort(by_image[late[moves_on]])], claimants[holds]
 
-        holders: dict[int, list[_Claim]] = {}
-        if len(losers):
-            holding = claimants[holds]
-            ranks = -self.rank[holding]
-            claims = zip(certainty[holding].tolist(), ranks.tolist(), holding.tolist(), strict=True)
-            for image, claim in zip(claimed[holds].tolist(), claims, strict=True):
-                heapq.heappush(holders.setdefault(image, []), claim)
-        return losers, holders
-
-    def settle_later_claims(
-        self, losers: np.ndarray, holders: dict[int, list[_Claim]]
-    ) -> tuple[int, np.ndarray]:
-        """Lets the losers, and those they displace, claim on until nobody waits; `holders` is used up.
+    def settle_later_claims(self, losers: np.ndarray, holding: np.ndarray) -> tuple[int, np.ndarray]:
+        """Lets the losers, and those they displace, claim on until nobody waits.
 
         Returns the number of moves, and (Q,) the place of each query's final answer among its candidates.
         """
-        queries, reach = self.images.shape
-        place = [0] * queries
+        reach = self.images.shape[1]
+        moves, places = 0, np.zeros(len(self.images), dtype=np.int64)
+        if self.capacity == 1 and self.tau == 0 and self.similar is None:
+            moves, places, losers, holding = self._settle_in_rounds(losers, holding)
+        if not len(losers):
+            return moves, places
+
+        # `item` reads single Python numbers: much faster than numpy scalars, without copying all to lists.
+        image_at, certainty_at, negative_rank = self.images.item, self.certainty.item, (-self.rank).item
+        place = places.tolist()
+        holders: dict[int, list[_Claim]] = {}  # for each claimed image its holders, a heap
+        for query in holding.tolist():
+            claim = (certainty_at(query, place[query]), negative_rank(query), query)
+            heapq.heappush(holders.setdefault(image_at(query, place[query]), []), claim)
         waiting: deque[int] = deque()
-        moves = 0
 
         def move_on(query: int) -> None:
             nonlocal moves
@@ -276,8 +276,6 @@ class _Contest:
 
         for query in losers.tolist():
             move_on(query)
-        # `item` reads single Python numbers: much faster than numpy scalars, without copying all to lists.
-        image_at, certainty_at, negative_rank = self.images.item, self.certainty.item, (-self.rank).item
         while waiting:
             query = waiting.popleft()
             claim = (certainty_at(query, place[query]), negative_rank(query), query)
@@ -292,6 +290,50 @@ class _Contest:
                 continue
             move_on(heapq.heappushpop(heap, claim)[2])
         return moves, np.array(place)
+
+    def _settle_in_rounds(
+        self, losers: np.ndarray, holding: np.ndarray
+    ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        """Lets all losers move on at once, again and again, as long as there are many of them.
+
+        Where an image answers one query and the more confident claim always wins, this is deferred
+        acceptance: every order of the claims makes the same claims and ends in the same matching (McVitie and
+        Wilson, "The stable marriage problem", 1971).
+
+        Returns:
+            The moves, (Q,) the places so far, the queries that have lost and not yet moved on, and those that
+            hold an image.
+        """
+        reach = self.images.shape[1]
+        images = self.images
+        if images.max() >= 2 * images.size:  # too large to be places in an array
+            images = np.unique(images, return_inverse=True)[1].reshape(images.shape)
+        holder = np.full(int(images.max()) + 1, -1)  # the query that holds the image, or -1
+        holder[images[holding, 0]] = holding
+        place = np.zeros(len(images), dtype=np.int64)
+        moves = 0
+        while len(losers) > _FEW_LOSERS:
+            in_vain = place[losers] + 1 == reach
+            place[losers[in_vain]] = 0
+            claimants = losers[~in_vain]
+            place[claimants] += 1
+            moves += len(claimants)
+            claimed = images[claimants, place[claimants]]
+            certainty = self.certainty[claimants, place[claimants]]
+            order = np.lexsort((self.rank[claimants], -certainty, claimed))  # image by image, the best first
+            opens_group = np.ones(len(order), dtype=bool)
+            opens_group[1:] = claimed[order[1:]] != claimed[order[:-1]]
+            best = order[opens_group]
+            challenger, image = claimants[best], claimed[best]
+            rival = holder[image]
+            rival_certainty = self.certainty[rival, place[rival]]  # meaningless where there is no rival
+            ahead = certainty[best] > rival_certainty
+            ahead |= (certainty[best] == rival_certainty) & (self.rank[challenger] < self.rank[rival])
+            free = rival < 0
+            wins = free | ahead
+            holder[image[wins]] = challenger[wins]
+            losers = np.concatenate([claimants[order[~opens_group]], challenger[~wins], rival[ahead & ~free]])
+        return moves, place, losers, holder[holder >= 0]
 
 
 def _confidence(values: np.ndarray, confidence: Confidence, temperature: float) -> np.ndarray:

@@ -176,6 +176,41 @@ def test_long_chains_equal_the_literal_procedure(confidence, mode, capacity, tau
     assert_equals_the_literal_procedure(ranked[:, :candidates], scores, chosen)
 
 
+def all_competing(chosen):
+    """The options with those turned off that make the order of claims matter."""
+    kept = {name: value for name, value in chosen.items() if not name.startswith("text_")}
+    return kept | {"capacity": 1, "tau": 0.0, "mode": "deferred"}
+
+
+@pytest.mark.parametrize("few", [0, 2])
+@settings(max_examples=200)
+@given(problem=problems())
+def test_many_claims_at_once_equal_the_literal_procedure(few, problem):
+    indices, scores, chosen = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tpas.sca._FEW_LOSERS", few)  # 0: to the end; 2: the last ones one by one
+        assert_equals_the_literal_procedure(indices, scores, all_competing(chosen))
+        assert_equals_the_literal_procedure(indices + 10**12, scores, all_competing(chosen))
+
+
+@pytest.mark.parametrize("confidence", ["score", "softmax", "margin"])
+@pytest.mark.parametrize("largest_image", [0, 10**9])
+def test_claims_at_once_and_one_by_one_agree(confidence, largest_image, monkeypatch):
+    generator = np.random.default_rng(7)
+    queries, candidates = 6000, 8
+    indices = (queries * generator.random((queries, 3 * candidates)) ** 2).astype(int)
+    indices = np.array([list(dict.fromkeys(row))[:candidates] for row in indices.tolist()]) + largest_image
+    scores = -np.sort(-generator.integers(0, 200, (queries, candidates)) / 8, axis=1)
+    results = []
+    for few in (0, 100, 10**9):
+        monkeypatch.setattr("tpas.sca._FEW_LOSERS", few)
+        results.append(sca_rerank(indices, scores, confidence=confidence, max_shift=candidates - 1))
+    assert results[0].report.moves > queries
+    for other in results[1:]:
+        assert other.report == results[0].report
+        np.testing.assert_array_equal(other.indices, results[0].indices)
+
+
 def stable_matchings(indices, trust, rank):
     """All stable matchings by trying every one: for each query the place of its image, or None."""
     queries, candidates = indices.shape
