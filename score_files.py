@@ -160,6 +160,8 @@ def write_score_file(path: str | Path, content: ScoreFile) -> None:
     check_suffix(path)
     arrays = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
     arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+    if content.indices is not None and len(content.gallery_ids) < 2**31:
+        arrays["indices"] = arrays["indices"].astype(np.int32)  # half the file
     ids = {"query_ids": content.query_ids, "gallery_ids": content.gallery_ids}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:

@@ -130,6 +130,18 @@ def test_assignment_moves_a_chain_that_sca_cannot():
     assert bounded_assignment(indices, scores, capacity=2).indices[:, 0].tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("largest_dense", [0, 10**9])
+def test_a_query_is_served_though_many_must_move(largest_dense, monkeypatch):
+    """Ten queries each lose as much as any may, so that one more has an image of its own."""
+    monkeypatch.setattr(one_to_one, "_LARGEST_DENSE", largest_dense)
+    first = np.array([0, *range(10)])
+    indices, scores = np.stack([first, [99, *range(1, 11)]], axis=1), np.tile([2.0, 1], (11, 1))
+    scores[0, 1] = 0  # too great a loss
+    result = bounded_assignment(indices, scores, max_loss=1)
+    assert result.indices[:, 0].tolist() == [0, *range(1, 11)]
+    assert result.report.collisions_after == 0
+
+
 def test_both_solvers_find_the_same_sum(monkeypatch):
     indices, scores = large_lists()
     sums, coverages = [], []
