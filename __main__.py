@@ -10,6 +10,8 @@ COMMANDS = {
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
     "compare": ("compare_evaluations", "test one evaluation against another, query by query"),
     "submit": ("submit_answers", "write or check a challenge's answer file"),
+    "rerank": ("rerank_scores", "settle collisions or hubs in a score file of any system"),
+    "fuse": ("fuse_scores", "fuse score files of several systems"),
     "draw": ("synthetic_pab", "draw a small PAB"),
     "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
 }

@@ -14,9 +14,9 @@ import heapq
 import math
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
@@ -24,6 +24,14 @@ Confidence = Literal["score", "softmax", "margin"]
 Mode = Literal["deferred", "single_pass"]
 
 _ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
+_FEW_LOSERS = 2_000  # so few queries are settled faster one by one than all at once
+
+
+def blocks(rows: int, elements_a_row: int) -> Iterator[slice]:
+    """All rows, as slices so short that a temporary array of one slice is small."""
+    at_once = max(1, _ELEMENTS_AT_ONCE // elements_a_row)
+    for start in range(0, rows, at_once):
+        yield slice(start, start + at_once)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class SCAReport:
     coverage_after: float
     moved: int
     moves: int
+
+    transductive: ClassVar[bool] = True  # an answer depends on the other queries
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,33 +144,28 @@ def sca_rerank(
             as where an image has several captions. Then SCA may lower recall without a greater `capacity`.
     """
     _check_options(confidence, mode, max_shift, tau, temperature, capacity, top_k)
-    images, values = _candidate_lists(indices, scores, top_k)  # (Q, K) both
+    images, values = candidate_lists(indices, scores, top_k)  # (Q, K) both
     queries, candidates = images.shape
-    rank = _rank_of_ids(query_ids, queries)
+    rank = rank_of_ids(query_ids, queries)
     similar = _text_gate(text_embeds, text_threshold, queries)
-    claims_before = _claims(images)
-    _warn_where_images_are_few(images, len(claims_before), capacity)
+    claims_before = claims(images)
+    warn_where_images_are_few(queries, images, capacity)
 
     reach = min(max_shift, candidates - 1) + 1  # candidates that a query may claim
     certainty = _confidence(values, confidence, temperature)[:, :reach]
     contest = _Contest(images[:, :reach], certainty, rank, capacity, tau, similar)
-    losers, holders = contest.settle_first_claims()
+    losers, holding = contest.settle_first_claims()
     moves, place = 0, np.zeros(queries, dtype=np.int64)  # of the new first answer in the old list
     if reach > 1 and len(losers):
         if mode == "single_pass":
             place[losers] = 1
             moves = len(losers)
         else:
-            moves, place = contest.settle_later_claims(losers, holders)
+            moves, place = contest.settle_later_claims(losers, holding)
 
     moved = place > 0
-    new_images, new_values = images.copy(), values.copy()
-    target, column = place[moved, None], np.arange(candidates)
-    source = np.where(column == 0, target, np.where(column <= target, column - 1, column))  # (moved, K)
-    new_images[moved] = np.take_along_axis(images[moved], source, axis=1)
-    new_values[moved] = np.take_along_axis(values[moved], source, axis=1)
-
-    claims_after = _claims(new_images)
+    new_images, new_values = put_first(images, place), put_first(values, place)
+    claims_after = claims(new_images)
     report = SCAReport(
         queries=queries,
         collisions_before=int(claims_before[claims_before > capacity].sum()),
@@ -171,9 +176,9 @@ def sca_rerank(
         moves=moves,
     )
     return SCAResult(
-        indices=_as_given(new_images, scores if indices is None else indices),
-        scores=_as_given(new_values, scores),
-        moved=_as_given(moved, scores),
+        indices=as_given(new_images, scores if indices is None else indices),
+        scores=as_given(new_values, scores),
+        moved=as_given(moved, scores),
         report=report,
     )
 
@@ -183,9 +188,9 @@ def coverage(indices: Any) -> float:
 
     Where each query has one right image of its own it is an upper bound of Recall@1, and it needs no labels.
     """
-    images = _to_numpy(indices, "indices")
+    images = to_numpy(indices, "indices")
     _refuse_shape(images, "indices")
-    return len(_claims(images)) / len(images)
+    return len(claims(images)) / len(images)
 
 
 # A holder's confidence, minus the rank of its id, the query: the smallest of them is displaced first.
@@ -211,15 +216,14 @@ class _Contest:
     tau: float
     similar: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
 
-    def settle_first_claims(self) -> tuple[np.ndarray, dict[int, list[_Claim]]]:
+    def settle_first_claims(self) -> tuple[np.ndarray, np.ndarray]:
         """Lets all queries claim their first candidate at once, since most of them have no rival.
 
         The most confident claims first, so an image's first `capacity` claimants hold it; each later one
         meets the least confident of them and cannot displace it.
 
         Returns:
-            losers: the queries that must move on, most confident first.
-            holders: for each claimed image its holders, a heap. Empty if there are no losers.
+            The queries that must move on, most confident first, and the queries that hold an image.
         """
         first, certainty = self.images[:, 0], self.certainty[:, 0]
         waiting = np.lexsort((self.rank, -certainty))  # (Q,) queries, most confident first, ties by id
@@ -238,28 +242,28 @@ class _Contest:
             moves_on &= certainty[rivals] - certainty[challengers] > self.tau
         if self.similar is not None:
             moves_on &= self.similar(challengers, rivals)
-        losers = waiting[np.sort(by_image[late[moves_on]])]
+        return waiting[np.sort(by_image[late[moves_on]])], claimants[holds]
 
-        holders: dict[int, list[_Claim]] = {}
-        if len(losers):
-            holding = claimants[holds]
-            ranks = -self.rank[holding]
-            claims = zip(certainty[holding].tolist(), ranks.tolist(), holding.tolist(), strict=True)
-            for image, claim in zip(claimed[holds].tolist(), claims, strict=True):
-                heapq.heappush(holders.setdefault(image, []), claim)
-        return losers, holders
-
-    def settle_later_claims(
-        self, losers: np.ndarray, holders: dict[int, list[_Claim]]
-    ) -> tuple[int, np.ndarray]:
-        """Lets the losers, and those they displace, claim on until nobody waits; `holders` is used up.
+    def settle_later_claims(self, losers: np.ndarray, holding: np.ndarray) -> tuple[int, np.ndarray]:
+        """Lets the losers, and those they displace, claim on until nobody waits.
 
         Returns the number of moves, and (Q,) the place of each query's final answer among its candidates.
         """
-        queries, reach = self.images.shape
-        place = [0] * queries
+        reach = self.images.shape[1]
+        moves, places = 0, np.zeros(len(self.images), dtype=np.int64)
+        if self.capacity == 1 and self.tau == 0 and self.similar is None:
+            moves, places, losers, holding = self._settle_in_rounds(losers, holding)
+        if not len(losers):
+            return moves, places
+
+        # `item` reads single Python numbers: much faster than numpy scalars, without copying all to lists.
+        image_at, certainty_at, negative_rank = self.images.item, self.certainty.item, (-self.rank).item
+        place = places.tolist()
+        holders: dict[int, list[_Claim]] = {}  # for each claimed image its holders, a heap
+        for query in holding.tolist():
+            claim = (certainty_at(query, place[query]), negative_rank(query), query)
+            heapq.heappush(holders.setdefault(image_at(query, place[query]), []), claim)
         waiting: deque[int] = deque()
-        moves = 0
 
         def move_on(query: int) -> None:
             nonlocal moves
@@ -272,8 +276,6 @@ class _Contest:
 
         for query in losers.tolist():
             move_on(query)
-        # `item` reads single Python numbers: much faster than numpy scalars, without copying all to lists.
-        image_at, certainty_at, negative_rank = self.images.item, self.certainty.item, (-self.rank).item
         while waiting:
             query = waiting.popleft()
             claim = (certainty_at(query, place[query]), negative_rank(query), query)
@@ -288,6 +290,50 @@ class _Contest:
                 continue
             move_on(heapq.heappushpop(heap, claim)[2])
         return moves, np.array(place)
+
+    def _settle_in_rounds(
+        self, losers: np.ndarray, holding: np.ndarray
+    ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
+        """Lets all losers move on at once, again and again, as long as there are many of them.
+
+        Where an image answers one query and the more confident claim always wins, this is deferred
+        acceptance: every order of the claims makes the same claims and ends in the same matching (McVitie and
+        Wilson, "The stable marriage problem", 1971).
+
+        Returns:
+            The moves, (Q,) the places so far, the queries that have lost and not yet moved on, and those that
+            hold an image.
+        """
+        reach = self.images.shape[1]
+        images = self.images
+        if images.max() >= 2 * images.size:  # too large to be places in an array
+            images = np.unique(images, return_inverse=True)[1].reshape(images.shape)
+        holder = np.full(int(images.max()) + 1, -1)  # the query that holds the image, or -1
+        holder[images[holding, 0]] = holding
+        place = np.zeros(len(images), dtype=np.int64)
+        moves = 0
+        while len(losers) > _FEW_LOSERS:
+            in_vain = place[losers] + 1 == reach
+            place[losers[in_vain]] = 0
+            claimants = losers[~in_vain]
+            place[claimants] += 1
+            moves += len(claimants)
+            claimed = images[claimants, place[claimants]]
+            certainty = self.certainty[claimants, place[claimants]]
+            order = np.lexsort((self.rank[claimants], -certainty, claimed))  # image by image, the best first
+            opens_group = np.ones(len(order), dtype=bool)
+            opens_group[1:] = claimed[order[1:]] != claimed[order[:-1]]
+            best = order[opens_group]
+            challenger, image = claimants[best], claimed[best]
+            rival = holder[image]
+            rival_certainty = self.certainty[rival, place[rival]]  # meaningless where there is no rival
+            ahead = certainty[best] > rival_certainty
+            ahead |= (certainty[best] == rival_certainty) & (self.rank[challenger] < self.rank[rival])
+            free = rival < 0
+            wins = free | ahead
+            holder[image[wins]] = challenger[wins]
+            losers = np.concatenate([claimants[order[~opens_group]], challenger[~wins], rival[ahead & ~free]])
+        return moves, place, losers, holder[holder >= 0]
 
 
 def _confidence(values: np.ndarray, confidence: Confidence, temperature: float) -> np.ndarray:
@@ -314,19 +360,17 @@ def _text_gate(
         raise ValueError("text_embeds and text_threshold go together: give both or neither")
     if not -1 <= text_threshold <= 1:
         raise ValueError(f"text_threshold is a cosine, so between -1 and 1, got {text_threshold}")
-    embeds = _to_numpy(text_embeds, "text_embeds")
+    embeds = to_numpy(text_embeds, "text_embeds")
     if embeds.ndim != 2 or len(embeds) != queries:
         raise ValueError(f"text_embeds must be a row for each of {queries} queries, got shape {embeds.shape}")
     squares = np.einsum("nd,nd->n", embeds, embeds, dtype=np.float64)
-    _refuse_rows(
+    refuse_rows(
         ~(np.isfinite(squares) & (squares > 0))[:, None], "text_embeds must be finite and not zero", embeds
     )
-    pairs_at_once = max(1, _ELEMENTS_AT_ONCE // embeds.shape[1])
 
     def similar(left: np.ndarray, right: np.ndarray) -> np.ndarray:
         cosines = np.empty(len(left))
-        for start in range(0, len(left), pairs_at_once):
-            part = slice(start, start + pairs_at_once)
+        for part in blocks(len(left), embeds.shape[1]):
             one, other = left[part], right[part]
             products = np.einsum("nd,nd->n", embeds[one], embeds[other], dtype=np.float64)
             cosines[part] = products / np.sqrt(squares[one] * squares[other])
@@ -335,7 +379,7 @@ def _text_gate(
     return similar
 
 
-def _rank_of_ids(query_ids: Any, queries: int) -> np.ndarray:
+def rank_of_ids(query_ids: Any, queries: int) -> np.ndarray:
     """(Q,) the place of each query's id among the sorted ids."""
     if query_ids is None:
         return np.arange(queries)
@@ -370,57 +414,78 @@ def _check_options(
     ):
         if choice not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
-    counts = [("max_shift", max_shift, 0), ("capacity", capacity, 1)]
-    if top_k is not None:
-        counts.append(("top_k", top_k, 1))
-    for name, number, least in counts:
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-            raise TypeError(f"{name} must be an integer, got {number!r}")
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+    check_count("max_shift", max_shift, 0)
+    check_count("capacity", capacity, 1)
     if mode == "single_pass" and max_shift > 1:
         raise ValueError(f"single_pass moves a query at most once: max_shift must be 0 or 1, got {max_shift}")
     if not tau >= 0:
         raise ValueError(f"tau must be at least 0, got {tau}")
+    check_temperature(temperature)
+
+
+def check_count(name: str, number: int, least: int) -> None:
+    """Raises for an option that is no integer of at least `least`."""
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises for a temperature that nothing can be divided by."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
 
 
-def _candidate_lists(indices: Any, scores: Any, top_k: int | None) -> tuple[np.ndarray, np.ndarray]:
+def candidate_lists(indices: Any, scores: Any, top_k: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Checks the input and returns images (Q, K) and scores (Q, K), best first."""
-    values = _to_numpy(scores, "scores")
+    images, values = checked_input(indices, scores)
+    top_k = checked_top_k(top_k, values)
+    if images is None:
+        images = best_columns(values, top_k)
+        return images, np.take_along_axis(values, images, axis=1)
+    return images[:, :top_k], values[:, :top_k]
+
+
+def checked_top_k(top_k: int | None, values: np.ndarray) -> int:
+    """`top_k`, or for `None` all that each row of `values` holds."""
+    if top_k is None:
+        return values.shape[1]
+    check_count("top_k", top_k, 1)
+    if top_k > values.shape[1]:
+        raise ValueError(f"top_k must be at most {values.shape[1]}, the candidates given, got {top_k}")
+    return top_k
+
+
+def checked_input(indices: Any, scores: Any) -> tuple[np.ndarray | None, np.ndarray]:
+    """Images (Q, K) and scores (Q, K) as arrays, or `None` and dense scores (Q, G), if nothing is wrong."""
+    values = to_numpy(scores, "scores")
     _refuse_shape(values, "scores")
     if values.dtype.kind not in "fiu":
         raise TypeError(f"scores must be real numbers, got {values.dtype}")
-    _refuse_rows(~np.isfinite(values), "scores must be finite", values)
-    if top_k is None:
-        top_k = values.shape[1]
-    elif top_k > values.shape[1]:
-        raise ValueError(f"top_k must be at most {values.shape[1]}, the candidates given, got {top_k}")
+    refuse_rows(~np.isfinite(values), "scores must be finite", values)
     if indices is None:
-        best = _best_columns(values, top_k)
-        return best, np.take_along_axis(values, best, axis=1)
+        return None, values
 
-    images = _to_numpy(indices, "indices")
+    images = to_numpy(indices, "indices")
     if images.shape != values.shape:
         raise ValueError(f"indices and scores must have one shape, got {images.shape} and {values.shape}")
     if images.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, got {images.dtype}")
-    _refuse_rows(images < 0, "indices must not be negative (as where a search found too few images)", images)
+    refuse_rows(images < 0, "indices must not be negative (as where a search found too few images)", images)
     rising = values[:, 1:] > values[:, :-1]
-    _refuse_rows(rising, "scores must descend in each row (a dense matrix needs indices=None)", values)
+    refuse_rows(rising, "scores must descend in each row (a dense matrix needs indices=None)", values)
     ordered = np.sort(images, axis=1)
-    _refuse_rows(ordered[:, 1:] == ordered[:, :-1], "indices must not repeat within a row", images)
-    return images[:, :top_k], values[:, :top_k]
+    refuse_rows(ordered[:, 1:] == ordered[:, :-1], "indices must not repeat within a row", images)
+    return images, values
 
 
-def _best_columns(values: np.ndarray, top_k: int) -> np.ndarray:
+def best_columns(values: np.ndarray, top_k: int) -> np.ndarray:
     """(Q, G) to the columns (Q, K) of each row's K greatest values, descending, equal ones by column."""
     queries, images = values.shape
     best = np.empty((queries, top_k), dtype=np.int64)
-    rows_at_once = max(1, _ELEMENTS_AT_ONCE // images)
-    for start in range(0, queries, rows_at_once):
-        rows = values[start : start + rows_at_once]
+    for part in blocks(queries, images):
+        rows = values[part]
         least = np.partition(rows, images - top_k, axis=1)[:, images - top_k, None]  # (rows, 1) K-th greatest
         above, equal = rows > least, rows == least
         room = top_k - above.sum(axis=1, keepdims=True)
@@ -428,24 +493,34 @@ def _best_columns(values: np.ndarray, top_k: int) -> np.ndarray:
         columns = np.nonzero(kept)[1].reshape(-1, top_k)
         kept_values = np.take_along_axis(rows, columns, axis=1).astype(np.float64)
         order = np.argsort(-kept_values, axis=1, kind="stable")
-        best[start : start + rows_at_once] = np.take_along_axis(columns, order, axis=1)
+        best[part] = np.take_along_axis(columns, order, axis=1)
     return best
 
 
-def _claims(images: np.ndarray) -> np.ndarray:
+def claims(images: np.ndarray) -> np.ndarray:
     """For each image that is some query's first answer: of how many."""
     return np.unique(images[:, 0], return_counts=True)[1]
 
 
-def _warn_where_images_are_few(images: np.ndarray, distinct_first: int, capacity: int) -> None:
-    queries = len(images)
-    if queries < (capacity + 1) * distinct_first:
+def put_first(rows: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Rows (Q, K) with the element at `place` (Q,) first, the others in their old order."""
+    rows, moved = rows.copy(), np.flatnonzero(place)
+    target, column = place[moved, None], np.arange(rows.shape[1])
+    source = np.where(column == 0, target, np.where(column <= target, column - 1, column))  # (moved, K)
+    rows[moved] = np.take_along_axis(rows[moved], source, axis=1)
+    return rows
+
+
+def warn_where_images_are_few(queries: int, images: np.ndarray, capacity: int) -> None:
+    """Warns, in the name of the caller's caller, if the queries are far too many for the images (n, K)."""
+    if queries < (capacity + 1) * len(claims(images)):
         return  # The first answers alone show that there are images enough; to count all takes longer.
     distinct = len(np.unique(images))
     if queries >= (capacity + 1) * distinct:
         warnings.warn(
             f"{queries} queries share {distinct} candidate images, but capacity is {capacity}: where an image"
-            " answers several queries, SCA may lower recall; pass the number of queries an image may answer",
+            " answers several queries, to settle their collisions may lower recall; pass as capacity the"
+            " number of queries an image may answer",
             UserWarning,
             stacklevel=3,
         )
@@ -458,7 +533,7 @@ def _refuse_shape(array: np.ndarray, name: str) -> None:
         )
 
 
-def _refuse_rows(broken: np.ndarray, rule: str, rows: np.ndarray) -> None:
+def refuse_rows(broken: np.ndarray, rule: str, rows: np.ndarray) -> None:
     """Raises for the first row of `broken` that holds a true value, showing that row as it was given."""
     if broken.any():
         row = int(np.flatnonzero(broken.any(axis=1))[0])
@@ -466,7 +541,7 @@ def _refuse_rows(broken: np.ndarray, rule: str, rows: np.ndarray) -> None:
         raise ValueError(f"{rule}; query {row} has {shown}")
 
 
-def _to_numpy(array: Any, name: str) -> np.ndarray:
+def to_numpy(array: Any, name: str) -> np.ndarray:
     """An array, nested list or torch tensor (on any device) as a numpy array."""
     if hasattr(array, "detach"):
         tensor = array.detach().cpu()
@@ -480,11 +555,14 @@ def _to_numpy(array: Any, name: str) -> np.ndarray:
         raise ValueError(f"{name} must have rows of one length") from error
 
 
-def _as_given(array: np.ndarray, given: Any) -> Any:
-    """`array` itself; or, if `given` is a tensor, as a tensor on its device and of its floating type."""
+def as_given(array: np.ndarray, given: Any, *, keep_type: bool = True) -> Any:
+    """`array` itself; or, if `given` is a tensor, as a tensor on its device.
+
+    With `keep_type`, what floats is of the type of `given`.
+    """
     if not hasattr(given, "detach"):
         return array
     import torch  # Here, because whoever has a tensor has torch, and nobody else needs it.
 
     tensor = torch.from_numpy(array).to(given.device)
-    return tensor.to(given.dtype) if tensor.is_floating_point() else tensor
+    return tensor.to(given.dtype) if keep_type and tensor.is_floating_point() else tensor

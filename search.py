@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tpas.fusion import SystemScores, weighted_sum
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
@@ -212,20 +213,14 @@ def fuse(matching: Tensor, embedding: Tensor, fusion_weight: float) -> Tensor:
     check_fusion_weight(fusion_weight)
     if fusion_weight == 0:
         return matching
-    return (1 - fusion_weight) * _standardised(matching) + fusion_weight * _standardised(embedding)
+    systems = [SystemScores(matching.numpy()), SystemScores(embedding.numpy())]
+    return torch.from_numpy(weighted_sum(systems, [1 - fusion_weight, fusion_weight]).scores)
 
 
 def check_fusion_weight(fusion_weight: float) -> None:
     """Raises ValueError for a weight that is not between 0 and 1."""
     if not 0 <= fusion_weight <= 1:
         raise ValueError(f"the fusion weight must be between 0 (matching alone) and 1, got {fusion_weight}")
-
-
-def _standardised(scores: Tensor) -> Tensor:
-    centred = scores.double() - scores.double().mean(dim=1, keepdim=True)
-    deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    constant = scores.amax(dim=1, keepdim=True) == scores.amin(dim=1, keepdim=True)
-    return (centred / deviation).masked_fill(constant, 0.0).float()
 
 
 def reorder(shortlists: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:

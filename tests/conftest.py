@@ -29,6 +29,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from hypothesis import HealthCheck, settings
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
@@ -48,6 +49,13 @@ class Blocked(MetaPathFinder):
 
 sys.meta_path.insert(0, Blocked())
 """
+
+
+# Random instances are the same in every run, and however slow the machine.
+settings.register_profile(
+    "tpas", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tpas")
 
 
 def pytest_unconfigure():

@@ -57,6 +57,10 @@ def run_python(code: str, folder: Path) -> str:
     ("module", "unwanted"),
     [
         ("sca", {"transformers", "accelerate", "datasets", "evaluate"}),
+        ("fusion", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("rerankers.one_to_one", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("rerankers.querybank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("rerank_scores", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("training.image_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("training.caption_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
     ],

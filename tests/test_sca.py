@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from ranked_lists import ranked_lists
 
 from tpas.sca import coverage, sca_rerank
 
@@ -22,29 +23,6 @@ SOURCE = Path(__file__).parents[1] / "sca.py"
 
 # Few images for many queries collide often, which the warning is about; a test of its own asks for it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*queries share .* candidate images:UserWarning")
-
-
-def seeded(examples):
-    return settings(
-        max_examples=examples,
-        deadline=None,
-        derandomize=True,
-        database=None,
-        suppress_health_check=[HealthCheck.too_slow],
-    )
-
-
-@st.composite
-def ranked_lists(draw, most_queries=10, most_candidates=5, most_images=9):
-    """Small integers as scores, so that ties within and between queries are common."""
-    candidates = draw(st.integers(1, most_candidates))
-    images = draw(st.integers(candidates, max(candidates, most_images)))
-    queries = draw(st.integers(1, most_queries))
-    rows = st.permutations(range(images)).map(lambda row: row[:candidates])
-    values = st.lists(st.integers(0, 6), min_size=candidates, max_size=candidates)
-    indices = np.array([draw(rows) for _ in range(queries)])
-    scores = np.array([sorted(draw(values), reverse=True) for _ in range(queries)], dtype=np.float64)
-    return indices, scores
 
 
 @st.composite
@@ -170,7 +148,7 @@ def assert_equals_the_literal_procedure(indices, scores, chosen):
     np.testing.assert_array_equal(scores, given_scores)
 
 
-@seeded(300)
+@settings(max_examples=300)
 @given(problems())
 def test_equals_the_literal_procedure(problem):
     assert_equals_the_literal_procedure(*problem)
@@ -198,6 +176,41 @@ def test_long_chains_equal_the_literal_procedure(confidence, mode, capacity, tau
     assert_equals_the_literal_procedure(ranked[:, :candidates], scores, chosen)
 
 
+def all_competing(chosen):
+    """The options with those turned off that make the order of claims matter."""
+    kept = {name: value for name, value in chosen.items() if not name.startswith("text_")}
+    return kept | {"capacity": 1, "tau": 0.0, "mode": "deferred"}
+
+
+@pytest.mark.parametrize("few", [0, 2])
+@settings(max_examples=200)
+@given(problem=problems())
+def test_many_claims_at_once_equal_the_literal_procedure(few, problem):
+    indices, scores, chosen = problem
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tpas.sca._FEW_LOSERS", few)  # 0: to the end; 2: the last ones one by one
+        assert_equals_the_literal_procedure(indices, scores, all_competing(chosen))
+        assert_equals_the_literal_procedure(indices + 10**12, scores, all_competing(chosen))
+
+
+@pytest.mark.parametrize("confidence", ["score", "softmax", "margin"])
+@pytest.mark.parametrize("largest_image", [0, 10**9])
+def test_claims_at_once_and_one_by_one_agree(confidence, largest_image, monkeypatch):
+    generator = np.random.default_rng(7)
+    queries, candidates = 6000, 8
+    indices = (queries * generator.random((queries, 3 * candidates)) ** 2).astype(int)
+    indices = np.array([list(dict.fromkeys(row))[:candidates] for row in indices.tolist()]) + largest_image
+    scores = -np.sort(-generator.integers(0, 200, (queries, candidates)) / 8, axis=1)
+    results = []
+    for few in (0, 100, 10**9):
+        monkeypatch.setattr("tpas.sca._FEW_LOSERS", few)
+        results.append(sca_rerank(indices, scores, confidence=confidence, max_shift=candidates - 1))
+    assert results[0].report.moves > queries
+    for other in results[1:]:
+        assert other.report == results[0].report
+        np.testing.assert_array_equal(other.indices, results[0].indices)
+
+
 def stable_matchings(indices, trust, rank):
     """All stable matchings by trying every one: for each query the place of its image, or None."""
     queries, candidates = indices.shape
@@ -221,7 +234,7 @@ def stable_matchings(indices, trust, rank):
             yield places
 
 
-@seeded(120)
+@settings(max_examples=120)
 @given(
     ranked_lists(most_queries=4, most_candidates=3, most_images=4),
     st.sampled_from(["score", "softmax", "margin"]),
@@ -244,7 +257,7 @@ def test_unbounded_deferred_is_the_stable_matching(lists, confidence, random):
     assert result.indices[:, 0].tolist() == expected
 
 
-@seeded(150)
+@settings(max_examples=150)
 @given(problems())
 def test_deeper_sets_stay_and_coverage_never_falls(problem):
     indices, scores, chosen = problem
@@ -263,7 +276,7 @@ def test_deeper_sets_stay_and_coverage_never_falls(problem):
     assert coverage(result.indices) == result.report.coverage_after >= result.report.coverage_before
 
 
-@seeded(100)
+@settings(max_examples=100)
 @given(problems())
 def test_nothing_changes_without_collisions(problem):
     indices, scores, chosen = problem
@@ -279,7 +292,7 @@ def test_nothing_changes_without_collisions(problem):
         assert result.report.moves == result.report.collisions_before == result.report.collisions_after == 0
 
 
-@seeded(150)
+@settings(max_examples=150)
 @given(problems(), st.randoms(use_true_random=False))
 def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
     indices, scores, chosen = problem
@@ -303,7 +316,7 @@ def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
     assert renamed.report == result.report
 
 
-@seeded(150)
+@settings(max_examples=150)
 @given(problems(), st.data())
 def test_margin_and_softmax_ignore_a_query_s_offset(problem, data):
     indices, scores, chosen = problem
@@ -369,7 +382,7 @@ def test_tau_and_text_gate_by_hand():
         assert result.moved.tolist() == [False, moves_on]
 
 
-@seeded(60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 6).flatmap(
         lambda images: st.lists(
