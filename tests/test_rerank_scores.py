@@ -1,5 +1,6 @@
 """`tpas rerank`: every method through the command, what it prints, and what it refuses."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from tpas.__main__ import main as tpas
+from tpas.evaluate_retrieval import main as evaluate
 from tpas.rerank_scores import METHODS, main, rerank_score_file
 from tpas.rerankers.hubness import csls, dual_softmax, sinkhorn
 from tpas.rerankers.one_to_one import bounded_assignment, greedy_matching
@@ -258,3 +260,17 @@ def test_tpas_knows_the_command(paths, monkeypatch, capsys):
         tpas(["rerank", "lists.npz", "--method", "greedy", "--output", "out.npz"])
     assert not ended.value.code
     assert "out.npz: 12 queries, 15 images, top 6" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_what_an_evaluation_writes_is_settled_as_the_evaluation_does(small_pab, start, tmp_path):
+    words = ["--model", start, "--data_root", small_pab, "--rankings", tmp_path / "rankings.json"]
+    evaluate([str(word) for word in [*words, "--scores", tmp_path / "scores.npz"]])
+    written, settled = (str(tmp_path / name) for name in ("scores.matching.npz", "settled.npz"))
+    main([written, "--method", "sca", "--output", settled])
+    queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]
+    settled = named(read_score_file(settled))
+    assert any(query["moved"] for query in queries)
+    for query in queries:
+        expected = query["stages"]["sca"]["ids"]
+        assert settled[query["query_id"]][: len(expected)] == expected
