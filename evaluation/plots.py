@@ -142,6 +142,8 @@ def _draw(axes: Axes, graph: nx.Graph, places: dict, answers: Sequence[set[int]]
             axes.scatter(*zip(*points, strict=True), marker=marker, s=16, color=colour, zorder=2, label=kind)
     axes.axis("off")
     if len(graph):
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=2, fontsize=8, frameon=False)
+        for label, colour in (("right answer", RIGHT), ("wrong answer", WRONG)):
+            axes.plot([], [], color=colour, linewidth=1, label=label)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, fontsize=8, frameon=False)
     else:
         axes.text(0.5, 0.5, "no two queries share their first answer", ha="center", transform=axes.transAxes)
