@@ -8,6 +8,8 @@ COMMANDS = {
     "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
     "train": ("train_accelerate", "fine-tune on PAB, in one process; `accelerate launch` takes several"),
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
+    "gallery": ("manage_gallery", "encode pictures into a gallery; append to it, delete from it"),
+    "search": ("search_gallery", "find the pictures of a gallery that answer a text"),
     "draw": ("synthetic_pab", "draw a small PAB"),
     "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
 }

@@ -1,0 +1,159 @@
+"""An approximate index by faiss for galleries that are too large for exact search (the extra `index`).
+
+Inverted lists of 8-bit codes: a query reads the lists whose centres are nearest to it. How many it takes for
+the recall that is asked for depends on the embeddings, so it is measured when the index is built. What the
+codes find is scored again with the gallery's own embeddings, so cosines and ties are those of exact search.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tpas.gallery.exact_index import ExactIndex, rank_candidates
+from tpas.gallery.storage import (
+    GalleryError,
+    StoredGallery,
+    builder_lock,
+    explained_write_errors,
+    file_checksum,
+    gather_rows,
+    write_beside,
+)
+
+logger = logging.getLogger(__name__)
+
+INDEX, DESCRIPTION = "faiss.index", "faiss.json"
+CANDIDATES = 2  # rows that are scored again for each one asked for
+TRAINING_ROWS_PER_LIST = 64
+CALIBRATION_COUNT = 128  # the recall is that of this many best rows
+CALIBRATION_QUERIES = 256
+# The cosine of a calibration query with a picture that it was made from: texts lie apart from pictures.
+CALIBRATION_COSINE = 0.5
+
+
+class FaissIndex:
+    """See [`ExactIndex`]; its search misses some of the best rows.
+
+    Args:
+        lists: an `IndexIVF` over the rows of `exact`, with its `nprobe` set.
+    """
+
+    def __init__(self, lists: Any, exact: ExactIndex):
+        self.lists = lists
+        self.exact = exact
+
+    @classmethod
+    def train(
+        cls, exact: ExactIndex, *, recall: float = 0.99, queries: Tensor | None = None, seed: int = 0
+    ) -> tuple["FaissIndex", float]:
+        """An index over the rows of `exact`, and the recall@128 measured when it was set.
+
+        Args:
+            recall: of exact search's best 128 rows, the least share to be found, on average of the queries.
+            queries: (Q, D), unit norm, to measure with; `None`: pictures of the gallery, made noisy.
+        """
+        faiss = import_faiss()
+        rows, size = exact.starts[-1], exact.segments[0].shape[1]
+        generator = np.random.default_rng(seed)
+        lists = max(1, min(round(4 * rows**0.5), rows // 39))  # with fewer rows a list, faiss warns
+        index = faiss.index_factory(size, f"IVF{lists},SQ8", faiss.METRIC_INNER_PRODUCT)
+        sample = generator.permutation(rows)[: TRAINING_ROWS_PER_LIST * lists]
+        index.train(gather_rows(exact.segments, exact.starts, torch.from_numpy(np.sort(sample))).numpy())
+        for segment in exact.segments:
+            index.add(segment.numpy())
+
+        if queries is None:
+            chosen = torch.from_numpy(generator.integers(0, rows, CALIBRATION_QUERIES))
+            noise = torch.from_numpy(generator.standard_normal((len(chosen), size), dtype=np.float32))
+            pictures = gather_rows(exact.segments, exact.starts, chosen)
+            spread = (1 / CALIBRATION_COSINE**2 - 1) ** 0.5
+            queries = F.normalize(pictures + spread * F.normalize(noise), dim=1)
+        count = min(CALIBRATION_COUNT, rows)
+        wanted = exact.search(queries, count)[0]
+        made = cls(index, exact)
+        # Half of what may be missing is kept for queries other than these.
+        target = 1 - (1 - recall) / 2
+        index.nprobe = 1
+        while (
+            measured := recall_of(made.search(queries, count)[0], wanted)
+        ) < target and index.nprobe < lists:
+            index.nprobe = min(lists, max(index.nprobe + 1, index.nprobe * 5 // 4))
+        logger.info("%d of %d lists for a recall@%d of %.4f", index.nprobe, lists, count, measured)
+        return made, measured
+
+    def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
+        wanted = min(CANDIDATES * count, self.exact.starts[-1])
+        _, found = self.lists.search(queries.float().numpy(), wanted)  # (Q, wanted), -1 where the lists ended
+        found = torch.from_numpy(found)
+        if ((found >= 0).sum(dim=1) < count).any():
+            return self.exact.search(queries, count)
+        return rank_candidates(queries, [rows[rows >= 0] for rows in found], count, self.exact)
+
+
+def recall_of(found: Tensor, wanted: Tensor) -> float:
+    """The share of the rows `wanted` (Q, K) that are in `found` (Q, K)."""
+    hits = (found[:, :, None] == wanted[:, None, :]).any(dim=1)  # (Q, K)
+    return hits.double().mean().item()
+
+
+def write_faiss_index(stored: StoredGallery, exact: ExactIndex, **settings: Any) -> float:
+    """Builds the index into the gallery's directory; `settings` as in [`FaissIndex.train`].
+
+    Returns:
+        the recall@128 that was measured.
+    """
+    faiss = import_faiss()
+    index, recall = FaissIndex.train(exact, **settings)
+    with builder_lock(stored.directory), explained_write_errors(stored.directory):
+        target = stored.directory / INDEX
+        partial = target.with_name(f".{INDEX}.partial")
+        partial.write_bytes(faiss.serialize_index(index.lists))
+        description = {"state": stored.state, "blake2b": file_checksum(partial), "recall": recall}
+        os.replace(partial, target)
+        write_beside(stored.directory / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+    return recall
+
+
+def open_faiss_index(stored: StoredGallery, exact: ExactIndex) -> FaissIndex:
+    """The index that [`write_faiss_index`] left in the gallery's directory.
+
+    Raises:
+        GalleryError: there is none, it is damaged, or older than the gallery's last change.
+    """
+    faiss = import_faiss()
+    remedy = f"run `tpas gallery index {stored.directory} --index faiss`"
+    path = stored.directory / INDEX
+    try:
+        description = json.loads((stored.directory / DESCRIPTION).read_text(encoding="utf-8"))
+        state, checksum = description["state"], description["blake2b"]
+        found = file_checksum(path)
+    except FileNotFoundError:
+        raise GalleryError(f"the gallery {stored.directory} has no faiss index: {remedy}") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GalleryError(f"{stored.directory / DESCRIPTION} is damaged ({error!r}): {remedy}") from error
+    if state != stored.state:
+        raise GalleryError(f"{path} is older than the gallery's last change: {remedy}")
+    if found != checksum:
+        raise GalleryError(f"{path} is damaged (its checksum differs): {remedy}")
+    return FaissIndex(faiss.read_index(str(path)), exact)
+
+
+def import_faiss() -> Any:
+    """faiss, which only those who ask for this index need."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError("a faiss index needs faiss: pip install 'tpas[index]'") from error
+    return faiss
+
+
+def has_faiss_index(directory: Path) -> bool:
+    return (directory / INDEX).is_file()
