@@ -130,7 +130,7 @@ class _shared_errors:  # noqa: N801 (used as a statement)
 
 @dataclass
 class _Plan:
-    """What is done: `known` hashes of the gallery's ids, `finished` shards of a killed build and their ids."""
+    """What is done: hashes of the gallery's ids, and the ids of each shard that a killed build finished."""
 
     first_shard: int
     known: set[int]

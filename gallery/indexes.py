@@ -44,7 +44,7 @@ def open_index(index: str, stored: StoredGallery) -> Index:
     if index == "faiss":
         return open_faiss_index(stored, exact)
     database = MilvusIndex(index, stored, exact)
-    database.check_state()
+    database.load()
     return database
 
 

@@ -5,6 +5,7 @@ ties are those of exact search. Embeddings go by the hash of the picture's id, w
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,12 +23,14 @@ LONGEST_ID = 65_535  # bytes, the most of a VARCHAR
 class MilvusIndex:
     """See [`ExactIndex`]; how many of the best rows its search misses depends on the database's settings.
 
+    A collection holds one gallery. Its alias says as of which change, so that an old one is not searched.
+
     Args:
-        address: "http://host:19530", with a token as "http://user:password@host:19530"; or a file "*.db" for
+        address: "http://host:19530", with a login as "http://user:password@host:19530"; or a file "*.db" for
             the embedded milvus-lite.
 
     Raises:
-        GalleryError: the database cannot be reached.
+        GalleryError: the database cannot be reached; so do the methods.
     """
 
     def __init__(self, address: str, stored: StoredGallery, exact: ExactIndex):
@@ -35,61 +38,72 @@ class MilvusIndex:
         self.stored = stored
         self.exact = exact
         self.collection = f"tpas_{stored.manifest['name']}"
+        self.state_alias = f"{self.collection}_{stored.state}"
         pymilvus = import_pymilvus()
-        try:
+        with self._explained_errors():
             self.client = pymilvus.MilvusClient(uri=address)
-        except (pymilvus.MilvusException, OSError) as error:
-            raise GalleryError(f"no Milvus database answers at {address}: {error}") from error
 
     def close(self) -> None:
         self.client.close()
 
-    def check_state(self) -> None:
-        """Raises GalleryError where the database holds another number of pictures than the gallery."""
-        count = self._count() if self.client.has_collection(self.collection) else 0
-        if count != len(self.stored):
-            raise GalleryError(
-                f"the database at {self.address} holds {count} pictures of the gallery "
-                f"{self.stored.directory}, which has {len(self.stored)}: {self._remedy}"
-            )
+    def load(self) -> None:
+        """Readies the database for searching.
+
+        Raises:
+            GalleryError: it holds nothing of the gallery, or its pictures before or after another change.
+        """
+        with self._explained_errors():
+            if not self.client.has_collection(self.collection):
+                raise GalleryError(
+                    f"the database at {self.address} does not hold the gallery {self.stored.directory}: "
+                    f"{self._remedy}"
+                )
+            if self.state_alias not in self._aliases():
+                raise GalleryError(
+                    f"the database at {self.address} holds the gallery {self.stored.directory} as of another "
+                    f"change: {self._remedy}"
+                )
+            self.client.load_collection(self.collection)
 
     def synchronise(self) -> None:
         """Makes the database hold the gallery's embeddings: adds what it lacks, removes what is gone."""
-        if not self.client.has_collection(self.collection):
-            self._create_collection()
-        there = set(self._keys())
-        ids = self.stored.ids()
-        keys = self.stored.id_hashes.tolist()
-        rows: list[dict[str, Any]] = []
-        embeddings = (embedding for segment in self.exact.segments for embedding in segment)
-        for key, name, embedding in zip(keys, ids, embeddings, strict=True):
-            if key not in there:
-                rows.append({"key": key, "id": name, "embedding": embedding.numpy()})
-            if len(rows) == ROWS_AT_ONCE:
+        with self._explained_errors():
+            if not self.client.has_collection(self.collection):
+                self._create_collection()
+            self.client.load_collection(self.collection)
+            for alias in self._aliases():
+                self.client.drop_alias(alias)
+            there = set(self._keys())
+            keys = self.stored.id_hashes.tolist()
+            ids = self.stored.ids()
+            embeddings = (embedding for segment in self.exact.segments for embedding in segment)
+            rows: list[dict[str, Any]] = []
+            for key, name, embedding in zip(keys, ids, embeddings, strict=True):
+                if key not in there:
+                    rows.append({"key": key, "id": name, "embedding": embedding.numpy()})
+                if len(rows) == ROWS_AT_ONCE:
+                    self.client.upsert(self.collection, rows)
+                    rows = []
+            if rows:
                 self.client.upsert(self.collection, rows)
-                rows = []
-        if rows:
-            self.client.upsert(self.collection, rows)
-        gone = sorted(there - set(keys))
-        for start in range(0, len(gone), ROWS_AT_ONCE):
-            self.client.delete(self.collection, ids=gone[start : start + ROWS_AT_ONCE])
+            gone = sorted(there - set(keys))
+            for start in range(0, len(gone), ROWS_AT_ONCE):
+                self.client.delete(self.collection, ids=gone[start : start + ROWS_AT_ONCE])
+            self.client.create_alias(self.collection, self.state_alias)
 
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
-        limit = min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES)
-        answers = self.client.search(
-            self.collection,
-            data=list(queries.float().numpy()),
-            anns_field="embedding",
-            limit=limit,
-            search_params={"metric_type": "IP"},
-            output_fields=[],
-        )
+        with self._explained_errors():
+            answers = self.client.search(
+                self.collection,
+                data=list(queries.float().numpy()),
+                anns_field="embedding",
+                limit=min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES),
+                search_params={"metric_type": "IP"},
+            )
         candidates = [self._rows([hit["key"] for hit in answer]) for answer in answers]
         if min(map(len, candidates)) < count:
-            raise GalleryError(
-                f"the database at {self.address} found fewer than {count} pictures: {self._remedy}"
-            )
+            raise GalleryError(f"the database at {self.address} found fewer than {count} pictures")
         return rank_candidates(queries, candidates, count, self.exact)
 
     def _rows(self, keys: list[int]) -> Tensor:
@@ -115,8 +129,8 @@ class MilvusIndex:
             self.collection, schema=schema, index_params=index, consistency_level="Strong"
         )
 
-    def _count(self) -> int:
-        return self.client.query(self.collection, filter="", output_fields=["count(*)"])[0]["count(*)"]
+    def _aliases(self) -> list[str]:
+        return self.client.list_aliases(self.collection)["aliases"]
 
     def _keys(self) -> Iterator[int]:
         pages = self.client.query_iterator(
@@ -126,6 +140,13 @@ class MilvusIndex:
             for row in page:
                 yield row["key"]
         pages.close()
+
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except import_pymilvus().MilvusException as error:
+            raise GalleryError(f"the Milvus database at {self.address} refused: {error}") from error
 
     @property
     def _remedy(self) -> str:
