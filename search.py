@@ -350,21 +350,10 @@ class Gallery:
                     match_logit=logit,
                     embedding_rank=place + 1,
                     path=None if record["path"] is None else Path(root, record["path"]),
-                    _open=partial(self._picture, row),
+                    _open=partial(_picture, self.stored, row, self.images_root),
                 )
             )
         return hits
-
-    def _picture(self, row: int) -> Image.Image:
-        thumbnail = self.stored.thumbnail(row)
-        if thumbnail is not None:
-            return Image.open(io.BytesIO(thumbnail)).convert("RGB")
-        record = self.stored.record(row)
-        if record["path"] is None:
-            raise FileNotFoundError(
-                f"picture {record['id']!r} was no file, and the gallery keeps no thumbnails"
-            )
-        return load_inside(self.images_root or record["root"], record["path"])
 
     @cached_property
     def _opened_index(self) -> Index:
@@ -385,6 +374,16 @@ class Gallery:
         self.stored = stored
         for name in ("_opened_index", "_tokens"):
             self.__dict__.pop(name, None)
+
+
+def _picture(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
+    thumbnail = stored.thumbnail(row)
+    if thumbnail is not None:
+        return Image.open(io.BytesIO(thumbnail)).convert("RGB")
+    record = stored.record(row)
+    if record["path"] is None:
+        raise FileNotFoundError(f"picture {record['id']!r} was no file, and the gallery keeps no thumbnails")
+    return load_inside(images_root or record["root"], record["path"])
 
 
 def encode_images(
