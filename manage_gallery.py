@@ -12,12 +12,12 @@
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from tpas.gallery.faiss_index import has_faiss_index
-from tpas.gallery.indexes import check_index, write_index
 from tpas.gallery.storage import GalleryError
 from tpas.lora import load_model
 from tpas.processing_tpas import TPASProcessor
@@ -55,6 +55,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument(
         "--index", required=True, help="faiss, or a Milvus address (http://host:19530; *.db for milvus-lite)"
     )
+    command.add_argument("--texts", help="file of texts, one a line, that a faiss index is set by")
+    command.add_argument("--model", help="the gallery's model; only --texts needs it")
     command = commands.add_parser("info", help="say what a gallery holds")
     command.add_argument("path", help="the gallery's directory")
     command.add_argument("--verify", action="store_true", help="compare every file with its checksum")
@@ -105,7 +107,14 @@ def run(arguments: argparse.Namespace) -> None:
         gallery.delete(arguments.ids)
         print(f"{len(arguments.ids)} pictures removed, {len(gallery):,} left")
     elif arguments.command == "index":
-        print(write_index(check_index(arguments.index), gallery.stored))
+        texts = None
+        if arguments.texts is not None:
+            if arguments.model is None:
+                raise ValueError("--texts needs --model to encode them")
+            texts = Path(arguments.texts).read_text(encoding="utf-8").splitlines()
+            model = load_model(arguments.model, dtype=torch.float32)
+            gallery = Gallery.open(arguments.path, model, TPASProcessor.from_pretrained(arguments.model))
+        print(gallery.write_index(arguments.index, texts))
     else:
         print(description(gallery))
         if arguments.unreadable:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from tpas.gallery.building import build_shards
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
-from tpas.gallery.indexes import Index, check_index, open_index
+from tpas.gallery.indexes import Index, check_index, open_index, write_index
 from tpas.gallery.pictures import find_pictures, load_inside
 from tpas.gallery.storage import GallerySettings, StoredGallery, delete_pictures
 from tpas.modeling_tpas import TPASModel
@@ -201,7 +201,7 @@ class Gallery:
 
         Args:
             model, processor: those that built it; without them it can be looked at, not searched.
-            index: what ranks the embeddings: "exact"; "faiss", once `tpas gallery index` has built it; or the
+            index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
             images_root: the folder where the pictures lie now, if it was moved since.
 
@@ -252,6 +252,15 @@ class Gallery:
         """
         delete_pictures(self.path, ids)
         self._reopen(StoredGallery(self.path))
+
+    def write_index(self, index: str, texts: Sequence[str] | None = None) -> str:
+        """Makes or renews the index "faiss", or a Milvus database's, for `open`; says what was done.
+
+        Args:
+            texts: such as will be asked; a faiss index is set by its recall on them (256 are plenty).
+        """
+        queries = None if texts is None else encode_texts(*self._encoders(), texts).embeds
+        return write_index(index, self.stored, queries)
 
     def search(
         self,

@@ -33,9 +33,9 @@ INDEX, DESCRIPTION = "faiss.index", "faiss.json"
 CANDIDATES = 2  # rows that are scored again for each one asked for
 TRAINING_ROWS_PER_LIST = 64
 CALIBRATION_COUNT = 128  # the recall is that of this many best rows
-CALIBRATION_QUERIES = 256
-# The cosine of a calibration query with a picture that it was made from: texts lie apart from pictures.
-CALIBRATION_COSINE = 0.5
+CALIBRATION_QUERIES = 128
+# Cosines of calibration queries with the pictures that they were made from: texts lie apart from pictures.
+CALIBRATION_COSINES = (0.5, 0.25)
 
 
 class FaissIndex:
@@ -57,7 +57,8 @@ class FaissIndex:
 
         Args:
             recall: of exact search's best 128 rows, the least share to be found, on average of the queries.
-            queries: (Q, D), unit norm, to measure with; `None`: pictures of the gallery, made noisy.
+            queries: (Q, D), unit norm, to measure with: the embeddings of texts as they will be asked.
+                `None`: pictures of the gallery, made noisy, at two distances; the worse one counts.
         """
         faiss = import_faiss()
         rows, size = exact.starts[-1], exact.segments[0].shape[1]
@@ -73,17 +74,23 @@ class FaissIndex:
             chosen = torch.from_numpy(generator.integers(0, rows, CALIBRATION_QUERIES))
             noise = torch.from_numpy(generator.standard_normal((len(chosen), size), dtype=np.float32))
             pictures = gather_rows(exact.segments, exact.starts, chosen)
-            spread = (1 / CALIBRATION_COSINE**2 - 1) ** 0.5
-            queries = F.normalize(pictures + spread * F.normalize(noise), dim=1)
+            samples = [
+                F.normalize(pictures + (1 / cosine**2 - 1) ** 0.5 * F.normalize(noise), dim=1)
+                for cosine in CALIBRATION_COSINES
+            ]
+        else:
+            samples = [queries]
         count = min(CALIBRATION_COUNT, rows)
-        wanted = exact.search(queries, count)[0]
+        wanted = [exact.search(sample, count)[0] for sample in samples]
         made = cls(index, exact)
         # Half of what may be missing is kept for queries other than these.
         target = 1 - (1 - recall) / 2
         index.nprobe = 1
-        while (
-            measured := recall_of(made.search(queries, count)[0], wanted)
-        ) < target and index.nprobe < lists:
+        while True:
+            found = [made.search(sample, count)[0] for sample in samples]
+            measured = min(map(recall_of, found, wanted))
+            if measured >= target or index.nprobe == lists:
+                break
             index.nprobe = min(lists, max(index.nprobe + 1, index.nprobe * 5 // 4))
         logger.info("%d of %d lists for a recall@%d of %.4f", index.nprobe, lists, count, measured)
         return made, measured

@@ -48,14 +48,19 @@ def open_index(index: str, stored: StoredGallery) -> Index:
     return database
 
 
-def write_index(index: str, stored: StoredGallery) -> str:
-    """Makes or renews what `open_index` opens, and says in a sentence what was done."""
+def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None) -> str:
+    """Makes or renews what `open_index` opens, and says in a sentence what was done.
+
+    Args:
+        queries: embeddings (Q, D) of texts as they will be asked, on which a faiss index measures its recall.
+    """
     exact = ExactIndex(stored.embeddings, stored.id_hashes)
     if check_index(index) == "exact":
         return "exact search needs no index"
     if index == "faiss":
-        recall = write_faiss_index(stored, exact)
-        return f"faiss index of {len(stored)} pictures, recall@128 of {recall:.4f} measured on noisy pictures"
+        recall = write_faiss_index(stored, exact, queries=queries)
+        sample = "noisy pictures" if queries is None else f"{len(queries)} texts"
+        return f"faiss index of {len(stored)} pictures, recall@128 of {recall:.4f} measured on {sample}"
     database = MilvusIndex(index, stored, exact)
     database.synchronise()
     database.close()

@@ -562,7 +562,12 @@ def test_the_commands(start, folder, tmp_path, capsys):
     assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
         [hit.id for hit in hits] for hits in expected
     ]
-    search_gallery([path, TEXTS[0], "--model", str(start), "--no_rerank", "--top_k", "1"])
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    texts = ["--texts", str(tmp_path / "texts"), "--model", str(start)]
+    manage_gallery(["index", path, "--index", "faiss", *texts])
+    assert "of 22 pictures, recall@128 of 1.0000 measured on 3 texts" in capsys.readouterr().out
+    by_faiss = ["--index", "faiss", "--no_rerank", "--top_k", "1"]
+    search_gallery([path, TEXTS[0], "--model", str(start), *by_faiss])
     assert str(gallery.search(TEXTS[:1], rerank=False)[0][0].path) in capsys.readouterr().out
 
 

@@ -153,9 +153,9 @@ def test_a_faiss_index_on_disk(tmp_path, capsys):
         open_index("faiss", stored)
     manage_gallery(["index", str(stored.directory), "--index", "faiss"])
     assert "recall@128 of" in capsys.readouterr().out
-    texts = unit(6, 16)
-    rows, _ = open_index("faiss", stored).search(texts, 10)
-    assert recall_of(rows, open_index("exact", stored).search(texts, 10)[0]) >= 0.99
+    texts = F.normalize(images[:50] + unit(50, 16), dim=1)
+    rows, _ = open_index("faiss", stored).search(texts, 128)
+    assert recall_of(rows, open_index("exact", stored).search(texts, 128)[0]) >= 0.99
 
     file = stored.directory / "faiss.index"
     content = file.read_bytes()
