@@ -7,6 +7,7 @@ those few are scored again in double. So the answer is that of a sort of all cos
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,6 +16,7 @@ from tpas.gallery.storage import gather_rows
 
 BLOCK_ROWS = 8_192  # 8 MB of 256 dimensions, which stays in the cache between copy and product
 QUERIES_AT_ONCE = 256
+PAIRS_AT_ONCE = 65_536  # whose embeddings are held in double precision
 
 
 class ExactIndex:
@@ -75,18 +77,18 @@ class ExactIndex:
         faster than a product that reads from memory itself.
         """
         block = torch.empty(BLOCK_ROWS, self.segments[0].shape[1])
-        filled = 0
+        parts, filled = [], 0
         for segment in self.segments:
-            read = 0
-            while read < len(segment):
-                rows = min(BLOCK_ROWS - filled, len(segment) - read)
-                block[filled : filled + rows] = segment[read : read + rows]
-                filled, read = filled + rows, read + rows
+            taken = 0
+            while taken < len(segment):
+                part = segment[taken : taken + BLOCK_ROWS - filled]
+                parts.append(part)
+                taken, filled = taken + len(part), filled + len(part)
                 if filled == BLOCK_ROWS:
-                    yield block
-                    filled = 0
-        if filled:
-            yield block[:filled]
+                    yield torch.cat(parts, out=block)
+                    parts, filled = [], 0
+        if parts:
+            yield torch.cat(parts)
 
 
 class BlockProduct:
@@ -167,16 +169,22 @@ def rank_candidates(
 ) -> tuple[Tensor, Tensor]:
     """The best `count` of each query's candidate rows, by cosine in double precision, ties by hash.
 
+    Args:
+        queries: (Q, D).
+        candidates: for each query at least `count` rows.
+
     Returns:
         rows (Q, count) and cosines (Q, count) fp32, best first.
     """
-    best_rows = torch.empty(len(queries), count, dtype=torch.long)
-    best_cosines = torch.empty(len(queries), count)
-    for number, (query, rows) in enumerate(zip(queries, candidates, strict=True)):
-        embeds = gather_rows(index.segments, index.starts, rows)  # (n, D)
+    sizes = torch.tensor([len(rows) for rows in candidates])
+    rows = torch.cat(list(candidates))  # (C,)
+    query = torch.arange(len(queries)).repeat_interleave(sizes)  # (C,)
+    cosines = torch.empty(len(rows))
+    for pairs in torch.arange(len(rows)).split(PAIRS_AT_ONCE):
+        embeds = gather_rows(index.segments, index.starts, rows[pairs])  # (n, D)
         # Rounded, so that equal pictures get equal cosines wherever they lie.
-        cosines = (embeds.double() @ query.double()).float()
-        order = index.id_hashes[rows].argsort()
-        order = order[cosines[order].argsort(descending=True, stable=True)][:count]
-        best_rows[number], best_cosines[number] = rows[order], cosines[order]
-    return best_rows, best_cosines
+        cosines[pairs] = (embeds.double() * queries.double()[query[pairs]]).sum(dim=1).float()
+    order = np.lexsort((index.id_hashes[rows].numpy(), -cosines.numpy(), query.numpy()))
+    first = sizes.cumsum(0) - sizes  # (Q,) of each query in `order`
+    best = torch.from_numpy(order)[first[:, None] + torch.arange(count)]  # (Q, count)
+    return rows[best], cosines[best]

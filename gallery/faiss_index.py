@@ -87,8 +87,7 @@ class FaissIndex:
         target = 1 - (1 - recall) / 2
         index.nprobe = 1
         while True:
-            found = [made.search(sample, count)[0] for sample in samples]
-            measured = min(map(recall_of, found, wanted))
+            measured = min(map(made.recall, samples, wanted))
             if measured >= target or index.nprobe == lists:
                 break
             index.nprobe = min(lists, max(index.nprobe + 1, index.nprobe * 5 // 4))
@@ -97,18 +96,31 @@ class FaissIndex:
 
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
-        wanted = min(CANDIDATES * count, self.exact.starts[-1])
-        _, found = self.lists.search(queries.float().numpy(), wanted)  # (Q, wanted), -1 where the lists ended
-        found = torch.from_numpy(found)
-        if ((found >= 0).sum(dim=1) < count).any():
-            return self.exact.search(queries, count)
-        return rank_candidates(queries, [rows[rows >= 0] for rows in found], count, self.exact)
+        candidates = self._candidates(queries, count)
+        few = torch.tensor([len(rows) < count for rows in candidates])  # their lists held too little
+        rows = torch.empty(len(queries), count, dtype=torch.long)
+        cosines = torch.empty(len(queries), count)
+        if few.any():
+            rows[few], cosines[few] = self.exact.search(queries[few], count)
+        if not few.all():
+            enough = [found for found in candidates if len(found) >= count]
+            rows[~few], cosines[~few] = rank_candidates(queries[~few], enough, count, self.exact)
+        return rows, cosines
 
+    def recall(self, queries: Tensor, wanted: Tensor) -> float:
+        """The share of exact search's rows `wanted` (Q, K) that the lists alone find."""
+        count = wanted.shape[1]
+        hits = [
+            torch.isin(best, found).double().mean().item()
+            for best, found in zip(wanted, self._candidates(queries, count), strict=True)
+        ]
+        return sum(hits) / len(hits)
 
-def recall_of(found: Tensor, wanted: Tensor) -> float:
-    """The share of the rows `wanted` (Q, K) that are in `found` (Q, K)."""
-    hits = (found[:, :, None] == wanted[:, None, :]).any(dim=1)  # (Q, K)
-    return hits.double().mean().item()
+    def _candidates(self, queries: Tensor, count: int) -> list[Tensor]:
+        """For each query the rows that its lists hold nearest: more than `count`, or all there are."""
+        most = min(CANDIDATES * count, self.exact.starts[-1])
+        _, found = self.lists.search(queries.float().numpy(), most)  # (Q, most), -1 where the lists ended
+        return [rows[rows >= 0] for rows in torch.from_numpy(found)]
 
 
 def write_faiss_index(stored: StoredGallery, exact: ExactIndex, **settings: Any) -> float:

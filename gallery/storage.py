@@ -565,11 +565,13 @@ class StoredGallery:
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:
     """Rows (n,) of the matrix whose parts, beginning at `starts`, are `segments`: (n, D)."""
-    gathered = rows.new_empty(len(rows), segments[0].shape[1], dtype=segments[0].dtype)
-    numbers = torch.bucketize(rows, torch.tensor(starts[1:]), right=True)
-    for number in numbers.unique().tolist():
-        chosen = numbers == number
-        gathered[chosen] = segments[number][rows[chosen] - starts[number]]
+    order = rows.argsort()
+    ascending = rows[order]
+    ends = torch.searchsorted(ascending, torch.tensor(starts)).tolist()  # of each segment's share
+    gathered = torch.empty(len(rows), segments[0].shape[1], dtype=segments[0].dtype)
+    for segment, start, first, last in zip(segments, starts, ends, ends[1:], strict=False):
+        if first < last:
+            gathered[order[first:last]] = segment[ascending[first:last] - start]
     return gathered
 
 
