@@ -18,7 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from tpas.gallery.faiss_index import has_faiss_index
-from tpas.gallery.storage import GalleryError
+from tpas.gallery.manifest import GalleryError
 from tpas.lora import load_model
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import Gallery

@@ -26,8 +26,9 @@ from tqdm.auto import tqdm
 from tpas.gallery.building import build_shards
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.indexes import Index, check_index, open_index, write_index
+from tpas.gallery.manifest import GallerySettings
 from tpas.gallery.pictures import find_pictures, load_inside
-from tpas.gallery.storage import GallerySettings, StoredGallery, delete_pictures
+from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.sca import Confidence, sca_rerank
@@ -168,7 +169,7 @@ class Gallery:
         Raises:
             GalleryError: the gallery there is another model's or has other settings, another process writes
                 to it, or the disk failed; what is there stays whole.
-            ValueError, TypeError: for images without pictures, and an id that occurs twice.
+            ValueError, TypeError: for a folder without pictures, and an id that occurs twice.
         """
         if tokens not in ("float16", "float32", None):
             raise ValueError(f"tokens must be 'float16', 'float32' or None, got {tokens!r}")
@@ -200,7 +201,8 @@ class Gallery:
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
         Args:
-            model, processor: those that built it; without them it can be looked at, not searched.
+            model, processor: those that built it; without them it can be looked at, not searched. The model
+                is put into evaluation mode and left in it.
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
             images_root: the folder where the pictures lie now, if it was moved since.
@@ -211,6 +213,7 @@ class Gallery:
         """
         stored = StoredGallery(path)
         if model is not None:
+            model.eval()
             expected = stored.settings
             own = GallerySettings(model_fingerprint(model), expected.tokens, expected.thumbnail_size)
             own.check_equal(expected, stored.directory)

@@ -11,7 +11,7 @@ from typing import get_args
 
 import torch
 
-from tpas.gallery.storage import GalleryError
+from tpas.gallery.manifest import GalleryError
 from tpas.lora import load_model
 from tpas.processing_tpas import TPASProcessor
 from tpas.sca import Confidence

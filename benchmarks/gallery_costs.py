@@ -177,10 +177,10 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown(rows, units))
     print(
         f"\n\\* extrapolated from {arguments.sample} pictures and {arguments.texts} texts, on "
-        f"{arguments.threads} CPU threads: {units['picture_seconds']:.3f} s a picture, {units['text_seconds']:.3f} s a text, "
-        f"{units['pair_seconds']:.4f} s a pair, {units['token_bytes'] / 1e3:.0f} KB of tokens and "
-        f"{units['other_bytes'] / 1e3:.2f} KB of the rest a picture. Embeddings were ranked, exactly, "
-        f"at the sizes {', '.join(f'{size:,}' for size in sizes)}."
+        f"{arguments.threads} CPU threads: {units['picture_seconds']:.3f} s a picture, "
+        f"{units['text_seconds']:.3f} s a text, {units['pair_seconds']:.4f} s a pair, "
+        f"{units['token_bytes'] / 1e3:.0f} KB of tokens and {units['other_bytes'] / 1e3:.2f} KB of the rest a "
+        f"picture. Embeddings were ranked, exactly, at the sizes {', '.join(f'{size:,}' for size in sizes)}."
     )
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

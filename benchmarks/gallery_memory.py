@@ -23,14 +23,8 @@ import torch.nn.functional as F
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.gallery.storage import (
-    GallerySettings,
-    ShardRow,
-    list_shards,
-    new_manifest,
-    shard_name,
-    write_shard,
-)
+from tpas.gallery.manifest import GallerySettings, new_manifest
+from tpas.gallery.shards import ShardRow, list_shards, shard_name, write_shard
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import Gallery, model_fingerprint

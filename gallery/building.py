@@ -4,7 +4,7 @@ import logging
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from operator import length_hint
@@ -16,25 +16,27 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpas.gallery.pictures import Picture
-from tpas.gallery.storage import (
+from tpas.gallery.manifest import (
     SHARDS,
     GalleryError,
     GallerySettings,
-    ShardRow,
-    StoredGallery,
     builder_lock,
     explained_write_errors,
+    new_manifest,
+    read_manifest,
+)
+from tpas.gallery.pictures import Picture
+from tpas.gallery.shards import (
+    ShardRow,
     id_hash,
     jpeg_thumbnail,
     list_shards,
-    new_manifest,
-    read_manifest,
     read_shard,
     shard_name,
     unlisted_shards,
     write_shard,
 )
+from tpas.gallery.stored_gallery import StoredGallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
@@ -110,22 +112,20 @@ def build_shards(
                 _finish(directory, settings)
 
 
-class _shared_errors:  # noqa: N801 (used as a statement)
+@contextmanager
+def _shared_errors(processes: int) -> Iterator[None]:
     """Lets an error of one process end all: at its end the processes wait for each other."""
-
-    def __init__(self, processes: int):
-        self.processes = processes
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _, error: BaseException | None, traceback: object) -> None:
-        if self.processes == 1 or (error is not None and not isinstance(error, Exception)):
-            return
-        messages = gather_object([None if error is None else str(error)])
-        others = [message for message in messages if message is not None]
-        if error is None and others:
-            raise GalleryError(f"another process stopped: {others[0]}")
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    messages = gather_object([None if error is None else str(error)]) if processes > 1 else []
+    if error is not None:
+        raise error
+    for message in messages:
+        if message is not None:
+            raise GalleryError(f"another process stopped: {message}")
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpas.gallery.storage import gather_rows
+from tpas.gallery.stored_gallery import gather_rows
 
 BLOCK_ROWS = 8_192  # 8 MB of 256 dimensions, which stays in the cache between copy and product
 QUERIES_AT_ONCE = 256

@@ -17,15 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tpas.gallery.exact_index import ExactIndex, rank_candidates
-from tpas.gallery.storage import (
+from tpas.gallery.manifest import (
     GalleryError,
-    StoredGallery,
     builder_lock,
     explained_write_errors,
     file_checksum,
-    gather_rows,
     write_beside,
 )
+from tpas.gallery.stored_gallery import StoredGallery, gather_rows
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from tpas.gallery.building import encode_pixels
+from tpas.gallery.manifest import GalleryError
 from tpas.gallery.pictures import load_inside
-from tpas.gallery.storage import GalleryError, StoredGallery
+from tpas.gallery.stored_gallery import StoredGallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import open_faiss_index, write_faiss_index
 from tpas.gallery.milvus_index import MilvusIndex
-from tpas.gallery.storage import StoredGallery
+from tpas.gallery.stored_gallery import StoredGallery
 
 
 class Index(Protocol):

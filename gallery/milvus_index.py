@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tpas.gallery.exact_index import ExactIndex, rank_candidates
-from tpas.gallery.storage import GalleryError, StoredGallery
+from tpas.gallery.manifest import GalleryError
+from tpas.gallery.stored_gallery import StoredGallery
 
 CANDIDATES = 2  # rows that are scored again for each one asked for
 MOST_CANDIDATES = 16_384  # Milvus's own limit of a search

@@ -24,7 +24,9 @@ LAYERS = {
         "synthetic_pab",
         "search",
         "gallery.pictures",
-        "gallery.storage",
+        "gallery.manifest",
+        "gallery.shards",
+        "gallery.stored_gallery",
         "gallery.building",
         "gallery.image_tokens",
         "gallery.exact_index",
@@ -63,8 +65,8 @@ IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "MarkupSafe": "markupsafe",
 # What search must do without, and the extra that each of these files may need beyond the core.
 CORE = {
     "search",
-    *(f"gallery.{name}" for name in ("pictures", "storage", "building", "image_tokens")),
-    *(f"gallery.{name}" for name in ("exact_index", "indexes")),
+    *(f"gallery.{name}" for name in ("pictures", "manifest", "shards", "stored_gallery")),
+    *(f"gallery.{name}" for name in ("building", "image_tokens", "exact_index", "indexes")),
 }
 OWN_EXTRA = {"gallery.faiss_index": "index", "gallery.milvus_index": "milvus"}
 

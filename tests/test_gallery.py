@@ -19,9 +19,18 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.gallery import building, pictures, storage
+from tpas.gallery import building, pictures, shards, stored_gallery
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
-from tpas.gallery.storage import GalleryError, builder_lock
+from tpas.gallery.manifest import (
+    EMBEDDINGS,
+    LOCK,
+    MANIFEST,
+    PICTURES,
+    SHARDS,
+    TOKENS,
+    GalleryError,
+    builder_lock,
+)
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
@@ -64,9 +73,9 @@ def file_digests(path: Path) -> dict[str, str]:
     """Every file of a gallery but its lock, with its content; the gallery's random name left out."""
     digests = {}
     for file in sorted(path.rglob("*")):
-        if file.is_file() and file.name != storage.LOCK:
+        if file.is_file() and file.name != LOCK:
             content = file.read_bytes()
-            if file.name == storage.MANIFEST:
+            if file.name == MANIFEST:
                 content = json.dumps(json.loads(content) | {"name": ""}).encode()
             digests[file.relative_to(path).as_posix()] = hashlib.sha256(content).hexdigest()
     return digests
@@ -226,7 +235,7 @@ def test_unreadable_pictures_are_left_out_and_named(model, processor, folder, tm
     assert sorted(gallery.unreadable) == ["camera 0/004.png", "camera 1/005.png", "large.png"]
     assert "50x50 pixels are more than 2000" in gallery.unreadable["large.png"]
     assert "left out camera 1/005.png" in caplog.text
-    assert len(gallery) == 18 == len(list((gallery.path / storage.SHARDS).iterdir()))
+    assert len(gallery) == 18 == len(list((gallery.path / SHARDS).iterdir()))
 
     broken.write_bytes(whole)  # repaired
     gallery.append(folder)
@@ -262,11 +271,11 @@ def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path)
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     reader = Gallery.open(gallery.path, model, processor)
     before = fields(reader.search(TEXTS))
-    shards = {path.name for path in (gallery.path / storage.SHARDS).iterdir()}
+    names = {path.name for path in (gallery.path / SHARDS).iterdir()}
 
     draw_pictures(folder, 9, first=20)
     gallery.append(folder, shard_size=8)
-    assert shards < {path.name for path in (gallery.path / storage.SHARDS).iterdir()}
+    assert names < {path.name for path in (gallery.path / SHARDS).iterdir()}
     assert (len(reader), len(gallery)) == (20, 29)
     assert fields(Gallery.open(gallery.path, model, processor).search(TEXTS)) == fields(gallery.search(TEXTS))
     late = Gallery(reader.stored, model, processor, "exact", None)  # reads all of it only now
@@ -307,13 +316,13 @@ def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, m
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     gone = gallery.ids[3]
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(stored_gallery, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             gallery.delete([gone])
     assert gone in Gallery.open(gallery.path).ids
     gallery.delete([gone])
     assert gone not in gallery.ids
-    assert len(list((gallery.path / storage.SHARDS).iterdir())) == 3
+    assert len(list((gallery.path / SHARDS).iterdir())) == 3
 
 
 # Faults
@@ -369,7 +378,7 @@ def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path, mo
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     before = file_digests(gallery.path)
     draw_pictures(folder, 9, first=20)
-    save = storage.save_file
+    save = shards.save_file
 
     def fill_up(tensors, path):
         save(tensors, path)
@@ -377,7 +386,7 @@ def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "save_file", fill_up)
+        patch.setattr(shards, "save_file", fill_up)
         with pytest.raises(GalleryError, match="the disk is full: make room, then do the same again"):
             gallery.append(folder, shard_size=8)
     assert file_digests(gallery.path) == before
@@ -386,7 +395,7 @@ def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path, mo
     gallery.verify()
 
 
-@pytest.mark.parametrize("file", [storage.EMBEDDINGS, storage.TOKENS, storage.PICTURES])
+@pytest.mark.parametrize("file", [EMBEDDINGS, TOKENS, PICTURES])
 def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
     path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
     target = sorted(path.glob(f"shards/*/{file}"))[1]
@@ -407,14 +416,14 @@ def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
 
 def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):
     path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
-    manifest = path / storage.MANIFEST
-    content = json.loads(manifest.read_text())
+    file = path / MANIFEST
+    content = json.loads(file.read_text())
     for change in ({"format": 99}, {"settings": {}}):
-        manifest.write_text(json.dumps(content | change))
+        file.write_text(json.dumps(content | change))
         with pytest.raises(GalleryError, match="build the gallery again"):
             Gallery.open(path)
     shard = content["shards"][0] | {"name": "../../elsewhere"}
-    manifest.write_text(json.dumps(content | {"shards": [shard]}))
+    file.write_text(json.dumps(content | {"shards": [shard]}))
     with pytest.raises(GalleryError, match="damaged"):
         Gallery.open(path)
     with pytest.raises(FileNotFoundError, match="is no gallery"):
@@ -461,7 +470,7 @@ def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder,
     path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
     expected = fields(Gallery.open(path, model, processor).search(TEXTS))
     before = file_digests(path)
-    (path / storage.LOCK).unlink()
+    (path / LOCK).unlink()
     everything = [path, *path.rglob("*")]
     for item in everything:
         item.chmod(0o555 if item.is_dir() else 0o444)
@@ -471,7 +480,7 @@ def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder,
         if os.geteuid() != 0:  # to whom nothing is read-only
             with pytest.raises(GalleryError, match="cannot be written to"):
                 gallery.append(folder)
-        assert not (path / storage.LOCK).exists()
+        assert not (path / LOCK).exists()
     finally:
         for item in everything:
             item.chmod(0o755)
@@ -533,7 +542,7 @@ def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path,
     path = tmp_path / "two"
     # The first attempt leaves the shards of one process, which the second takes up.
     debug_launcher(fail_on_one_of_two_processes, (model, processor, folder, path), num_processes=2)
-    assert len(list((path / storage.SHARDS).iterdir())) == 4
+    assert len(list((path / SHARDS).iterdir())) == 4
     debug_launcher(build_on_two_processes, (model, processor, folder, path), num_processes=2)
     Gallery.build(model, processor, folder, tmp_path / "one", shard_size=3, batch_size=2)
     assert file_digests(path) == file_digests(tmp_path / "one")

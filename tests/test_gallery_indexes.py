@@ -12,19 +12,9 @@ from tpas.gallery import exact_index
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import FaissIndex
 from tpas.gallery.indexes import open_index, write_index
-from tpas.gallery.storage import (
-    GalleryError,
-    GallerySettings,
-    ShardRow,
-    StoredGallery,
-    delete_pictures,
-    id_hash,
-    list_shards,
-    new_manifest,
-    read_manifest,
-    shard_name,
-    write_shard,
-)
+from tpas.gallery.manifest import GalleryError, GallerySettings, new_manifest, read_manifest
+from tpas.gallery.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
+from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
 from tpas.manage_gallery import main as manage_gallery
 from tpas.search import rank_by_embeddings
 
