@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
@@ -151,6 +152,10 @@ class _Plan:
             finished[name] = {picture["id"] for picture in pictures["pictures"]}
         return cls(first_shard, known, finished)
 
+    @cached_property
+    def finished_ids(self) -> set[str]:
+        return set().union(*self.finished.values())
+
     def missing(self, pictures: Iterable[Picture], progress: tqdm) -> Iterator[Picture]:
         """The pictures that the manifest does not list; those of finished shards too, which count."""
         seen = set()
@@ -204,9 +209,8 @@ class _ShardEncoder:
             self.progress.update(len(pictures))
             return
         # Where a killed build went over other pictures, its shards may hold some of these.
-        done = set().union(*plan.finished.values())
-        self.progress.update(sum(picture.id in done for picture in pictures))
-        pictures = [picture for picture in pictures if picture.id not in done]
+        self.progress.update(sum(picture.id in plan.finished_ids for picture in pictures))
+        pictures = [picture for picture in pictures if picture.id not in plan.finished_ids]
         if not pictures:
             return
         rows, unreadable = [], {}

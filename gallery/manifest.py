@@ -10,7 +10,8 @@
         shard.json              the settings, and length and checksum of each file
 
 A shard never changes. Appending adds shards, deleting writes shards anew, and each ends with a new manifest:
-who opened the old one goes on reading the shards that it names."""
+who opened the old one goes on reading the shards that it names.
+"""
 
 import errno
 import hashlib

@@ -366,6 +366,23 @@ def test_a_killed_build_goes_on(model, processor, folder, tmp_path, monkeypatch)
     assert file_digests(path) == file_digests(tmp_path / "whole")
 
 
+def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp_path, monkeypatch):
+    """New pictures shift the others into other shards; what is finished is still not encoded again."""
+    path = tmp_path / "gallery"
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, processor, folder, path, shard_size=6)
+    for number in (100, 101, 102, 103):  # of which two sort before most others
+        draw_pictures(folder, 1, first=number)
+    encoded = []
+    encode = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    gallery = Gallery.build(model, processor, folder, path, shard_size=6)
+    assert sum(encoded) == 4
+    assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+
 def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     before = file_digests(gallery.path)
