@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tpas.gallery.stored_gallery import gather_rows
 
-BLOCK_ROWS = 8_192  # 8 MB of 256 dimensions, which stays in the cache between copy and product
+BLOCK_ROWS = 4_096  # 4 MB of 256 dimensions, which stay in the cache between copy and product
 QUERIES_AT_ONCE = 256
-PAIRS_AT_ONCE = 65_536  # whose embeddings are held in double precision
+PAIRS_AT_ONCE = 2_048  # whose embeddings are held in double precision, in the cache
 
 
 class ExactIndex:
@@ -73,8 +73,8 @@ class ExactIndex:
     def _blocks(self) -> Iterator[Tensor]:
         """All rows in order, (n, D) with n up to BLOCK_ROWS, each copied into the same memory.
 
-        The copy reads at full bandwidth, and the product then finds its rows in the cache: measured 20 %
-        faster than a product that reads from memory itself.
+        The copy reads at full bandwidth, and the product then finds its rows in the cache: some 15 % faster
+        than a product that reads from memory itself.
         """
         block = torch.empty(BLOCK_ROWS, self.segments[0].shape[1])
         parts, filled = [], 0
@@ -179,11 +179,13 @@ def rank_candidates(
     sizes = torch.tensor([len(rows) for rows in candidates])
     rows = torch.cat(list(candidates))  # (C,)
     query = torch.arange(len(queries)).repeat_interleave(sizes)  # (C,)
-    cosines = torch.empty(len(rows))
-    for pairs in torch.arange(len(rows)).split(PAIRS_AT_ONCE):
-        embeds = gather_rows(index.segments, index.starts, rows[pairs])  # (n, D)
-        # Rounded, so that equal pictures get equal cosines wherever they lie.
-        cosines[pairs] = (embeds.double() * queries.double()[query[pairs]]).sum(dim=1).float()
+    embeds = gather_rows(index.segments, index.starts, rows)  # (C, D)
+    products = [
+        (part.double() * queries[own].double()).sum(dim=1)
+        for part, own in zip(embeds.split(PAIRS_AT_ONCE), query.split(PAIRS_AT_ONCE), strict=True)
+    ]
+    # Rounded, so that equal pictures get equal cosines wherever they lie.
+    cosines = torch.cat(products).float()  # (C,)
     order = np.lexsort((index.id_hashes[rows].numpy(), -cosines.numpy(), query.numpy()))
     first = sizes.cumsum(0) - sizes  # (Q,) of each query in `order`
     best = torch.from_numpy(order)[first[:, None] + torch.arange(count)]  # (Q, count)
