@@ -250,6 +250,8 @@ class Gallery:
     def delete(self, ids: Collection[str]) -> None:
         """Removes pictures and all that was computed from them; the picture files themselves stay.
 
+        A faiss index goes as well. A Milvus database forgets them with the next `write_index`.
+
         Raises:
             KeyError: an id is not there; then none is removed.
         """

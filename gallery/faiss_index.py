@@ -18,6 +18,8 @@ from torch import Tensor
 
 from tpas.gallery.exact_index import ExactIndex, rank_candidates
 from tpas.gallery.manifest import (
+    FAISS_DESCRIPTION,
+    FAISS_INDEX,
     GalleryError,
     builder_lock,
     explained_write_errors,
@@ -28,7 +30,6 @@ from tpas.gallery.stored_gallery import StoredGallery, gather_rows
 
 logger = logging.getLogger(__name__)
 
-INDEX, DESCRIPTION = "faiss.index", "faiss.json"
 CANDIDATES = 2  # rows that are scored again for each one asked for
 TRAINING_ROWS_PER_LIST = 64
 CALIBRATION_COUNT = 128  # the recall is that of this many best rows
@@ -131,12 +132,12 @@ def write_faiss_index(stored: StoredGallery, exact: ExactIndex, **settings: Any)
     faiss = import_faiss()
     index, recall = FaissIndex.train(exact, **settings)
     with builder_lock(stored.directory), explained_write_errors(stored.directory):
-        target = stored.directory / INDEX
-        partial = target.with_name(f".{INDEX}.partial")
+        target = stored.directory / FAISS_INDEX
+        partial = target.with_name(f".{FAISS_INDEX}.partial")
         partial.write_bytes(faiss.serialize_index(index.lists))
         description = {"state": stored.state, "blake2b": file_checksum(partial), "recall": recall}
         os.replace(partial, target)
-        write_beside(stored.directory / DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        write_beside(stored.directory / FAISS_DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return recall
 
 
@@ -148,15 +149,17 @@ def open_faiss_index(stored: StoredGallery, exact: ExactIndex) -> FaissIndex:
     """
     faiss = import_faiss()
     remedy = f"run `tpas gallery index {stored.directory} --index faiss`"
-    path = stored.directory / INDEX
+    path = stored.directory / FAISS_INDEX
     try:
-        description = json.loads((stored.directory / DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads((stored.directory / FAISS_DESCRIPTION).read_text(encoding="utf-8"))
         state, checksum = description["state"], description["blake2b"]
         found = file_checksum(path)
     except FileNotFoundError:
         raise GalleryError(f"the gallery {stored.directory} has no faiss index: {remedy}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GalleryError(f"{stored.directory / DESCRIPTION} is damaged ({error!r}): {remedy}") from error
+        raise GalleryError(
+            f"{stored.directory / FAISS_DESCRIPTION} is damaged ({error!r}): {remedy}"
+        ) from error
     if state != stored.state:
         raise GalleryError(f"{path} is older than the gallery's last change: {remedy}")
     if found != checksum:
@@ -174,4 +177,4 @@ def import_faiss() -> Any:
 
 
 def has_faiss_index(directory: Path) -> bool:
-    return (directory / INDEX).is_file()
+    return (directory / FAISS_INDEX).is_file()

@@ -2,6 +2,7 @@
 
     gallery.json                the manifest, written last: a shard that it does not name does not count
     builder.lock                held by the one build that may write
+    faiss.index  faiss.json     an approximate index of the embeddings, and what it was made from; optional
     shards/000003-5f0c2a91/     some hundred pictures, written beside and renamed
         pictures.json           ids and files of the pictures, and what could not be read
         embeddings.safetensors  embeddings (n, D) fp32, id_hashes (n,) and token_checksums (n,) int64
@@ -31,6 +32,7 @@ from safetensors import SafetensorError
 FORMAT = 1
 MANIFEST = "gallery.json"
 LOCK = "builder.lock"
+FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
 SHARDS = "shards"
 SHARD = "shard.json"
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")

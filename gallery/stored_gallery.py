@@ -19,6 +19,8 @@ from torch import Tensor
 
 from tpas.gallery.manifest import (
     EMBEDDINGS,
+    FAISS_DESCRIPTION,
+    FAISS_INDEX,
     MANIFEST,
     PICTURES,
     SHARDS,
@@ -250,8 +252,8 @@ def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor)
 def delete_pictures(directory: Path, ids: Collection[str]) -> None:
     """Removes pictures for good: what was computed from them is no longer in any file.
 
-    The shards that held them are written anew without them. A gallery opened before can no longer read
-    those shards' tokens, and says so.
+    The shards that held them are written anew without them, and a faiss index is removed. A gallery opened
+    before can no longer read those shards' tokens, and says so.
 
     Raises:
         KeyError: a picture is not there; then none is removed.
@@ -279,3 +281,5 @@ def delete_pictures(directory: Path, ids: Collection[str]) -> None:
         write_manifest(directory, manifest)
         for name in replaced:
             shutil.rmtree(directory / SHARDS / name)
+        for file in (FAISS_INDEX, FAISS_DESCRIPTION):
+            (directory / file).unlink(missing_ok=True)

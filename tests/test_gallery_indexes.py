@@ -158,8 +158,12 @@ def test_a_faiss_index_on_disk(tmp_path, capsys):
         open_index("faiss", stored)
     file.write_bytes(content)
     open_index("faiss", stored)
-    delete_pictures(stored.directory, ["picture 7"])
+    changed = write_gallery(stored.directory, images[:10], prefix="other")
     with pytest.raises(GalleryError, match="faiss.index is older than the gallery's last change"):
+        open_index("faiss", changed)
+    delete_pictures(stored.directory, ["picture 7"])
+    assert not file.exists()  # it held what was computed from the picture
+    with pytest.raises(GalleryError, match="has no faiss index"):
         open_index("faiss", StoredGallery(stored.directory))
 
 
