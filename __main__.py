@@ -8,6 +8,8 @@ COMMANDS = {
     "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
     "train": ("train_accelerate", "fine-tune on PAB, in one process; `accelerate launch` takes several"),
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
+    "gallery": ("manage_gallery", "encode pictures into a gallery; append to it, delete from it"),
+    "search": ("search_gallery", "find the pictures of a gallery that answer a text"),
     "compare": ("compare_evaluations", "test one evaluation against another, query by query"),
     "submit": ("submit_answers", "write or check a challenge's answer file"),
     "rerank": ("rerank_scores", "settle collisions or hubs in a score file of any system"),

@@ -1,15 +1,20 @@
 """Two-stage search: rank a gallery by embeddings, re-score each query's shortlist by cross-modal matching.
 
+[`Gallery`] does so over a directory of encoded pictures; the functions are its stages, on tensors in memory.
+
 A query's ranking depends on its caption, the pictures and their ids. Neither the order of the gallery, nor
 the batch size, nor the number of processes takes part. Ties are settled by a hash of the gallery id: PAB's
 file names say which pictures are normal, and rows follow file names, so neither may settle them.
 """
 
 import hashlib
+import io
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -19,12 +24,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from tpas.fusion import SystemScores, weighted_sum
+from tpas.gallery.building import build_shards
+from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
+from tpas.gallery.indexes import Index, check_index, open_index, write_index
+from tpas.gallery.manifest import GallerySettings
+from tpas.gallery.pictures import find_pictures, load_inside
+from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.sca import Confidence, sca_rerank
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
+IMAGES_AT_ONCE, PAIRS_AT_ONCE = 64, 1024  # whose tokens re-ranking holds in memory
 
 
 def model_fingerprint(model: TPASModel) -> str:
@@ -62,6 +75,330 @@ class EncodedTexts:
     embeds: Tensor
     hidden_states: Tensor
     attention_mask: Tensor
+
+
+@dataclass(frozen=True)
+class SearchHit:
+    """A picture that answers a query.
+
+    Attributes:
+        id: the picture's name in the gallery.
+        rank: its place in the answer, from 1.
+        score: what the answer is ordered by: the match logit where there is one, otherwise the cosine. With
+            SCA a picture keeps its score, so the first one's may be lower than the second one's.
+        cosine: of the embeddings of text and picture.
+        match_logit: of the cross-modal encoder; None where it did not read the pair.
+        embedding_rank: its place by cosine alone, from 1.
+        path: where its file was when the gallery was built; None for a picture that was no file.
+    """
+
+    id: str
+    rank: int
+    score: float
+    cosine: float
+    match_logit: float | None
+    embedding_rank: int
+    path: Path | None
+    _open: Callable[[], Image.Image] = field(repr=False, compare=False)
+
+    def picture(self) -> Image.Image:
+        """The picture's thumbnail, or without one the file itself.
+
+        Raises:
+            FileNotFoundError, ValueError: there is neither, or it cannot be read.
+        """
+        return self._open()
+
+
+class Gallery:
+    """Pictures encoded once into a directory, then searched as often as asked.
+
+        gallery = Gallery.build(model, processor, "pictures/", "gallery/")
+        hits = Gallery.open("gallery/", model, processor).search(["a man in a red coat is lying on the road"])
+
+    A gallery shows the directory as it was when it was opened; its own `append` and `delete` open it anew.
+    """
+
+    def __init__(
+        self,
+        stored: StoredGallery,
+        model: TPASModel | None,
+        processor: TPASProcessor | None,
+        index: str,
+        images_root: str | None,
+    ):
+        self.stored = stored
+        self.model = model
+        self.processor = processor
+        self.index = index
+        self.images_root = images_root
+
+    @classmethod
+    def build(
+        cls,
+        model: TPASModel,
+        processor: TPASProcessor,
+        images: Any,
+        path: str | Path,
+        *,
+        tokens: Literal["float16", "float32"] | None = "float16",
+        thumbnail_size: int | None = None,
+        id_column: str | None = None,
+        shard_size: int = 512,
+        batch_size: int = 16,
+        workers: int = 2,
+        accelerator: Accelerator | None = None,
+    ) -> "Gallery":
+        """Encodes pictures into the directory `path`, and opens it.
+
+        It may be repeated at any time, with the same pictures or more: those whose ids are in the gallery are
+        not encoded again, nor are those that a killed build had finished. A picture that cannot be read is
+        left out, and `unreadable` tells why. The model is put into evaluation mode and left in it.
+
+        Args:
+            images: a folder (ids are relative paths; links that lead out of it are left out), a
+                `datasets.Dataset` with an Image column, or an iterable of (id, path or PIL image).
+            tokens: the type of the image tokens kept for re-ranking, 297 KB a picture at full size in
+                "float16"; `None`: they are computed again from the files when a query needs them.
+            thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
+            id_column: the dataset's column of ids; `None`: row numbers.
+            shard_size: pictures in a shard. A kill loses what is done of one shard a process.
+            batch_size: pictures in one forward pass.
+            workers: threads that read pictures, in each process.
+            accelerator: its processes share the work; each must call this, and gets the gallery.
+
+        Raises:
+            GalleryError: the gallery there is another model's or has other settings, another process writes
+                to it, or the disk failed; what is there stays whole.
+            ValueError, TypeError: for a folder without pictures, and an id that occurs twice.
+        """
+        if tokens not in ("float16", "float32", None):
+            raise ValueError(f"tokens must be 'float16', 'float32' or None, got {tokens!r}")
+        if thumbnail_size is not None and thumbnail_size < 1:
+            raise ValueError(f"thumbnail_size must be at least 1, got {thumbnail_size}")
+        build_shards(
+            model.eval(),
+            processor,
+            find_pictures(images, id_column),
+            Path(path),
+            GallerySettings(model_fingerprint(model), tokens, thumbnail_size),
+            shard_size=shard_size,
+            batch_size=batch_size,
+            workers=workers,
+            accelerator=accelerator,
+        )
+        return cls.open(path, model, processor)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        model: TPASModel | None = None,
+        processor: TPASProcessor | None = None,
+        *,
+        index: str = "exact",
+        images_root: str | Path | None = None,
+    ) -> "Gallery":
+        """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
+
+        Args:
+            model, processor: those that built it; without them it can be looked at, not searched. The model
+                is put into evaluation mode and left in it.
+            index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
+                address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
+            images_root: the folder where the pictures lie now, if it was moved since.
+
+        Raises:
+            FileNotFoundError: there is no gallery.
+            GalleryError: it is damaged, not finished, or another model's; both fingerprints are named.
+        """
+        stored = StoredGallery(path)
+        if model is not None:
+            model.eval()
+            expected = stored.settings
+            own = GallerySettings(model_fingerprint(model), expected.tokens, expected.thumbnail_size)
+            own.check_equal(expected, stored.directory)
+        root = None if images_root is None else str(images_root)
+        return cls(stored, model, processor, check_index(index), root)
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    @property
+    def path(self) -> Path:
+        return self.stored.directory
+
+    @property
+    def ids(self) -> list[str]:
+        """Every picture's id, in the order of its rows."""
+        return list(self.stored.ids())
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """By id, why a picture that was to be encoded is not in the gallery."""
+        return dict(self.stored.manifest["unreadable"])
+
+    def verify(self) -> None:
+        """Compares every file with its checksum; raises GalleryError for the first that differs."""
+        self.stored.verify()
+
+    def append(self, images: Any, **settings: Any) -> None:
+        """Encodes the pictures whose ids are new; `settings` are `build`'s that the gallery does not fix."""
+        model, processor = self._encoders()
+        fixed = {"tokens": self.stored.settings.tokens, "thumbnail_size": self.stored.settings.thumbnail_size}
+        self._reopen(Gallery.build(model, processor, images, self.path, **fixed, **settings).stored)
+
+    def delete(self, ids: Collection[str]) -> None:
+        """Removes pictures and all that was computed from them; the picture files themselves stay.
+
+        A faiss index goes as well. A Milvus database forgets them with the next `write_index`.
+
+        Raises:
+            KeyError: an id is not there; then none is removed.
+        """
+        delete_pictures(self.path, ids)
+        self._reopen(StoredGallery(self.path))
+
+    def write_index(self, index: str, texts: Sequence[str] | None = None) -> str:
+        """Makes or renews the index "faiss", or a Milvus database's, for `open`; says what was done.
+
+        Args:
+            texts: such as will be asked; a faiss index is set by its recall on them (256 are plenty).
+        """
+        queries = None if texts is None else encode_texts(*self._encoders(), texts).embeds
+        return write_index(index, self.stored, queries)
+
+    def search(
+        self,
+        texts: Sequence[str],
+        top_k: int = 10,
+        shortlist: int = DEFAULT_SHORTLIST,
+        rerank: bool = True,
+        sca: Confidence | None = None,
+        *,
+        batch_size: int = 64,
+    ) -> list[list[SearchHit]]:
+        """The best pictures for each text, best first.
+
+        Args:
+            top_k: pictures in each answer, or the whole gallery where that is smaller.
+            shortlist: pictures that the cross-modal encoder reads for each text, or the whole gallery. What
+                follows them in a longer answer is ordered by cosine.
+            rerank: whether it reads any.
+            sca: settles the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
+                each look for a picture of their own.
+            batch_size: texts or pairs in one forward pass.
+        """
+        for name, value in (("top_k", top_k), ("shortlist", shortlist)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        model, processor = self._encoders()
+        if isinstance(texts, str):
+            raise TypeError("texts must be a sequence of strings, got one string")
+        if not texts or not len(self):
+            return [[] for _ in texts]
+        encoded = encode_texts(model, processor, texts, batch_size=batch_size)
+        head = min(shortlist, len(self)) if rerank or sca else 0
+        candidates, cosines = self._opened_index.search(
+            encoded.embeds, min(max(top_k, head), len(self))
+        )  # (Q, K)
+
+        logits = None
+        ranking = candidates
+        if head:
+            scores = cosines[:, :head]
+            if rerank:
+                scores = logits = self._match(encoded, candidates[:, :head], batch_size)
+            ranking, scores = reorder(candidates[:, :head], scores)
+            if sca:
+                ranking = sca_rerank(ranking, scores, confidence=sca).indices
+            ranking = replace_head(candidates, ranking)
+        return [
+            self._hits(
+                ranking[query, :top_k],
+                candidates[query],
+                cosines[query],
+                None if logits is None else logits[query],
+            )
+            for query in range(len(texts))
+        ]
+
+    def _match(self, texts: EncodedTexts, shortlists: Tensor, batch_size: int) -> Tensor:
+        """The match logits (Q, K) of the gallery's rows (Q, K): the one place that says what computes them.
+
+        Goes over the pictures in the order of their rows, so that each one's tokens are read once.
+        """
+        rows, image = shortlists.unique(return_inverse=True)  # (R,) and (Q, K) of what to read
+        logits = torch.empty(shortlists.shape)
+        for start in range(0, len(rows), IMAGES_AT_ONCE):
+            hidden_states = torch.from_numpy(self._tokens[rows[start : start + IMAGES_AT_ONCE]])
+            images = EncodedImages(embeds=hidden_states.new_empty(0), hidden_states=hidden_states)
+            here = ((image >= start) & (image < start + IMAGES_AT_ONCE)).nonzero()  # (pairs, 2)
+            for pairs in here.split(PAIRS_AT_ONCE):
+                query, place = pairs.unbind(dim=1)
+                own = EncodedTexts(
+                    texts.embeds[query], texts.hidden_states[query], texts.attention_mask[query]
+                )
+                chosen = (image[query, place] - start)[:, None]
+                matched = match_shortlists(self.model, images, own, chosen, batch_size=batch_size)
+                logits[query, place] = matched[:, 0]
+        return logits
+
+    def _hits(
+        self, ranking: Tensor, candidates: Tensor, cosines: Tensor, logits: Tensor | None
+    ) -> list[SearchHit]:
+        """One text's answer: `ranking` (top_k,) of its `candidates` (K,), whose first have `logits`."""
+        places = {row: place for place, row in enumerate(candidates.tolist())}
+        hits = []
+        for rank, row in enumerate(ranking.tolist(), start=1):
+            place = places[row]
+            cosine = cosines[place].item()
+            logit = logits[place].item() if logits is not None and place < len(logits) else None
+            record = self.stored.record(row)
+            root = self.images_root or record["root"]
+            hits.append(
+                SearchHit(
+                    id=record["id"],
+                    rank=rank,
+                    score=cosine if logit is None else logit,
+                    cosine=cosine,
+                    match_logit=logit,
+                    embedding_rank=place + 1,
+                    path=None if record["path"] is None else Path(root, record["path"]),
+                    _open=partial(_picture, self.stored, row, self.images_root),
+                )
+            )
+        return hits
+
+    @cached_property
+    def _opened_index(self) -> Index:
+        return open_index(self.index, self.stored)
+
+    @cached_property
+    def _tokens(self) -> ImageTokens:
+        if self.stored.settings.tokens is not None:
+            return ImageTokens(self.stored)
+        return RecomputedImageTokens(self.stored, self.model, self.processor, self.images_root)
+
+    def _encoders(self) -> tuple[TPASModel, TPASProcessor]:
+        if self.model is None or self.processor is None:
+            raise ValueError(f"open the gallery {self.path} with its model and processor to search or append")
+        return self.model, self.processor
+
+    def _reopen(self, stored: StoredGallery) -> None:
+        self.stored = stored
+        for name in ("_opened_index", "_tokens"):
+            self.__dict__.pop(name, None)
+
+
+def _picture(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
+    thumbnail = stored.thumbnail(row)
+    if thumbnail is not None:
+        return Image.open(io.BytesIO(thumbnail)).convert("RGB")
+    record = stored.record(row)
+    if record["path"] is None:
+        raise FileNotFoundError(f"picture {record['id']!r} was no file, and the gallery keeps no thumbnails")
+    return load_inside(images_root or record["root"], record["path"])
 
 
 def encode_images(

@@ -1,0 +1,187 @@
+"""How fast exact embedding search is, beside the machine's limit and faiss, and what faiss's lists miss.
+
+    python benchmarks/embedding_search.py                    # 1,000,000 x 256, 32 queries at once
+    python benchmarks/embedding_search.py --lists clustered random    # also trains the approximate index
+    python benchmarks/embedding_search.py --quick
+
+The limit is the longer of two: reading all embeddings once at the measured bandwidth, and the product at the
+rate of the fastest large fp32 product. All are timed in turn, round after round; figures are medians, and a
+ratio is the median of the rounds' ratios.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import faiss
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tpas.gallery.exact_index import BlockProduct, ExactIndex
+from tpas.gallery.faiss_index import FaissIndex
+
+SHARD_ROWS = 512  # of a gallery as `Gallery.build` writes it
+SQUARE = 2048  # rows and columns of the large product
+UNSEEN_COSINES = (0.7, 0.35)  # of queries with the pictures that they are made from
+
+
+def made_embeddings(kind: str, rows: int, size: int, seed: int = 0) -> Tensor:
+    """Unit vectors: "random", or "clustered" around a centre for every thousand, at cosines of about 0.8."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = F.normalize(torch.randn(rows, size, generator=generator), dim=1)
+    if kind == "random":
+        return noise
+    centres = F.normalize(torch.randn(max(1, rows // 1000), size, generator=generator), dim=1)
+    return F.normalize(
+        centres[torch.randint(len(centres), (rows,), generator=generator)] + 0.75 * noise, dim=1
+    )
+
+
+def made_queries(embeddings: Tensor, queries: int, cosine: float, seed: int = 1) -> Tensor:
+    """Unit vectors at about this cosine from rows drawn at random."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(embeddings), (queries,), generator=generator)
+    noise = F.normalize(torch.randn(queries, embeddings.shape[1], generator=generator), dim=1)
+    return F.normalize(embeddings[rows] + (1 / cosine**2 - 1) ** 0.5 * noise, dim=1)
+
+
+def interleaved(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each work in each round, after one round that does not count."""
+    seconds = {name: [] for name in work}
+    for number in range(repeats + 1):
+        for name, function in work.items():
+            start = time.perf_counter()
+            function()
+            if number > 0:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measure_exact(embeddings: Tensor, queries: Tensor, count: int, repeats: int) -> dict:
+    """Median seconds, ratios to faiss, and shares of the limit."""
+    hashes = torch.randperm(len(embeddings))
+    ours = ExactIndex([embeddings], hashes)
+    sharded = ExactIndex([part.clone() for part in embeddings.split(SHARD_ROWS)], hashes)
+    flat = faiss.IndexFlatIP(embeddings.shape[1])
+    flat.add(embeddings.numpy())
+    square = torch.randn(SQUARE, SQUARE)
+    packed = BlockProduct(square)
+    zeros = torch.zeros(SQUARE)
+    seconds = interleaved(
+        {
+            "read": embeddings.sum,
+            "product, oneDNN": lambda: packed(square, zeros),
+            "product, torch": lambda: F.linear(square, square),
+            "faiss flat": lambda: flat.search(queries.numpy(), count),
+            "ours": lambda: ours.search(queries, count),
+            "ours, shards of 512": lambda: sharded.search(queries, count),
+        },
+        repeats,
+    )
+    share = embeddings.numel() * len(queries) / SQUARE**3  # of the large product's operations
+    rounds = zip(seconds["read"], seconds["product, oneDNN"], seconds["product, torch"], strict=True)
+    limits = [max(read, share * min(products)) for read, *products in rounds]
+    result = {
+        "limit": statistics.median(limits),
+        "bandwidth_GB_s": embeddings.nbytes / statistics.median(seconds["read"]) / 1e9,
+        "product_GFLOP_s": 2 * SQUARE**3 / statistics.median(seconds["product, oneDNN"]) / 1e9,
+        "rows": [],
+    }
+    for name in ("faiss flat", "ours", "ours, shards of 512"):
+        times = seconds[name]
+        result["rows"].append(
+            {
+                "name": name,
+                "seconds": statistics.median(times),
+                "fastest": min(times),
+                "times_faiss": statistics.median(
+                    other / own for other, own in zip(seconds["faiss flat"], times, strict=True)
+                ),
+                "share_of_limit": statistics.median(
+                    limit / own for limit, own in zip(limits, times, strict=True)
+                ),
+            }
+        )
+    return result
+
+
+def measure_lists(embeddings: Tensor, queries: int, count: int, repeats: int) -> dict:
+    """What the approximate index takes to build, what it finds of unseen queries, and how fast."""
+    exact = ExactIndex([embeddings], torch.randperm(len(embeddings)))
+    start = time.perf_counter()
+    index, measured = FaissIndex.train(exact)
+    result = {
+        "build_seconds": time.perf_counter() - start,
+        "lists": index.lists.nlist,
+        "lists_read": index.lists.nprobe,
+        "recall_when_built": measured,
+        "recall": {},
+    }
+    for cosine in UNSEEN_COSINES:
+        texts = made_queries(embeddings, 200, cosine, seed=2)
+        wanted, _ = exact.search(texts, count)
+        found, _ = index.search(texts, count)
+        hits = [torch.isin(best, rows).double().mean() for best, rows in zip(wanted, found, strict=True)]
+        result["recall"][str(cosine)] = torch.stack(hits).mean().item()
+    texts = made_queries(embeddings, queries, UNSEEN_COSINES[-1], seed=3)
+    seconds = interleaved(
+        {"exact": lambda: exact.search(texts, count), "lists": lambda: index.search(texts, count)}, repeats
+    )
+    return result | {f"{name}_seconds": statistics.median(times) for name, times in seconds.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Exact and approximate embedding search, timed.")
+    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--size", type=int, default=256, help="of an embedding (default: 256)")
+    parser.add_argument("--queries", type=int, default=32, help="at once (default: 32)")
+    parser.add_argument("--count", type=int, default=128, help="pictures found for each (default: 128)")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--lists", nargs="*", choices=["clustered", "random"], default=[])
+    parser.add_argument("--quick", action="store_true", help="20,000 pictures, 2 repeats: shows that it runs")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.pictures, arguments.repeats = 20_000, 2
+    torch.set_num_threads(arguments.threads)
+    faiss.omp_set_num_threads(arguments.threads)
+
+    pictures, size, count = arguments.pictures, arguments.size, arguments.count
+    embeddings = made_embeddings("random", pictures, size)
+    texts = made_queries(embeddings, arguments.queries, 0.5)
+    exact = measure_exact(embeddings, texts, count, arguments.repeats)
+    print(
+        f"{pictures:,} x {size}, {arguments.queries} queries, best {count}, {arguments.threads} threads: "
+        f"limit {exact['limit'] * 1e3:.0f} ms ({exact['bandwidth_GB_s']:.0f} GB/s, "
+        f"{exact['product_GFLOP_s']:.0f} GFLOP/s)"
+    )
+    for row in exact["rows"]:
+        print(
+            f"{row['name']:22}{row['seconds'] * 1e3:8.0f} ms (fastest {row['fastest'] * 1e3:.0f})"
+            f"{row['times_faiss']:7.2f} x faiss flat{row['share_of_limit']:8.0%} of the limit"
+        )
+    figures = {"pictures": pictures, "size": size, "queries": arguments.queries, "exact": exact, "lists": {}}
+    for kind in arguments.lists:
+        embeddings = made_embeddings(kind, pictures, size)
+        figures["lists"][kind] = lists = measure_lists(
+            embeddings, arguments.queries, count, arguments.repeats
+        )
+        recall = ", ".join(f"{value:.4f} at cosine {cosine}" for cosine, value in lists["recall"].items())
+        print(
+            f"faiss lists, {kind}: built in {lists['build_seconds']:.0f} s, reads {lists['lists_read']} of "
+            f"{lists['lists']}; recall@{count} of unseen queries {recall}; "
+            f"{lists['lists_seconds'] * 1e3:.0f} ms, exact {lists['exact_seconds'] * 1e3:.0f} ms"
+        )
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

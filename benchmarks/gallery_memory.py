@@ -1,0 +1,129 @@
+"""How much memory a search of a PAB-sized gallery takes: embeddings, tokens on disk, shortlist 128.
+
+    python benchmarks/gallery_memory.py --folder /a/disk/with/12GB        # 36,773 pictures, 10.9 GB of tokens
+    python benchmarks/gallery_memory.py --quick
+
+Writes made embeddings and tokens of X-VLM base's true shape (145 x 1024, fp16) as a gallery, then opens and
+searches it in a fresh process with a narrow model (its arithmetic is not what is measured), and removes it.
+Memory is the peak resident size, mapped pages included, though the system may take those back at any time.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers import BertTokenizer
+
+from tpas.configuration_tpas import TPASConfig
+from tpas.gallery.manifest import GallerySettings, new_manifest
+from tpas.gallery.shards import ShardRow, list_shards, shard_name, write_shard
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.search import Gallery, model_fingerprint
+
+TOKENS, WIDTH = 145, 1024  # X-VLM base at 384 pixels
+SHARD_ROWS = 512
+WORDS = [f"word{number}" for number in range(200)]
+
+
+def narrow_model() -> tuple[TPASModel, TPASProcessor]:
+    """X-VLM base's interface in a model with hardly any arithmetic; equal whenever it is called."""
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 5 + len(WORDS),
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+    }
+    vision = {"image_size": 384, "embed_dim": 128, "depths": [1, 1, 1, 1], "num_heads": [4, 8, 16, 32]}
+    config = TPASConfig(
+        vision_config=vision | {"window_size": 12}, text_config=text, num_cross_modal_layers=1
+    )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return TPASModel(config).eval(), TPASProcessor.build(tokenizer)
+
+
+def write_gallery(directory: Path, pictures: int) -> int:
+    """A gallery of made embeddings; its tokens repeat those of 512 pictures. Returns its bytes on disk."""
+    model, _ = narrow_model()
+    settings = GallerySettings(model_fingerprint(model), "float16", None)
+    (directory / "shards").mkdir(parents=True)
+    tokens = torch.randn(SHARD_ROWS, TOKENS, WIDTH).half()
+    names = []
+    for first in range(0, pictures, SHARD_ROWS):
+        embeddings = F.normalize(torch.randn(min(SHARD_ROWS, pictures - first), 256), dim=1)
+        ids = [f"picture {first + row}" for row in range(len(embeddings))]
+        parts = zip(ids, embeddings, tokens, strict=False)
+        rows = [ShardRow(name, embedding, own, None, None, None) for name, embedding, own in parts]
+        names.append(shard_name(first // SHARD_ROWS, ids))
+        write_shard(directory, names[-1], settings, rows, {})
+    manifest = new_manifest(settings)
+    list_shards(directory, manifest, names)
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def measure(directory: Path, queries: int) -> dict[str, Any]:
+    """Peak memory (MiB) before opening, and after searches, and their seconds."""
+
+    def peak() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    model, processor = narrow_model()
+    generator = torch.Generator().manual_seed(1)
+    words = torch.randint(len(WORDS), (queries, 50), generator=generator).tolist()
+    texts = [" ".join(WORDS[word] for word in row) for row in words]
+    figures = {"imports_and_model": peak()}
+    gallery = Gallery.open(directory, model, processor)
+    figures["opened"] = peak()
+    start = time.perf_counter()
+    gallery.search(texts, rerank=False)
+    figures["embedding_seconds"], figures["embeddings"] = time.perf_counter() - start, peak()
+    start = time.perf_counter()
+    answers = gallery.search(texts, shortlist=128)
+    figures["search_seconds"], figures["search"] = time.perf_counter() - start, peak()
+    figures["pictures"], figures["hits"] = len(gallery), sum(map(len, answers))
+    return figures
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Peak memory of searching a PAB-sized gallery.")
+    parser.add_argument("--pictures", type=int, default=36_773)
+    parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("--folder", type=Path, help="where the temporary gallery is written")
+    parser.add_argument("--quick", action="store_true", help="600 pictures, 4 queries: shows that it runs")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.pictures, arguments.queries = 600, 4
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
+        directory = Path(temporary) / "gallery"
+        disk = write_gallery(directory, arguments.pictures)
+        context = multiprocessing.get_context("spawn")  # nothing of the writing is left in its memory
+        with ProcessPoolExecutor(1, mp_context=context) as executor:
+            figures = executor.submit(measure, directory, arguments.queries).result()
+    figures |= {"disk_bytes": disk, "queries": arguments.queries}
+    print(
+        f"{figures['pictures']:,} pictures, {disk / 1e9:.1f} GB on disk, {arguments.queries} queries at once"
+    )
+    for name in ("imports_and_model", "opened", "embeddings", "search"):
+        print(f"peak memory, {name.replace('_', ' '):18}{figures[name]:8.0f} MiB")
+    print(
+        f"{figures['embedding_seconds']:.1f} s by embeddings, {figures['search_seconds']:.1f} s with matching"
+    )
+    if arguments.output:
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

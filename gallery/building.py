@@ -1,0 +1,286 @@
+"""Encodes pictures into a gallery's shards: over any number of processes, from where a kill stopped it."""
+
+import logging
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from operator import length_hint
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from tpas.gallery.manifest import (
+    SHARDS,
+    GalleryError,
+    GallerySettings,
+    builder_lock,
+    explained_write_errors,
+    new_manifest,
+    read_manifest,
+)
+from tpas.gallery.pictures import Picture
+from tpas.gallery.shards import (
+    ShardRow,
+    id_hash,
+    jpeg_thumbnail,
+    list_shards,
+    read_shard,
+    shard_name,
+    unlisted_shards,
+    write_shard,
+)
+from tpas.gallery.stored_gallery import StoredGallery
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture as the model takes it.
+
+    Attributes:
+        pixel_values: (3, H, W).
+        thumbnail: JPEG, or None where none is kept.
+    """
+
+    pixel_values: Tensor
+    thumbnail: bytes | None
+
+
+def build_shards(
+    model: TPASModel,
+    processor: TPASProcessor,
+    pictures: Iterable[Picture],
+    directory: Path,
+    settings: GallerySettings,
+    *,
+    shard_size: int,
+    batch_size: int,
+    workers: int,
+    accelerator: Accelerator | None,
+) -> None:
+    """Adds the pictures whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
+
+    Which pictures share a shard, and a batch of the model, depends on their order alone: neither on the
+    number of processes nor on where an earlier build was stopped. Every process of `accelerator` must call
+    it, with the same pictures; each encodes every n-th shard.
+
+    Raises:
+        GalleryError: the gallery was made otherwise, another build runs, or the disk failed.
+        ValueError: an id occurs twice.
+    """
+    for name, value in (("shard_size", shard_size), ("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+    with ExitStack() as stack:
+        plan = None
+        with _shared_errors(processes):
+            if rank == 0:
+                stack.enter_context(builder_lock(directory))
+                with explained_write_errors(directory):
+                    (directory / SHARDS).mkdir(exist_ok=True)
+                    plan = _Plan.read(directory, settings)
+        plan = gather_object([plan])[0] if processes > 1 else plan
+
+        progress = tqdm(
+            desc="encoding pictures",
+            unit="picture",
+            total=length_hint(pictures) or None,
+            leave=False,
+            disable=None if rank == 0 else True,  # None: only on a terminal
+        )
+        encoder = _ShardEncoder(model, processor, directory, settings, batch_size, workers, progress)
+        with _shared_errors(processes), progress, encoder, torch.inference_mode():
+            for number, chunk in enumerate(_chunks(plan.missing(pictures, progress), shard_size)):
+                if number % processes == rank:
+                    encoder.encode(plan.first_shard + number, chunk, plan)
+                else:
+                    progress.update(len(chunk))
+
+        with _shared_errors(processes), explained_write_errors(directory):
+            if rank == 0:
+                _finish(directory, settings)
+
+
+@contextmanager
+def _shared_errors(processes: int) -> Iterator[None]:
+    """Lets an error of one process end all: at its end the processes wait for each other."""
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    messages = gather_object([None if error is None else str(error)]) if processes > 1 else []
+    if error is not None:
+        raise error
+    for message in messages:
+        if message is not None:
+            raise GalleryError(f"another process stopped: {message}")
+
+
+@dataclass
+class _Plan:
+    """What is done: hashes of the gallery's ids, and the ids of each shard that a killed build finished."""
+
+    first_shard: int
+    known: set[int]
+    finished: dict[str, set[str]]
+
+    @classmethod
+    def read(cls, directory: Path, settings: GallerySettings) -> "_Plan":
+        manifest = read_manifest(directory)
+        known = set()
+        if manifest is not None:
+            settings.check_equal(manifest["settings"], directory)
+            known = set(StoredGallery(directory).id_hashes.tolist())
+        finished = {}
+        first_shard = manifest["next_shard"] if manifest else 0
+        for name in unlisted_shards(directory, manifest or new_manifest(settings)):
+            shard, pictures = read_shard(directory, name)
+            settings.check_equal(shard["settings"], directory)
+            finished[name] = {picture["id"] for picture in pictures["pictures"]}
+        return cls(first_shard, known, finished)
+
+    @cached_property
+    def finished_ids(self) -> set[str]:
+        return set().union(*self.finished.values())
+
+    def missing(self, pictures: Iterable[Picture], progress: tqdm) -> Iterator[Picture]:
+        """The pictures that the manifest does not list; those of finished shards too, which count."""
+        seen = set()
+        for picture in pictures:
+            key = id_hash(picture.id)
+            if key in seen:
+                raise ValueError(f"two pictures have the id {picture.id!r}")
+            seen.add(key)
+            if key in self.known:
+                progress.update()
+            else:
+                yield picture
+
+
+def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    iterator = iter(pictures)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+class _ShardEncoder:
+    """Reads pictures in threads, ahead of the model, and writes what the model makes of them."""
+
+    def __init__(
+        self,
+        model: TPASModel,
+        processor: TPASProcessor,
+        directory: Path,
+        settings: GallerySettings,
+        batch_size: int,
+        workers: int,
+        progress: tqdm,
+    ):
+        self.model = model
+        self.processor = processor
+        self.directory = directory
+        self.settings = settings
+        self.batch_size = batch_size
+        self.progress = progress
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="picture")
+
+    def __enter__(self) -> "_ShardEncoder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.threads.shutdown(cancel_futures=True)
+
+    def encode(self, number: int, pictures: Sequence[Picture], plan: _Plan) -> None:
+        """Writes the shard of these pictures, unless a killed build has."""
+        if shard_name(number, [picture.id for picture in pictures]) in plan.finished:
+            self.progress.update(len(pictures))
+            return
+        # Where a killed build went over other pictures, its shards may hold some of these.
+        self.progress.update(sum(picture.id in plan.finished_ids for picture in pictures))
+        pictures = [picture for picture in pictures if picture.id not in plan.finished_ids]
+        if not pictures:
+            return
+        rows, unreadable = [], {}
+        for batch, futures in self._ahead(list(_chunks(pictures, self.batch_size))):
+            readable, pixel_values, thumbnails = [], [], []
+            for picture, future in zip(batch, futures, strict=True):
+                try:
+                    prepared = future.result()
+                except (OSError, ValueError) as error:
+                    logger.warning("left out %s: %s", picture.id, error)
+                    unreadable[picture.id] = str(error)
+                    continue
+                readable.append(picture)
+                pixel_values.append(prepared.pixel_values)
+                thumbnails.append(prepared.thumbnail)
+            if readable:
+                embeds, tokens = encode_pixels(self.model, torch.stack(pixel_values), self.settings.tokens)
+                for place, picture in enumerate(readable):
+                    own = None if tokens is None else tokens[place]
+                    row = ShardRow(
+                        picture.id, embeds[place], own, picture.root, picture.path, thumbnails[place]
+                    )
+                    rows.append(row)
+            self.progress.update(len(batch))
+        name = shard_name(number, [picture.id for picture in pictures])
+        with explained_write_errors(self.directory):
+            write_shard(self.directory, name, self.settings, rows, unreadable)
+
+    def _ahead(
+        self, batches: Sequence[Sequence[Picture]]
+    ) -> Iterator[tuple[Sequence[Picture], list[Future[PreparedPicture]]]]:
+        """Each batch with its pictures on the way, while the threads already read the next one."""
+        coming = [self.threads.submit(self._prepare, picture) for picture in batches[0]]
+        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+            ready = coming
+            coming = [self.threads.submit(self._prepare, picture) for picture in following]
+            yield batch, ready
+
+    def _prepare(self, picture: Picture) -> PreparedPicture:
+        if self.settings.tokens is None and picture.path is None:
+            raise GalleryError(
+                f"picture {picture.id!r} is no file to compute its tokens from again: keep the tokens"
+            )
+        image = picture.load()
+        size = self.settings.thumbnail_size
+        thumbnail = None if size is None else jpeg_thumbnail(image, size)
+        return PreparedPicture(self.processor(images=[image])["pixel_values"][0], thumbnail)
+
+
+def encode_pixels(
+    model: TPASModel, pixel_values: Tensor, tokens_type: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (B, D) fp32 and image tokens (B, 1+N, image width) of the type asked for, on the CPU."""
+    output = model.get_image_features(pixel_values.to(model.device, model.dtype))
+    tokens = None
+    if tokens_type is not None:
+        tokens = output.last_hidden_state.to("cpu", getattr(torch, tokens_type))
+    return output.pooler_output.float().cpu(), tokens
+
+
+def _finish(directory: Path, settings: GallerySettings) -> None:
+    manifest = read_manifest(directory) or new_manifest(settings)
+    list_shards(directory, manifest, unlisted_shards(directory, manifest))
+    listed = {shard["name"] for shard in manifest["shards"]}
+    for path in (directory / SHARDS).iterdir():
+        if path.name not in listed:  # none of its pictures could be read
+            shutil.rmtree(path)
+    if manifest["unreadable"]:
+        logger.warning(
+            "%d pictures could not be read and are not in the gallery %s",
+            len(manifest["unreadable"]),
+            directory,
+        )

@@ -1,0 +1,188 @@
+"""A gallery's directory: shards of encoded pictures, and a manifest that says which of them count.
+
+    gallery.json                the manifest, written last: a shard that it does not name does not count
+    builder.lock                held by the one build that may write
+    faiss.index  faiss.json     an approximate index of the embeddings, and what it was made from; optional
+    shards/000003-5f0c2a91/     some hundred pictures, written beside and renamed
+        pictures.json           ids and files of the pictures, and what could not be read
+        embeddings.safetensors  embeddings (n, D) fp32, id_hashes (n,) and token_checksums (n,) int64
+        tokens.safetensors      tokens (n, 1+N, image width), fp16 or fp32; optional
+        thumbnails.zip          0.jpg, 1.jpg, ...; optional
+        shard.json              the settings, and length and checksum of each file
+
+A shard never changes. Appending adds shards, deleting writes shards anew, and each ends with a new manifest:
+who opened the old one goes on reading the shards that it names.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import filelock
+from safetensors import SafetensorError
+
+FORMAT = 1
+MANIFEST = "gallery.json"
+LOCK = "builder.lock"
+FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
+SHARDS = "shards"
+SHARD = "shard.json"
+SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
+PICTURES, EMBEDDINGS, TOKENS, THUMBNAILS = (
+    "pictures.json",
+    "embeddings.safetensors",
+    "tokens.safetensors",
+    "thumbnails.zip",
+)
+
+
+class GalleryError(RuntimeError):
+    """A gallery that cannot be used as asked; the message says why, and the way out."""
+
+
+@dataclass(frozen=True)
+class GallerySettings:
+    """What all shards of a gallery share.
+
+    Attributes:
+        model_fingerprint: of the model that encoded it.
+        tokens: "float16" or "float32", or None where they are left out.
+        thumbnail_size: the longest side in pixels, or None for no thumbnails.
+    """
+
+    model_fingerprint: str
+    tokens: str | None
+    thumbnail_size: int | None
+
+    def check_equal(self, other: "GallerySettings", directory: Path) -> None:
+        """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`."""
+        if self.model_fingerprint != other.model_fingerprint:
+            raise GalleryError(
+                f"the gallery {directory} was made by the model {other.model_fingerprint}, and this one is "
+                f"{self.model_fingerprint}: use that model, or build another gallery with this one"
+            )
+        for name in ("tokens", "thumbnail_size"):
+            own, there = getattr(self, name), getattr(other, name)
+            if own != there:
+                raise GalleryError(
+                    f"the gallery {directory} was begun with {name}={there}, and {name}={own} was asked for: "
+                    "use the same, or build another gallery"
+                )
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest, or None where there is none.
+
+    Raises:
+        GalleryError: it is damaged, or of another format.
+    """
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        found = manifest["format"]
+        if found == FORMAT:
+            manifest["settings"] = GallerySettings(**manifest["settings"])
+            for shard in manifest["shards"]:
+                shard_number(shard["name"])
+                if not {*shard["files"]} <= {PICTURES, EMBEDDINGS, TOKENS, THUMBNAILS}:
+                    raise ValueError(f"shard {shard['name']} names files that do not belong there")
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise GalleryError(
+            f"{path} is damaged ({error!r}): restore it, or build the gallery again"
+        ) from error
+    if found != FORMAT:
+        raise GalleryError(
+            f"{path} is of format {found}, and this code reads {FORMAT}: build the gallery again"
+        )
+    return manifest
+
+
+def new_manifest(settings: GallerySettings) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": uuid4().hex,
+        "settings": settings,
+        "next_shard": 0,
+        "shards": [],
+        "unreadable": {},
+    }
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
+    content = manifest | {"settings": asdict(manifest["settings"])}
+    write_beside(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+
+
+def shard_number(name: str) -> int:
+    return int(SHARD_NAME.fullmatch(name)[1])
+
+
+@contextmanager
+def builder_lock(directory: Path) -> Iterator[None]:
+    """Holds the right to write into `directory`, which is made if need be.
+
+    The operating system gives the lock back when its process ends, however it ends.
+
+    Raises:
+        GalleryError: another build holds it, or the directory cannot be written to.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(directory / LOCK, timeout=0)
+        lock.acquire()
+    except filelock.Timeout:
+        raise GalleryError(
+            f"another process is writing to the gallery {directory}: wait for its end"
+        ) from None
+    except OSError as error:
+        raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def explained_write_errors(directory: Path) -> Iterator[None]:
+    """Turns a failed write, such as that of a full disk, into a GalleryError that says how to go on."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        remedy = "the disk is full: make room" if full else "repair this"
+        raise GalleryError(
+            f"could not write to the gallery {directory} ({error}). What is there is whole; {remedy}, then "
+            "do the same again and it goes on from there"
+        ) from error
+
+
+def file_checksum(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def write_beside(path: Path, content: str) -> None:
+    """Replaces a text file in one step."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(content, encoding="utf-8")
+    flush(partial)
+    os.replace(partial, path)
+
+
+def flush(path: Path) -> None:
+    """Leaves nothing of a file or folder in the system's memory alone, where a power cut would lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

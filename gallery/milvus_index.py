@@ -1,0 +1,163 @@
+"""A gallery's embeddings in a Milvus vector database (the extra `milvus`), for more than one machine holds.
+
+Milvus finds candidates by its own index; the gallery's embeddings on disk score them again, so cosines and
+ties are those of exact search. Embeddings go by the hash of the picture's id, which is the primary key.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tpas.gallery.exact_index import ExactIndex, rank_candidates
+from tpas.gallery.manifest import GalleryError
+from tpas.gallery.stored_gallery import StoredGallery
+
+CANDIDATES = 2  # rows that are scored again for each one asked for
+MOST_CANDIDATES = 16_384  # Milvus's own limit of a search
+ROWS_AT_ONCE = 1_000
+LONGEST_ID = 65_535  # bytes, the most of a VARCHAR
+
+
+class MilvusIndex:
+    """See [`ExactIndex`]; how many of the best rows its search misses depends on the database's settings.
+
+    A collection holds one gallery. Its alias says as of which change, so that an old one is not searched.
+
+    Args:
+        address: "http://host:19530", with a login as "http://user:password@host:19530"; or a file "*.db" for
+            the embedded milvus-lite.
+
+    Raises:
+        GalleryError: the database cannot be reached; so do the methods.
+    """
+
+    def __init__(self, address: str, stored: StoredGallery, exact: ExactIndex):
+        self.address = address
+        self.stored = stored
+        self.exact = exact
+        self.collection = f"tpas_{stored.manifest['name']}"
+        self.state_alias = f"{self.collection}_{stored.state}"
+        pymilvus = import_pymilvus()
+        with self._explained_errors():
+            self.client = pymilvus.MilvusClient(uri=address)
+
+    def close(self) -> None:
+        self.client.close()
+
+    def load(self) -> None:
+        """Readies the database for searching.
+
+        Raises:
+            GalleryError: it holds nothing of the gallery, or its pictures before or after another change.
+        """
+        with self._explained_errors():
+            if not self.client.has_collection(self.collection):
+                raise GalleryError(
+                    f"the database at {self.address} does not hold the gallery {self.stored.directory}: "
+                    f"{self._remedy}"
+                )
+            if self.state_alias not in self._aliases():
+                raise GalleryError(
+                    f"the database at {self.address} holds the gallery {self.stored.directory} as of another "
+                    f"change: {self._remedy}"
+                )
+            self.client.load_collection(self.collection)
+
+    def synchronise(self) -> None:
+        """Makes the database hold the gallery's embeddings: adds what it lacks, removes what is gone."""
+        with self._explained_errors():
+            if not self.client.has_collection(self.collection):
+                self._create_collection()
+            self.client.load_collection(self.collection)
+            for alias in self._aliases():
+                self.client.drop_alias(alias)
+            there = set(self._keys())
+            keys = self.stored.id_hashes.tolist()
+            ids = self.stored.ids()
+            embeddings = (embedding for segment in self.exact.segments for embedding in segment)
+            rows: list[dict[str, Any]] = []
+            for key, name, embedding in zip(keys, ids, embeddings, strict=True):
+                if key not in there:
+                    rows.append({"key": key, "id": name, "embedding": embedding.numpy()})
+                if len(rows) == ROWS_AT_ONCE:
+                    self.client.upsert(self.collection, rows)
+                    rows = []
+            if rows:
+                self.client.upsert(self.collection, rows)
+            gone = sorted(there - set(keys))
+            for start in range(0, len(gone), ROWS_AT_ONCE):
+                self.client.delete(self.collection, ids=gone[start : start + ROWS_AT_ONCE])
+            self.client.create_alias(self.collection, self.state_alias)
+
+    def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
+        with self._explained_errors():
+            answers = self.client.search(
+                self.collection,
+                data=list(queries.float().numpy()),
+                anns_field="embedding",
+                limit=min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES),
+                search_params={"metric_type": "IP"},
+            )
+        candidates = [self._rows([hit["key"] for hit in answer]) for answer in answers]
+        if min(map(len, candidates)) < count:
+            raise GalleryError(f"the database at {self.address} found fewer than {count} pictures")
+        return rank_candidates(queries, candidates, count, self.exact)
+
+    def _rows(self, keys: list[int]) -> Tensor:
+        hashes, order = self.stored.sorted_hashes
+        wanted = torch.tensor(keys, dtype=torch.long)
+        places = torch.searchsorted(hashes, wanted).clamp(max=len(hashes) - 1)
+        if not torch.equal(hashes[places], wanted):
+            raise GalleryError(
+                f"the database at {self.address} holds pictures that the gallery "
+                f"{self.stored.directory} lacks: {self._remedy}"
+            )
+        return order[places]
+
+    def _create_collection(self) -> None:
+        types = import_pymilvus().DataType
+        schema = self.client.create_schema(auto_id=False)
+        schema.add_field("key", types.INT64, is_primary=True)
+        schema.add_field("id", types.VARCHAR, max_length=LONGEST_ID)
+        schema.add_field("embedding", types.FLOAT_VECTOR, dim=self.exact.segments[0].shape[1])
+        index = self.client.prepare_index_params()
+        index.add_index("embedding", index_type="AUTOINDEX", metric_type="IP")
+        self.client.create_collection(
+            self.collection, schema=schema, index_params=index, consistency_level="Strong"
+        )
+
+    def _aliases(self) -> list[str]:
+        return self.client.list_aliases(self.collection)["aliases"]
+
+    def _keys(self) -> Iterator[int]:
+        pages = self.client.query_iterator(
+            self.collection, batch_size=ROWS_AT_ONCE, filter="", output_fields=["key"]
+        )
+        while page := pages.next():
+            for row in page:
+                yield row["key"]
+        pages.close()
+
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except import_pymilvus().MilvusException as error:
+            raise GalleryError(f"the Milvus database at {self.address} refused: {error}") from error
+
+    @property
+    def _remedy(self) -> str:
+        return f"run `tpas gallery index {self.stored.directory} --index {self.address}`"
+
+
+def import_pymilvus() -> Any:
+    """pymilvus, which only those who ask for this index need."""
+    try:
+        import pymilvus
+    except ImportError as error:
+        raise ImportError("a Milvus database needs pymilvus: pip install 'tpas[milvus]'") from error
+    return pymilvus

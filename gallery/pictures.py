@@ -1,0 +1,166 @@
+"""Where a gallery's pictures come from: a folder, a `datasets.Dataset`, or pairs of an id and a picture."""
+
+import io
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+from tpas.processing_tpas import MAX_IMAGE_PIXELS, load_image
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that has not been read yet.
+
+    Attributes:
+        id: its name in the gallery.
+        load: reads it as upright RGB; raises OSError or ValueError where that fails.
+        root, path: the file is `root`/`path`, `path` in POSIX form; None where it is no file.
+    """
+
+    id: str
+    load: Callable[[], Image.Image]
+    root: str | None = None
+    path: str | None = None
+
+
+def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture]:
+    """The pictures of `images`, in a fixed order; with a length where it is known.
+
+    Args:
+        images: a folder, whose files get their relative POSIX path as id; a `datasets.Dataset` with an Image
+            column; or an iterable of (id, picture), the picture a path or a `PIL.Image.Image`.
+        id_column: the dataset's column of ids; `None`: the row numbers.
+
+    Raises:
+        NotADirectoryError, ValueError, TypeError: it is none of these.
+    """
+    if isinstance(images, str | Path):
+        return _in_folder(Path(images))
+    if hasattr(images, "features"):
+        return _DatasetPictures(images, id_column)
+    if isinstance(images, Iterable):
+        return _NamedPictures(images)
+    raise TypeError(f"images must be a folder, a datasets.Dataset or pairs (id, image), got {type(images)}")
+
+
+def load_inside(root: str, path: str) -> Image.Image:
+    """The picture `root`/`path`.
+
+    Raises:
+        ValueError: it is no picture, or lies outside `root`, be it through a link.
+        FileNotFoundError: there is no such file.
+    """
+    folder = Path(root).resolve()
+    file = (folder / path).resolve()
+    if not file.is_relative_to(folder):
+        raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
+    return load_image(file)
+
+
+def _in_folder(folder: Path) -> list[Picture]:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder of pictures")
+    root = folder.resolve()
+    paths = []
+    for parent, _, names in os.walk(root):  # does not follow links to folders
+        for name in names:
+            file = Path(parent, name)
+            if file.suffix.lower() not in SUFFIXES:
+                continue
+            path = file.relative_to(root).as_posix()
+            if not file.resolve().is_relative_to(root):
+                logger.warning("left out %s: it leads out of the folder, to %s", path, file.resolve())
+            elif not _is_unicode(path):
+                logger.warning("left out %r: its name is not UTF-8", path)
+            else:
+                paths.append(path)
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return [Picture(path, partial(load_inside, str(root), path), str(root), path) for path in sorted(paths)]
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _DatasetPictures:
+    def __init__(self, dataset: Any, id_column: str | None):
+        columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
+        if len(columns) != 1:
+            raise ValueError(f"the dataset must have one Image column, it has {columns or 'none'}")
+        if id_column is not None and id_column not in dataset.features:
+            raise ValueError(f"the dataset has no column {id_column!r}, only {sorted(dataset.features)}")
+        (self.column,) = columns
+        self.id_column = id_column
+        # The file's bytes as they are, so that `load_image` decodes them under its own limits.
+        undecoded = type(dataset.features[self.column])(decode=False)
+        self.dataset = dataset.cast_column(self.column, undecoded)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for number, row in enumerate(self.dataset):
+            name = str(number) if self.id_column is None else str(row[self.id_column])
+            image = row[self.column]
+            if image["bytes"] is not None:
+                yield Picture(name, partial(load_image, _NamedBytes(image["bytes"], name)))
+            else:
+                yield _file_picture(name, Path(image["path"]))
+
+
+class _NamedBytes(io.BytesIO):
+    """A file in memory under a name that errors can give."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _NamedPictures:
+    def __init__(self, pairs: Iterable[tuple[str, Any]]):
+        self.pairs = pairs
+
+    def __length_hint__(self) -> int:
+        return len(self.pairs) if hasattr(self.pairs, "__len__") else NotImplemented
+
+    def __iter__(self) -> Iterator[Picture]:
+        for name, image in self.pairs:
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"a picture's id must be a string that is not empty, got {name!r}")
+            if isinstance(image, str | Path):
+                yield _file_picture(name, Path(image))
+            elif isinstance(image, Image.Image):
+                yield Picture(name, partial(_upright, image))
+            else:
+                raise TypeError(f"picture {name!r} must be a path or a PIL image, got {type(image)}")
+
+
+def _file_picture(name: str, file: Path) -> Picture:
+    file = file.absolute()
+    return Picture(name, partial(load_image, file), str(file.parent), file.name)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(f"{width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
+    return ImageOps.exif_transpose(image).convert("RGB")

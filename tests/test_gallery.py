@@ -1,0 +1,616 @@
+"""Building, keeping and searching a gallery on disk."""
+
+import errno
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import BertTokenizer
+
+from tpas.gallery import building, pictures, shards, stored_gallery
+from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
+from tpas.gallery.manifest import (
+    EMBEDDINGS,
+    LOCK,
+    MANIFEST,
+    PICTURES,
+    SHARDS,
+    TOKENS,
+    GalleryError,
+    builder_lock,
+)
+from tpas.manage_gallery import main as manage_gallery
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.sca import sca_rerank
+from tpas.search import Gallery, encode_images, encode_texts, match_shortlists, rank_by_embeddings, reorder
+from tpas.search_gallery import main as search_gallery
+
+WORDS = ["a", "man", "woman", "wears", "red", "blue", "green", "shirt", "hat", "runs", "falls", "street"]
+TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
+
+
+@pytest.fixture
+def model(tiny_config) -> TPASModel:
+    return TPASModel(tiny_config).eval()
+
+
+@pytest.fixture
+def processor(tiny_config) -> TPASProcessor:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=tiny_config.max_text_length)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """20 pictures in two folders."""
+    return draw_pictures(tmp_path / "pictures", 20)
+
+
+def draw_pictures(folder: Path, count: int, first: int = 0) -> Path:
+    for number in range(first, first + count):
+        generator = np.random.default_rng(number)
+        path = folder / f"camera {number % 2}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Every file of a gallery but its lock, with its content; the gallery's random name left out."""
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != LOCK:
+            content = file.read_bytes()
+            if file.name == MANIFEST:
+                content = json.dumps(json.loads(content) | {"name": ""}).encode()
+            digests[file.relative_to(path).as_posix()] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def fields(answers) -> list[list[tuple]]:
+    return [
+        [(hit.id, hit.rank, hit.score, hit.cosine, hit.match_logit, hit.embedding_rank) for hit in hits]
+        for hits in answers
+    ]
+
+
+# Searching, against the stages over tensors in memory
+
+
+@pytest.mark.parametrize("tokens", ["float32", None])
+def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, tokens):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=tokens, shard_size=7)
+    answers = gallery.search(TEXTS, top_k=10, shortlist=6)
+
+    ids = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    assert gallery.ids == ids
+    images = encode_images(model, processor, [load_image(folder / name) for name in ids])
+    texts = encode_texts(model, processor, TEXTS)
+    ranking, cosines = rank_by_embeddings(texts.embeds, images.embeds, ids)
+    scores = match_shortlists(model, images, texts, ranking[:, :6])
+    head, head_scores = reorder(ranking[:, :6], scores)
+    for query, hits in enumerate(answers):
+        expected = head[query].tolist() + ranking[query, 6:10].tolist()
+        assert [hit.id for hit in hits] == [ids[row] for row in expected]
+        assert [hit.rank for hit in hits] == list(range(1, 11))
+        by_cosine = ranking[query].tolist()
+        assert [hit.embedding_rank for hit in hits] == [by_cosine.index(row) + 1 for row in expected]
+        assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
+        assert [hit.match_logit for hit in hits[6:]] == [None] * 4
+        assert [hit.cosine for hit in hits] == pytest.approx(
+            [cosines[query, by_cosine.index(row)].item() for row in expected], abs=1e-6
+        )
+        assert [hit.path for hit in hits] == [folder.resolve() / hit.id for hit in hits]
+
+
+def test_search_without_matching(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    for hits in gallery.search(TEXTS, top_k=20, rerank=False):
+        assert [hit.rank for hit in hits] == [hit.embedding_rank for hit in hits] == list(range(1, 21))
+        assert all(hit.match_logit is None and hit.score == hit.cosine for hit in hits)
+        assert hits == sorted(hits, key=lambda hit: -hit.cosine)
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_path, rerank):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    texts = [*TEXTS, TEXTS[0]]  # the last and the first collide
+    ids = gallery.ids
+    plain = gallery.search(texts, top_k=8, shortlist=8, rerank=rerank)
+    rows = np.array([[ids.index(hit.id) for hit in hits] for hits in plain])
+    scores = np.array([[hit.score for hit in hits] for hits in plain])
+    expected = sca_rerank(rows, scores, confidence="margin").indices
+    assert not np.array_equal(expected, rows)
+    settled = gallery.search(texts, top_k=3, shortlist=8, rerank=rerank, sca="margin")
+    assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
+
+
+def test_search_takes_what_there_is(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    assert [len(hits) for hits in gallery.search(TEXTS, top_k=50)] == [20] * 3
+    assert gallery.search([]) == []
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        gallery.search(TEXTS, top_k=0)
+    with pytest.raises(TypeError, match="a sequence of strings"):
+        gallery.search("a man")
+    with pytest.raises(ValueError, match="with its model and processor"):
+        Gallery.open(gallery.path).search(TEXTS)
+    gallery.delete(gallery.ids)
+    assert (len(gallery), gallery.search(TEXTS)) == (0, [[], [], []])
+
+
+def test_tokens_read_as_an_array(model, processor, folder, tmp_path):
+    kept = Gallery.build(model, processor, folder, tmp_path / "kept", tokens="float32", shard_size=7)
+    left = Gallery.build(model, processor, folder, tmp_path / "left", tokens=None, shard_size=7)
+    images = encode_images(model, processor, [load_image(folder / name) for name in kept.ids])
+    expected = images.hidden_states.numpy()
+    for tokens in (
+        ImageTokens(kept.stored),
+        RecomputedImageTokens(left.stored, model, processor, None, batch_size=4),
+    ):
+        assert len(tokens) == 20
+        for rows in (3, slice(5, 9), [8, 2, 19], np.array([6, 7]), torch.tensor([0, 13])):
+            np.testing.assert_allclose(tokens[rows], expected[rows], atol=1e-6)
+    assert kept.stored.tokens_shape == expected.shape
+
+
+# What pictures come from
+
+
+def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
+    outside = draw_pictures(tmp_path / "outside", 1, first=77)
+    (folder / "link.png").symlink_to(outside / "camera 1" / "077.png")
+    (folder / "linked").symlink_to(outside)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "camera 0" / "again.png").symlink_to(folder / "camera 0" / "000.png")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    assert len(gallery) == 21
+    assert "camera 0/again.png" in gallery.ids
+    assert "left out link.png: it leads out of the folder" in caplog.text
+    with pytest.raises(ValueError, match="leads out of"):
+        pictures.load_inside(str(folder), "../outside/camera 1/077.png")
+
+
+def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))
+    names = [file.stem for file in files]
+    columns = {"name": names, "picture": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+    features = Features({"name": Value("string"), "picture": ImageFeature()})
+    sources = {
+        "dataset": Dataset.from_dict(columns, features=features),
+        "files": zip(names, files, strict=True),
+        "pictures": ((name, Image.open(file)) for name, file in zip(names, files, strict=True)),
+    }
+    answers = {}
+    for name, images in sources.items():
+        gallery = Gallery.build(
+            model, processor, images, tmp_path / name, id_column="name" if name == "dataset" else None
+        )
+        answers[name] = gallery.search(TEXTS)
+    assert fields(answers["dataset"]) == fields(answers["files"]) == fields(answers["pictures"])
+    assert answers["files"][0][0].path in files
+    assert answers["dataset"][0][0].path is None
+    with pytest.raises(FileNotFoundError, match="was no file, and the gallery keeps no thumbnails"):
+        answers["dataset"][0][0].picture()
+    numbered = Gallery.build(model, processor, sources["dataset"], tmp_path / "numbered")
+    assert numbered.ids == [str(number) for number in range(20)]
+
+
+def test_thumbnails_are_small_copies(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", thumbnail_size=10, shard_size=8)
+    file = sorted(folder.rglob("*.png"))[12]
+    shutil.copy(file, tmp_path / "copy.png")
+    (hit,) = [hit for hit in gallery.search(TEXTS[:1], top_k=20)[0] if hit.path == file.resolve()]
+    file.unlink()
+    expected = Image.open(tmp_path / "copy.png")
+    expected.thumbnail((10, 10))
+    stream = io.BytesIO()
+    expected.save(stream, "JPEG", quality=85)
+    assert hit.picture().size == (6, 10)
+    assert hit.picture().tobytes() == Image.open(stream).convert("RGB").tobytes()
+
+
+def test_unreadable_pictures_are_left_out_and_named(model, processor, folder, tmp_path, caplog, monkeypatch):
+    broken = folder / "camera 0" / "004.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    (folder / "camera 1" / "005.png").write_text("no picture")
+    monkeypatch.setattr("tpas.processing_tpas.MAX_IMAGE_PIXELS", 2000)
+    Image.new("RGB", (50, 50)).save(folder / "large.png")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=1)
+    assert sorted(gallery.unreadable) == ["camera 0/004.png", "camera 1/005.png", "large.png"]
+    assert "50x50 pixels are more than 2000" in gallery.unreadable["large.png"]
+    assert "left out camera 1/005.png" in caplog.text
+    assert len(gallery) == 18 == len(list((gallery.path / SHARDS).iterdir()))
+
+    broken.write_bytes(whole)  # repaired
+    gallery.append(folder)
+    assert sorted(gallery.unreadable) == ["camera 1/005.png", "large.png"]
+    assert len(gallery) == 19
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ([("a", Image.new("RGB", (9, 9)))] * 2, ValueError, "two pictures have the id 'a'"),
+        ([("", Image.new("RGB", (9, 9)))], TypeError, "must be a string that is not empty"),
+        ([("a", b"bytes")], TypeError, "picture 'a' must be a path or a PIL image"),
+        (7, TypeError, "images must be a folder, a datasets.Dataset or pairs"),
+        ("nowhere", NotADirectoryError, "nowhere is no folder of pictures"),
+    ],
+)
+def test_what_is_no_source_of_pictures_is_refused(model, processor, tmp_path, images, error, message):
+    with pytest.raises(error, match=message):
+        Gallery.build(model, processor, images, tmp_path / "gallery")
+
+
+def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
+    images = [("a", Image.new("RGB", (9, 9)))]
+    with pytest.raises(GalleryError, match="'a' is no file to compute its tokens from again"):
+        Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
+
+
+# Appending and deleting
+
+
+def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    reader = Gallery.open(gallery.path, model, processor)
+    before = fields(reader.search(TEXTS))
+    names = {path.name for path in (gallery.path / SHARDS).iterdir()}
+
+    draw_pictures(folder, 9, first=20)
+    gallery.append(folder, shard_size=8)
+    assert names < {path.name for path in (gallery.path / SHARDS).iterdir()}
+    assert (len(reader), len(gallery)) == (20, 29)
+    assert fields(Gallery.open(gallery.path, model, processor).search(TEXTS)) == fields(gallery.search(TEXTS))
+    late = Gallery(reader.stored, model, processor, "exact", None)  # reads all of it only now
+    assert fields(late.search(TEXTS)) == before
+
+    whole = Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=8)
+    for own, other in zip(gallery.search(TEXTS), whole.search(TEXTS), strict=True):
+        assert [hit.id for hit in own] == [hit.id for hit in other]
+
+
+def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8, thumbnail_size=8)
+    reader = Gallery.open(gallery.path, model, processor)
+    gone = [gallery.ids[0], *gallery.ids[8:16]]
+    left = [name for name in gallery.ids if name not in gone]
+    before = {hit.id: hit for hit in gallery.search(TEXTS[:1], top_k=20)[0]}
+    thumbnails = {name: hit.picture().tobytes() for name, hit in before.items()}
+    gallery.delete(gone)
+    assert gallery.ids == left
+    assert not [p for p in gallery.path.rglob("*.json") if gone[0] in p.read_text()]
+    gallery.verify()
+    after = gallery.search(TEXTS[:1], top_k=20)[0]
+    assert {hit.id for hit in after} == set(left)
+    assert all(hit.match_logit == pytest.approx(before[hit.id].match_logit, abs=1e-6) for hit in after)
+    assert all(hit.picture().tobytes() == thumbnails[hit.id] for hit in after)
+    with pytest.raises(GalleryError, match="were deleted: open it again"):
+        before[gone[0]].picture()
+    with pytest.raises(GalleryError, match="were deleted: open it again"):
+        reader.search(TEXTS)
+    with pytest.raises(KeyError, match="has no pictures"):
+        gallery.delete([left[0], gone[0]])
+    assert len(gallery) == len(left)
+    gallery.append(folder)
+    assert sorted(gallery.ids) == sorted(left + gone)
+
+
+def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, monkeypatch):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    gone = gallery.ids[3]
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_gallery, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            gallery.delete([gone])
+    assert gone in Gallery.open(gallery.path).ids
+    gallery.delete([gone])
+    assert gone not in gallery.ids
+    assert len(list((gallery.path / SHARDS).iterdir())) == 3
+
+
+# Faults
+
+
+def build_and_die(model, processor, folder, path, log, survives):
+    """Encodes `survives` batches, whose sizes it writes to `log`, and is killed as the system kills."""
+    encode = building.encode_pixels
+
+    def counted(model, pixel_values, tokens):
+        if len(Path(log).read_text().split()) == survives:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(log, "a") as stream:
+            stream.write(f"{len(pixel_values)}\n")
+        return encode(model, pixel_values, tokens)
+
+    building.encode_pixels = counted
+    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
+
+
+def test_a_killed_build_goes_on(model, processor, folder, tmp_path, monkeypatch):
+    path, log = tmp_path / "gallery", tmp_path / "log"
+    log.write_text("")
+    process = multiprocessing.get_context("fork").Process(
+        target=build_and_die, args=(model, processor, folder, path, log, 5)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert log.read_text().split() == ["3"] * 5  # two shards, and half of the third
+    with pytest.raises(GalleryError, match="is not finished: do the same build again"):
+        Gallery.open(path)
+
+    encoded = []
+    encode = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
+    assert sum(encoded) == 20 - 12
+    monkeypatch.undo()
+    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=6, batch_size=3)
+    assert file_digests(path) == file_digests(tmp_path / "whole")
+
+
+def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp_path, monkeypatch):
+    """New pictures shift the others into other shards; what is finished is still not encoded again."""
+    path = tmp_path / "gallery"
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, processor, folder, path, shard_size=6)
+    for number in (100, 101, 102, 103):  # of which two sort before most others
+        draw_pictures(folder, 1, first=number)
+    encoded = []
+    encode = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    gallery = Gallery.build(model, processor, folder, path, shard_size=6)
+    assert sum(encoded) == 4
+    assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+
+def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    before = file_digests(gallery.path)
+    monkeypatch.setattr(building, "encode_pixels", None)
+    Gallery.build(model, processor, folder, gallery.path)
+    assert file_digests(gallery.path) == before
+
+
+def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path, monkeypatch):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    before = file_digests(gallery.path)
+    draw_pictures(folder, 9, first=20)
+    save = shards.save_file
+
+    def fill_up(tensors, path):
+        save(tensors, path)
+        path.write_bytes(path.read_bytes()[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "save_file", fill_up)
+        with pytest.raises(GalleryError, match="the disk is full: make room, then do the same again"):
+            gallery.append(folder, shard_size=8)
+    assert file_digests(gallery.path) == before
+    gallery.append(folder, shard_size=8)
+    assert len(gallery) == 29
+    gallery.verify()
+
+
+@pytest.mark.parametrize("file", [EMBEDDINGS, TOKENS, PICTURES])
+def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
+    target = sorted(path.glob(f"shards/*/{file}"))[1]
+    content = target.read_bytes()
+    target.write_bytes(content[:-1])
+    with pytest.raises(GalleryError, match=rf"{target} is damaged \(it has {len(content) - 1} bytes instead"):
+        Gallery.open(path)
+    target.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    gallery = Gallery.open(path, model, processor)
+    with pytest.raises(GalleryError, match=f"{target} is damaged"):
+        gallery.search(TEXTS, top_k=20)
+    with pytest.raises(GalleryError, match=f"{target} is damaged .its checksum differs"):
+        gallery.verify()
+    target.unlink()
+    with pytest.raises(GalleryError, match=f"{target} is damaged .*No such file"):
+        Gallery.open(path)
+
+
+def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    file = path / MANIFEST
+    content = json.loads(file.read_text())
+    for change in ({"format": 99}, {"settings": {}}):
+        file.write_text(json.dumps(content | change))
+        with pytest.raises(GalleryError, match="build the gallery again"):
+            Gallery.open(path)
+    shard = content["shards"][0] | {"name": "../../elsewhere"}
+    file.write_text(json.dumps(content | {"shards": [shard]}))
+    with pytest.raises(GalleryError, match="damaged"):
+        Gallery.open(path)
+    with pytest.raises(FileNotFoundError, match="is no gallery"):
+        Gallery.open(tmp_path)
+
+
+def hold_lock(path, ready, done):
+    with builder_lock(path):
+        ready.set()
+        done.wait(60)
+
+
+def test_a_second_builder_is_refused(model, processor, folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=hold_lock, args=(tmp_path / "gallery", ready, done))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(GalleryError, match="another process is writing to the gallery"):
+            Gallery.build(model, processor, folder, tmp_path / "gallery")
+    finally:
+        done.set()
+        holder.join()
+    assert len(Gallery.build(model, processor, folder, tmp_path / "gallery")) == 20
+
+
+def test_another_model_or_other_settings_are_refused(model, processor, folder, tmp_path, tiny_config):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    other = TPASModel(tiny_config).eval()
+    for work in (
+        lambda: Gallery.open(gallery.path, other, processor),
+        lambda: Gallery.build(other, processor, folder, gallery.path),
+    ):
+        with pytest.raises(
+            GalleryError, match=r"was made by the model [0-9a-f]{16}, and this one is [0-9a-f]{16}"
+        ):
+            work()
+    with pytest.raises(GalleryError, match="was begun with tokens=float16, and tokens=None was asked for"):
+        Gallery.build(model, processor, folder, gallery.path, tokens=None)
+
+
+def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    expected = fields(Gallery.open(path, model, processor).search(TEXTS))
+    before = file_digests(path)
+    (path / LOCK).unlink()
+    everything = [path, *path.rglob("*")]
+    for item in everything:
+        item.chmod(0o555 if item.is_dir() else 0o444)
+    try:
+        gallery = Gallery.open(path, model, processor)
+        assert fields(gallery.search(TEXTS)) == expected
+        if os.geteuid() != 0:  # to whom nothing is read-only
+            with pytest.raises(GalleryError, match="cannot be written to"):
+                gallery.append(folder)
+        assert not (path / LOCK).exists()
+    finally:
+        for item in everything:
+            item.chmod(0o755)
+    assert file_digests(path) == before
+
+
+def test_a_directory_that_cannot_be_made_is_named(model, processor, folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(GalleryError, match="gallery cannot be written to"):
+        Gallery.build(model, processor, folder, tmp_path / "file" / "gallery")
+
+
+def test_tokens_left_out_need_the_same_pictures(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None).path
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    with pytest.raises(
+        GalleryError, match=r"picture 'camera \d/\d+.png' cannot be read: .*no such image file"
+    ):
+        Gallery.open(path, model, processor).search(TEXTS)
+    gallery = Gallery.open(path, model, processor, images_root=moved)
+    hit = gallery.search(TEXTS)[0][0]
+    assert hit.path == moved / hit.id
+    Image.new("RGB", (24, 40), "red").save(hit.path)
+    with pytest.raises(GalleryError, match=f"picture '{hit.id}' is not the one that the gallery"):
+        gallery.search(TEXTS)
+
+
+# Several processes
+
+
+def build_on_two_processes(model, processor, folder, path):
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    gallery = Gallery.build(
+        model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator
+    )
+    assert len(gallery) == 19
+    assert sorted(gallery.unreadable) == ["camera 0/008.png"]
+
+
+def fail_on_one_of_two_processes(model, processor, folder, path):
+    accelerator = Accelerator()
+    if accelerator.process_index == 1:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        building.write_shard = full
+    message = (
+        "the disk is full" if accelerator.process_index == 1 else "another process stopped: could not write"
+    )
+    with pytest.raises(GalleryError, match=message):
+        Gallery.build(model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator)
+
+
+def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path, fresh_accelerator):
+    (folder / "camera 0" / "008.png").write_text("no picture")
+    path = tmp_path / "two"
+    # The first attempt leaves the shards of one process, which the second takes up.
+    debug_launcher(fail_on_one_of_two_processes, (model, processor, folder, path), num_processes=2)
+    assert len(list((path / SHARDS).iterdir())) == 4
+    debug_launcher(build_on_two_processes, (model, processor, folder, path), num_processes=2)
+    Gallery.build(model, processor, folder, tmp_path / "one", shard_size=3, batch_size=2)
+    assert file_digests(path) == file_digests(tmp_path / "one")
+
+
+# The commands
+
+
+def test_the_commands(start, folder, tmp_path, capsys):
+    path = str(tmp_path / "gallery")
+    manage_gallery(["build", str(folder), "--model", str(start), "--path", path, "--shard_size", "8"])
+    assert "20 pictures in 3 shards" in capsys.readouterr().out
+    draw_pictures(folder, 3, first=20)
+    manage_gallery(["append", str(folder), "--model", str(start), "--path", path])
+    manage_gallery(["delete", path, "camera 0/000.png"])
+    manage_gallery(["info", path, "--verify", "--unreadable"])
+    printed = capsys.readouterr().out
+    assert "1 pictures removed, 22 left" in printed
+    assert "every file agrees with its checksum" in printed
+
+    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca"])
+    answers = json.loads(capsys.readouterr().out)
+    gallery = Gallery.open(path, TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start))
+    expected = gallery.search(TEXTS, top_k=4, sca="score")
+    assert [answer["text"] for answer in answers] == TEXTS
+    assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
+        [hit.id for hit in hits] for hits in expected
+    ]
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    texts = ["--texts", str(tmp_path / "texts"), "--model", str(start)]
+    manage_gallery(["index", path, "--index", "faiss", *texts])
+    assert "of 22 pictures, recall@128 of 1.0000 measured on 3 texts" in capsys.readouterr().out
+    by_faiss = ["--index", "faiss", "--no_rerank", "--top_k", "1"]
+    search_gallery([path, TEXTS[0], "--model", str(start), *by_faiss])
+    assert str(gallery.search(TEXTS[:1], rerank=False)[0][0].path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["info", "nowhere"], "nowhere is no gallery"),
+        (
+            ["index", "GALLERY", "--index", "nothing"],
+            "the index must be 'exact', 'faiss', or a Milvus address",
+        ),
+        (["delete", "GALLERY", "nobody"], r"has no pictures \['nobody'\]"),
+    ],
+)
+def test_bad_input_to_the_command_is_one_line(start, folder, tmp_path, command, message):
+    model, processor = TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start)
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    with pytest.raises(SystemExit, match=message) as caught:
+        manage_gallery([str(path) if word == "GALLERY" else word for word in command])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,223 @@
+"""What ranks a gallery's embeddings, against a sort of all cosines in double precision."""
+
+import builtins
+import hashlib
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tpas.gallery import exact_index
+from tpas.gallery.exact_index import ExactIndex
+from tpas.gallery.faiss_index import FaissIndex
+from tpas.gallery.indexes import open_index, write_index
+from tpas.gallery.manifest import GalleryError, GallerySettings, new_manifest, read_manifest
+from tpas.gallery.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
+from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
+from tpas.manage_gallery import main as manage_gallery
+from tpas.search import rank_by_embeddings
+
+SETTINGS = GallerySettings("0" * 16, None, None)
+
+
+def recall_of(found: Tensor, wanted: Tensor) -> float:
+    """The share of the rows `wanted` (Q, K) that are in `found` (Q, K)."""
+    pairs = zip(found.tolist(), wanted.tolist(), strict=True)
+    return sum(len({*own} & {*best}) for own, best in pairs) / wanted.numel()
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def clustered(rows: int, size: int, clusters: int = 50, seed: int = 1) -> Tensor:
+    """Unit vectors around a few centres, as pictures of a few scenes and actions are."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(clusters, size, generator=generator), dim=1)
+    chosen = torch.randint(clusters, (rows,), generator=generator)
+    return F.normalize(
+        centres[chosen] + 0.7 * F.normalize(torch.randn(rows, size, generator=generator)), dim=1
+    )
+
+
+def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: str = "picture"):
+    """A gallery of embeddings alone."""
+    (directory / "shards").mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(directory) or new_manifest(SETTINGS)
+    names = []
+    for number, part in enumerate(embeddings.split(shard_size)):
+        ids = [f"{prefix} {number * shard_size + row}" for row in range(len(part))]
+        names.append(shard_name(manifest["next_shard"] + number, ids))
+        rows = [
+            ShardRow(name, embedding, None, None, None, None)
+            for name, embedding in zip(ids, part, strict=True)
+        ]
+        write_shard(directory, names[-1], SETTINGS, rows, {})
+    list_shards(directory, manifest, names)
+    return StoredGallery(directory)
+
+
+# Exact search
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(("queries", "count"), [(1, 1), (5, 17), (32, 128), (3, 900)])
+def test_exact_search_is_a_sort_in_double(monkeypatch, queries, count, onednn):
+    monkeypatch.setattr(exact_index, "BLOCK_ROWS", 64)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    images, texts = clustered(900, 16), unit(queries, 16)
+    images[500:700] = images[:200].clone()  # every one of these twice
+    ids = [f"picture {row}" for row in range(900)]
+    hashes = torch.tensor([id_hash(name) for name in ids])
+    for sizes in ([900], [100] * 9, [1, 200, 63, 64, 65, 507]):
+        rows, cosines = ExactIndex(images.split(sizes), hashes).search(texts, count)
+        expected_rows, expected_cosines = rank_by_embeddings(texts, images, ids)
+        assert torch.equal(rows, expected_rows[:, :count])
+        assert torch.equal(cosines, expected_cosines[:, :count])
+
+
+def test_exact_search_where_all_pictures_are_equal():
+    images = unit(1, 16).expand(500, 16).contiguous()
+    hashes = torch.randperm(500)
+    rows, cosines = ExactIndex([images], hashes).search(unit(3, 16), 20)
+    assert torch.equal(rows, hashes.argsort()[:20].expand(3, 20))
+    assert torch.equal(cosines, cosines[:, :1].expand(3, 20))
+
+
+def test_exact_search_finds_what_fp32_alone_would_miss():
+    """Cosines that differ in the last places of fp32 only, so that its sum may swap them."""
+    text = unit(1, 256)
+    images = F.normalize(text + 1e-4 * torch.randn(3000, 256), dim=1)
+    ids = [str(row) for row in range(3000)]
+    rows, _ = ExactIndex([images], torch.tensor([id_hash(name) for name in ids])).search(text, 50)
+    assert torch.equal(rows, rank_by_embeddings(text, images, ids)[0][:, :50])
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_more_rows_than_there_are_are_refused(count):
+    with pytest.raises(ValueError, match=f"between 1 and 10 rows can be found, {count} were asked for"):
+        ExactIndex([unit(10, 8)], torch.arange(10)).search(unit(1, 8), count)
+
+
+def test_hashes_order_as_the_digests_do():
+    ids = [f"picture {number}" for number in range(300)]
+    by_digest = sorted(ids, key=lambda name: hashlib.blake2b(name.encode()).digest())
+    assert sorted(ids, key=id_hash) == by_digest
+    assert all(-(2**63) <= id_hash(name) < 2**63 for name in ids)
+
+
+# faiss
+
+
+@pytest.mark.parametrize("kind", ["clustered", "random"])
+def test_faiss_reaches_the_recall_that_it_was_set_for(kind):
+    images = clustered(6000, 32) if kind == "clustered" else unit(6000, 32)
+    exact = ExactIndex(images.split(500), torch.randperm(6000))
+    index, measured = FaissIndex.train(exact)
+    assert measured >= 0.99
+    # Queries that it has not seen, further from the pictures than its own.
+    texts = F.normalize(images[torch.randint(6000, (100,))] + 2 * unit(100, 32), dim=1)
+    rows, cosines = index.search(texts, 128)
+    wanted, wanted_cosines = exact.search(texts, 128)
+    assert recall_of(rows, wanted) >= 0.99
+    assert index.recall(texts, wanted) >= recall_of(rows, wanted)
+    if kind == "clustered":
+        assert index.lists.nprobe < index.lists.nlist / 2  # it did not get there by reading everything
+    # What is found is scored and ordered as by exact search.
+    same = rows == wanted
+    assert torch.equal(cosines[same], wanted_cosines[same])
+    assert torch.equal(cosines, cosines.sort(dim=1, descending=True).values)
+
+
+def test_faiss_reads_all_where_its_lists_hold_too_little():
+    exact = ExactIndex([clustered(500, 16)], torch.arange(500))
+    index, _ = FaissIndex.train(exact)
+    index.lists.nprobe = 1
+    texts = unit(4, 16)
+    wanted, _ = exact.search(texts, 400)
+    assert torch.equal(index.search(texts, 400)[0], wanted)
+    assert index.recall(texts, wanted) < 0.5  # which the lists alone do not find
+
+
+def test_a_faiss_index_on_disk(tmp_path, capsys):
+    images = clustered(1000, 16)
+    stored = write_gallery(tmp_path / "gallery", images)
+    with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
+        open_index("faiss", stored)
+    manage_gallery(["index", str(stored.directory), "--index", "faiss"])
+    assert "recall@128 of" in capsys.readouterr().out
+    texts = F.normalize(images[:50] + unit(50, 16), dim=1)
+    rows, _ = open_index("faiss", stored).search(texts, 128)
+    assert recall_of(rows, open_index("exact", stored).search(texts, 128)[0]) >= 0.99
+
+    file = stored.directory / "faiss.index"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(GalleryError, match="faiss.index is damaged"):
+        open_index("faiss", stored)
+    file.write_bytes(content)
+    open_index("faiss", stored)
+    changed = write_gallery(stored.directory, images[:10], prefix="other")
+    with pytest.raises(GalleryError, match="faiss.index is older than the gallery's last change"):
+        open_index("faiss", changed)
+    delete_pictures(stored.directory, ["picture 7"])
+    assert not file.exists()  # it held what was computed from the picture
+    with pytest.raises(GalleryError, match="has no faiss index"):
+        open_index("faiss", StoredGallery(stored.directory))
+
+
+# Milvus, in its embedded form
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_answers_as_exact_search(tmp_path):
+    pytest.importorskip("milvus_lite")
+    images, texts = clustered(700, 16), unit(6, 16)
+    stored = write_gallery(tmp_path / "gallery", images)
+    address = str(tmp_path / "milvus.db")
+    with pytest.raises(GalleryError, match="does not hold the gallery .*run `tpas gallery index"):
+        open_index(address, stored)
+    assert "700 pictures are in the database" in write_index(address, stored)
+
+    def answers_as_exact(gallery):
+        index = open_index(address, gallery)
+        found = index.search(texts, 20)
+        index.close()
+        expected = open_index("exact", gallery).search(texts, 20)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+    answers_as_exact(stored)
+    delete_pictures(stored.directory, [f"picture {row}" for row in range(90, 130)])
+    changed = write_gallery(stored.directory, unit(40, 16), prefix="other")  # as many as before
+    with pytest.raises(GalleryError, match="holds the gallery .* as of another change"):
+        open_index(address, changed)
+    write_index(address, changed)
+    answers_as_exact(changed)
+
+
+def test_an_unreachable_database_is_named(tmp_path):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    with pytest.raises(GalleryError, match="the Milvus database at http://127.0.0.1:9 refused"):
+        open_index("http://127.0.0.1:9", stored)
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    ("library", "index", "extra"), [("faiss", "faiss", "index"), ("pymilvus", "milvus.db", "milvus")]
+)
+def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, library, index, extra):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    importing = builtins.__import__
+
+    def without(name, *arguments):
+        if name == library:
+            raise ImportError(name)
+        return importing(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=rf"pip install 'tpas\[{extra}\]'"):
+        open_index(index, stored)
