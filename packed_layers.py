@@ -45,6 +45,7 @@ class PackedLinear(nn.Module):
                 raise TypeError(
                     f"expected nn.Linear, got {type(linear).__name__}: an adapter must be merged first"
                 )
+        self.in_features = linears[0].in_features
         self.out_features = sum(linear.out_features for linear in linears)
         self.weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)  # (out, in)
         biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
