@@ -1,8 +1,8 @@
 """`TPASModel`'s image and text features, faster, with the same values: for encoding galleries and query sets.
 
-The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without padding
-(`packed_layers.py`), and a batch of images goes through in passes so small that what a layer writes stays in the
-cache. A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of `search.py`.
+The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without
+padding (`packed_layers.py`), and a batch goes through in passes so small that what a layer writes stays in
+the cache. A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of `search.py`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -74,8 +74,8 @@ class PackedTextModel(nn.Module):
 class FastEncoder:
     """A copy of a model's image and text encoder, prepared for encoding many.
 
-    Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device; outputs
-    are those of the model to about 1e-5 in fp32, but zero for padded tokens of a text.
+    Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
+    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens of a text.
 
     Args:
         images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
@@ -93,7 +93,7 @@ class FastEncoder:
         texts_per_pass: int | None = None,
     ):
         if model.training:
-            raise ValueError("the model is in training mode, whose dropout is left out here: call model.eval()")
+            raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
         self.device, self.dtype, self.config = model.device, dtype, model.config
         on_cpu = self.device.type == "cpu"
         self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
@@ -150,7 +150,7 @@ def decoded_batches(
 ) -> Iterator[Tensor]:
     """`pixel_values` (B, 3, H, W) of consecutive pictures, decoded ahead in `workers` processes.
 
-    So an encoder never waits for the disk or for Pillow. `images` is asked for one picture at a time, in a worker;
-    0 decodes in this process. What a worker raises is raised here.
+    So an encoder never waits for the disk or for Pillow. `images` is asked for one picture at a time, in a
+    worker; 0 workers: in this process, not ahead. What a worker raises is raised here.
     """
     return iter(DataLoader(_Pixels(processor, images), batch_size=batch_size, num_workers=workers))

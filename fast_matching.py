@@ -1,13 +1,13 @@
 """`TPASModel.match` over shortlists, several times faster, with the same scores.
 
-What is computed once instead of once a pair, or not at all (X-VLM's own schedule goes query by query, padded):
+X-VLM's own schedule goes query by query, padded, and computes everything for every pair. Here
 
-- Pairs are visited image by image: an image's tokens are read once, and its cross-attention keys and values
-  projected once, for all queries whose shortlist holds it.
-- The first cross-modal layer's self-attention, which has not seen an image yet, is computed once a query.
-- The last layer is computed for [CLS] only, the one row that the matching head reads; with so few queries, its key
-  and value projections are absorbed into query and output.
-- Texts are packed without padding, and the layers are those of `packed_layers.py`.
+- pairs are visited image by image: an image's tokens are read once, and its cross-attention keys and values
+  projected once, for all queries whose shortlist holds it;
+- the first cross-modal layer's self-attention, which has not seen an image yet, is computed once a query;
+- the last layer is computed for [CLS] only, the one row that the matching head reads, and for so few rows
+  its key and value projections are absorbed into query and output;
+- texts are packed without padding, and linear layers run on the fast path of `packed_layers.py`.
 
 `TPASModel.match` stays the readable definition of these scores; the tests compare with it.
 """
@@ -49,7 +49,9 @@ class ImageAttention(nn.Module):
 
     def forward(self, hidden_states, query, image_states, text_lengths, image_lengths):
         """Rows of text (T, D) with their `query` (T, D), image tokens (S, Dv); rows of each image's texts."""
-        key, value = self.key_value(image_states).unflatten(-1, (2, -1, self.head_size)).unbind(1)  # (S, H, d)
+        key, value = (
+            self.key_value(image_states).unflatten(-1, (2, -1, self.head_size)).unbind(1)
+        )  # (S, H, d)
         query = query.unflatten(-1, (-1, self.head_size))  # (T, H, d)
         context = ragged_attention(query, key, value, text_lengths, image_lengths, self.scaling)
         return self.layer_norm(self.dense(context.flatten(1)).add_(hidden_states))
@@ -58,8 +60,8 @@ class ImageAttention(nn.Module):
 class AbsorbedAttention(nn.Module):
     """Attention of a few rows to many, without projecting the many to keys and values.
 
-    With head h's parts of the weights, q_h . (W_k x + b_k) is (W_k^T q_h) . x plus a constant that softmax ignores,
-    and the sum of a_j (W_v x_j + b_v) is W_v (the sum of a_j x_j) + b_v. So the heads attend to x itself.
+    With one head's parts of the weights, q . (W_k x + b_k) is (W_k^T q) . x plus a constant that softmax
+    ignores, and the sum of a_j (W_v x_j + b_v) is W_v (the sum of a_j x_j) + b_v. So the heads attend to x.
     """
 
     def __init__(self, attention: CrossModalAttention, dtype: torch.dtype):
@@ -101,8 +103,8 @@ def pack_feed_forward(layer: CrossModalLayer, activation: str, dtype: torch.dtyp
 class FastMatcher:
     """A copy of a model's cross-modal encoder and matching head, prepared for scoring many pairs.
 
-    Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device. In fp32
-    the scores are those of `model.match` to about 1e-6 times their size; in bf16 close ones may change places.
+    Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
+    In fp32 the scores are those of `model.match` but for rounding (1e-5); in bf16 close ones change places.
 
     Raises:
         ValueError: the model is in training mode, where `match` would be random.
@@ -111,7 +113,7 @@ class FastMatcher:
 
     def __init__(self, model: TPASModel, dtype: torch.dtype = torch.float32):
         if model.training:
-            raise ValueError("the model is in training mode, whose dropout is left out here: call model.eval()")
+            raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
         self.device, self.dtype = model.device, dtype
         activation = model.config.text_config.hidden_act
         first, last = model.cross_modal_encoder.layers[0], model.cross_modal_encoder.layers[-1]
@@ -137,16 +139,17 @@ class FastMatcher:
         """The match logit of each query with the images of its shortlist.
 
         Args:
-            image_hidden_states: the gallery's (G, 1+N, Dv), from which a sorted array of rows is taken at a time: a
-                tensor or an array, such as a mapped file, in any floating precision.
+            image_hidden_states: the gallery's (G, 1+N, Dv), a tensor or an array such as a mapped file, in
+                any floating precision; sorted rows of it are taken with an integer array.
             shortlists: (Q, K) indices into the gallery.
-            batch_size: pairs in one pass; `None`: what suits the device. An image in more shortlists than that is
-                read and projected once for each `batch_size` of them.
-            accelerator: its processes share the passes out, and each gets the whole result. The passes are the same
-                for any number of processes: so are the scores, to the bit, where threads and hardware are.
+            batch_size: pairs in one pass; `None`: what suits the device. An image in more shortlists than
+                that is read and projected once for each `batch_size` of them.
+            accelerator: its processes share the passes out, and each gets the whole result.
 
         Returns:
-            (Q, K) logits of class 1 of `model.match`, fp32 on the CPU.
+            (Q, K) logits of class 1 of `model.match`, fp32 on the CPU. Passes are the same for any number of
+            processes: so are the scores, to the bit, with the same hardware and threads. A pair's last digits
+            depend on its pass, hence on `batch_size` and on the other pairs.
 
         Raises:
             ValueError: a text without tokens, or a batch size below 1.
@@ -160,11 +163,11 @@ class FastMatcher:
         gallery_size = len(image_hidden_states)
         if images.size and not 0 <= images.min() <= images.max() < gallery_size:
             raise IndexError(
-                f"a shortlist points to images {images.min()} to {images.max()} of {gallery_size}, counted from 0"
+                f"shortlists point to images {images.min()} to {images.max()} of {gallery_size}, from 0"
             )
         lengths = texts.attention_mask.sum(dim=1).tolist()
-        if not texts.attention_mask[:, 0].all():
-            raise ValueError("a text has no [CLS] token: its attention mask begins with 0")
+        for query in (texts.attention_mask[:, 0] == 0).nonzero():
+            raise ValueError(f"text {query.item()} has no [CLS]: its attention mask begins with 0")
         with torch.inference_mode():
             texts_read = self._read_texts(texts, lengths, batch_size)
 
@@ -189,8 +192,8 @@ class FastMatcher:
     def _read_texts(self, texts: EncodedTexts, lengths: list[int], batch_size: int) -> list[Tensor]:
         """Of each text all that the first layer computes before it meets an image.
 
-        Rows (length, 2 D) of hidden states and cross-attention queries; where the first layer is the last as well,
-        [CLS]'s hidden state (1, D) alone.
+        Rows (length, 2 D) of hidden states and cross-attention queries; where the first layer is the last
+        as well, the hidden state (1, D) of [CLS] alone.
         """
         texts_read = []
         for start in range(0, len(lengths), batch_size):
@@ -223,7 +226,9 @@ class FastMatcher:
                     hidden_states, query, image_states, text_lengths, image_lengths
                 )
                 hidden_states = self.feed_forwards[number](hidden_states)  # (T, D)
-            rows = hidden_states[torch.from_numpy(ends - lengths).to(self.device)]  # [CLS] of each text, (B, D)
+            rows = hidden_states[
+                torch.from_numpy(ends - lengths).to(self.device)
+            ]  # [CLS] of each text, (B, D)
             rows = self.last_self_attention(rows, hidden_states, [1] * len(rows), lengths)
         rows = self.last_image_attention(rows, image_states, counts, image_lengths)
         return self.matching_head(self.last_feed_forward(rows))[:, 1].float().cpu()

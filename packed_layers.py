@@ -1,8 +1,8 @@
 """Transformer layers for inference over packed rows: texts one after another, without padding or masks.
 
-The arithmetic of BERT's layers arranged for speed: weights are laid out once for the machine's fastest GEMM (on a
-CPU oneDNN's, in full fp32), activations are fused into it, projections of one input are stacked, and each text
-attends within its own rows. Nothing here trains.
+The arithmetic of BERT's layers arranged for speed: weights are laid out once for the machine's fastest GEMM
+(on a CPU oneDNN's, in full fp32), activations are fused into it, projections of one input are stacked, and
+each text attends within its own rows. Nothing here trains.
 """
 
 from collections.abc import Sequence

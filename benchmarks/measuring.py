@@ -48,9 +48,7 @@ def time_in_turn(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[s
 
 def median_ratio(seconds: dict[str, list[float]], slow: str, fast: str, work: float = 1.0) -> float:
     """How many times faster `fast` is; `work` is its share of work relative to that of `slow`."""
-    return statistics.median(
-        work * a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)
-    )
+    return statistics.median(work * a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
 
 class GemmLimit:

@@ -2,17 +2,17 @@
 
     OMP_NUM_THREADS=2 python benchmarks/rerank.py --output rerank.json
 
-A model of full size with random weights; captions of 40 to 60 words; shortlists of 128, drawn so that an image is in
-about 7 of them, as for PAB's 1,978 queries at 36,773 images. That is a sample of that schedule with its proportions
-(pairs an image, pairs a query, lengths), and all its work is timed: reading texts, projecting images, every layer.
+A model of full size with random weights; captions of 40 to 60 words; shortlists of 128, drawn so that an
+image is in 7 of them, as it is on average for 1,978 queries over 36,773 images. That is a sample of such a schedule
+with its proportions, and all its work is timed: reading texts, projecting images, every layer.
 
 The straightforward schedule goes query by query: its caption padded to 70 tokens, its 128 images in one
-`TPASModel.match` with eager attention and torch's own GEMM, as upstream does. It is timed one query a repeat, in turn
-with the whole sample on the engine. Shares of the GEMM limit count the operations of linear layers alone.
+`TPASModel.match` with eager attention and torch's own GEMM, as upstream does. It is timed one query a repeat,
+in turn with the whole sample on the engine. Shares of the GEMM limit count linear layers alone.
 
-What bf16 does to the answers is shown twice: to the order of this sample, where random weights leave scores close
-together, and to the Recall@1 of the trained small model in demo_start/ on drawn people. `--quick` only shows that the
-script runs.
+What bf16 does to the answers is shown twice: to the order of this sample, where random weights leave scores
+close together, and to the Recall@1 of the small trained model in demo_start/ on drawn people. `--quick` only
+shows that the script runs.
 """
 
 import argparse
@@ -22,8 +22,8 @@ import tempfile
 from pathlib import Path
 
 import torch
-
 from measuring import GemmLimit, build_model, count_operations, median_ratio, time_in_turn
+
 from tpas.demo import REPOSITORY
 from tpas.evaluate_retrieval import PictureFiles, write_json
 from tpas.fast_matching import FastMatcher
@@ -47,7 +47,9 @@ def draw_sample(model: TPASModel, queries: int, shortlist: int, pairs_per_image:
     texts = EncodedTexts(text.pooler_output, text.last_hidden_state * mask[:, :, None], mask)
     vision = model.config.vision_config
     tokens = 1 + (vision.image_size // vision.patch_size // 2 ** (len(vision.depths) - 1)) ** 2
-    images = torch.randn(max(shortlist, round(queries * shortlist / pairs_per_image)), tokens, vision.hidden_size)
+    images = torch.randn(
+        max(shortlist, round(queries * shortlist / pairs_per_image)), tokens, vision.hidden_size
+    )
     shortlists = torch.stack([torch.randperm(len(images))[:shortlist] for _ in range(queries)])
     return texts, images, shortlists
 
@@ -158,7 +160,9 @@ def measure(arguments: argparse.Namespace) -> dict:
     next_query.clear()
     seconds = time_in_turn(programs, len(shortlists))
 
-    pairs = {name: shortlists.numel() if name.startswith("engine") else arguments.shortlist for name in programs}
+    pairs = {
+        name: shortlists.numel() if name.startswith("engine") else arguments.shortlist for name in programs
+    }
     rows = {}
     for name in programs:
         if name.startswith("limit"):
@@ -194,9 +198,9 @@ def format_result(result: dict) -> str:
     sample, recalls = result["sample"], result["recall_at_1_on_drawn_people"]
     limits = ", ".join(f"{name} {value:.0f}" for name, value in result["gemm_limit_gflops"].items())
     lines = [
-        f"{sample['queries']} queries of {min(sample['text_tokens'])} to {max(sample['text_tokens'])} tokens x "
-        f"{sample['shortlist']} of {sample['images']} images, {sample['parameters'] / 1e6:.0f} M parameters, "
-        f"{result['threads']} threads, GEMM limit in GFLOP/s: {limits}",
+        f"{sample['queries']} queries of {min(sample['text_tokens'])} to {max(sample['text_tokens'])} tokens "
+        f"x {sample['shortlist']} of {sample['images']} images, {sample['parameters'] / 1e6:.0f} M "
+        f"parameters, {result['threads']} threads, GEMM limit in GFLOP/s: {limits}",
         f"{'':16}{'pairs/s':>9}{'x upstream':>12}{'GFLOP/pair':>12}{'of limit':>10}{'largest diff.':>15}"
         f"{'equal order':>13}{'equal first':>13}{'first 10 kept':>15}",
     ]
