@@ -1,6 +1,7 @@
 """What the speed benchmarks share: a model, timing in turn, the machine's GEMM limit, counted operations."""
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,6 +14,9 @@ from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.packed_layers import PackedLinear
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CAPTION_WORDS = (40, 60)
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 TINY = {
     "vision_config": {
         "image_size": 32,
@@ -32,17 +36,29 @@ def build_model(quick: bool) -> TPASModel:
     return TPASModel(TPASConfig(**TINY) if quick else TPASConfig()).eval()
 
 
-def time_in_turn(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def draw_token_ids(model: TPASModel, texts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random captions of 40 to 60 words: token ids and mask (T, L), padded to the model's longest text."""
+    words = torch.linspace(*CAPTION_WORDS, texts).round().long()
+    mask = (torch.arange(model.config.max_text_length) < words[:, None] + SPECIAL_TOKENS).long()
+    return torch.randint(model.config.text_config.vocab_size, mask.shape), mask
+
+
+def time_in_turn(
+    programs: dict[Any, Callable[[], Any]], repeats: int, cpu_time: bool = False
+) -> dict[Any, list[float]]:
     """Seconds of each program in each repeat; all run once before the next repeat begins.
 
-    So what else the machine does in the meantime falls on all alike, and ratios within a repeat are fair.
+    So what else the machine does in the meantime falls on all alike, and ratios within a repeat are fair. On a
+    machine with other work, `cpu_time` counts this process's own; waiting threads count too, so use one thread.
     """
+    clock = time.process_time if cpu_time else time.perf_counter
     seconds = {name: [] for name in programs}
-    for _ in range(repeats):
+    for repeat in range(repeats):
         for name, program in programs.items():
-            start = time.perf_counter()
+            start = clock()
             program()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
+            print(f"repeat {repeat + 1}: {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return seconds
 
 

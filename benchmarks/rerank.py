@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=2 python benchmarks/rerank.py --output rerank.json
 
 A model of full size with random weights; captions of 40 to 60 words; shortlists of 128, drawn so that an
-image is in 7 of them, as it is on average for 1,978 queries over 36,773 images. That is a sample of such a schedule
-with its proportions, and all its work is timed: reading texts, projecting images, every layer.
+image is in 7 of them, as it is on average for 1,978 queries over 36,773 images. That is a sample of such a
+schedule with its proportions, and all its work is timed: reading texts, projecting images, every layer.
 
 The straightforward schedule goes query by query: its caption padded to 70 tokens, its 128 images in one
 `TPASModel.match` with eager attention and torch's own GEMM, as upstream does. It is timed one query a repeat,
@@ -22,7 +22,15 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import GemmLimit, build_model, count_operations, median_ratio, time_in_turn
+from measuring import (
+    DTYPES,
+    GemmLimit,
+    build_model,
+    count_operations,
+    draw_token_ids,
+    median_ratio,
+    time_in_turn,
+)
 
 from tpas.demo import REPOSITORY
 from tpas.evaluate_retrieval import PictureFiles, write_json
@@ -33,16 +41,10 @@ from tpas.processing_tpas import TPASProcessor
 from tpas.search import EncodedTexts, encode_images, encode_texts, rank_by_embeddings, reorder
 from tpas.synthetic_pab import draw_pab
 
-CAPTION_WORDS = (40, 60)
-SPECIAL_TOKENS = 2  # [CLS] and [SEP]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
 
 def draw_sample(model: TPASModel, queries: int, shortlist: int, pairs_per_image: float):
     """Random texts as the model reads them, images (G, 1+N, Dv), and shortlists (Q, K)."""
-    words = torch.linspace(*CAPTION_WORDS, queries).round().long()
-    mask = (torch.arange(model.config.max_text_length) < words[:, None] + SPECIAL_TOKENS).long()
-    input_ids = torch.randint(model.config.text_config.vocab_size, mask.shape)
+    input_ids, mask = draw_token_ids(model, queries)
     text = model.get_text_features(input_ids, mask)
     texts = EncodedTexts(text.pooler_output, text.last_hidden_state * mask[:, :, None], mask)
     vision = model.config.vision_config
@@ -103,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=4, help="also the number of repeats (default: 4)")
     parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
     parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
+    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
     arguments = parser.parse_args(argv)
@@ -158,7 +161,7 @@ def measure(arguments: argparse.Namespace) -> dict:
             program()
         operations[name] = sum(counted)
     next_query.clear()
-    seconds = time_in_turn(programs, len(shortlists))
+    seconds = time_in_turn(programs, len(shortlists), arguments.cpu_time)
 
     pairs = {
         name: shortlists.numel() if name.startswith("engine") else arguments.shortlist for name in programs
@@ -186,6 +189,7 @@ def measure(arguments: argparse.Namespace) -> dict:
             "parameters": model.num_parameters(),
         },
         "threads": torch.get_num_threads(),
+        "clock": "cpu" if arguments.cpu_time else "wall",
         "gemm_limit_gflops": {
             name: operations[f"limit {name}"] / statistics.median(seconds[f"limit {name}"]) / 1e9
             for name in DTYPES
@@ -200,7 +204,7 @@ def format_result(result: dict) -> str:
     lines = [
         f"{sample['queries']} queries of {min(sample['text_tokens'])} to {max(sample['text_tokens'])} tokens "
         f"x {sample['shortlist']} of {sample['images']} images, {sample['parameters'] / 1e6:.0f} M "
-        f"parameters, {result['threads']} threads, GEMM limit in GFLOP/s: {limits}",
+        f"parameters, {result['threads']} threads, {result['clock']} time, GEMM limit in GFLOP/s: {limits}",
         f"{'':16}{'pairs/s':>9}{'x upstream':>12}{'GFLOP/pair':>12}{'of limit':>10}{'largest diff.':>15}"
         f"{'equal order':>13}{'equal first':>13}{'first 10 kept':>15}",
     ]
