@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -75,7 +76,8 @@ class FastEncoder:
     """A copy of a model's image and text encoder, prepared for encoding many.
 
     Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
-    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens of a text.
+    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens of a text;
+    embeddings are always fp32.
 
     Args:
         images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
@@ -125,9 +127,10 @@ class FastEncoder:
 
 
 def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
+    embeds = torch.cat([output.pooler_output for output in outputs])
     return BaseModelOutputWithPooling(
         last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),
-        pooler_output=torch.cat([output.pooler_output for output in outputs]),
+        pooler_output=F.normalize(embeds.float(), dim=-1),  # in bf16 their norm is off by some thousandths
     )
 
 

@@ -4,9 +4,9 @@
 
 A model of full size with random weights. The straightforward passes are `SwinModel`'s and `BertModel`'s as
 `TPASModel` calls them: images in one large batch, as `encode_images` makes them, and one by one; texts of 40
-to 60 words padded to 70 tokens, as upstream, and to the longest. All rows are run in turn, so that what else the
-machine does falls on all alike; those of the engine with several numbers of items a pass are the probe behind
-the defaults of `fast_encoding.py`. Shares of the GEMM limit count linear layers alone.
+to 60 words padded to 70 tokens, as upstream, and to the longest. All rows are run in turn, so that what else
+the machine does falls on all alike; those of the engine with several numbers of items a pass are the probe
+behind the defaults of `fast_encoding.py`. Shares of the GEMM limit count linear layers alone.
 
 The last line says how long Pillow takes for a picture, which `decoded_batches` does in workers meanwhile.
 `--quick` only shows that the script runs.
@@ -144,8 +144,8 @@ def measure(arguments: argparse.Namespace) -> dict:
 def format_result(result: dict) -> str:
     limits = ", ".join(f"{name} {value:.0f}" for name, value in result["gemm_limit_gflops"].items())
     lines = [
-        f"{result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, {result['clock']} time, "
-        f"GEMM limit in GFLOP/s: {limits}"
+        f"{result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, {result['clock']} time"
+        f", GEMM limit in GFLOP/s: {limits}"
     ]
     for kind, rows in result["rows"].items():
         heads = "".join(f"{f'x {name}':>26}" for name in next(iter(rows.values()))["times_faster_than"])
@@ -173,6 +173,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
     arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.images, arguments.texts, arguments.repeats = 4, 4, 1
     with torch.inference_mode():
         result = measure(arguments)
     print(format_result(result))

@@ -48,8 +48,8 @@ def time_in_turn(
 ) -> dict[Any, list[float]]:
     """Seconds of each program in each repeat; all run once before the next repeat begins.
 
-    So what else the machine does in the meantime falls on all alike, and ratios within a repeat are fair. On a
-    machine with other work, `cpu_time` counts this process's own; waiting threads count too, so use one thread.
+    So what else the machine does meanwhile falls on all alike, and ratios within a repeat are fair. For a busy
+    machine `cpu_time` counts the process's own; threads that wait count as well, so use one thread then.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     seconds = {name: [] for name in programs}

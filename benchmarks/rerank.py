@@ -32,7 +32,6 @@ from measuring import (
     time_in_turn,
 )
 
-from tpas.demo import REPOSITORY
 from tpas.evaluate_retrieval import PictureFiles, write_json
 from tpas.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
@@ -40,6 +39,8 @@ from tpas.pab import load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import EncodedTexts, encode_images, encode_texts, rank_by_embeddings, reorder
 from tpas.synthetic_pab import draw_pab
+
+DEMO_START = Path(__file__).parents[1] / "demo_start"
 
 
 def draw_sample(model: TPASModel, queries: int, shortlist: int, pairs_per_image: float):
@@ -83,8 +84,8 @@ def agreement(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
 
 def recall_on_drawn_people(test_pairs: int) -> dict[str, float]:
     """Recall@1 of demo_start/ after matching, with fp32 and bf16 arithmetic, every picture re-ranked."""
-    model = TPASModel.from_pretrained(REPOSITORY / "demo_start").eval()
-    processor = TPASProcessor.from_pretrained(REPOSITORY / "demo_start")
+    model = TPASModel.from_pretrained(DEMO_START).eval()
+    processor = TPASProcessor.from_pretrained(DEMO_START)
     recalls = {}
     with tempfile.TemporaryDirectory(prefix="tpas-rerank-") as folder:
         root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=test_pairs)
