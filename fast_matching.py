@@ -27,6 +27,7 @@ from tpas.packed_layers import (
     PackedSelfAttention,
     pad_rows,
     ragged_attention,
+    require_linear,
 )
 from tpas.search import EncodedTexts, map_batches
 
@@ -49,9 +50,8 @@ class ImageAttention(nn.Module):
 
     def forward(self, hidden_states, query, image_states, text_lengths, image_lengths):
         """Rows of text (T, D) with their `query` (T, D), image tokens (S, Dv); rows of each image's texts."""
-        key, value = (
-            self.key_value(image_states).unflatten(-1, (2, -1, self.head_size)).unbind(1)
-        )  # (S, H, d)
+        projected = self.key_value(image_states).unflatten(-1, (2, -1, self.head_size))
+        key, value = projected.unbind(1)  # each (S, H, d)
         query = query.unflatten(-1, (-1, self.head_size))  # (T, H, d)
         context = ragged_attention(query, key, value, text_lengths, image_lengths, self.scaling)
         return self.layer_norm(self.dense(context.flatten(1)).add_(hidden_states))
@@ -66,6 +66,7 @@ class AbsorbedAttention(nn.Module):
 
     def __init__(self, attention: CrossModalAttention, dtype: torch.dtype):
         super().__init__()
+        require_linear(attention.key, attention.value)
         self.query = PackedLinear(attention.query, dtype=dtype)
         by_head = (-1, attention.head_size)
         key_weight = attention.key.weight.detach().to(dtype)  # (D, Dk)
@@ -137,6 +138,8 @@ class FastMatcher:
         accelerator: Accelerator | None = None,
     ) -> Tensor:
         """The match logit of each query with the images of its shortlist.
+
+        Beside its inputs it holds 8 D bytes a token of all texts in fp32: 0.6 GB for 1,978 captions of 50 words.
 
         Args:
             image_hidden_states: the gallery's (G, 1+N, Dv), a tensor or an array such as a mapped file, in
@@ -215,7 +218,7 @@ class FastMatcher:
         image_states = image_states.flatten(0, 1)  # (n * (1+N), Dv)
         rows = torch.cat(texts_read)  # (T, 2 D), or (B, D) without whole layers
         if self.image_attentions:
-            ends = np.cumsum(lengths)
+            starts = np.cumsum([0, *lengths[:-1]])
             text_lengths = np.add.reduceat(lengths, np.cumsum([0, *counts[:-1]])).tolist()  # of each image
             hidden_states, query = pad_rows(rows).chunk(2, dim=1)
             for number, image_attention in enumerate(self.image_attentions):
@@ -226,9 +229,7 @@ class FastMatcher:
                     hidden_states, query, image_states, text_lengths, image_lengths
                 )
                 hidden_states = self.feed_forwards[number](hidden_states)  # (T, D)
-            rows = hidden_states[
-                torch.from_numpy(ends - lengths).to(self.device)
-            ]  # [CLS] of each text, (B, D)
+            rows = hidden_states[torch.from_numpy(starts).to(self.device)]  # (B, D), [CLS] of each text
             rows = self.last_self_attention(rows, hidden_states, [1] * len(rows), lengths)
         rows = self.last_image_attention(rows, image_states, counts, image_lengths)
         return self.matching_head(self.last_feed_forward(rows))[:, 1].float().cpu()

@@ -40,11 +40,7 @@ class PackedLinear(nn.Module):
 
     def __init__(self, *linears: nn.Linear, activation: str | None = None, dtype=torch.float32):
         super().__init__()
-        for linear in linears:
-            if not isinstance(linear, nn.Linear):
-                raise TypeError(
-                    f"expected nn.Linear, got {type(linear).__name__}: an adapter must be merged first"
-                )
+        require_linear(*linears)
         self.in_features = linears[0].in_features
         self.out_features = sum(linear.out_features for linear in linears)
         self.weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)  # (out, in)
@@ -65,6 +61,13 @@ class PackedLinear(nn.Module):
         else:
             hidden_states = F.linear(hidden_states, self.weight, self.bias)
         return hidden_states if self.activation is None else self.activation(hidden_states)
+
+
+def require_linear(*layers: nn.Module) -> None:
+    """Raises TypeError for anything but `nn.Linear`: an adapter's layer has the `weight` of its base only."""
+    for layer in layers:
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"expected nn.Linear, got {type(layer)}: an adapter must be merged first")
 
 
 def _onednn_has(dtype: torch.dtype) -> bool:

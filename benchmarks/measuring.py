@@ -48,7 +48,7 @@ def time_in_turn(
 ) -> dict[Any, list[float]]:
     """Seconds of each program in each repeat; all run once before the next repeat begins.
 
-    So what else the machine does meanwhile falls on all alike, and ratios within a repeat are fair. For a busy
+    So what else the machine does falls on all alike, and ratios within a repeat are fair. For a busy
     machine `cpu_time` counts the process's own; threads that wait count as well, so use one thread then.
     """
     clock = time.process_time if cpu_time else time.perf_counter
