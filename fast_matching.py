@@ -139,7 +139,7 @@ class FastMatcher:
     ) -> Tensor:
         """The match logit of each query with the images of its shortlist.
 
-        Beside its inputs it holds 8 D bytes a token of all texts in fp32: 0.6 GB for 1,978 captions of 50 words.
+        Beside its inputs it holds 8 D bytes for each token of the texts, in fp32: 0.6 GB for 1,978 captions.
 
         Args:
             image_hidden_states: the gallery's (G, 1+N, Dv), a tensor or an array such as a mapped file, in
