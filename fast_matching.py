@@ -1,4 +1,4 @@
-"""`TPASModel.match` over shortlists, several times faster, with the same scores.
+"""`TPASModel.match` over shortlists with less than half of the arithmetic, and the same scores.
 
 X-VLM's own schedule goes query by query, padded, and computes everything for every pair. Here
 
@@ -9,7 +9,9 @@ X-VLM's own schedule goes query by query, padded, and computes everything for ev
   its key and value projections are absorbed into query and output;
 - texts are packed without padding, and linear layers run on the fast path of `packed_layers.py`.
 
-`TPASModel.match` stays the readable definition of these scores; the tests compare with it.
+`TPASModel.match` stays the readable definition of these scores; the tests compare with it. The speed is
+measured by `benchmarks/rerank.py`; beyond the arithmetic it depends on how much of the CPU torch's own
+GEMM leaves unused.
 """
 
 from copy import deepcopy
