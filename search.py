@@ -421,7 +421,7 @@ def encode_images(
         return output.pooler_output.float().cpu(), output.last_hidden_state.float().cpu()
 
     batches = _batches(range(len(images)), batch_size)
-    outputs = _map_batches(encode, batches, accelerator, "encoding pictures")
+    outputs = map_batches(encode, batches, accelerator, "encoding pictures")
     return EncodedImages(
         embeds=torch.cat([embeds for embeds, _ in outputs]),
         hidden_states=torch.cat([hidden_states for _, hidden_states in outputs]),
@@ -450,7 +450,7 @@ def encode_texts(
     # Captions of similar length share a batch, which saves padding.
     by_length = sorted(range(len(captions)), key=lambda row: (len(captions[row]), captions[row]))
     batches = _batches(by_length, batch_size)
-    outputs = _map_batches(encode, batches, accelerator, "encoding captions")
+    outputs = map_batches(encode, batches, accelerator, "encoding captions")
 
     embeds, hidden_states, _ = outputs[0]
     longest = max(mask.shape[1] for _, _, mask in outputs)
@@ -536,7 +536,7 @@ def match_shortlists(
         return logits[:, 1].float().cpu()
 
     batches = _batches(range(len(text_rows)), batch_size)
-    logits = torch.cat(_map_batches(match, batches, accelerator, "matching pairs"))  # (Q * K,)
+    logits = torch.cat(map_batches(match, batches, accelerator, "matching pairs"))  # (Q * K,)
     scores = torch.empty(shortlists.shape)
     scores[queries] = logits.view(shortlists.shape)
     return scores
@@ -577,7 +577,7 @@ def _batches(rows: Sequence[int], batch_size: int) -> list[list[int]]:
     return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
 
 
-def _map_batches(
+def map_batches(
     compute: Callable[[list[int]], Any],
     batches: list[list[int]],
     accelerator: Accelerator | None,

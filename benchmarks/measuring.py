@@ -1,0 +1,98 @@
+"""What the speed benchmarks share: a model, timing in turn, the machine's GEMM limit, counted operations."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from tpas.configuration_tpas import TPASConfig
+from tpas.modeling_tpas import TPASModel
+from tpas.packed_layers import PackedLinear
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CAPTION_WORDS = (40, 60)
+SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+TINY = {
+    "vision_config": {
+        "image_size": 32,
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [1, 2],
+        "window_size": 4,
+    },
+    "text_config": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "num_cross_modal_layers": 3,
+}
+
+
+def build_model(quick: bool) -> TPASModel:
+    """A model of full size, or a tiny one, with random weights, the same each time."""
+    torch.manual_seed(0)
+    return TPASModel(TPASConfig(**TINY) if quick else TPASConfig()).eval()
+
+
+def draw_token_ids(model: TPASModel, texts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random captions of 40 to 60 words: token ids and mask (T, L), padded to the model's longest text."""
+    words = torch.linspace(*CAPTION_WORDS, texts).round().long()
+    mask = (torch.arange(model.config.max_text_length) < words[:, None] + SPECIAL_TOKENS).long()
+    return torch.randint(model.config.text_config.vocab_size, mask.shape), mask
+
+
+def time_in_turn(
+    programs: dict[Any, Callable[[], Any]], repeats: int, cpu_time: bool = False
+) -> dict[Any, list[float]]:
+    """Seconds of each program in each repeat; all run once before the next repeat begins.
+
+    So what else the machine does falls on all alike, and ratios within a repeat are fair. For a busy
+    machine `cpu_time` counts the process's own; threads that wait count as well, so use one thread then.
+    """
+    clock = time.process_time if cpu_time else time.perf_counter
+    seconds = {name: [] for name in programs}
+    for repeat in range(repeats):
+        for name, program in programs.items():
+            start = clock()
+            program()
+            seconds[name].append(clock() - start)
+            print(f"repeat {repeat + 1}: {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+    return seconds
+
+
+def median_ratio(seconds: dict[str, list[float]], slow: str, fast: str, work: float = 1.0) -> float:
+    """How many times faster `fast` is; `work` is its share of work relative to that of `slow`."""
+    return statistics.median(work * a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
+
+
+class GemmLimit:
+    """A large product of matrices on the machine's fastest path, to hold everything else against."""
+
+    times = 40  # about a second on two cores
+
+    def __init__(self, width: int, dtype: torch.dtype):
+        self.linear = PackedLinear(nn.Linear(width, 4 * width), dtype=dtype)
+        self.rows = torch.randn(1024, width, dtype=dtype)
+
+    @torch.inference_mode()
+    def __call__(self) -> None:
+        for _ in range(self.times):
+            self.linear(self.rows)
+
+
+@contextmanager
+def count_operations():
+    """Yields a list whose sum is the floating-point operations of all linear layers that ran meanwhile."""
+
+    def count(module, inputs, output):
+        if isinstance(module, (nn.Linear, PackedLinear)):
+            operations.append(2 * inputs[0].shape[:-1].numel() * module.in_features * module.out_features)
+
+    operations = []
+    hook = nn.modules.module.register_module_forward_hook(count)
+    try:
+        yield operations
+    finally:
+        hook.remove()

@@ -1,0 +1,233 @@
+"""How much faster `FastMatcher` re-ranks than X-VLM's own schedule, and whether its answers are the same.
+
+    OMP_NUM_THREADS=2 python benchmarks/rerank.py --output rerank.json
+
+A model of full size with random weights; captions of 40 to 60 words; shortlists of 128, drawn so that an
+image is in 7 of them, as it is on average for 1,978 queries over 36,773 images. That is a sample of such a
+schedule with its proportions, and all its work is timed: reading texts, projecting images, every layer.
+
+The straightforward schedule goes query by query: its caption padded to 70 tokens, its 128 images in one
+`TPASModel.match` with eager attention and torch's own GEMM, as upstream does. It is timed one query a repeat,
+in turn with the whole sample on the engine. Shares of the GEMM limit count linear layers alone.
+
+What bf16 does to the answers is shown twice: to the order of this sample, where random weights leave scores
+close together, and to the Recall@1 of the small trained model in demo_start/ on drawn people. `--quick` only
+shows that the script runs.
+"""
+
+import argparse
+import logging
+import statistics
+import tempfile
+from pathlib import Path
+
+import torch
+from measuring import (
+    DTYPES,
+    GemmLimit,
+    build_model,
+    count_operations,
+    draw_token_ids,
+    median_ratio,
+    time_in_turn,
+)
+
+from tpas.evaluate_retrieval import PictureFiles, write_json
+from tpas.fast_matching import FastMatcher
+from tpas.modeling_tpas import TPASModel
+from tpas.pab import load_pab, retrieval_split
+from tpas.processing_tpas import TPASProcessor
+from tpas.search import EncodedTexts, encode_images, encode_texts, rank_by_embeddings, reorder
+from tpas.synthetic_pab import draw_pab
+
+DEMO_START = Path(__file__).parents[1] / "demo_start"
+
+
+def draw_sample(model: TPASModel, queries: int, shortlist: int, pairs_per_image: float):
+    """Random texts as the model reads them, images (G, 1+N, Dv), and shortlists (Q, K)."""
+    input_ids, mask = draw_token_ids(model, queries)
+    text = model.get_text_features(input_ids, mask)
+    texts = EncodedTexts(text.pooler_output, text.last_hidden_state * mask[:, :, None], mask)
+    vision = model.config.vision_config
+    tokens = 1 + (vision.image_size // vision.patch_size // 2 ** (len(vision.depths) - 1)) ** 2
+    gallery_size = round(queries * shortlist / pairs_per_image)
+    images = torch.randn(gallery_size, tokens, vision.hidden_size)
+    shortlists = torch.stack([torch.randperm(len(images))[:shortlist] for _ in range(queries)])
+    return texts, images, shortlists
+
+
+def match_straightforwardly(model: TPASModel, images, texts: EncodedTexts, shortlist, query: int):
+    """The match logits (K,) of one query as upstream computes them."""
+    count = len(shortlist)
+    logits = model.match(
+        images[shortlist],
+        texts.hidden_states[query].repeat(count, 1, 1),
+        texts.attention_mask[query].repeat(count, 1),
+    )
+    return logits[:, 1]
+
+
+def agreement(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
+    """How the scores (Q, K) and the orders that they give differ from the expected ones."""
+    orders = [values.sort(dim=1, descending=True, stable=True).indices for values in (expected, scores)]
+    best = [[set(row[:10].tolist()) for row in order] for order in orders]
+    return {
+        "largest_score_difference": (expected - scores).abs().max().item(),
+        "score_deviation_within_a_query": expected.std(dim=1).mean().item(),
+        "queries": len(expected),
+        "queries_of_equal_order": int((orders[0] == orders[1]).all(dim=1).sum()),
+        "queries_of_equal_first": int((orders[0][:, 0] == orders[1][:, 0]).sum()),
+        "share_of_first_ten_kept": statistics.fmean(len(a & b) / len(a) for a, b in zip(*best, strict=True)),
+    }
+
+
+def recall_on_drawn_people(test_pairs: int) -> dict[str, float]:
+    """Recall@1 of demo_start/ after matching, with fp32 and bf16 arithmetic, every picture re-ranked."""
+    model = TPASModel.from_pretrained(DEMO_START).eval()
+    processor = TPASProcessor.from_pretrained(DEMO_START)
+    recalls = {}
+    with tempfile.TemporaryDirectory(prefix="tpas-rerank-") as folder:
+        root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=test_pairs)
+        benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
+        images = encode_images(model, processor, PictureFiles(root, benchmark.gallery_ids, {}))
+    texts = encode_texts(model, processor, benchmark.captions)
+    ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, benchmark.gallery_ids)
+    for dtype in (torch.float32, torch.bfloat16):
+        scores = FastMatcher(model, dtype).match_shortlists(images.hidden_states, texts, ranking)
+        first = reorder(ranking, scores)[0][:, 0].tolist()
+        hits = [benchmark.gallery_ids[row] in ids for row, ids in zip(first, benchmark.relevant, strict=True)]
+        recalls[str(dtype).removeprefix("torch.")] = statistics.fmean(hits)
+    return recalls
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--queries", type=int, default=8, help="in the sample (default: 8)")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
+    parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
+    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.queries, arguments.shortlist, arguments.pairs_per_image = 3, 8, 3
+    if arguments.queries < max(arguments.pairs_per_image, arguments.repeats):
+        parser.error("a sample needs at least as many queries as pairs an image, and as repeats")
+    logging.getLogger("tpas").setLevel(logging.ERROR)
+
+    with torch.inference_mode():
+        result = measure(arguments)
+    result["recall_at_1_on_drawn_people"] = recall_on_drawn_people(6 if arguments.quick else 200)
+    print(format_result(result))
+    if arguments.output:
+        write_json(arguments.output, result)
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    model = build_model(arguments.quick)
+    texts, images, shortlists = draw_sample(
+        model, arguments.queries, arguments.shortlist, arguments.pairs_per_image
+    )
+    width = model.config.text_config.hidden_size
+    scores = {}
+    next_query = {}
+
+    def straightforward(name, attention):
+        scores[name] = torch.empty(shortlists.shape)
+
+        def run():
+            model.set_attn_implementation(attention)
+            query = next_query[name] = (next_query.get(name, -1) + 1) % len(shortlists)
+            scores[name][query] = match_straightforwardly(model, images, texts, shortlists[query], query)
+
+        return run
+
+    def engine(name, dtype):
+        matcher = FastMatcher(model, dtype)
+
+        def run():
+            scores[name] = matcher.match_shortlists(images, texts, shortlists)
+
+        return run
+
+    limits = {name: GemmLimit(width, dtype) for name, dtype in DTYPES.items()}
+    programs = {
+        "upstream": straightforward("upstream", "eager"),
+        "upstream, sdpa": straightforward("upstream, sdpa", "sdpa"),
+        **{f"engine {name}": engine(f"engine {name}", dtype) for name, dtype in DTYPES.items()},
+        **{f"limit {name}": limit for name, limit in limits.items()},
+    }
+    operations = {}
+    for name, program in programs.items():  # a first run, not timed
+        with count_operations() as counted:
+            program()
+        operations[name] = sum(counted)
+    next_query.clear()
+    seconds = time_in_turn(programs, arguments.repeats, arguments.cpu_time)
+
+    pairs = {
+        name: shortlists.numel() if name.startswith("engine") else arguments.shortlist for name in programs
+    }
+    rows = {}
+    for name in programs:
+        if name.startswith("limit"):
+            continue
+        limit = "limit bf16" if name.endswith("bf16") else "limit fp32"
+        share = operations[name] / operations[limit] * median_ratio(seconds, limit, name)
+        rows[name] = {
+            "pairs_per_second": pairs[name] / statistics.median(seconds[name]),
+            "times_upstream": median_ratio(seconds, "upstream", name, pairs[name] / pairs["upstream"]),
+            "gflop_per_pair": operations[name] / pairs[name] / 1e9,
+            "share_of_gemm_limit": share,
+            "seconds": seconds[name],
+            "answers": agreement(*(scores[other][: arguments.repeats] for other in ("upstream", name))),
+        }
+    return {
+        "sample": {
+            "queries": len(shortlists),
+            "shortlist": arguments.shortlist,
+            "images": len(images),
+            "text_tokens": texts.attention_mask.sum(dim=1).tolist(),
+            "parameters": model.num_parameters(),
+        },
+        "threads": torch.get_num_threads(),
+        "clock": "cpu" if arguments.cpu_time else "wall",
+        "gemm_limit_gflops": {
+            name: operations[f"limit {name}"] / statistics.median(seconds[f"limit {name}"]) / 1e9
+            for name in DTYPES
+        },
+        "rows": rows,
+    }
+
+
+def format_result(result: dict) -> str:
+    sample, recalls = result["sample"], result["recall_at_1_on_drawn_people"]
+    limits = ", ".join(f"{name} {value:.0f}" for name, value in result["gemm_limit_gflops"].items())
+    lines = [
+        f"{sample['queries']} queries of {min(sample['text_tokens'])} to {max(sample['text_tokens'])} tokens "
+        f"x {sample['shortlist']} of {sample['images']} images, {sample['parameters'] / 1e6:.0f} M "
+        f"parameters, {result['threads']} threads, {result['clock']} time, GEMM limit in GFLOP/s: {limits}",
+        f"{'':16}{'pairs/s':>9}{'x upstream':>12}{'GFLOP/pair':>12}{'of limit':>10}{'largest diff.':>15}"
+        f"{'equal order':>13}{'equal first':>13}{'first 10 kept':>15}",
+    ]
+    for name, row in result["rows"].items():
+        answers = row["answers"]
+        queries = answers["queries"]
+        lines.append(
+            f"{name:16}{row['pairs_per_second']:9.1f}{row['times_upstream']:12.2f}{row['gflop_per_pair']:12.2f}"
+            f"{row['share_of_gemm_limit']:10.0%}{answers['largest_score_difference']:15.1e}"
+            f"{answers['queries_of_equal_order']:>10}/{queries:<2}{answers['queries_of_equal_first']:>10}/{queries:<2}"
+            f"{answers['share_of_first_ten_kept']:15.1%}"
+        )
+    deviation = result["rows"]["upstream"]["answers"]["score_deviation_within_a_query"]
+    lines.append(f"(a query's scores on these random weights deviate by {deviation:.1e})")
+    lines.append(
+        "Recall@1 of demo_start/ on drawn people: "
+        + ", ".join(f"{name} {100 * recall:.1f} %" for name, recall in recalls.items())
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""`TPASModel`'s image and text features, faster, with the same values: for encoding galleries and query sets.
+
+The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without
+padding (`packed_layers.py`), and a batch goes through in passes so small that what a layer writes stays in
+the cache. A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of `search.py`.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import BertModel, SwinModel
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.models.swin.modeling_swin import SwinAttention, SwinMLP, SwinPatchMerging
+
+from tpas.modeling_tpas import TPASModel
+from tpas.packed_layers import PackedFeedForward, PackedLinear, PackedSelfAttention, pad_rows
+from tpas.processing_tpas import TPASProcessor
+
+# Found with benchmarks/encoding.py at full size. Fixed, because another pass rounds otherwise.
+CPU_IMAGES_PER_PASS = 2
+CPU_TEXTS_PER_PASS = 24
+GPU_IMAGES_PER_PASS = 64
+GPU_TEXTS_PER_PASS = 512
+
+
+def pack_vision_model(vision_model: SwinModel, dtype: torch.dtype) -> SwinModel:
+    """A copy of Swin with packed linear layers; all else is transformers' own."""
+    activation = vision_model.config.hidden_act
+    vision_model = deepcopy(vision_model)
+    for module in vision_model.modules():
+        if isinstance(module, SwinAttention):
+            for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+                setattr(module, name, PackedLinear(getattr(module, name), dtype=dtype))
+        elif isinstance(module, SwinMLP):
+            module.fc1 = PackedLinear(module.fc1, activation=activation, dtype=dtype)
+            module.activation_fn = nn.Identity()
+            module.fc2 = PackedLinear(module.fc2, dtype=dtype)
+        elif isinstance(module, SwinPatchMerging):
+            module.reduction = PackedLinear(module.reduction, dtype=dtype)
+    return vision_model.to(dtype)
+
+
+class PackedTextModel(nn.Module):
+    """BERT's embeddings and layers over packed rows."""
+
+    def __init__(self, text_model: BertModel, dtype: torch.dtype):
+        super().__init__()
+        self.embeddings = deepcopy(text_model.embeddings).to(dtype)
+        self.self_attentions, self.feed_forwards = nn.ModuleList(), nn.ModuleList()
+        for layer in text_model.encoder.layer:
+            attention, output = layer.attention.self, layer.attention.output
+            parts = (attention.query, attention.key, attention.value, output.dense, output.LayerNorm)
+            self.self_attentions.append(PackedSelfAttention(*parts, attention.attention_head_size, dtype))
+            parts = (layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm)
+            self.feed_forwards.append(PackedFeedForward(*parts, text_model.config.hidden_act, dtype))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
+        """Token ids and mask (B, L) to `last_hidden_state` (B, L, D), zeros where padded."""
+        is_token = attention_mask.bool()
+        lengths = is_token.sum(dim=1).tolist()
+        embedded = self.embeddings(input_ids)  # (B, L, D)
+        rows = pad_rows(embedded[is_token])  # (T, D)
+        for attend, feed_forward in zip(self.self_attentions, self.feed_forwards, strict=True):
+            rows = feed_forward(attend(rows, lengths))
+        hidden_states = torch.zeros_like(embedded)
+        hidden_states[is_token] = rows[: sum(lengths)]
+        return BaseModelOutput(last_hidden_state=hidden_states)
+
+
+class FastEncoder:
+    """A copy of a model's image and text encoder, prepared for encoding many.
+
+    Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
+    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens of a text;
+    embeddings are always fp32.
+
+    Args:
+        images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
+
+    Raises:
+        ValueError: the model is in training mode.
+        TypeError: a layer carries an adapter that is not merged.
+    """
+
+    def __init__(
+        self,
+        model: TPASModel,
+        dtype: torch.dtype = torch.float32,
+        images_per_pass: int | None = None,
+        texts_per_pass: int | None = None,
+    ):
+        if model.training:
+            raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
+        self.device, self.dtype, self.config = model.device, dtype, model.config
+        on_cpu = self.device.type == "cpu"
+        self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
+        self.texts_per_pass = texts_per_pass or (CPU_TEXTS_PER_PASS if on_cpu else GPU_TEXTS_PER_PASS)
+        self.vision_model = pack_vision_model(model.vision_model, dtype)
+        self.text_model = PackedTextModel(model.text_model, dtype)
+        self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
+        self.text_projection = PackedLinear(model.text_projection, dtype=dtype)
+
+    # The model's own methods, over this object's `vision_model`, `text_model`, projections and `config`.
+
+    @torch.inference_mode()
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """As [`TPASModel.get_image_features`]."""
+        passes = pixel_values.split(self.images_per_pass)
+        return _concatenate([TPASModel.get_image_features(self, pixels) for pixels in passes])
+
+    @torch.inference_mode()
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """As [`TPASModel.get_text_features`], with zeros for padded tokens."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        passes = zip(
+            input_ids.split(self.texts_per_pass), attention_mask.split(self.texts_per_pass), strict=True
+        )
+        return _concatenate([TPASModel.get_text_features(self, *inputs) for inputs in passes])
+
+
+def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
+    embeds = torch.cat([output.pooler_output for output in outputs])
+    return BaseModelOutputWithPooling(
+        last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),
+        pooler_output=F.normalize(embeds.float(), dim=-1),  # in bf16 their norm is off by some thousandths
+    )
+
+
+class _Pixels(Dataset):
+    """Each picture as (3, H, W), decoded when it is asked for."""
+
+    def __init__(self, processor: TPASProcessor, images: Sequence[Image.Image]):
+        self.processor = processor
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.processor(images=[self.images[index]])["pixel_values"][0]
+
+
+def decoded_batches(
+    processor: TPASProcessor, images: Sequence[Image.Image], batch_size: int, workers: int = 1
+) -> Iterator[Tensor]:
+    """`pixel_values` (B, 3, H, W) of consecutive pictures, decoded ahead in `workers` processes.
+
+    So an encoder never waits for the disk or for Pillow. `images` is asked for one picture at a time, in a
+    worker; 0 workers: in this process, not ahead. What a worker raises is raised here.
+    """
+    return iter(DataLoader(_Pixels(processor, images), batch_size=batch_size, num_workers=workers))

@@ -1,0 +1,172 @@
+"""Transformer layers for inference over packed rows: texts one after another, without padding or masks.
+
+The arithmetic of BERT's layers arranged for speed: weights are laid out once for the machine's fastest GEMM
+(on a CPU oneDNN's, in full fp32), activations are fused into it, projections of one input are stacked, and
+each text attends within its own rows. Nothing here trains.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+# oneDNN compiles a kernel for each number of rows it meets, some milliseconds each: so there are to be few.
+ROW_MULTIPLE = 16
+# transformers' names of the activations that oneDNN computes inside the GEMM: its operation and algorithm.
+FUSED_ACTIVATIONS = {
+    None: ("none", ""),
+    "relu": ("relu", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_new": ("gelu", "tanh"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+}
+
+
+class PackedLinear(nn.Module):
+    """`activation(linear(x))` of one `nn.Linear`, or of several with the same input, outputs side by side.
+
+    Holds a copy of the weights: laid out for oneDNN on a CPU, as they are elsewhere.
+
+    Args:
+        activation: transformers' name of an activation, or None.
+
+    Raises:
+        TypeError: for anything but `nn.Linear`, such as a layer whose adapter is not merged.
+    """
+
+    def __init__(self, *linears: nn.Linear, activation: str | None = None, dtype=torch.float32):
+        super().__init__()
+        require_linear(*linears)
+        self.in_features = linears[0].in_features
+        self.out_features = sum(linear.out_features for linear in linears)
+        self.weight = torch.cat([linear.weight.detach() for linear in linears]).to(dtype)  # (out, in)
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases).to(dtype) if biases else None  # (out,)
+        self.is_packed = self.weight.device.type == "cpu" and _onednn_has(dtype)
+        if self.is_packed:
+            self.weight = torch.ops.mkldnn._reorder_linear_weight(self.weight)
+        fused = self.is_packed and activation in FUSED_ACTIVATIONS
+        self.operation, self.algorithm = FUSED_ACTIVATIONS[activation if fused else None]
+        self.activation = None if fused or activation is None else ACT2FN[activation]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        if self.is_packed:
+            hidden_states = torch.ops.mkldnn._linear_pointwise(
+                hidden_states, self.weight, self.bias, self.operation, [], self.algorithm
+            )
+        else:
+            hidden_states = F.linear(hidden_states, self.weight, self.bias)
+        return hidden_states if self.activation is None else self.activation(hidden_states)
+
+
+def require_linear(*layers: nn.Module) -> None:
+    """Raises TypeError for anything but `nn.Linear`: an adapter's layer has the `weight` of its base only."""
+    for layer in layers:
+        if not isinstance(layer, nn.Linear):
+            raise TypeError(f"expected nn.Linear, got {type(layer)}: an adapter must be merged first")
+
+
+def _onednn_has(dtype: torch.dtype) -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (
+        dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+
+
+def ragged_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_lengths: Sequence[int],
+    key_lengths: Sequence[int],
+    scaling: float,
+) -> Tensor:
+    """Attention of each segment of `query` to the segment of `key` and `value` of the same number.
+
+    Args:
+        query: (Tq, H, d) rows, segment after segment; rows beyond the last segment give zeros.
+        key, value: (Tk, H, d), likewise.
+        query_lengths, key_lengths: rows of each segment.
+
+    Returns:
+        (Tq, H, d)
+    """
+    attend = _attend_in_loop if query.device.type == "cpu" else _attend_nested
+    return attend(query, key, value, query_lengths, key_lengths, scaling)
+
+
+def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling):
+    """One call for each run of segments of equal lengths; on a CPU a call costs little."""
+    context = query.new_zeros(query.shape)
+    query_start = key_start = 0
+    for (query_length, key_length), run in groupby(zip(query_lengths, key_lengths, strict=True)):
+        count = sum(1 for _ in run)
+        query_stop, key_stop = query_start + count * query_length, key_start + count * key_length
+        batch = (
+            query[query_start:query_stop].unflatten(0, (count, query_length)).transpose(1, 2),
+            key[key_start:key_stop].unflatten(0, (count, key_length)).transpose(1, 2),
+            value[key_start:key_stop].unflatten(0, (count, key_length)).transpose(1, 2),
+        )  # each (count, H, length, d)
+        output = F.scaled_dot_product_attention(*batch, scale=scaling)
+        context[query_start:query_stop] = output.transpose(1, 2).flatten(0, 1)
+        query_start, key_start = query_stop, key_stop
+    return context
+
+
+def _attend_nested(query, key, value, query_lengths, key_lengths, scaling):
+    """All segments in one call, over PyTorch's nested tensors; on a GPU a call for each would starve it."""
+
+    def nest(rows, lengths):
+        offsets = torch.tensor([0, *lengths], device=rows.device).cumsum(0)
+        nested = torch.nested.nested_tensor_from_jagged(
+            rows[: sum(lengths)].contiguous(), offsets, min_seqlen=min(lengths), max_seqlen=max(lengths)
+        )
+        return nested.transpose(1, 2)  # (segments, H, length, d)
+
+    keys_and_values = nest(key, key_lengths), nest(value, key_lengths)
+    output = F.scaled_dot_product_attention(nest(query, query_lengths), *keys_and_values, scale=scaling)
+    context = query.new_zeros(query.shape)
+    context[: sum(query_lengths)] = output.transpose(1, 2).values()
+    return context
+
+
+def pad_rows(rows: Tensor) -> Tensor:
+    """Rows (T, ...) with zeros appended up to a multiple of [`ROW_MULTIPLE`]."""
+    missing = -len(rows) % ROW_MULTIPLE
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
+class PackedSelfAttention(nn.Module):
+    """BERT's self-attention with its residual and norm, from that layer's own modules."""
+
+    def __init__(self, query, key, value, dense, layer_norm, head_size: int, dtype: torch.dtype):
+        super().__init__()
+        self.query_key_value = PackedLinear(query, key, value, dtype=dtype)
+        self.dense = PackedLinear(dense, dtype=dtype)
+        self.layer_norm = deepcopy(layer_norm).to(dtype)
+        self.head_size = head_size
+
+    def forward(self, hidden_states: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Rows (T, D) of texts of these lengths to rows (T, D)."""
+        projected = self.query_key_value(hidden_states).unflatten(-1, (3, -1, self.head_size))
+        query, key, value = projected.unbind(1)  # each (T, H, d)
+        context = ragged_attention(query, key, value, lengths, lengths, self.head_size**-0.5)
+        return self.layer_norm(self.dense(context.flatten(1)).add_(hidden_states))
+
+
+class PackedFeedForward(nn.Module):
+    """BERT's feed-forward with its residual and norm, from that layer's own modules."""
+
+    def __init__(self, intermediate, output, layer_norm, activation: str, dtype: torch.dtype):
+        super().__init__()
+        self.intermediate = PackedLinear(intermediate, activation=activation, dtype=dtype)
+        self.output = PackedLinear(output, dtype=dtype)
+        self.layer_norm = deepcopy(layer_norm).to(dtype)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.layer_norm(self.output(self.intermediate(hidden_states)).add_(hidden_states))
