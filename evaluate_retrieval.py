@@ -22,7 +22,7 @@ from tpas.evaluation.retrieval import EvaluationResult, evaluate
 from tpas.evaluation.significance import confidence_intervals
 from tpas.evaluation.tables import Intervals, format_table, markdown_report
 from tpas.pab import SPLITS, load_pab, retrieval_split
-from tpas.search import model_fingerprint
+from tpas.retrieval_stages import model_fingerprint
 from tpas.synthetic_pab import MANIFEST
 
 

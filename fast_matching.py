@@ -31,7 +31,7 @@ from tpas.packed_layers import (
     ragged_attention,
     require_linear,
 )
-from tpas.search import EncodedTexts, map_batches
+from tpas.retrieval_stages import EncodedTexts, map_batches
 
 # Pairs in one pass. On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
 CPU_BATCH_SIZE = 24

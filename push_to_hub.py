@@ -25,7 +25,7 @@ from huggingface_hub.utils import validate_repo_id
 from tpas.evaluation.measures import headline
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import model_fingerprint
+from tpas.retrieval_stages import model_fingerprint
 
 ROOT = Path(__file__).resolve().parent
 CARD_TEMPLATE = ROOT / "model_card.md"

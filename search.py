@@ -1,13 +1,8 @@
 """Two-stage search: rank a gallery by embeddings, re-score each query's shortlist by cross-modal matching.
 
-[`Gallery`] does so over a directory of encoded pictures; the functions are its stages, on tensors in memory.
-
-A query's ranking depends on its caption, the pictures and their ids. Neither the order of the gallery, nor
-the batch size, nor the number of processes takes part. Ties are settled by a hash of the gallery id: PAB's
-file names say which pictures are normal, and rows follow file names, so neither may settle them.
+[`Gallery`] does so over a directory of encoded pictures, which may be far larger than the memory.
 """
 
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Collection, Sequence
@@ -16,14 +11,11 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from tpas.fusion import SystemScores, weighted_sum
+from tpas.fast_matching import FastMatcher
 from tpas.gallery.building import build_shards
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.indexes import Index, check_index, open_index, write_index
@@ -32,49 +24,16 @@ from tpas.gallery.pictures import find_pictures, load_inside
 from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import (
+    DEFAULT_SHORTLIST,
+    encode_texts,
+    model_fingerprint,
+    reorder,
+    replace_head,
+)
 from tpas.sca import Confidence, sca_rerank
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
-IMAGES_AT_ONCE, PAIRS_AT_ONCE = 64, 1024  # whose tokens re-ranking holds in memory
-
-
-def model_fingerprint(model: TPASModel) -> str:
-    """16 hexadecimal digits that stand for the weights, as fp32: equal wherever the model lies."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """G pictures, fp32 on the CPU.
-
-    Attributes:
-        embeds: (G, projection_dim), unit norm.
-        hidden_states: (G, 1+N, image width).
-    """
-
-    embeds: Tensor
-    hidden_states: Tensor
-
-
-@dataclass(frozen=True)
-class EncodedTexts:
-    """Q captions, fp32 on the CPU.
-
-    Attributes:
-        embeds: (Q, projection_dim), unit norm.
-        hidden_states: (Q, L, text width), zeros where padded.
-        attention_mask: (Q, L).
-    """
-
-    embeds: Tensor
-    hidden_states: Tensor
-    attention_mask: Tensor
 
 
 @dataclass(frozen=True)
@@ -287,7 +246,7 @@ class Gallery:
             rerank: whether it reads any.
             sca: settles the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for a picture of their own.
-            batch_size: texts or pairs in one forward pass.
+            batch_size: texts in one forward pass.
         """
         for name, value in (("top_k", top_k), ("shortlist", shortlist)):
             if value < 1:
@@ -308,7 +267,7 @@ class Gallery:
         if head:
             scores = cosines[:, :head]
             if rerank:
-                scores = logits = self._match(encoded, candidates[:, :head], batch_size)
+                scores = logits = self._matcher.match_shortlists(self._tokens, encoded, candidates[:, :head])
             ranking, scores = reorder(candidates[:, :head], scores)
             if sca:
                 ranking = sca_rerank(ranking, scores, confidence=sca).indices
@@ -322,27 +281,6 @@ class Gallery:
             )
             for query in range(len(texts))
         ]
-
-    def _match(self, texts: EncodedTexts, shortlists: Tensor, batch_size: int) -> Tensor:
-        """The match logits (Q, K) of the gallery's rows (Q, K): the one place that says what computes them.
-
-        Goes over the pictures in the order of their rows, so that each one's tokens are read once.
-        """
-        rows, image = shortlists.unique(return_inverse=True)  # (R,) and (Q, K) of what to read
-        logits = torch.empty(shortlists.shape)
-        for start in range(0, len(rows), IMAGES_AT_ONCE):
-            hidden_states = torch.from_numpy(self._tokens[rows[start : start + IMAGES_AT_ONCE]])
-            images = EncodedImages(embeds=hidden_states.new_empty(0), hidden_states=hidden_states)
-            here = ((image >= start) & (image < start + IMAGES_AT_ONCE)).nonzero()  # (pairs, 2)
-            for pairs in here.split(PAIRS_AT_ONCE):
-                query, place = pairs.unbind(dim=1)
-                own = EncodedTexts(
-                    texts.embeds[query], texts.hidden_states[query], texts.attention_mask[query]
-                )
-                chosen = (image[query, place] - start)[:, None]
-                matched = match_shortlists(self.model, images, own, chosen, batch_size=batch_size)
-                logits[query, place] = matched[:, 0]
-        return logits
 
     def _hits(
         self, ranking: Tensor, candidates: Tensor, cosines: Tensor, logits: Tensor | None
@@ -375,6 +313,10 @@ class Gallery:
         return open_index(self.index, self.stored)
 
     @cached_property
+    def _matcher(self) -> FastMatcher:
+        return FastMatcher(self._encoders()[0].eval())
+
+    @cached_property
     def _tokens(self) -> ImageTokens:
         if self.stored.settings.tokens is not None:
             return ImageTokens(self.stored)
@@ -399,206 +341,3 @@ def _picture(stored: StoredGallery, row: int, images_root: str | None) -> Image.
     if record["path"] is None:
         raise FileNotFoundError(f"picture {record['id']!r} was no file, and the gallery keeps no thumbnails")
     return load_inside(images_root or record["root"], record["path"])
-
-
-def encode_images(
-    model: TPASModel,
-    processor: TPASProcessor,
-    images: Sequence[Image.Image],
-    *,
-    batch_size: int = 64,
-    accelerator: Accelerator | None = None,
-) -> EncodedImages:
-    """Encodes the pictures, rows in the order given.
-
-    `images` is asked for one picture at a time, so it may read them from disk. The processes of
-    `accelerator` share the work, and each gets the whole result.
-    """
-
-    def encode(rows: list[int]) -> tuple[Tensor, Tensor]:
-        pixel_values = processor(images=[images[row] for row in rows])["pixel_values"]
-        output = model.get_image_features(pixel_values.to(model.device, model.dtype))
-        return output.pooler_output.float().cpu(), output.last_hidden_state.float().cpu()
-
-    batches = _batches(range(len(images)), batch_size)
-    outputs = map_batches(encode, batches, accelerator, "encoding pictures")
-    return EncodedImages(
-        embeds=torch.cat([embeds for embeds, _ in outputs]),
-        hidden_states=torch.cat([hidden_states for _, hidden_states in outputs]),
-    )
-
-
-def encode_texts(
-    model: TPASModel,
-    processor: TPASProcessor,
-    captions: Sequence[str],
-    *,
-    batch_size: int = 64,
-    accelerator: Accelerator | None = None,
-) -> EncodedTexts:
-    """Encodes the captions, rows in the order given, padded to the longest; otherwise as `encode_images`."""
-
-    def encode(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = processor(text=[captions[row] for row in rows]).to(model.device)
-        output = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
-        return (
-            output.pooler_output.float().cpu(),
-            output.last_hidden_state.float().cpu(),
-            inputs["attention_mask"].cpu(),
-        )
-
-    # Captions of similar length share a batch, which saves padding.
-    by_length = sorted(range(len(captions)), key=lambda row: (len(captions[row]), captions[row]))
-    batches = _batches(by_length, batch_size)
-    outputs = map_batches(encode, batches, accelerator, "encoding captions")
-
-    embeds, hidden_states, _ = outputs[0]
-    longest = max(mask.shape[1] for _, _, mask in outputs)
-    texts = EncodedTexts(
-        embeds=embeds.new_empty(len(captions), embeds.shape[1]),
-        hidden_states=hidden_states.new_zeros(len(captions), longest, hidden_states.shape[2]),
-        attention_mask=torch.zeros(len(captions), longest, dtype=torch.long),
-    )
-    for rows, (embeds, hidden_states, mask) in zip(batches, outputs, strict=True):
-        length = mask.shape[1]
-        texts.embeds[rows] = embeds
-        texts.hidden_states[rows, :length] = hidden_states * mask[:, :, None]
-        texts.attention_mask[rows, :length] = mask
-    return texts
-
-
-def rank_by_embeddings(
-    text_embeds: Tensor, image_embeds: Tensor, gallery_ids: Sequence[str]
-) -> tuple[Tensor, Tensor]:
-    """Stage 1: the gallery for each query, best first.
-
-    Returns:
-        Indices (Q, G) into the gallery and their cosines (Q, G), descending.
-    """
-    digests = [hashlib.blake2b(gallery_id.encode()).digest() for gallery_id in gallery_ids]
-    by_digest = torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))  # (G,)
-    # Summed in double and rounded, so that equal pictures get equal scores wherever they lie in the matrix.
-    cosines = (text_embeds.double() @ image_embeds[by_digest].double().t()).float()  # (Q, G)
-    cosines, order = cosines.sort(dim=1, descending=True, stable=True)
-    return by_digest[order], cosines
-
-
-def resolve_shortlist(shortlist: int | None, gallery_size: int) -> int:
-    """The shortlist asked for; for `None` the default, or the whole gallery where that is smaller.
-
-    Raises:
-        ValueError: for a shortlist below 1 or above the gallery's size.
-    """
-    default = min(DEFAULT_SHORTLIST, gallery_size)
-    if shortlist is None:
-        if gallery_size < DEFAULT_SHORTLIST:
-            logger.info("the gallery has %d pictures: all of them are re-ranked", gallery_size)
-        return default
-    if not 1 <= shortlist <= gallery_size:
-        raise ValueError(
-            f"the shortlist must be between 1 and the gallery's {gallery_size} pictures, got {shortlist}; "
-            f"leave it out to re-rank the best {default}"
-        )
-    return shortlist
-
-
-def match_shortlists(
-    model: TPASModel,
-    images: EncodedImages,
-    texts: EncodedTexts,
-    shortlists: Tensor,
-    *,
-    batch_size: int = 64,
-    accelerator: Accelerator | None = None,
-) -> Tensor:
-    """Stage 2: the match logit of each query with the pictures of its shortlist.
-
-    Args:
-        shortlists: (Q, K) indices into the gallery.
-        batch_size: pairs in one forward pass.
-
-    Returns:
-        (Q, K) logits of class 1 of `model.match`.
-    """
-    lengths = texts.attention_mask.sum(dim=1)
-    queries = lengths.argsort(stable=True)  # as above: captions of similar length share a batch
-    text_rows = queries.repeat_interleave(shortlists.shape[1])  # (Q * K,)
-    image_rows = shortlists[queries].flatten()  # (Q * K,)
-
-    def match(pairs: list[int]) -> Tensor:
-        text, image = text_rows[pairs], image_rows[pairs]
-        length = int(lengths[text].max())
-        logits = model.match(
-            images.hidden_states[image].to(model.device, model.dtype),
-            texts.hidden_states[text, :length].to(model.device, model.dtype),
-            texts.attention_mask[text, :length].to(model.device),
-        )
-        return logits[:, 1].float().cpu()
-
-    batches = _batches(range(len(text_rows)), batch_size)
-    logits = torch.cat(map_batches(match, batches, accelerator, "matching pairs"))  # (Q * K,)
-    scores = torch.empty(shortlists.shape)
-    scores[queries] = logits.view(shortlists.shape)
-    return scores
-
-
-def fuse(matching: Tensor, embedding: Tensor, fusion_weight: float) -> Tensor:
-    """(1 - w) z(matching) + w z(embedding) of scores (Q, K); z brings a query's K to mean 0 and deviation 1.
-
-    Weight 0 returns the match logits as they are. Where all K scores of a query are equal, z is 0.
-    """
-    check_fusion_weight(fusion_weight)
-    if fusion_weight == 0:
-        return matching
-    systems = [SystemScores(matching.numpy()), SystemScores(embedding.numpy())]
-    return torch.from_numpy(weighted_sum(systems, [1 - fusion_weight, fusion_weight]).scores)
-
-
-def check_fusion_weight(fusion_weight: float) -> None:
-    """Raises ValueError for a weight that is not between 0 and 1."""
-    if not 0 <= fusion_weight <= 1:
-        raise ValueError(f"the fusion weight must be between 0 (matching alone) and 1, got {fusion_weight}")
-
-
-def reorder(shortlists: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Shortlists (Q, K) by their new scores (Q, K), best first, and these; equal scores keep their order."""
-    scores, order = scores.sort(dim=1, descending=True, stable=True)
-    return shortlists.gather(1, order), scores
-
-
-def replace_head(ranking: Tensor, head: Tensor) -> Tensor:
-    """A full ranking (Q, G) with its first K pictures in the new order `head` (Q, K)."""
-    return torch.cat([head, ranking[:, head.shape[1] :]], dim=1)
-
-
-def _batches(rows: Sequence[int], batch_size: int) -> list[list[int]]:
-    if batch_size < 1:
-        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    return [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
-
-
-def map_batches(
-    compute: Callable[[list[int]], Any],
-    batches: list[list[int]],
-    accelerator: Accelerator | None,
-    description: str,
-) -> list[Any]:
-    """`compute` of each batch, in order, on every process; the processes share the batches out.
-
-    The batches are the same for any number of processes, and with them the arithmetic.
-    """
-    progress = {
-        "desc": description,
-        "unit": "batch",
-        "leave": False,
-        "disable": None,
-    }  # None: only on a terminal
-    with torch.inference_mode():
-        if accelerator is None or accelerator.num_processes == 1:
-            return [compute(batch) for batch in tqdm(batches, **progress)]
-        if not accelerator.is_main_process:
-            progress["disable"] = True
-        with accelerator.split_between_processes(list(enumerate(batches))) as share:
-            own = [(position, compute(batch)) for position, batch in tqdm(share, **progress)]
-    outputs = dict(gather_object(own))
-    return [outputs[position] for position in range(len(batches))]

@@ -14,8 +14,9 @@ import torch
 from tpas.gallery.manifest import GalleryError
 from tpas.lora import load_model
 from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import DEFAULT_SHORTLIST
 from tpas.sca import Confidence
-from tpas.search import DEFAULT_SHORTLIST, Gallery, SearchHit
+from tpas.search import Gallery, SearchHit
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import rank_gallery
 from tpas.evaluation.result_files import write_scores
 from tpas.evaluation.tables import STAGE_NAMES
-from tpas.search import check_fusion_weight, resolve_shortlist
+from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
 
 SHOWN_MISTAKES = 20
 

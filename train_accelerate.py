@@ -45,7 +45,7 @@ from tpas.lora import add_lora, check_architecture, is_adapter, load_model
 from tpas.modeling_tpas import TEMPERATURE_RANGE, TPASModel
 from tpas.pab import load_pab, source_videos
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import encode_texts, resolve_shortlist
+from tpas.retrieval_stages import encode_texts, resolve_shortlist
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.averaging import WeightAverages
 from tpas.training.caption_augmentation import eda_view

@@ -27,7 +27,8 @@ from tpas.gallery.manifest import GallerySettings, new_manifest
 from tpas.gallery.shards import ShardRow, list_shards, shard_name, write_shard
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import Gallery, model_fingerprint
+from tpas.retrieval_stages import model_fingerprint
+from tpas.search import Gallery
 
 TOKENS, WIDTH = 145, 1024  # X-VLM base at 384 pixels
 SHARD_ROWS = 512

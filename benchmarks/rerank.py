@@ -37,7 +37,7 @@ from tpas.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import EncodedTexts, encode_images, encode_texts, rank_by_embeddings, reorder
+from tpas.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings, reorder
 from tpas.synthetic_pab import draw_pab
 
 DEMO_START = Path(__file__).parents[1] / "demo_start"

@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
 from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
-from tpas.search import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16

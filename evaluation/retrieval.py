@@ -22,8 +22,8 @@ from tpas.evaluation.ranking import TOKEN_MEMORY, SCASettings, rank_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark
 from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
 from tpas.sca import SCAReport
-from tpas.search import check_fusion_weight, resolve_shortlist
 
 logger = logging.getLogger(__name__)
 

@@ -36,6 +36,7 @@ LAYERS = {
         "scene_drawing",
         "synthetic_worlds",
         "synthetic_pab",
+        "retrieval_stages",
         "search",
         "gallery.pictures",
         "gallery.manifest",
@@ -106,7 +107,15 @@ IMPORT_TIME_CALLS = {"register_for_auto_class"}
 IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "MarkupSafe": "markupsafe", "faiss-cpu": "faiss"}
 # What search must do without, and the extra that each of these files may need beyond the core.
 CORE = {
-    *("search", "score_files", "rerank_scores", "fuse_scores"),
+    *(
+        "search",
+        "retrieval_stages",
+        "fast_matching",
+        "packed_layers",
+        "score_files",
+        "rerank_scores",
+        "fuse_scores",
+    ),
     *(f"gallery.{name}" for name in ("pictures", "manifest", "shards", "stored_gallery")),
     *(f"gallery.{name}" for name in ("building", "image_tokens", "exact_index", "indexes")),
 }

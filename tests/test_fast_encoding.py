@@ -9,7 +9,7 @@ from transformers import BertTokenizer
 from tpas.fast_encoding import FastEncoder, decoded_batches
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
-from tpas.search import encode_images, encode_texts
+from tpas.retrieval_stages import encode_images, encode_texts
 
 WORDS = ["a", "person", "wears", "red", "shirt", "runs", "falls", "street"]
 

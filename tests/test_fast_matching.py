@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tpas.convert_checkpoint import build_config, convert_state_dict
 from tpas.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
-from tpas.search import EncodedTexts
+from tpas.retrieval_stages import EncodedTexts
 
 REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"
 TOLERANCE = 1e-5

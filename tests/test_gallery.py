@@ -34,8 +34,9 @@ from tpas.gallery.manifest import (
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.retrieval_stages import encode_images, encode_texts, match_shortlists, rank_by_embeddings, reorder
 from tpas.sca import sca_rerank
-from tpas.search import Gallery, encode_images, encode_texts, match_shortlists, rank_by_embeddings, reorder
+from tpas.search import Gallery
 from tpas.search_gallery import main as search_gallery
 
 WORDS = ["a", "man", "woman", "wears", "red", "blue", "green", "shirt", "hat", "runs", "falls", "street"]

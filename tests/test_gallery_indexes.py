@@ -16,7 +16,7 @@ from tpas.gallery.manifest import GalleryError, GallerySettings, new_manifest, r
 from tpas.gallery.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
 from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
 from tpas.manage_gallery import main as manage_gallery
-from tpas.search import rank_by_embeddings
+from tpas.retrieval_stages import rank_by_embeddings
 
 SETTINGS = GallerySettings("0" * 16, None, None)
 

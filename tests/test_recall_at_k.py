@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tpas.recall_at_k import RecallAtK, figures_of_ranks, rank_by_score
-from tpas.search import rank_by_embeddings
+from tpas.retrieval_stages import rank_by_embeddings
 
 SOURCE = Path(__file__).parents[1] / "recall_at_k.py"
 

@@ -8,7 +8,7 @@ from transformers import BertTokenizer
 
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import (
+from tpas.retrieval_stages import (
     encode_images,
     encode_texts,
     fuse,

@@ -17,7 +17,7 @@ from tpas.evaluation.pictures import open_picture
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import encode_texts
+from tpas.retrieval_stages import encode_texts
 from tpas.train_accelerate import main
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.caption_augmentation import swap_left_right

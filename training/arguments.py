@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpas.search import check_fusion_weight
+from tpas.retrieval_stages import check_fusion_weight
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SUBSETS = ("random", "first", "balanced", "diverse")
