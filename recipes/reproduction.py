@@ -109,7 +109,7 @@ def reproduce(row: Row, argv: Sequence[str] | None = None) -> None:
         else:
             results = evaluate_once(place, place.model, "zero_shot", {}, arguments.extra)
             runs = [{"results": results}]
-        report_row(row, place, runs)
+        report_row(row, place, runs, row.recipe + steps_suffix(arguments))
 
 
 def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namespace:
@@ -148,18 +148,16 @@ def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namesp
 
 def fine_tune_and_evaluate(row: Row, place: Workplace, seed: int, arguments: argparse.Namespace) -> dict:
     """One run of a fine-tuned row: its seed, its sizes and the results of its evaluation."""
-    equal_steps = getattr(arguments, "equal_steps", None)
-    run = (
-        f"{row.pairs or 'all'}_pairs" + (f"_steps_as_{equal_steps}" if equal_steps else "") + f"_seed_{seed}"
-    )
+    run = f"{row.pairs or 'all'}_pairs{steps_suffix(arguments)}_seed_{seed}"
     folder = Path("fine_tuned", run)
     command = fine_tuning_command(row, place, seed, folder, arguments)
     weights = folder / arguments.weights
     run_once(place, command, f"fine_tune_{run}", weights, place.model)
     sizes = json.loads((place.output_dir / folder / "training_arguments.json").read_text(encoding="utf-8"))
-    names = ("training_pairs", "total_steps", "effective_batch", "num_processes", "steps_per_epoch")
+    names = ("training_pairs", "steps_as_pairs", "total_steps", "effective_batch", "num_processes")
     return {
         "seed": seed,
+        "weights": arguments.weights,
         **{name: sizes[name] for name in names},
         "results": evaluate_once(place, weights, f"{run}_{arguments.weights}", {}),
     }
@@ -192,7 +190,14 @@ def fine_tuning_command(
     return [*ACCELERATE_LAUNCH, *as_flags(launch), script, *as_flags(training), *arguments.extra]
 
 
-def report_row(row: Row, place: Workplace, runs: list[dict]) -> None:
+def steps_suffix(arguments: argparse.Namespace) -> str:
+    """Keeps runs at equal steps apart from the paper's recipe."""
+    equal_steps = getattr(arguments, "equal_steps", None)
+    return "" if equal_steps is None else f"_steps_as_{equal_steps}"
+
+
+def report_row(row: Row, place: Workplace, runs: list[dict], name: str) -> None:
+    """Prints the row, and writes it as `<name>.json` and `<name>.md`."""
     measured = {stage: summarise([run["results"] for run in runs], stage) for stage in STAGE_NAMES}
     measured = {stage: figures for stage, figures in measured.items() if figures}
     content = {
@@ -207,14 +212,14 @@ def report_row(row: Row, place: Workplace, runs: list[dict]) -> None:
         "runs": runs_without_outcomes(runs),
     }
     table = row_table(row, measured, runs, place.miniature)
-    write_json(place.output_dir / f"{row.recipe}.json", content)
-    write_text(place.output_dir / f"{row.recipe}.md", table)
+    write_json(place.output_dir / f"{name}.json", content)
+    write_text(place.output_dir / f"{name}.md", table)
     print(f"\n{table}")
 
 
 def row_table(row: Row, measured: dict, runs: list[dict], miniature: bool) -> str:
     """Markdown: each stage as measured, the paper's figures at the stages that they may be of."""
-    compared = is_pab([run["results"] for run in runs])
+    compared = not miniature and is_pab([run["results"] for run in runs])
     heads = ["stage", "measured", f"paper ({PAPER})", *(["measured - paper"] if compared else [])]
     lines = [f"# {row.title}", "", *table_head(heads)]
     for stage, figures in measured.items():
@@ -232,8 +237,10 @@ def row_table(row: Row, measured: dict, runs: list[dict], miniature: bool) -> st
         lines[-1] += (
             f" Fine-tuned on {first['training_pairs']:,} pairs, steps: {first['total_steps']:,}, batch: "
             f"{first['effective_batch']}; {'mean of seeds' if len(runs) > 1 else 'seed'} {seeds}"
-            f"{', ± their standard deviation' if len(runs) > 1 else ''}."
+            f"{', ± their standard deviation' if len(runs) > 1 else ''}; {first['weights']} weights."
         )
+        if first["steps_as_pairs"]:
+            lines[-1] += f" As many steps as over {first['steps_as_pairs']:,} pairs: not the paper's recipe."
     if len(row.stages) > 1:
         lines += ["", "The paper does not say which of these stages its figures are of."]
     return "\n".join([*lines, *notes(compared, miniature)]) + "\n"
@@ -361,7 +368,7 @@ def is_marked(marker: Path, wanted: dict) -> bool:
 def weights_digest(model: Path) -> str:
     """Of the weight files of a model's folder, or of a checkpoint's file."""
     digest = hashlib.blake2b(digest_size=8)
-    files = [model] if model.is_file() else sorted(model.glob("*.safetensors"))
+    files = [model] if model.is_file() else sorted(model.glob("*.safetensors"))  # an adapter's as well
     for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
