@@ -143,15 +143,6 @@ def read_evaluation(folder: Path, name: str) -> Evaluation:
 
 def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Command:
     """`accelerate launch train_accelerate.py` with the demo's numbers, on one GPU if there is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    launch = {
-        "num_processes": 1,
-        "num_machines": 1,
-        "mixed_precision": "no",
-        "dynamo_backend": "no",
-        # Left out, accelerate takes one thread. More than eight do not help a model of this size.
-        "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS", min(cores, 8)),
-    }
     training = {
         "data_root": Path("pab"),
         "output_dir": Path("fine_tuned"),
@@ -171,7 +162,21 @@ def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Comma
         "seed": seed,
         "report_to": "none",
     }
-    return [*ACCELERATE_LAUNCH, *as_flags(launch), REPOSITORY / "train_accelerate.py", *as_flags(training)]
+    launch = as_flags(one_process())
+    return [*ACCELERATE_LAUNCH, *launch, REPOSITORY / "train_accelerate.py", *as_flags(training)]
+
+
+def one_process() -> dict[str, object]:
+    """Flags of `accelerate launch` that make it the same on every machine, whatever its configuration."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "num_processes": 1,
+        "num_machines": 1,
+        "mixed_precision": "no",
+        "dynamo_backend": "no",
+        # Left out, accelerate takes one thread. More than eight do not help a model of this size.
+        "num_cpu_threads_per_process": os.environ.get("OMP_NUM_THREADS", min(cores, 8)),
+    }
 
 
 def as_flags(values: dict[str, object]) -> Command:
@@ -199,16 +204,22 @@ def step(number: int, title: str, durations: dict[str, float]) -> Iterator[None]
 
 
 def run_logged(
-    command: Command, folder: Path, name: str, meanwhile: Callable[[], None] = lambda: None
+    command: Command,
+    folder: Path,
+    name: str,
+    meanwhile: Callable[[], None] = lambda: None,
+    offline: bool = True,
 ) -> None:
     """Runs a command in `folder` with its output in `logs/<name>.log`, calling `meanwhile` each second.
+
+    An `offline` one never asks the network and caches nothing outside the folder.
 
     Raises `DemoError` with the line that says why when the command fails.
     """
     log = folder / "logs" / f"{name}.log"
     log.parent.mkdir(exist_ok=True)
-    # The demo leaves nothing outside its folder and never asks the network.
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
+    alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
+    environment = os.environ | (alone if offline else {})
     words = [str(word) for word in command]
     with log.open("wb") as output:
         # A session of its own, so that what the command starts can be ended with it.

@@ -1,5 +1,7 @@
 """What every test shares: no network, a cache of its own, one thread, fixed seeds, one tiny architecture."""
 
+import contextlib
+import importlib
 import os
 import random
 import shutil
@@ -28,11 +30,13 @@ for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_EVALUA
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 from hypothesis import HealthCheck, settings
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
+from tpas.demo import ACCELERATE_LAUNCH, DemoError
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
@@ -125,6 +129,30 @@ def fresh_accelerator():
     reset()
     yield reset
     reset()
+
+
+@pytest.fixture
+def run_here():
+    """In place of `demo.run_logged`: the same command line in this process, to spare the imports."""
+
+    def run(command, folder, name, meanwhile=None, offline=True):
+        words = [str(word) for word in command]
+        if command[:3] == ACCELERATE_LAUNCH:
+            launched = launch_command_parser().parse_args(words[3:])
+            script, arguments = launched.training_script, launched.training_script_args
+        else:
+            script, arguments = words[1], words[2:]
+        assert os.path.isfile(script)
+        (folder / "logs").mkdir(exist_ok=True)
+        try:
+            with contextlib.chdir(folder):
+                importlib.import_module(f"tpas.{Path(script).stem}").main(arguments)
+        except (SystemExit, ValueError) as error:
+            raise DemoError(str(error)) from error
+        if meanwhile:
+            meanwhile()
+
+    return run
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The demo end to end at toy size, and what it does when something fails or is in its way."""
 
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -48,23 +47,7 @@ def start(tmp_path_factory):
     return folder
 
 
-def run_here(command, folder, name, meanwhile=None):
-    """In place of a process: the same command line in this one, to spare the imports."""
-    words = [str(word) for word in command]
-    if command[:3] == demo.ACCELERATE_LAUNCH:
-        launched = launch_command_parser().parse_args(words[3:])
-        script, arguments = launched.training_script, launched.training_script_args
-    else:
-        script, arguments = words[1], words[2:]
-    assert os.path.isfile(script)
-    (folder / "logs").mkdir(exist_ok=True)
-    with contextlib.chdir(folder):
-        importlib.import_module(f"tpas.{os.path.basename(script).removesuffix('.py')}").main(arguments)
-    if meanwhile:
-        meanwhile()
-
-
-def test_the_demo_from_the_drawing_to_the_page(start, tmp_path, monkeypatch, capsys):
+def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_logged", run_here)
     output_dir = tmp_path / "demo"
     demo.run_demo(TOY, start, 3, output_dir)

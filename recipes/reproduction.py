@@ -1,0 +1,422 @@
+"""What the recipes share: a row of the paper's tables is run and printed beside what the paper prints.
+
+A recipe assembles the commands that a user would type, shows them, and runs them in its output folder. What
+has ended well is not run again, so a recipe that was stopped goes on when it is started again, and recipes
+that need the same model or the same evaluation find it there:
+
+    logs/                  what each command said
+    fine_tuned/<run>/      what train_accelerate.py writes
+    evaluation/<run>/      results.json of evaluate_retrieval.py
+    finished/<name>.json   the command that ended well
+    <recipe>.json, .md     measured and the paper's
+"""
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from tpas.demo import (
+    ACCELERATE_LAUNCH,
+    REPOSITORY,
+    Command,
+    DemoError,
+    as_flags,
+    ending_tidily,
+    one_process,
+    run_logged,
+    shown_command,
+)
+from tpas.evaluation.result_files import write_json, write_text
+from tpas.evaluation.tables import STAGE_NAMES
+from tpas.report import CUTOFFS
+from tpas.synthetic_pab import draw_pab
+
+PAPER = "arXiv:2502.03230"
+Recalls = tuple[float, float, float]  # Recall@1, @5, @10 in percent
+# Rows of Table 2 and of Table 4, and what the grid looks for.
+PAPER_ZERO_SHOT: Recalls = (77.86, 98.28, 99.24)
+
+CHECKPOINT_EVERY = 1000  # steps; an epoch over all of PAB has some 60 times as many
+FEWEST_PAIRS = 10_000  # the first row of Table 3
+# So many pairs of the paper are one in miniature, where the other numbers are these.
+MINIATURE_SCALE = 2000
+MINIATURE_PAB = {"train_pairs": 24, "test_pairs": 12, "image_size": 96, "workers": 1}
+MINIATURE_TRAINING = {
+    "num_train_epochs": 1,
+    "batch_size": 4,
+    "num_workers": 0,
+    "log_every": 1,
+    "report_to": "none",
+}
+MINIATURE_NOTE = (
+    "In miniature: drawn people, a small model, a few steps. It shows that the recipe runs, and says nothing "
+    "about the paper's figures."
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the paper.
+
+    Attributes:
+        recipe: the name of its file, and of what that writes.
+        paper: what the paper prints.
+        stages: those of our evaluation that the paper's figures may be of; where it leaves open which, all.
+        pairs: to train on, `None` for all, with `fine_tuned`.
+    """
+
+    recipe: str
+    table: int
+    name: str
+    paper: Recalls
+    stages: tuple[str, ...]
+    fine_tuned: bool = False
+    pairs: int | None = None
+
+    @property
+    def title(self) -> str:
+        return f"Table {self.table}: {self.name}"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a recipe runs, and from what."""
+
+    model: str | Path
+    data_root: Path
+    output_dir: Path
+    miniature: bool
+
+
+# ------------------------------------------------------------------------------------------ a row of a table
+
+
+def reproduce(row: Row, argv: Sequence[str] | None = None) -> None:
+    """The command of a recipe: runs the row, prints it beside the paper's and writes both."""
+    arguments = parse_row_arguments(row, argv)
+    with one_line_errors(row.recipe):
+        place = prepare(arguments, arguments.model)
+        if row.fine_tuned:
+            runs = [fine_tune_and_evaluate(row, place, seed, arguments) for seed in arguments.seeds]
+        else:
+            results = evaluate_once(place, place.model, "zero_shot", {}, arguments.extra)
+            runs = [{"results": results}]
+        report_row(row, place, runs, row.recipe + steps_suffix(arguments))
+
+
+def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namespace:
+    takes_extra = "train_accelerate.py" if row.fine_tuned else "evaluate_retrieval.py"
+    parser = argparse.ArgumentParser(
+        prog=row.recipe, description=f"{row.title}, beside the paper's figures.", allow_abbrev=False
+    )
+    parser.add_argument("--model", help="folder or Hub id of the model to start from, with its processor")
+    add_common_arguments(parser, takes_extra)
+    if row.fine_tuned:
+        parser.add_argument("--config_file", type=Path, help="accelerate's, such as configs/single_gpu.yaml")
+        parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="a run for each (default: 42)")
+        parser.add_argument(
+            "--weights",
+            choices=["best", "last"],
+            default="best",
+            help="to evaluate: the best on held-out training pairs, or the last (default: best)",
+        )
+    if row.table == 3:
+        parser.add_argument(
+            "--equal_steps",
+            type=int,
+            nargs="?",
+            const=FEWEST_PAIRS,
+            metavar="PAIRS",
+            help="as many steps as the epochs have over PAIRS pairs, so that rows differ in their data alone "
+            f"(default: {FEWEST_PAIRS})",
+        )
+    arguments = parser.parse_args(argv)
+    if arguments.model is None and not arguments.miniature:
+        parser.error("give --model (and --data_root), or --miniature")
+    if row.fine_tuned and len(set(arguments.seeds)) < len(arguments.seeds):
+        parser.error(f"argument --seeds: each only once, got {' '.join(map(str, arguments.seeds))}")
+    return arguments
+
+
+def fine_tune_and_evaluate(row: Row, place: Workplace, seed: int, arguments: argparse.Namespace) -> dict:
+    """One run of a fine-tuned row: its seed, its sizes and the results of its evaluation."""
+    run = f"{row.pairs or 'all'}_pairs{steps_suffix(arguments)}_seed_{seed}"
+    folder = Path("fine_tuned", run)
+    command = fine_tuning_command(row, place, seed, folder, arguments)
+    weights = folder / arguments.weights
+    run_once(place, command, f"fine_tune_{run}", weights, place.model)
+    sizes = json.loads((place.output_dir / folder / "training_arguments.json").read_text(encoding="utf-8"))
+    names = ("training_pairs", "steps_as_pairs", "total_steps", "effective_batch", "num_processes")
+    return {
+        "seed": seed,
+        "weights": arguments.weights,
+        **{name: sizes[name] for name in names},
+        "results": evaluate_once(place, weights, f"{run}_{arguments.weights}", {}),
+    }
+
+
+def fine_tuning_command(
+    row: Row, place: Workplace, seed: int, folder: Path, arguments: argparse.Namespace
+) -> Command:
+    """`accelerate launch train_accelerate.py`; its defaults are the paper's recipe."""
+    scale = MINIATURE_SCALE if place.miniature else 1
+    training: dict[str, object] = {
+        "data_root": place.data_root,
+        "output_dir": folder,
+        "model_name_or_path": place.model,
+        "resume_from_checkpoint": "last",
+        "seed": seed,
+        "evaluate_every": 1,
+    }
+    if row.pairs is not None:
+        training["pairs"] = row.pairs // scale
+    if getattr(arguments, "equal_steps", None) is not None:
+        training["steps_as_pairs"] = max(1, arguments.equal_steps // scale)
+    training |= MINIATURE_TRAINING if place.miniature else {"checkpoint_every": CHECKPOINT_EVERY}
+    launch: dict[str, object] = {}
+    if arguments.config_file is not None:
+        launch = {"config_file": arguments.config_file.resolve()}
+    elif place.miniature:
+        launch = one_process()
+    script = REPOSITORY / "train_accelerate.py"
+    return [*ACCELERATE_LAUNCH, *as_flags(launch), script, *as_flags(training), *arguments.extra]
+
+
+def steps_suffix(arguments: argparse.Namespace) -> str:
+    """Keeps runs at equal steps apart from the paper's recipe."""
+    equal_steps = getattr(arguments, "equal_steps", None)
+    return "" if equal_steps is None else f"_steps_as_{equal_steps}"
+
+
+def report_row(row: Row, place: Workplace, runs: list[dict], name: str) -> None:
+    """Prints the row, and writes it as `<name>.json` and `<name>.md`."""
+    measured = {stage: summarise([run["results"] for run in runs], stage) for stage in STAGE_NAMES}
+    measured = {stage: figures for stage, figures in measured.items() if figures}
+    content = {
+        "recipe": row.recipe,
+        "title": row.title,
+        "unit": "percent",
+        "miniature": place.miniature,
+        "model": str(place.model),
+        "data_root": str(place.data_root),
+        "measured": measured,
+        "paper": {"source": PAPER, "may_be_of_stages": row.stages} | by_name(row.paper),
+        "runs": runs_without_outcomes(runs),
+    }
+    table = row_table(row, measured, runs, place.miniature)
+    write_json(place.output_dir / f"{name}.json", content)
+    write_text(place.output_dir / f"{name}.md", table)
+    print(f"\n{table}")
+
+
+def row_table(row: Row, measured: dict, runs: list[dict], miniature: bool) -> str:
+    """Markdown: each stage as measured, the paper's figures at the stages that they may be of."""
+    compared = not miniature and is_pab([run["results"] for run in runs])
+    heads = ["stage", "measured", f"paper ({PAPER})", *(["measured - paper"] if compared else [])]
+    lines = [f"# {row.title}", "", *table_head(heads)]
+    for stage, figures in measured.items():
+        cells = [STAGE_NAMES[stage], shown_summary(figures), "", ""]
+        if stage in row.stages:
+            difference = (
+                figures[f"recall@{k}"]["mean"] - paper for k, paper in zip(CUTOFFS, row.paper, strict=True)
+            )
+            cells[2:] = shown_recalls(row.paper), " / ".join(f"{value:+.2f}" for value in difference)
+        lines.append(f"| {' | '.join(cells[: len(heads)])} |")
+    lines += ["", f"Recall@1 / @5 / @10 in %, {shown_data(runs[0]['results'])}."]
+    if row.fine_tuned:
+        first = runs[0]
+        seeds = ", ".join(str(run["seed"]) for run in runs)
+        lines[-1] += (
+            f" Fine-tuned on {first['training_pairs']:,} pairs, steps: {first['total_steps']:,}, batch: "
+            f"{first['effective_batch']}; {'mean of seeds' if len(runs) > 1 else 'seed'} {seeds}"
+            f"{', ± their standard deviation' if len(runs) > 1 else ''}; {first['weights']} weights."
+        )
+        if first["steps_as_pairs"]:
+            lines[-1] += f" As many steps as over {first['steps_as_pairs']:,} pairs: not the paper's recipe."
+    if len(row.stages) > 1:
+        lines += ["", "The paper does not say which of these stages its figures are of."]
+    return "\n".join([*lines, *notes(compared, miniature)]) + "\n"
+
+
+def summarise(results: list[dict], stage: str) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over the runs of each Recall@k of a stage, in percent; {} without it."""
+    if stage not in results[0]["stages"]:
+        return {}
+    summary = {}
+    for k in CUTOFFS:
+        values = [100 * result["stages"][stage]["all"][f"recall@{k}"] for result in results]
+        summary[f"recall@{k}"] = {"mean": statistics.fmean(values)}
+        if len(values) > 1:
+            summary[f"recall@{k}"]["deviation"] = statistics.stdev(values)
+    return summary
+
+
+def shown_summary(figures: dict[str, dict[str, float]]) -> str:
+    cells = (figures[f"recall@{k}"] for k in CUTOFFS)
+    return " / ".join(
+        f"{cell['mean']:.2f}" + (f" ± {cell['deviation']:.2f}" if "deviation" in cell else "")
+        for cell in cells
+    )
+
+
+def runs_without_outcomes(runs: list[dict]) -> list[dict]:
+    """The runs without what only their results.json needs: query by query, which is most of it."""
+    return [
+        run | {"results": {name: value for name, value in run["results"].items() if name != "outcomes"}}
+        for run in runs
+    ]
+
+
+# ------------------------------------------------------------------------------- what the grid needs as well
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, takes_extra: str) -> None:
+    add = parser.add_argument
+    add("--data_root", help="PAB's folder, with annotation/ in it, or a data set's Hub id")
+    add(
+        "--output_dir", type=Path, help="default: outputs/recipes, with --miniature outputs/recipes_miniature"
+    )
+    add(
+        "--miniature",
+        action="store_true",
+        help="drawn people, the demo's start and a few steps, where --model and --data_root do not say "
+        "otherwise: shows that the recipe runs",
+    )
+    add("extra", nargs="*", metavar="-- FLAG", help=f"after --: more flags, for {takes_extra}")
+
+
+def prepare(arguments: argparse.Namespace, model: str | None) -> Workplace:
+    """Finds or draws the data, and makes the output folder.
+
+    Raises:
+        ValueError: no data are given, or there are none of that name.
+    """
+    name = "recipes_miniature" if arguments.miniature else "recipes"
+    output_dir = (arguments.output_dir or Path("outputs", name)).resolve()
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if arguments.data_root is not None:
+        data_root = find_data(arguments.data_root)
+    elif arguments.miniature:
+        data_root = draw_pab(output_dir / "pab", **MINIATURE_PAB)
+    else:
+        raise ValueError("give --data_root, PAB's folder or a data set's Hub id, or --miniature")
+    found = REPOSITORY / "demo_start" if model is None else local_or_hub(model)
+    return Workplace(found, data_root, output_dir, arguments.miniature)
+
+
+def local_or_hub(model: str) -> str | Path:
+    """A folder as an absolute path, because commands run in the output folder; a Hub id as it is."""
+    return Path(model).resolve() if Path(model).exists() else model
+
+
+def find_data(data_root: str) -> Path:
+    if Path(data_root).is_dir():
+        return Path(data_root).resolve()
+    try:
+        return Path(snapshot_download(data_root, repo_type="dataset"))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--data_root {data_root}: no such folder, nor a data set ({reason})") from error
+
+
+def evaluate_once(
+    place: Workplace, model: str | Path, name: str, flags: dict[str, object], extra: Sequence[str] = ()
+) -> dict:
+    """What `evaluate_retrieval.py` writes of the test split, from `evaluation/<name>/results.json`."""
+    results = Path("evaluation", name, "results.json")
+    arguments = {"model": model, "data_root": place.data_root, "split": "test", "output": results}
+    command = [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(arguments | flags), *extra]
+    run_once(place, command, f"evaluate_{name}", results, model)
+    return json.loads((place.output_dir / results).read_text(encoding="utf-8"))
+
+
+def run_once(place: Workplace, command: Command, name: str, product: Path, model: str | Path) -> None:
+    """Runs a command in the output folder, unless it ended well before on the same `model`.
+
+    Its `product`, a file or folder that appears whole or not at all, is relative to the output folder.
+    """
+    marker = place.output_dir / "finished" / f"{name}.json"
+    wanted = {
+        "command": [str(word) for word in command[1:]],
+        "model": weights_digest(place.output_dir / model) if isinstance(model, Path) else model,
+    }
+    print(f"$ {shown_command(command, place.output_dir)}", flush=True)
+    if is_marked(marker, wanted) and (place.output_dir / product).exists():
+        print(f"  has ended well before; to run it again, remove {marker}", flush=True)
+        return
+    marker.unlink(missing_ok=True)
+    print(f"  says: {place.output_dir / 'logs' / name}.log", flush=True)
+    run_logged(command, place.output_dir, name, offline=place.miniature)
+    write_json(marker, wanted)
+
+
+def is_marked(marker: Path, wanted: dict) -> bool:
+    try:
+        return json.loads(marker.read_text(encoding="utf-8")) == wanted
+    except (OSError, ValueError):
+        return False
+
+
+def weights_digest(model: Path) -> str:
+    """Of the weight files of a model's folder, or of a checkpoint's file."""
+    digest = hashlib.blake2b(digest_size=8)
+    files = [model] if model.is_file() else sorted(model.glob("*.safetensors"))  # an adapter's as well
+    for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def one_line_errors(recipe: str) -> Iterator[None]:
+    """Ends the recipe with one line where something fails, as the repository's commands do."""
+    try:
+        with ending_tidily():
+            yield
+    except (DemoError, OSError, ValueError) as error:
+        log = getattr(error, "log", None)
+        raise SystemExit(f"{recipe}: {error}" + (f" (the whole output: {log})" if log else "")) from error
+    except KeyboardInterrupt:
+        raise SystemExit(f"{recipe}: interrupted; the same command goes on from here") from None
+
+
+def recalls_of(results: dict, stage: str) -> Recalls:
+    return tuple(100 * results["stages"][stage]["all"][f"recall@{k}"] for k in CUTOFFS)
+
+
+def shown_recalls(recalls: Recalls) -> str:
+    return " / ".join(f"{recall:.2f}" for recall in recalls)
+
+
+def by_name(recalls: Recalls) -> dict[str, float]:
+    return {f"recall@{k}": recall for k, recall in zip(CUTOFFS, recalls, strict=True)}
+
+
+def table_head(heads: Sequence[str]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+
+
+def is_pab(results: Sequence[dict]) -> bool:
+    return all(result["data_name"] == "PAB" for result in results)
+
+
+def shown_data(results: dict) -> str:
+    return f"{results['data_name']}, {results['split']}, {results['queries']:,} queries"
+
+
+def notes(compared: bool, miniature: bool) -> list[str]:
+    """The closing lines of a table, each after an empty one."""
+    lines = []
+    if miniature:
+        lines += ["", MINIATURE_NOTE]
+    elif not compared:
+        lines += ["", "These are drawn people: the paper's figures, of PAB, say nothing about them."]
+    return lines
