@@ -201,7 +201,7 @@ def align_gallery(file: ScoreFile, name: str, gallery_ids: tuple[str, ...], othe
     columns = _positions("gallery", file.gallery_ids, name, gallery_ids, other)  # (G,) where each now lies
     if file.indices is None:
         return replace(file, scores=file.scores[:, columns], gallery_ids=gallery_ids)
-    new_position = np.empty(len(columns), dtype=file.indices.dtype)
+    new_position = np.empty(len(columns), dtype=np.int64)  # the type given may be too small for the last ones
     new_position[columns] = np.arange(len(columns))
     return replace(file, indices=new_position[file.indices], gallery_ids=gallery_ids)
 

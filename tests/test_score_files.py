@@ -216,6 +216,13 @@ def test_alignment_is_by_id_and_never_by_position(dense, random):
     assert_equal(in_order, content)
 
 
+def test_small_indices_are_aligned_with_a_gallery_that_is_larger():
+    gallery = tuple(f"{number:03}" for number in range(300))
+    content = ScoreFile(np.ones((1, 256)), np.arange(256, dtype=np.uint8)[None], ("q",), gallery)
+    aligned = align_gallery(content, "a", gallery[::-1], "b")
+    assert [aligned.gallery_ids[column] for column in aligned.indices[0]] == list(gallery[:256])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
