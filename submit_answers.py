@@ -14,7 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, write_answers
+from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, read_text, write_answers
 from tpas.evaluation.arguments import add_ranking_arguments, load_for_ranking, ranking_settings
 from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import rank_gallery
@@ -27,11 +27,7 @@ SHOWN_MISTAKES = 20
 
 def validate(path: Path, challenge: Challenge) -> None:
     """Raises ValueError with what is wrong, line by line, or FileNotFoundError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error}") from error
-    if mistakes := find_mistakes(text, challenge):
+    if mistakes := find_mistakes(read_text(path), challenge):
         more = len(mistakes) - SHOWN_MISTAKES
         shown = [f"{path}: {mistake}" for mistake in mistakes[:SHOWN_MISTAKES]]
         raise ValueError("\n".join(shown + ([f"... and {more} more mistakes"] if more > 0 else [])))

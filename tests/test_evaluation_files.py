@@ -70,6 +70,10 @@ def test_a_list_of_pictures_names_its_own_folder(noise, small_pab):
     listing.write_text("000.jpg\n\n deeper/005.png \n")
     assert pictures_listed(listing) == [noise / "000.jpg", noise / "deeper" / "005.png"]
     assert list(find_distractors(listing, small_pab, [])) == ["noise/000.jpg", "noise/deeper/005.png"]
+    listing.write_text("\ufeff000.jpg\r\n", encoding="utf-8")  # as Windows writes it
+    assert pictures_listed(listing) == [noise / "000.jpg"]
+    with pytest.raises(ValueError, match=r"000.jpg: neither a folder nor a list"):
+        find_distractors(noise / "000.jpg", small_pab, [])
 
 
 @pytest.mark.parametrize(
