@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,9 +154,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_beside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Lets `write` fill a file beside, and renames it."""
+    """Lets `write` fill a file beside, of this call alone, and renames it; if that fails, nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        write(file)
-    os.replace(partial, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unfinished = Path(folder) / path.name
+        with unfinished.open("wb") as file:
+            write(file)
+        os.replace(unfinished, path)

@@ -14,6 +14,7 @@ from tpas.compare_evaluations import main as compare
 from tpas.evaluate_retrieval import main as evaluate
 from tpas.evaluation.pictures import find_distractors, pictures_listed
 from tpas.evaluation.plots import claim_graph, right_places
+from tpas.evaluation.result_files import write_beside, write_text
 from tpas.pab import load_pab, retrieval_split
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -207,6 +208,29 @@ def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
             assert min(image.size) > 300
             assert len(image.convert("L").getcolors()) > 20
     assert pyplot.get_fignums() == []
+
+
+def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
+    path = tmp_path / "results.txt"
+
+    def write_while_another_does(file):
+        file.write(b"first, ")
+        file.flush()
+        write_text(path, "another")
+        assert path.read_text() == "another"
+        file.write(b"second")
+
+    write_beside(path, write_while_another_does)
+    assert path.read_text() == "first, second"
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_beside(path, fail)
+    assert path.read_text() == "first, second"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_right_places_and_claims_by_hand():
