@@ -202,9 +202,10 @@ def _digest(name: str) -> bytes:
 
 
 def _rows(rows: Any, name: str) -> list[Any]:
-    """The rows as a list, each row that is no string as a list."""
+    """The rows as a list, each row that is no string as a list; arrays and tensors as plain values."""
     if rows is None or isinstance(rows, str):
         raise TypeError(f"{name} must be a list with a list for each query, got {rows!r}")
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
     return [row if isinstance(row, str) or not isinstance(row, Iterable) else list(row) for row in rows]
 
 
