@@ -109,7 +109,7 @@ def test_a_broken_distractor_is_named(start, small_pab, noise):
 # Several relevant pictures
 
 
-def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path):
+def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path, caplog):
     root = tmp_path / "pab"
     shutil.copytree(small_pab, root)
     rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
@@ -117,6 +117,11 @@ def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_p
         row["image_id"] = f"{number // 3:02}"  # three pictures answer each sentence
     (root / "annotation/test/ucc.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run(start, root, "--split", "ucc", "--k", 1, 12, "--output", tmp_path / "ucc.json")
+    assert "relevant to up to 3 queries, but SCA lets it answer 1: SCA may lower recall" in caplog.text
+    caplog.clear()
+    run(start, root, "--split", "ucc", "--sca_capacity", 3)
+    run(start, small_pab)
+    assert "may lower recall" not in caplog.text
     results = json.loads((tmp_path / "ucc.json").read_text())
     figures = results["stages"]["sca"]["all"]
     assert figures["hit_rate@1"] == pytest.approx(3 * figures["recall@1"])
