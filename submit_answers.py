@@ -21,6 +21,7 @@ from tpas.evaluation.ranking import rank_gallery
 from tpas.evaluation.result_files import write_scores
 from tpas.evaluation.tables import STAGE_NAMES
 from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
+from tpas.score_files import check_suffix
 
 SHOWN_MISTAKES = 20
 
@@ -43,6 +44,8 @@ def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
     if shortlist < ANSWERS:
         raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
     check_fusion_weight(arguments.fusion_weight)
+    if arguments.scores:
+        check_suffix(arguments.scores)
     if arguments.stage == "fused" and not arguments.fusion_weight:
         raise ValueError("--stage fused needs a --fusion_weight above 0")
     model, processor = load_for_ranking(arguments, accelerator.device)
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--output", type=Path, metavar="TXT", help="the answer file to write")
     add("--validate", type=Path, metavar="TXT", help="check this answer file, and write none")
     add("--stage", choices=list(STAGE_NAMES), default="sca", help="whose ranking is written (default: sca)")
-    add("--scores", type=Path, metavar="NPZ", help="write the shortlists' scores, as `tpas evaluate` does")
+    add("--scores", type=Path, metavar="FILE", help="write the shortlists' scores, as `tpas evaluate` does")
     add_ranking_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.validate is None and not (arguments.model and arguments.output):

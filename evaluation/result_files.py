@@ -1,4 +1,4 @@
-"""The files of an evaluation: figures and outcomes (JSON), listed pictures (JSON), scores (.npz)."""
+"""The files of an evaluation: figures and outcomes (JSON), listed pictures (JSON), score files."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from tpas.evaluation.retrieval import EvaluationResult
 from tpas.evaluation.significance import LEVEL, RESAMPLES
 from tpas.evaluation.tables import Intervals
 from tpas.pab import RetrievalBenchmark
+from tpas.score_files import ScoreFile, write_score_file
 
 LISTED_PICTURES = 10  # per query and stage in the rankings file
 SYSTEM_STAGES = ("embeddings", "matching", "fused")  # those that rank by a score of their own
@@ -83,23 +84,17 @@ def write_scores(
     indices: Mapping[str, Tensor],
     scores: Mapping[str, Tensor],
 ) -> list[Path]:
-    """One .npz for each stage with scores of its own, named after it: `scores.npz` to `scores.matching.npz`.
+    """A score file for each stage with scores of its own, named after it: `s.npz` to `s.matching.npz`.
 
-    Each holds `query_ids` (Q,) and `gallery_ids` (G,), text, `indices` (Q, K) int64 into the gallery, best
-    first, and their `scores` (Q, K) float32. SCA has no scores of its own, so its stages have no file.
+    SCA has no scores of its own, so its stages have no file.
     """
     written = []
     for stage in SYSTEM_STAGES:
         if stage not in indices:
             continue
-        arrays = {
-            "query_ids": np.array(query_ids, dtype=np.str_),
-            "gallery_ids": np.array(gallery_ids, dtype=np.str_),
-            "indices": indices[stage].numpy().astype(np.int64),
-            "scores": scores[stage].numpy().astype(np.float32),
-        }
-        written.append(path.with_name(f"{path.stem}.{stage}.npz"))
-        write_beside(written[-1], lambda file, arrays=arrays: np.savez(file, **arrays))
+        lists = scores[stage].numpy(), indices[stage].numpy()
+        written.append(path.with_name(f"{path.stem}.{stage}{path.suffix}"))
+        write_score_file(written[-1], ScoreFile(*lists, tuple(query_ids), tuple(gallery_ids)))
     return written
 
 

@@ -227,6 +227,7 @@ def test_a_broken_layout_is_named(test_set, tmp_path):
         (["--shortlist", "9"], "an answer names 10 pictures, but --shortlist is 9"),
         (["--stage", "fused"], "--stage fused needs a --fusion_weight above 0"),
         (["--max_text_length", "2"], "--max_text_length must be between 3"),
+        (["--scores", "s.csv"], "s.csv: a score file ends in .npz or .safetensors"),
     ],
 )
 def test_impossible_flags_are_refused(start, test_set, tmp_path, flags, message):

@@ -16,6 +16,7 @@ from tpas.evaluation.pictures import find_distractors, pictures_listed
 from tpas.evaluation.plots import claim_graph, right_places
 from tpas.evaluation.result_files import write_beside, write_text
 from tpas.pab import load_pab, retrieval_split
+from tpas.score_files import read_score_file
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -171,11 +172,18 @@ def test_score_files_hold_the_lists_by_id(written, small_pab):
     for stage in ("embeddings", "matching", "fused"):
         with np.load(written / f"s.{stage}.npz", allow_pickle=False) as arrays:
             assert arrays["query_ids"].tolist() == [query["query_id"] for query in rankings]
-            assert (arrays["indices"].dtype, arrays["scores"].dtype) == (np.int64, np.float32)
+            assert arrays["scores"].dtype == np.float32
             for query, indices, scores in zip(rankings, arrays["indices"], arrays["scores"], strict=True):
                 listed = query["stages"][stage]
                 assert arrays["gallery_ids"][indices].tolist() == listed["ids"]
                 assert scores.tolist() == pytest.approx(listed["scores"])
+
+
+def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
+    run(start, small_pab, "--scores", tmp_path / "s.safetensors", "--token_memory", "inf")
+    assert read_score_file(tmp_path / "s.matching.safetensors").describe() == "12 queries, 12 images, top 12"
+    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz or .safetensors"):
+        run(tmp_path / "no model is read", small_pab, "--scores", tmp_path / "s.csv")
 
 
 def test_markdown_says_what_the_json_says(written):
