@@ -80,6 +80,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name in ("validation_fraction", "max_validation_pairs"):
         if getattr(arguments, name) is not None and arguments.split != "validation":
             parser.error(f"--{name} has no effect on --split {arguments.split}")
+    if arguments.seed < 0:  # numpy would refuse it, but only once all is ranked
+        parser.error(f"--seed must be at least 0, got {arguments.seed}")
     return arguments
 
 
