@@ -254,6 +254,10 @@ def test_scores_rank_and_the_order_of_rows_never_helps(metric):
         assert metric.compute(**lists, k=[1, 5], detailed=True) == results[0]
 
 
+def test_unsigned_scores_do_not_wrap_round():
+    assert rank_by_score(["a", "b", "c", "d"], np.array([0, 255, 1, 128], dtype=np.uint8)) == list("bdca")
+
+
 def test_ties_are_settled_as_the_search_settles_them():
     ids = [f"picture {number}" for number in range(30)]
     texts = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
