@@ -128,15 +128,28 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
             f"{path}: no outcomes in it ({error}): not written by evaluate_retrieval.py --output, or by an "
             "earlier version of it; evaluate again"
         ) from error
+    if not _all_are(str, query_ids) or not _all_are(int, k) or not isinstance(stages, dict):
+        raise ValueError(
+            f"{path}: needs query_ids and relevant_ranks by stage in outcomes, and integers as k; "
+            "evaluate again"
+        )
     if stage not in stages:
         raise ValueError(f"{path}: no stage {stage!r}, it has {', '.join(stages)}")
     ranks = stages[stage]
-    if len(ranks) != len(query_ids) or len(set(query_ids)) != len(query_ids):
-        raise ValueError(f"{path}: {len(ranks)} outcomes for {len(set(query_ids))} different query ids")
+    outcomes_found = len(ranks) if isinstance(ranks, list) else "no"
+    if outcomes_found != len(query_ids) or len(set(query_ids)) != len(query_ids):
+        raise ValueError(f"{path}: {outcomes_found} outcomes for {len(set(query_ids))} different query ids")
     for query_id, row in zip(query_ids, ranks, strict=True):
-        if not isinstance(row, list) or not row or any(type(rank) is not int or rank < 1 for rank in row):
-            raise ValueError(f"{path}: the ranks of query {query_id} must be integers from 1, got {row!r}")
+        if not _all_are(int, row) or min(row) < 1 or len(set(row)) < len(row):
+            raise ValueError(
+                f"{path}: the ranks of query {query_id} must be integers from 1, each once, got {row!r}"
+            )
     return Outcomes(path, fingerprint, stage, k, dict(zip(query_ids, ranks, strict=True)))
+
+
+def _all_are(kind: type, values: Any) -> bool:
+    """Whether `values` is a list of something, all of it exactly of that kind."""
+    return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -298,8 +298,11 @@ def test_two_stages_of_one_file_compare(written, capsys):
         ({"fingerprint": "g"}, "a.json .data f. and .*b.json .data g. were measured on different"),
         ({"ranks": {"a": [1], "x": [1]}}, "only one of them has query b"),
         ({"k": (7,)}, "Recall@k for k in .1, 2., .*b.json for .7."),
-        ({"ranks": {"a": [1], "b": [0]}}, "b.json: the ranks of query b must be integers from 1, got .0."),
+        ({"ranks": {"a": [1], "b": [0]}}, "b.json: the ranks of query b must be integers from 1, .* got .0."),
         ({"ranks": {"a": [1], "b": []}}, "b.json: the ranks of query b must be integers from 1"),
+        ({"ranks": {"a": [1], "b": [2, 2]}}, "b.json: the ranks of query b .* each once, got .2, 2."),
+        ({"ranks": {}}, "b.json: needs query_ids"),
+        ({"k": ("1",)}, "b.json: needs .* integers as k"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, second, message):
@@ -311,7 +314,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path, second, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "b.json: not a JSON file"), ("{}", "b.json: no outcomes in it"), ("[]", "b.json: no outcomes")],
+    [
+        ("{", "b.json: not a JSON file"),
+        ("{}", "b.json: no outcomes in it"),
+        ("[]", "b.json: no outcomes"),
+        (
+            '{"outcomes": {"query_ids": ["a"], "relevant_ranks": {"sca": null}}, "data_fingerprint": "f", '
+            '"k": [1]}',
+            "b.json: no outcomes for 1 different query ids",
+        ),
+        (
+            '{"outcomes": {"query_ids": [[]], "relevant_ranks": ["sca"]}, "data_fingerprint": "f", "k": 1}',
+            "b.json: needs query_ids and relevant_ranks by stage in outcomes, and integers as k",
+        ),
+    ],
 )
 def test_a_file_that_is_no_result_is_refused(tmp_path, content, message):
     first = results_file(tmp_path / "a.json", {"a": [1], "b": [2]})
