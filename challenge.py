@@ -87,6 +87,18 @@ def read_gallery(folder: Path) -> dict[str, Path]:
     return pictures
 
 
+def read_text(path: Path) -> str:
+    """The content of a text file in UTF-8, without a byte order mark.
+
+    Raises:
+        ValueError: it is none; names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+
+
 def answer_lines(rankings: Sequence[Sequence[str]]) -> str:
     """An answer file's content, from each query's ranked names."""
     return "".join(f"{' '.join(names[:ANSWERS])}\n" for names in rankings)
@@ -109,7 +121,7 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 
     Whether each line answers the query of its place cannot be seen from names: only their count is checked.
     """
-    lines = text.removeprefix("\ufeff").splitlines()
+    lines = text.splitlines()
     mistakes = []
     if len(lines) != len(challenge.query_ids):
         mistakes.append(
@@ -144,13 +156,13 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 
 def _read_captions(path: Path) -> dict[str, str]:
     """Query id to caption, in the file's order."""
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path)
     try:
         if text.lstrip().startswith("["):
             records = list(enumerate(json.loads(text), start=1))
             unit = "item"
         else:
-            lines = enumerate(text.splitlines(), start=1)
+            lines = enumerate(text.split("\n"), start=1)  # a sentence may hold other ends of a line
             unit = "line"
             records = [(number, _parsed(line, path, number)) for number, line in lines if line.strip()]
     except json.JSONDecodeError as error:
@@ -189,7 +201,7 @@ def _fields(record: Any, where: str) -> tuple[str, str]:
 
 def _read_order(path: Path, captions: dict[str, str], query_file: Path) -> list[str]:
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         query_id = line.strip()
         if not query_id:
             continue

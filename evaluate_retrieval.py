@@ -23,6 +23,7 @@ from tpas.evaluation.significance import confidence_intervals
 from tpas.evaluation.tables import Intervals, format_table, markdown_report
 from tpas.pab import SPLITS, load_pab, retrieval_split
 from tpas.retrieval_stages import model_fingerprint
+from tpas.score_files import check_suffix
 from tpas.synthetic_pab import MANIFEST
 
 
@@ -71,18 +72,23 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--scores",
         type=Path,
-        metavar="NPZ",
-        help="write the shortlists' scores; NAME.npz becomes NAME.embeddings.npz, NAME.matching.npz, ...",
+        metavar="FILE",
+        help="write the shortlists' scores as score files, .npz or .safetensors; NAME.npz becomes "
+        "NAME.embeddings.npz, NAME.matching.npz, ...",
     )
     arguments = parser.parse_args(argv)
     for name in ("validation_fraction", "max_validation_pairs"):
         if getattr(arguments, name) is not None and arguments.split != "validation":
             parser.error(f"--{name} has no effect on --split {arguments.split}")
+    if arguments.seed < 0:  # numpy would refuse it, but only once all is ranked
+        parser.error(f"--seed must be at least 0, got {arguments.seed}")
     return arguments
 
 
 def run(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
     """Evaluates, prints and writes. Every process must call it; the main one reports."""
+    if arguments.scores:
+        check_suffix(arguments.scores)
     names = ("validation_fraction", "max_validation_pairs")
     cut = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     root = arguments.data_root

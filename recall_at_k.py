@@ -157,8 +157,9 @@ def rank_by_score(ids: Sequence[str], scores: Sequence[float]) -> list[str]:
     Neither the order of rows nor that of names may settle a tie: PAB's files list a normal and an anomalous
     picture in turn, and their names say which is which.
     """
-    by_id = zip(scores, ids, strict=True)
-    return [name for _, _, name in sorted((-score, _digest(name), name) for score, name in by_id)]
+    by_digest = sorted(zip(scores, ids, strict=True), key=lambda pair: (_digest(pair[1]), pair[1]))
+    # Stable also in reverse; scores are not negated, because unsigned numbers would wrap round.
+    return [name for _, name in sorted(by_digest, key=lambda pair: pair[0], reverse=True)]
 
 
 def figures_of_ranks(ranks: Sequence[int], relevant: int, k: Iterable[int]) -> dict[str, float]:
@@ -202,9 +203,10 @@ def _digest(name: str) -> bytes:
 
 
 def _rows(rows: Any, name: str) -> list[Any]:
-    """The rows as a list, each row that is no string as a list."""
+    """The rows as a list, each row that is no string as a list; arrays and tensors as plain values."""
     if rows is None or isinstance(rows, str):
         raise TypeError(f"{name} must be a list with a list for each query, got {rows!r}")
+    rows = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
     return [row if isinstance(row, str) or not isinstance(row, Iterable) else list(row) for row in rows]
 
 

@@ -143,7 +143,7 @@ def sca_rerank(
         UserWarning: if there are at least `capacity` + 1 times as many queries as different candidate images,
             as where an image has several captions. Then SCA may lower recall without a greater `capacity`.
     """
-    _check_options(confidence, mode, max_shift, tau, temperature, capacity, top_k)
+    _check_options(confidence, mode, max_shift, tau, temperature, capacity)
     images, values = candidate_lists(indices, scores, top_k)  # (Q, K) both
     queries, candidates = images.shape
     rank = rank_of_ids(query_ids, queries)
@@ -386,9 +386,10 @@ def rank_of_ids(query_ids: Any, queries: int) -> np.ndarray:
     names = query_ids.tolist() if hasattr(query_ids, "tolist") else list(query_ids)
     if len(names) != queries:
         raise ValueError(f"query_ids must name each of the {queries} queries, got {len(names)}")
-    kinds = {type(name) for name in names}
-    if kinds not in ({str}, {int}):
-        found = ", ".join(sorted(kind.__name__ for kind in kinds))
+    texts = [isinstance(name, str) for name in names]  # numpy's own strings as well
+    numbers = [isinstance(name, (int, np.integer)) and not isinstance(name, bool) for name in names]
+    if not all(texts) and not all(numbers):
+        found = ", ".join(sorted({type(name).__name__ for name in names}))
         raise TypeError(f"query_ids must be all strings or all integers, got {found}")
     order = sorted(range(queries), key=names.__getitem__)
     for one, other in zip(order[:-1], order[1:], strict=True):
@@ -406,7 +407,6 @@ def _check_options(
     tau: float,
     temperature: float,
     capacity: int,
-    top_k: int | None,
 ) -> None:
     for name, choice, choices in (
         ("confidence", confidence, get_args(Confidence)),

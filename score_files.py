@@ -32,6 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 SUFFIXES = (".npz", ".safetensors")
+_ARRAYS = ("scores", "indices", "moved")
+_IDS = ("query_ids", "gallery_ids")
 _SHOWN = 3  # ids in an error message
 
 
@@ -201,7 +203,7 @@ def align_gallery(file: ScoreFile, name: str, gallery_ids: tuple[str, ...], othe
     columns = _positions("gallery", file.gallery_ids, name, gallery_ids, other)  # (G,) where each now lies
     if file.indices is None:
         return replace(file, scores=file.scores[:, columns], gallery_ids=gallery_ids)
-    new_position = np.empty(len(columns), dtype=file.indices.dtype)
+    new_position = np.empty(len(columns), dtype=np.int64)  # the type given may be too small for the last ones
     new_position[columns] = np.arange(len(columns))
     return replace(file, indices=new_position[file.indices], gallery_ids=gallery_ids)
 
@@ -252,23 +254,31 @@ def _positions(kind: str, ids: tuple[str, ...], name: str, wanted: tuple[str, ..
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
     arrays: dict[str, np.ndarray] = {}
+    name = ""
     try:
         # Opened here, because numpy leaves a file that is no archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             _check_names(content.files)
-            for name in content.files:
-                arrays[name] = content[name]
+            for name in (*_ARRAYS, *_IDS):
+                if name in content.files:
+                    arrays[name] = content[name]
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
-        ragged = "Object arrays" in str(error)
-        way_out = "; rows of different lengths are stored so: give every query as many candidates"
-        raise ValueError(f"no readable score file ({error}{way_out if ragged else ''})") from error
+        way_out = ""
+        if "Object arrays" in str(error):
+            way_out = "; rows of different lengths are stored so: give every query as many candidates"
+            if name in _IDS:
+                way_out = f"; {name} holds Python objects: write strings, such as {name}.astype(str)"
+        raise ValueError(f"no readable score file ({error}{way_out})") from error
     return arrays, _ids_of_array(arrays, "query_ids"), _ids_of_array(arrays, "gallery_ids")
 
 
 def _ids_of_array(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...]:
     ids = arrays.pop(name)
     if ids.ndim != 1 or ids.dtype.kind != "U":
-        raise ValueError(f"{name} must be a list of strings, got {ids.dtype} of shape {ids.shape}")
+        raise ValueError(
+            f"{name} must be a list of strings, got {ids.dtype} of shape {ids.shape}; of plain numbers"
+            f" {name}.astype(str) makes strings"
+        )
     return tuple(ids.tolist())
 
 
@@ -276,22 +286,30 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...
     try:
         with safe_open(path, framework="np") as content:
             metadata = content.metadata() or {}
-            _check_names([*content.keys(), *metadata])  # noqa: SIM118 (no mapping, only its method)
-            arrays = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError) as error:
-        raise ValueError(f"no readable score file ({error}); numpy has no bfloat16: use float32") from error
+            tensors = list(content.keys())  # noqa: SIM118 (no mapping, only its method)
+            _check_names([*tensors, *(name for name in _IDS if name in metadata)])
+            arrays = {name: content.get_tensor(name) for name in _ARRAYS if name in tensors}
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: a type unknown to numpy
+        raise ValueError(
+            f"no readable score file ({error}); numpy has no bfloat16 or float8: use float32"
+        ) from error
     return arrays, _ids_of_json(metadata, "query_ids"), _ids_of_json(metadata, "gallery_ids")
 
 
 def _ids_of_json(metadata: dict[str, str], name: str) -> tuple[str, ...]:
-    ids: Any = json.loads(metadata[name])
+    if name not in metadata:
+        raise ValueError(f"{name} is a tensor: it must be a JSON list of strings in the file's metadata")
+    try:
+        ids: Any = json.loads(metadata[name])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be a JSON list of strings: {error}") from error
     if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
         raise ValueError(f"{name} must be a JSON list of strings")
     return tuple(ids)
 
 
 def _check_names(found: Sequence[str]) -> None:
-    lacking = [name for name in ("scores", "query_ids", "gallery_ids") if name not in found]
+    lacking = [name for name in ("scores", *_IDS) if name not in found]
     if lacking:
         raise ValueError(
             f"it has no {' and no '.join(lacking)}, only {', '.join(sorted(found)) or 'nothing'}"

@@ -14,24 +14,21 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, write_answers
+from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, read_text, write_answers
 from tpas.evaluation.arguments import add_ranking_arguments, load_for_ranking, ranking_settings
 from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import rank_gallery
 from tpas.evaluation.result_files import write_scores
 from tpas.evaluation.tables import STAGE_NAMES
 from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
+from tpas.score_files import check_suffix
 
 SHOWN_MISTAKES = 20
 
 
 def validate(path: Path, challenge: Challenge) -> None:
     """Raises ValueError with what is wrong, line by line, or FileNotFoundError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: {error}") from error
-    if mistakes := find_mistakes(text, challenge):
+    if mistakes := find_mistakes(read_text(path), challenge):
         more = len(mistakes) - SHOWN_MISTAKES
         shown = [f"{path}: {mistake}" for mistake in mistakes[:SHOWN_MISTAKES]]
         raise ValueError("\n".join(shown + ([f"... and {more} more mistakes"] if more > 0 else [])))
@@ -47,6 +44,8 @@ def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
     if shortlist < ANSWERS:
         raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
     check_fusion_weight(arguments.fusion_weight)
+    if arguments.scores:
+        check_suffix(arguments.scores)
     if arguments.stage == "fused" and not arguments.fusion_weight:
         raise ValueError("--stage fused needs a --fusion_weight above 0")
     model, processor = load_for_ranking(arguments, accelerator.device)
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--output", type=Path, metavar="TXT", help="the answer file to write")
     add("--validate", type=Path, metavar="TXT", help="check this answer file, and write none")
     add("--stage", choices=list(STAGE_NAMES), default="sca", help="whose ranking is written (default: sca)")
-    add("--scores", type=Path, metavar="NPZ", help="write the shortlists' scores, as `tpas evaluate` does")
+    add("--scores", type=Path, metavar="FILE", help="write the shortlists' scores, as `tpas evaluate` does")
     add_ranking_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.validate is None and not (arguments.model and arguments.output):

@@ -1,6 +1,7 @@
 """The flags of every command that ranks a gallery, and what they say."""
 
 import argparse
+import sys
 from dataclasses import fields
 from typing import Any, get_args
 
@@ -51,7 +52,7 @@ def ranking_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "fusion_weight": arguments.fusion_weight,
         "sca": SCASettings(**{f.name: getattr(arguments, f"sca_{f.name}") for f in fields(SCASettings)}),
         "batch_size": arguments.batch_size,
-        "token_memory": int(arguments.token_memory * 2**30),
+        "token_memory": int(min(arguments.token_memory * 2**30, sys.maxsize)),  # inf: keep all
     }
 
 

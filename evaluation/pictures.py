@@ -85,8 +85,12 @@ def pictures_listed(listing: Path) -> list[Path]:
         ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
     """
     folder = listing.resolve().parent
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listing}: neither a folder nor a list in UTF-8: {error}") from error
     lines: dict[Path, int] = {}
-    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         name, where = line.strip(), f"{listing}, line {number}"

@@ -1,7 +1,8 @@
-"""The files of an evaluation: figures and outcomes (JSON), listed pictures (JSON), scores (.npz)."""
+"""The files of an evaluation: figures and outcomes (JSON), listed pictures (JSON), score files."""
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from tpas.evaluation.retrieval import EvaluationResult
 from tpas.evaluation.significance import LEVEL, RESAMPLES
 from tpas.evaluation.tables import Intervals
 from tpas.pab import RetrievalBenchmark
+from tpas.score_files import ScoreFile, write_score_file
 
 LISTED_PICTURES = 10  # per query and stage in the rankings file
 SYSTEM_STAGES = ("embeddings", "matching", "fused")  # those that rank by a score of their own
@@ -82,23 +84,17 @@ def write_scores(
     indices: Mapping[str, Tensor],
     scores: Mapping[str, Tensor],
 ) -> list[Path]:
-    """One .npz for each stage with scores of its own, named after it: `scores.npz` to `scores.matching.npz`.
+    """A score file for each stage with scores of its own, named after it: `s.npz` to `s.matching.npz`.
 
-    Each holds `query_ids` (Q,) and `gallery_ids` (G,), text, `indices` (Q, K) int64 into the gallery, best
-    first, and their `scores` (Q, K) float32. SCA has no scores of its own, so its stages have no file.
+    SCA has no scores of its own, so its stages have no file.
     """
     written = []
     for stage in SYSTEM_STAGES:
         if stage not in indices:
             continue
-        arrays = {
-            "query_ids": np.array(query_ids, dtype=np.str_),
-            "gallery_ids": np.array(gallery_ids, dtype=np.str_),
-            "indices": indices[stage].numpy().astype(np.int64),
-            "scores": scores[stage].numpy().astype(np.float32),
-        }
-        written.append(path.with_name(f"{path.stem}.{stage}.npz"))
-        write_beside(written[-1], lambda file, arrays=arrays: np.savez(file, **arrays))
+        lists = scores[stage].numpy(), indices[stage].numpy()
+        written.append(path.with_name(f"{path.stem}.{stage}{path.suffix}"))
+        write_score_file(written[-1], ScoreFile(*lists, tuple(query_ids), tuple(gallery_ids)))
     return written
 
 
@@ -132,15 +128,28 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
             f"{path}: no outcomes in it ({error}): not written by evaluate_retrieval.py --output, or by an "
             "earlier version of it; evaluate again"
         ) from error
+    if not _all_are(str, query_ids) or not _all_are(int, k) or not isinstance(stages, dict):
+        raise ValueError(
+            f"{path}: needs query_ids and relevant_ranks by stage in outcomes, and integers as k; "
+            "evaluate again"
+        )
     if stage not in stages:
         raise ValueError(f"{path}: no stage {stage!r}, it has {', '.join(stages)}")
     ranks = stages[stage]
-    if len(ranks) != len(query_ids) or len(set(query_ids)) != len(query_ids):
-        raise ValueError(f"{path}: {len(ranks)} outcomes for {len(set(query_ids))} different query ids")
+    outcomes_found = len(ranks) if isinstance(ranks, list) else "no"
+    if outcomes_found != len(query_ids) or len(set(query_ids)) != len(query_ids):
+        raise ValueError(f"{path}: {outcomes_found} outcomes for {len(set(query_ids))} different query ids")
     for query_id, row in zip(query_ids, ranks, strict=True):
-        if not isinstance(row, list) or not row or any(type(rank) is not int or rank < 1 for rank in row):
-            raise ValueError(f"{path}: the ranks of query {query_id} must be integers from 1, got {row!r}")
+        if not _all_are(int, row) or min(row) < 1 or len(set(row)) < len(row):
+            raise ValueError(
+                f"{path}: the ranks of query {query_id} must be integers from 1, each once, got {row!r}"
+            )
     return Outcomes(path, fingerprint, stage, k, dict(zip(query_ids, ranks, strict=True)))
+
+
+def _all_are(kind: type, values: Any) -> bool:
+    """Whether `values` is a list of something, all of it exactly of that kind."""
+    return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -153,9 +162,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_beside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Lets `write` fill a file beside, and renames it."""
+    """Lets `write` fill a file beside, of this call alone, and renames it; if that fails, nothing is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        write(file)
-    os.replace(partial, path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unfinished = Path(folder) / path.name
+        with unfinished.open("wb") as file:
+            write(file)
+        os.replace(unfinished, path)

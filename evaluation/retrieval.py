@@ -1,6 +1,7 @@
 """Measures a model on a retrieval benchmark, stage by stage."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,7 @@ def evaluate(
     cutoffs = resolve_k(k, len(gallery_ids))
     check_fusion_weight(fusion_weight)
     sca = sca or SCASettings()
+    _warn_of_shared_answers(benchmark, sca.capacity)
 
     column = {gallery_id: index for index, gallery_id in enumerate(gallery_ids)}
     counterparts = benchmark.counterparts or [[]] * len(benchmark.captions)
@@ -166,6 +168,19 @@ def evaluate(
         moved=ranked.moved,
         sca_report=ranked.sca_report,
     )
+
+
+def _warn_of_shared_answers(benchmark: RetrievalBenchmark, capacity: int) -> None:
+    """SCA itself sees only images that are few; here it is known which picture answers how many queries."""
+    answered = Counter(gallery_id for relevant in benchmark.relevant for gallery_id in relevant)
+    most = max(answered.values())
+    if most > capacity:
+        logger.warning(
+            "a picture is relevant to up to %d queries, but SCA lets it answer %d: SCA may lower recall; a "
+            "greater capacity (--sca_capacity) lets it answer more",
+            most,
+            capacity,
+        )
 
 
 def resolve_k(k: Sequence[int] | None, gallery_size: int) -> list[int]:

@@ -51,7 +51,8 @@ def bounded_assignment(
 
     Args:
         indices, scores, query_ids, capacity, top_k: as in [`tpas.sca.sca_rerank`].
-        max_loss: >= 0, in units of the score. `None`: any loss.
+        max_loss: >= 0, in units of the score. `None`: any loss. Beside a score such as -3e38, which stands
+            for "no candidate", the losses of all others vanish in double precision: then it must be given.
 
     Raises:
         ValueError, TypeError: where the input breaks the above, naming the row or the value.

@@ -86,10 +86,12 @@ def test_answers_are_the_evaluation_s_best_pictures(start, small_pab, test_set, 
     assert "12 lines as they should be" in capsys.readouterr().out
 
 
-def test_a_right_file_has_no_mistake(test_set, right_lines):
-    challenge = read_challenge(test_set)
+def test_a_right_file_has_no_mistake(test_set, right_lines, tmp_path, capsys):
+    answer = tmp_path / "mine.txt"
     for text in ("\n".join(right_lines), "\r\n".join([*right_lines, ""]), "\ufeff" + "\n".join(right_lines)):
-        assert find_mistakes(text, challenge) == []
+        answer.write_bytes(text.encode())
+        submit([str(test_set), "--validate", str(answer)])
+        assert "12 lines as they should be" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,23 @@ def test_a_broken_query_file_is_named_with_its_line(test_set, content, message):
         read_challenge(test_set)
 
 
+def test_a_sentence_may_hold_other_ends_of_a_line(test_set):
+    caption = "a man\u2028runs\x85away"
+    record = json.dumps({"query_index": "Q001", "caption": caption}, ensure_ascii=False)
+    path = test_set / "query_text.json"
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([lines[0], record, *lines[2:]]), encoding="utf-8")
+    challenge = read_challenge(test_set)
+    assert challenge.captions[challenge.query_ids.index("Q001")] == caption
+
+
+@pytest.mark.parametrize("name", ["query_text.json", "query_index.txt"])
+def test_a_file_in_another_encoding_is_named(test_set, name):
+    (test_set / name).write_bytes("Q000 fährt".encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{name}: not a text file in UTF-8"):
+        read_challenge(test_set)
+
+
 def test_a_broken_layout_is_named(test_set, tmp_path):
     change(test_set / "query_index.txt", 2, "Q011")
     with pytest.raises(ValueError, match="query_index.txt, line 2: 'Q011' is that of line 1 again"):
@@ -208,6 +227,7 @@ def test_a_broken_layout_is_named(test_set, tmp_path):
         (["--shortlist", "9"], "an answer names 10 pictures, but --shortlist is 9"),
         (["--stage", "fused"], "--stage fused needs a --fusion_weight above 0"),
         (["--max_text_length", "2"], "--max_text_length must be between 3"),
+        (["--scores", "s.csv"], "s.csv: a score file ends in .npz or .safetensors"),
     ],
 )
 def test_impossible_flags_are_refused(start, test_set, tmp_path, flags, message):

@@ -14,7 +14,9 @@ from tpas.compare_evaluations import main as compare
 from tpas.evaluate_retrieval import main as evaluate
 from tpas.evaluation.pictures import find_distractors, pictures_listed
 from tpas.evaluation.plots import claim_graph, right_places
+from tpas.evaluation.result_files import write_beside, write_text
 from tpas.pab import load_pab, retrieval_split
+from tpas.score_files import read_score_file
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -70,6 +72,10 @@ def test_a_list_of_pictures_names_its_own_folder(noise, small_pab):
     listing.write_text("000.jpg\n\n deeper/005.png \n")
     assert pictures_listed(listing) == [noise / "000.jpg", noise / "deeper" / "005.png"]
     assert list(find_distractors(listing, small_pab, [])) == ["noise/000.jpg", "noise/deeper/005.png"]
+    listing.write_text("\ufeff000.jpg\r\n", encoding="utf-8")  # as Windows writes it
+    assert pictures_listed(listing) == [noise / "000.jpg"]
+    with pytest.raises(ValueError, match=r"000.jpg: neither a folder nor a list"):
+        find_distractors(noise / "000.jpg", small_pab, [])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_a_broken_distractor_is_named(start, small_pab, noise):
 # Several relevant pictures
 
 
-def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path):
+def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path, caplog):
     root = tmp_path / "pab"
     shutil.copytree(small_pab, root)
     rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
@@ -112,6 +118,11 @@ def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_p
         row["image_id"] = f"{number // 3:02}"  # three pictures answer each sentence
     (root / "annotation/test/ucc.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run(start, root, "--split", "ucc", "--k", 1, 12, "--output", tmp_path / "ucc.json")
+    assert "relevant to up to 3 queries, but SCA lets it answer 1: SCA may lower recall" in caplog.text
+    caplog.clear()
+    run(start, root, "--split", "ucc", "--sca_capacity", 3)
+    run(start, small_pab)
+    assert "may lower recall" not in caplog.text
     results = json.loads((tmp_path / "ucc.json").read_text())
     figures = results["stages"]["sca"]["all"]
     assert figures["hit_rate@1"] == pytest.approx(3 * figures["recall@1"])
@@ -161,11 +172,18 @@ def test_score_files_hold_the_lists_by_id(written, small_pab):
     for stage in ("embeddings", "matching", "fused"):
         with np.load(written / f"s.{stage}.npz", allow_pickle=False) as arrays:
             assert arrays["query_ids"].tolist() == [query["query_id"] for query in rankings]
-            assert (arrays["indices"].dtype, arrays["scores"].dtype) == (np.int64, np.float32)
+            assert arrays["scores"].dtype == np.float32
             for query, indices, scores in zip(rankings, arrays["indices"], arrays["scores"], strict=True):
                 listed = query["stages"][stage]
                 assert arrays["gallery_ids"][indices].tolist() == listed["ids"]
                 assert scores.tolist() == pytest.approx(listed["scores"])
+
+
+def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
+    run(start, small_pab, "--scores", tmp_path / "s.safetensors", "--token_memory", "inf")
+    assert read_score_file(tmp_path / "s.matching.safetensors").describe() == "12 queries, 12 images, top 12"
+    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz or .safetensors"):
+        run(tmp_path / "no model is read", small_pab, "--scores", tmp_path / "s.csv")
 
 
 def test_markdown_says_what_the_json_says(written):
@@ -203,6 +221,29 @@ def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
             assert min(image.size) > 300
             assert len(image.convert("L").getcolors()) > 20
     assert pyplot.get_fignums() == []
+
+
+def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
+    path = tmp_path / "results.txt"
+
+    def write_while_another_does(file):
+        file.write(b"first, ")
+        file.flush()
+        write_text(path, "another")
+        assert path.read_text() == "another"
+        file.write(b"second")
+
+    write_beside(path, write_while_another_does)
+    assert path.read_text() == "first, second"
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_beside(path, fail)
+    assert path.read_text() == "first, second"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_right_places_and_claims_by_hand():
@@ -257,8 +298,11 @@ def test_two_stages_of_one_file_compare(written, capsys):
         ({"fingerprint": "g"}, "a.json .data f. and .*b.json .data g. were measured on different"),
         ({"ranks": {"a": [1], "x": [1]}}, "only one of them has query b"),
         ({"k": (7,)}, "Recall@k for k in .1, 2., .*b.json for .7."),
-        ({"ranks": {"a": [1], "b": [0]}}, "b.json: the ranks of query b must be integers from 1, got .0."),
+        ({"ranks": {"a": [1], "b": [0]}}, "b.json: the ranks of query b must be integers from 1, .* got .0."),
         ({"ranks": {"a": [1], "b": []}}, "b.json: the ranks of query b must be integers from 1"),
+        ({"ranks": {"a": [1], "b": [2, 2]}}, "b.json: the ranks of query b .* each once, got .2, 2."),
+        ({"ranks": {}}, "b.json: needs query_ids"),
+        ({"k": ("1",)}, "b.json: needs .* integers as k"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, second, message):
@@ -270,7 +314,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path, second, message):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "b.json: not a JSON file"), ("{}", "b.json: no outcomes in it"), ("[]", "b.json: no outcomes")],
+    [
+        ("{", "b.json: not a JSON file"),
+        ("{}", "b.json: no outcomes in it"),
+        ("[]", "b.json: no outcomes"),
+        (
+            '{"outcomes": {"query_ids": ["a"], "relevant_ranks": {"sca": null}}, "data_fingerprint": "f", '
+            '"k": [1]}',
+            "b.json: no outcomes for 1 different query ids",
+        ),
+        (
+            '{"outcomes": {"query_ids": [[]], "relevant_ranks": ["sca"]}, "data_fingerprint": "f", "k": 1}',
+            "b.json: needs query_ids and relevant_ranks by stage in outcomes, and integers as k",
+        ),
+    ],
 )
 def test_a_file_that_is_no_result_is_refused(tmp_path, content, message):
     first = results_file(tmp_path / "a.json", {"a": [1], "b": [2]})

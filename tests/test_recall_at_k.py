@@ -249,6 +249,13 @@ def test_scores_rank_and_the_order_of_rows_never_helps(metric):
     assert all(result == results[0] for result in results)
     ranked = [rank_by_score(names, row.tolist()) for row in scores]
     assert metric.compute(predictions=ranked, references=references, k=[1, 5], detailed=True) == results[0]
+    for tensors in (torch.tensor(scores).bfloat16(), list(torch.tensor(scores))):
+        lists = {"predictions": [names] * 3, "references": references, "scores": tensors}
+        assert metric.compute(**lists, k=[1, 5], detailed=True) == results[0]
+
+
+def test_unsigned_scores_do_not_wrap_round():
+    assert rank_by_score(["a", "b", "c", "d"], np.array([0, 255, 1, 128], dtype=np.uint8)) == list("bdca")
 
 
 def test_ties_are_settled_as_the_search_settles_them():

@@ -475,7 +475,9 @@ def test_large_integer_ids_and_text_order_of_string_ids():
     assert sca_rerank(indices, scores, query_ids=[10**15 + 1, 10**15]).moved.tolist() == [True, False]
     assert sca_rerank(indices, scores, query_ids=[9, 10]).moved.tolist() == [False, True]
     assert sca_rerank(indices, scores, query_ids=["9", "10"]).moved.tolist() == [True, False]
-    assert sca_rerank(indices, scores, query_ids=np.array(["9", "10"])).moved.tolist() == [True, False]
+    for names in (np.array(["9", "10"]), np.array([10, 9])):
+        assert sca_rerank(indices, scores, query_ids=names).moved.tolist() == [True, False]
+        assert sca_rerank(indices, scores, query_ids=list(names)).moved.tolist() == [True, False]
 
 
 def test_warns_only_where_an_image_must_answer_several():

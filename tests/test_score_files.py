@@ -78,8 +78,17 @@ def test_files_of_other_systems_are_read(tmp_path):
     save_tensors(tensors, tmp_path / "b.safetensors", ids)
     assert read_score_file(tmp_path / "b.safetensors").indices.tolist() == [[1]]
     save_tensors({"scores": torch.ones(1, 2).bfloat16()}, tmp_path / "c.safetensors", ids)
-    with pytest.raises(ValueError, match=r"c\.safetensors: .*numpy has no bfloat16: use float32"):
+    with pytest.raises(ValueError, match=r"c\.safetensors: .*numpy has no bfloat16 .*: use float32"):
         read_score_file(tmp_path / "c.safetensors")
+    save_tensors({"scores": torch.ones(1, 2).to(torch.float8_e4m3fn)}, tmp_path / "d.safetensors", ids)
+    with pytest.raises(ValueError, match=r"d\.safetensors: .*numpy has no bfloat16 or float8: use float32"):
+        read_score_file(tmp_path / "d.safetensors")
+
+
+def test_what_a_file_holds_besides_is_not_read(tmp_path):
+    besides = {"captions": np.array(["a man", None], dtype=object)}  # it could not be: it needs pickle
+    np.savez(tmp_path / "a.npz", scores=[[2.0]], query_ids=["q"], gallery_ids=["x"], **besides)
+    assert read_score_file(tmp_path / "a.npz").scores.tolist() == [[2.0]]
 
 
 @pytest.mark.parametrize(
@@ -139,9 +148,14 @@ def safetensors(**changes):
     )
 
 
-def one_array():
+def ids_as_tensor(path):
+    tensors = {"scores": np.ones((1, 2)), "query_ids": np.array([7])}
+    save_file(tensors, path, {"gallery_ids": '["x", "y"]'})
+
+
+def one_array(array):
     stream = io.BytesIO()
-    np.save(stream, np.ones(3))
+    np.save(stream, array)
     return stream.getvalue()
 
 
@@ -162,8 +176,12 @@ def truncated(write):
             npz(query_ids=None, gallery_ids=None),
             "has no query_ids and no gallery_ids, only scores",
         ),
-        ("a.npz", npz(query_ids=np.array([7])), "query_ids must be a list of strings, got int64"),
-        ("a.npz", npz(query_ids=np.array(["q"], dtype=object)), "allow_pickle=False"),
+        ("a.npz", npz(query_ids=np.array([7])), r"query_ids must be a list of strings, got int64 .*astype"),
+        (
+            "a.npz",
+            npz(query_ids=np.array(["q"], dtype=object)),
+            r"allow_pickle=False; query_ids holds Python objects: .*query_ids.astype\(str\)",
+        ),
         (
             "a.npz",
             npz(indices=np.array([[0, 1], [0]], dtype=object)),
@@ -172,10 +190,16 @@ def truncated(write):
         ("a.npz", truncated(npz()), "no readable score file"),
         ("a.npz", lambda path: path.write_bytes(b"PK\3\4 and no more"), "no readable score file"),
         ("a.npz", lambda path: path.write_bytes(b""), "no readable score file"),
-        ("a.npz", lambda path: path.write_bytes(one_array()), "no readable score file"),
+        ("a.npz", lambda path: path.write_bytes(one_array(np.ones(3))), "no readable score file"),
+        (
+            "a.npz",
+            lambda path: path.write_bytes(one_array(np.array([None]))),
+            "no readable score file",
+        ),
         ("a.safetensors", safetensors(query_ids=None), "has no query_ids, only gallery_ids, scores"),
-        ("a.safetensors", safetensors(query_ids="q"), "Expecting value"),
+        ("a.safetensors", safetensors(query_ids="q"), "query_ids must be a JSON list of strings: Expecting"),
         ("a.safetensors", safetensors(query_ids='{"q": 1}'), "query_ids must be a JSON list of strings"),
+        ("a.safetensors", ids_as_tensor, "query_ids is a tensor: it must be a JSON list"),
         ("a.safetensors", safetensors(query_ids="[1]"), "query_ids must be a JSON list of strings"),
         ("a.safetensors", truncated(safetensors()), "no readable score file"),
         ("a.safetensors", lambda path: path.write_bytes(b""), "no readable score file"),
@@ -214,6 +238,13 @@ def test_alignment_is_by_id_and_never_by_position(dense, random):
     assert bank.gallery_ids == GALLERY
     in_order = align([content, replace(bank, query_ids=shuffled.query_ids)], "ab")[1]
     assert_equal(in_order, content)
+
+
+def test_small_indices_are_aligned_with_a_gallery_that_is_larger():
+    gallery = tuple(f"{number:03}" for number in range(300))
+    content = ScoreFile(np.ones((1, 256)), np.arange(256, dtype=np.uint8)[None], ("q",), gallery)
+    aligned = align_gallery(content, "a", gallery[::-1], "b")
+    assert [aligned.gallery_ids[column] for column in aligned.indices[0]] == list(gallery[:256])
 
 
 @pytest.mark.parametrize(
