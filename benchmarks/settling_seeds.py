@@ -34,12 +34,13 @@ METHODS: dict[str, tuple[str, dict[str, object]] | None] = {
     "margin-SCA": ("margin-sca", {}),
     "margin-SCA, 9 moves": ("margin-sca", {"max_shift": 9}),
     "greedy matching": ("greedy", {}),
-    "bounded assignment": ("assignment", {}),
+    "assignment among the best 10": ("assignment", {"top_k": 10}),
+    "assignment, shortlist": ("assignment", {}),
     "dual softmax": ("dual-softmax", {}),
     "Sinkhorn": ("sinkhorn", {}),
     "CSLS": ("csls", {}),
 }
-EXPECTED_ORDER = ("as ranked", "SCA (paper)", "margin-SCA", "bounded assignment")
+EXPECTED_ORDER = ("as ranked", "SCA (paper)", "margin-SCA", "assignment among the best 10")
 
 
 def recall_at_1(content: ScoreFile, relevant: dict[str, list[str]]) -> float:
