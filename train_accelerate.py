@@ -584,17 +584,24 @@ def train(arguments: FineTuningArguments) -> None:
         for message in everywhere:
             logger.info("skipped: %s", message)
     logger.info("memory at most: %s", peak_memory())
-    accelerator.end_training()
+    # Not `end_training`, which ends the process group as well: another seed may follow.
+    for running in accelerator.trackers:
+        running.finish()
+    accelerator.wait_for_everyone()
 
 
 def train_on_seeds(arguments: FineTuningArguments) -> None:
     """A run for each seed, in `seed_<seed>/`, and over all of them `seeds.json`: mean and deviation."""
-    output_dir, results = Path(arguments.output_dir), []
+    output_dir = Path(arguments.output_dir)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    for seed in seeds:
-        run = replace(arguments, seed=seed, seeds=1, output_dir=str(output_dir / f"seed_{seed}"))
-        train(run)
-        results.append(best_evaluation(Path(run.output_dir) / "training_log.jsonl"))
+    folders = [output_dir / f"seed_{seed}" for seed in seeds]
+    if arguments.resume_from_checkpoint is None:
+        for folder in folders:  # lest the last one be refused after days
+            earlier_run(folder, arguments.overwrite_output_dir)
+    results = []
+    for seed, folder in zip(seeds, folders, strict=True):
+        train(replace(arguments, seed=seed, seeds=1, output_dir=str(folder)))
+        results.append(best_evaluation(folder / "training_log.jsonl"))
     summary = {
         stage: {
             metric: summarise([result[stage]["all"][metric] for result in results])
@@ -627,6 +634,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = HfArgumentParser(FineTuningArguments, description=__doc__.partition("\n")[0])
     (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     train(arguments) if arguments.seeds == 1 else train_on_seeds(arguments)
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -237,6 +237,14 @@ def test_several_seeds_are_summed_up(small_pab, start, tmp_path):
     assert figures["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
 
 
+def test_no_seed_is_run_if_a_later_one_has_a_run_already(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    (run / "seed_8" / "last").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="seed_8 holds a run already"):
+        main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
+    assert not (run / "seed_7").exists()
+
+
 # Raised within the compiler, of tensors that it looks at.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_encoders_train_alike(small_pab, start, tmp_path):
