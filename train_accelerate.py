@@ -89,14 +89,20 @@ def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor
     With random weights no parameter is newer than another: the set is empty.
 
     Raises:
-        ValueError: the checkpoint is of another architecture, or its processor is of another image size.
+        ValueError: the checkpoint is of another architecture, or its processor is of another image size, or
+            it is an adapter and another one is asked for.
     """
     name, missing = arguments.model_name_or_path, set()
     if name is None:
         name = arguments.config_name
         model = TPASModel(TPASConfig.from_pretrained(name))
     elif is_adapter(name):
-        model = load_model(name, dtype=torch.float32)
+        if arguments.lora_rank:
+            raise ValueError(
+                f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which "
+                "is in no folder: start from the whole model that --merge writes"
+            )
+        model = load_model(name, dtype=torch.float32).requires_grad_(True)  # peft left it frozen
     else:
         check_architecture(name)
         model, loading = TPASModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
@@ -577,7 +583,9 @@ def train(arguments: FineTuningArguments) -> None:
             save_model(averages.epochs.module, processor, output_dir / "averaged")
     if arguments.merge and accelerator.is_main_process:
         chosen = output_dir / ("last" if benchmark is None else "best")
-        save_model(load_model(str(chosen)), processor, output_dir / "merged")
+        # In fp32, as it was trained, whatever the start is kept in.
+        merged = load_model(str(chosen), dtype=torch.float32)
+        save_model(merged, processor, output_dir / "merged")
     if skip_bad_images:
         everywhere = sorted(set(gather_object(sorted(skipped))))
         logger.info("%d of %d training pairs were skipped, unreadable", len(everywhere), len(dataset))

@@ -414,6 +414,10 @@ GIVEN = FineTuningArguments("root", "output", model_name_or_path="start")
     ("changes", "message"),
     [
         ({"cached_chunk_size": -1}, "--cached_chunk_size must be at least 0, got -1"),
+        ({"checkpoint_every": -1}, "--checkpoint_every must be at least 0, got -1"),
+        ({"evaluate_every": -1}, "--evaluate_every must be at least 0, got -1"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm must be at least 0, got -1"),
+        ({"warmup_ratio": 500.0}, "--warmup_ratio must be between 0 and 1, got 500"),
         ({"crop_probability": 1.5}, "--crop_probability must be between 0 and 1, got 1.5"),
         ({"ema_decay": 1.0}, "--ema_decay must be at least 0 and below 1, got 1.0"),
         ({"layer_decay": 0.0}, "--layer_decay must be above 0 and at most 1, got 0.0"),
