@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from accelerate import Accelerator, debug_launcher
 from tpas import train_accelerate
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import main
-from tpas.training.checkpointing import find_checkpoints
+from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.training.log import LossMeans
 from tpas.training.run_folder import recover_models
 
@@ -215,6 +216,39 @@ def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
         after.pop(arguments)
     )
     assert after == before
+
+
+def save(directory: Path, step: int, kept: int, **progress: object) -> None:
+    save_checkpoint(Accelerator(), directory, Progress(step=step, **progress), {}, kept, lambda path: None)
+
+
+def test_a_checkpoint_that_is_being_removed_is_found_no_more(tmp_path, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    for step in (1, 2):
+        save(tmp_path, step, kept=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3, kept=1)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000003"]
+    save(tmp_path, 3, kept=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3, kept=1, epoch=1)  # in its place
+    (found,) = find_checkpoints(tmp_path)
+    assert read_progress(found, {}).epoch == 1
+
+
+def test_checkpoints_later_than_the_one_gone_back_to_are_replaced(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, kept=4)
+    save(tmp_path, 3, kept=2)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
 
 
 def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, tmp_path, whole):

@@ -29,7 +29,9 @@ class FineTuningArguments:
     )
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
     resume_from_checkpoint: str | None = flag(
-        None, "checkpoint to go on from; 'last': output_dir's newest, or the beginning if it has none"
+        None,
+        "checkpoint to go on from, later ones being replaced; 'last': output_dir's newest, or the beginning "
+        "if it has none",
     )
 
     # Pairs
