@@ -454,7 +454,7 @@ def train(arguments: FineTuningArguments) -> None:
     skipped = set(progress.skipped)
 
     def save_progress() -> None:
-        means.check_finite(progress.step)
+        means.check_finite(progress.step, own_objective.parameters())
         progress.losses = means.of_all_processes()
         progress.skipped = sorted(set(gather_object(sorted(skipped))))
         progress.log_bytes = log_file.stat().st_size if log_file.exists() else 0
@@ -553,7 +553,7 @@ def train(arguments: FineTuningArguments) -> None:
                 if progress.step == total_steps:
                     break
 
-            means.check_finite(progress.step)
+            means.check_finite(progress.step, own_objective.parameters())
             averages.after_epoch(
                 own_objective.model, math.ceil((total_steps - progress.step) / steps_per_epoch)
             )

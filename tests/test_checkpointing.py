@@ -207,6 +207,30 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 
 
+def test_weights_that_a_step_ruined_are_not_saved(small_pab, start, tmp_path, monkeypatch):
+    """Though the losses up to it were finite."""
+    add, calls = LossMeans.add, []
+
+    def add_and_ruin(self, losses):
+        add(self, losses)
+        calls.append(losses)
+        if len(calls) == 8:  # the last one of step 4, where a checkpoint is due
+            with torch.no_grad():
+                ruined[0].bias.fill_(float("inf"))
+
+    ruined, initialise = [], TPASModel.__init__
+
+    def keep_head(self, *arguments, **settings):
+        initialise(self, *arguments, **settings)
+        ruined[:] = [self.image_projection]
+
+    monkeypatch.setattr(LossMeans, "add", add_and_ruin)
+    monkeypatch.setattr(TPASModel, "__init__", keep_head)
+    with pytest.raises(FloatingPointError, match="a loss or weight is no finite number by step 4"):
+        main(flags(small_pab, start, tmp_path / "run", evaluate_every=0))
+    assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+
+
 def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
