@@ -416,7 +416,8 @@ def train(arguments: FineTuningArguments) -> None:
 
     # Write. All that can be refused has been, and every process has looked for an earlier run by now.
     accelerator.wait_for_everyone()
-    every_setting = asdict(arguments) | sizes
+    # The precision may come from accelerate's configuration.
+    every_setting = asdict(arguments) | sizes | {"mixed_precision": accelerator.mixed_precision}
     settings = {name: value for name, value in every_setting.items() if name not in FREE_TO_CHANGE}
     checkpoints, log_file = output_dir / "checkpoints", output_dir / "training_log.jsonl"
     progress = Progress()

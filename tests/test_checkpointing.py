@@ -297,6 +297,15 @@ def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, t
         )
 
 
+def test_a_run_in_another_precision_of_accelerate_is_refused(
+    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
+):
+    assert json.loads((whole / "training_arguments.json").read_text())["mixed_precision"] == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match=r"other settings: mixed_precision 'no' \(now 'bf16'\)"):
+        main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
+
+
 def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
     for name in (".best.replaced", ".last.replaced", "last", ".last.partial"):
         (tmp_path / name).mkdir()

@@ -83,8 +83,8 @@ class LossMeans:
         if self.accelerator.reduce(finite, reduction="sum") < self.accelerator.num_processes:
             raise FloatingPointError(
                 f"a loss or weight is no finite number by step {step}. Nothing was saved since: go on from "
-                "the last checkpoint with --resume_from_checkpoint last if it was an accident, or start again "
-                "with a lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
+                "the last checkpoint with --resume_from_checkpoint last if it was an accident, or start "
+                "again with a lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
             )
 
     def of_all_processes(self) -> list[list[list[float]]]:
