@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,18 @@ def test_several_seeds_are_summed_up(small_pab, start, tmp_path):
     assert figures["values"] == values
     assert figures["mean"] == pytest.approx(sum(values) / 2)
     assert figures["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_seeds_go_on_where_they_were_stopped(small_pab, start, tmp_path, fresh_accelerator):
+    run = tmp_path / "run"
+    arguments = flags(small_pab, start, run, seeds=2, evaluate_every=1, num_train_epochs=1)
+    main(arguments)
+    whole = (run / "seeds.json").read_text()
+    shutil.rmtree(run / "seed_43")
+    (run / "seeds.json").unlink()
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert (run / "seeds.json").read_text() == whole
 
 
 def test_no_seed_is_run_if_a_later_one_has_a_run_already(small_pab, start, tmp_path):
