@@ -4,6 +4,7 @@ An adapter is a few megabytes beside its start model: low-rank updates of the at
 and the small heads and the temperature whole. `load_model` takes adapters and whole models alike.
 """
 
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,22 +40,25 @@ def add_lora(
         targets: a regular expression of module names; `None`: `DEFAULT_TARGETS`.
 
     Raises:
-        ValueError: no module has such a name.
+        ValueError: no module has such a name, or it is no regular expression.
     """
+    targets = targets or DEFAULT_TARGETS
+    try:
+        re.compile(targets)
+    except re.error as error:
+        raise ValueError(f"--lora_targets {targets!r} is no regular expression: {error}") from error
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=targets or DEFAULT_TARGETS,
+        target_modules=targets,
         modules_to_save=TRAINED_WHOLE,
     )
     try:
         with _quietly():
             return get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(
-            f"--lora_targets {config.target_modules!r} fits no layer of the model: {error}"
-        ) from error
+        raise ValueError(f"--lora_targets {targets!r} fits no layer of the model: {error}") from error
 
 
 def is_adapter(name: str) -> bool:
@@ -85,6 +89,7 @@ def load_model(name: str, dtype: torch.dtype | None = None) -> TPASModel:
         return TPASModel.from_pretrained(name, **settings)
     start = PeftConfig.from_pretrained(name).base_model_name_or_path
     try:
+        check_architecture(start)
         model = TPASModel.from_pretrained(start, **settings)
     except OSError as error:
         raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error

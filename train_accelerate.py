@@ -89,14 +89,20 @@ def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor
     With random weights no parameter is newer than another: the set is empty.
 
     Raises:
-        ValueError: the checkpoint is of another architecture, or its processor is of another image size.
+        ValueError: the checkpoint is of another architecture, or its processor is of another image size, or
+            it is an adapter and another one is asked for.
     """
     name, missing = arguments.model_name_or_path, set()
     if name is None:
         name = arguments.config_name
         model = TPASModel(TPASConfig.from_pretrained(name))
     elif is_adapter(name):
-        model = load_model(name, dtype=torch.float32)
+        if arguments.lora_rank:
+            raise ValueError(
+                f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which "
+                "is in no folder: start from the whole model that --merge writes"
+            )
+        model = load_model(name, dtype=torch.float32).requires_grad_(True)  # peft left it frozen
     else:
         check_architecture(name)
         model, loading = TPASModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
@@ -410,7 +416,8 @@ def train(arguments: FineTuningArguments) -> None:
 
     # Write. All that can be refused has been, and every process has looked for an earlier run by now.
     accelerator.wait_for_everyone()
-    every_setting = asdict(arguments) | sizes
+    # The precision may come from accelerate's configuration.
+    every_setting = asdict(arguments) | sizes | {"mixed_precision": accelerator.mixed_precision}
     settings = {name: value for name, value in every_setting.items() if name not in FREE_TO_CHANGE}
     checkpoints, log_file = output_dir / "checkpoints", output_dir / "training_log.jsonl"
     progress = Progress()
@@ -448,7 +455,7 @@ def train(arguments: FineTuningArguments) -> None:
     skipped = set(progress.skipped)
 
     def save_progress() -> None:
-        means.check_finite(progress.step)
+        means.check_finite(progress.step, own_objective.parameters())
         progress.losses = means.of_all_processes()
         progress.skipped = sorted(set(gather_object(sorted(skipped))))
         progress.log_bytes = log_file.stat().st_size if log_file.exists() else 0
@@ -547,7 +554,7 @@ def train(arguments: FineTuningArguments) -> None:
                 if progress.step == total_steps:
                     break
 
-            means.check_finite(progress.step)
+            means.check_finite(progress.step, own_objective.parameters())
             averages.after_epoch(
                 own_objective.model, math.ceil((total_steps - progress.step) / steps_per_epoch)
             )
@@ -577,24 +584,33 @@ def train(arguments: FineTuningArguments) -> None:
             save_model(averages.epochs.module, processor, output_dir / "averaged")
     if arguments.merge and accelerator.is_main_process:
         chosen = output_dir / ("last" if benchmark is None else "best")
-        save_model(load_model(str(chosen)), processor, output_dir / "merged")
+        # In fp32, as it was trained, whatever the start is kept in.
+        merged = load_model(str(chosen), dtype=torch.float32)
+        save_model(merged, processor, output_dir / "merged")
     if skip_bad_images:
         everywhere = sorted(set(gather_object(sorted(skipped))))
         logger.info("%d of %d training pairs were skipped, unreadable", len(everywhere), len(dataset))
         for message in everywhere:
             logger.info("skipped: %s", message)
     logger.info("memory at most: %s", peak_memory())
-    accelerator.end_training()
+    # Not `end_training`, which ends the process group as well: another seed may follow.
+    for running in accelerator.trackers:
+        running.finish()
+    accelerator.wait_for_everyone()
 
 
 def train_on_seeds(arguments: FineTuningArguments) -> None:
     """A run for each seed, in `seed_<seed>/`, and over all of them `seeds.json`: mean and deviation."""
-    output_dir, results = Path(arguments.output_dir), []
+    output_dir = Path(arguments.output_dir)
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
-    for seed in seeds:
-        run = replace(arguments, seed=seed, seeds=1, output_dir=str(output_dir / f"seed_{seed}"))
-        train(run)
-        results.append(best_evaluation(Path(run.output_dir) / "training_log.jsonl"))
+    folders = [output_dir / f"seed_{seed}" for seed in seeds]
+    if arguments.resume_from_checkpoint is None:
+        for folder in folders:  # lest the last one be refused after days
+            earlier_run(folder, arguments.overwrite_output_dir)
+    results = []
+    for seed, folder in zip(seeds, folders, strict=True):
+        train(replace(arguments, seed=seed, seeds=1, output_dir=str(folder)))
+        results.append(best_evaluation(folder / "training_log.jsonl"))
     summary = {
         stage: {
             metric: summarise([result[stage]["all"][metric] for result in results])
@@ -627,6 +643,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = HfArgumentParser(FineTuningArguments, description=__doc__.partition("\n")[0])
     (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     train(arguments) if arguments.seeds == 1 else train_on_seeds(arguments)
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from accelerate import Accelerator, debug_launcher
 from tpas import train_accelerate
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import main
-from tpas.training.checkpointing import find_checkpoints
+from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.training.log import LossMeans
 from tpas.training.run_folder import recover_models
 
@@ -206,6 +207,30 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 
 
+def test_weights_that_a_step_ruined_are_not_saved(small_pab, start, tmp_path, monkeypatch):
+    """Though the losses up to it were finite."""
+    add, calls = LossMeans.add, []
+
+    def add_and_ruin(self, losses):
+        add(self, losses)
+        calls.append(losses)
+        if len(calls) == 8:  # the last one of step 4, where a checkpoint is due
+            with torch.no_grad():
+                ruined[0].bias.fill_(float("inf"))
+
+    ruined, initialise = [], TPASModel.__init__
+
+    def keep_head(self, *arguments, **settings):
+        initialise(self, *arguments, **settings)
+        ruined[:] = [self.image_projection]
+
+    monkeypatch.setattr(LossMeans, "add", add_and_ruin)
+    monkeypatch.setattr(TPASModel, "__init__", keep_head)
+    with pytest.raises(FloatingPointError, match="a loss or weight is no finite number by step 4"):
+        main(flags(small_pab, start, tmp_path / "run", evaluate_every=0))
+    assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+
+
 def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
@@ -215,6 +240,39 @@ def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
         after.pop(arguments)
     )
     assert after == before
+
+
+def save(directory: Path, step: int, kept: int, **progress: object) -> None:
+    save_checkpoint(Accelerator(), directory, Progress(step=step, **progress), {}, kept, lambda path: None)
+
+
+def test_a_checkpoint_that_is_being_removed_is_found_no_more(tmp_path, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    for step in (1, 2):
+        save(tmp_path, step, kept=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3, kept=1)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000003"]
+    save(tmp_path, 3, kept=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 3, kept=1, epoch=1)  # in its place
+    (found,) = find_checkpoints(tmp_path)
+    assert read_progress(found, {}).epoch == 1
+
+
+def test_checkpoints_later_than_the_one_gone_back_to_are_replaced(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, kept=4)
+    save(tmp_path, 3, kept=2)
+    assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000002", "step_00000003"]
 
 
 def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, tmp_path, whole):
@@ -237,6 +295,15 @@ def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, t
                 "True",
             ]
         )
+
+
+def test_a_run_in_another_precision_of_accelerate_is_refused(
+    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
+):
+    assert json.loads((whole / "training_arguments.json").read_text())["mixed_precision"] == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match=r"other settings: mixed_precision 'no' \(now 'bf16'\)"):
+        main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
 
 
 def test_a_model_that_was_being_replaced_is_put_back(tmp_path):

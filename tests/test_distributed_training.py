@@ -97,6 +97,16 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start,
         assert torch.equal(tensor, ended[name]), name
 
 
+def test_several_seeds_follow_each_other_on_two_processes(small_pab, start, tmp_path):
+    program, run = ROOT / "train_accelerate.py", tmp_path / "run"
+    more = ("--seeds", 2, "--seed", 7, "--max_train_steps", 1)
+    launch("cpu_two_processes.yaml", program, small_pab, start, run, *more)
+    assert json.loads((run / "seeds.json").read_text())["seeds"] == [7, 8]
+    for seed in (7, 8):
+        settings = json.loads((run / f"seed_{seed}" / "training_arguments.json").read_text())
+        assert settings["num_processes"] == 2
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_accelerate_reads_every_configuration(path):
     config = load_config_from_file(str(path))

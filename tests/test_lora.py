@@ -108,6 +108,8 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
     fresh_accelerator()
     with pytest.raises(ValueError, match="--lora_targets 'wing' fits no layer of the model"):
         main(flags(small_pab, start, tmp_path / "other", lora_targets="wing"))
+    with pytest.raises(ValueError, match=r"--lora_targets '\(' is no regular expression"):
+        main(flags(small_pab, start, tmp_path / "other", lora_targets="("))
     assert not (tmp_path / "other").exists()
 
 
@@ -116,6 +118,7 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
     [
         ({"lora_rank": -1}, "--lora_rank must be at least 0, got -1"),
         ({"lora_rank": 0, "merge": True}, "--merge .* needs --lora_rank"),
+        ({"lora_dropout": 1.5}, "--lora_dropout must be between 0 and 1, got 1.5"),
     ],
 )
 def test_impossible_settings_are_refused(small_pab, start, tmp_path, changes, message):
@@ -123,11 +126,48 @@ def test_impossible_settings_are_refused(small_pab, start, tmp_path, changes, me
         main(flags(small_pab, start, tmp_path / "run", **changes))
 
 
+def test_an_adapter_over_random_weights_is_refused(small_pab, start, tmp_path):
+    words = flags(small_pab, start, tmp_path / "run")
+    words[words.index("--model_name_or_path")] = "--config_name"
+    with pytest.raises(ValueError, match="--lora_rank keeps an adapter alone.*give --model_name_or_path"):
+        main(words)
+
+
 def test_an_adapter_without_its_start_names_it(small_pab, start, tmp_path):
     main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
     start.rename(tmp_path / "moved")
     with pytest.raises(OSError, match=r"last is an adapter of \S*start, which cannot be loaded"):
         load_model(str(tmp_path / "run" / "last"))
+
+
+def test_an_adapter_is_made_over_a_start_that_can_be_loaded_again(
+    small_pab, start, tmp_path, fresh_accelerator
+):
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    fresh_accelerator()
+    with pytest.raises(ValueError, match=r"over what the adapter \S*last makes of its start.*--merge"):
+        main(flags(small_pab, tmp_path / "run" / "last", tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+    # All weights may go on from an adapter: they are saved whole.
+    main(flags(small_pab, tmp_path / "run" / "last", tmp_path / "other", lora_rank=0, max_train_steps=1))
+    TPASModel.from_pretrained(tmp_path / "other" / "last")
+
+
+def test_an_adapter_of_another_architecture_is_refused(small_pab, start, tmp_path):
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    with pytest.raises(ValueError, match="start is a model of type 'bert', not 'tpas'"):
+        load_model(str(tmp_path / "run" / "last"))
+
+
+def test_a_start_in_half_precision_is_merged_in_the_precision_of_training(small_pab, start, tmp_path):
+    TPASModel.from_pretrained(start).to(torch.bfloat16).save_pretrained(start)
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1, merge=True))
+    merged = TPASModel.from_pretrained(tmp_path / "run" / "merged")
+    assert merged.dtype == torch.float32
+    trained = load_model(str(tmp_path / "run" / "best"), dtype=torch.float32)
+    assert_same_answers(answers(merged), answers(trained))
 
 
 def test_gradient_checkpointing_changes_nothing(small_pab, start, tmp_path, fresh_accelerator):

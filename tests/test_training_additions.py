@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -237,6 +238,26 @@ def test_several_seeds_are_summed_up(small_pab, start, tmp_path):
     assert figures["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
 
 
+def test_seeds_go_on_where_they_were_stopped(small_pab, start, tmp_path, fresh_accelerator):
+    run = tmp_path / "run"
+    arguments = flags(small_pab, start, run, seeds=2, evaluate_every=1, num_train_epochs=1)
+    main(arguments)
+    whole = (run / "seeds.json").read_text()
+    shutil.rmtree(run / "seed_43")
+    (run / "seeds.json").unlink()
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert (run / "seeds.json").read_text() == whole
+
+
+def test_no_seed_is_run_if_a_later_one_has_a_run_already(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    (run / "seed_8" / "last").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="seed_8 holds a run already"):
+        main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
+    assert not (run / "seed_7").exists()
+
+
 # Raised within the compiler, of tensors that it looks at.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_encoders_train_alike(small_pab, start, tmp_path):
@@ -406,6 +427,10 @@ GIVEN = FineTuningArguments("root", "output", model_name_or_path="start")
     ("changes", "message"),
     [
         ({"cached_chunk_size": -1}, "--cached_chunk_size must be at least 0, got -1"),
+        ({"checkpoint_every": -1}, "--checkpoint_every must be at least 0, got -1"),
+        ({"evaluate_every": -1}, "--evaluate_every must be at least 0, got -1"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm must be at least 0, got -1"),
+        ({"warmup_ratio": 500.0}, "--warmup_ratio must be between 0 and 1, got 500"),
         ({"crop_probability": 1.5}, "--crop_probability must be between 0 and 1, got 1.5"),
         ({"ema_decay": 1.0}, "--ema_decay must be at least 0 and below 1, got 1.0"),
         ({"layer_decay": 0.0}, "--layer_decay must be above 0 and at most 1, got 0.0"),

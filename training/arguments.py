@@ -29,7 +29,9 @@ class FineTuningArguments:
     )
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
     resume_from_checkpoint: str | None = flag(
-        None, "checkpoint to go on from; 'last': output_dir's newest, or the beginning if it has none"
+        None,
+        "checkpoint to go on from, later ones being replaced; 'last': output_dir's newest, or the beginning "
+        "if it has none",
     )
 
     # Pairs
@@ -56,7 +58,7 @@ class FineTuningArguments:
         "as many steps as the epochs would have over this many pairs, so that subsets are compared at equal "
         "steps (in the paper's Table 3 more pairs are also more steps)",
     )
-    batch_size: int = flag(16, "pairs of each process in a step (paper: 16)")
+    batch_size: int = flag(16, "pairs of each process in a batch (paper: 16)")
     cached_chunk_size: int = flag(
         0,
         "rows of a batch that are in memory with all their activations at a time, gradients staying those of "
@@ -105,7 +107,7 @@ class FineTuningArguments:
     )
     multiplied_parameters: str | None = flag(
         None,
-        "regular expression of names that it holds for as well, such as 'projection|matching_head' (a start "
+        "regular expression of names that it holds for as well, such as '_projection|matching_head' (a start "
         "that lacks nothing has no new ones)",
     )
     layer_decay: float = flag(
@@ -196,12 +198,22 @@ class FineTuningArguments:
             "second_view_weight",
             "masked_language_modelling_weight",
             "average_last_epochs",
+            "max_grad_norm",
+            "evaluate_every",
             "early_stopping_patience",
+            "checkpoint_every",
             "lora_rank",
             "num_workers",
         ):
             self._check(name, 0, None)
-        for name in ("crop_probability", "erasing_probability", "label_smoothing", "masked_share"):
+        for name in (
+            "crop_probability",
+            "erasing_probability",
+            "label_smoothing",
+            "masked_share",
+            "warmup_ratio",
+            "lora_dropout",
+        ):
             self._check(name, 0, 1)
         check_fusion_weight(self.fusion_weight)
         if not 0 <= self.ema_decay < 1:
@@ -227,6 +239,11 @@ class FineTuningArguments:
             raise ValueError(f"--subset {self.subset} needs --pairs, how many")
         if self.merge and not self.lora_rank:
             raise ValueError("--merge makes a whole model of an adapter: it needs --lora_rank")
+        if self.lora_rank and self.config_name is not None:
+            raise ValueError(
+                "--lora_rank keeps an adapter alone, which is worth nothing without the random weights of "
+                "--config_name: give --model_name_or_path"
+            )
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
         if self.seeds > 1 and self.resume_from_checkpoint not in (None, "last"):

@@ -74,6 +74,8 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint, then removes all but the newest `kept`. Every process must call it.
 
+    Later ones are removed as well: the run that wrote them has gone back to an earlier one since.
+
     Args:
         settings: what the run depends on; `read_progress` refuses others.
         save_more: writes what else belongs into the checkpoint's folder; called on the main process.
@@ -85,7 +87,7 @@ def save_checkpoint(
     partial = directory / f".{target.name}.partial"
     try:
         if accelerator.is_main_process:
-            for left in directory.glob(".step_*.partial"):  # of a run that was killed
+            for left in directory.glob(".step_*"):  # of a run that was killed
                 shutil.rmtree(left)
             partial.mkdir(parents=True)
         accelerator.wait_for_everyone()
@@ -95,8 +97,7 @@ def save_checkpoint(
             save_more(partial)
             content = {"progress": asdict(progress), "settings": settings}
             (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            if target.exists():
-                shutil.rmtree(target)
+            discarded = [set_aside(target)] if target.exists() else []
             os.replace(partial, target)
     except (
         OSError,
@@ -111,10 +112,18 @@ def save_checkpoint(
             "go on with --resume_from_checkpoint last"
         ) from error
     if accelerator.is_main_process:
-        for old in find_checkpoints(directory)[:-kept]:
-            shutil.rmtree(old)
+        found = find_checkpoints(directory)
+        newest = found.index(target) + 1
+        discarded += map(set_aside, found[: max(0, newest - kept)] + found[newest:])
+        for path in discarded:
+            shutil.rmtree(path)
     accelerator.wait_for_everyone()
     return target
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Renames a checkpoint, so that while it is being removed it is not taken for a whole one."""
+    return checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.discarded"))
 
 
 def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:

@@ -5,7 +5,7 @@ import logging
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 logger = logging.getLogger(__name__)
 GIGABYTE = 1e9
@@ -70,16 +71,20 @@ class LossMeans:
         self.batches.clear()
         return dict(zip(self.names, means.tolist(), strict=True))
 
-    def check_finite(self, step: int) -> None:
-        """Raises FloatingPointError, in every process, if a loss since the last `take` was not finite."""
-        finite = torch.stack(self.batches).isfinite().all().float() if self.batches else torch.ones(())
-        if self.accelerator.reduce(finite.to(self.accelerator.device), reduction="sum") < (
-            self.accelerator.num_processes
-        ):
+    def check_finite(self, step: int, parameters: Iterable[Tensor] = ()) -> None:
+        """Raises FloatingPointError, in every process, if a loss since the last `take` was not finite.
+
+        Or one of the parameters: a step may ruin them though its loss was finite.
+        """
+        device = self.accelerator.device
+        parts = (p.to_local() if isinstance(p, DTensor) else p for p in parameters)
+        each = [tensor.detach().isfinite().all().to(device) for tensor in (*self.batches, *parts)]
+        finite = torch.stack(each).all().float() if each else torch.ones((), device=device)
+        if self.accelerator.reduce(finite, reduction="sum") < self.accelerator.num_processes:
             raise FloatingPointError(
-                f"a loss is not a finite number by step {step}. Nothing was saved since: go on from the last "
-                "checkpoint with --resume_from_checkpoint last if it was an accident, or start again with a "
-                "lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
+                f"a loss or weight is no finite number by step {step}. Nothing was saved since: go on from "
+                "the last checkpoint with --resume_from_checkpoint last if it was an accident, or start "
+                "again with a lower --learning_rate, --max_grad_norm 1 or without --mixed_precision fp16"
             )
 
     def of_all_processes(self) -> list[list[list[float]]]:
