@@ -215,6 +215,8 @@ class Gallery:
         Raises:
             KeyError: an id is not there; then none is removed.
         """
+        if isinstance(ids, str):
+            raise TypeError(f"ids must be a collection of strings, got the string {ids!r}")
         delete_pictures(self.path, ids)
         self._reopen(StoredGallery(self.path))
 
@@ -224,6 +226,10 @@ class Gallery:
         Args:
             texts: such as will be asked; a faiss index is set by its recall on them (256 are plenty).
         """
+        if not len(self):
+            raise ValueError(f"the gallery {self.path} has no pictures to make an index of")
+        if texts is not None and not len(texts):
+            raise ValueError("there are no texts to measure the index's recall on")
         queries = None if texts is None else encode_texts(*self._encoders(), texts).embeds
         return write_index(index, self.stored, queries)
 

@@ -265,7 +265,51 @@ def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
         Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
 
 
+def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
+    folder = draw_pictures(tmp_path / "Bilder ä 日本", 2)
+    (folder / "camera 0" / "000.png").rename(folder / "ü 7.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "link").symlink_to(folder)
+    gallery = Gallery.build(model, processor, tmp_path / "link", tmp_path / "galerie ß")
+    assert gallery.ids == ["camera 1/001.png", "ü 7.png"]
+    assert sorted(gallery.unreadable) == ["circle.png", "empty.jpg", "lost.png", "pipe.jpg", "text.jpg"]
+    assert {hit.path for hit in gallery.search(TEXTS)[0]} == {folder / name for name in gallery.ids}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_gallery_of_hardly_any_pictures(model, processor, tmp_path, count):
+    images = [("007", Image.new("RGB", (9, 9), "red")), ("7", Image.new("RGB", (9, 9), "blue"))]
+    gallery = Gallery.build(model, processor, images[:count], tmp_path / "gallery")
+    for settings in ({}, {"sca": "margin"}, {"rerank": False}, {"shortlist": 1}):
+        assert [[hit.id for hit in hits] for hits in gallery.search(["man"], **settings)] == [["007"][:count]]
+    if not count:
+        with pytest.raises(ValueError, match="has no pictures to make an index of"):
+            gallery.write_index("faiss")
+    else:
+        with pytest.raises(ValueError, match="no texts to measure"):
+            gallery.write_index("faiss", [])
+    gallery.append(images)
+    assert gallery.ids == ["007", "7"]
+
+
 # Appending and deleting
+
+
+def test_ids_are_any_strings(model, processor, tmp_path):
+    ids = ["0001", "001", "1", "é", "e\u0301", "a b", "日本/ß.jpg", "..", "x\ny"]
+    images = [(name, Image.new("RGB", (9, 9), (20 * row, 9, 9))) for row, name in enumerate(ids)]
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery", shard_size=4)
+    assert gallery.ids == ids
+    assert {hit.id for hit in gallery.search(TEXTS)[0]} == set(ids)
+    with pytest.raises(TypeError, match="got the string '1'"):
+        gallery.delete("1")
+    gallery.delete(["001", "é", "日本/ß.jpg", "001"])
+    assert gallery.ids == ["0001", "1", "e\u0301", "a b", "..", "x\ny"]
 
 
 def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path):
