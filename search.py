@@ -320,7 +320,7 @@ class Gallery:
 
     @cached_property
     def _matcher(self) -> FastMatcher:
-        return FastMatcher(self._encoders()[0].eval())
+        return FastMatcher(self._encoders()[0])
 
     @cached_property
     def _tokens(self) -> ImageTokens:
@@ -331,7 +331,7 @@ class Gallery:
     def _encoders(self) -> tuple[TPASModel, TPASProcessor]:
         if self.model is None or self.processor is None:
             raise ValueError(f"open the gallery {self.path} with its model and processor to search or append")
-        return self.model, self.processor
+        return self.model.eval(), self.processor  # it may have been trained on since the gallery was opened
 
     def _reopen(self, stored: StoredGallery) -> None:
         self.stored = stored

@@ -140,6 +140,15 @@ def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_pa
     assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
 
 
+def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model.train(), processor, folder, tmp_path / "gallery")
+    expected = fields(gallery.search(TEXTS, rerank=False)), fields(gallery.search(TEXTS))
+    model.train()
+    assert fields(gallery.search(TEXTS, rerank=False)) == expected[0]
+    model.train()
+    assert fields(gallery.search(TEXTS)) == expected[1]
+
+
 def test_search_takes_what_there_is(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     assert [len(hits) for hits in gallery.search(TEXTS, top_k=50)] == [20] * 3
