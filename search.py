@@ -112,7 +112,8 @@ class Gallery:
 
         It may be repeated at any time, with the same pictures or more: those whose ids are in the gallery are
         not encoded again, nor are those that a killed build had finished. A picture that cannot be read is
-        left out, and `unreadable` tells why. The model is put into evaluation mode and left in it.
+        left out, and `unreadable` tells why. The model is put into evaluation mode and left in it; in
+        fp32 on a CPU a `FastEncoder` takes its place, with its values to 1e-5.
 
         Args:
             images: a folder (ids are relative paths; links that lead out of it are left out), a
@@ -129,7 +130,8 @@ class Gallery:
         Raises:
             GalleryError: the gallery there is another model's or has other settings, another process writes
                 to it, or the disk failed; what is there stays whole.
-            ValueError, TypeError: for a folder without pictures, and an id that occurs twice.
+            ValueError, TypeError: for a folder without pictures, an id that occurs twice, and a model whose
+                adapter is not merged.
         """
         if tokens not in ("float16", "float32", None):
             raise ValueError(f"tokens must be 'float16', 'float32' or None, got {tokens!r}")

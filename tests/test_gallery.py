@@ -19,7 +19,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.gallery import building, pictures, shards, stored_gallery
+from tpas.fast_encoding import FastEncoder
+from tpas.gallery import building, image_tokens, pictures, shards, stored_gallery
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
     EMBEDDINGS,
@@ -31,6 +32,7 @@ from tpas.gallery.manifest import (
     GalleryError,
     builder_lock,
 )
+from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
@@ -304,6 +306,39 @@ def test_a_gallery_of_hardly_any_pictures(model, processor, tmp_path, count):
             gallery.write_index("faiss", [])
     gallery.append(images)
     assert gallery.ids == ["007", "7"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
+    model, processor, folder, tmp_path, monkeypatch, dtype
+):
+    model = model.to(dtype)
+    encoders = []
+    encode = building.encode_pixels
+    for module in (building, image_tokens):
+        monkeypatch.setattr(module, "encode_pixels", lambda *a: (encoders.append(a[0]), encode(*a))[1])
+    gallery = Gallery.build(
+        model, processor, folder, tmp_path / "gallery", tokens=None, shard_size=8, batch_size=3
+    )
+    built = len(encoders)
+    gallery.search(TEXTS)
+    gallery.search(TEXTS)
+    assert built == 8  # of 3, 3 and 2; of 3 and 1
+    assert len(encoders) > built + 1
+    assert len(set(encoders)) == (2 if dtype == torch.float32 else 1)  # one to build, one to search
+    assert {type(encoder) for encoder in encoders} == {FastEncoder if dtype == torch.float32 else TPASModel}
+    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
+    model, processor, folder, tmp_path
+):
+    adapted = add_lora(model, 2, 4, 0.0)
+    with pytest.raises(TypeError, match="an adapter must be merged first"):
+        Gallery.build(adapted, processor, folder, tmp_path / "adapted")
+    gallery = Gallery.build(adapted.merge_and_unload(), processor, folder, tmp_path / "merged")
+    assert [len(hits) for hits in gallery.search(TEXTS)] == [10] * 3
 
 
 # Appending and deleting
