@@ -47,6 +47,8 @@ class SearchHit:
             SCA a picture keeps its score, so the first one's may be lower than the second one's.
         cosine: of the embeddings of text and picture.
         match_logit: of the cross-modal encoder; None where it did not read the pair.
+        match_probability: that the pair matches, the softmax over both of its logits; not what the answer is
+            ordered by. None as above.
         embedding_rank: its place by cosine alone, from 1.
         path: where its file was when the gallery was built; None for a picture that was no file.
     """
@@ -56,6 +58,7 @@ class SearchHit:
     score: float
     cosine: float
     match_logit: float | None
+    match_probability: float | None
     embedding_rank: int
     path: Path | None
     _open: Callable[[], Image.Image] = field(repr=False, compare=False)
@@ -270,12 +273,13 @@ class Gallery:
             encoded.embeds, min(max(top_k, head), len(self))
         )  # (Q, K)
 
-        logits = None
+        logits = None  # (Q, K, 2)
         ranking = candidates
         if head:
             scores = cosines[:, :head]
             if rerank:
-                scores = logits = self._matcher.match_shortlists(self._tokens, encoded, candidates[:, :head])
+                logits = self._matcher.logits_of_shortlists(self._tokens, encoded, candidates[:, :head])
+                scores = logits[:, :, 1]
             ranking, scores = reorder(candidates[:, :head], scores)
             if sca:
                 ranking = sca_rerank(ranking, scores, confidence=sca).indices
@@ -293,13 +297,15 @@ class Gallery:
     def _hits(
         self, ranking: Tensor, candidates: Tensor, cosines: Tensor, logits: Tensor | None
     ) -> list[SearchHit]:
-        """One text's answer: `ranking` (top_k,) of its `candidates` (K,), whose first have `logits`."""
+        """One text's answer: `ranking` (top_k,) of `candidates` (K,), whose first have `logits` (n, 2)."""
         places = {row: place for place, row in enumerate(candidates.tolist())}
         hits = []
         for rank, row in enumerate(ranking.tolist(), start=1):
             place = places[row]
             cosine = cosines[place].item()
-            logit = logits[place].item() if logits is not None and place < len(logits) else None
+            logit = probability = None
+            if logits is not None and place < len(logits):
+                logit, probability = logits[place, 1].item(), logits[place].softmax(dim=0)[1].item()
             record = self.stored.record(row)
             root = self.images_root or record["root"]
             hits.append(
@@ -309,6 +315,7 @@ class Gallery:
                     score=cosine if logit is None else logit,
                     cosine=cosine,
                     match_logit=logit,
+                    match_probability=probability,
                     embedding_rank=place + 1,
                     path=None if record["path"] is None else Path(root, record["path"]),
                     _open=partial(_picture, self.stored, row, self.images_root),
