@@ -409,6 +409,16 @@ def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_pat
     assert sorted(gallery.ids) == sorted(left + gone)
 
 
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_a_database_forgets_a_gallery_that_was_emptied(model, processor, folder, tmp_path):
+    pytest.importorskip("milvus_lite")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    address = str(tmp_path / "milvus.db")
+    assert gallery.write_index(address).startswith("20 pictures are in")
+    gallery.delete(gallery.ids)
+    assert gallery.write_index(address).startswith("0 pictures are in")
+
+
 def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, monkeypatch):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     gone = gallery.ids[3]
