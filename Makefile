@@ -3,14 +3,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY = .venv/.installed
 
-.PHONY: help demo test quality style clean
+.PHONY: help demo test bench quality style clean
 
 help:
 	@echo "make demo     draw a small PAB, fine-tune on it, evaluate, and write outputs/demo/index.html"
 	@echo "make test     run the tests"
+	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
 	@echo "make quality  check style and imports (changes nothing)"
 	@echo "make style    repair style and order imports"
-	@echo "make clean    remove .venv, the demo's output and every cache"
+	@echo "make clean    remove .venv, the demo's and benchmarks' output and every cache"
 	@echo "The first one sets up .venv with the versions of constraints.txt; PYTHON=... chooses the interpreter."
 
 $(READY): constraints.txt pyproject.toml
@@ -28,6 +29,9 @@ demo: $(READY)
 test: $(READY)
 	.venv/bin/pytest
 
+bench: $(READY)
+	.venv/bin/python benchmarks/speed_and_memory.py --output_dir outputs/bench
+
 quality: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -37,5 +41,5 @@ style: $(READY)
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv outputs/demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs/demo outputs/bench build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,9 @@
 """`TPASModel`'s image and text features, faster, with the same values: for encoding galleries and query sets.
 
 The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without
-padding (`packed_layers.py`), and a batch goes through in passes so small that what a layer writes stays in
-the cache. A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of `search.py`.
+padding (`packed_layers.py`), and a batch goes through in small passes, so that more of what a layer writes
+stays in the cache. A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of
+`retrieval_stages.py`, and encodes the pictures of a gallery.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ from tpas.modeling_tpas import TPASModel
 from tpas.packed_layers import PackedFeedForward, PackedLinear, PackedSelfAttention, pad_rows
 from tpas.processing_tpas import TPASProcessor
 
-# Found with benchmarks/encoding.py at full size. Fixed, because another pass rounds otherwise.
+# benchmarks/encoding.py compares a few of them on a CPU; another one may prefer others. It does not run on a
+# GPU, whose numbers were not measured. Fixed, because another number rounds otherwise.
 CPU_IMAGES_PER_PASS = 2
 CPU_TEXTS_PER_PASS = 24
 GPU_IMAGES_PER_PASS = 64
@@ -124,6 +126,16 @@ class FastEncoder:
             input_ids.split(self.texts_per_pass), attention_mask.split(self.texts_per_pass), strict=True
         )
         return _concatenate([TPASModel.get_text_features(self, *inputs) for inputs in passes])
+
+
+def fastest_encoder(model: TPASModel) -> TPASModel | FastEncoder:
+    """What encodes with the model's values (to 1e-5): its `FastEncoder` on a CPU in fp32, else the model.
+
+    Raises:
+        ValueError, TypeError: as [`FastEncoder`].
+    """
+    on_cpu_in_fp32 = model.device.type == "cpu" and model.dtype == torch.float32
+    return FastEncoder(model) if on_cpu_in_fp32 else model
 
 
 def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:

@@ -139,7 +139,20 @@ class FastMatcher:
         batch_size: int | None = None,
         accelerator: Accelerator | None = None,
     ) -> Tensor:
-        """The match logit of each query with the images of its shortlist.
+        """(Q, K): of [`logits_of_shortlists`] those of class 1, by which X-VLM ranks."""
+        settings = {"batch_size": batch_size, "accelerator": accelerator}
+        return self.logits_of_shortlists(image_hidden_states, texts, shortlists, **settings)[:, :, 1]
+
+    def logits_of_shortlists(
+        self,
+        image_hidden_states: Any,
+        texts: EncodedTexts,
+        shortlists: Tensor,
+        *,
+        batch_size: int | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> Tensor:
+        """`model.match` of each query with the images of its shortlist.
 
         Beside its inputs it holds 8 D bytes for each token of the texts, in fp32: 0.6 GB for 1,978 captions.
 
@@ -152,9 +165,9 @@ class FastMatcher:
             accelerator: its processes share the passes out, and each gets the whole result.
 
         Returns:
-            (Q, K) logits of class 1 of `model.match`, fp32 on the CPU. Passes are the same for any number of
-            processes: so are the scores, to the bit, with the same hardware and threads. A pair's last digits
-            depend on its pass, hence on `batch_size` and on the other pairs.
+            (Q, K, 2) logits, class 1 = the pair matches, fp32 on the CPU. Passes are the same for any number
+            of processes: so are the logits, to the bit, with the same hardware and threads. A pair's last
+            digits depend on its pass, hence on `batch_size` and on the other pairs.
 
         Raises:
             ValueError: a text without tokens, or a batch size below 1.
@@ -190,9 +203,9 @@ class FastMatcher:
 
         order = np.argsort(images, kind="stable")  # image by image, and for each the queries in their order
         outputs = map_batches(match, _passes(images, order, batch_size), accelerator, "matching pairs")
-        scores = torch.empty(shortlists.shape)
-        scores.view(-1)[torch.from_numpy(order)] = torch.cat([*outputs, torch.empty(0)])
-        return scores
+        logits = torch.empty(*shortlists.shape, 2)
+        logits.view(-1, 2)[torch.from_numpy(order)] = torch.cat([*outputs, torch.empty(0, 2)])
+        return logits
 
     def _read_texts(self, texts: EncodedTexts, lengths: list[int], batch_size: int) -> list[Tensor]:
         """Of each text all that the first layer computes before it meets an image.
@@ -215,7 +228,7 @@ class FastMatcher:
     def _match(
         self, texts_read: list[Tensor], lengths: list[int], image_states: Tensor, counts: list[int]
     ) -> Tensor:
-        """Logits (B,) of B texts, the first `counts[0]` of them with the first of the images (n, 1+N, Dv)."""
+        """Logits (B, 2) of B texts, the first `counts[0]` with the first of the images (n, 1+N, Dv)."""
         image_lengths = [image_states.shape[1]] * len(image_states)
         image_states = image_states.flatten(0, 1)  # (n * (1+N), Dv)
         rows = torch.cat(texts_read)  # (T, 2 D), or (B, D) without whole layers
@@ -234,7 +247,7 @@ class FastMatcher:
             rows = hidden_states[torch.from_numpy(starts).to(self.device)]  # (B, D), [CLS] of each text
             rows = self.last_self_attention(rows, hidden_states, [1] * len(rows), lengths)
         rows = self.last_image_attention(rows, image_states, counts, image_lengths)
-        return self.matching_head(self.last_feed_forward(rows))[:, 1].float().cpu()
+        return self.matching_head(self.last_feed_forward(rows)).float().cpu()
 
 
 def _passes(images: np.ndarray, order: np.ndarray, batch_size: int) -> list[np.ndarray]:

@@ -47,6 +47,8 @@ class SearchHit:
             SCA a picture keeps its score, so the first one's may be lower than the second one's.
         cosine: of the embeddings of text and picture.
         match_logit: of the cross-modal encoder; None where it did not read the pair.
+        match_probability: that the pair matches, the softmax over both of its logits; not what the answer is
+            ordered by. None as above.
         embedding_rank: its place by cosine alone, from 1.
         path: where its file was when the gallery was built; None for a picture that was no file.
     """
@@ -56,6 +58,7 @@ class SearchHit:
     score: float
     cosine: float
     match_logit: float | None
+    match_probability: float | None
     embedding_rank: int
     path: Path | None
     _open: Callable[[], Image.Image] = field(repr=False, compare=False)
@@ -112,7 +115,8 @@ class Gallery:
 
         It may be repeated at any time, with the same pictures or more: those whose ids are in the gallery are
         not encoded again, nor are those that a killed build had finished. A picture that cannot be read is
-        left out, and `unreadable` tells why. The model is put into evaluation mode and left in it.
+        left out, and `unreadable` tells why. The model is put into evaluation mode and left in it; in
+        fp32 on a CPU a `FastEncoder` takes its place, with its values to 1e-5.
 
         Args:
             images: a folder (ids are relative paths; links that lead out of it are left out), a
@@ -129,7 +133,8 @@ class Gallery:
         Raises:
             GalleryError: the gallery there is another model's or has other settings, another process writes
                 to it, or the disk failed; what is there stays whole.
-            ValueError, TypeError: for a folder without pictures, and an id that occurs twice.
+            ValueError, TypeError: for a folder without pictures, an id that occurs twice, and a model whose
+                adapter is not merged.
         """
         if tokens not in ("float16", "float32", None):
             raise ValueError(f"tokens must be 'float16', 'float32' or None, got {tokens!r}")
@@ -215,6 +220,8 @@ class Gallery:
         Raises:
             KeyError: an id is not there; then none is removed.
         """
+        if isinstance(ids, str):
+            raise TypeError(f"ids must be a collection of strings, got the string {ids!r}")
         delete_pictures(self.path, ids)
         self._reopen(StoredGallery(self.path))
 
@@ -224,6 +231,10 @@ class Gallery:
         Args:
             texts: such as will be asked; a faiss index is set by its recall on them (256 are plenty).
         """
+        if index == "faiss" and not len(self):  # a Milvus database still has to forget the deleted ones
+            raise ValueError(f"the gallery {self.path} has no pictures to make an index of")
+        if texts is not None and not len(texts):
+            raise ValueError("there are no texts to measure the index's recall on")
         queries = None if texts is None else encode_texts(*self._encoders(), texts).embeds
         return write_index(index, self.stored, queries)
 
@@ -262,12 +273,13 @@ class Gallery:
             encoded.embeds, min(max(top_k, head), len(self))
         )  # (Q, K)
 
-        logits = None
+        logits = None  # (Q, K, 2)
         ranking = candidates
         if head:
             scores = cosines[:, :head]
             if rerank:
-                scores = logits = self._matcher.match_shortlists(self._tokens, encoded, candidates[:, :head])
+                logits = self._matcher.logits_of_shortlists(self._tokens, encoded, candidates[:, :head])
+                scores = logits[:, :, 1]
             ranking, scores = reorder(candidates[:, :head], scores)
             if sca:
                 ranking = sca_rerank(ranking, scores, confidence=sca).indices
@@ -285,13 +297,15 @@ class Gallery:
     def _hits(
         self, ranking: Tensor, candidates: Tensor, cosines: Tensor, logits: Tensor | None
     ) -> list[SearchHit]:
-        """One text's answer: `ranking` (top_k,) of its `candidates` (K,), whose first have `logits`."""
+        """One text's answer: `ranking` (top_k,) of `candidates` (K,), whose first have `logits` (n, 2)."""
         places = {row: place for place, row in enumerate(candidates.tolist())}
         hits = []
         for rank, row in enumerate(ranking.tolist(), start=1):
             place = places[row]
             cosine = cosines[place].item()
-            logit = logits[place].item() if logits is not None and place < len(logits) else None
+            logit = probability = None
+            if logits is not None and place < len(logits):
+                logit, probability = logits[place, 1].item(), logits[place].softmax(dim=0)[1].item()
             record = self.stored.record(row)
             root = self.images_root or record["root"]
             hits.append(
@@ -301,6 +315,7 @@ class Gallery:
                     score=cosine if logit is None else logit,
                     cosine=cosine,
                     match_logit=logit,
+                    match_probability=probability,
                     embedding_rank=place + 1,
                     path=None if record["path"] is None else Path(root, record["path"]),
                     _open=partial(_picture, self.stored, row, self.images_root),
@@ -314,7 +329,7 @@ class Gallery:
 
     @cached_property
     def _matcher(self) -> FastMatcher:
-        return FastMatcher(self._encoders()[0].eval())
+        return FastMatcher(self._encoders()[0])
 
     @cached_property
     def _tokens(self) -> ImageTokens:
@@ -325,7 +340,7 @@ class Gallery:
     def _encoders(self) -> tuple[TPASModel, TPASProcessor]:
         if self.model is None or self.processor is None:
             raise ValueError(f"open the gallery {self.path} with its model and processor to search or append")
-        return self.model, self.processor
+        return self.model.eval(), self.processor  # it may have been trained on since the gallery was opened
 
     def _reopen(self, stored: StoredGallery) -> None:
         self.stored = stored

@@ -47,7 +47,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def hit_fields(hit: SearchHit) -> dict[str, object]:
-    names = ("id", "rank", "score", "cosine", "match_logit", "embedding_rank")
+    names = ("id", "rank", "score", "cosine", "match_logit", "match_probability", "embedding_rank")
     return {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
 
 

@@ -32,7 +32,7 @@ from measuring import (
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.evaluate_retrieval import write_json
+from tpas.evaluation.result_files import write_json
 from tpas.fast_encoding import FastEncoder
 from tpas.processing_tpas import TPASProcessor, load_image
 

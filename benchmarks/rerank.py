@@ -32,7 +32,8 @@ from measuring import (
     time_in_turn,
 )
 
-from tpas.evaluate_retrieval import PictureFiles, write_json
+from tpas.evaluation.pictures import PictureFiles
+from tpas.evaluation.result_files import write_json
 from tpas.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab, retrieval_split
@@ -89,7 +90,7 @@ def recall_on_drawn_people(test_pairs: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="tpas-rerank-") as folder:
         root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=test_pairs)
         benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
-        images = encode_images(model, processor, PictureFiles(root, benchmark.gallery_ids, {}))
+        images = encode_images(model, processor, PictureFiles(root, benchmark.gallery_ids))
     texts = encode_texts(model, processor, benchmark.captions)
     ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, benchmark.gallery_ids)
     for dtype in (torch.float32, torch.bfloat16):

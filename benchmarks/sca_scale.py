@@ -12,6 +12,7 @@ input included.
 """
 
 import argparse
+import json
 import os
 import resource
 import statistics
@@ -19,6 +20,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 
@@ -60,12 +62,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, nargs="+", default=[125_000, 250_000, 500_000, 1_000_000])
     parser.add_argument("--galleries", nargs="+", choices=CROWDING, default=list(CROWDING))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="2,000 queries, one gallery: shows that it runs")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.queries, arguments.repeats = [1_000, 2_000], 1
+        arguments.galleries = arguments.galleries[:1]
 
     print(f"{CANDIDATES} candidates a query, medians of {arguments.repeats}; load {os.getloadavg()[0]:.1f}")
     print(f"{'':16} {'queries':>10} {'seconds':>8} {'us/query':>9} {'growth':>7} {'MiB':>6} {'moves':>10}")
     settings = product(arguments.galleries, ("score", "softmax", "margin"), (1, CANDIDATES - 1))
     context = get_context("spawn")
+    rows = []
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as executor:
         for gallery, confidence, max_shift in settings:
             runs = {queries: [] for queries in sorted(arguments.queries)}
@@ -83,6 +91,21 @@ def main(argv: list[str] | None = None) -> None:
                     f" {each / smallest:>7.2f} {memory:>6.0f} {moves:>10,.0f}",
                     flush=True,
                 )
+            rows.append(
+                {
+                    "gallery": gallery,
+                    "confidence": confidence,
+                    "max_shift": max_shift,
+                    "queries": queries,
+                    "microseconds_per_query": each,
+                    "growth": each / smallest,
+                    "peak_mib": memory,
+                }
+            )
+    if arguments.output:
+        # Without `tpas.evaluation`, whose imports would be in the time and memory of every run.
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps({"rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

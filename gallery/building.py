@@ -17,6 +17,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tpas.fast_encoding import FastEncoder, fastest_encoder
 from tpas.gallery.manifest import (
     SHARDS,
     GalleryError,
@@ -203,6 +204,10 @@ class _ShardEncoder:
     def __exit__(self, *_) -> None:
         self.threads.shutdown(cancel_futures=True)
 
+    @cached_property
+    def encoder(self) -> TPASModel | FastEncoder:
+        return fastest_encoder(self.model)  # which copies the weights: not before there is a picture
+
     def encode(self, number: int, pictures: Sequence[Picture], plan: _Plan) -> None:
         """Writes the shard of these pictures, unless a killed build has."""
         if shard_name(number, [picture.id for picture in pictures]) in plan.finished:
@@ -227,7 +232,7 @@ class _ShardEncoder:
                 pixel_values.append(prepared.pixel_values)
                 thumbnails.append(prepared.thumbnail)
             if readable:
-                embeds, tokens = encode_pixels(self.model, torch.stack(pixel_values), self.settings.tokens)
+                embeds, tokens = encode_pixels(self.encoder, torch.stack(pixel_values), self.settings.tokens)
                 for place, picture in enumerate(readable):
                     own = None if tokens is None else tokens[place]
                     row = ShardRow(
@@ -261,10 +266,10 @@ class _ShardEncoder:
 
 
 def encode_pixels(
-    model: TPASModel, pixel_values: Tensor, tokens_type: str | None
+    encoder: TPASModel | FastEncoder, pixel_values: Tensor, tokens_type: str | None
 ) -> tuple[Tensor, Tensor | None]:
     """Embeddings (B, D) fp32 and image tokens (B, 1+N, image width) of the type asked for, on the CPU."""
-    output = model.get_image_features(pixel_values.to(model.device, model.dtype))
+    output = encoder.get_image_features(pixel_values.to(encoder.device, encoder.dtype))
     tokens = None
     if tokens_type is not None:
         tokens = output.last_hidden_state.to("cpu", getattr(torch, tokens_type))

@@ -1,11 +1,13 @@
 """The image tokens that re-ranking reads: from the gallery's disk, or computed again from the pictures."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tpas.fast_encoding import FastEncoder, fastest_encoder
 from tpas.gallery.building import encode_pixels
 from tpas.gallery.manifest import GalleryError
 from tpas.gallery.pictures import load_inside
@@ -61,6 +63,10 @@ class RecomputedImageTokens(ImageTokens):
         self.images_root = images_root
         self.batch_size = batch_size
 
+    @cached_property
+    def encoder(self) -> TPASModel | FastEncoder:
+        return fastest_encoder(self.model)
+
     def _read(self, rows: list[int]) -> list[np.ndarray]:
         tokens = []
         for start in range(0, len(rows), self.batch_size):
@@ -70,7 +76,7 @@ class RecomputedImageTokens(ImageTokens):
     def _encode(self, rows: list[int]) -> list[np.ndarray]:
         pixel_values = self.processor(images=[self._load(row) for row in rows])["pixel_values"]
         with torch.inference_mode():
-            embeds, tokens = encode_pixels(self.model, pixel_values, "float32")
+            embeds, tokens = encode_pixels(self.encoder, pixel_values, "float32")
         cosines = (embeds * self.stored.embedding_rows(torch.tensor(rows))).sum(dim=1)  # (n,)
         for row, cosine in zip(rows, cosines.tolist(), strict=True):
             if cosine < LEAST_COSINE:

@@ -61,17 +61,19 @@ def load_inside(root: str, path: str) -> Image.Image:
         ValueError: it is no picture, or lies outside `root`, be it through a link.
         FileNotFoundError: there is no such file.
     """
-    folder = Path(root).resolve()
-    file = (folder / path).resolve()
+    folder = Path(os.path.realpath(root))
+    file = Path(os.path.realpath(folder / path))
     if not file.is_relative_to(folder):
         raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
+    if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
+        raise ValueError(f"{file} is no file")
     return load_image(file)
 
 
 def _in_folder(folder: Path) -> list[Picture]:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder of pictures")
-    root = folder.resolve()
+    root = Path(os.path.realpath(folder))
     paths = []
     for parent, _, names in os.walk(root):  # does not follow links to folders
         for name in names:
@@ -79,8 +81,9 @@ def _in_folder(folder: Path) -> list[Picture]:
             if file.suffix.lower() not in SUFFIXES:
                 continue
             path = file.relative_to(root).as_posix()
-            if not file.resolve().is_relative_to(root):
-                logger.warning("left out %s: it leads out of the folder, to %s", path, file.resolve())
+            target = Path(os.path.realpath(file))  # unlike `Path.resolve`, takes links in a circle
+            if not target.is_relative_to(root):
+                logger.warning("left out %s: it leads out of the folder, to %s", path, target)
             elif not _is_unicode(path):
                 logger.warning("left out %r: its name is not UTF-8", path)
             else:

@@ -111,6 +111,7 @@ CORE = {
         "search",
         "retrieval_stages",
         "fast_matching",
+        "fast_encoding",
         "packed_layers",
         "score_files",
         "rerank_scores",

@@ -19,7 +19,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.gallery import building, pictures, shards, stored_gallery
+from tpas.fast_encoding import FastEncoder
+from tpas.gallery import building, image_tokens, pictures, shards, stored_gallery
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
     EMBEDDINGS,
@@ -31,6 +32,7 @@ from tpas.gallery.manifest import (
     GalleryError,
     builder_lock,
 )
+from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
@@ -112,6 +114,14 @@ def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, 
         assert [hit.embedding_rank for hit in hits] == [by_cosine.index(row) + 1 for row in expected]
         assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
         assert [hit.match_logit for hit in hits[6:]] == [None] * 4
+        pair = [
+            images.hidden_states[expected[:1]],
+            texts.hidden_states[query][None],
+            texts.attention_mask[query][None],
+        ]
+        probability = model.match(*pair).softmax(dim=1)[0, 1].item()
+        assert hits[0].match_probability == pytest.approx(probability, abs=1e-6)
+        assert [hit.match_probability for hit in hits[6:]] == [None] * 4
         assert [hit.cosine for hit in hits] == pytest.approx(
             [cosines[query, by_cosine.index(row)].item() for row in expected], abs=1e-6
         )
@@ -138,6 +148,15 @@ def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_pa
     assert not np.array_equal(expected, rows)
     settled = gallery.search(texts, top_k=3, shortlist=8, rerank=rerank, sca="margin")
     assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
+
+
+def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model.train(), processor, folder, tmp_path / "gallery")
+    expected = fields(gallery.search(TEXTS, rerank=False)), fields(gallery.search(TEXTS))
+    model.train()
+    assert fields(gallery.search(TEXTS, rerank=False)) == expected[0]
+    model.train()
+    assert fields(gallery.search(TEXTS)) == expected[1]
 
 
 def test_search_takes_what_there_is(model, processor, folder, tmp_path):
@@ -265,7 +284,84 @@ def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
         Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
 
 
+def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
+    folder = draw_pictures(tmp_path / "Bilder ä 日本", 2)
+    (folder / "camera 0" / "000.png").rename(folder / "ü 7.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "link").symlink_to(folder)
+    gallery = Gallery.build(model, processor, tmp_path / "link", tmp_path / "galerie ß")
+    assert gallery.ids == ["camera 1/001.png", "ü 7.png"]
+    assert sorted(gallery.unreadable) == ["circle.png", "empty.jpg", "lost.png", "pipe.jpg", "text.jpg"]
+    assert {hit.path for hit in gallery.search(TEXTS)[0]} == {folder / name for name in gallery.ids}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_gallery_of_hardly_any_pictures(model, processor, tmp_path, count):
+    images = [("007", Image.new("RGB", (9, 9), "red")), ("7", Image.new("RGB", (9, 9), "blue"))]
+    gallery = Gallery.build(model, processor, images[:count], tmp_path / "gallery")
+    for settings in ({}, {"sca": "margin"}, {"rerank": False}, {"shortlist": 1}):
+        assert [[hit.id for hit in hits] for hits in gallery.search(["man"], **settings)] == [["007"][:count]]
+    if not count:
+        with pytest.raises(ValueError, match="has no pictures to make an index of"):
+            gallery.write_index("faiss")
+    else:
+        with pytest.raises(ValueError, match="no texts to measure"):
+            gallery.write_index("faiss", [])
+    gallery.append(images)
+    assert gallery.ids == ["007", "7"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
+    model, processor, folder, tmp_path, monkeypatch, dtype
+):
+    model = model.to(dtype)
+    encoders = []
+    encode = building.encode_pixels
+    for module in (building, image_tokens):
+        monkeypatch.setattr(module, "encode_pixels", lambda *a: (encoders.append(a[0]), encode(*a))[1])
+    gallery = Gallery.build(
+        model, processor, folder, tmp_path / "gallery", tokens=None, shard_size=8, batch_size=3
+    )
+    built = len(encoders)
+    gallery.search(TEXTS)
+    gallery.search(TEXTS)
+    assert built == 8  # of 3, 3 and 2; of 3 and 1
+    assert len(encoders) > built + 1
+    assert len(set(encoders)) == (2 if dtype == torch.float32 else 1)  # one to build, one to search
+    assert {type(encoder) for encoder in encoders} == {FastEncoder if dtype == torch.float32 else TPASModel}
+    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+
+
+def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
+    model, processor, folder, tmp_path
+):
+    adapted = add_lora(model, 2, 4, 0.0)
+    with pytest.raises(TypeError, match="an adapter must be merged first"):
+        Gallery.build(adapted, processor, folder, tmp_path / "adapted")
+    gallery = Gallery.build(adapted.merge_and_unload(), processor, folder, tmp_path / "merged")
+    assert [len(hits) for hits in gallery.search(TEXTS)] == [10] * 3
+
+
 # Appending and deleting
+
+
+def test_ids_are_any_strings(model, processor, tmp_path):
+    ids = ["0001", "001", "1", "é", "e\u0301", "a b", "日本/ß.jpg", "..", "x\ny"]
+    images = [(name, Image.new("RGB", (9, 9), (20 * row, 9, 9))) for row, name in enumerate(ids)]
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery", shard_size=4)
+    assert gallery.ids == ids
+    assert {hit.id for hit in gallery.search(TEXTS)[0]} == set(ids)
+    with pytest.raises(TypeError, match="got the string '1'"):
+        gallery.delete("1")
+    gallery.delete(["001", "é", "日本/ß.jpg", "001"])
+    assert gallery.ids == ["0001", "1", "e\u0301", "a b", "..", "x\ny"]
 
 
 def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path):
@@ -311,6 +407,16 @@ def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_pat
     assert len(gallery) == len(left)
     gallery.append(folder)
     assert sorted(gallery.ids) == sorted(left + gone)
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_a_database_forgets_a_gallery_that_was_emptied(model, processor, folder, tmp_path):
+    pytest.importorskip("milvus_lite")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    address = str(tmp_path / "milvus.db")
+    assert gallery.write_index(address).startswith("20 pictures are in")
+    gallery.delete(gallery.ids)
+    assert gallery.write_index(address).startswith("0 pictures are in")
 
 
 def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, monkeypatch):
@@ -586,6 +692,7 @@ def test_the_commands(start, folder, tmp_path, capsys):
     gallery = Gallery.open(path, TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start))
     expected = gallery.search(TEXTS, top_k=4, sca="score")
     assert [answer["text"] for answer in answers] == TEXTS
+    assert all(0 < hit["match_probability"] < 1 for answer in answers for hit in answer["hits"])
     assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
         [hit.id for hit in hits] for hits in expected
     ]
