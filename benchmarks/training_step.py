@@ -16,17 +16,17 @@ import argparse
 import multiprocessing
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from measuring import build_model, time_in_turn
 from torch import Tensor
 
-from tpas.configuration_tpas import TPASConfig
 from tpas.evaluation.result_files import write_json
 from tpas.lora import add_lora
 from tpas.modeling_tpas import TPASModel
@@ -35,22 +35,6 @@ from tpas.training.gradient_cache import backward_in_chunks
 from tpas.training.objective import FineTuningObjective
 
 UPSTREAM_LENGTH = 70
-TINY = {
-    "vision_config": {
-        "image_size": 32,
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "window_size": 4,
-    },
-    "text_config": {
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    },
-    "num_cross_modal_layers": 1,
-}
 # Name to (LoRA rank, gradient checkpointing, rows of a cached chunk, mixed precision).
 OPTIONS = {
     "whole batch, fp32": (0, False, 0, "no"),
@@ -62,21 +46,16 @@ OPTIONS = {
 }
 
 
-def build_model(quick: bool) -> TPASModel:
-    torch.manual_seed(0)
-    return TPASModel(TPASConfig(**TINY) if quick else TPASConfig())
-
-
 def batch_of(model: TPASModel, pairs: int) -> dict[str, Tensor]:
     """Pictures of noise, captions of 40 to 60 tokens beside [CLS] and [SEP], padded to the longest."""
     generator = torch.Generator().manual_seed(1)
-    size = model.config.vision_config.image_size
+    size, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
     lengths = torch.randint(42, 63, (pairs, 1), generator=generator)
     longest = int(lengths.max())
     mask = (torch.arange(longest) < lengths).long()
     return {
         "pixel_values": torch.randn(pairs, 3, size, size, generator=generator),
-        "input_ids": torch.randint(1000, 20000, (pairs, longest), generator=generator) * mask,
+        "input_ids": torch.randint(vocabulary, (pairs, longest), generator=generator) * mask,
         "attention_mask": mask,
         "image_ids": torch.arange(pairs),
     }
@@ -111,27 +90,25 @@ def upstream_loss(model: TPASModel, batch: dict[str, Tensor]) -> Tensor:
 
 def compare_times(quick: bool, pairs: int, repeats: int) -> dict[str, float]:
     """Medians of seconds a step, and of the ratio of two steps that follow each other."""
-    ours, theirs = build_model(quick), build_model(quick)
+    ours, theirs = build_model(quick).train(), build_model(quick).train()
     theirs.set_attn_implementation("eager")
     objective, batch = FineTuningObjective(ours), batch_of(ours, pairs)
 
-    def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> float:
-        started = time.perf_counter()
+    def step(loss: Callable[[], Tensor], optimizer: torch.optim.Optimizer) -> None:
         loss().backward()
         optimizer.step()
         optimizer.zero_grad()
-        return time.perf_counter() - started
+
+    def step_of(model: TPASModel, loss: Callable[[], Tensor]) -> Callable[[], None]:
+        return partial(step, loss, torch.optim.AdamW(model.parameters(), lr=1e-6))
 
     steps = {
-        "upstream": (lambda: upstream_loss(theirs, batch), torch.optim.AdamW(theirs.parameters(), lr=1e-6)),
-        "ours": (lambda: objective(**batch)["loss"], torch.optim.AdamW(ours.parameters(), lr=1e-6)),
+        "upstream": step_of(theirs, lambda: upstream_loss(theirs, batch)),
+        "ours": step_of(ours, lambda: objective(**batch)["loss"]),
     }
-    for loss, optimizer in steps.values():  # warms up
-        step(loss, optimizer)
-    seconds = {name: [] for name in steps}
-    for _ in range(repeats):
-        for name, (loss, optimizer) in steps.items():
-            seconds[name].append(step(loss, optimizer))
+    for warm_up in steps.values():
+        warm_up()
+    seconds = time_in_turn(steps, repeats)
     ratios = [slower / faster for slower, faster in zip(*seconds.values(), strict=True)]
     return {f"{name}_seconds": statistics.median(times) for name, times in seconds.items()} | {
         "ratio": statistics.median(ratios),
