@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from tpas import __main__
 from tpas.evaluate_retrieval import main as evaluate
+from tpas.hub_upload import CODE
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.push_to_hub import CODE, main
+from tpas.push_to_hub import main
 
 TOKEN = "hf_of_the_test"
 WEIGHTS_AND_SETTINGS = {
