@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from tqdm import tqdm
-from typer.core import TyperCommand, TyperOption
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 DONE, FAILED, WRONG_USAGE, FOUND_WANTING, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
 EXIT_CODES = (
@@ -88,7 +88,7 @@ class CommandLine(typer.Typer):
             rich_markup_mode=None,  # rich cuts long flags short on usual terminals
             pretty_exceptions_enable=False,
             context_settings={"help_option_names": ["--help", "-h"]},
-            **{"add_completion": False, "no_args_is_help": True} | settings,
+            **{"add_completion": False} | settings,
         )
         self.program = program
         self.about = about
@@ -110,16 +110,17 @@ class CommandLine(typer.Typer):
             SystemExit: it failed, or found something wanting.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        command = typer.main.get_command(self)
+        if isinstance(command, TyperGroup) and not words:
+            words = ["--help"]
         try:
-            code = typer.main.get_command(self).main(words, prog_name=self.program, standalone_mode=False)
+            code = command.main(words, prog_name=self.program, standalone_mode=False)
         except typer.TyperException as error:
-            if not error.format_message():  # a group by itself: typer has shown its help
-                return
             context = getattr(error, "ctx", None)
             path = self.program if context is None else context.command_path
             _let_the_main_process_speak_first()
             message = f"{path}: {one_line(error.format_message()).removesuffix('.')} ({path} --help)"
-            print(message, file=sys.stderr)
+            typer.echo(message, err=True)
             ending = SystemExit(message)  # for callers in Python
             ending.code = error.exit_code
             raise ending from None
@@ -152,8 +153,7 @@ class CommandLine(typer.Typer):
                     _show_log(self.log_format)
                     result = function(**values)
                 if result is not None and is_main_process():
-                    print(result.json() if as_json else result.text)
-                    sys.stdout.flush()
+                    typer.echo(result.json() if as_json else result.text)
             if result is not None and result.exit_code:
                 raise typer.Exit(result.exit_code)
 
@@ -298,7 +298,7 @@ def _one_line_errors(context: typer.Context, debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(NOBODY_READS) from None
     except KeyboardInterrupt as interrupt:
-        print(f"{context.command_path}: {interrupt or 'interrupted'}", file=sys.stderr)
+        typer.echo(f"{context.command_path}: {interrupt or 'interrupted'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:

@@ -75,7 +75,7 @@ def compare(
 
     if len(stage) > 2:
         raise WrongUsage(f"--stage takes one stage or two, got {len(stage)}")
-    systems = read_outcomes(first, stage[0]), read_outcomes(second, stage[-1])
+    systems = read_outcomes(first, stage[0].value), read_outcomes(second, stage[-1].value)
     figures = paired_figures(*systems, seed)
     content = {
         name: {"path": str(system.path), "stage": system.stage}

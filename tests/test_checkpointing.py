@@ -201,9 +201,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp
         add(self, {name: torch.tensor(float("nan")) for name in output} if len(calls) == 7 else output)
 
     monkeypatch.setattr(LossMeans, "add", add_nan)
-    with pytest.raises(
-        SystemExit, match=r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
-    ):
+    with pytest.raises(SystemExit, match=r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"):
         main(flags(small_pab, start, tmp_path / "run"))
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 

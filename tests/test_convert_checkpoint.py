@@ -247,7 +247,7 @@ def test_a_cmp_checkpoint_is_refused_with_what_this_model_has_not(cmp_weights, t
         main([str(tmp_path / "cmp.pth"), str(tmp_path / "model"), *CMP_FLAGS, "--tokenizer", "none"])
     message = str(refusal.value)
     for name in ("pose_block.attn.proj.weight", "pose_conv.expand.0.bias", "vision_proj.0.running_mean"):
-        assert f"\n  {name}\n" in message
+        assert f" {name} " in message
     assert "--drop_cmp_parts" in message
     assert not (tmp_path / "model").exists()
 

@@ -78,6 +78,7 @@ def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(
     frozen = "text_model.embeddings.word_embeddings.weight"
     assert torch.equal(merged.state_dict()[frozen], before.state_dict()[frozen])
 
+    capsys.readouterr()
     evaluate(["--model", str(run / "best"), "--data_root", str(small_pab)])
     from_adapter = capsys.readouterr().out
     evaluate(["--model", str(run / "merged"), "--data_root", str(small_pab)])

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
 from transformers import BertTokenizer
 
-from tpas.evaluate_retrieval import evaluate
+from tpas.evaluation.retrieval import evaluate
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor, clean_caption
@@ -354,7 +354,7 @@ def test_a_broken_validation_picture_is_found_before_the_first_step(drawn_root, 
     where = place(root, "validation", 0)
     with pytest.raises(SystemExit, match="no such image file") as error:
         main(flags(root, start, tmp_path / "run"))
-    assert str(error.value).startswith(where)
+    assert str(error.value).startswith(f"tpas train: {where}")
     assert not (tmp_path / "run").exists()
 
     main(flags(root, start, tmp_path / "run", on_bad_image="skip", max_train_steps=1))
