@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 # Every .py file of the package has a layer. A new one is entered here, in the layer whose rules it can keep.
 LAYERS = {
     # Shipped with every checkpoint, so transformers must be able to load them without this package.
-    "hub": {"configuration_tpas", "objectives", "modeling_tpas", "processing_tpas", "relative_position"},
+    "hub": {
+        "configuration_tpas",
+        "objectives",
+        "modeling_tpas",
+        "pipeline_tpas",
+        "processing_tpas",
+        "relative_position",
+    },
     # Usable alone: import nothing of ours, touch no disk.
     "pure": {
         "sca",
