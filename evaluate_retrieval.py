@@ -64,11 +64,18 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add_ranking_arguments(parser)
     add("--k", type=int, nargs="+", help="cutoffs of Recall@k (default: 1 5 10)")
-    add("--seed", type=int, default=0, help="of the bootstrap (default: 0)")
+    add(
+        "--seed", type=int, default=0, help="of the bootstrap, and of the queries that are drawn (default: 0)"
+    )
     add("--output", type=Path, metavar="JSON", help="write all figures, and every query's outcome")
     add("--rankings", type=Path, metavar="JSON", help="write each query's best pictures")
     add("--markdown", type=Path, metavar="FILE", help="write all figures as a Markdown table")
-    add("--plots", type=Path, metavar="FOLDER", help="draw recall curves, score distributions, collisions")
+    add(
+        "--plots",
+        type=Path,
+        metavar="FOLDER",
+        help="draw curves, collisions, and some queries with their pictures",
+    )
     add(
         "--scores",
         type=Path,
@@ -142,7 +149,7 @@ def run(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
         if arguments.plots:
             from tpas.evaluation.plots import write_plots  # matplotlib takes a second to import
 
-            write_plots(arguments.plots, result, benchmark)
+            write_plots(arguments.plots, result, benchmark, root, distractors, arguments.seed)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -213,12 +213,15 @@ def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
     run(start, small_pab, "--plots", plots)
     assert sorted(path.name for path in plots.iterdir()) == [
         "collisions.png",
+        "failures.jpg",
         "recall_curve.png",
         "score_distributions.png",
+        "settled.jpg",
+        "successes.jpg",
     ]
     for path in plots.iterdir():
         with Image.open(path) as image:
-            assert min(image.size) > 300
+            assert min(image.size) > 60
             assert len(image.convert("L").getcolors()) > 20
     assert pyplot.get_fignums() == []
 

@@ -116,9 +116,7 @@ def test_an_unknown_setting_is_refused(match, pictures):
         match({"image": pictures[0], "text": "A boy."}, top_k=3)
 
 
-def test_what_is_pushed_works_where_tpas_is_not_installed(
-    match, start, pictures, tmp_path, run_without_tpas
-):
+def test_what_is_pushed_works_where_tpas_is_not_installed(match, start, pictures, tmp_path, run_without_tpas):
     pushed = tmp_path / "pushed"
     pushed.mkdir()
     for name, path in prepare(start, "user/tpas", [], None).files.items():
