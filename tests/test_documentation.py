@@ -1,10 +1,11 @@
-"""What docs/ says is so: its commands and code run in order, its links lead somewhere, its names can be imported."""
+"""What docs/ says is so: its code runs in order, its links lead somewhere, its names can be imported."""
 
 import contextlib
 import importlib
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,13 @@ import yaml
 from tpas import __main__
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = sorted([*ROOT.glob("docs/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "README.md"])
+DOCUMENTS = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")),
+]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)")
+LARGEST_PICTURE = 200_000  # bytes
 
 
 def run_command(line: str) -> None:
@@ -23,10 +29,9 @@ def run_command(line: str) -> None:
     if words[0] != "tpas":
         subprocess.run(line, shell=True, check=True)
         return
-    try:
+    with pytest.raises(SystemExit) as end:
         __main__.main(words[1:])
-    except SystemExit as end:
-        assert not end.code, f"{line}: {end.code}"
+    assert not end.value.code, f"{line}: {end.value.code}"
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question
@@ -50,6 +55,51 @@ def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
     printed = capfd.readouterr().out
     for words in ("by cosine", '"image": "pictures/0', "SCAReport(queries=3", "README.md, the model card"):
         assert words in printed
-    for name in ("found.png", "training.png", "settled.png", "plots/failures.jpg", "run/merged/pipeline_tpas.py"):
+    for name in (
+        "found.png",
+        "training.png",
+        "settled.png",
+        "plots/failures.jpg",
+        "run/merged/pipeline_tpas.py",
+    ):
         assert (folder / name).is_file()
     assert len(names["answer"]) == 2
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in LINK.findall(document.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_names_of_the_api_can_be_imported():
+    rows = re.findall(
+        r"^\| `(tpas\.[\w.]+)` \| ([^|]+) \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    for module, names in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            found = getattr(importlib.import_module(module), name)
+            assert found.__module__ == module, f"{name} is defined in {found.__module__}"
+            assert found.__doc__, f"{module}.{name} has no docstring"
+
+
+def test_pictures_are_small():
+    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".svg", ".jpg", ".png")]
+    assert pictures
+    for path in pictures:
+        assert path.stat().st_size <= LARGEST_PICTURE, f"{path.name} is larger than {LARGEST_PICTURE:,} bytes"
+
+
+def test_citation_and_changelog_are_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    (paper,) = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2502.03230"
+    card = (ROOT / "model_card.md").read_text(encoding="utf-8")
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert f"author        = {{{names}}}" in card
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
