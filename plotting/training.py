@@ -12,7 +12,7 @@ from tpas.evaluation.tables import STAGE_NAMES
 # Readable on white and on nearly black, for pages that follow the reader's choice of either.
 LINE_COLOURS = ("#3d7fd1", "#d0701f", "#2a9a55", "#9a63cf")
 LABELS = "#7b8087"
-PANEL_SIZE = (3.9, 2.6)  # inches
+PANEL_SIZE = (3.4, 2.4)  # inches
 LOSS_ENDING = "_loss"
 
 
@@ -91,16 +91,24 @@ def _draw(axes: Axes, panel: Panel) -> None:
             axes.plot(steps, moving_mean(values), color=colour, linewidth=1.8)
         else:
             axes.plot(steps, values, color=colour, linewidth=1.8, marker="o", markersize=4, label=name)
-    axes.set_title(panel.title, fontsize=10, color=LABELS)
-    axes.set_xlabel("step", fontsize=8, color=LABELS)
+    axes.set_title(panel.title, fontsize=11, color=LABELS)
+    axes.set_xlabel("step", fontsize=9, color=LABELS)
     axes.set_xlim(left=0)
     axes.locator_params(axis="y", nbins=6)
-    axes.tick_params(colors=LABELS, labelsize=8)
+    axes.tick_params(colors=LABELS, labelsize=9)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(LABELS)
     axes.grid(axis="y", color=LABELS, alpha=0.25, linewidth=0.7)
     if len(panel.lines) > 1:
-        axes.legend(fontsize=8, frameon=False, labelcolor=LABELS)
+        axes.legend(
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.24),  # below the axes, where it hides no line
+            ncols=2,
+            columnspacing=1.2,
+            fontsize=8.5,
+            frameon=False,
+            labelcolor=LABELS,
+        )
 
 
 def moving_mean(values: Sequence[float]) -> list[float]:

@@ -1,7 +1,8 @@
 """What docs/ says is so: its code runs in order, its links lead somewhere, its names can be imported."""
 
 import contextlib
-import importlib
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from tpas import __main__
+from tpas.report import Evaluation
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -83,6 +86,48 @@ def test_the_names_of_the_api_can_be_imported():
             found = getattr(importlib.import_module(module), name)
             assert found.__module__ == module, f"{name} is defined in {found.__module__}"
             assert found.__doc__, f"{module}.{name} has no docstring"
+
+
+def test_the_readme_picture_shows_a_query_of_each_kind(tmp_path):
+    """The rule by which `docs/make_picture.py` chooses, on a demo of two queries of each kind."""
+    specification = importlib.util.spec_from_file_location("make_picture", ROOT / "docs" / "make_picture.py")
+    make_picture = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(make_picture)
+    ids = [f"test/{number}.png" for number in range(6)]
+    (tmp_path / "demo" / "pab" / "test").mkdir(parents=True)
+    for number, name in enumerate(ids):
+        Image.new("RGB", (20, 20), (40 * number, 0, 0)).save(tmp_path / "demo" / "pab" / name)
+
+    def query(caption: str, behaviour: str, rank_of_right: int) -> dict:
+        listed = {"ids": ids, "scores": [6.0 - place for place in range(6)]}
+        return {
+            "query_id": caption,
+            "caption": caption,
+            "relevant": [ids[rank_of_right - 1]],
+            "behaviour": behaviour,
+            "stages": dict.fromkeys(("embeddings", "matching", "sca"), listed),
+            "moved": False,
+        }
+
+    kinds = {"falls": ("anomaly", 1), "walks": ("normal", 1), "lies": ("anomaly", 3), "runs": ("normal", 6)}
+    queries = [query(f"{who} {verb}.", *kind) for who in ("A man", "He") for verb, kind in kinds.items()]
+    written = tmp_path / "demo" / "evaluation" / "fine_tuned"
+    written.mkdir(parents=True)
+    rankings = {"gallery": dict(zip(ids, ids, strict=True)), "queries": queries}
+    (written / "rankings.json").write_text(json.dumps(rankings))
+    results = {"stages": {"embeddings": {}, "matching": {}}, "shortlist": 6, "sca_report": {}}
+    (written / "results.json").write_text(json.dumps(results))
+
+    evaluation = Evaluation.read(written / "results.json", written / "rankings.json")
+    chosen = [query["caption"] for query in make_picture.choose_rows(evaluation)]
+    assert chosen == ["He falls.", "He walks.", "He lies."]
+    make_picture.main([str(tmp_path / "demo"), "--output", str(tmp_path / "picture.jpg")])
+    with Image.open(tmp_path / "picture.jpg") as picture:
+        assert picture.width > 500
+    rankings["queries"] = queries[:1]
+    (written / "rankings.json").write_text(json.dumps(rankings))
+    with pytest.raises(ValueError, match="no query of each kind"):
+        make_picture.main([str(tmp_path / "demo")])
 
 
 def test_pictures_are_small():
