@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from tpas.hub_upload import prepare
 from tpas.modeling_tpas import TPASModel
 from tpas.pipeline_tpas import ImageTextMatchingPipeline
 from tpas.processing_tpas import TPASProcessor
-from tpas.push_to_hub import prepare
 
 ROOT = Path(__file__).parents[1]
 SENTENCES = ["A man is falling on a lawn.", "A woman in red walks along a street.", "A boy."]
