@@ -2,8 +2,9 @@
 
 The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without
 padding (`packed_layers.py`), images lie in the order of their windows (`packed_swin.py`), and a batch goes
-through in small passes, so that more of what a layer writes stays in the cache. A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of
-`retrieval_stages.py`, and encodes the pictures of a gallery.
+through in small passes, so that more of what a layer writes stays in the cache. A [`FastEncoder`] stands in
+for the model in `encode_images` and `encode_texts` of `retrieval_stages.py`, and encodes the pictures of a
+gallery.
 """
 
 from collections.abc import Iterator, Sequence
