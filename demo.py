@@ -139,6 +139,7 @@ def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Comman
         "sca_confidence": settings.sca_confidence,
         "output": Path("evaluation", name, "results.json"),
         "rankings": Path("evaluation", name, "rankings.json"),
+        "plots": Path("evaluation", name, "plots"),
     }
     return [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(arguments)]
 
@@ -295,10 +296,9 @@ class TrainingProgress:
 
     def read(self) -> list[dict]:
         """The finished lines so far."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        from tpas.training.log import read_training_log  # torch and accelerate take seconds to import
+
+        return read_training_log(self.path) if self.path.exists() else []
 
     def show(self) -> None:
         """Prints a line whenever another tenth of the steps is done."""

@@ -44,14 +44,14 @@ def evaluate(
         ),
     ] = None,
     k: Annotated[list[int] | None, Option(help="cutoffs of Recall@k (default: 1 5 10)")] = None,
-    seed: Annotated[int, Option(help="of the bootstrap", min=0)] = 0,
+    seed: Annotated[int, Option(help="of the bootstrap, and of the queries that are drawn", min=0)] = 0,
     output: Annotated[
         Path | None, Option(help="write all figures, and every query's outcome, as JSON")
     ] = None,
     rankings: Annotated[Path | None, Option(help="write each query's best pictures, as JSON")] = None,
     markdown: Annotated[Path | None, Option(help="write all figures as a Markdown table")] = None,
     plots: Annotated[
-        Path | None, Option(help="folder to draw recall curves, score distributions and collisions in")
+        Path | None, Option(help="folder to draw curves, collisions, and some queries with their pictures in")
     ] = None,
     scores: Annotated[
         Path | None,
@@ -132,7 +132,7 @@ def evaluate(
     if plots:
         from tpas.evaluation.plots import write_plots  # matplotlib takes a second to import
 
-        write_plots(plots, result, benchmark)
+        write_plots(plots, result, benchmark, data_root, distractors, seed)
     return CommandResult(content, format_table(result))
 
 

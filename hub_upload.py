@@ -26,6 +26,7 @@ CODE = (
     "configuration_tpas.py",
     "modeling_tpas.py",
     "objectives.py",
+    "pipeline_tpas.py",
     "processing_tpas.py",
     "relative_position.py",
 )

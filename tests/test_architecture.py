@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 # Every .py file of the package has a layer. A new one is entered here, in the layer whose rules it can keep.
 LAYERS = {
     # Shipped with every checkpoint, so transformers must be able to load them without this package.
-    "hub": {"configuration_tpas", "objectives", "modeling_tpas", "processing_tpas", "relative_position"},
+    "hub": {
+        "configuration_tpas",
+        "objectives",
+        "modeling_tpas",
+        "pipeline_tpas",
+        "processing_tpas",
+        "relative_position",
+    },
     # Usable alone: import nothing of ours, touch no disk.
     "pure": {
         "sca",
@@ -49,6 +56,7 @@ LAYERS = {
         "gallery.milvus_index",
         "gallery.indexes",
         "packed_layers",
+        "packed_swin",
         "fast_matching",
         "fast_encoding",
         "lora",
@@ -69,7 +77,14 @@ LAYERS = {
         "training.optimizer",
         "training.run_folder",
         "challenge",
+        "plotting.results",
+        "plotting.saving",
+        "plotting.settled",
+        "plotting.sheet",
+        "plotting.text",
+        "plotting.training",
         "evaluation.arguments",
+        "evaluation.examples",
         "evaluation.measures",
         "evaluation.pictures",
         "evaluation.plots",
@@ -117,6 +132,7 @@ CORE = {
         "fast_matching",
         "fast_encoding",
         "packed_layers",
+        "packed_swin",
         "score_files",
         "rerank_scores",
         "fuse_scores",

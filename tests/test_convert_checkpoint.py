@@ -582,6 +582,8 @@ def test_without_a_tokenizer_there_is_no_processor(checkpoint, tmp_path):
         "model.safetensors",
         "modeling_tpas.py",
         "objectives.py",
+        "pipeline_tpas.py",
+        "processing_tpas.py",
         "relative_position.py",
     ]
 
