@@ -5,7 +5,8 @@
 Stages: the embeddings alone; their best pictures re-ranked by cross-modal matching; with `--fusion_weight` a
 weighted sum of both; Similarity Coverage Analysis (SCA) on top. Prints Recall@k and mAP in percent, over all
 queries and over the normal and the anomalous ones; the files hold all else. `accelerate launch` shares the
-work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another.
+work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another. Models of others,
+such as CLIP, SigLIP, BLIP and open_clip's, go the same way: see `tpas.retrieval_models.loading`.
 """
 
 import argparse
@@ -15,7 +16,12 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from tpas.evaluation.arguments import add_ranking_arguments, load_for_ranking, ranking_settings
+from tpas.evaluation.arguments import (
+    add_ranking_arguments,
+    load_for_ranking,
+    load_matcher_for_ranking,
+    ranking_settings,
+)
 from tpas.evaluation.pictures import annotation_places, find_distractors
 from tpas.evaluation.result_files import rankings_json, results_json, write_json, write_scores, write_text
 from tpas.evaluation.retrieval import EvaluationResult, evaluate
@@ -42,7 +48,11 @@ def interval_figures(result: EvaluationResult, seed: int) -> Intervals:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("--model", required=True, help="folder or Hub name of a model with its processor")
+    add(
+        "--model",
+        required=True,
+        help="folder or Hub name of a model with its processor, or KIND:NAME (tpas.retrieval_models.loading)",
+    )
     add("--data_root", required=True, type=Path, help="PAB's folder, with annotation/ in it")
     add(
         "--split",
@@ -104,6 +114,7 @@ def run(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
         benchmark,
         root,
         shortlist=arguments.shortlist,
+        matcher=load_matcher_for_ranking(arguments, accelerator.device),
         **ranking_settings(arguments),
         k=arguments.k,
         annotated_at=annotation_places(dataset),
@@ -116,6 +127,8 @@ def run(arguments: argparse.Namespace, accelerator: Accelerator) -> None:
         data_name = "Drawn PAB" if (root / MANIFEST).is_file() else "PAB"
         if arguments.output:
             context = {name: str(getattr(arguments, name)) for name in ("model", "data_root", "split")}
+            if arguments.matcher is not None:
+                context["matcher"] = arguments.matcher
             context |= {
                 "image_size": processor.image_size,
                 "max_text_length": processor.max_text_length,

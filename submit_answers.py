@@ -15,7 +15,12 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, read_text, write_answers
-from tpas.evaluation.arguments import add_ranking_arguments, load_for_ranking, ranking_settings
+from tpas.evaluation.arguments import (
+    add_ranking_arguments,
+    load_for_ranking,
+    load_matcher_for_ranking,
+    ranking_settings,
+)
 from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import rank_gallery
 from tpas.evaluation.result_files import write_scores
@@ -43,6 +48,10 @@ def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
     shortlist = resolve_shortlist(arguments.shortlist, len(names))
     if shortlist < ANSWERS:
         raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
+    if arguments.matcher and arguments.matcher_shortlist < ANSWERS:
+        raise ValueError(
+            f"an answer names {ANSWERS}, but --matcher_shortlist is {arguments.matcher_shortlist}"
+        )
     check_fusion_weight(arguments.fusion_weight)
     if arguments.scores:
         check_suffix(arguments.scores)
@@ -57,9 +66,14 @@ def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
         PictureFiles(arguments.test_set, names, elsewhere=challenge.pictures),
         names,
         shortlist=shortlist,
+        matcher=load_matcher_for_ranking(arguments, accelerator.device),
         **ranking_settings(arguments),
         accelerator=accelerator,
     )
+    if arguments.stage not in ranked.indices:
+        raise ValueError(
+            f"--stage {arguments.stage}: {arguments.model} has {', '.join(ranked.indices)} alone"
+        )
     if accelerator.is_main_process:
         best = ranked.indices[arguments.stage][:, :ANSWERS].tolist()
         answers = [[names[column] for column in row] for row in best]

@@ -7,10 +7,10 @@ from typing import Any, get_args
 
 import torch
 
-from tpas.evaluation.ranking import SCASettings
-from tpas.lora import load_model
+from tpas.evaluation.ranking import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+from tpas.retrieval_models.loading import load_matcher, load_retrieval_model
 from tpas.sca import Confidence, Mode
 
 
@@ -19,6 +19,19 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--shortlist", type=int, help="pictures re-ranked for each query (default: 128, or the whole gallery)"
+    )
+    add("--trust_remote_code", action="store_true", help="run the code that comes with the model")
+    add("--revision", help="commit of the model's Hub repository")
+    add(
+        "--matcher",
+        metavar="vlm:NAME",
+        help="a vision-language model that says yes or no to a pair, as stage 2 in place of the model's own",
+    )
+    add(
+        "--matcher_shortlist",
+        type=int,
+        default=DEFAULT_MATCHER_SHORTLIST,
+        help=f"with it: pictures that it reads for each query (default: {DEFAULT_MATCHER_SHORTLIST})",
     )
     add("--fusion_weight", type=float, default=0.0, help="weight of the embeddings' score (default: 0, none)")
     add("--max_text_length", type=int, help="tokens at which a caption is cut (default: the processor's)")
@@ -49,6 +62,7 @@ def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
 def ranking_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `rank_gallery` and `evaluate`, but the shortlist."""
     return {
+        "matcher_shortlist": arguments.matcher_shortlist,
         "fusion_weight": arguments.fusion_weight,
         "sca": SCASettings(**{f.name: getattr(arguments, f"sca_{f.name}") for f in fields(SCASettings)}),
         "batch_size": arguments.batch_size,
@@ -56,19 +70,25 @@ def ranking_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load_for_ranking(arguments: argparse.Namespace, device: torch.device) -> tuple[TPASModel, TPASProcessor]:
+def load_for_ranking(
+    arguments: argparse.Namespace, device: torch.device
+) -> tuple[RetrievalModel, RetrievalProcessor]:
     """The model in fp32 and its processor, at the size and length asked for.
 
     Raises:
         ValueError: for a text length that the model cannot take, or an image size that does not fit it.
     """
-    model = load_model(arguments.model, dtype=torch.float32)
-    processor = TPASProcessor.from_pretrained(arguments.model)
+    model, processor = load_retrieval_model(
+        arguments.model, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
+    )
+    is_ours = isinstance(model, TPASModel)
     if arguments.image_size is not None:
+        if not is_ours:
+            raise ValueError(f"--image_size {arguments.image_size}: only TPAS models are resized")
         model.resize_image(arguments.image_size)
         processor.image_size = arguments.image_size
     if arguments.max_text_length is not None:
-        longest = model.config.text_config.max_position_embeddings
+        longest = model.config.text_config.max_position_embeddings if is_ours else processor.max_text_length
         if not 3 <= arguments.max_text_length <= longest:
             raise ValueError(
                 f"--max_text_length must be between 3 and the model's {longest} positions, "
@@ -76,3 +96,10 @@ def load_for_ranking(arguments: argparse.Namespace, device: torch.device) -> tup
             )
         processor.max_text_length = arguments.max_text_length
     return model.to(device), processor
+
+
+def load_matcher_for_ranking(arguments: argparse.Namespace, device: torch.device) -> PictureMatcher | None:
+    """The stage 2 that is asked for in place of the model's own."""
+    if arguments.matcher is None:
+        return None
+    return load_matcher(arguments.matcher, device, trust_remote_code=arguments.trust_remote_code)

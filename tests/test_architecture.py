@@ -33,6 +33,13 @@ LAYERS = {
     "service": {
         "pab",
         "figure_drawing",
+        "retrieval_models.interface",
+        "retrieval_models.loading",
+        "retrieval_models.dual_encoder",
+        "retrieval_models.pair_processor",
+        "retrieval_models.transformers_encoders",
+        "retrieval_models.blip",
+        "retrieval_models.vision_language_matcher",
         "scene_drawing",
         "synthetic_worlds",
         "synthetic_pab",
