@@ -1,6 +1,7 @@
 """What models of two encoders share: unit-norm embeddings, and the temperature of the contrastive loss."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,20 @@ class DualEncoder(nn.Module):
     Attributes:
         lora_targets: a regular expression of the layers that LoRA updates where none are asked for.
         trained_with_lora: the modules that are trained whole beside them.
+        without_gradient: a regular expression, searched for in the names of the parameters that no loss of
+            ours reaches.
     """
 
+    base_model_prefix = "network"  # transformers asks for it where a layer is adapted
     lora_targets = ATTENTION_LAYERS
     trained_with_lora: tuple[str, ...] = ("temperature",)
+    without_gradient = r"^logit_(scale|bias)$"
 
     def __init__(self, network: nn.Module, name_or_path: str, temperature: float = INITIAL_TEMPERATURE):
         super().__init__()
         self.network = network
         self.name_or_path = name_or_path
-        for name in ("logit_scale", "logit_bias"):
-            if isinstance(parameter := getattr(network, name, None), nn.Parameter):
-                parameter.requires_grad_(False)  # DDP waits for every parameter that is trained
+        self.train_all()
         if (scale := getattr(network, "logit_scale", None)) is not None:
             temperature = math.exp(-scale.detach().float().mean().item())
         self.temperature = Temperature(temperature)
@@ -56,6 +59,13 @@ class DualEncoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
+
+    def train_all(self) -> None:
+        """Lets every parameter be trained that a loss reaches: DDP waits for the gradients of all these."""
+        self.requires_grad_(True)
+        for name, parameter in self.network.named_parameters():
+            if re.search(self.without_gradient, name):
+                parameter.requires_grad_(False)
 
     def embed_images(self, *inputs: Tensor) -> Tensor:
         """(B, D), of any norm."""
