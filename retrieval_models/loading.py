@@ -59,7 +59,7 @@ def load_retrieval_model(
     if kind == "open_clip":
         from tpas.retrieval_models.open_clip_encoders import load_open_clip
 
-        return load_open_clip(place, dtype, name)
+        return load_open_clip(place, dtype, name, revision)
     if kind == "llm2clip":
         from tpas.retrieval_models.llm2clip import load_llm2clip
 
