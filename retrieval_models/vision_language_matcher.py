@@ -9,7 +9,13 @@ from collections.abc import Sequence
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 
 PAIRS_IN_A_PASS = 4
 QUESTION = (
@@ -79,6 +85,12 @@ def load_vision_language_matcher(
     Raises:
         ValueError: it is no vision-language model, or its processor needs a package that is not installed.
     """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    known = type(config) in AutoModelForImageTextToText._model_mapping
+    if not known and not (trust_remote_code and hasattr(config, "auto_map")):
+        raise ValueError(
+            f"{name} is no vision-language model: transformers has none of type {config.model_type}"
+        )
     try:
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
     except ImportError as error:
