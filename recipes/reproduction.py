@@ -335,7 +335,13 @@ def evaluate_once(
     arguments = {"model": model, "data_root": place.data_root, "split": "test", "output": results}
     command = [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(arguments | flags), *extra]
     run_once(place, command, f"evaluate_{name}", results, model)
-    return json.loads((place.output_dir / results).read_text(encoding="utf-8"))
+    return read_results(place, name)
+
+
+def read_results(place: Workplace, name: str) -> dict:
+    """What an evaluation wrote."""
+    path = place.output_dir / "evaluation" / name / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run_once(place: Workplace, command: Command, name: str, product: Path, model: str | Path) -> None:
