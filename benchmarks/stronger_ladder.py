@@ -56,10 +56,10 @@ def markdown(runs: list[dict[str, list[float]]], seeds: list[int], settings: Dem
     lines = [
         "# Stronger than the paper, on drawn people",
         "",
-        f"Means of {len(seeds)} drawn PABs (seeds {', '.join(map(str, seeds))}), {settings.test_pairs} test "
-        f"pairs each; {settings.train_pairs:,} training pairs, {settings.max_train_steps} steps of "
-        f"{settings.batch_size}, last weights; embeddings weigh {settings.fusion_weight} in the fusion. In %, "
-        "the seeds' own Recall@1 in brackets. Drawn people say which way an ingredient goes, not how far on PAB.",
+        f"Means of {len(seeds)} drawn PABs (seeds {', '.join(map(str, seeds))}), {settings.test_pairs} "
+        f"test pairs each; {settings.train_pairs:,} training pairs, {settings.max_train_steps} steps of "
+        f"{settings.batch_size}, last weights; embeddings weigh {settings.fusion_weight} in the fusion. In "
+        "%; in brackets each seed's Recall@1. Drawn people say which way an ingredient goes, not how far.",
         "",
         f"| | {' | '.join(f'Recall@{k}' for k in CUTOFFS)} |",
         "|---" * (1 + len(CUTOFFS)) + "|",
