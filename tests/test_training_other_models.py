@@ -187,7 +187,7 @@ def test_an_adapter_is_kept_loaded_and_merged(folders, drawn_root, tmp_path, fam
     assert not torch.allclose(embeds[0], embeds[2], atol=1e-4)
     assert adapted.temperature().item() == pytest.approx(merged.temperature().item(), rel=1e-5)
     main(flags(drawn_root, output / "best", tmp_path / "more", num_train_epochs=1))  # from an adapter
-    with pytest.raises(ValueError, match="start from the whole model"):
+    with pytest.raises(SystemExit, match="start from the whole model"):
         main(flags(drawn_root, output / "best", tmp_path / "no", lora_rank=2))
 
 
@@ -222,6 +222,6 @@ def test_two_processes_train_as_one(folders, drawn_root, tmp_path, family):
     ],
 )
 def test_what_a_model_cannot_train_is_refused(folders, drawn_root, tmp_path, family, setting, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         main(flags(drawn_root, folders[family], tmp_path / "run", **setting))
     assert not (tmp_path / "run").exists()
