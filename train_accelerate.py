@@ -1,4 +1,4 @@
-"""Fine-tunes a TPAS model on PAB. The defaults are the paper's recipe.
+"""Fine-tunes a TPAS model, or another retrieval model, on PAB. The defaults are the paper's recipe.
 
     tpas train --data_root PAB --model_name_or_path xvlm --output_dir outputs/run
     accelerate launch train_accelerate.py --data_root PAB --model_name_or_path xvlm --output_dir outputs/run
