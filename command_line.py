@@ -247,6 +247,9 @@ def _show_log(log_format: str) -> None:
 
 def is_main_process() -> bool:
     """Whether this is the only process, or of those that `accelerate launch` started the one that reports."""
+    accelerate = sys.modules.get("accelerate")  # not imported for this
+    if accelerate is not None and accelerate.PartialState._shared_state:
+        return accelerate.PartialState().is_main_process
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -143,10 +143,13 @@ def evaluate(
 
 def interval_figures(result: "EvaluationResult", seed: int) -> "Intervals":
     """The bootstrap interval of each figure, by stage and group."""
+    from tqdm import tqdm
+
     from tpas.evaluation.significance import confidence_intervals
 
     intervals = {}
-    for stage in result.stages:
+    bar = tqdm(result.stages, desc="bootstrap intervals", unit="stage", leave=False, disable=None)
+    for stage in bar:
         queries = result.query_figures(stage)
         intervals[stage] = {
             group: confidence_intervals([queries[row] for row in rows], seed=seed)

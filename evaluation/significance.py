@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import bootstrap, permutation_test
+from tqdm import tqdm
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -66,7 +67,8 @@ def paired_comparison(
     ]
     intervals = confidence_intervals(differences, resamples=resamples, seed=seed)
     comparison = {}
-    for name, (low, high) in intervals.items():
+    bar = tqdm(intervals.items(), desc="permutation tests", unit="figure", leave=False, disable=None)
+    for name, (low, high) in bar:
         one = np.array([figures[name] for figures in first])
         two = np.array([figures[name] for figures in second])
         comparison[name] = {

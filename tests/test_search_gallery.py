@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import debug_launcher
 from PIL import Image, ImageOps
 
-from tpas import folder_gallery
+from tpas import folder_gallery, manage_gallery
 from tpas.folder_gallery import place_of_gallery
 from tpas.gallery import building
 from tpas.gallery.manifest import GalleryError
@@ -206,6 +208,18 @@ def test_a_sheet_shows_the_pictures_in_their_order(folder, found, tmp_path, monk
     found("--sheet", str(figure), "--top_k", "4")
     with Image.open(figure) as image:
         assert image.width > 500
+
+
+def build_in_a_process(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    manage_gallery.main(words)
+
+
+def test_two_processes_build_a_gallery_and_one_tells(folder, tmp_path, capfd):
+    words = ["build", str(folder), "--model", MODEL, "--path", str(tmp_path / "gallery"), "--json"]
+    debug_launcher(build_in_a_process, ([*words, "--shard_size", "2"],), num_processes=2)
+    told = json.loads(capfd.readouterr().out)  # one document
+    assert (told["pictures"], told["shards"]) == (6, 3)
 
 
 def test_a_picture_that_is_gone_since_leaves_a_placeholder(folder, found, tmp_path, capsys):
