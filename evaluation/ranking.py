@@ -4,14 +4,15 @@
 picture alone and the same picture among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
 near neighbours. Rounding does not help, since a score may lie at a rounding boundary. So the shape is never
 left to chance: pictures, captions and pairs go through the model in passes of fixed size and fixed content,
-made from sorted ids and the lengths of captions. Batch size, number of processes, order of rows and the
-memory at hand decide who does a pass and when, never what is in it. (Another machine, or a GPU in place of a
-CPU, may still give other last digits.)
+made from sorted ids and the lengths of captions (those of pairs in `matching.py`). Batch size, number of
+processes, order of rows and the memory at hand decide who does a pass and when, never what is in it. (Another
+machine, or a GPU in place of a CPU, may still give other last digits.)
 
-**Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width), lists (Q, K), and the
-pictures' tokens up to `token_memory` a process. The shortlisted pairs are visited picture by picture, and
-tokens that were not kept are encoded again, by the process and in the pass that encoded them before. Of the
-whole ranking (Q, G) only the ranks of the `watched` pictures remain.
+**Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width) and on a CPU what
+`FastMatcher` reads of them, up to twice as much, lists (Q, K), and the pictures' tokens up to `token_memory`
+a process. The shortlisted pairs are visited picture by picture, and tokens that were not kept are encoded
+again, by the process and in the pass that encoded them before. Of the whole ranking (Q, G) only the ranks of
+the `watched` pictures remain.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tpas.evaluation.matching import pair_matching
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
@@ -34,7 +36,6 @@ from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16
 CAPTIONS_IN_A_PASS = 32
-PAIRS_IN_A_PASS = 64
 QUERIES_IN_A_PASS = 64  # of the product of embeddings
 TOKEN_MEMORY = 4 * 2**30  # bytes
 
@@ -224,37 +225,26 @@ class _Gallery:
         position[self.order] = np.arange(len(self.order))
         position = position[candidates.numpy().ravel()]  # (Q * K,) of the pair's picture
         lengths = texts.attention_mask.sum(dim=1).numpy()
+        by_id = sorted(range(queries), key=query_ids.__getitem__)
         id_rank = np.empty(queries, dtype=np.int64)
-        id_rank[sorted(range(queries), key=query_ids.__getitem__)] = np.arange(queries)
+        id_rank[by_id] = np.arange(queries)
         query = np.arange(queries).repeat(shortlist)  # (Q * K,)
-        # Within a pass of pictures, captions of similar length share a pass of pairs, which saves padding.
+        # Within a pass of pictures captions of similar length follow each other, which saves padding.
         pass_number = position // IMAGES_IN_A_PASS
         pairs = np.lexsort((position, id_rank[query], lengths[query], pass_number))
         starts = np.searchsorted(pass_number[pairs], np.arange(len(self.passes) + 1))
 
+        match = pair_matching(self.model, texts, by_id)
         scores = torch.empty(queries * shortlist)
         filled = []
         for unit in self._units("matching pairs"):
             wanted = [number for number in unit if starts[number] < starts[number + 1]]
             for number, tokens in self._tokens(wanted):
-                of_pass = pairs[starts[number] : starts[number + 1]]
-                filled.append(of_pass)
-                for slots in _slices(of_pass, PAIRS_IN_A_PASS):
-                    text = query[slots]
-                    length = int(lengths[text].max())
-                    scores[slots] = self._match(
-                        tokens[position[slots] - number * IMAGES_IN_A_PASS],
-                        texts.hidden_states[text, :length],
-                        texts.attention_mask[text, :length],
-                    )
+                own = pairs[starts[number] : starts[number + 1]]
+                filled.append(own)
+                scores[own] = match(tokens, query[own], position[own] - number * IMAGES_IN_A_PASS)
         own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
         return self._filled_by_all(scores, own).view(queries, shortlist)
-
-    @torch.inference_mode()
-    def _match(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        device, dtype = self.model.device, self.model.dtype
-        logits = self.model.match(tokens.to(device, dtype), text.to(device, dtype), mask.to(device))
-        return logits[:, 1].float().cpu()
 
     def _tokens(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Passes of one unit with their tokens, encoded again where they were not kept."""

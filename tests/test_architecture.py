@@ -66,6 +66,7 @@ LAYERS = {
         "training.run_folder",
         "challenge",
         "evaluation.arguments",
+        "evaluation.matching",
         "evaluation.measures",
         "evaluation.pictures",
         "evaluation.plots",
