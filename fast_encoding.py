@@ -74,15 +74,15 @@ class PackedTextModel(nn.Module):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
-class FastEncoder:
-    """A copy of a model's image and text encoder, prepared for encoding many.
+class FastTextEncoder:
+    """A copy of a model's text encoder, prepared for encoding many texts.
 
     Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
-    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens of a text;
-    embeddings are always fp32.
+    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens; embeddings
+    are always fp32.
 
     Args:
-        images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
+        texts_per_pass: how a batch is divided; `None`: what suits the device.
 
     Raises:
         ValueError: the model is in training mode.
@@ -90,30 +90,17 @@ class FastEncoder:
     """
 
     def __init__(
-        self,
-        model: TPASModel,
-        dtype: torch.dtype = torch.float32,
-        images_per_pass: int | None = None,
-        texts_per_pass: int | None = None,
+        self, model: TPASModel, dtype: torch.dtype = torch.float32, texts_per_pass: int | None = None
     ):
         if model.training:
             raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
         self.device, self.dtype, self.config = model.device, dtype, model.config
         on_cpu = self.device.type == "cpu"
-        self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
         self.texts_per_pass = texts_per_pass or (CPU_TEXTS_PER_PASS if on_cpu else GPU_TEXTS_PER_PASS)
-        self.vision_model = pack_vision_model(model.vision_model, dtype)
         self.text_model = PackedTextModel(model.text_model, dtype)
-        self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
         self.text_projection = PackedLinear(model.text_projection, dtype=dtype)
 
-    # The model's own methods, over this object's `vision_model`, `text_model`, projections and `config`.
-
-    @torch.inference_mode()
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        """As [`TPASModel.get_image_features`]."""
-        passes = pixel_values.split(self.images_per_pass)
-        return _concatenate([TPASModel.get_image_features(self, pixels) for pixels in passes])
+    # The model's own method over this object's `text_model`, projection and `config`; below likewise.
 
     @torch.inference_mode()
     def get_text_features(
@@ -128,14 +115,49 @@ class FastEncoder:
         return _concatenate([TPASModel.get_text_features(self, *inputs) for inputs in passes])
 
 
+class FastEncoder(FastTextEncoder):
+    """The same with the image encoder beside it; outputs and errors are as those of the text encoder.
+
+    Args:
+        images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
+    """
+
+    def __init__(
+        self,
+        model: TPASModel,
+        dtype: torch.dtype = torch.float32,
+        images_per_pass: int | None = None,
+        texts_per_pass: int | None = None,
+    ):
+        super().__init__(model, dtype, texts_per_pass)
+        on_cpu = self.device.type == "cpu"
+        self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
+        self.vision_model = pack_vision_model(model.vision_model, dtype)
+        self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
+
+    @torch.inference_mode()
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """As [`TPASModel.get_image_features`]."""
+        passes = pixel_values.split(self.images_per_pass)
+        return _concatenate([TPASModel.get_image_features(self, pixels) for pixels in passes])
+
+
 def fastest_encoder(model: TPASModel) -> TPASModel | FastEncoder:
     """What encodes with the model's values (to 1e-5): its `FastEncoder` on a CPU in fp32, else the model.
 
     Raises:
-        ValueError, TypeError: as [`FastEncoder`].
+        ValueError, TypeError: as [`FastTextEncoder`].
     """
-    on_cpu_in_fp32 = model.device.type == "cpu" and model.dtype == torch.float32
-    return FastEncoder(model) if on_cpu_in_fp32 else model
+    return FastEncoder(model) if _is_fast(model) else model
+
+
+def fastest_text_encoder(model: TPASModel) -> TPASModel | FastTextEncoder:
+    """As [`fastest_encoder`], for texts alone: without a copy of the image encoder's weights."""
+    return FastTextEncoder(model) if _is_fast(model) else model
+
+
+def _is_fast(model: TPASModel) -> bool:
+    return model.device.type == "cpu" and model.dtype == torch.float32
 
 
 def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:

@@ -16,7 +16,7 @@ PADDED_PAIRS_IN_A_PASS = 64
 CAPTIONS_READ_IN_A_PASS = 32
 
 MatchPairs = Callable[[Tensor, np.ndarray, np.ndarray], Tensor]
-"""(image tokens (n, 1+N, width), captions (P,), images (P,) among the n) to match logits (P,).
+"""(image tokens (n, 1+N, width), images (P,) among the n, captions (P,)) to match logits (P,).
 
 These are fp32 on the CPU. Their last digits depend on these pairs and their order, on nothing else.
 """
@@ -28,7 +28,7 @@ def pair_matching(model: TPASModel, texts: EncodedTexts, order: Sequence[int]) -
     Args:
         order: the captions' numbers in the order in which they are read, which the last digits depend on.
     """
-    if model.device.type == "cpu" and model.dtype == torch.float32:
+    if isinstance(model, TPASModel) and model.device.type == "cpu" and model.dtype == torch.float32:
         try:
             return _fast(FastMatcher(model), texts, order)
         except TypeError:
@@ -46,7 +46,7 @@ def _fast(matcher: FastMatcher, texts: EncodedTexts, order: Sequence[int]) -> Ma
         for caption, own in zip(part, rows, strict=True):
             texts_read.rows[caption] = own
 
-    def match(tokens: Tensor, captions: np.ndarray, images: np.ndarray) -> Tensor:
+    def match(tokens: Tensor, images: np.ndarray, captions: np.ndarray) -> Tensor:
         scores = torch.empty(len(images))
         for pairs in passes_of_pairs(images, FAST_PAIRS_IN_A_PASS):
             shown, counts = np.unique(images[pairs], return_counts=True)
@@ -61,7 +61,7 @@ def _padded(model: TPASModel, texts: EncodedTexts) -> MatchPairs:
     lengths = texts.attention_mask.sum(dim=1)
 
     @torch.inference_mode()
-    def match(tokens: Tensor, captions: np.ndarray, images: np.ndarray) -> Tensor:
+    def match(tokens: Tensor, images: np.ndarray, captions: np.ndarray) -> Tensor:
         scores = torch.empty(len(images))
         for start in range(0, len(images), PADDED_PAIRS_IN_A_PASS):
             pairs = slice(start, start + PADDED_PAIRS_IN_A_PASS)

@@ -242,7 +242,7 @@ class _Gallery:
             for number, tokens in self._tokens(wanted):
                 own = pairs[starts[number] : starts[number + 1]]
                 filled.append(own)
-                scores[own] = match(tokens, query[own], position[own] - number * IMAGES_IN_A_PASS)
+                scores[own] = match(tokens, position[own] - number * IMAGES_IN_A_PASS, query[own])
         own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
         return self._filled_by_all(scores, own).view(queries, shortlist)
 
