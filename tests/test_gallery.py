@@ -165,8 +165,16 @@ def test_search_takes_what_there_is(model, processor, folder, tmp_path):
     assert gallery.search([]) == []
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         gallery.search(TEXTS, top_k=0)
-    with pytest.raises(TypeError, match="a sequence of strings"):
-        gallery.search("a man")
+    for texts in ("a man", 7, None):
+        with pytest.raises(TypeError, match=f"texts must be an iterable of strings, got {texts!r}"):
+            gallery.search(texts)
+    with pytest.raises(TypeError, match="each text must be a string, got 7"):
+        gallery.search(["a man", 7])
+    answers = fields(gallery.search(TEXTS))
+    for texts in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS)):
+        assert fields(gallery.search(texts)) == answers
+    for texts in ((), np.array([]), iter([])):
+        assert gallery.search(texts) == []
     with pytest.raises(ValueError, match="with its model and processor"):
         Gallery.open(gallery.path).search(TEXTS)
     gallery.delete(gallery.ids)
