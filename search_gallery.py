@@ -6,6 +6,7 @@ tpas search GALLERY "a man in a red coat is lying on the road" --model MODEL
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from typing import get_args
 
@@ -40,6 +41,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         const="score",
         help="settle collisions between the texts (default confidence: score)",
     )
+    precision = parser.add_mutually_exclusive_group()
+    precision.add_argument(
+        "--bf16", action="store_true", help="re-rank in bfloat16: faster, and close ones change places"
+    )
+    precision.add_argument(
+        "--cascade",
+        action="store_true",
+        help="re-rank in bfloat16 first, and in float32 what can still be among the --top_k: the same answer",
+    )
     add("--index", default="exact", help="exact, faiss, or a Milvus address (default: exact)")
     add("--images_root", help="the folder where the pictures lie now, if it was moved since the build")
     add("--json", action="store_true", help="print JSON")
@@ -65,15 +75,24 @@ def search(arguments: argparse.Namespace) -> list[list[SearchHit]]:
     model = load_model(arguments.model, dtype=torch.float32).eval()
     processor = TPASProcessor.from_pretrained(arguments.model)
     gallery = Gallery.open(
-        arguments.gallery, model, processor, index=arguments.index, images_root=arguments.images_root
+        arguments.gallery,
+        model,
+        processor,
+        index=arguments.index,
+        images_root=arguments.images_root,
+        matching_dtype="bfloat16" if arguments.bf16 else "float32",
     )
-    return gallery.search(
+    answers = gallery.search(
         arguments.texts,
         top_k=arguments.top_k,
         shortlist=arguments.shortlist,
         rerank=not arguments.no_rerank,
         sca=arguments.sca,
+        cascade=arguments.cascade,
     )
+    if gallery.cascade_report:
+        print(f"cascade: {gallery.cascade_report}", file=sys.stderr)
+    return answers
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -150,6 +150,62 @@ def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_pa
     assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
 
 
+def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
+    gallery = Gallery.build(spread(model), processor, folder, tmp_path / "gallery")
+    for settings in ({"top_k": 2}, {"top_k": 1, "sca": "margin"}, {"top_k": 3, "shortlist": 9}):
+        expected = gallery.search(TEXTS, **settings)
+        assert gallery.cascade_report is None
+        answers = gallery.search(TEXTS, **settings, cascade=True)
+        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
+            assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
+        assert gallery.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
+        assert gallery.cascade_report.share_saved > 0
+
+
+@pytest.mark.parametrize(
+    ("opened", "asked", "reason"),
+    [
+        ({}, {"rerank": False}, "nothing to save without re-ranking"),
+        ({"matching_dtype": "bfloat16"}, {}, "opened to match in bfloat16"),
+        ({}, {"sca": "softmax"}, "SCA by softmax reads every score"),
+    ],
+)
+def test_a_cascade_that_cannot_help_is_refused(model, processor, folder, tmp_path, opened, asked, reason):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    with pytest.raises(ValueError, match=reason):
+        Gallery.open(path, model, processor, **opened).search(TEXTS, cascade=True, **asked)
+
+
+def test_a_cascade_without_tokens_is_refused(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None)
+    with pytest.raises(ValueError, match="the gallery keeps no tokens"):
+        gallery.search(TEXTS, cascade=True)
+
+
+def test_matching_in_bf16_is_close(model, processor, folder, tmp_path):
+    path = Gallery.build(spread(model), processor, folder, tmp_path / "gallery").path
+    exact, fast = (
+        Gallery.open(path, model, processor, matching_dtype=dtype).search(TEXTS, top_k=20)
+        for dtype in ("float32", "bfloat16")
+    )
+    for own, other in zip(fast, exact, strict=True):
+        logits = {hit.id: hit.match_logit for hit in other}
+        errors = [abs(hit.match_logit - logits[hit.id]) for hit in own]
+        assert 1e-5 < max(errors) < 0.1
+    with pytest.raises(ValueError, match=r"one of .'float32', 'bfloat16'., got 'float16'"):
+        Gallery.open(path, model, processor, matching_dtype="float16")
+
+
+def spread(model: TPASModel) -> TPASModel:
+    """The model with weights that make match logits differ clearly."""
+    for parameter in model.cross_modal_encoder.parameters():
+        if parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    torch.nn.init.normal_(model.matching_head.classifier.weight)
+    return model
+
+
 def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):
     gallery = Gallery.build(model.train(), processor, folder, tmp_path / "gallery")
     expected = fields(gallery.search(TEXTS, rerank=False)), fields(gallery.search(TEXTS))
@@ -704,6 +760,14 @@ def test_the_commands(start, folder, tmp_path, capsys):
     assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
         [hit.id for hit in hits] for hits in expected
     ]
+    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca", "--cascade"])
+    captured = capsys.readouterr()
+    assert [[hit["id"] for hit in a["hits"]] for a in json.loads(captured.out)] == [
+        [hit.id for hit in hits] for hits in expected
+    ]
+    assert captured.err.splitlines()[-1].startswith("cascade: of 66 pairs fp32 read ")
+    search_gallery([path, TEXTS[0], "--model", str(start), "--bf16"])
+    assert expected[0][0].id in capsys.readouterr().out
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     texts = ["--texts", str(tmp_path / "texts"), "--model", str(start)]
     manage_gallery(["index", path, "--index", "faiss", *texts])
