@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.fast_encoding import FastEncoder
-from tpas.gallery import building, image_tokens, pictures, shards, stored_gallery
+from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
     EMBEDDINGS,
@@ -31,6 +32,8 @@ from tpas.gallery.manifest import (
     TOKENS,
     GalleryError,
     builder_lock,
+    explained_write_errors,
+    write_beside,
 )
 from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
@@ -562,24 +565,78 @@ def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch
     assert file_digests(gallery.path) == before
 
 
-def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path, monkeypatch):
+def append_with_little_room(model, processor, folder, path):
+    """Under a limit that the system puts on the length of files, in place of a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+    gallery = Gallery.open(path, model, processor)
+    with pytest.raises(GalleryError, match=r"could not write to the gallery .*do the same again"):
+        gallery.append(folder, shard_size=9)  # 9 pictures have 9792 bytes of tokens
+
+
+def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     before = file_digests(gallery.path)
     draw_pictures(folder, 9, first=20)
-    save = shards.save_file
+    process = multiprocessing.get_context("fork").Process(
+        target=append_with_little_room, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert file_digests(gallery.path) == before
+    gallery.append(folder, shard_size=9)
+    assert len(gallery) == 29
+    gallery.verify()
 
-    def fill_up(tensors, path):
-        save(tensors, path)
-        path.write_bytes(path.read_bytes()[:100])
+
+def test_an_error_of_a_full_disk_says_so(tmp_path):
+    message = "the disk is full: make room, then do the same again"
+    with pytest.raises(GalleryError, match=message), explained_write_errors(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "save_file", fill_up)
-        with pytest.raises(GalleryError, match="the disk is full: make room, then do the same again"):
-            gallery.append(folder, shard_size=8)
-    assert file_digests(gallery.path) == before
-    gallery.append(folder, shard_size=8)
+
+def write_in_turn(path, word, times):
+    for _ in range(times):
+        write_beside(path, word * 2000)
+
+
+def test_two_who_write_one_file_leave_the_whole_of_one(tmp_path):
+    path, context = tmp_path / "file", multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_in_turn, args=(path, word, 60)) for word in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            assert path.read_text() in ("a" * 2000, "b" * 2000)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UnicodeEncodeError):
+        write_beside(path, "\udc80")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def append_and_die(model, processor, folder, path):
+    """Is killed when the manifest is written, and not yet in its place."""
+    manifest.os.replace = lambda source, target: (
+        os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == MANIFEST else os.rename(source, target)
+    )
+    Gallery.open(path, model, processor).append(folder)
+
+
+def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_and_die, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list(gallery.path.glob(".gallery.json.*.partial"))
+    assert len(Gallery.open(gallery.path)) == 20
+    gallery.append(folder)
     assert len(gallery) == 29
+    assert not list(gallery.path.glob(".*"))
     gallery.verify()
 
 
