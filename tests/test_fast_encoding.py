@@ -1,17 +1,12 @@
 """The fast encoder against the model itself, and decoding ahead."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import BertTokenizer
 
 from tpas.fast_encoding import FastEncoder, decoded_batches
 from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.processing_tpas import load_image
 from tpas.retrieval_stages import encode_images, encode_texts
-
-WORDS = ["a", "person", "wears", "red", "shirt", "runs", "falls", "street"]
 
 
 @pytest.fixture(params=["gelu", "relu"])
@@ -23,19 +18,6 @@ def model(request, tiny_config) -> TPASModel:
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.15)
     return model
-
-
-@pytest.fixture
-def processor(tiny_config) -> TPASProcessor:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=tiny_config.max_text_length)
-
-
-@pytest.fixture
-def pictures() -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8)) for _ in range(7)]
 
 
 def assert_close(actual, expected, tolerance=1e-5):

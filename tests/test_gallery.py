@@ -18,7 +18,7 @@ from accelerate import Accelerator, debug_launcher
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import BertTokenizer
+from tiny_inputs import noise_picture, spread_match_logits
 
 from tpas.fast_encoding import FastEncoder
 from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
@@ -44,20 +44,7 @@ from tpas.sca import sca_rerank
 from tpas.search import Gallery
 from tpas.search_gallery import main as search_gallery
 
-WORDS = ["a", "man", "woman", "wears", "red", "blue", "green", "shirt", "hat", "runs", "falls", "street"]
 TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
-
-
-@pytest.fixture
-def model(tiny_config) -> TPASModel:
-    return TPASModel(tiny_config).eval()
-
-
-@pytest.fixture
-def processor(tiny_config) -> TPASProcessor:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=tiny_config.max_text_length)
 
 
 @pytest.fixture
@@ -68,10 +55,9 @@ def folder(tmp_path) -> Path:
 
 def draw_pictures(folder: Path, count: int, first: int = 0) -> Path:
     for number in range(first, first + count):
-        generator = np.random.default_rng(number)
         path = folder / f"camera {number % 2}" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8)).save(path)
+        noise_picture(number).save(path)
     return folder
 
 
@@ -154,7 +140,7 @@ def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_pa
 
 
 def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
-    gallery = Gallery.build(spread(model), processor, folder, tmp_path / "gallery")
+    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
     for settings in ({"top_k": 2}, {"top_k": 1, "sca": "margin"}, {"top_k": 3, "shortlist": 9}):
         expected = gallery.search(TEXTS, **settings)
         assert gallery.cascade_report is None
@@ -187,7 +173,7 @@ def test_a_cascade_without_tokens_is_refused(model, processor, folder, tmp_path)
 
 
 def test_matching_in_bf16_is_close(model, processor, folder, tmp_path):
-    path = Gallery.build(spread(model), processor, folder, tmp_path / "gallery").path
+    path = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery").path
     exact, fast = (
         Gallery.open(path, model, processor, matching_dtype=dtype).search(TEXTS, top_k=20)
         for dtype in ("float32", "bfloat16")
@@ -198,15 +184,6 @@ def test_matching_in_bf16_is_close(model, processor, folder, tmp_path):
         assert 1e-5 < max(errors) < 0.1
     with pytest.raises(ValueError, match=r"one of .'float32', 'bfloat16'., got 'float16'"):
         Gallery.open(path, model, processor, matching_dtype="float16")
-
-
-def spread(model: TPASModel) -> TPASModel:
-    """The model with weights that make match logits differ clearly."""
-    for parameter in model.cross_modal_encoder.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.15)
-    torch.nn.init.normal_(model.matching_head.classifier.weight)
-    return model
 
 
 def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_inputs import spread_match_logits
 
 from tpas.fast_matching import FastMatcher
 from tpas.matching_cascade import ERROR_FACTOR, LEAST_ERROR_BOUND, MatchingCascade
@@ -96,12 +97,7 @@ def test_a_larger_error_seen_later_widens_the_search():
 @pytest.fixture
 def model(tiny_config) -> TPASModel:
     tiny_config.num_cross_modal_layers = 2
-    model = TPASModel(tiny_config).eval()
-    for parameter in model.cross_modal_encoder.parameters():
-        if parameter.dim() == 2:
-            torch.nn.init.normal_(parameter, std=0.15)
-    torch.nn.init.normal_(model.matching_head.classifier.weight)
-    return model
+    return spread_match_logits(TPASModel(tiny_config).eval())
 
 
 def test_a_models_best_are_those_of_fp32(model):

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import BertTokenizer
+from tiny_inputs import WORDS, tiny_processor
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluation import matching, ranking
@@ -21,7 +21,6 @@ from tpas.lora import add_lora
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
-WORDS = ["a", "the", "person", "man", "wears", "red", "blue", "green", "shirt", "hat", "runs", "falls"]
 PICTURES, QUERIES, SHORTLIST = 70, 15, 20  # five passes of pictures, the last not full
 PASS_OF_TOKENS = IMAGES_IN_A_PASS * 17 * 32 * 4  # bytes, of the tiny model
 
@@ -40,10 +39,7 @@ def alike_pictures() -> list[Image.Image]:
 
 def build(config: TPASConfig) -> tuple[TPASModel, TPASProcessor]:
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    processor = TPASProcessor.build(tokenizer, image_size=32, max_text_length=config.max_text_length)
-    return TPASModel(config), processor
+    return TPASModel(config), tiny_processor(config)
 
 
 def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -> Rankings:
@@ -175,17 +171,21 @@ def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monke
     if not fast:
         monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
 
+    def bytes_of_tokens():
+        everything = [item for item in gc.get_objects() if type(item) is torch.Tensor]
+        storages = {
+            item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
+            for item in everything
+            if item.ndim == 3 and item.shape[1:] == (17, width)
+        }
+        return sum(storages.values())
+
     def count(*arguments):
         if next(calls) % 8 == 0:  # to look at every object takes long
-            everything = [item for item in gc.get_objects() if type(item) is torch.Tensor]
-            storages = {
-                item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
-                for item in everything
-                if item.ndim == 3 and item.shape[1:] == (17, width)
-            }
-            held.append(sum(storages.values()))
+            held.append(bytes_of_tokens() - before)
         return match(*arguments)
 
+    before = bytes_of_tokens()  # other tests may have left some
     match = matcher.match
     monkeypatch.setattr(matcher, "match", count)
     copied = 1 if fast else PADDED_PAIRS_IN_A_PASS / IMAGES_IN_A_PASS  # passes of pictures, for pairs
