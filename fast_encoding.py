@@ -6,21 +6,17 @@ stays in the cache. A [`FastEncoder`] stands in for the model in `encode_images`
 `retrieval_stages.py`, and encodes the pictures of a gallery.
 """
 
-from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from transformers import BertModel, SwinModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.models.swin.modeling_swin import SwinAttention, SwinMLP, SwinPatchMerging
 
 from tpas.modeling_tpas import TPASModel
 from tpas.packed_layers import PackedFeedForward, PackedLinear, PackedSelfAttention, pad_rows
-from tpas.processing_tpas import TPASProcessor
 
 # benchmarks/encoding.py compares a few of them on a CPU; another one may prefer others. It does not run on a
 # GPU, whose numbers were not measured. Fixed, because another number rounds otherwise.
@@ -166,28 +162,3 @@ def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWi
         last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),
         pooler_output=F.normalize(embeds.float(), dim=-1),  # in bf16 their norm is off by some thousandths
     )
-
-
-class _Pixels(Dataset):
-    """Each picture as (3, H, W), decoded when it is asked for."""
-
-    def __init__(self, processor: TPASProcessor, images: Sequence[Image.Image]):
-        self.processor = processor
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.processor(images=[self.images[index]])["pixel_values"][0]
-
-
-def decoded_batches(
-    processor: TPASProcessor, images: Sequence[Image.Image], batch_size: int, workers: int = 1
-) -> Iterator[Tensor]:
-    """`pixel_values` (B, 3, H, W) of consecutive pictures, decoded ahead in `workers` processes.
-
-    So an encoder never waits for the disk or for Pillow. `images` is asked for one picture at a time, in a
-    worker; 0 workers: in this process, not ahead. What a worker raises is raised here.
-    """
-    return iter(DataLoader(_Pixels(processor, images), batch_size=batch_size, num_workers=workers))

@@ -37,7 +37,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         add("--model", required=True, help="a model or adapter: its folder, or its name on the Hub")
         add("--path", required=True, help="the gallery's directory")
         add("--shard_size", type=int, default=512, help="pictures in a file (default: 512)")
-        add("--batch_size", type=int, default=16, help="pictures in one forward pass (default: 16)")
+        add(
+            "--batch_size",
+            type=_count_or_auto,
+            default=16,
+            help="pictures encoded together; auto: a probe finds the quickest pass (default: 16)",
+        )
         add("--workers", type=int, default=2, help="threads that read pictures (default: 2)")
         if name == "build":
             add(
@@ -62,6 +67,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     command.add_argument("--verify", action="store_true", help="compare every file with its checksum")
     command.add_argument("--unreadable", action="store_true", help="list the pictures that could not be read")
     return parser.parse_args(argv)
+
+
+def _count_or_auto(text: str) -> int | str:
+    return text if text == "auto" else int(text)
 
 
 def encode(arguments: argparse.Namespace) -> None:

@@ -120,7 +120,7 @@ class Gallery:
         thumbnail_size: int | None = None,
         id_column: str | None = None,
         shard_size: int = 512,
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = 16,
         workers: int = 2,
         accelerator: Accelerator | None = None,
     ) -> "Gallery":
@@ -139,7 +139,9 @@ class Gallery:
             thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
             shard_size: pictures in a shard. A kill loses what is done of one shard a process.
-            batch_size: pictures in one forward pass.
+            batch_size: pictures read and encoded together; a `FastEncoder` divides them into passes of its
+                own fixed size. "auto": a probe of some seconds finds the quickest pass on this machine; the
+                last digits of the features depend on it.
             workers: threads that read pictures, in each process.
             accelerator: its processes share the work; each must call this, and gets the gallery.
 

@@ -8,7 +8,7 @@ to 60 words padded to 70 tokens, as upstream, and to the longest. All rows are r
 the machine does falls on all alike; those of the engine with several numbers of items a pass are the probe
 behind the defaults of `fast_encoding.py`. Shares of the GEMM limit count linear layers alone.
 
-The last line says how long Pillow takes for a picture, which `decoded_batches` does in workers meanwhile.
+The last line says how long Pillow takes for a picture, which threads of a gallery's build do meanwhile.
 `--quick` only shows that the script runs.
 """
 
@@ -160,7 +160,7 @@ def format_result(result: dict) -> str:
         )
     decoding, encoding = result["seconds_to_decode"], result["rows"]["image"]["engine, 2 a pass"]
     share = decoding * encoding["items_per_second"]
-    lines.append(f"decoding a picture: {1e3 * decoding:.1f} ms in one worker, {share:.1%} of its encoding")
+    lines.append(f"decoding a picture: {1e3 * decoding:.1f} ms in one thread, {share:.1%} of its encoding")
     return "\n".join(lines)
 
 

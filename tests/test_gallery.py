@@ -22,6 +22,7 @@ from tiny_inputs import noise_picture, spread_match_logits
 
 from tpas.fast_encoding import FastEncoder
 from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
+from tpas.gallery.building import probe_pass_sizes
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
     EMBEDDINGS,
@@ -381,6 +382,34 @@ def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
     assert {type(encoder) for encoder in encoders} == {FastEncoder if dtype == torch.float32 else TPASModel}
     images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
     torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+
+
+def test_a_probe_finds_the_quickest_pass(model, processor, folder, tmp_path, monkeypatch):
+    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.98}  # of a pass: 8 pictures gain less than 3 % over 4
+    now, sizes = [0.0], []
+
+    def encode(encoder, pixels, tokens):
+        sizes.append((len(pixels), encoder.images_per_pass))
+        now[0] += seconds.get(len(pixels), 9.0) * (9 if sizes.count(sizes[-1]) == 1 else 1)
+        return encode_really(encoder, pixels, tokens)
+
+    encode_really = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", encode)
+    monkeypatch.setattr(building.time, "perf_counter", lambda: now[0])
+    encoder = FastEncoder(model)
+    own = encoder.images_per_pass
+    assert probe_pass_sizes(encoder, 32) == pytest.approx({1: 1.0, 2: 0.75, 4: 0.5, 8: 3.98 / 8})
+    assert encoder.images_per_pass == own
+    assert list(probe_pass_sizes(encoder, 32, largest=2)) == [1, 2]
+    seconds[4], seconds[8] = 2.0, 5.0
+    sizes.clear()
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", batch_size="auto")
+    assert sizes[-5:] == [(4, 4)] * 5
+    monkeypatch.undo()
+    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 'all'"):
+        Gallery.build(model, processor, folder, tmp_path / "other", batch_size="all")
 
 
 def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
