@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tpas.fast_matching import FastMatcher, ReadTexts, passes_of_pairs
 from tpas.modeling_tpas import TPASModel
+from tpas.retrieval_models.interface import RetrievalModel
 from tpas.retrieval_stages import EncodedTexts
 
 # Not the defaults of others, which may come to depend on the machine. PADDED keeps a GPU busy at full size.
@@ -22,7 +23,7 @@ These are fp32 on the CPU. Their last digits depend on these pairs and their ord
 """
 
 
-def pair_matching(model: TPASModel, texts: EncodedTexts, order: Sequence[int]) -> MatchPairs:
+def pair_matching(model: RetrievalModel, texts: EncodedTexts, order: Sequence[int]) -> MatchPairs:
     """The quickest way to the model's match logits: a `FastMatcher` on a CPU in fp32, else `model.match`.
 
     Args:
@@ -57,7 +58,7 @@ def _fast(matcher: FastMatcher, texts: EncodedTexts, order: Sequence[int]) -> Ma
     return match
 
 
-def _padded(model: TPASModel, texts: EncodedTexts) -> MatchPairs:
+def _padded(model: RetrievalModel, texts: EncodedTexts) -> MatchPairs:
     lengths = texts.attention_mask.sum(dim=1)
 
     @torch.inference_mode()

@@ -14,8 +14,8 @@ from transformers import BertTokenizer
 from tpas.evaluate_retrieval import main
 from tpas.evaluation.measures import headline
 from tpas.evaluation.pictures import annotation_places
-from tpas.evaluation.ranking import SCASettings
 from tpas.evaluation.retrieval import evaluate, resolve_k
+from tpas.evaluation.settings import SCASettings
 from tpas.evaluation.tables import format_table
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark, image_path, load_pab, retrieval_split
@@ -363,7 +363,7 @@ def test_flags_of_the_validation_split_are_refused_elsewhere(capsys):
 def test_a_seed_that_the_bootstrap_would_refuse_is_refused_at_once(capsys):
     with pytest.raises(SystemExit):
         main(["--model", "m", "--data_root", "d", "--seed", "-1"])
-    assert "--seed must be at least 0, got -1" in capsys.readouterr().err
+    assert "'--seed': Input should be greater than or equal to 0" in capsys.readouterr().err
 
 
 def test_validation_split_is_cut_from_train(start, drawn_root, tmp_path):

@@ -804,7 +804,20 @@ def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path,
 
 def test_the_commands(start, folder, tmp_path, capsys):
     path = str(tmp_path / "gallery")
-    manage_gallery(["build", str(folder), "--model", str(start), "--path", path, "--shard_size", "8"])
+    manage_gallery(
+        [
+            "build",
+            str(folder),
+            "--model",
+            str(start),
+            "--path",
+            path,
+            "--shard_size",
+            "8",
+            "--batch_size",
+            "auto",
+        ]
+    )
     assert "20 pictures in 3 shards" in capsys.readouterr().out
     draw_pictures(folder, 3, first=20)
     manage_gallery(["append", str(folder), "--model", str(start), "--path", path])

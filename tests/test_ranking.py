@@ -15,7 +15,8 @@ from tiny_inputs import WORDS, tiny_processor
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluation import matching, ranking
 from tpas.evaluation.matching import PADDED_PAIRS_IN_A_PASS
-from tpas.evaluation.ranking import IMAGES_IN_A_PASS, Rankings, SCASettings, rank_gallery
+from tpas.evaluation.ranking import IMAGES_IN_A_PASS, Rankings, rank_gallery
+from tpas.evaluation.settings import SCASettings
 from tpas.fast_matching import FastMatcher
 from tpas.lora import add_lora
 from tpas.modeling_tpas import TPASModel
