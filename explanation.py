@@ -1,8 +1,8 @@
 """Why a sentence and a picture match: where each word looks, and which words speak for it or against it.
 
 Where a word looks is Grad-CAM (https://arxiv.org/abs/1610.02391) on a cross-modal layer's attention, as in
-ALBEF (https://arxiv.org/abs/2107.07651, section 6.3) and X-VLM. What a word does is measured by leaving it
-out. Neither says what a picture shows, only what the model went by.
+ALBEF (https://arxiv.org/abs/2107.07651, section 6.3) and X-VLM. What a word does is measured by hiding it.
+Neither says what a picture shows, only what the model went by.
 """
 
 import re
@@ -32,8 +32,10 @@ class Explanation:
         unread_words: those after its longest text, which had no influence.
         match_logit: of the whole sentence with the picture; what a search ranks by.
         match_probability: the softmax over both logits.
-        effects: (W,) in logits: `match_logit` less that of the sentence without this one word. Above 0 the
-            word speaks for the match, below 0 against it. In a sentence of one word it is 0.
+        effects: (W,) in logits: `match_logit` less that with this one word hidden, its tokens masked out of
+            every attention while the others keep their places. Above 0 the word speaks for the match,
+            below 0 against it. (To write the sentence without it would move the words behind it, which
+            alone changes the logit.)
         maps: (W, h, w), at least 0, over the grid of the picture's patches, top left first. For each patch
             the mean over the heads of a max(0, d match_logit / d a), where a is the attention that the word
             pays to the patch; summed over the word's wordpieces. They are comparable between words.
@@ -79,13 +81,14 @@ def explain_tokens(
     if not 0 <= layer < layers:
         raise ValueError(f"the model has cross-modal layers 0 to {layers - 1}, got {layer}")
 
-    words, unread_words, inputs, word_of_token = split_into_words(processor, text)
+    words, unread_words, input_ids, word_of_token = split_into_words(processor, text)
+    input_ids = input_ids.to(model.device)
     with torch.no_grad():
-        text_states = model.get_text_features(inputs.to(model.device)).last_hidden_state  # (1, L, D)
+        text_states = model.get_text_features(input_ids).last_hidden_state  # (1, L, D)
     with torch.inference_mode(False), torch.enable_grad():  # autograd refuses tensors of inference mode
         image_tokens = image_tokens.clone().to(model.device, model.dtype)
         logits, attention, gradient = _attention_and_gradient(model, image_tokens, text_states, layer)
-    effects = _effects(model, processor, image_tokens, words, float(logits[0, 1]))
+    without = _logits_without_words(model, image_tokens, input_ids, word_of_token, len(words))
     # Token 0 is the picture's mean, which lies nowhere in it.
     weighted = (attention * gradient.clamp(min=0))[0, :, :, 1:].mean(dim=0).float().cpu()  # (L, N)
     side = round(weighted.shape[1] ** 0.5)
@@ -99,7 +102,7 @@ def explain_tokens(
         unread_words=unread_words,
         match_logit=float(logits[0, 1]),
         match_probability=float(logits[0].softmax(dim=0)[1]),
-        effects=effects,
+        effects=float(logits[0, 1]) - without,
         maps=maps,
         sentence_map=token_maps.sum(dim=0),
     )
@@ -185,17 +188,14 @@ def _attend_openly(
 
 
 @torch.no_grad()
-def _effects(
-    model: TPASModel, processor: TPASProcessor, image_tokens: Tensor, words: list[str], whole: float
+def _logits_without_words(
+    model: TPASModel, image_tokens: Tensor, input_ids: Tensor, word_of_token: list[int | None], words: int
 ) -> Tensor:
-    """(W,): the match logit `whole` of the sentence, less that of the sentence without each word."""
-    if len(words) < 2:
-        return torch.zeros(len(words))
-    shortened = [" ".join(words[:left_out] + words[left_out + 1 :]) for left_out in range(len(words))]
+    """(W,): the match logit with each of the words hidden in turn."""
+    word_of_token = torch.tensor([-1 if word is None else word for word in word_of_token])  # (L,)
     logits = []
-    for start in range(0, len(shortened), TEXTS_AT_ONCE):
-        inputs = processor(text=shortened[start : start + TEXTS_AT_ONCE]).to(model.device)
-        text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
-        images = image_tokens.expand(len(inputs["input_ids"]), -1, -1)
-        logits.append(model.match(images, text.last_hidden_state, inputs["attention_mask"])[:, 1])
-    return whole - torch.cat(logits).float().cpu()
+    for hidden in torch.arange(words).split(TEXTS_AT_ONCE):
+        mask = (word_of_token != hidden[:, None]).long().to(model.device)  # (n, L)
+        text = model.get_text_features(input_ids.expand(len(mask), -1), mask)
+        logits.append(model.match(image_tokens.expand(len(mask), -1, -1), text.last_hidden_state, mask)[:, 1])
+    return torch.cat(logits).float().cpu()
