@@ -227,19 +227,23 @@ class SearchDesk:
         session.settling = None
         return session.answers[0]
 
-    def explain(self, session: Session, answer: int, place: int) -> tuple[str, RankedPicture, Explanation]:
+    def explain(
+        self, session: Session, answer: int, place: int
+    ) -> tuple[str, RankedPicture, Explanation | None]:
         """Why one picture of the session's answers was found: the sentence, the picture, and the reasons.
 
+        There are none for a picture that was found by its likeness to another.
+
         Raises:
-            RequestError: there is no such picture any more, or it was found by likeness, without a sentence.
+            RequestError: there is no such picture any more.
         """
         asked = self._asked(session, answer, place)
         found_by = session.answers[answer]
         if found_by.similar_to is not None:
-            raise RequestError("These pictures were found by likeness: there is no sentence to explain.")
+            return found_by.text, asked, None
         picture = asked.picture
         tokens = picture.private.tokens if picture.private is not None else self.tokens[picture.row]
-        image_tokens = torch.from_numpy(tokens)[None].float()  # (1, 1+N, image width)
+        image_tokens = torch.from_numpy(tokens)[None]  # (1, 1+N, image width)
         return found_by.text, asked, explain_tokens(self.model, self.processor, image_tokens, found_by.text)
 
     def add_pictures(self, session: Session, files: Sequence[Path]) -> dict[str, str]:
