@@ -126,11 +126,12 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
     page, limits = SearchPage(desk), desk.limits
     # One at a time for all that needs the model; nothing can be called but by the page itself.
     modelled = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+    plain = {"apply_default_css": False}  # Gradio's would make every button and list in it its own
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(LEFTOVERS_SECONDS, LEFTOVERS_SECONDS)
     ) as blocks:
         session = gr.State(Session())
-        gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", padding=False)
+        gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", **plain)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
                 sentences = gr.Textbox(
@@ -162,28 +163,27 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
                     )
                     settle = gr.Checkbox(True, label="Settle collisions between sentences (SCA)")
                 with gr.Accordion("My own pictures", open=False):
-                    own_pictures = gr.HTML(page.renderer.own_pictures(Session(), {}))
+                    own_pictures = gr.HTML(page.renderer.own_pictures(Session(), {}), **plain)
                     upload = gr.UploadButton(
                         "Add pictures", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
                     )
                     where = gr.Radio(WHERE, value="gallery", label="Search in")
                     remove = gr.Button("Remove my pictures", size="sm")
             with gr.Column(scale=3, min_width=320):
-                answers = gr.HTML(
-                    page.welcome(), js_on_load=page_script("answers"), elem_id="tpas-answers", min_height=160
-                )
+                answers = gr.HTML(page.welcome(), js_on_load=page_script("answers"), min_height=160, **plain)
         # Shown in a dialog by its script, not in its place.
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
 
         inputs = [session, sentences, where, behaviour, scene, shown, rerank, settle]
-        gr.on([search.click, sentences.submit], page.search, inputs, [session, answers], **modelled)
+        searched = {"scroll_to_output": True, **modelled}  # on a phone the answers lie below the form
+        gr.on([search.click, sentences.submit], page.search, inputs, [session, answers], **searched)
         answers.example(_example_text, None, sentences, queue=False, api_visibility="private").then(
-            page.search, inputs, [session, answers], **modelled
+            page.search, inputs, [session, answers], **searched
         )
         answers.picture(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
         )
-        explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
+        explanation.similar(page.similar, [session, shown], [session, answers], **searched)
         upload.upload(page.upload, [session, upload, where], [session, own_pictures, where], **modelled)
         remove.click(page.remove, session, [session, own_pictures, where, answers], api_visibility="private")
     blocks.queue(max_size=WAITING_REQUESTS)
@@ -196,11 +196,26 @@ def _example_text(event: gr.EventData) -> str:
 
 def launch_settings(desk: SearchDesk) -> dict:
     """How the page is launched: its looks, its limits, and that nothing leaves it."""
-    fonts = ["system-ui", "sans-serif"]  # Gradio's own theme asks Google for its fonts
+    theme = gr.themes.Base(
+        primary_hue="teal",
+        neutral_hue="slate",
+        font=["system-ui", "sans-serif"],  # Gradio's own choice asks Google for fonts
+        font_mono=["ui-monospace", "monospace"],
+    ).set(  # colours that can be read: at least 4.5 to 1
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        block_label_text_color="*neutral_800",
+        block_title_text_color="*neutral_800",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_800",
+        input_placeholder_color="*neutral_500",
+    )
     return {
-        "theme": gr.themes.Base(
-            primary_hue="teal", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "monospace"]
-        ),
+        "theme": theme,
         "head": f"<style>{page_style()}</style>",
         "app_kwargs": {"middleware": [Middleware(PageGuard)], "docs_url": None, "redoc_url": None},
         "max_file_size": desk.limits.upload_megabytes * 2**20,

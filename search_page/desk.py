@@ -140,9 +140,9 @@ class SearchDesk:
         return [scene for scene, _ in counts.most_common()]
 
     def example_texts(self, count: int) -> list[str]:
-        """Captions of pictures of the gallery, as things to ask, where the labels have captions."""
-        captions = list(dict.fromkeys(label.caption for label in self.labels if label and label.caption))
-        return captions[:: max(1, len(captions) // count)][:count]
+        """The shortest captions of pictures of the gallery, as things to ask; none without captions."""
+        captions = {label.caption for label in self.labels if label and label.caption}
+        return sorted(captions, key=lambda caption: (len(caption), caption))[:count]
 
     def search(
         self,
