@@ -2,13 +2,16 @@
 
 tpas app --gallery GALLERY --model MODEL
 
-As a Hugging Face Space it starts from this file, with the two named by the Space's variables TPAS_GALLERY and
-TPAS_MODEL; see space/README.md. It sends nothing anywhere: no analytics, fonts or scripts from elsewhere.
+As a Hugging Face Space it starts from this file as it is, and the Space's variables TPAS_GALLERY, TPAS_MODEL
+and TPAS_ANNOTATIONS say the same; see space/README.md. It sends nothing anywhere: no analytics, no fonts or
+scripts from elsewhere.
 """
 
 import argparse
 import logging
 import os
+import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -231,10 +234,23 @@ def launch_settings(desk: SearchDesk) -> dict:
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Open a web page to search a gallery.")
     add = parser.add_argument
-    gallery, model = os.environ.get("TPAS_GALLERY"), os.environ.get("TPAS_MODEL")
-    add("--gallery", default=gallery, help="what `tpas gallery build` made (default: $TPAS_GALLERY)")
-    add("--model", default=model, help="the model that built it, a folder or Hub name (default: $TPAS_MODEL)")
-    add("--annotations", type=Path, help="a PAB annotation file, or metadata.jsonl or .csv, to filter by")
+    settings = os.environ.get
+    add(
+        "--gallery",
+        default=settings("TPAS_GALLERY"),
+        help="what `tpas gallery build` made (default: $TPAS_GALLERY)",
+    )
+    add(
+        "--model",
+        default=settings("TPAS_MODEL"),
+        help="the model that built it, a folder or Hub name (default: $TPAS_MODEL)",
+    )
+    add(
+        "--annotations",
+        type=Path,
+        default=settings("TPAS_ANNOTATIONS"),
+        help="a PAB annotation file, or metadata.jsonl or .csv, to filter by (default: $TPAS_ANNOTATIONS)",
+    )
     add("--images_root", help="the folder where the pictures lie now, if it was moved since the build")
     add("--shortlist", type=int, default=DEFAULT_SHORTLIST, help="pictures re-ranked for each sentence")
     add("--host", help="the address to listen on (default: this machine only; in a Space, all)")
@@ -263,7 +279,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         desk = open_desk(arguments)
     except (GalleryError, OSError, ValueError) as error:
         raise SystemExit(f"tpas app: {error}") from error
-    # Uploads pass through a folder of this process, which goes with it.
+    # Uploads pass through a folder of this process, which goes with it, also where it is told to end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build_page(desk)

@@ -145,7 +145,7 @@ def heat_layer(values: Tensor, scale: float | None = None) -> Image.Image:
     share = (values.float().numpy() / scale if scale > 0 else np.zeros(values.shape)).clip(0, 1)
     stops = np.linspace(0, 1, len(HEAT_COLOURS))
     red, green, blue = (np.interp(share, stops, channel) for channel in zip(*HEAT_COLOURS, strict=True))
-    opacity = 255 * MOST_OPACITY * np.sqrt(share)
+    opacity = 255 * MOST_OPACITY * share
     return Image.fromarray(np.stack([red, green, blue, opacity], axis=-1).round().astype(np.uint8), "RGBA")
 
 

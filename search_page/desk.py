@@ -1,5 +1,6 @@
 """Answers what people ask on the search page; each person has a `Session`, and no one sees another's."""
 
+import io
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -285,13 +286,13 @@ class SearchDesk:
         if picture.private is not None:
             return picture.private.jpeg
         image = self._file(picture.row)
-        return self.card(picture) if image is None else jpeg_thumbnail(image, LARGE_EDGE)
+        return (
+            self.gallery.stored.thumbnail(picture.row) if image is None else jpeg_thumbnail(image, LARGE_EDGE)
+        )
 
     def _read_card(self, row: int) -> bytes | None:
         thumbnail = self.gallery.stored.thumbnail(row)
-        if thumbnail is not None:
-            return thumbnail
-        image = self._file(row)
+        image = self._file(row) if thumbnail is None else Image.open(io.BytesIO(thumbnail))
         return None if image is None else jpeg_thumbnail(image, CARD_EDGE)
 
     def _file(self, row: int) -> Image.Image | None:

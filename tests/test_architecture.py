@@ -74,6 +74,13 @@ LAYERS = {
         "evaluation.retrieval",
         "evaluation.significance",
         "evaluation.tables",
+        "explanation",
+        "search_page.labels",
+        "search_page.picture_pool",
+        "search_page.desk",
+        "search_page.exports",
+        "search_page.rendering",
+        "search_page.guard",
     },
     "command": {
         "train_accelerate",
@@ -88,6 +95,7 @@ LAYERS = {
         "demo",
         "manage_gallery",
         "search_gallery",
+        "app",
         "__main__",
     },
 }
@@ -120,7 +128,12 @@ CORE = {
     *(f"gallery.{name}" for name in ("pictures", "manifest", "shards", "stored_gallery")),
     *(f"gallery.{name}" for name in ("building", "image_tokens", "exact_index", "indexes")),
 }
-OWN_EXTRA = {"gallery.faiss_index": "index", "gallery.milvus_index": "milvus"}
+OWN_EXTRA = {
+    "gallery.faiss_index": "index",
+    "gallery.milvus_index": "milvus",
+    "app": "app",
+    "search_page.guard": "app",
+}
 
 
 def layer_of(module: str) -> str | None:
