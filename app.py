@@ -170,7 +170,12 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
                     upload = gr.UploadButton(
                         "Add pictures", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
                     )
-                    where = gr.Radio(WHERE, value="gallery", label="Search in")
+                    where = gr.Radio(
+                        WHERE,
+                        value="gallery",
+                        label="Search in",
+                        info="Yours have no labels: a filter leaves them out.",
+                    )
                     remove = gr.Button("Remove my pictures", size="sm")
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(page.welcome(), js_on_load=page_script("answers"), min_height=160, **plain)
@@ -178,15 +183,14 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
 
         inputs = [session, sentences, where, behaviour, scene, shown, rerank, settle]
-        searched = {"scroll_to_output": True, **modelled}  # on a phone the answers lie below the form
-        gr.on([search.click, sentences.submit], page.search, inputs, [session, answers], **searched)
+        gr.on([search.click, sentences.submit], page.search, inputs, [session, answers], **modelled)
         answers.example(_example_text, None, sentences, queue=False, api_visibility="private").then(
-            page.search, inputs, [session, answers], **searched
+            page.search, inputs, [session, answers], **modelled
         )
         answers.picture(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
         )
-        explanation.similar(page.similar, [session, shown], [session, answers], **searched)
+        explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
         upload.upload(page.upload, [session, upload, where], [session, own_pictures, where], **modelled)
         remove.click(page.remove, session, [session, own_pictures, where, answers], api_visibility="private")
     blocks.queue(max_size=WAITING_REQUESTS)

@@ -1,4 +1,4 @@
-// Runs when the results are on the page; `element` and `trigger` are Gradio's.
+// Runs when the results' place is on the page; `element`, `trigger` and `watch` are Gradio's.
 element.addEventListener("click", (event) => {
   const card = event.target.closest("[data-place]");
   if (card) {
@@ -9,5 +9,13 @@ element.addEventListener("click", (event) => {
   const example = event.target.closest("[data-example]");
   if (example) {
     trigger("example", { text: example.textContent });
+  }
+});
+
+// On a phone the results lie below the form: what was asked for must not arrive out of sight.
+watch("value", () => {
+  if (element.getBoundingClientRect().top > window.innerHeight / 2) {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    element.scrollIntoView({ block: "start", behavior: calm ? "instant" : "smooth" });
   }
 });

@@ -9,19 +9,25 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import pytest
+from huggingface_hub import RepoCard
 
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import Gallery
+from tpas.search_page.desk import Limits, SearchDesk, Session
 from tpas.synthetic_pab import draw_pab
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from tpas.app import SearchPage, main  # noqa: E402 (imports gradio)
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "demo_start"
@@ -184,13 +190,15 @@ def test_type_search_look_and_save(visit, gallery, rows):
 
 def test_by_keyboard_alone_on_a_phone(visit, rows):
     page = visit(PHONE)
+    page.get_by_text("Filter and settings").click()
     page.locator("#tpas-sentences textarea").focus()
     page.keyboard.type("A woman in a red dress")
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".tpas-cards")
-    page.wait_for_function("document.querySelector('.tpas-cards').getBoundingClientRect().top < 844")
+    # The settings push the answers out of sight, and the page has to bring them back.
+    page.wait_for_function("document.querySelector('.tpas-cards').getBoundingClientRect().top < 500")
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    for _ in range(20):
+    for _ in range(30):
         page.keyboard.press("Tab")
         if page.evaluate("document.activeElement.matches('.tpas-card')"):
             break
@@ -335,3 +343,54 @@ def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):
     assert '"success":false' in events
     assert "data:image" not in events
     assert picture.exists()
+
+
+def test_too_many_requests_of_one_address_are_refused(gallery):
+    limits = Limits(requests_a_minute=2)
+    page = SearchPage(SearchDesk(gallery, limits=limits))
+    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
+    neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
+    question = (Session(), "a man in a coat", "gallery", "any", "any", 3, True, True)
+    answers = [page.search(*question, request)[1] for _ in range(3)]
+    assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
+    assert "More than 2 requests in a minute" in answers[2]
+    assert "tpas-cards" in page.search(*question, neighbour)[1]
+
+
+def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):
+    page = SearchPage(SearchDesk(gallery))
+    monkeypatch.setattr(page.desk, "search", lambda *arguments, **settings: 1 / 0)
+    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
+    _, shown = page.search(Session(), "a man", "gallery", "any", "any", 3, True, True, request)
+    assert "The server could not do this" in shown
+    assert "division by zero" in caplog.text
+    assert "division" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --gallery"),
+        (["--gallery", "nowhere", "--model", str(START)], "nowhere"),
+        (["--gallery", "nowhere", "--model", str(START), "--annotations", "no.json"], "no such annotation"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(arguments, message, monkeypatch, capsys):
+    for name in ("TPAS_GALLERY", "TPAS_MODEL", "TPAS_ANNOTATIONS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code not in (0, None)
+    assert message in f"{stop.value} {capsys.readouterr().err}"
+
+
+def test_a_space_is_described_as_the_hub_reads_it():
+    card = RepoCard((ROOT / "space/README.md").read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    data = card.data.to_dict()
+    assert (data["sdk"], data["sdk_version"]) == ("gradio", pins["gradio"])
+    assert (ROOT / data["app_file"]).is_file()
+    assert len(data["short_description"]) <= 60  # the Hub takes no more
+    wheel = f"tpas[app] @ https://huggingface.co/spaces/OWNER/NAME/resolve/main/tpas-{project['version']}-py3"
+    assert wheel in (ROOT / "space/requirements.txt").read_text()
