@@ -18,6 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 from huggingface_hub import RepoCard
 
+from tpas.app import main
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import Gallery
@@ -27,7 +28,7 @@ from tpas.synthetic_pab import draw_pab
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tpas.app import SearchPage, main  # noqa: E402 (imports gradio)
+from tpas.search_page.page import SearchPage  # noqa: E402 (imports gradio)
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "demo_start"
@@ -370,7 +371,7 @@ def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give --gallery"),
+        ([], "--gallery"),
         (["--gallery", "nowhere", "--model", str(START)], "nowhere"),
         (["--gallery", "nowhere", "--model", str(START), "--annotations", "no.json"], "no such annotation"),
     ],

@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 # Every .py file of the package has a layer. A new one is entered here, in the layer whose rules it can keep.
 LAYERS = {
     # Shipped with every checkpoint, so transformers must be able to load them without this package.
-    "hub": {"configuration_tpas", "objectives", "modeling_tpas", "processing_tpas", "relative_position"},
+    "hub": {
+        "configuration_tpas",
+        "objectives",
+        "modeling_tpas",
+        "pipeline_tpas",
+        "processing_tpas",
+        "relative_position",
+    },
     # Usable alone: import nothing of ours, touch no disk.
     "pure": {
         "sca",
@@ -49,15 +56,20 @@ LAYERS = {
         "gallery.milvus_index",
         "gallery.indexes",
         "packed_layers",
+        "packed_swin",
         "fast_matching",
         "fast_encoding",
         "lora",
+        "command_line",
+        "checkpoint_conversion",
+        "hub_upload",
         "report",
         "training.arguments",
         "training.averaging",
         "score_files",
         "training.checkpointing",
         "training.data",
+        "training.fine_tuning",
         "training.gradient_cache",
         "training.log",
         "training.masked_language_modelling",
@@ -65,7 +77,14 @@ LAYERS = {
         "training.optimizer",
         "training.run_folder",
         "challenge",
+        "plotting.results",
+        "plotting.saving",
+        "plotting.settled",
+        "plotting.sheet",
+        "plotting.text",
+        "plotting.training",
         "evaluation.arguments",
+        "evaluation.examples",
         "evaluation.measures",
         "evaluation.pictures",
         "evaluation.plots",
@@ -81,6 +100,7 @@ LAYERS = {
         "search_page.exports",
         "search_page.rendering",
         "search_page.guard",
+        "search_page.page",
     },
     "command": {
         "train_accelerate",
@@ -121,6 +141,7 @@ CORE = {
         "fast_matching",
         "fast_encoding",
         "packed_layers",
+        "packed_swin",
         "score_files",
         "rerank_scores",
         "fuse_scores",
@@ -131,7 +152,7 @@ CORE = {
 OWN_EXTRA = {
     "gallery.faiss_index": "index",
     "gallery.milvus_index": "milvus",
-    "app": "app",
+    "search_page.page": "app",
     "search_page.guard": "app",
 }
 

@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpas.retrieval_stages import check_fusion_weight
-
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SUBSETS = ("random", "first", "balanced", "diverse")
 
 
 def flag(default: Any, help: str, **settings: Any) -> Any:  # noqa: A002 - argparse's own name
-    """A dataclass field that `HfArgumentParser` turns into a flag."""
+    """A dataclass field that becomes a flag."""
     return field(default=default, metadata={"help": help} | settings)
 
 
@@ -170,6 +168,8 @@ class FineTuningArguments:
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
     def __post_init__(self):
+        from tpas.retrieval_stages import check_fusion_weight  # not at the top: help must not wait for torch
+
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
                 "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one "
