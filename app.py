@@ -29,7 +29,7 @@ def serve_page(
     annotations: Annotated[
         Path | None,
         Option(
-            envvar="TPAS_ANNOTATIONS", help="a PAB annotation file, or metadata.jsonl or .csv, to filter by"
+            envvar="TPAS_ANNOTATIONS", help="PAB's annotation file, or metadata.jsonl or .csv, to filter by"
         ),
     ] = None,
     images_root: Annotated[
