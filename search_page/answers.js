@@ -6,6 +6,7 @@ element.addEventListener("click", (event) => {
     document.dispatchEvent(new CustomEvent("tpas-asked", { detail: { card, answer, place } }));
     trigger("picture", { answer: Number(answer), place: Number(place) });
   }
+  if (event.target.closest("[data-sheet]")) trigger("sheet", {});
   const example = event.target.closest("[data-example]");
   if (example) {
     trigger("example", { text: example.textContent });

@@ -1,12 +1,19 @@
-"""A session's answers as files: a CSV table, and the lines of a challenge's answer file."""
+"""A session's answers as files: a CSV table, the lines of a challenge's answer file, a picture of them."""
 
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
+from PIL import Image
+
 from tpas.challenge import ANSWERS, answer_lines
-from tpas.search_page.desk import Answer, RankedPicture
+from tpas.plotting.results import ResultRow, plot_result_rows
+from tpas.plotting.saving import DOTS_PER_INCH
+from tpas.plotting.sheet import RankedPicture as DrawnPicture
+from tpas.search_page.desk import Answer, RankedPicture, SearchDesk
+
+SHEET_PICTURES = 6  # of each sentence
 
 COLUMNS = (
     "sentence_number",
@@ -55,6 +62,23 @@ def answer_file(answers: Sequence[Answer]) -> str:
     if len(set(names.values())) < len(names):
         raise ValueError("two of the pictures share a name, which an answer file cannot tell apart")
     return answer_lines([[names[picture.id] for picture in pictures] for pictures in best])
+
+
+def picture_sheet(answers: Sequence[Answer], desk: SearchDesk) -> bytes:
+    """Each sentence over its best pictures with their ranks and scores, as PNG."""
+    rows = []
+    for answer in answers:
+        best = answer.pictures[:SHEET_PICTURES]
+        rows.append(ResultRow(answer.text, [_drawn(found, desk.card(found.picture)) for found in best]))
+    stream = io.BytesIO()
+    plot_result_rows(rows).savefig(stream, format="png", dpi=DOTS_PER_INCH)
+    return stream.getvalue()
+
+
+def _drawn(found: RankedPicture, jpeg: bytes | None) -> DrawnPicture:
+    image = None if jpeg is None else Image.open(io.BytesIO(jpeg))
+    score = found.cosine if found.match_logit is None else found.match_logit
+    return DrawnPicture(image, score, rank=found.rank)
 
 
 def _fields(found: RankedPicture) -> list[object]:

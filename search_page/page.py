@@ -73,6 +73,16 @@ class SearchPage:
 
         return session, self._shown(answers, request)
 
+    def sheet(self, session, request: gr.Request) -> str:
+        """The answers as a picture to save."""
+        try:
+            self._admit(request)
+            if not session.answers:
+                raise RequestError("This result is gone: search again.")
+        except RequestError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return self.renderer.sheet(session)
+
     def upload(self, session, files, where, request: gr.Request) -> tuple[Session, str, str]:
         """Reads the files and removes them: what stays of them is in the session."""
 
@@ -98,15 +108,19 @@ class SearchPage:
     def _shown(self, render: Callable[[], str], request: gr.Request) -> str:
         """What `render` returns, or the reason why it cannot be shown."""
         try:
-            if not self.rate_limiter.hit(self.rate, request.client.host):
-                per_minute = self.desk.limits.requests_a_minute
-                raise RequestError(f"More than {per_minute} requests in a minute: wait a little.")
+            self._admit(request)
             return render()
         except RequestError as error:
             return self.renderer.problem(str(error))
         except Exception:  # the page must say something; the log says what it was
             logger.exception("a request failed")
             return self.renderer.problem("The server could not do this. Its log says why.")
+
+    def _admit(self, request: gr.Request) -> None:
+        """Raises RequestError where this address has asked too often."""
+        if not self.rate_limiter.hit(self.rate, request.client.host):
+            per_minute = self.desk.limits.requests_a_minute
+            raise RequestError(f"More than {per_minute} requests in a minute: wait a little.")
 
 
 def build_page(desk: SearchDesk) -> gr.Blocks:
@@ -164,7 +178,8 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
                     remove = gr.Button("Remove my pictures", size="sm")
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(page.welcome(), js_on_load=page_script("answers"), min_height=160, **plain)
-        # Shown in a dialog by its script, not in its place.
+        # These two show nothing in their place: their scripts open a dialog, and save a file.
+        saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
 
         inputs = [session, sentences, where, behaviour, scene, shown, rerank, settle]
@@ -175,6 +190,7 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
         answers.picture(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
         )
+        answers.sheet(page.sheet, session, saved, show_progress="hidden", **modelled)
         explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
         upload.upload(page.upload, [session, upload, where], [session, own_pictures, where], **modelled)
         remove.click(page.remove, session, [session, own_pictures, where, answers], api_visibility="private")

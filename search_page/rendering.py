@@ -11,7 +11,7 @@ from PIL import Image
 
 from tpas.explanation import Explanation, heat_layer
 from tpas.search_page.desk import RankedPicture, SearchDesk, Session
-from tpas.search_page.exports import answer_file, csv_table
+from tpas.search_page.exports import answer_file, csv_table, picture_sheet
 
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it
@@ -53,6 +53,11 @@ class Renderer:
             answer_file=data_address(lines.encode(), "text/plain"),
             no_answer_file=no_answer_file,
         )
+
+    def sheet(self, session: Session) -> str:
+        """The address of a picture of the session's answers."""
+        content = picture_sheet(session.answers, self.desk)
+        return data_address(content, f"image/png;request={next(self.requests)}")
 
     def explanation(
         self, answer: int, place: int, text: str, found: RankedPicture, explanation: Explanation | None
@@ -118,7 +123,7 @@ def page_style() -> str:
 
 
 def page_script(name: str) -> str:
-    """The script "answers" or "explanation", which runs when that part of the page is there."""
+    """The script "answers", "explanation" or "saving", which runs when that part of the page is there."""
     return (TEMPLATES / f"{name}.js").read_text(encoding="utf-8")
 
 

@@ -189,6 +189,18 @@ def test_type_search_look_and_save(visit, gallery, rows):
     assert content == " ".join(Path(line["picture"]).stem for line in table[:10]) + "\n"
 
 
+def test_the_answers_are_saved_as_a_picture(visit, tmp_path):
+    page = visit()
+    search(page, "a man in a coat", "a woman in a red dress")
+    for _ in range(2):  # the same once more is saved once more
+        with page.expect_download() as download:
+            page.get_by_text("Save as picture").click()
+        assert download.value.suggested_filename == "tpas-results.png"
+        download.value.save_as(tmp_path / "sheet.png")
+        sheet = load_image(tmp_path / "sheet.png")
+    assert sheet.width > sheet.height > 400  # two rows of six pictures
+
+
 def test_by_keyboard_alone_on_a_phone(visit, rows):
     page = visit(PHONE)
     page.get_by_text("Filter and settings").click()
