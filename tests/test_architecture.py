@@ -40,6 +40,15 @@ LAYERS = {
     "service": {
         "pab",
         "figure_drawing",
+        "retrieval_models.interface",
+        "retrieval_models.loading",
+        "retrieval_models.dual_encoder",
+        "retrieval_models.pair_processor",
+        "retrieval_models.transformers_encoders",
+        "retrieval_models.blip",
+        "retrieval_models.open_clip_encoders",
+        "retrieval_models.llm2clip",
+        "retrieval_models.vision_language_matcher",
         "scene_drawing",
         "synthetic_worlds",
         "synthetic_pab",
@@ -89,6 +98,7 @@ LAYERS = {
         "evaluation.pictures",
         "evaluation.plots",
         "evaluation.ranking",
+        "evaluation.settings",
         "evaluation.result_files",
         "evaluation.retrieval",
         "evaluation.significance",
@@ -132,7 +142,13 @@ DISK_CALLS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "f
 # The name under which the Hub finds a class has to be set where the class is defined.
 IMPORT_TIME_CALLS = {"register_for_auto_class"}
 # Distributions whose import name is another one.
-IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "MarkupSafe": "markupsafe", "faiss-cpu": "faiss"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "Jinja2": "jinja2",
+    "MarkupSafe": "markupsafe",
+    "faiss-cpu": "faiss",
+    "open_clip_torch": "open_clip",
+}
 # What search must do without, and the extra that each of these files may need beyond the core.
 CORE = {
     *(
@@ -154,6 +170,8 @@ OWN_EXTRA = {
     "gallery.milvus_index": "milvus",
     "search_page.page": "app",
     "search_page.guard": "app",
+    "retrieval_models.open_clip_encoders": "baselines",
+    "retrieval_models.llm2clip": "baselines",
 }
 
 
