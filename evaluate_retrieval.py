@@ -5,7 +5,8 @@
 Stages: the embeddings alone; their best pictures re-ranked by cross-modal matching; with `--fusion_weight` a
 weighted sum of both; Similarity Coverage Analysis (SCA) on top. Prints Recall@k and mAP in percent, over all
 queries and over the normal and the anomalous ones; the files hold all else. `accelerate launch` shares the
-work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another.
+work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another. Models of others,
+such as CLIP, SigLIP, BLIP and open_clip's, go the same way: see `tpas.retrieval_models.loading`.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,9 @@ app = CommandLine("tpas evaluate", __doc__)
 
 @app.command()
 def evaluate(
-    model: Annotated[str, Option(help="folder or Hub name of a model with its processor")],
+    model: Annotated[
+        str, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
+    ],
     data_root: Annotated[Path, Option(help="PAB's folder, with annotation/ in it")],
     ranking: RankingArguments,
     split: Annotated[Literal["validation", "test", "ucc"], Option()] = "test",
@@ -91,6 +94,7 @@ def evaluate(
         benchmark,
         data_root,
         shortlist=ranking.shortlist,
+        matcher=ranking.load_matcher(accelerator.device),
         **ranking.settings(),
         k=k,
         annotated_at=annotation_places(dataset),
@@ -105,6 +109,7 @@ def evaluate(
         "model": model,
         "data_root": str(data_root),
         "split": split,
+        **({"matcher": ranking.matcher} if ranking.matcher else {}),
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),

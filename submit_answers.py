@@ -30,7 +30,9 @@ def submit(
         Path, Argument(metavar="TEST_SET", help="the folder with the query file and gallery/")
     ],
     ranking: RankingArguments,
-    model: Annotated[str | None, Option(help="folder or Hub name of a model with its processor")] = None,
+    model: Annotated[
+        str | None, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
+    ] = None,
     output: Annotated[Path | None, Option(help="the answer file to write")] = None,
     validate: Annotated[
         Path | None, Option(help="check this answer file, and write none; exit code 3 if it has mistakes")
@@ -92,6 +94,10 @@ def write(
     shortlist = resolve_shortlist(ranking.shortlist, len(names))
     if shortlist < ANSWERS:
         raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
+    if ranking.matcher and ranking.matcher_shortlist < ANSWERS:
+        raise ValueError(
+            f"an answer names {ANSWERS} pictures, but --matcher_shortlist is {ranking.matcher_shortlist}"
+        )
     check_fusion_weight(ranking.fusion_weight)
     if scores:
         check_suffix(scores)
@@ -102,9 +108,12 @@ def write(
         PictureFiles(test_set, names, elsewhere=challenge.pictures),
         names,
         shortlist=shortlist,
+        matcher=ranking.load_matcher(accelerator.device),
         **ranking.settings(),
         accelerator=accelerator,
     )
+    if stage not in ranked.indices:
+        raise ValueError(f"--stage {stage}: the model has {', '.join(ranked.indices)} alone")
     if accelerator.is_main_process:
         best = ranked.indices[stage][:, :ANSWERS].tolist()
         write_answers(output, [[names[column] for column in row] for row in best], challenge)

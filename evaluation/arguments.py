@@ -9,8 +9,9 @@ from tpas.sca import Confidence, Mode
 if TYPE_CHECKING:
     import torch
 
-    from tpas.modeling_tpas import TPASModel
-    from tpas.processing_tpas import TPASProcessor
+    from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+
+DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 
 STAGE_NAMES = {
     "embeddings": "embeddings",
@@ -32,6 +33,13 @@ class RankingArguments:
     shortlist: int | None = _ranking(
         None, "pictures re-ranked for each query (default: 128, or the whole gallery)"
     )
+    matcher: str | None = _ranking(
+        None,
+        "vlm:NAME, a vision-language model that says yes or no to a pair, in place of the model's stage 2",
+    )
+    matcher_shortlist: int = _ranking(DEFAULT_MATCHER_SHORTLIST, "with it: pictures it reads for each query")
+    trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
+    revision: str | None = _ranking(None, "commit of the model's Hub repository")
     fusion_weight: float = _ranking(0.0, "weight of the embeddings' score; 0: none")
     max_text_length: int | None = _ranking(
         None, "tokens at which a caption is cut (default: the processor's)"
@@ -58,30 +66,35 @@ class RankingArguments:
         from tpas.evaluation.ranking import SCASettings
 
         return {
+            "matcher_shortlist": self.matcher_shortlist,
             "fusion_weight": self.fusion_weight,
             "sca": SCASettings(**{f.name: getattr(self, f"sca_{f.name}") for f in fields(SCASettings)}),
             "batch_size": self.batch_size,
             "token_memory": int(min(self.token_memory * 2**30, sys.maxsize)),  # inf: keep all
         }
 
-    def load(self, model_name: str, device: "torch.device") -> tuple["TPASModel", "TPASProcessor"]:
+    def load(self, model_name: str, device: "torch.device") -> tuple["RetrievalModel", "RetrievalProcessor"]:
         """The model in fp32 and its processor, at the size and length asked for.
 
         Raises:
             ValueError: for a text length that the model cannot take, or an image size that does not fit it.
         """
-        import torch
+        from tpas.modeling_tpas import TPASModel
+        from tpas.retrieval_models.loading import load_retrieval_model
 
-        from tpas.lora import load_model
-        from tpas.processing_tpas import TPASProcessor
-
-        model = load_model(model_name, dtype=torch.float32)
-        processor = TPASProcessor.from_pretrained(model_name)
+        model, processor = load_retrieval_model(
+            model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
+        )
+        is_ours = isinstance(model, TPASModel)
         if self.image_size is not None:
+            if not is_ours:
+                raise ValueError(f"--image_size {self.image_size}: only TPAS models are resized")
             model.resize_image(self.image_size)
             processor.image_size = self.image_size
         if self.max_text_length is not None:
-            longest = model.config.text_config.max_position_embeddings
+            longest = processor.max_text_length
+            if is_ours:
+                longest = model.config.text_config.max_position_embeddings
             if not 3 <= self.max_text_length <= longest:
                 raise ValueError(
                     f"--max_text_length must be between 3 and the model's {longest} positions, "
@@ -89,3 +102,11 @@ class RankingArguments:
                 )
             processor.max_text_length = self.max_text_length
         return model.to(device), processor
+
+    def load_matcher(self, device: "torch.device") -> "PictureMatcher | None":
+        """The stage 2 that is asked for in place of the model's own."""
+        if self.matcher is None:
+            return None
+        from tpas.retrieval_models.loading import load_matcher
+
+        return load_matcher(self.matcher, device, trust_remote_code=self.trust_remote_code)

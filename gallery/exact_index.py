@@ -1,10 +1,12 @@
 """Exact search over embeddings: the best rows of each query by cosine, ties by the hash of the id.
 
-One pass in fp32, block by block, keeps every row that may be among the best, given how far fp32 can be off;
-those few are scored again in double. So the answer is that of a sort of all cosines in double precision.
+Block by block a product rules out nearly all rows, given how far its rounding can be off: in bf16 where the
+CPU multiplies that faster than fp32. The rows that are left are scored in fp32, and those that may be among
+the best, given how far fp32 can be off, again in double. So the answer is that of a sort of all cosines in
+double precision.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -14,9 +16,11 @@ from torch import Tensor
 
 from tpas.gallery.stored_gallery import gather_rows
 
-BLOCK_ROWS = 4_096  # 4 MB of 256 dimensions, which stay in the cache between copy and product
-QUERIES_AT_ONCE = 256
-PAIRS_AT_ONCE = 2_048  # whose embeddings are held in double precision, in the cache
+BLOCK_ROWS = 4_096  # in one product: 4 MB of 256 dimensions, which stay in the cache between copy and product
+SPAN_ROWS = 8 * BLOCK_ROWS  # looked through at once
+GROUP_ROWS = 64  # whose greatest cosine is looked at first: in most groups no row reaches the threshold
+QUERIES_AT_ONCE = 128
+PAIRS_AT_ONCE = 512  # whose embeddings are held in double precision, in the cache
 
 
 class ExactIndex:
@@ -51,48 +55,100 @@ class ExactIndex:
         # A sum of D products of unit vectors is off by at most D * 2^-24, in the best one as in any other;
         # the rest is for the threshold's own rounding, norms of nearly 1 and the rounding of the result.
         margin = 2.1 * (queries.shape[1] + 8) * 2.0**-24
-        product = BlockProduct(queries)
-        threshold = torch.zeros(len(queries))  # the fp32 cosine that a row of each query must reach
+        span_filter = SpanFilter(queries)
+        threshold = None  # (Q,) cosine in fp32 that a row of each query must reach
         found = _Candidates(len(queries), count)
         start = 0
-        for block in self._blocks():
-            excess = product(block, threshold)  # (n, Q)
-            if start == 0:
-                # The first block has no threshold yet; where it is too small, neither have the others.
-                kept = min(count, len(block))
-                threshold = excess.topk(kept, dim=0).values[-1] - margin if kept == count else threshold - 2
-                excess -= threshold
-            rows, query = _not_negative(excess)
-            found.add(query, rows + start, excess[rows, query] + threshold[query])
+        for parts in regroup(self.segments, SPAN_ROWS):
+            length = sum(map(len, parts))
+            if threshold is not None:
+                rows, query = span_filter(parts, threshold)
+                crowded = len(rows) > length  # then a product of all is less work than one of these
+            if threshold is None or crowded:
+                cosines = torch.cat([F.linear(part, queries) for part in parts])  # (n, Q)
+                if threshold is None:
+                    threshold = reached_by(cosines, count) - margin
+                rows, query = not_negative(cosines - threshold)
+                cosines = cosines[rows, query]
+            else:
+                embeds = gather_rows(parts, [0, *accumulate(map(len, parts))], rows)  # (P, D)
+                cosines = F.linear(embeds, queries).gather(1, query[:, None])[:, 0]
+            found.add(query, rows + start, cosines)
             if found.crowded:
                 threshold = torch.maximum(threshold, found.keep_best(margin))
-            start += len(block)
+            start += length
         found.keep_best(margin)
         return rank_candidates(queries, found.rows(), count, self)
 
-    def _blocks(self) -> Iterator[Tensor]:
-        """All rows in order, (n, D) with n up to BLOCK_ROWS, each copied into the same memory.
 
-        The copy reads at full bandwidth, and the product then finds its rows in the cache: some 15 % faster
-        than a product that reads from memory itself.
+def regroup(parts: Iterable[Tensor], rows: int) -> Iterator[list[Tensor]]:
+    """The parts, (n, D) each, cut into lists of `rows` rows in the same order; the last has fewer."""
+    pieces, filled = [], 0
+    for part in parts:
+        taken = 0
+        while taken < len(part):
+            pieces.append(part[taken : taken + rows - filled])
+            taken, filled = taken + len(pieces[-1]), filled + len(pieces[-1])
+            if filled == rows:
+                yield pieces
+                pieces, filled = [], 0
+    if pieces:
+        yield pieces
+
+
+def reached_by(cosines: Tensor, count: int) -> Tensor:
+    """(n, Q) to (Q,): what at least `count` rows of each column reach, hardly more; -inf if n is less."""
+    if count > len(cosines):
+        return torch.full_like(cosines[0], -torch.inf)
+    groups = cosines[: len(cosines) // GROUP_ROWS * GROUP_ROWS].view(-1, GROUP_ROWS, cosines.shape[1])
+    best = groups.amax(dim=1) if count <= len(groups) else cosines
+    return best.topk(count, dim=0).values[-1]
+
+
+class SpanFilter:
+    """Which pairs of rows with unit queries (Q, D) may reach a threshold, by a product in fp32 or bf16."""
+
+    def __init__(self, queries: Tensor):
+        dtype = torch.bfloat16 if _multiplies_bf16_faster() else torch.float32
+        self.product = BlockProduct(queries.to(dtype))
+        # How much a cosine of unit vectors can lose when both are rounded, the row by 2^-8 at most. How far
+        # off its sum is in fp32, the threshold itself allows for.
+        lost = (queries - queries.to(dtype)).norm(dim=1)
+        self.slack = 1.01 * (lost + 2.0**-8) if dtype == torch.bfloat16 else torch.zeros(len(queries))  # (Q,)
+        self.block = torch.empty(BLOCK_ROWS, queries.shape[1], dtype=dtype)
+        self.excess = torch.empty(SPAN_ROWS, len(queries))  # of cosines over the threshold
+
+    def __call__(self, parts: Sequence[Tensor], threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Parts (n, D) of a span of fp32 rows and thresholds (Q,) to pairs: rows of the span and queries.
+
+        Every pair is there whose cosine in fp32 reaches its query's threshold, and some more.
         """
-        block = torch.empty(BLOCK_ROWS, self.segments[0].shape[1])
-        parts, filled = [], 0
-        for segment in self.segments:
-            taken = 0
-            while taken < len(segment):
-                part = segment[taken : taken + BLOCK_ROWS - filled]
-                parts.append(part)
-                taken, filled = taken + len(part), filled + len(part)
-                if filled == BLOCK_ROWS:
-                    yield torch.cat(parts, out=block)
-                    parts, filled = [], 0
-        if parts:
-            yield torch.cat(parts)
+        length = 0
+        for pieces in regroup(parts, BLOCK_ROWS):
+            # Copied, as a copy reads at full bandwidth, and the product then finds its rows in the cache.
+            filled = 0
+            for piece in pieces:
+                self.block[filled : filled + len(piece)] = piece
+                filled += len(piece)
+            excess = self.product(self.block[:filled], self.slack - threshold)
+            self.excess[length : length + filled] = excess
+            length += filled
+        return not_negative(self.excess[:length])
+
+
+def not_negative(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (P,) of the elements >= 0 of (n, Q), which are to be few."""
+    whole = len(values) // GROUP_ROWS * GROUP_ROWS
+    groups = values[:whole].view(-1, GROUP_ROWS, values.shape[1])  # (G, GROUP_ROWS, Q)
+    group, column = (groups.amax(dim=1) >= 0).nonzero(as_tuple=True)
+    place, row = (groups[group, :, column] >= 0).nonzero(as_tuple=True)
+    rest, rest_column = (values[whole:] >= 0).nonzero(as_tuple=True)
+    rows = torch.cat([group[place] * GROUP_ROWS + row, rest + whole])
+    return rows, torch.cat([column[place], rest_column])
 
 
 class BlockProduct:
-    """Cosines of a block with the queries, less each query's threshold.
+    """Products of a block with the queries, and something added for each query.
 
     On oneDNN where torch has it, with the packing that torch.compile uses for linear layers: half as fast
     again as torch's own fp32 product on the machine it was measured on.
@@ -104,23 +160,17 @@ class BlockProduct:
         if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(queries, BLOCK_ROWS)
 
-    def __call__(self, block: Tensor, threshold: Tensor) -> Tensor:
-        """(n, D), (Q,) to (n, Q)."""
+    def __call__(self, block: Tensor, added: Tensor) -> Tensor:
+        """(n, D), (Q,) fp32 to (n, Q); a sum keeps its sign where the result is rounded to bf16."""
         if self.packed is None:
-            return F.linear(block, self.queries, -threshold)
-        return torch.ops.mkldnn._linear_pointwise(block, self.packed, -threshold, "none", [], "")
+            return F.linear(block, self.queries, added)
+        return torch.ops.mkldnn._linear_pointwise(block, self.packed, added, "none", [], "")
 
 
-def _not_negative(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the few elements >= 0 of (n, Q)."""
-    mask = (values >= 0).view(-1)
-    if mask.numel() % 8 == 0:  # eight at once: most are all below
-        eights = mask.view(torch.int64).nonzero()[:, 0]
-        group, place = mask.view(-1, 8)[eights].nonzero(as_tuple=True)
-        places = eights[group] * 8 + place
-    else:
-        places = mask.nonzero()[:, 0]
-    return places // values.shape[1], places % values.shape[1]
+def _multiplies_bf16_faster() -> bool:
+    """Whether the CPU has instructions for products of bf16, and oneDNN, which uses them, is there."""
+    has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return has_instructions and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
 
 
 class _Candidates:
@@ -131,7 +181,7 @@ class _Candidates:
         self.count = count
         self.entries: list[tuple[Tensor, Tensor, Tensor]] = []
         self.size = 0
-        self.limit = 4 * queries * count
+        self.limit = 2 * queries * count
 
     def add(self, query: Tensor, rows: Tensor, cosines: Tensor) -> None:
         self.entries.append((query, rows, cosines))
@@ -144,18 +194,17 @@ class _Candidates:
     def keep_best(self, margin: float) -> Tensor:
         """Forgets what cannot be among the best; returns the cosine (Q,) that others must reach."""
         query, rows, cosines = (torch.cat(parts) for parts in zip(*self.entries, strict=True))
-        order = cosines.argsort(descending=True)
-        order = order[query[order].argsort(stable=True)]  # by query, then best first
+        order = query.argsort(stable=True)
         query, rows, cosines = query[order], rows[order], cosines[order]
         sizes = query.bincount(minlength=self.queries)
-        last = sizes.cumsum(0) - sizes + self.count - 1  # (Q,) place of each query's last one in the best
-        threshold = torch.full((self.queries,), -torch.inf)
-        enough = sizes >= self.count
-        threshold[enough] = cosines[last[enough]] - margin
+        place = torch.arange(len(query)) - (sizes.cumsum(0) - sizes)[query]  # among its query's entries
+        table = torch.full((self.queries, max(self.count, int(sizes.max()))), -torch.inf)
+        table[query, place] = cosines
+        threshold = table.topk(self.count).values[:, -1] - margin  # (Q,), -inf where entries are too few
         kept = cosines >= threshold[query]
         self.entries = [(query[kept], rows[kept], cosines[kept])]
         self.size = int(kept.sum())
-        self.limit = max(4 * self.queries * self.count, 2 * self.size)  # ties may be many
+        self.limit = max(2 * self.queries * self.count, 2 * self.size)  # ties may be many
         return threshold
 
     def rows(self) -> list[Tensor]:

@@ -239,13 +239,15 @@ class StoredGallery:
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:
     """Rows (n,) of the matrix whose parts, beginning at `starts`, are `segments`: (n, D)."""
-    order = rows.argsort()
-    ascending = rows[order]
-    ends = torch.searchsorted(ascending, torch.tensor(starts)).tolist()  # of each segment's share
+    if len(segments) == 1:
+        return segments[0][rows]
+    ascending, order = rows.sort()
+    bounds = torch.searchsorted(ascending, torch.tensor(starts))  # of each segment's share
+    counts = bounds.diff()
+    local = ascending - torch.tensor(starts[:-1]).repeat_interleave(counts)
+    asked = zip(segments, local.split(counts.tolist()), strict=True)
     gathered = torch.empty(len(rows), segments[0].shape[1], dtype=segments[0].dtype)
-    for segment, start, first, last in zip(segments, starts, ends, ends[1:], strict=False):
-        if first < last:
-            gathered[order[first:last]] = segment[ascending[first:last] - start]
+    gathered[order] = torch.cat([segments[0][:0], *(segment[own] for segment, own in asked if len(own))])
     return gathered
 
 

@@ -40,6 +40,15 @@ LAYERS = {
     "service": {
         "pab",
         "figure_drawing",
+        "retrieval_models.interface",
+        "retrieval_models.loading",
+        "retrieval_models.dual_encoder",
+        "retrieval_models.pair_processor",
+        "retrieval_models.transformers_encoders",
+        "retrieval_models.blip",
+        "retrieval_models.open_clip_encoders",
+        "retrieval_models.llm2clip",
+        "retrieval_models.vision_language_matcher",
         "scene_drawing",
         "synthetic_worlds",
         "synthetic_pab",
@@ -56,6 +65,7 @@ LAYERS = {
         "gallery.milvus_index",
         "gallery.indexes",
         "packed_layers",
+        "packed_swin",
         "fast_matching",
         "fast_encoding",
         "lora",
@@ -122,7 +132,13 @@ DISK_CALLS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "f
 # The name under which the Hub finds a class has to be set where the class is defined.
 IMPORT_TIME_CALLS = {"register_for_auto_class"}
 # Distributions whose import name is another one.
-IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "MarkupSafe": "markupsafe", "faiss-cpu": "faiss"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "Jinja2": "jinja2",
+    "MarkupSafe": "markupsafe",
+    "faiss-cpu": "faiss",
+    "open_clip_torch": "open_clip",
+}
 # What search must do without, and the extra that each of these files may need beyond the core.
 CORE = {
     *(
@@ -131,6 +147,7 @@ CORE = {
         "fast_matching",
         "fast_encoding",
         "packed_layers",
+        "packed_swin",
         "score_files",
         "rerank_scores",
         "fuse_scores",
@@ -138,7 +155,12 @@ CORE = {
     *(f"gallery.{name}" for name in ("pictures", "manifest", "shards", "stored_gallery")),
     *(f"gallery.{name}" for name in ("building", "image_tokens", "exact_index", "indexes")),
 }
-OWN_EXTRA = {"gallery.faiss_index": "index", "gallery.milvus_index": "milvus"}
+OWN_EXTRA = {
+    "gallery.faiss_index": "index",
+    "gallery.milvus_index": "milvus",
+    "retrieval_models.open_clip_encoders": "baselines",
+    "retrieval_models.llm2clip": "baselines",
+}
 
 
 def layer_of(module: str) -> str | None:

@@ -61,11 +61,19 @@ def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: 
 # Exact search
 
 
-@pytest.mark.parametrize("onednn", [True, False])
+@pytest.fixture
+def small_spans(monkeypatch):
+    """So that a gallery of some hundred rows is looked through in several steps."""
+    for name, rows in (("BLOCK_ROWS", 64), ("SPAN_ROWS", 192), ("GROUP_ROWS", 8)):
+        monkeypatch.setattr(exact_index, name, rows)
+
+
+@pytest.mark.parametrize("product", ["torch", "fp32", "bf16"])
 @pytest.mark.parametrize(("queries", "count"), [(1, 1), (5, 17), (32, 128), (3, 900)])
-def test_exact_search_is_a_sort_in_double(monkeypatch, queries, count, onednn):
-    monkeypatch.setattr(exact_index, "BLOCK_ROWS", 64)
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+def test_exact_search_is_a_sort_in_double(monkeypatch, small_spans, queries, count, product):
+    if product == "torch":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
     images, texts = clustered(900, 16), unit(queries, 16)
     images[500:700] = images[:200].clone()  # every one of these twice
     ids = [f"picture {row}" for row in range(900)]
@@ -77,7 +85,29 @@ def test_exact_search_is_a_sort_in_double(monkeypatch, queries, count, onednn):
         assert torch.equal(cosines, expected_cosines[:, :count])
 
 
-def test_exact_search_where_all_pictures_are_equal():
+@pytest.mark.parametrize("sizes", [[900], [100] * 9])
+def test_exact_search_where_most_spans_hold_nothing_of_interest(small_spans, sizes):
+    texts = unit(2, 16)
+    images = F.normalize(unit(900, 16) - 3 * texts.sum(dim=0), dim=1)
+    images[:30] = F.normalize(texts[0] + unit(30, 16), dim=1)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(sizes), torch.tensor([id_hash(name) for name in ids]))
+    assert torch.equal(index.search(texts, 5)[0], rank_by_embeddings(texts, images, ids)[0][:, :5])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_filter_keeps_every_pair_that_reaches_the_threshold_and_few_others(monkeypatch, dtype):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: dtype == torch.bfloat16)
+    images, texts = unit(5000, 64), unit(7, 64)
+    cosines = (images.double() @ texts.double().t()).float()
+    threshold = cosines.topk(100, dim=0).values[-1]
+    rows, query = exact_index.SpanFilter(texts)(images.split(700), threshold - 1e-5)
+    found = set(zip(rows.tolist(), query.tolist(), strict=True))
+    assert len(found) == len(rows) < 1.5 * 700
+    assert found >= {tuple(pair) for pair in (cosines >= threshold).nonzero().tolist()}
+
+
+def test_exact_search_where_all_pictures_are_equal(small_spans):
     images = unit(1, 16).expand(500, 16).contiguous()
     hashes = torch.randperm(500)
     rows, cosines = ExactIndex([images], hashes).search(unit(3, 16), 20)

@@ -20,11 +20,15 @@ class FineTuningArguments:
     data_root: str = field(metadata={"help": "PAB's folder, with annotation/ and train/ in it"})
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
     model_name_or_path: str | None = flag(
-        None, "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file)"
+        None,
+        "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file), or "
+        "another retrieval model: a CLIP, SigLIP or BLIP, open_clip:ARCHITECTURE/PRETRAINED, ...",
     )
     config_name: str | None = flag(
         None, "in place of a model: folder with a config and a processor, to start from random weights"
     )
+    trust_remote_code: bool = flag(False, "run the code that comes with the model")
+    revision: str | None = flag(None, "commit of the model's Hub repository")
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
     resume_from_checkpoint: str | None = flag(
         None,
@@ -146,7 +150,8 @@ class FineTuningArguments:
     lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
     lora_targets: str | None = flag(
         None,
-        "with LoRA: regular expression of the layers' names; left out: queries and values of all encoders",
+        "with LoRA: regular expression of the layers' names, or all-linear; left out: queries and values of "
+        "all encoders",
     )
     merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
 

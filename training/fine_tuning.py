@@ -34,6 +34,8 @@ from tpas.lora import add_lora, check_architecture, is_adapter, load_model
 from tpas.modeling_tpas import TEMPERATURE_RANGE, TPASModel
 from tpas.pab import load_pab, source_videos
 from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor, can_match
+from tpas.retrieval_models.loading import is_tpas, load_retrieval_model
 from tpas.retrieval_stages import encode_texts, resolve_shortlist
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.averaging import WeightAverages
@@ -72,7 +74,7 @@ ENDED_BY_SIGTERM = 143
 POOL_OF_A_DIVERSE_SUBSET = 20  # times its size
 
 
-def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor, set[str]]:
+def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, RetrievalProcessor, set[str]]:
     """The start model in fp32, its processor, and the names of the parameters that its checkpoint lacks.
 
     With random weights no parameter is newer than another: the set is empty.
@@ -82,15 +84,22 @@ def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor
             it is an adapter and another one is asked for.
     """
     name, missing = arguments.model_name_or_path, set()
+    if name is not None and is_adapter(name) and arguments.lora_rank:
+        raise ValueError(
+            f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which is in "
+            "no folder: start from the whole model that --merge writes"
+        )
+    if name is not None and not is_tpas(name):
+        model, processor = load_retrieval_model(
+            name, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
+        )
+        refuse_with_other_models(arguments, model)
+        model.train_all()
+        return model, processor, missing
     if name is None:
         name = arguments.config_name
         model = TPASModel(TPASConfig.from_pretrained(name))
     elif is_adapter(name):
-        if arguments.lora_rank:
-            raise ValueError(
-                f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which "
-                "is in no folder: start from the whole model that --merge writes"
-            )
         model = load_model(name, dtype=torch.float32).requires_grad_(True)  # peft left it frozen
     else:
         check_architecture(name)
@@ -106,8 +115,22 @@ def load_start(arguments: FineTuningArguments) -> tuple[TPASModel, TPASProcessor
     return model, processor, missing
 
 
+def refuse_with_other_models(arguments: FineTuningArguments, model: RetrievalModel) -> None:
+    """Raises ValueError for what TPAS models alone have, or matching models alone, and this one has not."""
+    standard = FineTuningArguments(data_root="", output_dir="", model_name_or_path="")
+    of_ours = ("masked_language_modelling_weight", "layer_decay", "torch_compile")
+    of_matching = () if can_match(model) else ("counterparts", "negatives", "fusion_weight")
+    for names, models in ((of_ours, "TPAS models"), (of_matching, "models with a stage 2 of their own")):
+        for name in names:
+            if (value := getattr(arguments, name)) != getattr(standard, name):
+                raise ValueError(f"--{name} {value} is for {models}, and {model.name_or_path} is none")
+
+
 def load_training_pairs(
-    arguments: FineTuningArguments, model: TPASModel, processor: TPASProcessor, accelerator: Accelerator
+    arguments: FineTuningArguments,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
+    accelerator: Accelerator,
 ) -> tuple[Dataset, list[int] | None]:
     """The pairs to train on, all but the held-out ones or the subset that is asked for.
 
@@ -145,7 +168,7 @@ def load_training_pairs(
 def build_loader(
     arguments: FineTuningArguments,
     dataset: Dataset,
-    processor: TPASProcessor,
+    processor: RetrievalProcessor,
     accelerator: Accelerator,
     generator: torch.Generator,
 ) -> tuple[TrainingPairs, DataLoader]:
@@ -201,7 +224,7 @@ def build_loader(
 
 
 def build_objective(
-    arguments: FineTuningArguments, model: TPASModel, processor: TPASProcessor
+    arguments: FineTuningArguments, model: RetrievalModel, processor: RetrievalProcessor
 ) -> FineTuningObjective:
     """The model, or a new adapter over it, with the losses that are switched on."""
     network = model
@@ -258,7 +281,10 @@ def number_of_steps(arguments: FineTuningArguments, batch_of_step: int, steps_pe
 
 
 def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
-    """Raises ValueError for what needs whole weights where FSDP has cut them."""
+    """Raises ValueError for what needs whole weights where FSDP has cut them, and for models of others."""
+    name = arguments.model_name_or_path
+    if name is not None and not is_tpas(name):
+        raise ValueError(f"FSDP is for TPAS models, and {name} is none: use configs/multi_gpu.yaml")
     for name in ("cached_chunk_size", "ema_decay", "average_last_epochs", "masked_language_modelling_weight"):
         if getattr(arguments, name):
             raise ValueError(
@@ -268,7 +294,7 @@ def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
 
 def whole_model(
     accelerator: Accelerator, objective: nn.Module, template: nn.Module | None
-) -> TPASModel | PeftModel:
+) -> RetrievalModel | PeftModel:
     """The trained model; where FSDP has cut it, `template` with its weights. Every process must ask."""
     model = accelerator.unwrap_model(objective, keep_torch_compile=False).model
     if template is None:
@@ -277,14 +303,14 @@ def whole_model(
     return template
 
 
-def temperature_of(network: TPASModel) -> float:
+def temperature_of(network: RetrievalModel) -> float:
     """The contrastive temperature, also where FSDP has cut it; then every process must ask."""
     value = network.temperature.value.detach()
     value = value.full_tensor() if isinstance(value, DTensor) else value
     return value.clamp(*TEMPERATURE_RANGE).item()
 
 
-def network_of(model: TPASModel | PeftModel) -> TPASModel:
+def network_of(model: RetrievalModel | PeftModel) -> RetrievalModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
@@ -449,7 +475,7 @@ def train(arguments: FineTuningArguments) -> None:
         path = save_checkpoint(accelerator, checkpoints, progress, settings, kept, averages.save)
         logger.info("checkpoint %s", path)
 
-    def evaluate_and_keep(model: TPASModel | PeftModel, weights: str | None = None) -> None:
+    def evaluate_and_keep(model: RetrievalModel | PeftModel, weights: str | None = None) -> None:
         """Logs what the model is worth; the best so far becomes best/."""
         result = evaluate(
             network_of(model),
@@ -571,7 +597,9 @@ def train(arguments: FineTuningArguments) -> None:
     if arguments.merge and accelerator.is_main_process:
         chosen = output_dir / ("last" if benchmark is None else "best")
         # In fp32, as it was trained, whatever the start is kept in.
-        merged = load_model(str(chosen), dtype=torch.float32)
+        merged, _ = load_retrieval_model(
+            str(chosen), trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
+        )
         save_model(merged, processor, output_dir / "merged")
     if skip_bad_images:
         everywhere = sorted(set(gather_object(sorted(skipped))))
@@ -617,7 +645,7 @@ def best_evaluation(log_file: Path) -> dict[str, Any]:
     """The stages of the evaluation by which best/ was chosen: the first with the greatest Recall@1."""
     entries = map(json.loads, log_file.read_text(encoding="utf-8").splitlines())
     evaluations = [entry["evaluation"] for entry in entries if "evaluation" in entry]
-    final_stage = "fused" if "fused" in evaluations[0] else "matching"
+    final_stage = next(stage for stage in ("fused", "matching", "embeddings") if stage in evaluations[0])
     return max(evaluations, key=lambda stages: stages[final_stage]["all"]["recall@1"])
 
 
