@@ -3,15 +3,16 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY = .venv/.installed
 
-.PHONY: help demo test bench quality style clean
+.PHONY: help demo test bench docs quality style clean
 
 help:
 	@echo "make demo     draw a small PAB, fine-tune on it, evaluate, and write outputs/demo/index.html"
 	@echo "make test     run the tests"
 	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
+	@echo "make docs     write the API reference into outputs/docs, from the docstrings"
 	@echo "make quality  check style and imports (changes nothing)"
 	@echo "make style    repair style and order imports"
-	@echo "make clean    remove .venv, the demo's and benchmarks' output and every cache"
+	@echo "make clean    remove .venv, the demo's, benchmarks' and docs' output and every cache"
 	@echo "The first one sets up .venv with the versions of constraints.txt; PYTHON=... chooses the interpreter."
 
 $(READY): constraints.txt pyproject.toml
@@ -32,6 +33,9 @@ test: $(READY)
 bench: $(READY)
 	.venv/bin/python benchmarks/speed_and_memory.py --output_dir outputs/bench
 
+docs: $(READY)
+	.venv/bin/pdoc --docformat google --output-directory outputs/docs tpas
+
 quality: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -41,5 +45,5 @@ style: $(READY)
 	.venv/bin/ruff format .
 
 clean:
-	rm -rf .venv outputs/demo outputs/bench build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv outputs/demo outputs/bench outputs/docs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

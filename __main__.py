@@ -1,12 +1,26 @@
-"""`tpas <command>`: every command of the repository under one name."""
+"""Text-based person anomaly search: a sentence in, the matching pictures out of a large gallery.
 
-import sys
+tpas search gallery "a woman in a red coat is lying on the pavement" --model demo_start
+"""
+
+from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
 
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from tpas.command_line import CommandLine
+
+# Each module has an `app`; it is imported when its command is asked for.
 COMMANDS = {
     "demo": ("demo", "draw a small PAB, fine-tune on it, evaluate, and write a page"),
     "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
-    "train": ("train_accelerate", "fine-tune on PAB, in one process; `accelerate launch` takes several"),
+    "train": (
+        "train_accelerate",
+        "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
+    ),
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
     "gallery": ("manage_gallery", "encode pictures into a gallery; append to it, delete from it"),
     "search": ("search_gallery", "find the pictures of a gallery that answer a text"),
@@ -17,22 +31,44 @@ COMMANDS = {
     "draw": ("synthetic_pab", "draw a small PAB"),
     "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
 }
-USAGE = "usage: tpas COMMAND ...\n\ncommands (tpas COMMAND --help tells more):\n" + "\n".join(
-    f"  {name:<10}{about}" for name, (_, about) in COMMANDS.items()
-)
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = sys.argv[1:] if argv is None else argv
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return
-    name, *rest = arguments
-    if name not in COMMANDS:
-        raise SystemExit(f"tpas: no command {name!r}\n\n{USAGE}")
-    module = import_module(f"tpas.{COMMANDS[name][0]}")
-    sys.argv[0] = f"tpas {name}"  # what the command's own help calls it
-    sys.exit(module.main(rest))
+class LazyGroup(TyperGroup):
+    """Knows its commands by name and line of help; loads the one that is called or completed."""
+
+    def __init__(self, **settings: Any):
+        lines = [TyperCommand(name, short_help=about) for name, (_, about) in COMMANDS.items()]
+        super().__init__(**settings | {"commands": lines})
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
+        name, command, rest = super().resolve_command(ctx, args)
+        if command is not None:
+            module = import_module(f"tpas.{COMMANDS[name][0]}")
+            command = typer.main.get_command(module.app)
+        return name, command, rest
+
+
+app = CommandLine("tpas", __doc__, cls=LazyGroup, add_completion=True)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tpas {version('tpas')}")
+        raise typer.Exit
+
+
+@app.callback()
+def tpas(
+    debug: Annotated[bool, typer.Option("--debug", help="show the trace of an error")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="show the version", callback=show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before the command; `--debug` is read where errors are told."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,32 @@ Reads what `tpas evaluate --output` wrote, aligns the queries by id, and prints 
 difference, its 95 % bootstrap interval over queries, and the two-sided p-value of a paired permutation test.
 """
 
-import argparse
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from tpas.evaluation.result_files import Outcomes, read_outcomes, write_json
-from tpas.evaluation.significance import LEVEL, PERMUTATIONS, RESAMPLES, paired_comparison
-from tpas.evaluation.tables import STAGE_NAMES
+from typer import Argument, Option
+
+from tpas.command_line import CommandLine, CommandResult, WrongUsage
+from tpas.evaluation.arguments import STAGE_NAMES
+
+if TYPE_CHECKING:
+    from tpas.evaluation.result_files import Outcomes
+
+Stage = StrEnum("Stage", [(name, name) for name in STAGE_NAMES])  # which typer takes several of
+
+app = CommandLine("tpas compare", __doc__)
 
 
-def compare(first: Outcomes, second: Outcomes, seed: int) -> dict[str, dict[str, float]]:
+def paired_figures(first: "Outcomes", second: "Outcomes", seed: int) -> dict[str, dict[str, float]]:
     """The paired comparison of two systems; see `paired_comparison`.
 
     Raises:
         ValueError: they were measured on different data, or share no cutoff.
     """
+    from tpas.evaluation.significance import paired_comparison
+
     if first.data_fingerprint != second.data_fingerprint:
         raise ValueError(
             f"{first.path} (data {first.data_fingerprint}) and {second.path} (data "
@@ -39,6 +50,8 @@ def compare(first: Outcomes, second: Outcomes, seed: int) -> dict[str, dict[str,
 
 def format_comparison(comparison: dict[str, dict[str, float]]) -> str:
     """Aligned rows of text, figures in percent, differences in points."""
+    from tpas.evaluation.significance import LEVEL
+
     lines = [f"{'':<12}{'first':>8}{'second':>8}{'points':>8}{f'{LEVEL:.0%} interval':>20}{'p':>9}"]
     for name, row in comparison.items():
         interval = f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
@@ -49,48 +62,41 @@ def format_comparison(comparison: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+@app.command()
+def compare(
+    first: Annotated[Path, Argument(metavar="A.json", help="the baseline")],
+    second: Annotated[Path, Argument(metavar="B.json", help="what may be better")],
+    stage: Annotated[list[Stage], Option(help="of both, or of the first and of the second")] = (Stage.sca,),
+    seed: Annotated[int, Option(help="of the resampling", min=0)] = 0,
+    output: Annotated[Path | None, Option(help="write the comparison, JSON")] = None,
+) -> CommandResult:
+    from tpas.evaluation.result_files import read_outcomes, write_json
+    from tpas.evaluation.significance import LEVEL, PERMUTATIONS, RESAMPLES
+
+    if len(stage) > 2:
+        raise WrongUsage(f"--stage takes one stage or two, got {len(stage)}")
+    systems = read_outcomes(first, stage[0].value), read_outcomes(second, stage[-1].value)
+    figures = paired_figures(*systems, seed)
+    content = {
+        name: {"path": str(system.path), "stage": system.stage}
+        for name, system in zip(("first", "second"), systems, strict=True)
+    }
+    lines = [f"{name}: {of['path']}, {STAGE_NAMES[of['stage']]}" for name, of in content.items()]
+    queries = len(systems[0].relevant_ranks)
+    lines.append(f"{queries:,} queries\n\n{format_comparison(figures)}")
+    content |= {
+        "data_fingerprint": systems[0].data_fingerprint,
+        "queries": queries,
+        "settings": {"level": LEVEL, "resamples": RESAMPLES, "permutations": PERMUTATIONS, "seed": seed},
+        "figures": figures,
+    }
+    if output is not None:
+        write_json(output, content)
+    return CommandResult(content, "\n".join(lines))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="tpas compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("first", type=Path, metavar="A.json", help="the baseline")
-    add("second", type=Path, metavar="B.json", help="what may be better")
-    add(
-        "--stage",
-        nargs="+",
-        choices=list(STAGE_NAMES),
-        default=["sca"],
-        help="of both, or of the first and of the second (default: sca)",
-    )
-    add("--seed", type=int, default=0, help="of the resampling (default: 0)")
-    add("--output", type=Path, metavar="JSON", help="write the comparison")
-    arguments = parser.parse_args(argv)
-    if len(arguments.stage) > 2:
-        parser.error(f"--stage takes one stage or two, got {len(arguments.stage)}")
-    stages = arguments.stage[0], arguments.stage[-1]
-    try:
-        first, second = (
-            read_outcomes(path, stage)
-            for path, stage in zip((arguments.first, arguments.second), stages, strict=True)
-        )
-        comparison = compare(first, second, arguments.seed)
-        for which, system in (("first", first), ("second", second)):
-            print(f"{which}: {system.path}, {STAGE_NAMES[system.stage]}")
-        print(f"{len(first.relevant_ranks):,} queries\n\n{format_comparison(comparison)}")
-        if arguments.output:
-            content = {
-                "first": {"path": str(first.path), "stage": first.stage},
-                "second": {"path": str(second.path), "stage": second.stage},
-                "data_fingerprint": first.data_fingerprint,
-                "queries": len(first.relevant_ranks),
-                "settings": {"level": LEVEL, "resamples": RESAMPLES, "permutations": PERMUTATIONS}
-                | {"seed": arguments.seed},
-                "figures": comparison,
-            }
-            write_json(arguments.output, content)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
+    app.run(argv)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""The whole path on drawn people, in minutes: ``python demo.py``.
+"""The whole path on drawn people, in minutes.
+
+    tpas demo --output_dir outputs/demo
 
 Draws a small PAB, evaluates the start checkpoint as it is (zero-shot), fine-tunes it through ``accelerate
 launch``, evaluates again, and writes ``index.html``: one page with the table, the loss curves, and ranked
 pictures. It runs the commands that a user of a real PAB would run; the page ends with them.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -16,15 +17,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tpas.report import CUTOFFS, Evaluation, build_report, stage_rows
+from typer import Option
+
+from tpas.command_line import CommandLine, CommandResult, WrongUsage
 from tpas.synthetic_pab import DEMO_WORLD, draw_pab
+
+if TYPE_CHECKING:
+    from tpas.report import Evaluation
 
 REPOSITORY = Path(__file__).resolve().parent
 STEPS = 5
@@ -73,7 +80,7 @@ QUICK = replace(
 Command = list[str | Path]
 
 
-class DemoError(Exception):
+class DemoError(RuntimeError):
     """A step that failed; `log` is the output of the command that did, if it was a command."""
 
     def __init__(self, message: str, log: Path | None = None) -> None:
@@ -85,8 +92,8 @@ class DemoError(Exception):
 class Experiment:
     """What the demo measures, before anything is made of it."""
 
-    zero_shot: Evaluation
-    fine_tuned: Evaluation
+    zero_shot: "Evaluation"
+    fine_tuned: "Evaluation"
     training_log: list[dict]
     data_root: Path
     commands: list[Command]
@@ -132,11 +139,14 @@ def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Comman
         "sca_confidence": settings.sca_confidence,
         "output": Path("evaluation", name, "results.json"),
         "rankings": Path("evaluation", name, "rankings.json"),
+        "plots": Path("evaluation", name, "plots"),
     }
     return [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(arguments)]
 
 
-def read_evaluation(folder: Path, name: str) -> Evaluation:
+def read_evaluation(folder: Path, name: str) -> "Evaluation":
+    from tpas.report import Evaluation
+
     written = folder / "evaluation" / name
     return Evaluation.read(written / "results.json", written / "rankings.json")
 
@@ -270,7 +280,8 @@ def reason_of_failure(output: str) -> str:
     errors = [
         line
         for line in lines
-        if re.match(r"([\w.]*(Error|Exception)|[\w.]+: error)\b", line) and "CalledProcessError" not in line
+        if re.match(r"tpas[\w ]*: |([\w.]*(Error|Exception)|[\w.]+: error)\b", line)
+        and "CalledProcessError" not in line
     ]
     return (errors or lines or [""])[-1]
 
@@ -285,10 +296,9 @@ class TrainingProgress:
 
     def read(self) -> list[dict]:
         """The finished lines so far."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        from tpas.training.log import read_training_log  # torch and accelerate take seconds to import
+
+        return read_training_log(self.path) if self.path.exists() else []
 
     def show(self) -> None:
         """Prints a line whenever another tenth of the steps is done."""
@@ -301,8 +311,10 @@ class TrainingProgress:
 # ------------------------------------------------------------------------------------------------- the result
 
 
-def format_table(zero_shot: Evaluation, fine_tuned: Evaluation) -> str:
+def format_table(zero_shot: "Evaluation", fine_tuned: "Evaluation") -> str:
     """The table of the page as text, in percent."""
+    from tpas.report import CUTOFFS, stage_rows
+
     header = f"{'':38}" + "".join(f"{name:>8}" for name in (*(f"R@{cutoff}" for cutoff in CUTOFFS), "mAP"))
     lines = [header]
     for model, evaluation in (("Zero-shot", zero_shot), ("Fine-tuned", fine_tuned)):
@@ -360,7 +372,7 @@ def publish(folder: Path, output_dir: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -> None:
+def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -> CommandResult:
     """The demo from the drawing to the page. `output_dir` is replaced when everything has succeeded."""
     check_output_dir(output_dir)
     folder = output_dir.with_name(f".{output_dir.name}.unfinished-{os.getpid()}")
@@ -381,16 +393,25 @@ def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -
         shutil.rmtree(folder, ignore_errors=True)
     failure_log.unlink(missing_ok=True)
 
-    print()
-    print(format_table(experiment.zero_shot, experiment.fine_tuned))
-    print()
-    print(f"{sum(experiment.durations.values()):.0f} s in all. Open {(output_dir / 'index.html').as_uri()}")
+    page, seconds = output_dir / "index.html", sum(experiment.durations.values())
+    return CommandResult(
+        {
+            "page": str(page),
+            "seconds": round(seconds, 1),
+            "zero_shot": experiment.zero_shot.results["stages"],
+            "fine_tuned": experiment.fine_tuned.results["stages"],
+        },
+        f"\n{format_table(experiment.zero_shot, experiment.fine_tuned)}\n\n"
+        f"{seconds:.0f} s in all. Open {page.as_uri()}",
+    )
 
 
 def write_page(
     experiment: Experiment, settings: DemoSettings, start: Path, seed: int, folder: Path, output_dir: Path
 ) -> None:
     """Writes `index.html` and the marker by which a later demo knows the folder."""
+    from tpas.report import build_report
+
     shown_start = start.relative_to(REPOSITORY) if start.is_relative_to(REPOSITORY) else start
     packages = ("tpas", "torch", "transformers", "accelerate", "datasets", "numpy", "pillow")
     context = {
@@ -411,52 +432,45 @@ def write_page(
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/demo"), help="default: outputs/demo")
-    parser.add_argument(
-        "--model_name_or_path",
-        type=Path,
-        default=REPOSITORY / "demo_start",
-        help="the model to start from, with its processor (default: demo_start/)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing and the fine-tuning (default: 0)")
-    parser.add_argument("--quick", action="store_true", help="a smoke test: everything small, nothing learnt")
-    for name in ("train_pairs", "test_pairs", "max_train_steps"):
-        small, usual = getattr(QUICK, name), getattr(DemoSettings, name)
-        parser.add_argument(f"--{name}", type=int, help=f"default: {usual}, with --quick {small}")
-    arguments = parser.parse_args(argv)
-    # Fewer than ten test pairs have no Recall@10.
-    for name, least in (
-        ("seed", 0),
-        ("train_pairs", 2),
-        ("test_pairs", max(CUTOFFS)),
-        ("max_train_steps", 1),
-    ):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            parser.error(f"argument --{name}: must be at least {least}, got {value}")
-    if not (arguments.model_name_or_path / "config.json").is_file():
-        parser.error(
-            f"no model in {arguments.model_name_or_path}: run the demo from a clone of the repository, which "
+app = CommandLine("tpas demo", __doc__)
+
+
+def _sized(name: str, least: int) -> Any:
+    small, usual = getattr(QUICK, name), getattr(DemoSettings, name)
+    return Option(help=f"default: {usual}, with --quick {small}", min=least)
+
+
+@app.command()
+def demo(
+    output_dir: Annotated[Path, Option(help="replaced if it is an earlier demo's")] = Path("outputs/demo"),
+    model_name_or_path: Annotated[
+        Path, Option(help="the model to start from, with its processor", show_default="demo_start/")
+    ] = REPOSITORY / "demo_start",
+    seed: Annotated[int, Option(help="of the drawing and the fine-tuning", min=0)] = 0,
+    quick: Annotated[bool, Option(help="a smoke test: everything small, nothing learnt")] = False,
+    train_pairs: Annotated[int | None, _sized("train_pairs", 2)] = None,
+    test_pairs: Annotated[int | None, _sized("test_pairs", 10)] = None,  # fewer have no Recall@10
+    max_train_steps: Annotated[int | None, _sized("max_train_steps", 1)] = None,
+) -> CommandResult:
+    if not (model_name_or_path / "config.json").is_file():
+        raise WrongUsage(
+            f"no model in {model_name_or_path}: run the demo from a clone of the repository, which "
             "has demo_start/, or name another with --model_name_or_path"
         )
-    return arguments
-
-
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    settings = QUICK if arguments.quick else DemoSettings()
-    given = {name: getattr(arguments, name) for name in ("train_pairs", "test_pairs", "max_train_steps")}
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    start, output_dir = arguments.model_name_or_path.resolve(), arguments.output_dir.resolve()
+    given = {"train_pairs": train_pairs, "test_pairs": test_pairs, "max_train_steps": max_train_steps}
+    settings = replace(
+        QUICK if quick else DemoSettings(),
+        **{name: value for name, value in given.items() if value is not None},
+    )
     try:
         with ending_tidily():
-            run_demo(settings, start, arguments.seed, output_dir)
-    except (DemoError, OSError) as error:
-        raise SystemExit(f"demo: {error}") from error
+            return run_demo(settings, model_name_or_path.resolve(), seed, output_dir.resolve())
     except KeyboardInterrupt:
-        raise SystemExit("demo: interrupted, nothing was written") from None
+        raise KeyboardInterrupt("interrupted, nothing was written") from None
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,13 @@ weighted sum it then counts with the lowest score that the file gives the query;
 that file adds nothing to it.
 """
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
+from typer import Argument, Option
+
+from tpas.command_line import CommandLine, CommandResult, WrongUsage
 from tpas.fusion import SystemScores, reciprocal_rank, weighted_sum
 from tpas.score_files import (
     ScoreFile,
@@ -23,50 +27,51 @@ from tpas.score_files import (
     write_score_file,
 )
 
+app = CommandLine("tpas fuse", __doc__)
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="tpas fuse",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("scores", type=Path, nargs="+", metavar="SCORES", help="two or more score files")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a score file to write")
-    rule = parser.add_mutually_exclusive_group(required=True)
-    rule.add_argument("--weights", type=float, nargs="+", metavar="W", help="one for each file, >= 0")
-    rule.add_argument("--rrf", action="store_true", help="reciprocal rank fusion")
-    parser.add_argument("--rrf_k", type=int, metavar="K", help="its constant, default 60")
-    parser.add_argument(
-        "--top_k", type=int, metavar="K", help="write lists of so many images (default: all that were scored)"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        if len(arguments.scores) < 2:
-            raise ValueError("fusion needs two score files or more")
-        if arguments.rrf_k is not None and not arguments.rrf:
-            raise ValueError("--rrf_k has no effect with --weights")
-        check_suffix(arguments.output)
-        files = [read_score_file(path) for path in arguments.scores]
-        for path, content in zip(arguments.scores, files, strict=True):
-            print(f"{path}: {content.describe()}")
-            if content.settled:
-                raise ValueError(f"{path}: first answers are settled already: fuse first, settle the result")
-        names = list(map(str, arguments.scores))
-        # Equal scores of a dense file are ranked by column, so columns must not follow names.
-        first = align_gallery(files[0], names[0], by_digest(files[0].gallery_ids), names[0])
-        files = align([first, *files[1:]], names)
-        systems = [SystemScores(content.scores, content.indices) for content in files]
-        if arguments.rrf:
-            constant = 60 if arguments.rrf_k is None else arguments.rrf_k
-            fused = reciprocal_rank(systems, constant=constant, top_k=arguments.top_k)
-        else:
-            fused = weighted_sum(systems, arguments.weights, top_k=arguments.top_k)
-        content = ScoreFile(fused.scores, fused.indices, first.query_ids, first.gallery_ids)
-        write_score_file(arguments.output, content)
-    except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
-    print(f"{arguments.output}: {content.describe()}")
+
+@app.command()
+def fuse(
+    scores: Annotated[list[Path], Argument(metavar="SCORES", help="two or more score files")],
+    output: Annotated[Path, Option(help="a score file to write")],
+    weights: Annotated[list[float] | None, Option(help="one for each file, >= 0")] = None,
+    rrf: Annotated[bool, Option(help="reciprocal rank fusion, in place of weights")] = False,
+    rrf_k: Annotated[int | None, Option(help="its constant, default 60")] = None,
+    top_k: Annotated[
+        int | None, Option(help="write lists of so many images (default: all that were scored)")
+    ] = None,
+) -> CommandResult:
+    if (weights is None) != rrf:
+        raise WrongUsage("give either --weights or --rrf")
+    if rrf_k is not None and not rrf:
+        raise WrongUsage("--rrf_k has no effect with --weights")
+    if len(scores) < 2:
+        raise WrongUsage("fusion needs two score files or more")
+    check_suffix(output)
+    files = [read_score_file(path) for path in scores]
+    lines = []
+    for path, content in zip(scores, files, strict=True):
+        lines.append(f"{path}: {content.describe()}")
+        if content.settled:
+            raise ValueError(f"{path}: first answers are settled already: fuse first, settle the result")
+    names = list(map(str, scores))
+    # Equal scores of a dense file are ranked by column, so columns must not follow names.
+    first = align_gallery(files[0], names[0], by_digest(files[0].gallery_ids), names[0])
+    files = align([first, *files[1:]], names)
+    systems = [SystemScores(content.scores, content.indices) for content in files]
+    if rrf:
+        fused = reciprocal_rank(systems, constant=60 if rrf_k is None else rrf_k, top_k=top_k)
+    else:
+        fused = weighted_sum(systems, weights, top_k=top_k)
+    content = ScoreFile(fused.scores, fused.indices, first.query_ids, first.gallery_ids)
+    write_score_file(output, content)
+    lines.append(f"{output}: {content.describe()}")
+    written = {"output": str(output), "queries": len(first.query_ids), "images": len(first.gallery_ids)}
+    return CommandResult(written, "\n".join(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
 
 
 if __name__ == "__main__":

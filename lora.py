@@ -1,7 +1,7 @@
-"""Low-rank adaptation (LoRA, https://arxiv.org/abs/2106.09685) of TPAS models, by peft.
+"""Low-rank adaptation (LoRA, https://arxiv.org/abs/2106.09685) by peft, of TPAS and other retrieval models.
 
-An adapter is a few megabytes beside its start model: low-rank updates of the attention of all three encoders,
-and the small heads and the temperature whole. `load_model` takes adapters and whole models alike.
+An adapter is a few megabytes beside its start model: low-rank updates of the attention of all encoders, and
+the small heads and the temperature whole. `load_model` takes adapters and whole TPAS models alike.
 """
 
 import re
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME
+from torch import nn
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
@@ -20,6 +21,7 @@ from tpas.modeling_tpas import TPASModel
 # Queries and values of the three encoders: Swin names them one way, BERT and the cross-modal encoder another.
 DEFAULT_TARGETS = r".*\.(q_proj|v_proj|query|value)"
 TRAINED_WHOLE = ["image_projection", "text_projection", "matching_head", "temperature"]
+EVERY_LINEAR_LAYER = "all-linear"
 
 
 @contextmanager
@@ -31,34 +33,51 @@ def _quietly() -> Iterator[None]:
 
 
 def add_lora(
-    model: TPASModel, rank: int, alpha: float, dropout: float, targets: str | None = None
+    model: nn.Module, rank: int, alpha: float, dropout: float, targets: str | None = None
 ) -> PeftModel:
     """Freezes the model but for its heads and temperature, and adds trainable low-rank updates.
 
     Args:
+        model: a `TPASModel`, or another that says its own `lora_targets` and `trained_with_lora`.
         alpha: the updates are scaled by alpha / rank.
-        targets: a regular expression of module names; `None`: `DEFAULT_TARGETS`.
+        targets: a regular expression of module names; "all-linear": every linear layer but the heads;
+            `None`: queries and values.
 
     Raises:
         ValueError: no module has such a name, or it is no regular expression.
     """
-    targets = targets or DEFAULT_TARGETS
-    try:
-        re.compile(targets)
-    except re.error as error:
-        raise ValueError(f"--lora_targets {targets!r} is no regular expression: {error}") from error
+    whole = list(getattr(model, "trained_with_lora", TRAINED_WHOLE))
+    layers: str | list[str] = targets or getattr(model, "lora_targets", DEFAULT_TARGETS)
+    if targets == EVERY_LINEAR_LAYER:
+        layers = linear_layers(model, whole)
+    else:
+        try:
+            re.compile(layers)
+        except re.error as error:
+            raise ValueError(f"--lora_targets {targets!r} is no regular expression: {error}") from error
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=targets,
-        modules_to_save=TRAINED_WHOLE,
+        target_modules=layers,
+        modules_to_save=whole,
     )
     try:
         with _quietly():
             return get_peft_model(model, config)
     except ValueError as error:
-        raise ValueError(f"--lora_targets {targets!r} fits no layer of the model: {error}") from error
+        raise ValueError(f"--lora_targets {layers!r} fits no layer of the model: {error}") from error
+
+
+def linear_layers(model: nn.Module, but: list[str]) -> list[str]:
+    """The names of all linear layers but those in the modules `but` and inside torch's own attention."""
+    skipped = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and not any(name == part or name.startswith(f"{part}.") for part in (*but, *skipped))
+    ]
 
 
 def is_adapter(name: str) -> bool:
@@ -87,11 +106,21 @@ def load_model(name: str, dtype: torch.dtype | None = None) -> TPASModel:
     if not is_adapter(name):
         check_architecture(name)
         return TPASModel.from_pretrained(name, **settings)
-    start = PeftConfig.from_pretrained(name).base_model_name_or_path
+    start = start_of_adapter(name)
     try:
         check_architecture(start)
         model = TPASModel.from_pretrained(start, **settings)
     except OSError as error:
         raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
+    return merge_adapter(model, name)
+
+
+def start_of_adapter(name: str) -> str:
+    """The folder or Hub name of the model that an adapter's folder belongs to."""
+    return PeftConfig.from_pretrained(name).base_model_name_or_path
+
+
+def merge_adapter(model: nn.Module, name: str) -> nn.Module:
+    """The model with the adapter's updates in its weights."""
     with _quietly():
         return PeftModel.from_pretrained(model, name).merge_and_unload()

@@ -1,138 +1,205 @@
 """Makes and keeps a gallery: pictures encoded once into a directory, which `tpas search` then searches.
 
-    tpas gallery build PICTURES --model MODEL --path GALLERY
-    tpas gallery append MORE_PICTURES --model MODEL --path GALLERY
-    tpas gallery delete GALLERY ID [ID ...]
-    tpas gallery index GALLERY --index faiss
-    tpas gallery info GALLERY --verify
+    tpas gallery build pictures --model demo_start --path gallery
 
 `accelerate launch manage_gallery.py build ...` shares the encoding out over processes and machines.
 """
 
-import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
-from accelerate import Accelerator
+from typer import Argument, Option
 
-from tpas.gallery.faiss_index import has_faiss_index
-from tpas.gallery.manifest import GalleryError
-from tpas.lora import load_model
-from tpas.processing_tpas import TPASProcessor
-from tpas.search import Gallery
+from tpas.command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Make and keep a gallery of pictures.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, about in (
-        ("build", "encode a folder of pictures; goes on where a killed build stopped"),
-        ("append", "encode the pictures whose ids a gallery lacks"),
-    ):
-        command = commands.add_parser(name, help=about)
-        add = command.add_argument
-        add("images", help="the folder of pictures; ids are paths below it")
-        add("--model", required=True, help="a model or adapter: its folder, or its name on the Hub")
-        add("--path", required=True, help="the gallery's directory")
-        add("--shard_size", type=int, default=512, help="pictures in a file (default: 512)")
-        add("--batch_size", type=int, default=16, help="pictures in one forward pass (default: 16)")
-        add("--workers", type=int, default=2, help="threads that read pictures (default: 2)")
-        if name == "build":
-            add(
-                "--tokens",
-                choices=["float16", "float32", "none"],
-                default="float16",
-                help="how the image tokens are kept; none: computed again for each search (default: float16)",
-            )
-            add("--thumbnail_size", type=int, help="keep small copies, this many pixels wide or high at most")
-    command = commands.add_parser("delete", help="remove pictures and what was computed from them")
-    command.add_argument("path", help="the gallery's directory")
-    command.add_argument("ids", nargs="+", metavar="ID")
-    command = commands.add_parser("index", help="build or renew an index for large galleries")
-    command.add_argument("path", help="the gallery's directory")
-    command.add_argument(
-        "--index", required=True, help="faiss, or a Milvus address (http://host:19530; *.db for milvus-lite)"
-    )
-    command.add_argument("--texts", help="file of texts, one a line, that a faiss index is set by")
-    command.add_argument("--model", help="the gallery's model; only --texts needs it")
-    command = commands.add_parser("info", help="say what a gallery holds")
-    command.add_argument("path", help="the gallery's directory")
-    command.add_argument("--verify", action="store_true", help="compare every file with its checksum")
-    command.add_argument("--unreadable", action="store_true", help="list the pictures that could not be read")
-    return parser.parse_args(argv)
+    from tpas.modeling_tpas import TPASModel
+    from tpas.processing_tpas import TPASProcessor
+    from tpas.search import Gallery
+
+app = CommandLine("tpas gallery", __doc__)
+
+Images = Annotated[Path, Argument(help="the folder of pictures; ids are paths below it")]
+Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
+Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
+Existing = Annotated[Path, Argument(help="the gallery's directory")]
+ShardSize = Annotated[int, Option("--shard_size", help="pictures in a file")]
+BatchSize = Annotated[int, Option("--batch_size", help="pictures in one forward pass")]
+Workers = Annotated[int, Option("--workers", help="threads that read pictures")]
 
 
-def encode(arguments: argparse.Namespace) -> None:
-    accelerator = Accelerator()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    model = load_model(arguments.model, dtype=torch.float32).to(accelerator.device)
-    processor = TPASProcessor.from_pretrained(arguments.model)
-    work = {name: getattr(arguments, name) for name in ("shard_size", "batch_size", "workers")}
-    work["accelerator"] = accelerator
-    if arguments.command == "append":
-        gallery = Gallery.open(arguments.path, model, processor)
-        gallery.append(arguments.images, **work)
-    else:
-        tokens = None if arguments.tokens == "none" else arguments.tokens
-        kept = {"tokens": tokens, "thumbnail_size": arguments.thumbnail_size}
-        gallery = Gallery.build(model, processor, arguments.images, arguments.path, **kept, **work)
-    if accelerator.is_main_process:
-        print(description(gallery))
+@app.command()
+def build(
+    images: Images,
+    model: Model,
+    path: Directory,
+    tokens: Annotated[
+        Literal["float16", "float32", "none"],
+        Option(help="how the image tokens are kept; none: computed again for each search"),
+    ] = "float16",
+    thumbnail_size: Annotated[
+        int | None, Option(help="keep small copies, this many pixels wide or high at most")
+    ] = None,
+    shard_size: ShardSize = 512,
+    batch_size: BatchSize = 16,
+    workers: Workers = 2,
+) -> CommandResult:
+    """Encodes a folder of pictures; goes on where a killed build stopped.
+
+    tpas gallery build pictures --model demo_start --path gallery
+    """
+    from tpas.search import Gallery
+
+    encoders, accelerator = load_encoders(model)
+    work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
+    kept = {"tokens": None if tokens == "none" else tokens, "thumbnail_size": thumbnail_size}
+    gallery = Gallery.build(*encoders, images, path, **kept, **work, accelerator=accelerator)
     accelerator.end_training()
+    return description(gallery)
 
 
-def description(gallery: Gallery) -> str:
-    """A few lines on what a gallery holds."""
-    stored = gallery.stored
-    return "\n".join(
-        (
-            f"{gallery.path}: {len(gallery):,} pictures in {len(stored.shards)} shards, "
-            f"{stored.size_on_disk / 1e6:,.1f} MB",
-            f"model {stored.settings.model_fingerprint}, tokens {stored.settings.tokens or 'left out'}, "
-            f"thumbnails {stored.settings.thumbnail_size or 'none'}, "
-            f"faiss index {'there' if has_faiss_index(gallery.path) else 'none'}",
-            f"{len(gallery.unreadable)} pictures could not be read",
-        )
+@app.command()
+def append(
+    images: Images,
+    model: Model,
+    path: Directory,
+    shard_size: ShardSize = 512,
+    batch_size: BatchSize = 16,
+    workers: Workers = 2,
+) -> CommandResult:
+    """Encodes the pictures whose ids a gallery lacks.
+
+    tpas gallery append more_pictures --model demo_start --path gallery
+    """
+    from tpas.search import Gallery
+
+    encoders, accelerator = load_encoders(model)
+    gallery = Gallery.open(path, *encoders)
+    work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
+    gallery.append(images, **work, accelerator=accelerator)
+    accelerator.end_training()
+    return description(gallery)
+
+
+@app.command()
+def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) -> CommandResult:
+    """Removes pictures and what was computed from them; the picture files stay.
+
+    tpas gallery delete gallery 0001.jpg street/0002.jpg
+    """
+    from tpas.search import Gallery
+
+    gallery = Gallery.open(path)
+    gallery.delete(ids)
+    return CommandResult(
+        {"path": str(path), "removed": ids, "pictures": len(gallery)},
+        f"{len(ids)} pictures removed, {len(gallery):,} left",
     )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    if arguments.command in ("build", "append"):
-        encode(arguments)
-        return
-    gallery = Gallery.open(arguments.path)
-    if arguments.command == "delete":
-        gallery.delete(arguments.ids)
-        print(f"{len(arguments.ids)} pictures removed, {len(gallery):,} left")
-    elif arguments.command == "index":
-        texts = None
-        if arguments.texts is not None:
-            if arguments.model is None:
-                raise ValueError("--texts needs --model to encode them")
-            texts = Path(arguments.texts).read_text(encoding="utf-8").splitlines()
-            model = load_model(arguments.model, dtype=torch.float32)
-            gallery = Gallery.open(arguments.path, model, TPASProcessor.from_pretrained(arguments.model))
-        print(gallery.write_index(arguments.index, texts))
+@app.command()
+def index(
+    path: Existing,
+    index: Annotated[
+        str, Option(help="faiss, or a Milvus address (http://host:19530; *.db for milvus-lite)")
+    ],
+    texts: Annotated[
+        Path | None, Option(help="file of texts, one a line, that a faiss index is set by")
+    ] = None,
+    model: Annotated[str | None, Option(help="the gallery's model; only --texts needs it")] = None,
+) -> CommandResult:
+    """Builds or renews an index for large galleries.
+
+    tpas gallery index gallery --index faiss
+    """
+    from tpas.search import Gallery
+
+    if texts is None:
+        done = Gallery.open(path).write_index(index)
+    elif model is None:
+        raise WrongUsage("--texts needs --model to encode them")
     else:
-        print(description(gallery))
-        if arguments.unreadable:
-            for name, reason in gallery.unreadable.items():
-                print(f"{name}: {reason}")
-        if arguments.verify:
+        lines = texts.read_text(encoding="utf-8").splitlines()
+        done = Gallery.open(path, *load_encoders(model)[0]).write_index(index, lines)
+    return CommandResult({"path": str(path), "index": index, "message": done}, done)
+
+
+@app.command()
+def info(
+    path: Existing,
+    verify: Annotated[
+        bool, Option(help="compare every file with its checksum; exit code 3 if one differs")
+    ] = False,
+    unreadable: Annotated[bool, Option(help="list the pictures that could not be read")] = False,
+) -> CommandResult:
+    """Says what a gallery holds.
+
+    tpas gallery info gallery --verify
+    """
+    from tpas.gallery.manifest import GalleryError
+    from tpas.search import Gallery
+
+    gallery = Gallery.open(path)
+    result = description(gallery)
+    lines, exit_code = [result.text], DONE
+    if unreadable:
+        lines += [f"{name}: {reason}" for name, reason in gallery.unreadable.items()]
+    if verify:
+        damage = None
+        try:
             gallery.verify()
-            print("every file agrees with its checksum")
+        except GalleryError as error:
+            damage, exit_code = str(error), FOUND_WANTING
+        result.content["damage"] = damage
+        lines.append(damage or "every file agrees with its checksum")
+    return CommandResult(result.content, "\n".join(lines), exit_code)
+
+
+def load_encoders(model: str) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
+    """A model with its processor, and the processes that share the work, on whose device it is."""
+    import torch
+    from accelerate import Accelerator
+
+    from tpas.lora import load_model
+    from tpas.processing_tpas import TPASProcessor
+
+    accelerator = Accelerator()
+    network = load_model(model, dtype=torch.float32).to(accelerator.device)
+    return (network, TPASProcessor.from_pretrained(model)), accelerator
+
+
+def description(gallery: "Gallery") -> CommandResult:
+    """What a gallery holds."""
+    from tpas.gallery.faiss_index import has_faiss_index
+
+    stored = gallery.stored
+    content = {
+        "path": str(gallery.path),
+        "pictures": len(gallery),
+        "shards": len(stored.shards),
+        "bytes": stored.size_on_disk,
+        "model_fingerprint": stored.settings.model_fingerprint,
+        "tokens": stored.settings.tokens,
+        "thumbnail_size": stored.settings.thumbnail_size,
+        "faiss_index": has_faiss_index(gallery.path),
+        "unreadable": gallery.unreadable,
+    }
+    lines = (
+        f"{gallery.path}: {len(gallery):,} pictures in {len(stored.shards)} shards, "
+        f"{stored.size_on_disk / 1e6:,.1f} MB",
+        f"model {stored.settings.model_fingerprint}, tokens {stored.settings.tokens or 'left out'}, "
+        f"thumbnails {stored.settings.thumbnail_size or 'none'}, "
+        f"faiss index {'there' if content['faiss_index'] else 'none'}",
+        f"{len(gallery.unreadable)} pictures could not be read",
+    )
+    return CommandResult(content, "\n".join(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    try:
-        run(arguments)
-    except KeyError as error:
-        raise SystemExit(f"tpas gallery: {error.args[0]}") from error
-    except (GalleryError, OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"tpas gallery: {error}") from error
+    app.run(argv)
 
 
 if __name__ == "__main__":

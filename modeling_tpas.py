@@ -27,6 +27,7 @@ from .objectives import (
     matching_loss,
     sample_hard_negatives,
 )
+from .pipeline_tpas import ImageTextMatchingPipeline
 from .relative_position import interpolate_table, is_other_window
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF's bounds; a temperature of 0 or less would turn the ranking round
@@ -230,6 +231,8 @@ class TPASModel(PreTrainedModel):
 
     def __init__(self, config: TPASConfig):
         super().__init__(config)
+        # Saved with the configuration, and the pipeline's code, being imported here, with the model's.
+        config.custom_pipelines = ImageTextMatchingPipeline.registration()
         image_width = config.vision_config.hidden_size
         text_width = config.text_config.hidden_size
         self.vision_model = build_vision_model(config.vision_config)

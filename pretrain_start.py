@@ -11,11 +11,11 @@ Two processes of one thread, because on two cores they are faster than one proce
 processor that has it (AVX512-BF16) is faster in it; one that has not needs `--mixed_precision no`.
 """
 
-import argparse
 import json
 import os
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import BertTokenizer, get_cosine_schedule_with_warmup
 
+from tpas.command_line import CommandLine, CommandResult
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.objectives import (
@@ -300,21 +301,15 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         (directory / "pretraining_arguments.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def parse_arguments(argv: list[str] | None) -> PretrainingArguments:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    for name, value in asdict(PretrainingArguments()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    return PretrainingArguments(**vars(parser.parse_args(argv)))
+app = CommandLine("pretrain_start.py", __doc__)
 
 
-def main(argv: list[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
+@app.command()
+def pretrain_start(arguments: PretrainingArguments) -> CommandResult:
     accelerator = Accelerator()
     output = Path(arguments.output_dir)
     if output.exists():
-        raise SystemExit(f"{output} exists: remove it or choose another --output_dir")
+        raise FileExistsError(f"{output} exists: remove it or choose another --output_dir")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     beside = output.with_name(output.name + ".unfinished")
     if accelerator.is_main_process:
@@ -324,6 +319,11 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         os.replace(beside, output)
     accelerator.end_training()
+    return CommandResult({"output_dir": str(output)}, f"{output}: made in {arguments.steps:,} steps")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
 
 
 if __name__ == "__main__":

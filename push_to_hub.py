@@ -8,251 +8,52 @@ The files of the model and the processor go up in one commit, together with the 
 nothing is sent and no network is needed.
 """
 
-import argparse
-import json
 import os
-import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-import torch
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.repocard_data import EvalResult
-from huggingface_hub.utils import validate_repo_id
+from typer import Argument, Option
 
-from tpas.evaluation.measures import headline
-from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_stages import model_fingerprint
+from tpas.command_line import CommandLine, CommandResult
 
-ROOT = Path(__file__).resolve().parent
-CARD_TEMPLATE = ROOT / "model_card.md"
-CODE = (
-    "configuration_tpas.py",
-    "modeling_tpas.py",
-    "objectives.py",
-    "processing_tpas.py",
-    "relative_position.py",
-)
-UPLOADED = (
-    "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer*.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
-STAGES = {
-    "embeddings": "embeddings",
-    "embeddings_sca": "embeddings, SCA",
-    "matching": "matching",
-    "fused": "matching fused with embeddings",
-    "sca": "SCA on the stage before",
-}
-TRAINING_FACTS = (
-    "training_pairs",
-    "num_train_epochs",
-    "total_steps",
-    "batch_size",
-    "num_processes",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "warmup_ratio",
-    "weight_decay",
-    "augmentation",
-    "mixed_precision",
-    "seed",
-)
-MODELS_OF_A_RUN = ("best", "last", "merged")
-RESULTS_HEADING, TRAINING_HEADING = "## Results\n", "## Training\n"
+app = CommandLine("tpas push", __doc__)
 
 
-@dataclass(frozen=True)
-class Upload:
-    """What goes into the repository: paths by name, the card's text, and what stays behind."""
+@app.command()
+def push(
+    directory: Annotated[Path, Argument(metavar="DIR", help="model with its processor")],
+    repo_id: Annotated[str, Argument(metavar="REPO_ID", help="such as user/name")],
+    private: Annotated[bool, Option(help="create the repository private")] = False,
+    revision: Annotated[str | None, Option(help="upload to this branch, created if need be")] = None,
+    results: Annotated[
+        list[Path] | None, Option(help="what `tpas evaluate --output` wrote for this model")
+    ] = None,
+    training_arguments: Annotated[
+        Path | None, Option(help="of the run that made it (default: the one beside best/, last/ or merged/)")
+    ] = None,
+    dry_run: Annotated[bool, Option(help="list what would go, print the card, send nothing")] = False,
+) -> CommandResult:
+    from tpas.hub_upload import prepare, push
 
-    files: dict[str, Path]
-    card: ModelCard
-    left_behind: list[str]
-
-
-def read_results(path: Path, fingerprint: str) -> dict[str, Any]:
-    """A JSON file of `evaluate_retrieval.py --output`.
-
-    Raises:
-        ValueError: it is none, or another model's.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    needed = ("stages", "model_fingerprint", "data_name", "data_fingerprint", "split", "queries", "gallery")
-    absent = [name for name in needed if not isinstance(results, dict) or name not in results]
-    if absent:
-        raise ValueError(f"{path}: not written by evaluate_retrieval.py --output, which has {absent} in it")
-    if results["model_fingerprint"] != fingerprint:
-        raise ValueError(
-            f"{path}: measured with another model (fingerprint {results['model_fingerprint']}) than the one "
-            f"to upload ({fingerprint}): evaluate that one"
-        )
-    return results
-
-
-def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, Any] | None) -> ModelCard:
-    """`model_card.md` with the measured results (Recall and mAP in percent) and the training arguments."""
-    card = ModelCard(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    measured, entries = "", []
-    for result in results:
-        metrics = list(headline(result["stages"]["embeddings"]["all"]))
-        heads = [name.replace("recall", "Recall") for name in metrics]
-        measured += (
-            f"\nMeasured on {result['data_name']}, {result['split']} split, {result['queries']:,} queries, "
-            f"{result['gallery']:,} pictures (fingerprint {result['data_fingerprint']}), in percent:\n\n"
-            f"| stage | {' | '.join(heads)} |\n|---{'|---' * len(metrics)}|\n"
-        )
-        for stage, groups in result["stages"].items():
-            figures = [100 * groups["all"][name] for name in metrics]
-            measured += f"| {STAGES[stage]} | {' | '.join(f'{figure:.2f}' for figure in figures)} |\n"
-            entries += [
-                EvalResult(
-                    task_type="text-to-image-retrieval",
-                    dataset_type=result["data_name"].lower(),
-                    dataset_name=result["data_name"],
-                    dataset_split=result["split"],
-                    dataset_revision=result["data_fingerprint"],
-                    metric_type=name,
-                    metric_name=f"{head} ({STAGES[stage]})",
-                    metric_value=round(figure, 2),
-                )
-                for name, head, figure in zip(metrics, heads, figures, strict=True)
-            ]
-    card.data.model_name = repo_id.rpartition("/")[2]
-    card.data.eval_results = entries or None
-    text = card.text
-    if measured:
-        text = text.replace(RESULTS_HEADING, RESULTS_HEADING + measured, 1)
-    if training is not None:
-        facts = [name for name in TRAINING_FACTS if name in training]
-        table = "".join(f"| `{name}` | {training[name]} |\n" for name in facts)
-        text = text.replace(
-            TRAINING_HEADING,
-            f"{TRAINING_HEADING}\nThis model was fine-tuned with `train_accelerate.py`:\n\n"
-            f"| argument | value |\n|---|---|\n{table}\n",
-            1,
-        )
-    card.text = text
-    check_card(card)
-    return card
+    if not dry_run and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
+        raise ValueError("HF_HUB_OFFLINE is set: unset it to upload, or add --dry_run")
+    upload = prepare(directory, repo_id, results or [], training_arguments)
+    card = str(upload.card)
+    sizes = {name: path.stat().st_size for name, path in upload.files.items()}
+    sizes["README.md"] = len(card.encode())
+    lines = [f"{size:>13,}  {name}" for name, size in sizes.items()]
+    lines[-1] += ", the model card"
+    lines += [f"{'stays here':>13}  {name}" for name in upload.left_behind]
+    address = None if dry_run else push(upload, repo_id, private=private, revision=revision)
+    lines.append(f"\n{card}" if dry_run else address)
+    content = {"files": sizes, "left_behind": upload.left_behind, "card": card, "url": address}
+    return CommandResult(content, "\n".join(lines))
 
 
-def check_card(card: ModelCard) -> None:
-    """Raises ValueError unless the Hub could read the card: its metadata survive being written and read."""
-    read = ModelCard(str(card))
-    for name in ("license", "library_name", "pipeline_tag", "tags"):
-        if not getattr(read.data, name, None):
-            raise ValueError(f"the model card's metadata lack {name!r}")
-    if read.data.to_dict() != card.data.to_dict():
-        raise ValueError("the model card's metadata do not survive being written and read")
-
-
-def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path | None) -> Upload:
-    """Loads the model to see that it is whole, and collects what is to be uploaded.
-
-    Args:
-        results: see [`read_results`].
-        arguments: `training_arguments.json` of the run; `None`: the one that the run left beside.
-
-    Raises:
-        FileNotFoundError, ValueError, OSError: the directory holds no whole model with its processor.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise ValueError(str(error)) from error
-    if (directory / "adapter_config.json").is_file():
-        raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
-    if not (directory / "config.json").is_file():
-        raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
-    model, loading = TPASModel.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
-    lacking = sorted(loading["missing_keys"])
-    if lacking:
-        raise ValueError(f"{directory}: the weights lack {len(lacking)} parameters: {', '.join(lacking[:3])}")
-    TPASProcessor.from_pretrained(directory)
-    fingerprint = model_fingerprint(model)
-    if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
-        beside = directory.resolve().parent / "training_arguments.json"
-        arguments = beside if beside.is_file() else None
-    training = None if arguments is None else json.loads(arguments.read_text(encoding="utf-8"))
-    card = build_card(repo_id, [read_results(path, fingerprint) for path in results], training)
-
-    present = [path for path in sorted(directory.iterdir()) if path.is_file()]
-    files = {path.name: path for path in present if any(path.match(pattern) for pattern in UPLOADED)}
-    for name in CODE:
-        files[name] = directory / name if (directory / name).is_file() else ROOT / name
-    left = [path.name for path in sorted(directory.iterdir()) if path.name not in files]
-    return Upload(files, card, left)
-
-
-def push(upload: Upload, repo_id: str, *, private: bool, revision: str | None) -> str:
-    """Sends everything as one commit and returns its address. Needs a token: `hf auth login` or HF_TOKEN."""
-    api = HfApi()
-    api.create_repo(repo_id, private=private, exist_ok=True)
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, exist_ok=True)
-    operations = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
-    operations.append(CommitOperationAdd("README.md", str(upload.card).encode()))
-    commit = api.create_commit(repo_id, operations, commit_message="Upload TPAS model", revision=revision)
-    return commit.commit_url
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="tpas push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("directory", type=Path, metavar="DIR", help="model with its processor")
-    parser.add_argument("repo_id", metavar="REPO_ID", help="such as user/name")
-    parser.add_argument("--private", action="store_true", help="create the repository private")
-    parser.add_argument("--revision", metavar="BRANCH", help="upload to this branch, created if need be")
-    parser.add_argument(
-        "--results",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="JSON",
-        help="what evaluate_retrieval.py --output wrote for this model",
-    )
-    parser.add_argument(
-        "--training_arguments",
-        type=Path,
-        metavar="JSON",
-        help="of the run that made it (default: the one beside best/, last/ or merged/)",
-    )
-    parser.add_argument(
-        "--dry_run", action="store_true", help="list what would go, print the card, send nothing"
-    )
-    arguments = parser.parse_args(argv)
-    try:
-        upload = prepare(
-            arguments.directory, arguments.repo_id, arguments.results, arguments.training_arguments
-        )
-        for name, path in upload.files.items():
-            print(f"{path.stat().st_size:>13,}  {name}")
-        print(f"{len(str(upload.card).encode()):>13,}  README.md, the model card")
-        for name in upload.left_behind:
-            print(f"{'stays here':>13}  {name}")
-        if arguments.dry_run:
-            print(f"\n{upload.card}")
-            return
-        if os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
-            raise ValueError("HF_HUB_OFFLINE is set: unset it to upload, or add --dry_run")
-        print(push(upload, arguments.repo_id, private=arguments.private, revision=arguments.revision))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -8,23 +8,31 @@ it runs no script and asks no server, so it opens from a disk, a mail or a CI ar
 import base64
 import io
 import json
-import math
-import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup
 
+from tpas.evaluation.examples import (
+    Answer,
+    Settled,
+    choose_queries,
+    choose_settled,
+    is_right,
+    moved_queries,
+    rank_of_right,
+    shown_answers,
+    verdict,
+)
 from tpas.pab import image_path
+from tpas.plotting.saving import svg_of
+from tpas.plotting.training import plot_panel, training_panels
 from tpas.processing_tpas import load_image
 
 CUTOFFS = (1, 5, 10)
 CARDS = 12
 COLLISIONS = 6
-PICTURES_PER_CARD = 6
-SCA_OUTCOMES = ("corrected", "spoilt", "wrong before and after")
 THUMBNAIL_EDGE = 192
 
 # (key in results.json, name in tables, the stage it builds on)
@@ -35,7 +43,6 @@ _STAGES = (
     ("fused", "+ matching, fused", ("embeddings",)),
     ("sca", "+ SCA", ("fused", "matching")),
 )
-_NAMES = {key: name for key, name, _ in _STAGES}
 
 
 @dataclass(frozen=True)
@@ -132,12 +139,9 @@ def build_report(
     pictures = _Pictures(picture_root, fine_tuned.rankings)
     queries = fine_tuned.rankings["queries"]
     at_start = {query["query_id"]: query for query in zero_shot.rankings["queries"]}
-    moved: dict[str, list[Mapping]] = {outcome: [] for outcome in SCA_OUTCOMES}
-    for query in queries:
-        if query["moved"]:
-            moved[sca_outcome(query, before)].append(query)
+    moved = moved_queries(queries, before)
     shown = choose_queries(queries, before, count=CARDS, seed=seed)
-    shown_moves = _take_in_turn(moved.values(), COLLISIONS, seed)
+    shown_moves = choose_settled(queries, before, count=COLLISIONS, seed=seed)
     page = _environment().get_template("page")
     return page.render(
         tables={"Zero-shot": stage_rows(zero_shot.results), "Fine-tuned": stage_rows(fine_tuned.results)},
@@ -146,64 +150,16 @@ def build_report(
         gallery_count=len(pictures.paths),
         shortlist=fine_tuned.results["shortlist"],
         fused=before == "fused",
-        charts=training_charts(training_log),
+        charts=_charts(training_log),
         cards=[_card(query, at_start.get(query["query_id"]), before, pictures) for query in shown],
         moved={outcome: len(moved_so) for outcome, moved_so in moved.items()},
-        collisions=[_collision(query, queries, before, pictures) for query in shown_moves],
+        collisions=[_collision(settled, before, pictures) for settled in shown_moves],
         sca_report=fine_tuned.results["sca_report"],
         arguments=arguments,
         versions=versions,
         seconds={name: f"{duration:.1f}" for name, duration in durations.items()},
         commands=commands,
     )
-
-
-# ---------------------------------------------------------------------------------- which queries are shown
-
-
-def is_right(query: Mapping, stage: str) -> bool:
-    """Whether the query's first answer at that stage is a relevant picture."""
-    return query["stages"][stage]["ids"][0] in query["relevant"]
-
-
-def sca_outcome(query: Mapping, before: str) -> str:
-    """What SCA did to a query that it moved, one of `SCA_OUTCOMES`; `before` is the stage that it settled.
-
-    Where a query has several relevant pictures and SCA moved it from one to another, nothing is lost:
-    that counts as "corrected".
-    """
-    if is_right(query, "sca"):
-        return "corrected"
-    return "spoilt" if is_right(query, before) else "wrong before and after"
-
-
-def verdict(query: Mapping, before: str) -> str:
-    """In a few words, how the query fared."""
-    if query["moved"]:
-        return f"moved by SCA: {sca_outcome(query, before)}"
-    if not is_right(query, "sca"):
-        return "wrong"
-    return "right at once" if is_right(query, "embeddings") else "found by matching"
-
-
-def choose_queries(queries: Sequence[Mapping], before: str, *, count: int, seed: int) -> list[Mapping]:
-    """Up to `count` queries in which every kind of success and failure is seen.
-
-    The verdicts, each once for normal and once for anomalous behaviour, take turns; among those of one kind
-    `seed` draws.
-    """
-    groups: dict[tuple[str, str], list[Mapping]] = {}
-    for query in queries:
-        groups.setdefault((verdict(query, before), query["behaviour"] or ""), []).append(query)
-    return _take_in_turn([groups[kind] for kind in sorted(groups)], count, seed)
-
-
-def _take_in_turn(groups: Iterable[Sequence[Mapping]], count: int, seed: int) -> list[Mapping]:
-    """Up to `count` in all: one of each group, then another of each, in an order drawn by `seed`."""
-    generator = random.Random(seed)
-    shuffled = [generator.sample(group, len(group)) for group in groups]
-    rounds = max(map(len, shuffled), default=0)
-    return [group[turn] for turn in range(rounds) for group in shuffled if turn < len(group)][:count]
 
 
 # ------------------------------------------------------------------------------------------- pictures, cards
@@ -231,87 +187,48 @@ class _Pictures:
             )
         return self.encoded[identifier]
 
-    def tile(self, query: Mapping, stage: str, identifier: str) -> dict:
-        """What the page shows of one picture as an answer to one query at one stage."""
-        rank, score = _place(query, stage, identifier)
-        right = identifier in query["relevant"]
-        alternative = f"Ranked {rank}, " if rank else "Not in the first ten, "
-        alternative += "the right picture." if right else "not the right picture."
-        if identifier in self.sentences:
-            alternative += f" Its own sentence: {self.sentences[identifier]}"
+    def tile(self, answer: Answer) -> dict:
+        """What the page shows of one picture as an answer to one query."""
+        alternative = f"Ranked {answer.rank}, " if answer.rank else "Not in the first ten, "
+        alternative += "the right picture." if answer.right else "not the right picture."
+        if answer.id in self.sentences:
+            alternative += f" Its own sentence: {self.sentences[answer.id]}"
         return {
-            "address": self.address(identifier),
-            "rank": rank,
-            "score": score,
-            "right": right,
+            "address": self.address(answer.id),
+            "rank": answer.rank,
+            "score": answer.score,
+            "right": answer.right,
             "alternative": alternative,
         }
 
 
-def _place(query: Mapping, stage: str, identifier: str) -> tuple[int, float] | tuple[None, None]:
-    """Rank, from 1, and score of a picture among the ten that are listed, or twice None."""
-    ids, scores = query["stages"][stage]["ids"], query["stages"][stage]["scores"]
-    return next(
-        (
-            (rank, score)
-            for rank, (name, score) in enumerate(zip(ids, scores, strict=True), 1)
-            if name == identifier
-        ),
-        (None, None),
-    )
-
-
-def _rank_of_right(query: Mapping, stage: str) -> str:
-    ids = query["stages"][stage]["ids"]
-    ranks = [str(rank) for rank, name in enumerate(ids, start=1) if name in query["relevant"]]
-    return ranks[0] if ranks else f"> {len(ids)}"
-
-
 def _card(query: Mapping, at_start: Mapping | None, before: str, pictures: _Pictures) -> dict:
-    ids = query["stages"]["sca"]["ids"]
-    answers = ids[:PICTURES_PER_CARD]
-    if not set(answers) & set(query["relevant"]):
-        # The reader wants to see what was missed: the right picture takes the last place, marked as such.
-        missed = [name for name in ids if name in query["relevant"]] or query["relevant"]
-        answers = [*answers[: PICTURES_PER_CARD - 1], missed[0]]
-    ranks = {"the start's embeddings": _rank_of_right(at_start, "embeddings")} if at_start else {}
-    ranks["fine-tuned embeddings"] = _rank_of_right(query, "embeddings")
-    ranks["matching"] = _rank_of_right(query, before)
-    ranks["SCA"] = _rank_of_right(query, "sca")
+    ranks = {"the start's embeddings": rank_of_right(at_start, "embeddings")} if at_start else {}
+    ranks["fine-tuned embeddings"] = rank_of_right(query, "embeddings")
+    ranks["matching"] = rank_of_right(query, before)
+    ranks["SCA"] = rank_of_right(query, "sca")
     return {
         "sentence": query["caption"],
         "behaviour": query["behaviour"],
         "verdict": verdict(query, before),
         "right": is_right(query, "sca"),
         "ranks": ranks,
-        "tiles": [pictures.tile(query, "sca", name) for name in answers],
+        "tiles": [pictures.tile(answer) for answer in shown_answers(query)],
     }
 
 
-def _collision(query: Mapping, queries: Sequence[Mapping], before: str, pictures: _Pictures) -> dict:
-    """A moved query beside the one that kept the picture which both had claimed."""
-    claimed, taken = query["stages"][before]["ids"][0], query["stages"]["sca"]["ids"][0]
-    holders = []
-    for other in queries:
-        rank, score = _place(other, before, claimed)
-        if rank and other["stages"]["sca"]["ids"][0] == claimed:
-            holders.append((score, other))
-    collision = {
-        "outcome": sca_outcome(query, before),
-        "sentence": query["caption"],
-        "before": pictures.tile(query, before, claimed),
-        "after": pictures.tile(query, before, taken),
-        "right_rank": _rank_of_right(query, before),
-        "holder": None,
+def _collision(settled: Settled, before: str, pictures: _Pictures) -> dict:
+    holder = None
+    if settled.holder is not None:
+        holder = {"sentence": settled.holder["caption"], "tile": pictures.tile(settled.kept)}
+    return {
+        "outcome": settled.outcome,
+        "sentence": settled.query["caption"],
+        "before": pictures.tile(settled.before),
+        "after": pictures.tile(settled.after),
+        "right_rank": rank_of_right(settled.query, before),
+        "holder": holder,
     }
-    if holders:
-        # Several can hold it where claims were left standing; the best score is the one that won.
-        _, holder = max(holders, key=lambda scored: scored[0])
-        collision["holder"] = {
-            "sentence": holder["caption"],
-            "tile": pictures.tile(holder, before, claimed),
-        }
-    return collision
 
 
 def _ladder(zero_shot: Mapping, fine_tuned: Mapping, before: str) -> list[dict]:
@@ -330,103 +247,16 @@ def _ladder(zero_shot: Mapping, fine_tuned: Mapping, before: str) -> list[dict]:
     ]
 
 
-# ---------------------------------------------------------------------------------------------------- charts
-
-
-def training_charts(training_log: Sequence[Mapping]) -> list[dict]:
-    """The charts of a training log: both losses by step and, where it was measured, validation Recall@1."""
-    charts = []
-    for key, title in (("contrastive_loss", "Contrastive loss"), ("matching_loss", "Matching loss")):
-        points = [(line["step"], line[key]) for line in training_log if line.get(key) is not None]
-        if points:
-            charts.append(
-                {"title": title, "svg": line_chart(title, "step", [("each step", points)], smooth=True)}
-            )
-    recalls: dict[str, list[tuple[float, float]]] = {}
-    for line in training_log:
-        for stage, groups in line.get("evaluation", {}).items():
-            if stage == "embeddings_sca":  # beside the path to the last stage; the table has it
-                continue
-            recalls.setdefault(_NAMES[stage], []).append((line["step"], 100 * groups["all"]["recall@1"]))
-    if recalls:
-        title = "Recall@1 on validation, %"
-        charts.append({"title": title, "svg": line_chart(title, "step", list(recalls.items()), markers=True)})
-    return charts
-
-
-def line_chart(
-    title: str,
-    x_label: str,
-    lines: Sequence[tuple[str, Sequence[tuple[float, float]]]],
-    *,
-    smooth: bool = False,
-    markers: bool = False,
-) -> Markup:
-    """An SVG of named lines of (x, y) points, x from 0 on, coloured by the page's style.
-
-    `smooth` draws the points faintly and their moving mean over them. Raises `ValueError` when a line has
-    no point or one that is not finite.
-    """
-    width, height, left, right, top, bottom = 360, 220, 44, 12, 10, 34
-    points = [point for _, line in lines for point in line]
-    if not all(line for _, line in lines) or not all(
-        math.isfinite(x) and math.isfinite(y) for x, y in points
-    ):
-        raise ValueError(f"chart {title!r}: every line needs points, and finite ones")
-    x_ticks = _ticks(0, max(x for x, _ in points))
-    y_ticks = _ticks(min(y for _, y in points), max(y for _, y in points))
-    x_low, x_high, y_low, y_high = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        x = left + (point[0] - x_low) / (x_high - x_low) * (width - left - right)
-        y = height - bottom - (point[1] - y_low) / (y_high - y_low) * (height - top - bottom)
-        return round(x, 1), round(y, 1)
-
-    drawn = []
-    for number, (name, line) in enumerate(lines):
-        placed = [place(point) for point in line]
-        layers = [(placed, "faint" if smooth else "line")]
-        if smooth:
-            layers.append(([place(point) for point in _moving_mean(line)], "line"))
-        drawn.append(
-            {"name": name, "layers": layers, "dots": placed if markers else [], "colour": number % 4}
-        )
-    summary = "; ".join(f"{name}: from {line[0][1]:.3g} to {line[-1][1]:.3g}" for name, line in lines)
-    return Markup(
-        _environment()
-        .get_template("chart")
-        .render(
-            summary=f"{title} by {x_label}. {summary}.",
-            width=width,
-            height=height,
-            left=left,
-            right=width - right,
-            bottom=height - bottom,
-            x_ticks=[(f"{tick:g}", place((tick, y_low))[0]) for tick in x_ticks],
-            y_ticks=[(f"{tick:g}", place((x_low, tick))[1]) for tick in y_ticks],
-            x_label=x_label,
-            lines=drawn,
-        )
-    )
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers, the first at or below `low`, the last at or above `high`."""
-    span = (high - low) or abs(high) or 1.0
-    raw = span / 4
-    magnitude = 10.0 ** math.floor(math.log10(raw))
-    spacing = next(step * magnitude for step in (1, 2, 2.5, 5, 10) if step * magnitude >= raw * 0.999)
-    first, last = math.floor(low / spacing + 1e-9), math.ceil(high / spacing - 1e-9)
-    return [round(index * spacing, 12) for index in range(first, max(last, first + 1) + 1)]
-
-
-def _moving_mean(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The mean of each point and its neighbours, over about a twelfth of the line."""
-    reach = len(line) // 24
-    windows = [line[max(0, index - reach) : index + reach + 1] for index in range(len(line))]
+def _charts(training_log: Sequence[Mapping]) -> list[dict]:
+    """The curves of the training, each as an SVG in a data address."""
     return [
-        (point[0], sum(y for _, y in window) / len(window))
-        for point, window in zip(line, windows, strict=True)
+        {
+            "title": panel.title,
+            "address": "data:image/svg+xml;base64,"
+            + base64.b64encode(svg_of(plot_panel(panel)).encode()).decode(),
+            "alternative": panel.summary,
+        }
+        for panel in training_panels(training_log)
     ]
 
 
@@ -444,7 +274,7 @@ def _points(gain: float) -> str:
 
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({"page": _PAGE, "style": _STYLE, "chart": _CHART}),
+        loader=jinja2.DictLoader({"page": _PAGE, "style": _STYLE}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -454,49 +284,16 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-_CHART = """\
-<svg viewBox="0 0 {{ width }} {{ height }}" role="img" aria-label="{{ summary }}">
-{% for label, y in y_ticks %}
-  <line class="grid" x1="{{ left }}" x2="{{ right }}" y1="{{ y }}" y2="{{ y }}"/>
-  <text x="{{ left - 6 }}" y="{{ y + 4 }}" text-anchor="end">{{ label }}</text>
-{% endfor %}
-{% for label, x in x_ticks %}
-  <line class="axis" x1="{{ x }}" x2="{{ x }}" y1="{{ bottom }}" y2="{{ bottom + 4 }}"/>
-  <text x="{{ x }}" y="{{ bottom + 16 }}" text-anchor="middle">{{ label }}</text>
-{% endfor %}
-  <line class="axis" x1="{{ left }}" x2="{{ right }}" y1="{{ bottom }}" y2="{{ bottom }}"/>
-  <text x="{{ (left + right) / 2 }}" y="{{ bottom + 30 }}" text-anchor="middle">{{ x_label }}</text>
-{% for line in lines %}
-{% for points, kind in line.layers %}
-  <polyline class="{{ kind }} colour{{ line.colour }}"
-    points="{% for x, y in points %}{{ x }},{{ y }}{{ " " if not loop.last }}{% endfor %}"/>
-{% endfor %}
-{% for x, y in line.dots %}
-  <circle class="colour{{ line.colour }}" cx="{{ x }}" cy="{{ y }}" r="3"/>
-{% endfor %}
-{% endfor %}
-</svg>
-{% if lines | length > 1 %}
-<p class="legend">
-{% for line in lines %}
-  <span class="colour{{ line.colour }}">{{ line.name }}</span>
-{% endfor %}
-</p>
-{% endif %}
-"""
-
 _STYLE = """\
 :root {
   color-scheme: light dark;
   --page: #f6f6f3; --card: #fff; --text: #1d1f21; --quiet: #62666b; --rule: #dedfda; --soft: #eeefeb;
   --good: #17803d; --bad: #b3261e; --bar: #bcd3ee;
-  --line0: #1f5fae; --line1: #c2570c; --line2: #17803d; --line3: #7b3fb5;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #141618; --card: #1e2124; --text: #e7e8e6; --quiet: #a2a7ac; --rule: #363a3e; --soft: #292d31;
     --good: #4cc274; --bad: #ff8f85; --bar: #2d4d73;
-    --line0: #86b7f3; --line1: #f0a062; --line2: #4cc274; --line3: #c49bef;
   }
 }
 * { box-sizing: border-box; }
@@ -540,19 +337,7 @@ td.bar {
 }
 
 .charts { display: grid; gap: .75rem; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); }
-svg { width: 100%; height: auto; display: block; margin-top: .4rem; }
-svg text { font-size: 11px; fill: var(--quiet); }
-svg .grid { stroke: var(--rule); }
-svg .axis { stroke: var(--quiet); }
-polyline { fill: none; stroke-width: 2; stroke-linejoin: round; }
-polyline.faint { stroke-width: 1; opacity: .35; }
-circle { fill: currentColor; stroke: none; }
-.colour0 { stroke: var(--line0); color: var(--line0); }
-.colour1 { stroke: var(--line1); color: var(--line1); }
-.colour2 { stroke: var(--line2); color: var(--line2); }
-.colour3 { stroke: var(--line3); color: var(--line3); }
-.legend { font-size: .8rem; margin: .4rem 0 0; display: flex; flex-wrap: wrap; gap: 0 .9rem; }
-.legend span::before { content: "●\\00a0"; }
+.charts img { width: 100%; height: auto; display: block; margin-top: .4rem; }
 
 .tags { display: flex; flex-wrap: wrap; gap: .4rem; margin: 0 0 .5rem; font-size: .8rem; font-weight: 600; }
 .tag { border: 1px solid currentColor; border-radius: 1rem; padding: .05rem .6rem; color: var(--quiet); }
@@ -698,7 +483,7 @@ _PAGE = """\
 {% for chart in charts %}
     <div class="card">
       <h3>{{ chart.title }}</h3>
-      {{ chart.svg }}
+      <img src="{{ chart.address }}" alt="{{ chart.alternative }}">
     </div>
 {% endfor %}
   </div>

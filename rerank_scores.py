@@ -9,19 +9,21 @@ Nearly all are transductive: they look at all queries together, so they fit a be
 single live query; qb-norm fits both. Which one a method is, is printed.
 """
 
-import argparse
-import sys
+import logging
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
+from typer import Argument, Option
+
+from tpas.command_line import CommandLine, CommandResult, WrongUsage
 from tpas.rerankers.hubness import DEFAULT_TEMPERATURE, csls, dual_softmax, sinkhorn
 from tpas.rerankers.one_to_one import bounded_assignment, greedy_matching
 from tpas.rerankers.querybank import QueryBank, qb_norm
-from tpas.sca import sca_rerank
+from tpas.sca import Confidence, sca_rerank
 from tpas.score_files import (
     ScoreFile,
     align_gallery,
@@ -30,6 +32,10 @@ from tpas.score_files import (
     read_score_file,
     write_score_file,
 )
+
+logger = logging.getLogger(__name__)
+
+app = CommandLine("tpas rerank", __doc__)
 
 
 @dataclass(frozen=True)
@@ -105,87 +111,85 @@ def _with_query_bank(options: dict[str, Any], gallery_ids: tuple[str, ...]) -> d
     return rest | {"bank": QueryBank.from_scores(bank.scores, **summed)}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tpas rerank",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("scores", type=Path, metavar="SCORES", help="a score file, .npz or .safetensors")
-    parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="a score file to write")
-    parser.add_argument(
-        "--top_k", type=int, metavar="K", help="images kept for each query (default: all that are given)"
-    )
-    options = parser.add_argument_group("options of some methods")
+def _of_methods(about: str, name: str, **metadata: Any) -> Any:
+    """An option that the methods which read `name` have, and no other."""
+    readers = ", ".join(method for method, chosen in METHODS.items() if name in chosen.options)
+    return field(default=None, metadata={"help": f"{about} ({readers})"} | metadata)
 
-    def add(name: str, about: str, **settings: Any) -> None:
-        readers = ", ".join(method for method, chosen in METHODS.items() if name in chosen.options)
-        options.add_argument(f"--{name}", help=f"{about} ({readers})", **settings)
 
-    add("confidence", "default score", choices=("score", "softmax", "margin"))
-    add("max_shift", "places a query may move down, default 1", type=int, metavar="N")
-    add("tau", "both stay if their confidences are so close, default 0", type=float, metavar="T")
-    add(
+@dataclass
+class MethodOptions:
+    """Each `None`: the method's own default."""
+
+    confidence: str | None = _of_methods("default score", "confidence", choices=get_args(Confidence))
+    max_shift: int | None = _of_methods("places a query may move down, default 1", "max_shift")
+    tau: float | None = _of_methods("both stay if their confidences are so close, default 0", "tau")
+    temperature: float | None = _of_methods(
+        f"in units of the score, default {DEFAULT_TEMPERATURE}, of sinkhorn 0.01, which suits cosines; of "
+        "the confidence softmax 1",
         "temperature",
-        f"in units of the score, default {DEFAULT_TEMPERATURE}, of sinkhorn 0.01, which suits cosines; of the"
-        " confidence softmax 1",
-        type=float,
-        metavar="T",
     )
-    add("capacity", "queries that an image may answer, default 1", type=int, metavar="N")
-    add("max_loss", "the most that a query's score may fall, default any", type=float, metavar="LOSS")
-    add("iterations", "default 50", type=int, metavar="N")
-    add("neighbours", "best scores in a mean, default 10", type=int, metavar="N")
-    add("bank", "a dense score file of training captions, same gallery", type=Path, metavar="FILE")
-    add("activation", "an image among a caption's best N is a hub, default 1", type=int, metavar="N")
-    return parser
+    capacity: int | None = _of_methods("queries that an image may answer, default 1", "capacity")
+    max_loss: float | None = _of_methods("the most that a query's score may fall, default any", "max_loss")
+    iterations: int | None = _of_methods("default 50", "iterations")
+    neighbours: int | None = _of_methods("best scores in a mean, default 10", "neighbours")
+    bank: Path | None = _of_methods("a dense score file of training captions, same gallery", "bank")
+    activation: int | None = _of_methods(
+        "an image among a caption's best N is a hub, default 1", "activation"
+    )
+
+    def given(self, method: str) -> dict[str, Any]:
+        """Those that are not None; raises WrongUsage for one that the method does not read, or lacks."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        for name in given:
+            if name not in METHODS[method].options:
+                raise WrongUsage(f"--{name} has no effect with --method {method}")
+        if "temperature" in given and METHODS[method].puts_first and given.get("confidence") != "softmax":
+            raise WrongUsage(
+                f"--temperature has no effect with --method {method} without --confidence softmax"
+            )
+        if method == "qb-norm" and "bank" not in given:
+            raise WrongUsage("--method qb-norm needs --bank, the scores of training captions")
+        return given
 
 
-def options_of_method(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options that were given; raises ValueError for one that the method does not read."""
-    method = arguments.method
-    given = {
-        name: value
-        for name, value in vars(arguments).items()
-        if name not in ("scores", "method", "output") and value is not None
-    }
-    for name in given:
-        if name != "top_k" and name not in METHODS[method].options:
-            raise ValueError(f"--{name} has no effect with --method {method}")
-    if "temperature" in given and METHODS[method].puts_first and given.get("confidence") != "softmax":
-        raise ValueError(f"--temperature has no effect with --method {method} without --confidence softmax")
-    if method == "qb-norm" and "bank" not in given:
-        raise ValueError("--method qb-norm needs --bank, the scores of training captions")
-    return given
+@app.command()
+def rerank(
+    scores: Annotated[Path, Argument(metavar="SCORES", help="a score file, .npz or .safetensors")],
+    method: Annotated[Literal[*METHODS], Option()],
+    output: Annotated[Path, Option(help="a score file to write")],
+    options: MethodOptions,
+    top_k: Annotated[
+        int | None, Option(help="images kept for each query (default: all that are given)")
+    ] = None,
+) -> CommandResult:
+    given = options.given(method) | ({} if top_k is None else {"top_k": top_k})
+    check_suffix(output)
+    content = read_score_file(scores)
+    lines = [f"{scores}: {content.describe()}"]
+    if options.bank is not None:
+        given["bank"] = read_score_file(options.bank)
+        lines.append(f"{options.bank}: {given['bank'].describe()}")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        settled, report = rerank_score_file(content, method, given)
+    for warning in caught:
+        logger.warning("tpas rerank: warning: %s (--capacity)", warning.message)
+    write_score_file(output, settled)
+    of_all = "it looks at all queries together" if report.transductive else "each query by itself"
+    lines += [
+        f"{method}: {'' if report.transductive else 'not '}transductive, {of_all}",
+        f"collisions  {report.collisions_before:>9,} -> {report.collisions_after:>9,} queries",
+        f"coverage    {report.coverage_before:>9.2%} -> {report.coverage_after:>9.2%} of the queries",
+        f"moved       {report.moved:>9,} queries",
+        f"{output}: {settled.describe()}",
+    ]
+    written = {"output": str(output), "method": method, "transductive": report.transductive}
+    return CommandResult(written | asdict(report), "\n".join(lines))
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = build_parser()
-    arguments = parser.parse_args(argv)
-    try:
-        options = options_of_method(arguments)
-        check_suffix(arguments.output)
-        content = read_score_file(arguments.scores)
-        print(f"{arguments.scores}: {content.describe()}")
-        if "bank" in options:
-            options["bank"] = read_score_file(options["bank"])
-            print(f"{arguments.bank}: {options['bank'].describe()}")
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            settled, report = rerank_score_file(content, arguments.method, options)
-        for warning in caught:
-            print(f"{parser.prog}: warning: {warning.message} (--capacity)", file=sys.stderr)
-        write_score_file(arguments.output, settled)
-    except (OSError, ValueError, TypeError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
-    print(f"{arguments.method}: {'' if report.transductive else 'not '}transductive", end="")
-    print(", it looks at all queries together" if report.transductive else ", each query by itself")
-    print(f"collisions  {report.collisions_before:>9,} -> {report.collisions_after:>9,} queries")
-    print(f"coverage    {report.coverage_before:>9.2%} -> {report.coverage_after:>9.2%} of the queries")
-    print(f"moved       {report.moved:>9,} queries")
-    print(f"{arguments.output}: {settled.describe()}")
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from tqdm.auto import tqdm
 from tpas.fusion import SystemScores, weighted_sum
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
 
 
-def model_fingerprint(model: TPASModel) -> str:
+def model_fingerprint(model: torch.nn.Module) -> str:
     """16 hexadecimal digits that stand for the weights, as fp32: equal wherever the model lies."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
@@ -55,12 +56,12 @@ class EncodedTexts:
 
     Attributes:
         embeds: (Q, projection_dim), unit norm.
-        hidden_states: (Q, L, text width), zeros where padded.
+        hidden_states: (Q, L, text width), zeros where padded; None of a model without a stage 2.
         attention_mask: (Q, L).
     """
 
     embeds: Tensor
-    hidden_states: Tensor
+    hidden_states: Tensor | None
     attention_mask: Tensor
 
 
@@ -92,8 +93,8 @@ def encode_images(
 
 
 def encode_texts(
-    model: TPASModel,
-    processor: TPASProcessor,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
     captions: Sequence[str],
     *,
     batch_size: int = 64,
@@ -101,12 +102,13 @@ def encode_texts(
 ) -> EncodedTexts:
     """Encodes the captions, rows in the order given, padded to the longest; otherwise as `encode_images`."""
 
-    def encode(rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def encode(rows: list[int]) -> tuple[Tensor, Tensor | None, Tensor]:
         inputs = processor(text=[captions[row] for row in rows]).to(model.device)
         output = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        states = output.last_hidden_state
         return (
             output.pooler_output.float().cpu(),
-            output.last_hidden_state.float().cpu(),
+            None if states is None else states.float().cpu(),
             inputs["attention_mask"].cpu(),
         )
 
@@ -119,13 +121,16 @@ def encode_texts(
     longest = max(mask.shape[1] for _, _, mask in outputs)
     texts = EncodedTexts(
         embeds=embeds.new_empty(len(captions), embeds.shape[1]),
-        hidden_states=hidden_states.new_zeros(len(captions), longest, hidden_states.shape[2]),
+        hidden_states=None
+        if hidden_states is None
+        else hidden_states.new_zeros(len(captions), longest, hidden_states.shape[2]),
         attention_mask=torch.zeros(len(captions), longest, dtype=torch.long),
     )
     for rows, (embeds, hidden_states, mask) in zip(batches, outputs, strict=True):
         length = mask.shape[1]
         texts.embeds[rows] = embeds
-        texts.hidden_states[rows, :length] = hidden_states * mask[:, :, None]
+        if hidden_states is not None:
+            texts.hidden_states[rows, :length] = hidden_states * mask[:, :, None]
         texts.attention_mask[rows, :length] = mask
     return texts
 

@@ -1,57 +1,64 @@
 """Finds the pictures of a gallery that answer a text.
 
-tpas search GALLERY "a man in a red coat is lying on the road" --model MODEL
+tpas search gallery "a man in a red coat is lying on the road" --model demo_start
 """
 
-import argparse
-import json
-import logging
 from collections.abc import Sequence
-from typing import get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+from typer import Argument, Option
 
-from tpas.gallery.manifest import GalleryError
-from tpas.lora import load_model
-from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_stages import DEFAULT_SHORTLIST
+from tpas.command_line import CommandLine, CommandResult, IfBare
 from tpas.sca import Confidence
-from tpas.search import Gallery, SearchHit
+
+if TYPE_CHECKING:
+    from tpas.search import SearchHit
+
+app = CommandLine("tpas search", __doc__)
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Find the pictures of a gallery that answer a text.")
-    add = parser.add_argument
-    add("gallery", help="the directory that `tpas gallery build` made")
-    add("texts", nargs="+", metavar="text")
-    add("--model", required=True, help="the model that built it: its folder, or its name on the Hub")
-    add("--top_k", type=int, default=10, help="pictures shown for each text (default: 10)")
-    add(
-        "--shortlist",
-        type=int,
-        default=DEFAULT_SHORTLIST,
-        help=f"pictures re-ranked for each text (default: {DEFAULT_SHORTLIST})",
+@app.command()
+def search(
+    gallery: Annotated[Path, Argument(help="the directory that `tpas gallery build` made")],
+    texts: Annotated[list[str], Argument(metavar="text")],
+    model: Annotated[str, Option(help="the model that built it: its folder, or its name on the Hub")],
+    top_k: Annotated[int, Option(help="pictures shown for each text", min=1)] = 10,
+    shortlist: Annotated[int, Option(help="pictures re-ranked for each text", min=1)] = 128,
+    no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
+    sca: Annotated[
+        Confidence | None,
+        Option(help="settle collisions between the texts, by this confidence (bare: score)"),
+        IfBare("score"),
+    ] = None,
+    index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
+    images_root: Annotated[
+        Path | None, Option(help="the folder where the pictures lie now, if it was moved since the build")
+    ] = None,
+) -> CommandResult:
+    import torch
+
+    from tpas.lora import load_model
+    from tpas.processing_tpas import TPASProcessor
+    from tpas.search import Gallery
+
+    network = load_model(model, dtype=torch.float32).eval()
+    processor = TPASProcessor.from_pretrained(model)
+    opened = Gallery.open(gallery, network, processor, index=index, images_root=images_root)
+    answers = opened.search(texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca)
+    pairs = list(zip(texts, answers, strict=True))
+    return CommandResult(
+        [{"text": text, "hits": [hit_fields(hit) for hit in hits]} for text, hits in pairs],
+        "\n\n".join(f"{text}\n{table(hits)}" for text, hits in pairs),
     )
-    add("--no_rerank", action="store_true", help="rank by the embeddings alone")
-    add(
-        "--sca",
-        choices=get_args(Confidence),
-        nargs="?",
-        const="score",
-        help="settle collisions between the texts (default confidence: score)",
-    )
-    add("--index", default="exact", help="exact, faiss, or a Milvus address (default: exact)")
-    add("--images_root", help="the folder where the pictures lie now, if it was moved since the build")
-    add("--json", action="store_true", help="print JSON")
-    return parser.parse_args(argv)
 
 
-def hit_fields(hit: SearchHit) -> dict[str, object]:
+def hit_fields(hit: "SearchHit") -> dict[str, object]:
     names = ("id", "rank", "score", "cosine", "match_logit", "match_probability", "embedding_rank")
     return {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
 
 
-def table(hits: Sequence[SearchHit]) -> str:
+def table(hits: Sequence["SearchHit"]) -> str:
     lines = [f"{'rank':>4} {'match':>8} {'cosine':>7} {'by cosine':>9}  picture"]
     for hit in hits:
         match = "" if hit.match_logit is None else f"{hit.match_logit:.3f}"
@@ -61,36 +68,8 @@ def table(hits: Sequence[SearchHit]) -> str:
     return "\n".join(lines)
 
 
-def search(arguments: argparse.Namespace) -> list[list[SearchHit]]:
-    model = load_model(arguments.model, dtype=torch.float32).eval()
-    processor = TPASProcessor.from_pretrained(arguments.model)
-    gallery = Gallery.open(
-        arguments.gallery, model, processor, index=arguments.index, images_root=arguments.images_root
-    )
-    return gallery.search(
-        arguments.texts,
-        top_k=arguments.top_k,
-        shortlist=arguments.shortlist,
-        rerank=not arguments.no_rerank,
-        sca=arguments.sca,
-    )
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-    arguments = parse_arguments(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        answers = search(arguments)
-    except (GalleryError, OSError, ValueError, ImportError) as error:
-        raise SystemExit(f"tpas search: {error}") from error
-    if arguments.json:
-        pairs = zip(arguments.texts, answers, strict=True)
-        content = [{"text": text, "hits": [hit_fields(hit) for hit in hits]} for text, hits in pairs]
-        print(json.dumps(content, indent=1))
-        return
-    for text, hits in zip(arguments.texts, answers, strict=True):
-        print(text)
-        print(table(hits), end="\n\n")
+    app.run(argv)
 
 
 if __name__ == "__main__":

@@ -7,95 +7,128 @@ For the WWW 2025 workshop and AI City Challenge 2026, Track 4; `challenge.py` sa
 files. The flags are those of `tpas evaluate`; SCA uses all queries together, as it does there.
 """
 
-import argparse
-import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from accelerate import Accelerator
+from typer import Argument, Option
 
-from tpas.challenge import ANSWERS, Challenge, find_mistakes, read_challenge, read_text, write_answers
-from tpas.evaluation.arguments import add_ranking_arguments, load_for_ranking, ranking_settings
-from tpas.evaluation.pictures import PictureFiles
-from tpas.evaluation.ranking import rank_gallery
-from tpas.evaluation.result_files import write_scores
-from tpas.evaluation.tables import STAGE_NAMES
-from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
-from tpas.score_files import check_suffix
+from tpas.command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+from tpas.evaluation.arguments import STAGE_NAMES, RankingArguments
+
+if TYPE_CHECKING:
+    from tpas.challenge import Challenge
 
 SHOWN_MISTAKES = 20
 
-
-def validate(path: Path, challenge: Challenge) -> None:
-    """Raises ValueError with what is wrong, line by line, or FileNotFoundError."""
-    if mistakes := find_mistakes(read_text(path), challenge):
-        more = len(mistakes) - SHOWN_MISTAKES
-        shown = [f"{path}: {mistake}" for mistake in mistakes[:SHOWN_MISTAKES]]
-        raise ValueError("\n".join(shown + ([f"... and {more} more mistakes"] if more > 0 else [])))
+app = CommandLine("tpas submit", __doc__)
 
 
-def submit(arguments: argparse.Namespace, challenge: Challenge) -> None:
+@app.command()
+def submit(
+    test_set: Annotated[
+        Path, Argument(metavar="TEST_SET", help="the folder with the query file and gallery/")
+    ],
+    ranking: RankingArguments,
+    model: Annotated[
+        str | None, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
+    ] = None,
+    output: Annotated[Path | None, Option(help="the answer file to write")] = None,
+    validate: Annotated[
+        Path | None, Option(help="check this answer file, and write none; exit code 3 if it has mistakes")
+    ] = None,
+    stage: Annotated[Literal[*STAGE_NAMES], Option(help="whose ranking is written")] = "sca",
+    scores: Annotated[
+        Path | None, Option(help="write the shortlists' scores, as `tpas evaluate` does")
+    ] = None,
+) -> CommandResult:
+    from tpas.challenge import read_challenge
+
+    if validate is None and not (model and output):
+        raise WrongUsage("give --model and --output to write answers, or --validate to check some")
+    if validate is not None and (model or output):
+        raise WrongUsage("--validate checks a file made elsewhere: leave out --model and --output")
+    if stage == "fused" and not ranking.fusion_weight:
+        raise WrongUsage("--stage fused needs a --fusion_weight above 0")
+    challenge = read_challenge(test_set)
+    if validate is not None:
+        return check(validate, challenge)
+    return write(test_set, challenge, ranking, model, output, stage, scores)
+
+
+def check(path: Path, challenge: "Challenge") -> CommandResult:
+    """What is wrong with an answer file, line by line."""
+    from tpas.challenge import find_mistakes, read_text
+
+    mistakes = find_mistakes(read_text(path), challenge)
+    content = {"path": str(path), "answers": len(challenge.query_ids), "mistakes": mistakes}
+    if not mistakes:
+        return CommandResult(content, f"{path}: {len(challenge.query_ids)} lines as they should be", DONE)
+    more = len(mistakes) - SHOWN_MISTAKES
+    shown = [f"{path}: {mistake}" for mistake in mistakes[:SHOWN_MISTAKES]]
+    lines = shown + ([f"... and {more} more mistakes"] if more > 0 else [])
+    return CommandResult(content, "\n".join(lines), FOUND_WANTING)
+
+
+def write(
+    test_set: Path,
+    challenge: "Challenge",
+    ranking: RankingArguments,
+    model: str,
+    output: Path,
+    stage: str,
+    scores: Path | None,
+) -> CommandResult:
     """Ranks the gallery and writes the answers. Every process must call it; the main one writes."""
+    from accelerate import Accelerator
+
+    from tpas.challenge import ANSWERS, write_answers
+    from tpas.evaluation.pictures import PictureFiles
+    from tpas.evaluation.ranking import rank_gallery
+    from tpas.evaluation.result_files import write_scores
+    from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
+    from tpas.score_files import check_suffix
+
     accelerator = Accelerator()
-    level = logging.INFO if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s")
     names = sorted(challenge.pictures)
-    shortlist = resolve_shortlist(arguments.shortlist, len(names))
+    shortlist = resolve_shortlist(ranking.shortlist, len(names))
     if shortlist < ANSWERS:
         raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
-    check_fusion_weight(arguments.fusion_weight)
-    if arguments.scores:
-        check_suffix(arguments.scores)
-    if arguments.stage == "fused" and not arguments.fusion_weight:
-        raise ValueError("--stage fused needs a --fusion_weight above 0")
-    model, processor = load_for_ranking(arguments, accelerator.device)
+    if ranking.matcher and ranking.matcher_shortlist < ANSWERS:
+        raise ValueError(
+            f"an answer names {ANSWERS} pictures, but --matcher_shortlist is {ranking.matcher_shortlist}"
+        )
+    check_fusion_weight(ranking.fusion_weight)
+    if scores:
+        check_suffix(scores)
     ranked = rank_gallery(
-        model,
-        processor,
+        *ranking.load(model, accelerator.device),
         challenge.captions,
         challenge.query_ids,
-        PictureFiles(arguments.test_set, names, elsewhere=challenge.pictures),
+        PictureFiles(test_set, names, elsewhere=challenge.pictures),
         names,
         shortlist=shortlist,
-        **ranking_settings(arguments),
+        matcher=ranking.load_matcher(accelerator.device),
+        **ranking.settings(),
         accelerator=accelerator,
     )
+    if stage not in ranked.indices:
+        raise ValueError(f"--stage {stage}: the model has {', '.join(ranked.indices)} alone")
     if accelerator.is_main_process:
-        best = ranked.indices[arguments.stage][:, :ANSWERS].tolist()
-        answers = [[names[column] for column in row] for row in best]
-        write_answers(arguments.output, answers, challenge)
-        print(f"{len(answers)} answers of {ANSWERS} names among {len(names):,}: {arguments.output}")
-        if arguments.scores:
-            write_scores(arguments.scores, challenge.query_ids, names, ranked.indices, ranked.scores)
+        best = ranked.indices[stage][:, :ANSWERS].tolist()
+        write_answers(output, [[names[column] for column in row] for row in best], challenge)
+        if scores:
+            write_scores(scores, challenge.query_ids, names, ranked.indices, ranked.scores)
     accelerator.end_training()
+    answers = len(challenge.query_ids)
+    return CommandResult(
+        {"output": str(output), "answers": answers, "pictures": len(names), "stage": stage},
+        f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="tpas submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("test_set", type=Path, metavar="TEST_SET", help="the folder with the query file and gallery/")
-    add("--model", help="folder or Hub name of a model with its processor")
-    add("--output", type=Path, metavar="TXT", help="the answer file to write")
-    add("--validate", type=Path, metavar="TXT", help="check this answer file, and write none")
-    add("--stage", choices=list(STAGE_NAMES), default="sca", help="whose ranking is written (default: sca)")
-    add("--scores", type=Path, metavar="FILE", help="write the shortlists' scores, as `tpas evaluate` does")
-    add_ranking_arguments(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.validate is None and not (arguments.model and arguments.output):
-        parser.error("give --model and --output to write answers, or --validate to check some")
-    if arguments.validate is not None and (arguments.model or arguments.output):
-        parser.error("--validate checks a file made elsewhere: leave out --model and --output")
-    try:
-        challenge = read_challenge(arguments.test_set)
-        if arguments.validate is None:
-            submit(arguments, challenge)
-        else:
-            validate(arguments.validate, challenge)
-            print(f"{arguments.validate}: {len(challenge.query_ids)} lines as they should be")
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
+    app.run(argv)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ What exists is told by `synthetic_worlds`, how it is painted by `figure_drawing`
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -23,10 +22,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from PIL import Image
+from tqdm import tqdm
+from typer import Argument, Option
 
+from tpas.command_line import CommandLine, CommandResult
 from tpas.figure_drawing import SKINS, Figure, Garment, draw_picture
 from tpas.scene_drawing import SKIES, Colour, jittered
 from tpas.synthetic_worlds import (
@@ -678,26 +680,40 @@ def _draw_into(
 
 
 def _save_all(jobs: list[tuple[int, str, str]], workers: int, save: partial) -> list[list[dict[str, str]]]:
+    # None: a bar on terminals alone.
+    progress = partial(tqdm, total=len(jobs), desc="drawing", unit="video", leave=False, disable=None)
     if workers <= 1 or len(jobs) < 32:
-        return [save(job) for job in jobs]
+        return [save(job) for job in progress(jobs)]
     # Spawned, not forked: the caller may hold threads of PyTorch, which a fork would deadlock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(save, jobs, chunksize=16))
+        return list(progress(pool.map(save, jobs, chunksize=16)))
+
+
+app = CommandLine("tpas draw", __doc__)
+
+
+@app.command()
+def draw(
+    root: Annotated[Path, Argument(help="new folder to draw into")],
+    world: Annotated[Literal[*sorted(WORLDS)], Option(help="looks, actions and places")] = DEMO_WORLD.name,
+    train_pairs: Annotated[int, Option(help="image-caption pairs for training")] = 2000,
+    test_pairs: Annotated[int, Option(help="image-caption pairs for testing")] = 200,
+    seed: int = 0,
+    image_size: Annotated[int, Option(help="pixels a side")] = 192,
+    workers: Annotated[int | None, Option(help="processes (default: one a core)")] = None,
+) -> CommandResult:
+    """Draws a small Pedestrian Anomaly Behavior set in PAB's own layout.
+
+    tpas draw outputs/people --train_pairs 100 --test_pairs 20
+    """
+    drawn = {"train_pairs": train_pairs, "test_pairs": test_pairs, "seed": seed, "image_size": image_size}
+    draw_pab(root, world=WORLDS[world], workers=workers, **drawn)
+    text = f"{root}: {train_pairs:,} pairs to train on, {test_pairs:,} to test"
+    return CommandResult({"root": str(root), "world": world} | drawn, text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description="Draw a small Pedestrian Anomaly Behavior set in PAB's own layout."
-    )
-    parser.add_argument("root", type=Path, help="new folder to draw into")
-    parser.add_argument("--world", choices=sorted(WORLDS), default=DEMO_WORLD.name)
-    parser.add_argument("--train_pairs", type=int, default=2000, help="image-caption pairs for training")
-    parser.add_argument("--test_pairs", type=int, default=200, help="image-caption pairs for testing")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--image_size", type=int, default=192, help="pixels a side")
-    parser.add_argument("--workers", type=int, default=None, help="processes (default: one a core)")
-    arguments = vars(parser.parse_args(argv))
-    draw_pab(arguments.pop("root"), world=WORLDS[arguments.pop("world")], **arguments)
+    app.run(argv)
 
 
 if __name__ == "__main__":

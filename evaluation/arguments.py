@@ -1,78 +1,112 @@
-"""The flags of every command that ranks a gallery, and what they say."""
+"""The flags of every command that ranks a gallery, and what they say. Nothing heavy is imported for them."""
 
-import argparse
 import sys
-from dataclasses import fields
-from typing import Any, get_args
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, get_args
 
-import torch
-
-from tpas.evaluation.ranking import SCASettings
-from tpas.lora import load_model
-from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
 from tpas.sca import Confidence, Mode
 
+if TYPE_CHECKING:
+    import torch
 
-def add_ranking_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say how a gallery is ranked; `load_for_ranking` and `ranking_settings` read them."""
-    add = parser.add_argument
-    add(
-        "--shortlist", type=int, help="pictures re-ranked for each query (default: 128, or the whole gallery)"
+    from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+
+DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
+
+STAGE_NAMES = {
+    "embeddings": "embeddings",
+    "embeddings_sca": "embeddings + SCA",
+    "matching": "+ matching",
+    "fused": "+ matching, fused",
+    "sca": "+ SCA",
+}
+
+
+def _ranking(default: Any, about: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": about} | metadata)
+
+
+@dataclass
+class RankingArguments:
+    """How a gallery is ranked. Each field is a flag of `tpas evaluate` and `tpas submit`."""
+
+    shortlist: int | None = _ranking(
+        None, "pictures re-ranked for each query (default: 128, or the whole gallery)"
     )
-    add("--fusion_weight", type=float, default=0.0, help="weight of the embeddings' score (default: 0, none)")
-    add("--max_text_length", type=int, help="tokens at which a caption is cut (default: the processor's)")
-    add("--image_size", type=int, help="pixels a side, the model is resized to it (default: the model's)")
-    add(
-        "--sca_confidence", choices=get_args(Confidence), default="score", help="default: score, as the paper"
+    matcher: str | None = _ranking(
+        None,
+        "vlm:NAME, a vision-language model that says yes or no to a pair, in place of the model's stage 2",
     )
-    add("--sca_mode", choices=get_args(Mode), default="deferred", help="default: deferred")
-    add("--sca_max_shift", type=int, default=1, help="places a query may move down (default: 1)")
-    add("--sca_tau", type=float, default=0.0, help="confidences so close are left alone (default: 0)")
-    add("--sca_capacity", type=int, default=1, help="queries that a picture may answer (default: 1)")
-    add(
-        "--batch_size",
-        type=int,
-        default=64,
-        help="pictures that a process reads at once (default: 64); changes memory and speed, never a figure",
+    matcher_shortlist: int = _ranking(DEFAULT_MATCHER_SHORTLIST, "with it: pictures it reads for each query")
+    trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
+    revision: str | None = _ranking(None, "commit of the model's Hub repository")
+    fusion_weight: float = _ranking(0.0, "weight of the embeddings' score; 0: none")
+    max_text_length: int | None = _ranking(
+        None, "tokens at which a caption is cut (default: the processor's)"
     )
-    add(
-        "--token_memory",
-        type=float,
-        default=4.0,
-        metavar="GIB",
-        help="of the pictures' tokens that a process keeps between the stages (default: 4); shortlisted "
-        "pictures beyond it are encoded twice",
+    image_size: int | None = _ranking(
+        None, "pixels a side, the model is resized to it (default: the model's)"
+    )
+    sca_confidence: str = _ranking("score", "the paper's: score", choices=get_args(Confidence))
+    sca_mode: str = _ranking("deferred", "when a query that lost moves on", choices=get_args(Mode))
+    sca_max_shift: int = _ranking(1, "places a query may move down")
+    sca_tau: float = _ranking(0.0, "confidences so close are left alone")
+    sca_capacity: int = _ranking(1, "queries that a picture may answer")
+    batch_size: int = _ranking(
+        64, "pictures that a process reads at once; changes memory and speed, never a figure"
+    )
+    token_memory: float = _ranking(
+        4.0,
+        "GiB of the pictures' tokens that a process keeps between the stages; shortlisted pictures beyond it "
+        "are encoded twice",
     )
 
+    def settings(self) -> dict[str, Any]:
+        """Keyword arguments of `rank_gallery` and `evaluate`, but the shortlist."""
+        from tpas.evaluation.ranking import SCASettings
 
-def ranking_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `rank_gallery` and `evaluate`, but the shortlist."""
-    return {
-        "fusion_weight": arguments.fusion_weight,
-        "sca": SCASettings(**{f.name: getattr(arguments, f"sca_{f.name}") for f in fields(SCASettings)}),
-        "batch_size": arguments.batch_size,
-        "token_memory": int(min(arguments.token_memory * 2**30, sys.maxsize)),  # inf: keep all
-    }
+        return {
+            "matcher_shortlist": self.matcher_shortlist,
+            "fusion_weight": self.fusion_weight,
+            "sca": SCASettings(**{f.name: getattr(self, f"sca_{f.name}") for f in fields(SCASettings)}),
+            "batch_size": self.batch_size,
+            "token_memory": int(min(self.token_memory * 2**30, sys.maxsize)),  # inf: keep all
+        }
 
+    def load(self, model_name: str, device: "torch.device") -> tuple["RetrievalModel", "RetrievalProcessor"]:
+        """The model in fp32 and its processor, at the size and length asked for.
 
-def load_for_ranking(arguments: argparse.Namespace, device: torch.device) -> tuple[TPASModel, TPASProcessor]:
-    """The model in fp32 and its processor, at the size and length asked for.
+        Raises:
+            ValueError: for a text length that the model cannot take, or an image size that does not fit it.
+        """
+        from tpas.modeling_tpas import TPASModel
+        from tpas.retrieval_models.loading import load_retrieval_model
 
-    Raises:
-        ValueError: for a text length that the model cannot take, or an image size that does not fit it.
-    """
-    model = load_model(arguments.model, dtype=torch.float32)
-    processor = TPASProcessor.from_pretrained(arguments.model)
-    if arguments.image_size is not None:
-        model.resize_image(arguments.image_size)
-        processor.image_size = arguments.image_size
-    if arguments.max_text_length is not None:
-        longest = model.config.text_config.max_position_embeddings
-        if not 3 <= arguments.max_text_length <= longest:
-            raise ValueError(
-                f"--max_text_length must be between 3 and the model's {longest} positions, "
-                f"got {arguments.max_text_length}"
-            )
-        processor.max_text_length = arguments.max_text_length
-    return model.to(device), processor
+        model, processor = load_retrieval_model(
+            model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
+        )
+        is_ours = isinstance(model, TPASModel)
+        if self.image_size is not None:
+            if not is_ours:
+                raise ValueError(f"--image_size {self.image_size}: only TPAS models are resized")
+            model.resize_image(self.image_size)
+            processor.image_size = self.image_size
+        if self.max_text_length is not None:
+            longest = processor.max_text_length
+            if is_ours:
+                longest = model.config.text_config.max_position_embeddings
+            if not 3 <= self.max_text_length <= longest:
+                raise ValueError(
+                    f"--max_text_length must be between 3 and the model's {longest} positions, "
+                    f"got {self.max_text_length}"
+                )
+            processor.max_text_length = self.max_text_length
+        return model.to(device), processor
+
+    def load_matcher(self, device: "torch.device") -> "PictureMatcher | None":
+        """The stage 2 that is asked for in place of the model's own."""
+        if self.matcher is None:
+            return None
+        from tpas.retrieval_models.loading import load_matcher
+
+        return load_matcher(self.matcher, device, trust_remote_code=self.trust_remote_code)

@@ -1,39 +1,113 @@
-"""Plots of an evaluation: recall curves, scores of right and wrong, collisions before and after SCA.
+"""Plots of an evaluation: recall curves, scores, collisions, and queries with their pictures.
 
 Figures are drawn without pyplot, so nothing is left behind in the caller's own matplotlib.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import networkx as nx
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from tpas.evaluation.result_files import SYSTEM_STAGES, write_beside
+from tpas.evaluation.examples import (
+    Answer,
+    choose_queries,
+    choose_settled,
+    is_right,
+    shown_answers,
+    verdict,
+)
+from tpas.evaluation.result_files import SYSTEM_STAGES, rankings_json
 from tpas.evaluation.retrieval import EvaluationResult
 from tpas.evaluation.tables import STAGE_NAMES
-from tpas.pab import RetrievalBenchmark
+from tpas.pab import RetrievalBenchmark, image_path
+from tpas.plotting.results import ResultRow, plot_result_rows
+from tpas.plotting.saving import save_figure
+from tpas.plotting.settled import SettledCollision, plot_settled
+from tpas.plotting.sheet import NEUTRAL, RIGHT, WRONG, RankedPicture, plot_note
 
 DEEPEST_RANK = 100  # of the recall curves
 SHOWN_COLLISIONS = 30  # pictures that most queries claim
-RIGHT, WRONG, NEUTRAL = "#1b7f4d", "#b3382c", "#888888"
+SHOWN_QUERIES = 6  # of the successes, and of the failures
+SHOWN_MOVES = 4
 
 
-def write_plots(folder: Path, result: EvaluationResult, benchmark: RetrievalBenchmark) -> list[Path]:
-    """`recall_curve.png`, `score_distributions.png` and `collisions.png` in a folder."""
+def write_plots(
+    folder: Path,
+    result: EvaluationResult,
+    benchmark: RetrievalBenchmark,
+    root: Path,
+    elsewhere: Mapping[str, Path] | None = None,
+    seed: int = 0,
+) -> list[Path]:
+    """Curves and distributions of the figures, and some queries with their pictures, in a folder.
+
+    Args:
+        root, elsewhere: where the pictures lie; see `PictureFiles`.
+        seed: draws the queries that are shown.
+    """
+    elsewhere = elsewhere or {}
+    queries = rankings_json(result, benchmark, elsewhere)["queries"]
+    before = result.final_stage
+
+    def ranked(answer: Answer) -> RankedPicture:
+        picture = elsewhere.get(answer.id) or image_path(root, answer.id)
+        return RankedPicture(picture, answer.score, answer.right, answer.rank)
+
+    right = [query for query in queries if is_right(query, "sca")]
+    wrong = [query for query in queries if not is_right(query, "sca")]
     figures = {
         "recall_curve.png": recall_curve(result),
         "score_distributions.png": score_distributions(result, benchmark),
         "collisions.png": collisions(result, benchmark),
+        "successes.jpg": query_sheet(right, before, ranked, seed, "No query found its right picture first."),
+        "failures.jpg": query_sheet(
+            wrong, before, ranked, seed, "Every query found its right picture first."
+        ),
+        "settled.jpg": settled_sheet(queries, before, ranked, seed),
     }
-    for name, figure in figures.items():
-        canvas = FigureCanvasAgg(figure)
-        write_beside(folder / name, lambda file, canvas=canvas: canvas.print_png(file))
-    return [folder / name for name in figures]
+    return [save_figure(figure, folder / name) for name, figure in figures.items()]
+
+
+def query_sheet(
+    queries: Sequence[Mapping],
+    before: str,
+    ranked: Callable[[Answer], RankedPicture],
+    seed: int,
+    without_any: str,
+) -> Figure:
+    """Some of these queries, of every kind, with their best pictures; `without_any` says that there is none.
+
+    A right picture that is not among the best stands last, with its rank where that is known.
+    """
+    rows = [
+        ResultRow(
+            query["caption"], [ranked(answer) for answer in shown_answers(query)], verdict(query, before)
+        )
+        for query in choose_queries(queries, before, count=SHOWN_QUERIES, seed=seed)
+    ]
+    return plot_result_rows(rows) if rows else plot_note(without_any)
+
+
+def settled_sheet(
+    queries: Sequence[Mapping], before: str, ranked: Callable[[Answer], RankedPicture], seed: int
+) -> Figure:
+    """Some of the queries that SCA moved, each beside the one that kept the picture."""
+    settled = [
+        SettledCollision(
+            one.query["caption"],
+            ranked(one.before),
+            ranked(one.after),
+            None if one.holder is None else one.holder["caption"],
+            None if one.kept is None else ranked(one.kept),
+            one.outcome,
+        )
+        for one in choose_settled(queries, before, count=SHOWN_MOVES, seed=seed)
+    ]
+    return plot_settled(settled) if settled else plot_note("SCA moved no query.")
 
 
 def recall_curve(result: EvaluationResult) -> Figure:

@@ -14,9 +14,10 @@ tokens that were not kept are encoded again, by the process and in the pass that
 whole ranking (Q, G) only the ranks of the `watched` pictures remain.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
+from tpas.evaluation.arguments import DEFAULT_MATCHER_SHORTLIST
+from tpas.retrieval_models.interface import (
+    PictureMatcher,
+    RetrievalModel,
+    RetrievalProcessor,
+    can_match,
+)
 from tpas.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
 from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
 
@@ -60,11 +66,12 @@ class Rankings:
 
     Attributes:
         indices: stage to (Q, K) indices into the gallery, best first. "embeddings", "embeddings_sca",
-            "matching", "fused" (with a fusion weight), "sca".
+            "matching", "fused" (with a fusion weight), "sca"; without a stage 2 "embeddings" and "sca". A
+            matcher of its own has shorter lists than the embeddings.
         scores: stage to (Q, K), their scores; SCA leaves each picture its own.
         watched_ranks: stage to, for each query, the ranks (W,) from 1 of its watched pictures in the whole
             gallery. Beyond the best K every stage keeps the order of the embeddings.
-        final_stage: "fused" or "matching", the stage that "sca" settles.
+        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" settles.
         moved: (Q,) bool, whether SCA changed the final stage's first answer.
         sca_report: SCA's counts on the final stage.
     """
@@ -78,14 +85,16 @@ class Rankings:
 
 
 def rank_gallery(
-    model: TPASModel,
-    processor: TPASProcessor,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
     captions: Sequence[str],
     query_ids: Sequence[str],
     pictures: Sequence[Image.Image],
     gallery_ids: Sequence[str],
     *,
     shortlist: int,
+    matcher: PictureMatcher | None = None,
+    matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
     fusion_weight: float = 0.0,
     sca: SCASettings | None = None,
     watched: Sequence[Sequence[int]] | None = None,
@@ -102,6 +111,7 @@ def rank_gallery(
         captions, query_ids: Q; the ids are distinct.
         pictures, gallery_ids: G, read one at a time and from several threads; the ids are distinct.
         shortlist: K, the pictures that are matched with each query.
+        matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`.
         watched: for each query the pictures whose ranks are wanted, as indices into the gallery.
         batch_size: pictures that a process reads at once, rounded up to whole passes.
         token_memory: bytes of picture tokens that a process may keep between the stages.
@@ -110,23 +120,40 @@ def rank_gallery(
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     if token_memory < 0:
         raise ValueError(f"the memory for tokens must be at least 0 bytes, got {token_memory}")
+    if matcher is not None and not 1 <= matcher_shortlist <= shortlist:
+        raise ValueError(
+            f"the matcher's shortlist must be between 1 and the shortlist's {shortlist} pictures, got "
+            f"{matcher_shortlist}"
+        )
+    if matcher is None and not can_match(model) and fusion_weight != 0:
+        raise ValueError(
+            f"the fusion weight {fusion_weight} is of embeddings and matching, and {model.name_or_path} has "
+            "embeddings alone"
+        )
     model.eval()
     texts = encode_texts(model, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
     gallery = _Gallery(model, processor, pictures, gallery_ids, batch_size, token_memory, accelerator)
-    embeds = gallery.encode()  # (G, projection_dim)
+    embeds = gallery.encode(texts.embeds.shape[1])  # (G, projection_dim)
     watched = [()] * len(captions) if watched is None else watched
     candidates, cosines, first_ranks = _rank_by_embeddings(
         texts.embeds, embeds, query_ids, gallery_ids, shortlist, watched
     )
-    match_scores = gallery.match(texts, query_ids, candidates)  # (Q, K)
-
-    lists = {"embeddings": (candidates, cosines), "matching": reorder(candidates, match_scores)}
-    final_stage = "matching"
-    if fusion_weight != 0:
-        final_stage = "fused"
-        lists["fused"] = reorder(candidates, fuse(match_scores, cosines, fusion_weight))
+    lists = {"embeddings": (candidates, cosines)}
+    final_stage = "embeddings"
+    if matcher is not None or can_match(model):
+        final_stage = "matching"
+        if matcher is None:
+            match_scores = gallery.match(texts, query_ids, candidates)  # (Q, K)
+        else:
+            candidates, cosines = candidates[:, :matcher_shortlist], cosines[:, :matcher_shortlist]
+            match_scores = gallery.match_pictures(matcher, captions, query_ids, candidates)
+        lists["matching"] = reorder(candidates, match_scores)
+        if fusion_weight != 0:
+            final_stage = "fused"
+            lists["fused"] = reorder(candidates, fuse(match_scores, cosines, fusion_weight))
     settings = asdict(sca or SCASettings())
-    for stage, name in (("embeddings", "embeddings_sca"), (final_stage, "sca")):
+    # Where the embeddings are the final stage, theirs is "sca".
+    for stage, name in {"embeddings": "embeddings_sca", final_stage: "sca"}.items():
         settled = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
         lists[name] = (settled.indices, settled.scores)
     order = ("embeddings", "embeddings_sca", "matching", "fused", "sca")
@@ -181,8 +208,8 @@ class _Gallery:
 
     def __init__(
         self,
-        model: TPASModel,
-        processor: TPASProcessor,
+        model: RetrievalModel,
+        processor: RetrievalProcessor,
         pictures: Sequence[Image.Image],
         gallery_ids: Sequence[str],
         batch_size: int,
@@ -201,16 +228,18 @@ class _Gallery:
         self.own_units = units[index::count]
         self.kept: dict[int, Tensor] = {}  # pass to tokens (pictures, 1+N, width)
 
-    def encode(self) -> Tensor:
-        """The embeddings (G, projection_dim); as many tokens as the memory allows are kept."""
+    def encode(self, width: int) -> Tensor:
+        """The embeddings (G, width); as many tokens as the memory allows are kept, if there are any."""
         # Filled in place: small tensors kept among large freed ones break up the heap, at the size of the
         # challenge by gigabytes (benchmarks/evaluation_memory.py).
-        embeds = torch.empty(len(self.order), self.model.config.projection_dim)
+        embeds = torch.empty(len(self.order), width)
         filled, used = [], 0
         for unit in self._units("encoding pictures"):
             for number, pass_embeds, tokens in self._encode_passes(unit):
                 embeds[self.passes[number]] = pass_embeds
                 filled += self.passes[number]
+                if tokens is None:
+                    continue
                 size = tokens.numel() * tokens.element_size()
                 if used + size <= self.token_memory:
                     used += size
@@ -218,12 +247,54 @@ class _Gallery:
         return self._filled_by_all(embeds, torch.tensor(filled, dtype=torch.long))
 
     def match(self, texts: EncodedTexts, query_ids: Sequence[str], candidates: Tensor) -> Tensor:
-        """The match logits of each query with its candidates, both (Q, K)."""
+        """The match logits of each query with its candidates, both (Q, K), by the model itself."""
+        lengths = texts.attention_mask.sum(dim=1).numpy()
+
+        def score(tokens: Tensor, places: np.ndarray, text: np.ndarray) -> Tensor:
+            length = int(lengths[text].max())
+            return self._match(
+                tokens[places], texts.hidden_states[text, :length], texts.attention_mask[text, :length]
+            )
+
+        return self._score_pairs(candidates, query_ids, lengths, self._tokens, score, PAIRS_IN_A_PASS)
+
+    def match_pictures(
+        self,
+        matcher: PictureMatcher,
+        captions: Sequence[str],
+        query_ids: Sequence[str],
+        candidates: Tensor,
+    ) -> Tensor:
+        """The scores that `matcher` gives each query with its candidates, both (Q, K)."""
+        lengths = np.array([len(caption) for caption in captions])
+
+        def score(pictures: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
+            return matcher.match_pictures(
+                [pictures[place] for place in places], [captions[row] for row in text]
+            )
+
+        return self._score_pairs(candidates, query_ids, lengths, self._read, score, matcher.pairs_in_a_pass)
+
+    def _score_pairs(
+        self,
+        candidates: Tensor,
+        query_ids: Sequence[str],
+        lengths: np.ndarray,
+        content_of: Callable[[list[int]], Iterator[tuple[int, Any]]],
+        score: Callable[[Any, np.ndarray, np.ndarray], Tensor],
+        pairs_in_a_pass: int,
+    ) -> Tensor:
+        """A score for each query with its candidates, both (Q, K), pass by pass of pictures.
+
+        Args:
+            lengths: (Q,) of the captions: similar ones share a pass.
+            content_of: of some passes of pictures of one unit, what `score` reads of them.
+            score: of the content of a pass, the places of B pictures in it, and B queries.
+        """
         queries, shortlist = candidates.shape
         position = np.empty(len(self.order), dtype=np.int64)
         position[self.order] = np.arange(len(self.order))
         position = position[candidates.numpy().ravel()]  # (Q * K,) of the pair's picture
-        lengths = texts.attention_mask.sum(dim=1).numpy()
         id_rank = np.empty(queries, dtype=np.int64)
         id_rank[sorted(range(queries), key=query_ids.__getitem__)] = np.arange(queries)
         query = np.arange(queries).repeat(shortlist)  # (Q * K,)
@@ -236,17 +307,11 @@ class _Gallery:
         filled = []
         for unit in self._units("matching pairs"):
             wanted = [number for number in unit if starts[number] < starts[number + 1]]
-            for number, tokens in self._tokens(wanted):
+            for number, content in content_of(wanted):
                 of_pass = pairs[starts[number] : starts[number + 1]]
                 filled.append(of_pass)
-                for slots in _slices(of_pass, PAIRS_IN_A_PASS):
-                    text = query[slots]
-                    length = int(lengths[text].max())
-                    scores[slots] = self._match(
-                        tokens[position[slots] - number * IMAGES_IN_A_PASS],
-                        texts.hidden_states[text, :length],
-                        texts.attention_mask[text, :length],
-                    )
+                for slots in _slices(of_pass, pairs_in_a_pass):
+                    scores[slots] = score(content, position[slots] - number * IMAGES_IN_A_PASS, query[slots])
         own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
         return self._filled_by_all(scores, own).view(queries, shortlist)
 
@@ -265,17 +330,22 @@ class _Gallery:
             if number in self.kept:
                 yield number, self.kept[number]
 
-    @torch.inference_mode()
-    def _encode_passes(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number, embeddings and tokens of each pass, fp32 on the CPU; all pictures are read beforehand."""
+    def _read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Image.Image]]]:
+        """Number and pictures of each pass; all are read beforehand."""
         columns = [column for number in numbers for column in self.passes[number]]
         with ThreadPoolExecutor() as pool:
             pictures = iter(list(pool.map(self.pictures.__getitem__, columns)))
         for number in numbers:
-            images = [next(pictures) for _ in self.passes[number]]
-            pixel_values = self.processor(images=images)["pixel_values"]
-            output = self.model.get_image_features(pixel_values.to(self.model.device, self.model.dtype))
-            yield number, output.pooler_output.float().cpu(), output.last_hidden_state.float().cpu()
+            yield number, [next(pictures) for _ in self.passes[number]]
+
+    @torch.inference_mode()
+    def _encode_passes(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Number, embeddings and tokens of each pass, fp32 on the CPU; without a stage 2 no tokens."""
+        for number, images in self._read(numbers):
+            inputs = self.processor(images=images).to(self.model.device, self.model.dtype)
+            output = self.model.get_image_features(*inputs.values())
+            tokens = output.last_hidden_state
+            yield number, output.pooler_output.float().cpu(), None if tokens is None else tokens.float().cpu()
 
     def _units(self, description: str) -> Iterator[Sequence[int]]:
         hidden = None if self.accelerator is None or self.accelerator.is_main_process else True

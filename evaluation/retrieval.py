@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
+from tpas.evaluation.arguments import DEFAULT_MATCHER_SHORTLIST
 from tpas.evaluation.measures import (
     figures_by_label,
     first_answers,
@@ -20,9 +21,8 @@ from tpas.evaluation.measures import (
 )
 from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import TOKEN_MEMORY, SCASettings, rank_gallery
-from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark
-from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
 from tpas.sca import SCAReport
 
@@ -42,7 +42,7 @@ class EvaluationResult:
         pair_confusion: by stage and group, see there; a stage without any pair has no group.
         first_answers: by stage "coverage" and "collision_rate", which need no labels.
         group_rows: the rows of each group's queries.
-        final_stage: "fused" or "matching", the stage that "sca" settles.
+        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" settles.
         k: the cutoffs.
         rankings: stage to (Q, K) indices into the benchmark's gallery, best first.
         scores: stage to (Q, K), their scores; SCA leaves each picture its own.
@@ -80,12 +80,14 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: TPASModel,
-    processor: TPASProcessor,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
     benchmark: RetrievalBenchmark,
     root: Path,
     *,
     shortlist: int | None = None,
+    matcher: PictureMatcher | None = None,
+    matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
     fusion_weight: float = 0.0,
     sca: SCASettings | None = None,
     batch_size: int = 64,
@@ -104,6 +106,7 @@ def evaluate(
     Args:
         shortlist: pictures that are re-ranked for each query; `None`: 128, or the gallery.
         sca: `None`: the paper's settings.
+        matcher, matcher_shortlist: see `rank_gallery`.
         batch_size, token_memory: see `rank_gallery`.
         k: cutoffs of Recall@k; `None`: those of 1, 5 and 10 that the gallery allows.
         annotated_at, elsewhere: see `PictureFiles`.
@@ -134,6 +137,8 @@ def evaluate(
         PictureFiles(root, gallery_ids, annotated_at, elsewhere),
         gallery_ids,
         shortlist=shortlist,
+        matcher=matcher,
+        matcher_shortlist=matcher_shortlist,
         fusion_weight=fusion_weight,
         sca=sca,
         watched=watched,

@@ -2,16 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
+from tpas.evaluation.arguments import STAGE_NAMES
 from tpas.evaluation.measures import headline
 from tpas.evaluation.retrieval import EvaluationResult
 
-STAGE_NAMES = {
-    "embeddings": "embeddings",
-    "embeddings_sca": "embeddings + SCA",
-    "matching": "+ matching",
-    "fused": "+ matching, fused",
-    "sca": "+ SCA",
-}
 Intervals = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]  # by stage, group and figure
 
 

@@ -71,6 +71,8 @@ class Row:
         paper: what the paper prints.
         stages: those of our evaluation that the paper's figures may be of; where it leaves open which, all.
         pairs: to train on, `None` for all, with `fine_tuned`.
+        model: what to start from unless `--model` says otherwise; `None`: X-VLM, once converted.
+        system: a name for its files, where it is not X-VLM.
     """
 
     recipe: str
@@ -80,6 +82,8 @@ class Row:
     stages: tuple[str, ...]
     fine_tuned: bool = False
     pairs: int | None = None
+    model: str | None = None
+    system: str = ""
 
     @property
     def title(self) -> str:
@@ -107,7 +111,8 @@ def reproduce(row: Row, argv: Sequence[str] | None = None) -> None:
         if row.fine_tuned:
             runs = [fine_tune_and_evaluate(row, place, seed, arguments) for seed in arguments.seeds]
         else:
-            results = evaluate_once(place, place.model, "zero_shot", {}, arguments.extra)
+            name = "_".join(filter(None, (row.system, "zero_shot")))
+            results = evaluate_once(place, place.model, name, {}, arguments.extra)
             runs = [{"results": results}]
         report_row(row, place, runs, row.recipe + steps_suffix(arguments))
 
@@ -117,7 +122,10 @@ def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namesp
     parser = argparse.ArgumentParser(
         prog=row.recipe, description=f"{row.title}, beside the paper's figures.", allow_abbrev=False
     )
-    parser.add_argument("--model", help="folder or Hub id of the model to start from, with its processor")
+    shown = "" if row.model is None else f" (default: {row.model})"
+    parser.add_argument(
+        "--model", help=f"folder, Hub id or KIND:NAME of the model to start from, with its processor{shown}"
+    )
     add_common_arguments(parser, takes_extra)
     if row.fine_tuned:
         parser.add_argument("--config_file", type=Path, help="accelerate's, such as configs/single_gpu.yaml")
@@ -140,7 +148,9 @@ def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namesp
         )
     arguments = parser.parse_args(argv)
     if arguments.model is None and not arguments.miniature:
-        parser.error("give --model (and --data_root), or --miniature")
+        if row.model is None:
+            parser.error("give --model (and --data_root), or --miniature")
+        arguments.model = row.model
     if row.fine_tuned and len(set(arguments.seeds)) < len(arguments.seeds):
         parser.error(f"argument --seeds: each only once, got {' '.join(map(str, arguments.seeds))}")
     return arguments
@@ -148,7 +158,8 @@ def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namesp
 
 def fine_tune_and_evaluate(row: Row, place: Workplace, seed: int, arguments: argparse.Namespace) -> dict:
     """One run of a fine-tuned row: its seed, its sizes and the results of its evaluation."""
-    run = f"{row.pairs or 'all'}_pairs{steps_suffix(arguments)}_seed_{seed}"
+    of_system = f"{row.system}_" if row.system else ""
+    run = f"{of_system}{row.pairs or 'all'}_pairs{steps_suffix(arguments)}_seed_{seed}"
     folder = Path("fine_tuned", run)
     command = fine_tuning_command(row, place, seed, folder, arguments)
     weights = folder / arguments.weights
@@ -335,7 +346,13 @@ def evaluate_once(
     arguments = {"model": model, "data_root": place.data_root, "split": "test", "output": results}
     command = [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(arguments | flags), *extra]
     run_once(place, command, f"evaluate_{name}", results, model)
-    return json.loads((place.output_dir / results).read_text(encoding="utf-8"))
+    return read_results(place, name)
+
+
+def read_results(place: Workplace, name: str) -> dict:
+    """What an evaluation wrote."""
+    path = place.output_dir / "evaluation" / name / "results.json"
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run_once(place: Workplace, command: Command, name: str, product: Path, model: str | Path) -> None:

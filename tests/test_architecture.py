@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[1]
 # Every .py file of the package has a layer. A new one is entered here, in the layer whose rules it can keep.
 LAYERS = {
     # Shipped with every checkpoint, so transformers must be able to load them without this package.
-    "hub": {"configuration_tpas", "objectives", "modeling_tpas", "processing_tpas", "relative_position"},
+    "hub": {
+        "configuration_tpas",
+        "objectives",
+        "modeling_tpas",
+        "pipeline_tpas",
+        "processing_tpas",
+        "relative_position",
+    },
     # Usable alone: import nothing of ours, touch no disk.
     "pure": {
         "sca",
@@ -33,6 +40,15 @@ LAYERS = {
     "service": {
         "pab",
         "figure_drawing",
+        "retrieval_models.interface",
+        "retrieval_models.loading",
+        "retrieval_models.dual_encoder",
+        "retrieval_models.pair_processor",
+        "retrieval_models.transformers_encoders",
+        "retrieval_models.blip",
+        "retrieval_models.open_clip_encoders",
+        "retrieval_models.llm2clip",
+        "retrieval_models.vision_language_matcher",
         "scene_drawing",
         "synthetic_worlds",
         "synthetic_pab",
@@ -53,12 +69,16 @@ LAYERS = {
         "fast_matching",
         "fast_encoding",
         "lora",
+        "command_line",
+        "checkpoint_conversion",
+        "hub_upload",
         "report",
         "training.arguments",
         "training.averaging",
         "score_files",
         "training.checkpointing",
         "training.data",
+        "training.fine_tuning",
         "training.gradient_cache",
         "training.log",
         "training.masked_language_modelling",
@@ -66,7 +86,14 @@ LAYERS = {
         "training.optimizer",
         "training.run_folder",
         "challenge",
+        "plotting.results",
+        "plotting.saving",
+        "plotting.settled",
+        "plotting.sheet",
+        "plotting.text",
+        "plotting.training",
         "evaluation.arguments",
+        "evaluation.examples",
         "evaluation.measures",
         "evaluation.pictures",
         "evaluation.plots",
@@ -105,7 +132,13 @@ DISK_CALLS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "f
 # The name under which the Hub finds a class has to be set where the class is defined.
 IMPORT_TIME_CALLS = {"register_for_auto_class"}
 # Distributions whose import name is another one.
-IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "MarkupSafe": "markupsafe", "faiss-cpu": "faiss"}
+IMPORT_NAMES = {
+    "pillow": "PIL",
+    "Jinja2": "jinja2",
+    "MarkupSafe": "markupsafe",
+    "faiss-cpu": "faiss",
+    "open_clip_torch": "open_clip",
+}
 # What search must do without, and the extra that each of these files may need beyond the core.
 CORE = {
     *(
@@ -122,7 +155,12 @@ CORE = {
     *(f"gallery.{name}" for name in ("pictures", "manifest", "shards", "stored_gallery")),
     *(f"gallery.{name}" for name in ("building", "image_tokens", "exact_index", "indexes")),
 }
-OWN_EXTRA = {"gallery.faiss_index": "index", "gallery.milvus_index": "milvus"}
+OWN_EXTRA = {
+    "gallery.faiss_index": "index",
+    "gallery.milvus_index": "milvus",
+    "retrieval_models.open_clip_encoders": "baselines",
+    "retrieval_models.llm2clip": "baselines",
+}
 
 
 def layer_of(module: str) -> str | None:

@@ -118,14 +118,15 @@ def test_mistakes_are_named_with_their_line(test_set, right_lines, line, content
     assert message in mistakes[0]
 
 
-def test_the_command_lists_mistakes_and_ends_with_an_error(test_set, right_lines, tmp_path):
+def test_the_command_lists_mistakes_and_ends_with_a_code_of_its_own(test_set, tmp_path, capsys):
     answer = tmp_path / "mine.txt"
     answer.write_text("\n".join(["wrong"] * 30))
     with pytest.raises(SystemExit) as error:
         submit([str(test_set), "--validate", str(answer)])
-    lines = str(error.value).splitlines()
+    assert error.value.code == 3
+    lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        f"tpas submit: {answer}: 30 lines for 12 queries: one line a query, in the order of the query file"
+        f"{answer}: 30 lines for 12 queries: one line a query, in the order of the query file"
     )
     assert lines[1] == f"{answer}: line 1 (query Q011): 1 names, not 10"
     assert lines[-1] == "... and 41 more mistakes"

@@ -50,13 +50,13 @@ def start(tmp_path_factory):
 def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo, "run_logged", run_here)
     output_dir = tmp_path / "demo"
-    demo.run_demo(TOY, start, 3, output_dir)
+    result = demo.run_demo(TOY, start, 3, output_dir)
 
     printed = capsys.readouterr().out
     for number in range(1, 6):
         assert f"[{number}/5] " in printed
     assert "step 3/3, loss " in printed
-    assert (output_dir / "index.html").as_uri() in printed
+    assert (output_dir / "index.html").as_uri() in result.text
     assert {path.name for path in output_dir.iterdir()} == demo.OUTPUT_NAMES
     assert os.listdir(tmp_path) == ["demo"]
 
@@ -71,7 +71,7 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkey
             f"{100 * evaluation.results['stages']['sca']['all'][f'recall@{k}']:.1f}" for k in (1, 5, 10)
         ]
         assert all(f">{recall}<" in page for recall in recalls)
-        assert any(line.split()[:5] == ["+", "SCA", *recalls] for line in printed.splitlines())
+        assert any(line.split()[:5] == ["+", "SCA", *recalls] for line in result.text.splitlines())
         assert evaluation.results["data_root"] == "pab"  # true wherever the folder is
     assert "Contrastive loss" in page
     assert "Recall@1 on validation" in page
@@ -198,7 +198,7 @@ def test_a_failing_step_leaves_the_earlier_demo_and_its_log(tmp_path, monkeypatc
     with pytest.raises(SystemExit) as caught:
         demo.main(["--output_dir", str(output_dir), "--model_name_or_path", str(make_model_folder(tmp_path))])
     kept = tmp_path / "demo.failed.log"
-    assert caught.value.code == f"demo: step 2 of 5 failed: OSError: no space (the whole output: {kept})"
+    assert caught.value.code == f"tpas demo: step 2 of 5 failed: OSError: no space (the whole output: {kept})"
     assert kept.read_text().startswith("much\n")
     assert (output_dir / "index.html").read_text() == "earlier"
     assert sorted(os.listdir(tmp_path)) == ["demo", "demo.failed.log", "model"]
@@ -245,10 +245,10 @@ def test_an_absent_or_empty_folder_may_be_used(tmp_path):
     ("arguments", "message"),
     [
         (["--model_name_or_path", "nowhere"], "no model in nowhere"),
-        (["--seed", "-1"], "--seed: must be at least 0, got -1"),
-        (["--train_pairs", "0"], "--train_pairs: must be at least 2, got 0"),
-        (["--test_pairs", "8"], "--test_pairs: must be at least 10, got 8"),
-        (["--max_train_steps", "many"], "invalid"),
+        (["--seed", "-1"], "'--seed': Input should be greater than or equal to 0"),
+        (["--train_pairs", "0"], "'--train_pairs': Input should be greater than or equal to 2"),
+        (["--test_pairs", "8"], "'--test_pairs': Input should be greater than or equal to 10"),
+        (["--max_train_steps", "many"], "Invalid value"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(arguments, message, tmp_path, monkeypatch, capsys):

@@ -363,7 +363,7 @@ def test_flags_of_the_validation_split_are_refused_elsewhere(capsys):
 def test_a_seed_that_the_bootstrap_would_refuse_is_refused_at_once(capsys):
     with pytest.raises(SystemExit):
         main(["--model", "m", "--data_root", "d", "--seed", "-1"])
-    assert "--seed must be at least 0, got -1" in capsys.readouterr().err
+    assert "'--seed': Input should be greater than or equal to 0" in capsys.readouterr().err
 
 
 def test_validation_split_is_cut_from_train(start, drawn_root, tmp_path):

@@ -213,14 +213,44 @@ def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
     run(start, small_pab, "--plots", plots)
     assert sorted(path.name for path in plots.iterdir()) == [
         "collisions.png",
+        "failures.jpg",
         "recall_curve.png",
         "score_distributions.png",
+        "settled.jpg",
+        "successes.jpg",
     ]
     for path in plots.iterdir():
         with Image.open(path) as image:
-            assert min(image.size) > 300
+            assert min(image.size) > 60
             assert len(image.convert("L").getcolors()) > 20
     assert pyplot.get_fignums() == []
+
+
+def test_the_sheets_show_queries_of_their_kind(start, small_pab, tmp_path, monkeypatch):
+    figures = {}
+    monkeypatch.setattr(
+        "tpas.evaluation.plots.save_figure", lambda figure, path: figures.setdefault(path.name, figure)
+    )
+    run(start, small_pab, "--plots", tmp_path / "plots", "--rankings", tmp_path / "rankings.json")
+    queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]
+    right = [query["stages"]["sca"]["ids"][0] in query["relevant"] for query in queries]
+    assert 0 < sum(right) < len(queries)
+    for name, kind in (("successes.jpg", True), ("failures.jpg", False)):
+        words = " ".join(text.get_text() for text in figures[name].texts)
+        shown = [
+            one
+            for one, found in zip(queries, right, strict=True)
+            if one["caption"] in words and found == kind
+        ]
+        others = [one for one, found in zip(queries, right, strict=True) if found != kind]
+        assert len(shown) == min(6, right.count(kind))
+        assert not any(one["caption"] in words for one in others)
+        assert words.count("✓ right") == len(shown)  # the right one is always to be seen
+    moved = [query for query in queries if query["moved"]]
+    words = " ".join(text.get_text() for text in figures["settled.jpg"].texts)
+    assert moved
+    assert sum(query["caption"] in words for query in moved) >= min(4, len(moved))
+    assert words.count("moves on: ") == min(4, len(moved))
 
 
 def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):

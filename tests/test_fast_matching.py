@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file
 
-from tpas.convert_checkpoint import build_config, convert_state_dict
+from tpas.checkpoint_conversion import build_config, convert_state_dict
 from tpas.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.retrieval_stages import EncodedTexts

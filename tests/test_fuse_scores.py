@@ -152,7 +152,7 @@ def test_what_cannot_be_fused_is_refused(options, message, folder):
     write_score_file("settled.npz", replace(lists, moved=moved))
     with pytest.raises(SystemExit) as ended:
         main([*options.split(), "--output", "out.npz"])
-    assert re.fullmatch(rf"tpas fuse: .*{message}.*", str(ended.value.code)), ended.value.code
+    assert re.fullmatch(rf"tpas fuse: .*{message}.*", str(ended.value)), ended.value
     assert not (folder / "out.npz").exists()
 
 
@@ -163,9 +163,6 @@ def test_one_rule_must_be_chosen(folder, capsys):
         assert "--weights" in capsys.readouterr().err
 
 
-def test_tpas_knows_the_command(folder, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["tpas"])
-    with pytest.raises(SystemExit) as ended:
-        tpas(["fuse", "a.npz", "c.npz", "--rrf", "--output", "out.npz"])
-    assert not ended.value.code
+def test_tpas_knows_the_command(folder, capsys):
+    tpas(["fuse", "a.npz", "c.npz", "--rrf", "--output", "out.npz"])
     assert "out.npz: 3 queries, 5 images, dense" in capsys.readouterr().out

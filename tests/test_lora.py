@@ -78,6 +78,7 @@ def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(
     frozen = "text_model.embeddings.word_embeddings.weight"
     assert torch.equal(merged.state_dict()[frozen], before.state_dict()[frozen])
 
+    capsys.readouterr()
     evaluate(["--model", str(run / "best"), "--data_root", str(small_pab)])
     from_adapter = capsys.readouterr().out
     evaluate(["--model", str(run / "merged"), "--data_root", str(small_pab)])
@@ -106,9 +107,9 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
     assert layers
     assert all("text_model" in name and ".dense." in name for name in layers)
     fresh_accelerator()
-    with pytest.raises(ValueError, match="--lora_targets 'wing' fits no layer of the model"):
+    with pytest.raises(SystemExit, match="--lora_targets 'wing' fits no layer of the model"):
         main(flags(small_pab, start, tmp_path / "other", lora_targets="wing"))
-    with pytest.raises(ValueError, match=r"--lora_targets '\(' is no regular expression"):
+    with pytest.raises(SystemExit, match=r"--lora_targets '\(' is no regular expression"):
         main(flags(small_pab, start, tmp_path / "other", lora_targets="("))
     assert not (tmp_path / "other").exists()
 
@@ -122,14 +123,14 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
     ],
 )
 def test_impossible_settings_are_refused(small_pab, start, tmp_path, changes, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SystemExit, match=message):
         main(flags(small_pab, start, tmp_path / "run", **changes))
 
 
 def test_an_adapter_over_random_weights_is_refused(small_pab, start, tmp_path):
     words = flags(small_pab, start, tmp_path / "run")
     words[words.index("--model_name_or_path")] = "--config_name"
-    with pytest.raises(ValueError, match="--lora_rank keeps an adapter alone.*give --model_name_or_path"):
+    with pytest.raises(SystemExit, match="--lora_rank keeps an adapter alone.*give --model_name_or_path"):
         main(words)
 
 
@@ -145,7 +146,7 @@ def test_an_adapter_is_made_over_a_start_that_can_be_loaded_again(
 ):
     main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
     fresh_accelerator()
-    with pytest.raises(ValueError, match=r"over what the adapter \S*last makes of its start.*--merge"):
+    with pytest.raises(SystemExit, match=r"over what the adapter \S*last makes of its start.*--merge"):
         main(flags(small_pab, tmp_path / "run" / "last", tmp_path / "other"))
     assert not (tmp_path / "other").exists()
     # All weights may go on from an adapter: they are saved whole.

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 from transformers.models.swin.modeling_swin import SwinDropPath, SwinLayer
 
+from tpas.checkpoint_conversion import build_config, convert_state_dict, upstream_name
 from tpas.configuration_tpas import TPASConfig
-from tpas.convert_checkpoint import build_config, convert_state_dict, upstream_name
+from tpas.hub_upload import CODE
 from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel
 from tpas.objectives import contrastive_loss, matching_labels, matching_loss
 from tpas.processing_tpas import TPASProcessor
-from tpas.push_to_hub import CODE
 from tpas.relative_position import interpolate_table
 
 REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"

@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from tpas import __main__
 from tpas.evaluate_retrieval import main as evaluate
+from tpas.hub_upload import CODE
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.push_to_hub import CODE, main
+from tpas.push_to_hub import main
 
 TOKEN = "hf_of_the_test"
 WEIGHTS_AND_SETTINGS = {
@@ -322,15 +323,12 @@ def test_code_that_the_directory_lacks_is_taken_from_here(model_dir, capsys):
     assert all(re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE) for name in CODE)
 
 
-def test_tpas_lists_its_commands_and_refuses_others(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["tpas"])
+def test_tpas_lists_its_commands_and_refuses_others(capsys):
     __main__.main([])
     usage = capsys.readouterr().out
     assert all(f"  {name} " in usage for name in __main__.COMMANDS)
-    with pytest.raises(SystemExit, match="no command 'fly'"):
+    with pytest.raises(SystemExit, match="No such command 'fly'"):
         __main__.main(["fly"])
     for name in __main__.COMMANDS:
-        with pytest.raises(SystemExit) as end:
-            __main__.main([name, "--help"])
-        assert not end.value.code
-        assert f"usage: tpas {name} " in capsys.readouterr().out
+        __main__.main([name, "--help"])
+        assert f"Usage: tpas {name} " in capsys.readouterr().out

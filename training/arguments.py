@@ -3,14 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from tpas.retrieval_stages import check_fusion_weight
-
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SUBSETS = ("random", "first", "balanced", "diverse")
 
 
 def flag(default: Any, help: str, **settings: Any) -> Any:  # noqa: A002 - argparse's own name
-    """A dataclass field that `HfArgumentParser` turns into a flag."""
+    """A dataclass field that becomes a flag."""
     return field(default=default, metadata={"help": help} | settings)
 
 
@@ -22,11 +20,15 @@ class FineTuningArguments:
     data_root: str = field(metadata={"help": "PAB's folder, with annotation/ and train/ in it"})
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
     model_name_or_path: str | None = flag(
-        None, "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file)"
+        None,
+        "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file), or "
+        "another retrieval model: a CLIP, SigLIP or BLIP, open_clip:ARCHITECTURE/PRETRAINED, ...",
     )
     config_name: str | None = flag(
         None, "in place of a model: folder with a config and a processor, to start from random weights"
     )
+    trust_remote_code: bool = flag(False, "run the code that comes with the model")
+    revision: str | None = flag(None, "commit of the model's Hub repository")
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
     resume_from_checkpoint: str | None = flag(
         None,
@@ -148,7 +150,8 @@ class FineTuningArguments:
     lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
     lora_targets: str | None = flag(
         None,
-        "with LoRA: regular expression of the layers' names; left out: queries and values of all encoders",
+        "with LoRA: regular expression of the layers' names, or all-linear; left out: queries and values of "
+        "all encoders",
     )
     merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
 
@@ -170,6 +173,8 @@ class FineTuningArguments:
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
     def __post_init__(self):
+        from tpas.retrieval_stages import check_fusion_weight  # not at the top: help must not wait for torch
+
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
                 "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one "

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tpas.evaluation.pictures import open_picture
 from tpas.pab import RetrievalBenchmark, retrieval_split
-from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models.interface import RetrievalProcessor
 from tpas.training.caption_augmentation import swap_left_right
 from tpas.training.image_augmentation import Augmentation
 
@@ -150,7 +150,7 @@ def place_of(pair: dict[str, Any]) -> str:
 class PairCollator:
     """Items of `TrainingPairs` to the inputs of `FineTuningObjective`, and the list `unreadable`."""
 
-    processor: TPASProcessor
+    processor: RetrievalProcessor
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images = [item["image"] for item in items]

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tpas.retrieval_models.pair_processor import IMAGE_INPUTS
 from tpas.training.masked_language_modelling import NO_TARGET
 from tpas.training.objective import FineTuningObjective, several_processes
 
@@ -21,10 +22,12 @@ class ReplayedEncoding:
     """Rows encoded without a graph, and encoded again, with the same dropout, once their gradients are known.
 
     Attributes:
-        embeds, states: what `encode` gave, as leaves that collect gradients.
+        embeds, states: what `encode` gave, as leaves that collect gradients; states may be None.
     """
 
-    def __init__(self, encode: Callable[..., tuple[Tensor, Tensor]], inputs: list[Tensor], chunk_size: int):
+    def __init__(
+        self, encode: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], chunk_size: int
+    ):
         self.encode = encode
         self.chunks = list(zip(*(rows.split(chunk_size) for rows in inputs), strict=True))
         self.chunk_size = chunk_size
@@ -36,17 +39,21 @@ class ReplayedEncoding:
                     (torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices))
                 )
                 outputs.append(encode(*chunk))
-        self.embeds, self.states = (torch.cat(parts).requires_grad_() for parts in zip(*outputs, strict=True))
+        self.embeds, self.states = (
+            None if parts[0] is None else torch.cat(parts).requires_grad_()
+            for parts in zip(*outputs, strict=True)
+        )
 
     def backward(self) -> None:
         """Sends the gradients that the leaves collected through the encoder."""
-        gradients = (leaf.grad.split(self.chunk_size) for leaf in (self.embeds, self.states))
+        leaves = (leaf for leaf in (self.embeds, self.states) if leaf is not None)
+        gradients = (leaf.grad.split(self.chunk_size) for leaf in leaves)
         for chunk, random_state, *gradient in zip(self.chunks, self.random_states, *gradients, strict=True):
             with torch.random.fork_rng(self.devices):
                 torch.set_rng_state(random_state[0])
                 for device, state in zip(self.devices, random_state[1:], strict=True):
                     torch.cuda.set_rng_state(state, device)
-                outputs = self.encode(*chunk)
+                outputs = [output for output in self.encode(*chunk) if output is not None]
             torch.autograd.backward(outputs, gradient)
 
 
@@ -62,9 +69,10 @@ def backward_in_chunks(
         What `objective(**batch)` returns, detached.
     """
     pairs_in_batch = len(batch["image_ids"])
+    image_inputs = [rows for name, rows in batch.items() if name in IMAGE_INPUTS]
     input_ids, attention_mask = objective.equal_length(batch["input_ids"], batch["attention_mask"])
     with accelerator.autocast():
-        images = ReplayedEncoding(objective.encode_images, [batch["pixel_values"]], chunk_size)
+        images = ReplayedEncoding(objective.encode_images, image_inputs, chunk_size)
         texts = ReplayedEncoding(objective.encode_texts, [input_ids, attention_mask], chunk_size)
         contrastive, pairs = objective.compare(
             images.embeds,
@@ -74,15 +82,17 @@ def backward_in_chunks(
             batch.get("draw_seed"),
         )
         accelerator.backward(contrastive)
-        losses = {"contrastive_loss": contrastive.detach(), "matching_loss": torch.zeros_like(contrastive)}
+        losses = {"contrastive_loss": contrastive.detach()}
 
-        *states, mask = objective.candidates(images.states, texts.states, attention_mask, pairs_in_batch)
-        leaves = [rows.detach().requires_grad_() for rows in states]
-        for chunk in pairs.split(chunk_size):
-            loss = objective.match(*leaves, mask, chunk)
-            accelerator.backward(loss)
-            losses["matching_loss"] += loss.detach()
-        torch.autograd.backward(states, [leaf.grad for leaf in leaves])
+        if objective.matches:
+            losses["matching_loss"] = torch.zeros_like(contrastive)
+            *states, mask = objective.candidates(images.states, texts.states, attention_mask, pairs_in_batch)
+            leaves = [rows.detach().requires_grad_() for rows in states]
+            for chunk in pairs.split(chunk_size):
+                loss = objective.match(*leaves, mask, chunk)
+                accelerator.backward(loss)
+                losses["matching_loss"] += loss.detach()
+            torch.autograd.backward(states, [leaf.grad for leaf in leaves])
 
         if objective.masked_language_modelling is not None:
             losses["masked_language_modelling_loss"] = _masked_language_modelling_backward(

@@ -19,6 +19,12 @@ logger = logging.getLogger(__name__)
 GIGABYTE = 1e9
 
 
+def read_training_log(path: str | Path) -> list[dict[str, Any]]:
+    """The finished lines of a `training_log.jsonl`, also while a run writes it."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 class TrainingLog:
     """Sends figures to the terminal, `training_log.jsonl` and the trackers, all on the main process only."""
 

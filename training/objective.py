@@ -16,6 +16,7 @@ from tpas.objectives import (
     matching_labels,
     sample_hard_negatives,
 )
+from tpas.retrieval_models.interface import RetrievalModel, can_match
 from tpas.training.masked_language_modelling import MaskedLanguageModelling
 
 
@@ -42,6 +43,8 @@ class MatchPairs:
 class FineTuningObjective(nn.Module):
     """The losses of a batch of B pairs: the paper's Eq. 5-8 by default, each addition by its argument.
 
+    A model without a stage 2 has the contrastive loss (Eq. 5-7) alone.
+
     A batch holds the pictures of the pairs, then those of their counterparts; the captions, then their second
     views, then the captions of the counterparts (`training.data.PairCollator` makes it). A pair's counterpart
     is the same person behaving the other way, PAB's `hard_i` and `hard_c`.
@@ -63,7 +66,7 @@ class FineTuningObjective(nn.Module):
 
     def __init__(
         self,
-        model: TPASModel | PeftModel,
+        model: RetrievalModel | PeftModel,
         *,
         label_smoothing: float = 0.0,
         global_negatives: bool = False,
@@ -80,14 +83,19 @@ class FineTuningObjective(nn.Module):
         self.masked_language_modelling_weight = masked_language_modelling_weight
 
     @property
-    def network(self) -> TPASModel:
+    def network(self) -> RetrievalModel:
         """The model without the wrapper of an adapter, the adapter's updates in its layers."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
     @property
+    def matches(self) -> bool:
+        """Whether there is a matching loss."""
+        return can_match(self.network)
+
+    @property
     def loss_names(self) -> tuple[str, ...]:
         """The keys of what `forward` returns."""
-        names = ("loss", "contrastive_loss", "matching_loss")
+        names = ("loss", "contrastive_loss", *(["matching_loss"] if self.matches else []))
         return names if self.masked_language_modelling is None else (*names, "masked_language_modelling_loss")
 
     def forward(
@@ -98,6 +106,7 @@ class FineTuningObjective(nn.Module):
         image_ids: Tensor,
         has_counterpart: Tensor | None = None,
         draw_seed: int | None = None,
+        **more_of_images: Tensor,
     ) -> dict[str, Tensor]:
         """The losses by name, "loss" being their weighted sum.
 
@@ -108,13 +117,16 @@ class FineTuningObjective(nn.Module):
             has_counterpart: (B,) bool, or None if the batch holds no counterparts. Where it is false, the
                 counterpart's rows are anything.
             draw_seed: of the hard negatives, the same in every process; needed for `global_negatives`.
+            more_of_images: what the model reads of pictures beside `pixel_values`, in its order.
         """
         input_ids, attention_mask = self.equal_length(input_ids, attention_mask)
-        image_embeds, image_states = self.encode_images(pixel_values)
+        image_embeds, image_states = self.encode_images(pixel_values, *more_of_images.values())
         text_embeds, text_states = self.encode_texts(input_ids, attention_mask)
         contrastive, pairs = self.compare(image_embeds, text_embeds, image_ids, has_counterpart, draw_seed)
-        candidates = self.candidates(image_states, text_states, attention_mask, len(image_ids))
-        losses = {"contrastive_loss": contrastive, "matching_loss": self.match(*candidates, pairs)}
+        losses = {"contrastive_loss": contrastive}
+        if self.matches:
+            candidates = self.candidates(image_states, text_states, attention_mask, len(image_ids))
+            losses["matching_loss"] = self.match(*candidates, pairs)
         if self.masked_language_modelling is not None:
             captions = slice(len(image_ids))
             masked = self.masked_language_modelling.mask(input_ids[captions])
@@ -129,7 +141,7 @@ class FineTuningObjective(nn.Module):
 
     def equal_length(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Both (T, L), padded to the longest of all processes where captions are exchanged between them."""
-        if not (self.global_negatives and several_processes()):
+        if not (self.matches and self.global_negatives and several_processes()):
             return input_ids, attention_mask
         longest = torch.tensor(input_ids.shape[1], device=input_ids.device)
         dist.all_reduce(longest, dist.ReduceOp.MAX)
@@ -137,13 +149,16 @@ class FineTuningObjective(nn.Module):
         padding_id = self.network.config.text_config.pad_token_id
         return F.pad(input_ids, padding, value=padding_id), F.pad(attention_mask, padding)
 
-    def encode_images(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (I, D) in fp32, since a sharp temperature needs all digits, and states (I, 1+N, Dv)."""
-        image = self.network.get_image_features(pixel_values)
+    def encode_images(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (I, D) in fp32, since a sharp temperature needs all digits, and states (I, 1+N, Dv).
+
+        There are no states without a stage 2.
+        """
+        image = self.network.get_image_features(*inputs)
         return in_full_precision(image.pooler_output), image.last_hidden_state
 
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings (T, D) in fp32 and states (T, L, Dt)."""
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (T, D) in fp32 and states (T, L, Dt), or None."""
         text = self.network.get_text_features(input_ids, attention_mask)
         return in_full_precision(text.pooler_output), text.last_hidden_state
 
@@ -154,12 +169,12 @@ class FineTuningObjective(nn.Module):
         image_ids: Tensor,
         has_counterpart: Tensor | None,
         draw_seed: int | None,
-    ) -> tuple[Tensor, MatchPairs]:
+    ) -> tuple[Tensor, MatchPairs | None]:
         """The contrastive loss over the batches of all processes, and this process's pairs to match.
 
-        These are, for the captions and again for their second views: the B pairs, each caption with another
-        picture, each picture with another caption; then each caption with its counterpart's picture and each
-        picture with its counterpart's caption, as two more negatives.
+        There are none without a stage 2. These are, for the captions and again for their second views: the B
+        pairs, each caption with another picture, each picture with another caption; then each caption with
+        its counterpart's picture and each picture with its counterpart's caption, as two more negatives.
         """
         batch, device = len(image_ids), image_ids.device
         images = gather_with_gradient(image_embeds[:batch])  # (W * B, D) of W processes
@@ -178,6 +193,8 @@ class FineTuningObjective(nn.Module):
                 contrastive = contrastive + weight * contrastive_loss(
                     images, texts, temperature, ids, self.label_smoothing
                 )
+                if not self.matches:
+                    continue
                 if self.global_negatives:
                     generator = torch.Generator(device).manual_seed(draw_seed + view)
                     similarity = images.detach() @ texts.detach().t() / temperature
@@ -207,6 +224,8 @@ class FineTuningObjective(nn.Module):
                         weight * counted / mean_count,
                     )
                 )
+        if not self.matches:
+            return contrastive, None
         return contrastive, MatchPairs(*map(torch.cat, zip(*pairs, strict=True)))
 
     def candidates(

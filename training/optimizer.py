@@ -48,7 +48,7 @@ class LearningRates:
                     f"{', '.join(names[:3])}, ..."
                 )
         return {
-            name: self.layer_decay ** layers_above(name, config)
+            name: (1.0 if self.layer_decay == 1 else self.layer_decay ** layers_above(name, config))
             * (self.multiplier if name in new or (pattern and pattern.search(name)) else 1.0)
             for name in names
         }

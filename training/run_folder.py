@@ -8,8 +8,7 @@ from typing import Any
 
 from peft import PeftModel
 
-from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
@@ -80,7 +79,7 @@ def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def save_model(model: TPASModel | PeftModel, processor: TPASProcessor, directory: Path) -> None:
+def save_model(model: RetrievalModel | PeftModel, processor: RetrievalProcessor, directory: Path) -> None:
     """Writes both beside `directory` and renames: the folder of that name is always whole."""
     partial = directory.with_name(f".{directory.name}.partial")
     replaced = directory.with_name(f".{directory.name}.replaced")

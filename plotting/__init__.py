@@ -1,0 +1,1 @@
+"""Figures for people: ranked pictures, settled collisions, training curves. Drawn without pyplot."""

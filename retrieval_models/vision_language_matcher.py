@@ -1,0 +1,104 @@
+"""Stage 2 by a vision-language model: how surely it says that the caption describes the picture.
+
+The score is log P(yes) - log P(no) of the answer's first word, each summed over its spellings: with the prior
+out of the way, pairs of different queries can be compared, as SCA and fusion do.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+PAIRS_IN_A_PASS = 4
+QUESTION = (
+    "Does this description match the picture in every detail: person, clothes, action, place? "
+    '"{caption}" Answer with yes or no.'
+)
+
+
+class VisionLanguageMatcher:
+    """A `PictureMatcher`.
+
+    Args:
+        processor: with a chat template that takes a picture.
+        question: with `{caption}` in it.
+
+    Raises:
+        ValueError: the processor has no chat template, or neither answer is one token.
+    """
+
+    pairs_in_a_pass = PAIRS_IN_A_PASS
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, question: str = QUESTION):
+        if not getattr(processor, "chat_template", None):
+            raise ValueError(f"{model.name_or_path} has no chat template: it cannot be asked")
+        self.model, self.processor, self.question = model.eval(), processor, question
+        processor.tokenizer.padding_side = "left"  # so that every prompt ends where the answer begins
+        self.yes, self.no = (self._spellings(word) for word in ("yes", "no"))
+
+    def _spellings(self, word: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        variants = {form for form in (word, word.capitalize(), word.upper())}
+        tokens = (
+            tokenizer(before + variant, add_special_tokens=False)["input_ids"]
+            for variant in sorted(variants)
+            for before in ("", " ")
+        )
+        ids = sorted({ids[0] for ids in tokens if len(ids) == 1 and ids[0] != tokenizer.unk_token_id})
+        if not ids:
+            raise ValueError(f"{self.model.name_or_path}: no spelling of {word!r} is one token")
+        return ids
+
+    def prompt(self, caption: str) -> str:
+        """The question about a picture, as the model's chat template has it."""
+        content = [{"type": "image"}, {"type": "text", "text": self.question.format(caption=caption)}]
+        return self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+
+    @torch.inference_mode()
+    def match_pictures(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+        """See `PictureMatcher`."""
+        inputs = self.processor(
+            images=[[picture] for picture in pictures],
+            text=[self.prompt(caption) for caption in captions],
+            padding=True,
+            return_tensors="pt",
+        ).to(self.model.device, self.model.dtype)
+        last = self.model(**inputs, use_cache=False).logits[:, -1].float()  # (B, vocabulary)
+        return (last[:, self.yes].logsumexp(dim=1) - last[:, self.no].logsumexp(dim=1)).cpu()
+
+
+def load_vision_language_matcher(
+    name: str, device: torch.device, trust_remote_code: bool = False
+) -> VisionLanguageMatcher:
+    """By folder or Hub name, in the precision that it is kept in.
+
+    Raises:
+        ValueError: it is no vision-language model, or its processor needs a package that is not installed.
+    """
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    known = type(config) in AutoModelForImageTextToText._model_mapping
+    if not known and not (trust_remote_code and hasattr(config, "auto_map")):
+        raise ValueError(
+            f"{name} is no vision-language model: transformers has none of type {config.model_type}"
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except ImportError as error:
+        raise ValueError(
+            f"{name}: its processor needs a package that is not installed: pip install -e '.[baselines]' "
+            f"({str(error).strip().splitlines()[0]})"
+        ) from error
+    model = AutoModelForImageTextToText.from_pretrained(
+        name, trust_remote_code=trust_remote_code, dtype="auto"
+    )
+    return VisionLanguageMatcher(model.to(device), processor)

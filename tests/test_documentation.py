@@ -1,0 +1,150 @@
+"""What docs/ says is so: its code runs in order, its links lead somewhere, its names can be imported."""
+
+import contextlib
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from tpas import __main__
+from tpas.report import Evaluation
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md")),
+]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#\s]+)")
+LARGEST_PICTURE = 200_000  # bytes
+
+
+def run_command(line: str) -> None:
+    """A line of a shell block; `tpas` in this process, which spares the imports."""
+    words = shlex.split(line)
+    if words[0] != "tpas":
+        subprocess.run(line, shell=True, check=True)
+        return
+    with pytest.raises(SystemExit) as end:
+        __main__.main(words[1:])
+    assert not end.value.code, f"{line}: {end.value.code}"
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
+    (tmp_path / "demo_start").symlink_to(ROOT / "demo_start")
+    folder = tmp_path / "walk"
+    folder.mkdir()
+    text = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
+    blocks = BLOCK.findall(text)
+    assert [kind for kind, _ in blocks].count("python") >= 5
+    names: dict[str, object] = {}
+    with contextlib.chdir(folder):
+        for kind, code in blocks:
+            fresh_accelerator()
+            if kind == "python":
+                exec(compile(code, "walkthrough.md", "exec"), names)
+            else:
+                for line in code.splitlines():
+                    run_command(line)
+    printed = capfd.readouterr().out
+    for words in ("by cosine", '"image": "pictures/0', "SCAReport(queries=3", "README.md, the model card"):
+        assert words in printed
+    for name in (
+        "found.png",
+        "training.png",
+        "settled.png",
+        "plots/failures.jpg",
+        "run/merged/pipeline_tpas.py",
+    ):
+        assert (folder / name).is_file()
+    assert len(names["answer"]) == 2
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document):
+    for target in LINK.findall(document.read_text(encoding="utf-8")):
+        if not target.startswith("https://"):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_names_of_the_api_can_be_imported():
+    rows = re.findall(
+        r"^\| `(tpas\.[\w.]+)` \| ([^|]+) \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 20
+    for module, names in rows:
+        for name in re.findall(r"`(\w+)`", names):
+            found = getattr(importlib.import_module(module), name)
+            assert found.__module__ == module, f"{name} is defined in {found.__module__}"
+            assert found.__doc__, f"{module}.{name} has no docstring"
+
+
+def test_the_readme_picture_shows_a_query_of_each_kind(tmp_path):
+    """The rule by which `docs/make_picture.py` chooses, on a demo of two queries of each kind."""
+    specification = importlib.util.spec_from_file_location("make_picture", ROOT / "docs" / "make_picture.py")
+    make_picture = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(make_picture)
+    ids = [f"test/{number}.png" for number in range(6)]
+    (tmp_path / "demo" / "pab" / "test").mkdir(parents=True)
+    for number, name in enumerate(ids):
+        Image.new("RGB", (20, 20), (40 * number, 0, 0)).save(tmp_path / "demo" / "pab" / name)
+
+    def query(caption: str, behaviour: str, rank_of_right: int) -> dict:
+        listed = {"ids": ids, "scores": [6.0 - place for place in range(6)]}
+        return {
+            "query_id": caption,
+            "caption": caption,
+            "relevant": [ids[rank_of_right - 1]],
+            "behaviour": behaviour,
+            "stages": dict.fromkeys(("embeddings", "matching", "sca"), listed),
+            "moved": False,
+        }
+
+    kinds = {"falls": ("anomaly", 1), "walks": ("normal", 1), "lies": ("anomaly", 3), "runs": ("normal", 6)}
+    queries = [query(f"{who} {verb}.", *kind) for who in ("A man", "He") for verb, kind in kinds.items()]
+    written = tmp_path / "demo" / "evaluation" / "fine_tuned"
+    written.mkdir(parents=True)
+    rankings = {"gallery": dict(zip(ids, ids, strict=True)), "queries": queries}
+    (written / "rankings.json").write_text(json.dumps(rankings))
+    results = {"stages": {"embeddings": {}, "matching": {}}, "shortlist": 6, "sca_report": {}}
+    (written / "results.json").write_text(json.dumps(results))
+
+    evaluation = Evaluation.read(written / "results.json", written / "rankings.json")
+    chosen = [query["caption"] for query in make_picture.choose_rows(evaluation)]
+    assert chosen == ["He falls.", "He walks.", "He lies."]
+    make_picture.main([str(tmp_path / "demo"), "--output", str(tmp_path / "picture.jpg")])
+    with Image.open(tmp_path / "picture.jpg") as picture:
+        assert picture.width > 500
+    rankings["queries"] = queries[:1]
+    (written / "rankings.json").write_text(json.dumps(rankings))
+    with pytest.raises(ValueError, match="no query of each kind"):
+        make_picture.main([str(tmp_path / "demo")])
+
+
+def test_pictures_are_small():
+    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".svg", ".jpg", ".png")]
+    assert pictures
+    for path in pictures:
+        assert path.stat().st_size <= LARGEST_PICTURE, f"{path.name} is larger than {LARGEST_PICTURE:,} bytes"
+
+
+def test_citation_and_changelog_are_of_this_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    (paper,) = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2502.03230"
+    card = (ROOT / "model_card.md").read_text(encoding="utf-8")
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert f"author        = {{{names}}}" in card
+    assert f"## [{project['version']}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,134 @@
+"""The pipeline scores as the model does, whatever the batches, also where this package is not installed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tpas.hub_upload import prepare
+from tpas.modeling_tpas import TPASModel
+from tpas.pipeline_tpas import ImageTextMatchingPipeline
+from tpas.processing_tpas import TPASProcessor
+
+ROOT = Path(__file__).parents[1]
+SENTENCES = ["A man is falling on a lawn.", "A woman in red walks along a street.", "A boy."]
+FRESH_PROCESS = """
+import json
+from transformers import pipeline
+
+directory, picture, copy = sys.argv[1:]
+item = {"image": picture, "text": ["A man is falling on a lawn.", "A boy."]}
+match = pipeline("image-text-matching", model=directory, trust_remote_code=True, device="cpu")
+answer = match(item)
+match.save_pretrained(copy)
+again = pipeline(model=copy, trust_remote_code=True, device="cpu")  # the task is in its configuration
+assert again(item) == answer
+print(json.dumps(answer), file=open("answer.json", "w"))
+"""
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(5)]
+
+
+@pytest.fixture
+def match(start) -> ImageTextMatchingPipeline:
+    return ImageTextMatchingPipeline(
+        model=TPASModel.from_pretrained(start), processor=TPASProcessor.from_pretrained(start), device="cpu"
+    )
+
+
+def expected_answer(match: ImageTextMatchingPipeline, picture: Image.Image, sentence: str) -> dict:
+    """One pair by the model alone."""
+    model, processor = match.model, match.processor
+    with torch.no_grad():
+        output = model(**processor(images=[picture], text=[sentence]))
+    cosine = output.image_embeds[0] @ output.text_embeds[0]
+    logits = output.match_logits[0]
+    return {
+        "text": sentence,
+        "match_probability": pytest.approx(logits.softmax(dim=0)[1].item(), abs=1e-5),
+        "match_logit": pytest.approx(logits[1].item(), abs=1e-5),
+        "cosine": pytest.approx(cosine.item(), abs=1e-5),
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+@pytest.mark.parametrize("pairs_per_pass", [2, 64])
+def test_every_pair_is_scored_as_by_the_model(match, pictures, batch_size, pairs_per_pass, monkeypatch):
+    monkeypatch.setattr(ImageTextMatchingPipeline, "PAIRS_PER_PASS", pairs_per_pass)
+    texts = [SENTENCES[0], SENTENCES, SENTENCES[1:], (SENTENCES[2],), SENTENCES[1]]
+    items = [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]
+    answers = match(items, batch_size=batch_size)
+    for picture, text, answer in zip(pictures, texts, answers, strict=True):
+        if isinstance(text, str):
+            assert answer == expected_answer(match, picture, text)
+        else:
+            assert answer == [expected_answer(match, picture, sentence) for sentence in text]
+    streamed = list(match((item for item in items), batch_size=batch_size))
+    assert streamed == answers
+
+
+def test_a_single_item_and_none(match, pictures, tmp_path):
+    pictures[0].save(tmp_path / "picture.png")
+    expected = expected_answer(match, pictures[0], SENTENCES[0])
+    for image in (pictures[0], tmp_path / "picture.png", str(tmp_path / "picture.png")):
+        assert match({"image": image, "text": SENTENCES[0]}) == expected
+    assert match([]) == []
+    grey = pictures[0].convert("L")
+    assert match({"image": grey, "text": "A boy."}) == expected_answer(match, grey.convert("RGB"), "A boy.")
+
+
+def test_a_model_in_training_mode_is_put_into_evaluation_mode(start, pictures):
+    model = TPASModel.from_pretrained(start).train()
+    match = ImageTextMatchingPipeline(
+        model=model, processor=TPASProcessor.from_pretrained(start), device="cpu"
+    )
+    item = {"image": pictures[0], "text": SENTENCES}
+    assert match(item) == match(item)
+
+
+@pytest.mark.parametrize(
+    ("item", "error", "message"),
+    [
+        ("picture.jpg", ValueError, "an item is .* got str"),
+        ({"image": "picture.jpg"}, ValueError, r"got \['image'\]"),
+        ({"image": Image.new("RGB", (8, 8)), "text": []}, ValueError, "empty list"),
+        ({"image": Image.new("RGB", (8, 8)), "text": ["A boy.", " "]}, ValueError, "caption 1 is empty"),
+        ({"image": "nowhere.jpg", "text": "A boy."}, FileNotFoundError, "nowhere.jpg: no such image file"),
+        ({"image": "https://example.org/a.jpg", "text": "A boy."}, ValueError, "nothing is downloaded"),
+        ({"image": 7, "text": "A boy."}, TypeError, "got int"),
+    ],
+)
+def test_what_is_no_pair_is_refused(match, item, error, message):
+    with pytest.raises(error, match=message):
+        match(item)
+
+
+def test_an_unknown_setting_is_refused(match, pictures):
+    with pytest.raises(TypeError, match="takes no top_k"):
+        match({"image": pictures[0], "text": "A boy."}, top_k=3)
+
+
+def test_what_is_pushed_works_where_tpas_is_not_installed(match, start, pictures, tmp_path, run_without_tpas):
+    pushed = tmp_path / "pushed"
+    pushed.mkdir()
+    for name, path in prepare(start, "user/tpas", [], None).files.items():
+        shutil.copy(path, pushed / name)
+    pictures[0].save(tmp_path / "picture.png")
+    run_without_tpas(FRESH_PROCESS, pushed, tmp_path / "picture.png", tmp_path / "copy", cwd=tmp_path)
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert answer == [expected_answer(match, pictures[0], sentence) for sentence in (SENTENCES[0], "A boy.")]
+
+
+def test_a_saved_model_brings_the_pipeline_and_so_does_the_demos(start):
+    assert (start / "pipeline_tpas.py").read_text() == (ROOT / "pipeline_tpas.py").read_text()
+    for directory in (start, ROOT / "demo_start"):
+        config = json.loads((directory / "config.json").read_text())
+        assert config["custom_pipelines"] == ImageTextMatchingPipeline.registration()
