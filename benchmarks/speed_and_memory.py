@@ -15,9 +15,12 @@ time; embedding search may be bound by the memory's bandwidth instead. What the 
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -158,17 +161,23 @@ def run(benchmark: str, quick: bool, output: Path) -> dict[str, Any]:
     settings = ["--quick"] if quick else SETTINGS[benchmark]
     command = [sys.executable, FOLDER / f"{benchmark}.py", *settings, "--output", output]
     output.unlink(missing_ok=True)
-    with subprocess.Popen(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as process:
-        timer = threading.Timer(LONGEST, process.kill)
-        timer.start()
-        last = ""
+    # In a process group of its own, so that what it started is stopped with it.
+    pipes = {"stdout": sys.stderr, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    timer = threading.Timer(LONGEST, os.killpg, (process.pid, signal.SIGKILL))
+    started = time.monotonic()
+    timer.start()
+    last = ""
+    try:
         for line in process.stderr:
             sys.stderr.write(line)
             last = line.strip() or last
         process.wait()
-        in_time = timer.is_alive()
+    finally:
         timer.cancel()
-    if not in_time:
+        if process.poll() is None:  # interrupted
+            os.killpg(process.pid, signal.SIGKILL)
+    if time.monotonic() - started >= LONGEST:
         raise RuntimeError(f"stopped after {LONGEST} s")
     if process.returncode:
         raise RuntimeError(f"ended with code {process.returncode}: {last}")
