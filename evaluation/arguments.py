@@ -4,14 +4,13 @@ import sys
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
+from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from tpas.sca import Confidence, Mode
 
 if TYPE_CHECKING:
     import torch
 
     from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
-
-DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 
 STAGE_NAMES = {
     "embeddings": "embeddings",
@@ -63,8 +62,6 @@ class RankingArguments:
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `rank_gallery` and `evaluate`, but the shortlist."""
-        from tpas.evaluation.ranking import SCASettings
-
         return {
             "matcher_shortlist": self.matcher_shortlist,
             "fusion_weight": self.fusion_weight,

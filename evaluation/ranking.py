@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpas.evaluation.arguments import DEFAULT_MATCHER_SHORTLIST
+from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from tpas.retrieval_models.interface import (
     PictureMatcher,
     RetrievalModel,
@@ -35,7 +35,7 @@ from tpas.retrieval_models.interface import (
     can_match,
 )
 from tpas.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
-from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
+from tpas.sca import SCAReport, sca_rerank
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16
@@ -43,21 +43,6 @@ CAPTIONS_IN_A_PASS = 32
 PAIRS_IN_A_PASS = 64
 QUERIES_IN_A_PASS = 64  # of the product of embeddings
 TOKEN_MEMORY = 4 * 2**30  # bytes
-
-
-@dataclass(frozen=True)
-class SCASettings:
-    """How SCA settles collisions; see `sca_rerank`. The defaults are the paper's."""
-
-    confidence: Confidence = "score"
-    mode: Mode = "deferred"
-    max_shift: int = 1
-    tau: float = 0.0
-    capacity: int = 1
-
-    def __post_init__(self) -> None:
-        """Lets SCA refuse impossible settings now, and not when hours of ranking are done."""
-        sca_rerank(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1)), **asdict(self))
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,7 @@ LAYERS = {
         "evaluation.pictures",
         "evaluation.plots",
         "evaluation.ranking",
+        "evaluation.settings",
         "evaluation.result_files",
         "evaluation.retrieval",
         "evaluation.significance",

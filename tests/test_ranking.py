@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluation.ranking import IMAGES_IN_A_PASS, PAIRS_IN_A_PASS, Rankings, SCASettings, rank_gallery
+from tpas.evaluation.ranking import IMAGES_IN_A_PASS, PAIRS_IN_A_PASS, Rankings, rank_gallery
+from tpas.evaluation.settings import SCASettings
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
