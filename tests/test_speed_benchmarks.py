@@ -83,3 +83,19 @@ def test_the_table_of_all_benchmarks(tmp_path):
     written = json.loads((tmp_path / "sca_scale.json").read_text())["rows"]
     assert summary[0]["value"] == written[0]["microseconds_per_query"] > 0
     assert summary[0]["ratio"] == pytest.approx(1 / written[0]["growth"])
+
+
+def test_systems(tmp_path):
+    output = tmp_path / "systems.md"
+    command = [sys.executable, ROOT / "benchmarks" / "systems.py", "--quick", "--output", output]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    table = output.read_text()
+    assert "77.86 → 79.98" in table
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+    pairs = {row[0].removeprefix("| "): row[6] for row in rows}
+    assert [name for name, rate in pairs.items() if rate != "—"] == [
+        "a TPAS model (X-VLM)",
+        "blip: BLIP base",
+    ]
+    assert "nothing of this is a measurement" in table
