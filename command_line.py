@@ -39,7 +39,7 @@ EXIT_CODES = (
     "their trace."
 )
 DEBUG_VARIABLE = "TPAS_DEBUG"
-HEAD_START = 3.0  # seconds
+HEAD_START = 10.0  # seconds, in which a launcher notices that a process has ended
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,9 @@ def one_line(message: str) -> str:
 
 def _examples_unwrapped(text: str) -> str:
     """Tells click by a backspace character to leave indented paragraphs, which are commands, as they are."""
-    return re.sub(r"\n\n(?= {4})", "\n\n\b\n", inspect.cleandoc(text))
+    text = inspect.cleandoc(text)
+    text = re.sub(r"\n\n(?=tpas )", "\n\n    ", text)  # cleaned too well, where nothing else follows
+    return re.sub(r"\n\n(?= {4})", "\n\n\b\n", text)
 
 
 def _parameter_of_field(field: dataclasses.Field) -> inspect.Parameter:
@@ -298,7 +300,7 @@ def _one_line_errors(context: typer.Context, debug: bool) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(NOBODY_READS) from None
     except KeyboardInterrupt as interrupt:
-        typer.echo(f"{context.command_path}: {interrupt or 'interrupted'}", err=True)
+        typer.echo(f"{context.command_path}: {str(interrupt) or 'interrupted'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:

@@ -1,6 +1,7 @@
 """Fine-tunes a TPAS model, or another retrieval model, on PAB. The defaults are the paper's recipe.
 
-    accelerate launch train_accelerate.py --data_root PAB --model_name_or_path MODEL --output_dir OUTPUT
+    tpas train --data_root PAB --model_name_or_path xvlm --output_dir outputs/run
+    accelerate launch train_accelerate.py --data_root PAB --model_name_or_path xvlm --output_dir outputs/run
 
 The output directory receives `best/` (highest Recall@1 on the validation split, before SCA) and `last/`, each
 a model with its processor (with `--lora_rank` the adapter alone); `training_log.jsonl`, an object for each

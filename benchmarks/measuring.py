@@ -1,10 +1,13 @@
 """What the speed benchmarks share: a model, timing in turn, the machine's GEMM limit, counted operations."""
 
+import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +65,7 @@ def time_in_turn(
     return seconds
 
 
-def median_ratio(seconds: dict[str, list[float]], slow: str, fast: str, work: float = 1.0) -> float:
+def median_ratio(seconds: Mapping[Any, list[float]], slow: Any, fast: Any, work: float = 1.0) -> float:
     """How many times faster `fast` is; `work` is its share of work relative to that of `slow`."""
     return statistics.median(work * a / b for a, b in zip(seconds[slow], seconds[fast], strict=True))
 
@@ -96,3 +99,64 @@ def count_operations():
         yield operations
     finally:
         hook.remove()
+
+
+@dataclass
+class Comparison:
+    """Programs that ran in turn, and a large GEMM in each number format with them.
+
+    Attributes:
+        seconds: of each repeat, by program.
+        operations: floating-point operations of a program's linear layers.
+        outputs: what the programs returned in a first run, which is not timed.
+    """
+
+    seconds: dict[Any, list[float]]
+    operations: dict[Any, int]
+    outputs: dict[Any, Any]
+
+    def gemm_limit(self, precision: str) -> float:
+        """Operations a second of the large GEMM in "fp32" or "bf16"."""
+        limit = "limit", precision
+        return self.operations[limit] / statistics.median(self.seconds[limit])
+
+    def row(self, program: Any, items: int, precision: str, baseline: Any, baseline_items: int) -> dict:
+        """The figures of one program that handles `items`, beside another one's."""
+        limit = "limit", precision
+        times = median_ratio(self.seconds, baseline, program, items / baseline_items)
+        share = self.operations[program] / self.operations[limit] * median_ratio(self.seconds, limit, program)
+        return {
+            "items_per_second": items / statistics.median(self.seconds[program]),
+            "times_faster": times,
+            "share_of_gemm_limit": share,
+            "times_faster_at_the_limit": times / share,
+            "gflop_per_item": self.operations[program] / items / 1e9,
+            "seconds": self.seconds[program],
+        }
+
+
+def compare(
+    programs: Mapping[Any, Callable[[], Any]], width: int, repeats: int, cpu_time: bool = False
+) -> Comparison:
+    """Runs each once without counting its time, then all in turn; GEMMs are `width` wide."""
+    limits = {("limit", name): GemmLimit(width, dtype) for name, dtype in DTYPES.items()}
+    programs = {**programs, **limits}
+    operations, outputs = {}, {}
+    for name, program in programs.items():
+        with count_operations() as counted:
+            outputs[name] = program()
+        operations[name] = sum(counted)
+    return Comparison(time_in_turn(programs, repeats, cpu_time), operations, outputs)
+
+
+def add_timing_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
+    """What every benchmark of speed takes."""
+    parser.add_argument("--repeats", type=int, default=repeats, help=f"default: {repeats}")
+    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+
+
+def machine(cpu_time: bool) -> dict[str, Any]:
+    """How the figures were taken, to be written with them."""
+    return {"threads": torch.get_num_threads(), "clock": "processor" if cpu_time else "wall"}

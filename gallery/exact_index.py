@@ -19,7 +19,7 @@ from tpas.gallery.stored_gallery import gather_rows
 BLOCK_ROWS = 4_096  # in one product: 4 MB of 256 dimensions, which stay in the cache between copy and product
 SPAN_ROWS = 8 * BLOCK_ROWS  # looked through at once
 GROUP_ROWS = 64  # whose greatest cosine is looked at first: in most groups no row reaches the threshold
-QUERIES_AT_ONCE = 256
+QUERIES_AT_ONCE = 128
 PAIRS_AT_ONCE = 512  # whose embeddings are held in double precision, in the cache
 
 
@@ -68,7 +68,7 @@ class ExactIndex:
                 cosines = torch.cat([F.linear(part, queries) for part in parts])  # (n, Q)
                 if threshold is None:
                     threshold = reached_by(cosines, count) - margin
-                rows, query = (cosines >= threshold).nonzero(as_tuple=True)
+                rows, query = not_negative(cosines - threshold)
                 cosines = cosines[rows, query]
             else:
                 embeds = gather_rows(parts, [0, *accumulate(map(len, parts))], rows)  # (P, D)
@@ -133,13 +133,18 @@ class SpanFilter:
             excess = self.product(self.block[:filled], self.slack - threshold)
             self.excess[length : length + filled] = excess
             length += filled
-        whole = length // GROUP_ROWS * GROUP_ROWS
-        groups = self.excess[:whole].view(-1, GROUP_ROWS, len(threshold))  # (G, GROUP_ROWS, Q)
-        group, query = (groups.amax(dim=1) >= 0).nonzero(as_tuple=True)
-        pair, row = (groups[group, :, query] >= 0).nonzero(as_tuple=True)
-        rest, rest_query = (self.excess[whole:length] >= 0).nonzero(as_tuple=True)
-        rows = torch.cat([group[pair] * GROUP_ROWS + row, rest + whole])
-        return rows, torch.cat([query[pair], rest_query])
+        return not_negative(self.excess[:length])
+
+
+def not_negative(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (P,) of the elements >= 0 of (n, Q), which are to be few."""
+    whole = len(values) // GROUP_ROWS * GROUP_ROWS
+    groups = values[:whole].view(-1, GROUP_ROWS, values.shape[1])  # (G, GROUP_ROWS, Q)
+    group, column = (groups.amax(dim=1) >= 0).nonzero(as_tuple=True)
+    place, row = (groups[group, :, column] >= 0).nonzero(as_tuple=True)
+    rest, rest_column = (values[whole:] >= 0).nonzero(as_tuple=True)
+    rows = torch.cat([group[place] * GROUP_ROWS + row, rest + whole])
+    return rows, torch.cat([column[place], rest_column])
 
 
 class BlockProduct:

@@ -71,7 +71,7 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkey
             f"{100 * evaluation.results['stages']['sca']['all'][f'recall@{k}']:.1f}" for k in (1, 5, 10)
         ]
         assert all(f">{recall}<" in page for recall in recalls)
-        assert any(line.split()[:5] == ["+", "SCA", *recalls] for line in printed.splitlines())
+        assert any(line.split()[:5] == ["+", "SCA", *recalls] for line in result.text.splitlines())
         assert evaluation.results["data_root"] == "pab"  # true wherever the folder is
     assert "Contrastive loss" in page
     assert "Recall@1 on validation" in page
