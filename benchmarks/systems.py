@@ -206,8 +206,8 @@ def markdown(measured: dict[str, dict[str, Any]], arguments: argparse.Namespace)
         f"The paper's figures are of {PAPER}; of ours on PAB there are none, its pictures and the weights "
         f"were out of reach. Speed: random weights at full size, fp32, one thread ({platform.machine()}), "
         f"torch {torch.__version__}; {arguments.images} pictures, {arguments.pairs} captions or pairs of "
-        f"{TOKENS} tokens at a time (SigLIP 64, EVA-CLIP 77), least of {arguments.repeats} repeats. A pair is "
-        "one caption beside one picture, both encoded already.",
+        f"{TOKENS} tokens at a time (SigLIP 64, EVA-CLIP 77), least of {arguments.repeats} repeats. A pair "
+        "is one caption beside one picture, both encoded already.",
     ]
     if arguments.quick:
         lines += ["", "Small networks: nothing of this is a measurement."]
