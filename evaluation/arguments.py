@@ -11,7 +11,6 @@ if TYPE_CHECKING:
 
     from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 
-DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 
 STAGE_NAMES = {
     "embeddings": "embeddings",
@@ -37,7 +36,9 @@ class RankingArguments:
         None,
         "vlm:NAME, a vision-language model that says yes or no to a pair, in place of the model's stage 2",
     )
-    matcher_shortlist: int = _ranking(DEFAULT_MATCHER_SHORTLIST, "with it: pictures it reads for each query")
+    matcher_shortlist: int | None = _ranking(
+        None, "with it: pictures that it reads for each query (default: 10)"
+    )
     trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
     revision: str | None = _ranking(None, "commit of the model's Hub repository")
     fusion_weight: float = _ranking(0.0, "weight of the embeddings' score; 0: none")
@@ -63,10 +64,12 @@ class RankingArguments:
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `rank_gallery` and `evaluate`, but the shortlist."""
-        from tpas.evaluation.ranking import SCASettings
+        from tpas.evaluation.ranking import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
         return {
-            "matcher_shortlist": self.matcher_shortlist,
+            "matcher_shortlist": DEFAULT_MATCHER_SHORTLIST
+            if self.matcher_shortlist is None
+            else self.matcher_shortlist,
             "fusion_weight": self.fusion_weight,
             "sca": SCASettings(**{f.name: getattr(self, f"sca_{f.name}") for f in fields(SCASettings)}),
             "batch_size": self.batch_size,

@@ -27,7 +27,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpas.evaluation.arguments import DEFAULT_MATCHER_SHORTLIST
 from tpas.retrieval_models.interface import (
     PictureMatcher,
     RetrievalModel,
@@ -43,6 +42,7 @@ CAPTIONS_IN_A_PASS = 32
 PAIRS_IN_A_PASS = 64
 QUERIES_IN_A_PASS = 64  # of the product of embeddings
 TOKEN_MEMORY = 4 * 2**30  # bytes
+DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from tpas.evaluation.arguments import DEFAULT_MATCHER_SHORTLIST
 from tpas.evaluation.measures import (
     figures_by_label,
     first_answers,
@@ -20,7 +19,12 @@ from tpas.evaluation.measures import (
     query_groups,
 )
 from tpas.evaluation.pictures import PictureFiles
-from tpas.evaluation.ranking import TOKEN_MEMORY, SCASettings, rank_gallery
+from tpas.evaluation.ranking import (
+    DEFAULT_MATCHER_SHORTLIST,
+    TOKEN_MEMORY,
+    SCASettings,
+    rank_gallery,
+)
 from tpas.pab import RetrievalBenchmark
 from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
