@@ -115,3 +115,19 @@ def test_what_a_gallery_costs(tmp_path):
     assert not hundred_million["ranked"]
     assert hundred_million["build_hours"] == pytest.approx(50_000 * two_thousand["build_hours"])
     assert hundred_million["disk_GB"] == pytest.approx(50_000 * two_thousand["disk_GB"])
+
+
+def test_systems(tmp_path):
+    output = tmp_path / "systems.md"
+    command = [sys.executable, ROOT / "benchmarks" / "systems.py", "--quick", "--output", output]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    table = output.read_text()
+    assert "77.86 → 79.98" in table
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
+    pairs = {row[0].removeprefix("| "): row[6] for row in rows}
+    assert [name for name, rate in pairs.items() if rate != "—"] == [
+        "a TPAS model (X-VLM)",
+        "blip: BLIP base",
+    ]
+    assert "nothing of this is a measurement" in table
