@@ -71,6 +71,8 @@ LAYERS = {
         "fast_encoding",
         "lora",
         "command_line",
+        "folder_gallery",
+        "contact_sheet",
         "checkpoint_conversion",
         "hub_upload",
         "report",
