@@ -11,6 +11,7 @@ import logging
 import os
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, write_beside
 from tpas.gallery.pictures import find_pictures
@@ -35,11 +36,11 @@ def place_of_gallery(folder: Path) -> Path:
     return cache / "tpas" / f"{folder.name}-{blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
 
 
-def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, *, index: str = "exact") -> Gallery:
+def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **opened_as: Any) -> Gallery:
     """The gallery of the pictures that are in the folder now.
 
     New pictures are encoded, changed ones again (told by size and time of change), and those that are gone
-    are deleted. It may be killed at any time and goes on from there.
+    are deleted. It may be killed at any time and goes on from there. `opened_as` are settings of `Gallery.open`.
 
     Raises:
         NotADirectoryError, ValueError: there is no such folder, or no picture in it.
@@ -58,7 +59,7 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, *, ind
         _write_record(path, now, finished=False)
         Gallery.build(model, processor, pictures, path)
         _write_record(path, now, finished=True)
-    return Gallery.open(path, model, processor, index=index)
+    return Gallery.open(path, model, processor, **opened_as)
 
 
 def _without(path: Path, stale: set[str]) -> set[str]:

@@ -48,6 +48,11 @@ def search(
         Option(help="settle collisions between the texts, by this confidence (bare: score)"),
         IfBare("score"),
     ] = None,
+    bf16: Annotated[bool, Option(help="re-rank in bfloat16: faster, and close ones change places")] = False,
+    cascade: Annotated[
+        bool,
+        Option(help="re-rank in bfloat16 first, then in float32 what may be among --top_k: the same answer"),
+    ] = False,
     index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
     images_root: Annotated[
         Path | None, Option(help="the folder where a gallery's pictures lie now, if it was moved")
@@ -80,11 +85,14 @@ def search(
         raise NotADirectoryError(f"{folder} is neither a folder of pictures nor a gallery")
     network = load_model(model, dtype=torch.float32).eval()
     processor = TPASProcessor.from_pretrained(model)
+    opened_as = {"index": index, "matching_dtype": "bfloat16" if bf16 else "float32"}
     if (folder / MANIFEST).exists():
-        gallery = Gallery.open(folder, network, processor, index=index, images_root=images_root)
+        gallery = Gallery.open(folder, network, processor, images_root=images_root, **opened_as)
     else:
-        gallery = open_folder(folder, network, processor, index=index)
-    answers = gallery.search(texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca)
+        gallery = open_folder(folder, network, processor, **opened_as)
+    answers = gallery.search(
+        texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
+    )
     pairs = list(zip(texts, answers, strict=True))
     if sheet is not None:
         write_contact_sheet(sheet, pairs)
