@@ -315,7 +315,8 @@ def _one_line_errors(context: typer.Context, debug: bool) -> Iterator[None]:
 def _explained(error: Exception) -> str:
     if isinstance(error, KeyError) and len(error.args) == 1:  # which would quote it
         return one_line(str(error.args[0]))
-    if isinstance(error, OSError | ValueError | ImportError | RuntimeError | ArithmeticError):
+    expected = isinstance(error, OSError | ValueError | ImportError | RuntimeError | ArithmeticError)
+    if expected and str(error):
         return one_line(str(error))
     return one_line(f"{type(error).__name__}: {error} (--debug shows where)")
 
