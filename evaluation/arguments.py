@@ -36,7 +36,9 @@ class RankingArguments:
         None,
         "vlm:NAME, a vision-language model that says yes or no to a pair, in place of the model's stage 2",
     )
-    matcher_shortlist: int = _ranking(DEFAULT_MATCHER_SHORTLIST, "with it: pictures it reads for each query")
+    matcher_shortlist: int = _ranking(
+        DEFAULT_MATCHER_SHORTLIST, "with it: pictures that it reads for each query"
+    )
     trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
     revision: str | None = _ranking(None, "commit of the model's Hub repository")
     fusion_weight: float = _ranking(0.0, "weight of the embeddings' score; 0: none")

@@ -71,6 +71,8 @@ LAYERS = {
         "fast_encoding",
         "lora",
         "command_line",
+        "folder_gallery",
+        "contact_sheet",
         "checkpoint_conversion",
         "hub_upload",
         "report",
@@ -105,6 +107,14 @@ LAYERS = {
         "evaluation.retrieval",
         "evaluation.significance",
         "evaluation.tables",
+        "explanation",
+        "search_page.labels",
+        "search_page.picture_pool",
+        "search_page.desk",
+        "search_page.exports",
+        "search_page.rendering",
+        "search_page.guard",
+        "search_page.page",
     },
     "command": {
         "train_accelerate",
@@ -119,6 +129,7 @@ LAYERS = {
         "demo",
         "manage_gallery",
         "search_gallery",
+        "app",
         "__main__",
     },
 }
@@ -162,6 +173,8 @@ CORE = {
 OWN_EXTRA = {
     "gallery.faiss_index": "index",
     "gallery.milvus_index": "milvus",
+    "search_page.page": "app",
+    "search_page.guard": "app",
     "retrieval_models.open_clip_encoders": "baselines",
     "retrieval_models.llm2clip": "baselines",
 }
