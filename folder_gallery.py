@@ -40,7 +40,7 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
     """The gallery of the pictures that are in the folder now.
 
     New pictures are encoded, changed ones again (told by size and time of change), and those that are gone
-    are deleted. It may be killed at any time and goes on from there. `opened_as` are settings of `Gallery.open`.
+    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`.
 
     Raises:
         NotADirectoryError, ValueError: there is no such folder, or no picture in it.
