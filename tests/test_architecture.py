@@ -45,6 +45,7 @@ LAYERS = {
         "retrieval_models.dual_encoder",
         "retrieval_models.pair_processor",
         "retrieval_models.transformers_encoders",
+        "retrieval_models.baselines_extra",
         "retrieval_models.blip",
         "retrieval_models.open_clip_encoders",
         "retrieval_models.llm2clip",
@@ -158,8 +159,6 @@ CORE = {
 OWN_EXTRA = {
     "gallery.faiss_index": "index",
     "gallery.milvus_index": "milvus",
-    "retrieval_models.open_clip_encoders": "baselines",
-    "retrieval_models.llm2clip": "baselines",
 }
 
 
