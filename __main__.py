@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
     "gallery": ("manage_gallery", "encode pictures into a gallery; append to it, delete from it"),
     "search": ("search_gallery", "find the pictures of a gallery that answer a text"),
+    "app": ("app", "open a web page to search a gallery, and to see why a picture was found"),
     "compare": ("compare_evaluations", "test one evaluation against another, query by query"),
     "submit": ("submit_answers", "write or check a challenge's answer file"),
     "rerank": ("rerank_scores", "settle collisions or hubs in a score file of any system"),

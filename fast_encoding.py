@@ -7,21 +7,17 @@ for the model in `encode_images` and `encode_texts` of `retrieval_stages.py`, an
 gallery.
 """
 
-from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from tpas.modeling_tpas import TPASModel
 from tpas.packed_layers import PackedFeedForward, PackedLinear, PackedSelfAttention, pad_rows
 from tpas.packed_swin import PackedSwinModel
-from tpas.processing_tpas import TPASProcessor
 
 # benchmarks/encoding.py compares a few of them on a CPU; another one may prefer others. It does not run on a
 # GPU, whose numbers were not measured. Fixed, because another number rounds otherwise.
@@ -58,15 +54,15 @@ class PackedTextModel(nn.Module):
         return BaseModelOutput(last_hidden_state=hidden_states)
 
 
-class FastEncoder:
-    """A copy of a model's image and text encoder, prepared for encoding many.
+class FastTextEncoder:
+    """A copy of a model's text encoder, prepared for encoding many texts.
 
     Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
-    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens of a text;
-    embeddings are always fp32.
+    In fp32 the outputs are those of the model but for rounding (1e-5), and zero for padded tokens; embeddings
+    are always fp32.
 
     Args:
-        images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
+        texts_per_pass: how a batch is divided; `None`: what suits the device.
 
     Raises:
         ValueError: the model is in training mode.
@@ -74,30 +70,17 @@ class FastEncoder:
     """
 
     def __init__(
-        self,
-        model: TPASModel,
-        dtype: torch.dtype = torch.float32,
-        images_per_pass: int | None = None,
-        texts_per_pass: int | None = None,
+        self, model: TPASModel, dtype: torch.dtype = torch.float32, texts_per_pass: int | None = None
     ):
         if model.training:
             raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
         self.device, self.dtype, self.config = model.device, dtype, model.config
         on_cpu = self.device.type == "cpu"
-        self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
         self.texts_per_pass = texts_per_pass or (CPU_TEXTS_PER_PASS if on_cpu else GPU_TEXTS_PER_PASS)
-        self.vision_model = PackedSwinModel(model.vision_model, dtype)
         self.text_model = PackedTextModel(model.text_model, dtype)
-        self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
         self.text_projection = PackedLinear(model.text_projection, dtype=dtype)
 
-    # The model's own methods, over this object's `vision_model`, `text_model`, projections and `config`.
-
-    @torch.inference_mode()
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        """As [`TPASModel.get_image_features`]."""
-        passes = pixel_values.split(self.images_per_pass)
-        return _concatenate([TPASModel.get_image_features(self, pixels) for pixels in passes])
+    # The model's own method over this object's `text_model`, projection and `config`; below likewise.
 
     @torch.inference_mode()
     def get_text_features(
@@ -112,14 +95,49 @@ class FastEncoder:
         return _concatenate([TPASModel.get_text_features(self, *inputs) for inputs in passes])
 
 
+class FastEncoder(FastTextEncoder):
+    """The same with the image encoder beside it; outputs and errors are as those of the text encoder.
+
+    Args:
+        images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
+    """
+
+    def __init__(
+        self,
+        model: TPASModel,
+        dtype: torch.dtype = torch.float32,
+        images_per_pass: int | None = None,
+        texts_per_pass: int | None = None,
+    ):
+        super().__init__(model, dtype, texts_per_pass)
+        on_cpu = self.device.type == "cpu"
+        self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
+        self.vision_model = PackedSwinModel(model.vision_model, dtype)
+        self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
+
+    @torch.inference_mode()
+    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
+        """As [`TPASModel.get_image_features`]."""
+        passes = pixel_values.split(self.images_per_pass)
+        return _concatenate([TPASModel.get_image_features(self, pixels) for pixels in passes])
+
+
 def fastest_encoder(model: TPASModel) -> TPASModel | FastEncoder:
     """What encodes with the model's values (to 1e-5): its `FastEncoder` on a CPU in fp32, else the model.
 
     Raises:
-        ValueError, TypeError: as [`FastEncoder`].
+        ValueError, TypeError: as [`FastTextEncoder`].
     """
-    on_cpu_in_fp32 = model.device.type == "cpu" and model.dtype == torch.float32
-    return FastEncoder(model) if on_cpu_in_fp32 else model
+    return FastEncoder(model) if _is_fast(model) else model
+
+
+def fastest_text_encoder(model: TPASModel) -> TPASModel | FastTextEncoder:
+    """As [`fastest_encoder`], for texts alone: without a copy of the image encoder's weights."""
+    return FastTextEncoder(model) if _is_fast(model) else model
+
+
+def _is_fast(model: TPASModel) -> bool:
+    return model.device.type == "cpu" and model.dtype == torch.float32
 
 
 def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
@@ -128,28 +146,3 @@ def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWi
         last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),
         pooler_output=F.normalize(embeds.float(), dim=-1),  # in bf16 their norm is off by some thousandths
     )
-
-
-class _Pixels(Dataset):
-    """Each picture as (3, H, W), decoded when it is asked for."""
-
-    def __init__(self, processor: TPASProcessor, images: Sequence[Image.Image]):
-        self.processor = processor
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.processor(images=[self.images[index]])["pixel_values"][0]
-
-
-def decoded_batches(
-    processor: TPASProcessor, images: Sequence[Image.Image], batch_size: int, workers: int = 1
-) -> Iterator[Tensor]:
-    """`pixel_values` (B, 3, H, W) of consecutive pictures, decoded ahead in `workers` processes.
-
-    So an encoder never waits for the disk or for Pillow. `images` is asked for one picture at a time, in a
-    worker; 0 workers: in this process, not ahead. What a worker raises is raised here.
-    """
-    return iter(DataLoader(_Pixels(processor, images), batch_size=batch_size, num_workers=workers))

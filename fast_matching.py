@@ -14,7 +14,9 @@ measured by `benchmarks/rerank.py`; beyond the arithmetic it depends on how much
 GEMM leaves unused.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -103,6 +105,20 @@ def pack_feed_forward(layer: CrossModalLayer, activation: str, dtype: torch.dtyp
     return PackedFeedForward(layer.intermediate, layer.output, layer.layer_norm, activation, dtype)
 
 
+@dataclass(frozen=True)
+class ReadTexts:
+    """What [`FastMatcher.read_texts`] made of Q texts.
+
+    Attributes:
+        rows: of each (length, 2 D) hidden states and cross-attention queries; where the first layer is the
+            last as well, the hidden state (1, D) of [CLS] alone.
+        lengths: tokens of each.
+    """
+
+    rows: list[Tensor]
+    lengths: list[int]
+
+
 class FastMatcher:
     """A copy of a model's cross-modal encoder and matching head, prepared for scoring many pairs.
 
@@ -152,67 +168,83 @@ class FastMatcher:
         batch_size: int | None = None,
         accelerator: Accelerator | None = None,
     ) -> Tensor:
-        """`model.match` of each query with the images of its shortlist.
+        """`model.match` of each query with the images of its shortlist (Q, K): logits (Q, K, 2).
 
-        Beside its inputs it holds 8 D bytes for each token of the texts, in fp32: 0.6 GB for 1,978 captions.
+        The other arguments, and what is promised and raised, are as in [`logits_of_pairs`].
+        """
+        texts_read = self.read_texts(texts, batch_size)
+        queries = np.arange(len(shortlists)).repeat(shortlists.shape[1])  # (Q * K,)
+        settings = {"batch_size": batch_size, "accelerator": accelerator}
+        logits = self.logits_of_pairs(
+            image_hidden_states, texts_read, queries, shortlists.flatten().numpy(), **settings
+        )
+        return logits.view(*shortlists.shape, 2)
+
+    def logits_of_pairs(
+        self,
+        image_hidden_states: Any,
+        texts: ReadTexts,
+        queries: np.ndarray,
+        images: np.ndarray,
+        *,
+        batch_size: int | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> Tensor:
+        """`model.match` of the texts numbered `queries` (P,) with the images numbered `images` (P,).
 
         Args:
             image_hidden_states: the gallery's (G, 1+N, Dv), a tensor or an array such as a mapped file, in
                 any floating precision; sorted rows of it are taken with an integer array.
-            shortlists: (Q, K) indices into the gallery.
-            batch_size: pairs in one pass; `None`: what suits the device. An image in more shortlists than
-                that is read and projected once for each `batch_size` of them.
+            texts: what [`read_texts`] made of them.
+            batch_size: pairs in one pass; `None`: what suits the device. An image in more pairs than that is
+                read and projected once for each `batch_size` of them.
             accelerator: its processes share the passes out, and each gets the whole result.
 
         Returns:
-            (Q, K, 2) logits, class 1 = the pair matches, fp32 on the CPU. Passes are the same for any number
+            (P, 2) logits, class 1 = the pair matches, fp32 on the CPU. Passes are the same for any number
             of processes: so are the logits, to the bit, with the same hardware and threads. A pair's last
             digits depend on its pass, hence on `batch_size` and on the other pairs.
 
         Raises:
-            ValueError: a text without tokens, or a batch size below 1.
-            IndexError: a shortlist that points outside the gallery.
+            ValueError: a batch size below 1.
+            IndexError: an image outside the gallery.
         """
-        if batch_size is None:
-            batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
-        if batch_size < 1:
-            raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-        images = shortlists.flatten().numpy()  # (Q * K,)
+        batch_size = self._batch_size(batch_size)
         gallery_size = len(image_hidden_states)
         if images.size and not 0 <= images.min() <= images.max() < gallery_size:
             raise IndexError(
                 f"shortlists point to images {images.min()} to {images.max()} of {gallery_size}, from 0"
             )
-        lengths = texts.attention_mask.sum(dim=1).tolist()
-        for query in (texts.attention_mask[:, 0] == 0).nonzero():
-            raise ValueError(f"text {query.item()} has no [CLS]: its attention mask begins with 0")
-        with torch.inference_mode():
-            texts_read = self._read_texts(texts, lengths, batch_size)
 
         def match(pairs: np.ndarray) -> Tensor:
-            queries = pairs // shortlists.shape[1]
             rows, counts = np.unique(images[pairs], return_counts=True)
             tokens = image_hidden_states[rows]  # (n, 1+N, Dv)
             tokens = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
-            return self._match(
-                [texts_read[query] for query in queries],
-                [lengths[query] for query in queries],
-                tokens.to(self.device, self.dtype),
-                counts.tolist(),
-            )
+            return self.match(texts, queries[pairs].tolist(), tokens, counts.tolist())
 
-        order = np.argsort(images, kind="stable")  # image by image, and for each the queries in their order
-        outputs = map_batches(match, _passes(images, order, batch_size), accelerator, "matching pairs")
-        logits = torch.empty(*shortlists.shape, 2)
-        logits.view(-1, 2)[torch.from_numpy(order)] = torch.cat([*outputs, torch.empty(0, 2)])
+        passes = passes_of_pairs(images, batch_size)
+        outputs = map_batches(match, passes, accelerator, "matching pairs")
+        logits = torch.empty(len(images), 2)
+        for pairs, output in zip(passes, outputs, strict=True):
+            logits[torch.from_numpy(pairs)] = output
         return logits
 
-    def _read_texts(self, texts: EncodedTexts, lengths: list[int], batch_size: int) -> list[Tensor]:
-        """Of each text all that the first layer computes before it meets an image.
+    @torch.inference_mode()
+    def read_texts(self, texts: EncodedTexts, batch_size: int | None = None) -> ReadTexts:
+        """All that the first layer computes of each text before it meets an image; for [`logits_of_pairs`].
 
-        Rows (length, 2 D) of hidden states and cross-attention queries; where the first layer is the last
-        as well, the hidden state (1, D) of [CLS] alone.
+        Beside its input it holds 8 D bytes for each token of the texts, in fp32: 0.6 GB for 1,978 captions.
+
+        Args:
+            batch_size: texts in one pass; `None`: what suits the device.
+
+        Raises:
+            ValueError: a text without tokens, or a batch size below 1.
         """
+        batch_size = self._batch_size(batch_size)
+        for query in (texts.attention_mask[:, 0] == 0).nonzero():
+            raise ValueError(f"text {query.item()} has no [CLS]: its attention mask begins with 0")
+        lengths = texts.attention_mask.sum(dim=1).tolist()
         texts_read = []
         for start in range(0, len(lengths), batch_size):
             batch = slice(start, start + batch_size)
@@ -223,12 +255,25 @@ class FastMatcher:
                 rows = torch.cat([rows, self.image_attentions[0].query(rows)], dim=1)  # (T, 2 D)
             of_text = rows[: sum(lengths[batch])].split(lengths[batch])
             texts_read += of_text if self.image_attentions else [rows[:1].clone() for rows in of_text]
-        return texts_read
+        return ReadTexts(texts_read, lengths)
 
-    def _match(
-        self, texts_read: list[Tensor], lengths: list[int], image_states: Tensor, counts: list[int]
+    def _batch_size(self, asked: int | None) -> int:
+        if asked is None:
+            return CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
+        if asked < 1:
+            raise ValueError(f"the batch size must be at least 1, got {asked}")
+        return asked
+
+    @torch.inference_mode()
+    def match(
+        self, texts: ReadTexts, queries: Sequence[int], image_states: Tensor, counts: Sequence[int]
     ) -> Tensor:
-        """Logits (B, 2) of B texts, the first `counts[0]` with the first of the images (n, 1+N, Dv)."""
+        """One pass: logits (B, 2), fp32 on the CPU, of the texts numbered `queries` (B,) with images
+        (n, 1+N, Dv), the first `counts[0]` of them with the first image, and so on.
+        """
+        texts_read = [texts.rows[query] for query in queries]
+        lengths = [texts.lengths[query] for query in queries]
+        image_states = image_states.to(self.device, self.dtype)
         image_lengths = [image_states.shape[1]] * len(image_states)
         image_states = image_states.flatten(0, 1)  # (n * (1+N), Dv)
         rows = torch.cat(texts_read)  # (T, 2 D), or (B, D) without whole layers
@@ -250,8 +295,11 @@ class FastMatcher:
         return self.matching_head(self.last_feed_forward(rows)).float().cpu()
 
 
-def _passes(images: np.ndarray, order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """`order`, which sorts `images`, cut into at most `batch_size` pairs, between images where possible."""
+def passes_of_pairs(images: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Pairs by their `images` (P,), sorted by these and cut into at most `batch_size`, between images where
+    possible; those of one image keep their order.
+    """
+    order = np.argsort(images, kind="stable")
     _, starts = np.unique(images[order], return_index=True)
     passes = []
     start = 0

@@ -27,7 +27,15 @@ Model = Annotated[str, Option(help="a model or adapter: its folder, or its name 
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
 ShardSize = Annotated[int, Option("--shard_size", help="pictures in a file")]
-BatchSize = Annotated[int, Option("--batch_size", help="pictures in one forward pass")]
+BatchSize = Annotated[
+    str,
+    Option(
+        "--batch_size",
+        help="pictures encoded together; auto: a probe finds the quickest number in a pass",
+        parser=lambda text: text if text == "auto" else int(text),
+        metavar="N|auto",
+    ),
+]
 Workers = Annotated[int, Option("--workers", help="threads that read pictures")]
 
 
@@ -44,7 +52,7 @@ def build(
         int | None, Option(help="keep small copies, this many pixels wide or high at most")
     ] = None,
     shard_size: ShardSize = 512,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = "16",
     workers: Workers = 2,
 ) -> CommandResult:
     """Encodes a folder of pictures; goes on where a killed build stopped.
@@ -67,7 +75,7 @@ def append(
     model: Model,
     path: Directory,
     shard_size: ShardSize = 512,
-    batch_size: BatchSize = 16,
+    batch_size: BatchSize = "16",
     workers: Workers = 2,
 ) -> CommandResult:
     """Encodes the pictures whose ids a gallery lacks.

@@ -5,16 +5,18 @@
 
 import io
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
+from tpas.fast_encoding import FastTextEncoder, fastest_text_encoder
 from tpas.fast_matching import FastMatcher
 from tpas.gallery.building import build_shards
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
@@ -22,10 +24,12 @@ from tpas.gallery.indexes import Index, check_index, open_index, write_index
 from tpas.gallery.manifest import GallerySettings
 from tpas.gallery.pictures import find_pictures, load_inside
 from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
+from tpas.matching_cascade import CascadeReport, MatchingCascade
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.retrieval_stages import (
     DEFAULT_SHORTLIST,
+    EncodedTexts,
     encode_texts,
     model_fingerprint,
     reorder,
@@ -34,6 +38,9 @@ from tpas.retrieval_stages import (
 from tpas.sca import Confidence, sca_rerank
 
 logger = logging.getLogger(__name__)
+
+MatchingDtype = Literal["float32", "bfloat16"]
+SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,9 @@ class Gallery:
         hits = Gallery.open("gallery/", model, processor).search(["a man in a red coat is lying on the road"])
 
     A gallery shows the directory as it was when it was opened; its own `append` and `delete` open it anew.
+
+    Attributes:
+        cascade_report: what the cascade of the last search saved; None if it had none.
     """
 
     def __init__(
@@ -88,12 +98,15 @@ class Gallery:
         processor: TPASProcessor | None,
         index: str,
         images_root: str | None,
+        matching_dtype: MatchingDtype = "float32",
     ):
         self.stored = stored
         self.model = model
         self.processor = processor
         self.index = index
         self.images_root = images_root
+        self.matching_dtype = matching_dtype
+        self.cascade_report: CascadeReport | None = None
 
     @classmethod
     def build(
@@ -107,7 +120,7 @@ class Gallery:
         thumbnail_size: int | None = None,
         id_column: str | None = None,
         shard_size: int = 512,
-        batch_size: int = 16,
+        batch_size: int | Literal["auto"] = 16,
         workers: int = 2,
         accelerator: Accelerator | None = None,
     ) -> "Gallery":
@@ -126,7 +139,9 @@ class Gallery:
             thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
             shard_size: pictures in a shard. A kill loses what is done of one shard a process.
-            batch_size: pictures in one forward pass.
+            batch_size: pictures read and encoded together; a `FastEncoder` divides them into passes of its
+                own fixed size. "auto": a probe of some seconds finds the quickest pass on this machine; the
+                last digits of the features depend on it.
             workers: threads that read pictures, in each process.
             accelerator: its processes share the work; each must call this, and gets the gallery.
 
@@ -162,6 +177,7 @@ class Gallery:
         *,
         index: str = "exact",
         images_root: str | Path | None = None,
+        matching_dtype: MatchingDtype = "float32",
     ) -> "Gallery":
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
@@ -171,11 +187,18 @@ class Gallery:
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
             images_root: the folder where the pictures lie now, if it was moved since.
+            matching_dtype: the precision of re-ranking. "bfloat16" is several times faster on a CPU that has
+                it and on a GPU, and changes the places of pictures whose scores are close
+                (`benchmarks/rerank.py`: what that does to Recall@1).
 
         Raises:
             FileNotFoundError: there is no gallery.
             GalleryError: it is damaged, not finished, or another model's; both fingerprints are named.
         """
+        if matching_dtype not in get_args(MatchingDtype):
+            raise ValueError(
+                f"matching_dtype must be one of {get_args(MatchingDtype)}, got {matching_dtype!r}"
+            )
         stored = StoredGallery(path)
         if model is not None:
             model.eval()
@@ -183,7 +206,7 @@ class Gallery:
             own = GallerySettings(model_fingerprint(model), expected.tokens, expected.thumbnail_size)
             own.check_equal(expected, stored.directory)
         root = None if images_root is None else str(images_root)
-        return cls(stored, model, processor, check_index(index), root)
+        return cls(stored, model, processor, check_index(index), root, matching_dtype)
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -225,7 +248,7 @@ class Gallery:
         delete_pictures(self.path, ids)
         self._reopen(StoredGallery(self.path))
 
-    def write_index(self, index: str, texts: Sequence[str] | None = None) -> str:
+    def write_index(self, index: str, texts: Iterable[str] | None = None) -> str:
         """Makes or renews the index "faiss", or a Milvus database's, for `open`; says what was done.
 
         Args:
@@ -233,41 +256,54 @@ class Gallery:
         """
         if index == "faiss" and not len(self):  # a Milvus database still has to forget the deleted ones
             raise ValueError(f"the gallery {self.path} has no pictures to make an index of")
-        if texts is not None and not len(texts):
-            raise ValueError("there are no texts to measure the index's recall on")
-        queries = None if texts is None else encode_texts(*self._encoders(), texts).embeds
+        queries = None
+        if texts is not None:
+            texts = _listed(texts)
+            if not texts:
+                raise ValueError("there are no texts to measure the index's recall on")
+            queries = self._encode(texts).embeds
         return write_index(index, self.stored, queries)
 
     def search(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         top_k: int = 10,
         shortlist: int = DEFAULT_SHORTLIST,
         rerank: bool = True,
         sca: Confidence | None = None,
         *,
+        cascade: bool = False,
         batch_size: int = 64,
     ) -> list[list[SearchHit]]:
         """The best pictures for each text, best first.
 
         Args:
+            texts: any iterable of strings; one string is refused.
             top_k: pictures in each answer, or the whole gallery where that is smaller.
             shortlist: pictures that the cross-modal encoder reads for each text, or the whole gallery. What
                 follows them in a longer answer is ordered by cosine.
             rerank: whether it reads any.
             sca: settles the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for a picture of their own.
+            cascade: lets bf16 read the shortlist first, and fp32 only what can still be among the `top_k`:
+                the same answer in less time, see [`MatchingCascade`]. `cascade_report` says what was saved.
             batch_size: texts in one forward pass.
+
+        Raises:
+            ValueError: a number below 1, or a cascade that would save nothing or change the answer: without
+                re-ranking, in a gallery that matches in bf16 or keeps no tokens, with SCA by softmax.
         """
         for name, value in (("top_k", top_k), ("shortlist", shortlist)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        model, processor = self._encoders()
-        if isinstance(texts, str):
-            raise TypeError("texts must be a sequence of strings, got one string")
+        texts = _listed(texts)
+        if cascade:
+            self._check_cascade(rerank, sca)
+        self.cascade_report = None
+        self._encoders()  # which says so if there are none
         if not texts or not len(self):
             return [[] for _ in texts]
-        encoded = encode_texts(model, processor, texts, batch_size=batch_size)
+        encoded = self._encode(texts, batch_size)
         head = min(shortlist, len(self)) if rerank or sca else 0
         candidates, cosines = self._opened_index.search(
             encoded.embeds, min(max(top_k, head), len(self))
@@ -277,8 +313,15 @@ class Gallery:
         ranking = candidates
         if head:
             scores = cosines[:, :head]
-            if rerank:
+            if cascade:
+                best = max(top_k, SCA_READS) if sca else top_k
+                logits, self.cascade_report = self._cascade.logits_of_shortlists(
+                    self._tokens, encoded, candidates[:, :head], best
+                )
+                logger.info("cascade: %s", self.cascade_report)
+            elif rerank:
                 logits = self._matcher.logits_of_shortlists(self._tokens, encoded, candidates[:, :head])
+            if logits is not None:
                 scores = logits[:, :, 1]
             ranking, scores = reorder(candidates[:, :head], scores)
             if sca:
@@ -329,7 +372,34 @@ class Gallery:
 
     @cached_property
     def _matcher(self) -> FastMatcher:
-        return FastMatcher(self._encoders()[0])
+        return FastMatcher(self._encoders()[0], getattr(torch, self.matching_dtype))
+
+    @cached_property
+    def _cascade(self) -> MatchingCascade:
+        return MatchingCascade(self._encoders()[0], self._matcher)
+
+    def _check_cascade(self, rerank: bool, sca: Confidence | None) -> None:
+        for is_so, reason in (
+            (not rerank, "there is nothing to save without re-ranking: leave out cascade"),
+            (
+                self.matching_dtype != "float32",
+                "the gallery was opened to match in bfloat16, and a cascade ends in float32: leave one out",
+            ),
+            (
+                self.stored.settings.tokens is None,
+                "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves",
+            ),
+            (sca == "softmax", "SCA by softmax reads every score of a shortlist: leave out cascade"),
+        ):
+            if is_so:
+                raise ValueError(reason)
+
+    @cached_property
+    def _text_encoder(self) -> TPASModel | FastTextEncoder:
+        return fastest_text_encoder(self._encoders()[0])
+
+    def _encode(self, texts: list[str], batch_size: int = 64) -> EncodedTexts:
+        return encode_texts(self._text_encoder, self._encoders()[1], texts, batch_size=batch_size)
 
     @cached_property
     def _tokens(self) -> ImageTokens:
@@ -346,6 +416,17 @@ class Gallery:
         self.stored = stored
         for name in ("_opened_index", "_tokens"):
             self.__dict__.pop(name, None)
+
+
+def _listed(texts: Iterable[str]) -> list[str]:
+    """Raises TypeError for anything but an iterable of strings, or for one string."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be an iterable of strings, got {texts!r}")
+    texts = [str(text) if isinstance(text, str) else text for text in texts]  # numpy's strings as well
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"each text must be a string, got {text!r}")
+    return texts
 
 
 def _picture(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:

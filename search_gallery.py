@@ -1,15 +1,21 @@
-"""Finds the pictures of a gallery that answer a text.
+"""Finds the pictures of a folder, or of a gallery, that answer a text.
 
-tpas search gallery "a man in a red coat is lying on the road" --model demo_start
+    tpas search pictures "a woman in a red coat is lying on the pavement" --model demo_start
+    tpas search pictures "a man falls" "a child runs" --model demo_start --sheet results.html --open
+
+A folder's pictures are encoded once, into PICTURES.gallery beside it; a later search encodes only what is new
+or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
 """
 
+import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from tpas.command_line import CommandLine, CommandResult, IfBare
+from tpas.command_line import CommandLine, CommandResult, IfBare, WrongUsage
 from tpas.sca import Confidence
 
 if TYPE_CHECKING:
@@ -20,9 +26,20 @@ app = CommandLine("tpas search", __doc__)
 
 @app.command()
 def search(
-    gallery: Annotated[Path, Argument(help="the directory that `tpas gallery build` made")],
-    texts: Annotated[list[str], Argument(metavar="text")],
-    model: Annotated[str, Option(help="the model that built it: its folder, or its name on the Hub")],
+    folder: Annotated[Path, Argument(help="pictures, or a gallery that `tpas gallery build` made")],
+    texts: Annotated[
+        list[str] | None,
+        Argument(help="what to look for; - reads the standard input, a text a line"),
+    ] = None,
+    texts_file: Annotated[Path | None, Option(help="more texts, a text a line")] = None,
+    model: Annotated[
+        str | None,
+        Option(
+            envvar="TPAS_MODEL",
+            show_envvar=True,
+            help="its folder, or its name on the Hub; of a gallery, the one that built it",
+        ),
+    ] = None,
     top_k: Annotated[int, Option(help="pictures shown for each text", min=1)] = 10,
     shortlist: Annotated[int, Option(help="pictures re-ranked for each text", min=1)] = 128,
     no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
@@ -31,26 +48,73 @@ def search(
         Option(help="settle collisions between the texts, by this confidence (bare: score)"),
         IfBare("score"),
     ] = None,
+    bf16: Annotated[bool, Option(help="re-rank in bfloat16: faster, and close ones change places")] = False,
+    cascade: Annotated[
+        bool,
+        Option(help="re-rank in bfloat16 first, then in float32 what may be among --top_k: the same answer"),
+    ] = False,
     index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
     images_root: Annotated[
-        Path | None, Option(help="the folder where the pictures lie now, if it was moved since the build")
+        Path | None, Option(help="the folder where a gallery's pictures lie now, if it was moved")
     ] = None,
+    sheet: Annotated[
+        Path | None, Option(help="write the pictures found as a page (.html) or a figure (.png, .pdf, ...)")
+    ] = None,
+    open_sheet: Annotated[bool, Option("--open", help="open the sheet in the browser")] = False,
 ) -> CommandResult:
+    if model is None:
+        raise WrongUsage(
+            "give --model or set TPAS_MODEL: demo_start for drawn people, a converted X-VLM for photographs"
+        )
+    if open_sheet and sheet is None:
+        raise WrongUsage("--open needs --sheet, the file to write")
+    texts = all_texts(texts or [], texts_file)
+
     import torch
 
+    from tpas.contact_sheet import check_suffix, write_contact_sheet
+    from tpas.folder_gallery import open_folder
+    from tpas.gallery.manifest import MANIFEST
     from tpas.lora import load_model
     from tpas.processing_tpas import TPASProcessor
     from tpas.search import Gallery
 
+    if sheet is not None:
+        check_suffix(sheet)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is neither a folder of pictures nor a gallery")
     network = load_model(model, dtype=torch.float32).eval()
     processor = TPASProcessor.from_pretrained(model)
-    opened = Gallery.open(gallery, network, processor, index=index, images_root=images_root)
-    answers = opened.search(texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca)
+    opened_as = {"index": index, "matching_dtype": "bfloat16" if bf16 else "float32"}
+    if (folder / MANIFEST).exists():
+        gallery = Gallery.open(folder, network, processor, images_root=images_root, **opened_as)
+    else:
+        gallery = open_folder(folder, network, processor, **opened_as)
+    answers = gallery.search(
+        texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
+    )
     pairs = list(zip(texts, answers, strict=True))
+    if sheet is not None:
+        write_contact_sheet(sheet, pairs)
+        if open_sheet:
+            webbrowser.open(sheet.resolve().as_uri())
     return CommandResult(
         [{"text": text, "hits": [hit_fields(hit) for hit in hits]} for text, hits in pairs],
         "\n\n".join(f"{text}\n{table(hits)}" for text, hits in pairs),
     )
+
+
+def all_texts(given: Sequence[str], file: Path | None) -> list[str]:
+    """The texts of the command line, in place of a - those of the standard input, and those of the file."""
+    texts = []
+    for text in given:
+        texts += sys.stdin.read().splitlines() if text == "-" else [text]
+    if file is not None:
+        texts += file.read_text(encoding="utf-8").splitlines()
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise WrongUsage("there is no text to look for")
+    return texts
 
 
 def hit_fields(hit: "SearchHit") -> dict[str, object]:

@@ -94,7 +94,7 @@ def write(
     shortlist = resolve_shortlist(ranking.shortlist, len(names))
     if shortlist < ANSWERS:
         raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
-    if ranking.matcher and (ranking.matcher_shortlist or ANSWERS) < ANSWERS:
+    if ranking.matcher and ranking.matcher_shortlist < ANSWERS:
         raise ValueError(
             f"an answer names {ANSWERS} pictures, but --matcher_shortlist is {ranking.matcher_shortlist}"
         )

@@ -11,7 +11,7 @@ numbers of items a pass, which is how the defaults of `fast_encoding.py` were fo
 
 Shares of the GEMM limit count linear layers alone; "at limit" is how many times faster than the
 straightforward pass an engine would be that did its linear layers at the limit, and the rest in no time.
-The last line says how long Pillow takes for a picture, which `decoded_batches` does in workers meanwhile.
+The last line says how long Pillow takes for a picture, which threads of a gallery's build do meanwhile.
 `--quick` only shows that the script runs.
 """
 
@@ -126,7 +126,7 @@ def format_result(result: dict[str, Any]) -> str:
         )
     decoding, encoding = result["seconds_to_decode"], result["rows"]["image"]["engine fp32"]
     share = decoding * encoding["items_per_second"]
-    lines.append(f"decoding a picture: {1e3 * decoding:.1f} ms in one worker, {share:.1%} of its encoding")
+    lines.append(f"decoding a picture: {1e3 * decoding:.1f} ms in one thread, {share:.1%} of its encoding")
     return "\n".join(lines)
 
 

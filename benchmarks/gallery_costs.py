@@ -1,15 +1,15 @@
 """What a gallery of 2k, 37k, 1M and 100M pictures costs on this CPU, from unit costs measured in minutes.
 
-    python benchmarks/gallery_costs.py --output outputs/gallery_costs.json
+    python benchmarks/gallery_costs.py --output benchmarks/gallery_costs.json
 
 Encodes, searches and re-ranks a few pictures with a model of X-VLM base's size and random weights, and ranks
-made embeddings. Prints a Markdown table, in which what was not measured at its size is marked, and writes
-JSON. Disk and memory follow from bytes a picture; times a picture grow in proportion.
+made embeddings. Prints a Markdown table, in which what was not measured at its size is marked; `--output`
+writes it as JSON and as Markdown. Disk and memory follow from bytes a picture; times a picture grow in
+proportion.
 """
 
 import argparse
 import itertools
-import json
 import os
 import resource
 import statistics
@@ -21,19 +21,18 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from measuring import CAPTION_WORDS, build_model
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.configuration_tpas import TPASConfig
+from tpas.evaluation.result_files import write_json, write_text
 from tpas.gallery.exact_index import ExactIndex
-from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import Gallery
 
 SIZES = (2_000, 37_000, 1_000_000, 100_000_000)
 SHORTLIST = 128
-WORDS = [f"word{number}" for number in range(200)]
-CAPTION_WORDS = 50  # as PAB's captions have
+WORDS = [f"word{number}" for number in range(90)]  # with five special tokens, fewer than a tiny model knows
 
 
 def seconds_of(work: Callable[[], object], repeats: int) -> float:
@@ -44,18 +43,6 @@ def seconds_of(work: Callable[[], object], repeats: int) -> float:
         work()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def full_size_model(quick: bool) -> tuple[TPASModel, TPASProcessor]:
-    torch.manual_seed(0)
-    config = TPASConfig()
-    if quick:
-        vision = {"image_size": 64, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
-        text = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-        config = TPASConfig(vision_config=vision, text_config=text, num_cross_modal_layers=1)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    return TPASModel(config).eval(), TPASProcessor.build(tokenizer, config.vision_config.image_size)
 
 
 def made_pictures(count: int) -> list[tuple[str, Image.Image]]:
@@ -69,12 +56,19 @@ def made_pictures(count: int) -> list[tuple[str, Image.Image]]:
 
 def made_texts(count: int) -> list[str]:
     generator = np.random.default_rng(1)
-    return [" ".join(generator.choice(WORDS, CAPTION_WORDS)) for _ in range(count)]
+    words = round(statistics.fmean(CAPTION_WORDS))
+    return [" ".join(generator.choice(WORDS, words)) for _ in range(count)]
 
 
 def measure_units(folder: Path, pictures: int, texts: int, repeats: int, quick: bool) -> dict[str, float]:
-    """Seconds and bytes of one picture, text and pair, through [`Gallery`] alone."""
-    model, processor = full_size_model(quick)
+    """Seconds and bytes of one picture, text and pair, through [`Gallery`] alone.
+
+    A pair is one of a single query, which reads each picture for itself.
+    """
+    model = build_model(quick)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    processor = TPASProcessor.build(tokenizer, model.config.vision_config.image_size)
     images, captions = made_pictures(pictures), made_texts(texts)
     numbers = itertools.count()
 
@@ -84,15 +78,20 @@ def measure_units(folder: Path, pictures: int, texts: int, repeats: int, quick: 
     gallery = build(next(numbers))  # a first run that does not count
     encoding = seconds_of(lambda: build(next(numbers)), repeats)
     encoding -= seconds_of(lambda: build(0), repeats)  # finds all encoded: what does not grow with pictures
-    gallery.search(captions, shortlist=pictures)  # as above
-    by_embeddings = seconds_of(lambda: gallery.search(captions, rerank=False), repeats)
-    matched = seconds_of(lambda: gallery.search(captions, shortlist=pictures), repeats)
+    turns = itertools.cycle(captions)
+
+    def search(**settings) -> None:
+        gallery.search([next(turns)], **settings)
+
+    search(shortlist=pictures)  # as above
+    by_embeddings = seconds_of(lambda: search(rerank=False), texts)
+    matched = seconds_of(lambda: search(shortlist=pictures), texts)
     shard = gallery.stored.shards[0]
     tokens = shard["files"]["tokens.safetensors"]["bytes"]
     return {
         "picture_seconds": encoding / pictures,
-        "text_seconds": by_embeddings / texts,
-        "pair_seconds": max(0.0, matched - by_embeddings) / (pictures * texts),
+        "text_seconds": by_embeddings,
+        "pair_seconds": max(0.0, matched - by_embeddings) / pictures,
         "token_bytes": tokens / pictures,
         "other_bytes": sum(file["bytes"] for file in shard["files"].values()) / pictures - tokens / pictures,
         "model_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
@@ -144,8 +143,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:,.0f} days"
 
 
-def markdown(rows: list[dict[str, float | bool]], units: dict[str, float]) -> str:
+def markdown(rows: list[dict[str, float | bool]], units: dict[str, float], settings: dict[str, int]) -> str:
     process = units["process_bytes"] / 1e9
+    ranked = ", ".join(f"{row['pictures']:,}" for row in rows if row["ranked"])
     lines = [
         "| pictures | build | query, embeddings | + matching of 128 | memory | disk | without tokens |",
         "|---|---|---|---|---|---|---|",
@@ -158,17 +158,27 @@ def markdown(rows: list[dict[str, float | bool]], units: dict[str, float]) -> st
             f"| {process:.1f} GB + {row['mapped_GB']:,.2f} GB mapped* "
             f"| {row['disk_GB']:,.1f} GB* | {row['disk_without_tokens_GB']:,.2f} GB* |"
         )
-    return "\n".join(lines)
+    lines += [
+        "",
+        f"\\* extrapolated from {settings['pictures']} pictures and {settings['texts']} single queries on "
+        f"{settings['threads']} CPU threads: {units['picture_seconds']:.3f} s a picture, "
+        f"{units['text_seconds']:.3f} s a text, {units['pair_seconds']:.4f} s a pair, "
+        f"{units['token_bytes'] / 1e3:.0f} KB of tokens and {units['other_bytes'] / 1e3:.2f} KB of the rest "
+        f"a picture. Embeddings were ranked at {ranked}, exactly.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A table of what a gallery costs, by its size.")
     parser.add_argument("--sample", type=int, default=8, help="pictures encoded and re-ranked (default: 8)")
-    parser.add_argument("--texts", type=int, default=4, help="texts that read each of them (default: 4)")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--texts", type=int, default=5, help="single queries (default: 5)")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--quick", action="store_true", help="a tiny model: shows that it runs")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument(
+        "--output", type=Path, help="write every figure here, and a .md of that name beside it"
+    )
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as temporary:
@@ -178,18 +188,13 @@ def main(argv: list[str] | None = None) -> None:
     sizes = [size for size in SIZES if size <= (37_000 if arguments.quick else 1_000_000)]
     ranking = measure_ranking(sizes, int(units["embedding_size"]), arguments.repeats)
     rows = cost_rows(units, ranking)
-    print(markdown(rows, units))
-    print(
-        f"\n\\* extrapolated from {arguments.sample} pictures and {arguments.texts} texts, on "
-        f"{arguments.threads} CPU threads: {units['picture_seconds']:.3f} s a picture, "
-        f"{units['text_seconds']:.3f} s a text, {units['pair_seconds']:.4f} s a pair, "
-        f"{units['token_bytes'] / 1e3:.0f} KB of tokens and {units['other_bytes'] / 1e3:.2f} KB of the rest "
-        f"a picture. Embeddings were ranked at {', '.join(f'{size:,}' for size in sizes)}, exactly."
-    )
+    settings = {"pictures": arguments.sample, "texts": arguments.texts, "threads": arguments.threads}
+    table = markdown(rows, units, settings)
+    print(table, end="")
     if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        content = {"units": units, "ranking_seconds": ranking, "rows": rows, "threads": arguments.threads}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        content = {"settings": settings, "units": units, "ranking_seconds": ranking, "rows": rows}
+        write_json(arguments.output, content)
+        write_text(arguments.output.with_suffix(".md"), table)
 
 
 if __name__ == "__main__":

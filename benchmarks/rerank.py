@@ -101,17 +101,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=8, help="in the sample (default: 8)")
     parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
     parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
+    parser.add_argument("--test_pairs", type=int, default=200, help="of drawn people (default: 200)")
     add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.queries, arguments.shortlist, arguments.pairs_per_image = 3, 8, 3
+        arguments.test_pairs = 6
     if arguments.queries < max(arguments.pairs_per_image, arguments.repeats):
         parser.error("a sample needs at least as many queries as pairs an image, and as repeats")
     logging.getLogger("tpas").setLevel(logging.ERROR)
 
     with torch.inference_mode():
         result = measure(arguments)
-    result["recall_at_1_on_drawn_people"] = recall_on_drawn_people(6 if arguments.quick else 200)
+    result["recall_at_1_on_drawn_people"] = recall_on_drawn_people(arguments.test_pairs)
     print(format_result(result))
     if arguments.output:
         write_json(arguments.output, result)

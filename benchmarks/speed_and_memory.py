@@ -5,16 +5,22 @@
     python benchmarks/speed_and_memory.py --only rerank encoding
 
 Each is the script of that name with moderate settings, in a process of its own; those say what is measured,
-and how. A ratio above 1 is in our favour, and where the script repeats, it is the median of the repeats'
-ratios, not the quotient of the two figures beside it. Shares are of the fastest GEMM measured in the same
-run; embedding search may be bound by the memory's bandwidth instead. What the scripts write is kept in
-`--output_dir`, with the table as summary.json.
+and how. One that fails or takes too long is named below the table with the reason, the others go on, and the
+exit code is 1. A ratio above 1 is in our favour, and where the script repeats, it is the median of the
+repeats' ratios, not the quotient of the two figures beside it. Shares are of the fastest GEMM measured in the
+same run, and "at limit" is the ratio of an engine that did its linear layers at that limit and the rest in no
+time; embedding search may be bound by the memory's bandwidth instead. What the scripts write is kept in
+`--output_dir`, with the table and the reasons as summary.json.
 """
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,11 +31,12 @@ FOLDER = Path(__file__).parent
 SETTINGS = {
     "encoding": ["--images", "8"],
     "embedding_search": ["--repeats", "5"],
-    "rerank": [],
+    "rerank": ["--queries", "7", "--shortlist", "48", "--test_pairs", "50"],
     "sca_scale": ["--queries", "100000", "400000", "--repeats", "1"],
-    "training_step": ["--repeats", "3"],
-    "gallery_memory": ["--pictures", "8192"],
+    "training_step": ["--pairs", "2", "--repeats", "3"],
+    "gallery_memory": ["--pictures", "4096"],
 }
+LONGEST = 300  # seconds of one script
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Row:
         baseline, baseline_value: what it is compared with, and its figure in the same unit.
         ratio: how many times better the figure is.
         share_of_limit: of what the machine was measured to be capable of, from 0 to 1.
+        ratio_at_limit: what the ratio would be with linear layers at that limit, and nothing else.
     """
 
     figure: str
@@ -49,6 +57,7 @@ class Row:
     baseline_value: float | None = None
     ratio: float | None = None
     share_of_limit: float | None = None
+    ratio_at_limit: float | None = None
 
 
 def rows_of(benchmark: str, result: dict[str, Any]) -> list[Row]:
@@ -57,18 +66,23 @@ def rows_of(benchmark: str, result: dict[str, Any]) -> list[Row]:
 
 
 def encoding_rows(result: dict[str, Any]) -> Iterator[Row]:
-    for kind, engine in (("image", "engine, 2 a pass"), ("text", "engine, 24 a pass")):
-        rows = result["rows"][kind]
-        row, baseline = rows[engine], next(iter(rows))  # the first is the straightforward one
-        yield Row(
-            f"encoding {kind}s, {engine}",
-            row["items_per_second"],
-            f"{kind}s/s",
-            baseline,
-            rows[baseline]["items_per_second"],
-            row["times_faster_than"][baseline],
-            row["share_of_gemm_limit"],
-        )
+    for kind, rows in result["rows"].items():
+        for name in ("engine fp32", "engine bf16"):
+            yield engine_row(f"encoding {kind}s, {name}", f"{kind}s/s", "model", rows["model"], rows[name])
+
+
+def engine_row(figure: str, unit: str, baseline: str, straightforward: dict, engine: dict) -> Row:
+    """From what `measuring.Comparison.row` gives for both."""
+    return Row(
+        figure,
+        engine["items_per_second"],
+        unit,
+        baseline,
+        straightforward["items_per_second"],
+        engine["times_faster"],
+        engine["share_of_gemm_limit"],
+        engine["times_faster_at_the_limit"],
+    )
 
 
 def embedding_search_rows(result: dict[str, Any]) -> Iterator[Row]:
@@ -88,14 +102,8 @@ def embedding_search_rows(result: dict[str, Any]) -> Iterator[Row]:
 def rerank_rows(result: dict[str, Any]) -> Iterator[Row]:
     rows = result["rows"]
     for name in ("engine fp32", "engine bf16"):
-        yield Row(
-            f"re-ranking, {name}",
-            rows[name]["pairs_per_second"],
-            "pairs/s",
-            "upstream's schedule",
-            rows["upstream"]["pairs_per_second"],
-            rows[name]["times_upstream"],
-            rows[name]["share_of_gemm_limit"],
+        yield engine_row(
+            f"re-ranking, {name}", "pairs/s", "upstream's schedule", rows["upstream"], rows[name]
         )
 
 
@@ -148,13 +156,31 @@ def run(benchmark: str, quick: bool, output: Path) -> dict[str, Any]:
     """What the benchmark writes; what it prints goes to stderr.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: it failed or took too long.
     """
     settings = ["--quick"] if quick else SETTINGS[benchmark]
     command = [sys.executable, FOLDER / f"{benchmark}.py", *settings, "--output", output]
-    code = subprocess.run(command, stdout=sys.stderr).returncode
-    if code:
-        raise RuntimeError(f"benchmarks/{benchmark}.py ended with code {code}: see its messages above")
+    output.unlink(missing_ok=True)
+    # In a process group of its own, so that what it started is stopped with it.
+    pipes = {"stdout": sys.stderr, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, start_new_session=True, **pipes)
+    timer = threading.Timer(LONGEST, os.killpg, (process.pid, signal.SIGKILL))
+    started = time.monotonic()
+    timer.start()
+    last = ""
+    try:
+        for line in process.stderr:
+            sys.stderr.write(line)
+            last = line.strip() or last
+        process.wait()
+    finally:
+        timer.cancel()
+        if process.poll() is None:  # interrupted
+            os.killpg(process.pid, signal.SIGKILL)
+    if time.monotonic() - started >= LONGEST:
+        raise RuntimeError(f"stopped after {LONGEST} s")
+    if process.returncode:
+        raise RuntimeError(f"ended with code {process.returncode}: {last}")
     return json.loads(output.read_text(encoding="utf-8"))
 
 
@@ -162,15 +188,19 @@ def table(rows: list[Row]) -> str:
     def number(value: float | None, unit: str) -> str:
         return "" if value is None else f"{value:,.{2 if value < 10 else 1}f} {unit}"
 
-    width = max(len(row.figure) for row in rows)
-    lines = [f"{'figure':{width}}{'':>18}  {'baseline':24}{'':>18}{'ratio':>8}{'of limit':>10}"]
+    width = max((len(row.figure) for row in rows), default=0)
+    lines = [
+        f"{'figure':{width}}{'':>18}  {'baseline':24}{'':>18}{'ratio':>8}{'of limit':>10}{'at limit':>10}"
+    ]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         share = "" if row.share_of_limit is None else f"{row.share_of_limit:.0%}"
-        lines.append(
+        bound = "" if row.ratio_at_limit is None else f"{row.ratio_at_limit:.2f}"
+        line = (
             f"{row.figure:{width}}{number(row.value, row.unit):>18}  {row.baseline or '':24}"
-            f"{number(row.baseline_value, row.unit):>18}{ratio:>8}{share:>10}"
+            f"{number(row.baseline_value, row.unit):>18}{ratio:>8}{share:>10}{bound:>10}"
         )
+        lines.append(line.rstrip())
     return "\n".join(lines)
 
 
@@ -182,17 +212,24 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="everything tiny, to show that they run")
     arguments = parser.parse_args(argv)
-    rows = []
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+    rows, failures = [], {}
     for benchmark in arguments.only:
         print(f"{benchmark} ...", file=sys.stderr, flush=True)
         try:
             result = run(benchmark, arguments.quick, arguments.output_dir / f"{benchmark}.json")
         except RuntimeError as error:
-            raise SystemExit(f"speed_and_memory.py: {error}") from error
-        rows += rows_of(benchmark, result)
-    content = json.dumps([asdict(row) for row in rows], indent=1)
-    (arguments.output_dir / "summary.json").write_text(content + "\n", encoding="utf-8")
+            failures[benchmark] = str(error)
+        else:
+            rows += rows_of(benchmark, result)
+    content = {"rows": [asdict(row) for row in rows], "failures": failures}
+    summary = arguments.output_dir / "summary.json"
+    summary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(rows))
+    for benchmark, reason in failures.items():
+        print(f"benchmarks/{benchmark}.py {reason}")
+    if failures:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ import sys
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
+from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from tpas.sca import Confidence, Mode
 
 if TYPE_CHECKING:
     import torch
 
     from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
-
 
 STAGE_NAMES = {
     "embeddings": "embeddings",
@@ -36,8 +36,8 @@ class RankingArguments:
         None,
         "vlm:NAME, a vision-language model that says yes or no to a pair, in place of the model's stage 2",
     )
-    matcher_shortlist: int | None = _ranking(
-        None, "with it: pictures that it reads for each query (default: 10)"
+    matcher_shortlist: int = _ranking(
+        DEFAULT_MATCHER_SHORTLIST, "with it: pictures that it reads for each query"
     )
     trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
     revision: str | None = _ranking(None, "commit of the model's Hub repository")
@@ -64,12 +64,8 @@ class RankingArguments:
 
     def settings(self) -> dict[str, Any]:
         """Keyword arguments of `rank_gallery` and `evaluate`, but the shortlist."""
-        from tpas.evaluation.ranking import DEFAULT_MATCHER_SHORTLIST, SCASettings
-
         return {
-            "matcher_shortlist": DEFAULT_MATCHER_SHORTLIST
-            if self.matcher_shortlist is None
-            else self.matcher_shortlist,
+            "matcher_shortlist": self.matcher_shortlist,
             "fusion_weight": self.fusion_weight,
             "sca": SCASettings(**{f.name: getattr(self, f"sca_{f.name}") for f in fields(SCASettings)}),
             "batch_size": self.batch_size,

@@ -4,14 +4,15 @@
 picture alone and the same picture among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
 near neighbours. Rounding does not help, since a score may lie at a rounding boundary. So the shape is never
 left to chance: pictures, captions and pairs go through the model in passes of fixed size and fixed content,
-made from sorted ids and the lengths of captions. Batch size, number of processes, order of rows and the
-memory at hand decide who does a pass and when, never what is in it. (Another machine, or a GPU in place of a
-CPU, may still give other last digits.)
+made from sorted ids and the lengths of captions (those of pairs in `matching.py`). Batch size, number of
+processes, order of rows and the memory at hand decide who does a pass and when, never what is in it. (Another
+machine, or a GPU in place of a CPU, may still give other last digits.)
 
-**Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width), lists (Q, K), and the
-pictures' tokens up to `token_memory` a process. The shortlisted pairs are visited picture by picture, and
-tokens that were not kept are encoded again, by the process and in the pass that encoded them before. Of the
-whole ranking (Q, G) only the ranks of the `watched` pictures remain.
+**Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width) and on a CPU what
+`FastMatcher` reads of them, up to twice as much, lists (Q, K), and the pictures' tokens up to `token_memory`
+a process. The shortlisted pairs are visited picture by picture, and tokens that were not kept are encoded
+again, by the process and in the pass that encoded them before. Of the whole ranking (Q, G) only the ranks of
+the `watched` pictures remain.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tpas.evaluation.matching import pair_matching
+from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from tpas.retrieval_models.interface import (
     PictureMatcher,
     RetrievalModel,
@@ -34,30 +37,13 @@ from tpas.retrieval_models.interface import (
     can_match,
 )
 from tpas.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
-from tpas.sca import Confidence, Mode, SCAReport, sca_rerank
+from tpas.sca import SCAReport, sca_rerank
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16
 CAPTIONS_IN_A_PASS = 32
-PAIRS_IN_A_PASS = 64
 QUERIES_IN_A_PASS = 64  # of the product of embeddings
 TOKEN_MEMORY = 4 * 2**30  # bytes
-DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
-
-
-@dataclass(frozen=True)
-class SCASettings:
-    """How SCA settles collisions; see `sca_rerank`. The defaults are the paper's."""
-
-    confidence: Confidence = "score"
-    mode: Mode = "deferred"
-    max_shift: int = 1
-    tau: float = 0.0
-    capacity: int = 1
-
-    def __post_init__(self) -> None:
-        """Lets SCA refuse impossible settings now, and not when hours of ranking are done."""
-        sca_rerank(np.zeros((1, 1), dtype=np.int64), np.zeros((1, 1)), **asdict(self))
 
 
 @dataclass(frozen=True)
@@ -181,8 +167,7 @@ def _rank_by_embeddings(
     candidates = torch.empty(queries, shortlist, dtype=torch.long)
     cosines = torch.empty(queries, shortlist)
     ranks: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * queries
-    by_id = sorted(range(queries), key=query_ids.__getitem__)
-    for rows in _slices(by_id, QUERIES_IN_A_PASS):
+    for rows in _slices(_by_id(query_ids), QUERIES_IN_A_PASS):
         ranking, similarity = rank_by_embeddings(text_embeds[rows], image_embeds, gallery_ids)
         candidates[rows], cosines[rows] = ranking[:, :shortlist], similarity[:, :shortlist]
         rank = np.empty(pictures, dtype=np.int64)
@@ -249,14 +234,8 @@ class _Gallery:
     def match(self, texts: EncodedTexts, query_ids: Sequence[str], candidates: Tensor) -> Tensor:
         """The match logits of each query with its candidates, both (Q, K), by the model itself."""
         lengths = texts.attention_mask.sum(dim=1).numpy()
-
-        def score(tokens: Tensor, places: np.ndarray, text: np.ndarray) -> Tensor:
-            length = int(lengths[text].max())
-            return self._match(
-                tokens[places], texts.hidden_states[text, :length], texts.attention_mask[text, :length]
-            )
-
-        return self._score_pairs(candidates, query_ids, lengths, self._tokens, score, PAIRS_IN_A_PASS)
+        score = pair_matching(self.model, texts, _by_id(query_ids))
+        return self._score_pairs(candidates, query_ids, lengths, self._tokens, score)
 
     def match_pictures(
         self,
@@ -269,11 +248,14 @@ class _Gallery:
         lengths = np.array([len(caption) for caption in captions])
 
         def score(pictures: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
-            return matcher.match_pictures(
-                [pictures[place] for place in places], [captions[row] for row in text]
-            )
+            passes = (_slices(pairs, matcher.pairs_in_a_pass) for pairs in (places, text))
+            scores = [
+                matcher.match_pictures([pictures[place] for place in own], [captions[row] for row in rows])
+                for own, rows in zip(*passes, strict=True)
+            ]
+            return torch.cat(scores)
 
-        return self._score_pairs(candidates, query_ids, lengths, self._read, score, matcher.pairs_in_a_pass)
+        return self._score_pairs(candidates, query_ids, lengths, self._read, score)
 
     def _score_pairs(
         self,
@@ -282,23 +264,23 @@ class _Gallery:
         lengths: np.ndarray,
         content_of: Callable[[list[int]], Iterator[tuple[int, Any]]],
         score: Callable[[Any, np.ndarray, np.ndarray], Tensor],
-        pairs_in_a_pass: int,
     ) -> Tensor:
         """A score for each query with its candidates, both (Q, K), pass by pass of pictures.
 
         Args:
-            lengths: (Q,) of the captions: similar ones share a pass.
+            lengths: (Q,) of the captions: similar ones follow each other.
             content_of: of some passes of pictures of one unit, what `score` reads of them.
-            score: of the content of a pass, the places of B pictures in it, and B queries.
+            score: of the content of a pass, and of all pairs with its pictures the places of these in it (B,)
+                and the queries (B,), to scores (B,); it divides them into passes of its own fixed size.
         """
         queries, shortlist = candidates.shape
         position = np.empty(len(self.order), dtype=np.int64)
         position[self.order] = np.arange(len(self.order))
         position = position[candidates.numpy().ravel()]  # (Q * K,) of the pair's picture
         id_rank = np.empty(queries, dtype=np.int64)
-        id_rank[sorted(range(queries), key=query_ids.__getitem__)] = np.arange(queries)
+        id_rank[_by_id(query_ids)] = np.arange(queries)
         query = np.arange(queries).repeat(shortlist)  # (Q * K,)
-        # Within a pass of pictures, captions of similar length share a pass of pairs, which saves padding.
+        # Within a pass of pictures captions of similar length follow each other, which saves padding.
         pass_number = position // IMAGES_IN_A_PASS
         pairs = np.lexsort((position, id_rank[query], lengths[query], pass_number))
         starts = np.searchsorted(pass_number[pairs], np.arange(len(self.passes) + 1))
@@ -308,18 +290,11 @@ class _Gallery:
         for unit in self._units("matching pairs"):
             wanted = [number for number in unit if starts[number] < starts[number + 1]]
             for number, content in content_of(wanted):
-                of_pass = pairs[starts[number] : starts[number + 1]]
-                filled.append(of_pass)
-                for slots in _slices(of_pass, pairs_in_a_pass):
-                    scores[slots] = score(content, position[slots] - number * IMAGES_IN_A_PASS, query[slots])
+                own = pairs[starts[number] : starts[number + 1]]
+                filled.append(own)
+                scores[own] = score(content, position[own] - number * IMAGES_IN_A_PASS, query[own])
         own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
         return self._filled_by_all(scores, own).view(queries, shortlist)
-
-    @torch.inference_mode()
-    def _match(self, tokens: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        device, dtype = self.model.device, self.model.dtype
-        logits = self.model.match(tokens.to(device, dtype), text.to(device, dtype), mask.to(device))
-        return logits[:, 1].float().cpu()
 
     def _tokens(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Passes of one unit with their tokens, encoded again where they were not kept."""
@@ -357,6 +332,11 @@ class _Gallery:
             for rows, filled in gather_object([(own, values[own])]):
                 values[rows] = filled
         return values
+
+
+def _by_id(ids: Sequence[str]) -> list[int]:
+    """The rows in the order of their ids."""
+    return sorted(range(len(ids)), key=ids.__getitem__)
 
 
 def _slices(rows: Sequence, size: int) -> Iterator:

@@ -19,12 +19,8 @@ from tpas.evaluation.measures import (
     query_groups,
 )
 from tpas.evaluation.pictures import PictureFiles
-from tpas.evaluation.ranking import (
-    DEFAULT_MATCHER_SHORTLIST,
-    TOKEN_MEMORY,
-    SCASettings,
-    rank_gallery,
-)
+from tpas.evaluation.ranking import TOKEN_MEMORY, rank_gallery
+from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from tpas.pab import RetrievalBenchmark
 from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist

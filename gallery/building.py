@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -10,6 +11,7 @@ from functools import cached_property
 from itertools import islice
 from operator import length_hint
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +46,8 @@ from tpas.processing_tpas import TPASProcessor
 
 logger = logging.getLogger(__name__)
 
+LEAST_GAIN = 0.97  # of the time a picture: a larger pass has to save 3 % for the probe to go on
+
 
 @dataclass(frozen=True)
 class PreparedPicture:
@@ -66,23 +70,25 @@ def build_shards(
     settings: GallerySettings,
     *,
     shard_size: int,
-    batch_size: int,
+    batch_size: int | Literal["auto"],
     workers: int,
     accelerator: Accelerator | None,
 ) -> None:
     """Adds the pictures whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
 
     Which pictures share a shard, and a batch of the model, depends on their order alone: neither on the
-    number of processes nor on where an earlier build was stopped. Every process of `accelerator` must call
-    it, with the same pictures; each encodes every n-th shard.
+    number of processes nor on where an earlier build was stopped ("auto" depends on the machine). Every
+    process of `accelerator` must call it, with the same pictures; each encodes every n-th shard.
 
     Raises:
         GalleryError: the gallery was made otherwise, another build runs, or the disk failed.
         ValueError: an id occurs twice.
     """
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size), ("workers", workers)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if value == "auto" and name == "batch_size":
+            continue
+        if isinstance(value, str) or value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     with ExitStack() as stack:
         plan = None
@@ -178,7 +184,11 @@ def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
 
 
 class _ShardEncoder:
-    """Reads pictures in threads, ahead of the model, and writes what the model makes of them."""
+    """Reads pictures in threads, ahead of the model, and writes what the model makes of them.
+
+    Threads are enough, since Pillow decodes and resizes without Python's lock, and encoding a picture takes
+    many times longer: `benchmarks/gallery_decoding.py` shows that the encoder hardly waits.
+    """
 
     def __init__(
         self,
@@ -186,7 +196,7 @@ class _ShardEncoder:
         processor: TPASProcessor,
         directory: Path,
         settings: GallerySettings,
-        batch_size: int,
+        batch_size: int | Literal["auto"],
         workers: int,
         progress: tqdm,
     ):
@@ -194,7 +204,7 @@ class _ShardEncoder:
         self.processor = processor
         self.directory = directory
         self.settings = settings
-        self.batch_size = batch_size
+        self.asked_batch_size = batch_size
         self.progress = progress
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="picture")
 
@@ -207,6 +217,22 @@ class _ShardEncoder:
     @cached_property
     def encoder(self) -> TPASModel | FastEncoder:
         return fastest_encoder(self.model)  # which copies the weights: not before there is a picture
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Pictures in one batch: what was asked for, or what a probe of the encoder finds best."""
+        if self.asked_batch_size != "auto":
+            return self.asked_batch_size
+        seconds = probe_pass_sizes(self.encoder, self.processor.image_size)
+        best = min(seconds, key=seconds.__getitem__)
+        logger.info(
+            "%d pictures in a pass are the quickest: %s s a picture",
+            best,
+            ", ".join(f"{count}: {value:.3f}" for count, value in seconds.items()),
+        )
+        if isinstance(self.encoder, FastEncoder):  # it divides a batch into passes by itself
+            self.encoder.images_per_pass = best
+        return best
 
     def encode(self, number: int, pictures: Sequence[Picture], plan: _Plan) -> None:
         """Writes the shard of these pictures, unless a killed build has."""
@@ -274,6 +300,40 @@ def encode_pixels(
     if tokens_type is not None:
         tokens = output.last_hidden_state.to("cpu", getattr(torch, tokens_type))
     return output.pooler_output.float().cpu(), tokens
+
+
+@torch.inference_mode()
+def probe_pass_sizes(
+    encoder: TPASModel | FastEncoder, image_size: int, largest: int = 256
+) -> dict[int, float]:
+    """Seconds a picture by the number of them in a pass: 1, 2, 4, ..., until it is no longer worth it.
+
+    Another number changes features in their last digits only (1e-5).
+    """
+    fixed = getattr(encoder, "images_per_pass", None)
+    seconds = {}
+    count = 1
+    try:
+        while count <= largest:
+            if fixed is not None:
+                encoder.images_per_pass = count
+            pixels = torch.zeros(count, 3, image_size, image_size)
+            times = []
+            for _ in range(3):  # the first is slow: kernels are compiled for a new shape
+                start = time.perf_counter()
+                encode_pixels(encoder, pixels, None)  # which ends on the CPU, so a GPU is done
+                times.append(time.perf_counter() - start)
+            seconds[count] = min(times[1:]) / count
+            if count > 1 and seconds[count] > LEAST_GAIN * seconds[count // 2]:
+                break
+            count *= 2
+    except torch.OutOfMemoryError:
+        if not seconds:
+            raise
+    finally:
+        if fixed is not None:
+            encoder.images_per_pass = fixed
+    return seconds
 
 
 def _finish(directory: Path, settings: GallerySettings) -> None:

@@ -7,7 +7,6 @@ codes find is scored again with the gallery's own embeddings, so cosines and tie
 
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tpas.gallery.manifest import (
     builder_lock,
     explained_write_errors,
     file_checksum,
+    replacing,
     write_beside,
 )
 from tpas.gallery.stored_gallery import StoredGallery, gather_rows
@@ -132,11 +132,9 @@ def write_faiss_index(stored: StoredGallery, exact: ExactIndex, **settings: Any)
     faiss = import_faiss()
     index, recall = FaissIndex.train(exact, **settings)
     with builder_lock(stored.directory), explained_write_errors(stored.directory):
-        target = stored.directory / FAISS_INDEX
-        partial = target.with_name(f".{FAISS_INDEX}.partial")
-        partial.write_bytes(faiss.serialize_index(index.lists))
-        description = {"state": stored.state, "blake2b": file_checksum(partial), "recall": recall}
-        os.replace(partial, target)
+        with replacing(stored.directory / FAISS_INDEX) as unfinished:
+            unfinished.write_bytes(faiss.serialize_index(index.lists))
+            description = {"state": stored.state, "blake2b": file_checksum(unfinished), "recall": recall}
         write_beside(stored.directory / FAISS_DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return recall
 

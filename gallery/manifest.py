@@ -19,6 +19,8 @@ import hashlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -33,6 +35,7 @@ FORMAT = 1
 MANIFEST = "gallery.json"
 LOCK = "builder.lock"
 FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
+UNFINISHED = ".partial"  # how names end of what is being written
 SHARDS = "shards"
 SHARD = "shard.json"
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
@@ -147,6 +150,8 @@ def builder_lock(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
     try:
+        for leftover in directory.glob(f".*{UNFINISHED}"):  # of a process that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         yield
     finally:
         lock.release()
@@ -173,10 +178,22 @@ def file_checksum(path: Path) -> str:
 
 def write_beside(path: Path, content: str) -> None:
     """Replaces a text file in one step."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(content, encoding="utf-8")
-    flush(partial)
-    os.replace(partial, path)
+    with replacing(path) as unfinished:
+        unfinished.write_text(content, encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yields a file to write, beside `path` and of this call alone, that takes its place once it is whole.
+
+    If that fails, nothing is left of it; after a kill the next `builder_lock` removes it.
+    """
+    name = {"prefix": f".{path.name}.", "suffix": UNFINISHED}
+    with tempfile.TemporaryDirectory(dir=path.parent, **name) as folder:
+        unfinished = Path(folder) / path.name
+        yield unfinished
+        flush(unfinished)
+        os.replace(unfinished, path)
 
 
 def flush(path: Path) -> None:

@@ -24,6 +24,7 @@ from tpas.gallery.manifest import (
     SHARDS,
     THUMBNAILS,
     TOKENS,
+    UNFINISHED,
     GalleryError,
     GallerySettings,
     file_checksum,
@@ -75,7 +76,7 @@ def write_shard(
     Args:
         unreadable: by id, why a picture that belongs here could not be read.
     """
-    partial = directory / SHARDS / f".{name}.partial"
+    partial = directory / SHARDS / f".{name}{UNFINISHED}"
     target = directory / SHARDS / name
     shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
     try:
@@ -141,7 +142,7 @@ def unlisted_shards(directory: Path, manifest: dict[str, Any]) -> list[str]:
                 finished.append(path.name)
             else:  # a deletion was killed before or after it had written the manifest
                 shutil.rmtree(path)
-        elif path.name.endswith(".partial"):
+        elif path.name.endswith(UNFINISHED):
             shutil.rmtree(path)
     return sorted(finished, key=lambda name: (shard_number(name), name))
 

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from tpas.plotting.sheet import (
     CAPTION_SIZE,
     LINE_SPACING,
     NEUTRAL,
+    PADDING,
     QUIET,
     RIGHT,
     WRONG,
@@ -28,6 +30,7 @@ MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches
 PICTURE_HEIGHT, NARROWEST, WIDEST = 1.5, 0.75, 2.25
 LEAST_TEXT_WIDTH = 5.0
 CAPTION_HEIGHT = CAPTION_SIZE * LINE_SPACING / 72
+HEADING_HEIGHT = CAPTION_HEIGHT + 0.02
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,9 @@ def plot_result_rows(rows: Sequence[ResultRow]) -> Figure:
     sentences = [Paragraph.fit(row.sentence, text_width) for row in rows]
     labelled = any(ranked.right for row in rows for ranked in row.pictures)
     heights = [
-        (CAPTION_HEIGHT + 0.02 if row.heading else 0)
-        + (sentence.height + 0.09)
-        + (PICTURE_HEIGHT + 0.09)
+        (HEADING_HEIGHT if row.heading else 0)
+        + (sentence.height + PADDING)
+        + (PICTURE_HEIGHT + PADDING)
         + CAPTION_HEIGHT * (2 if labelled else 1)
         for row, sentence in zip(rows, sentences, strict=True)
     ]
@@ -133,9 +136,9 @@ def _draw_row(
         colour = {True: RIGHT, False: WRONG, None: QUIET}[row.pictures[0].right]
         heading = Paragraph.fit(row.heading, text_width, CAPTION_SIZE, max_lines=1)
         sheet.paragraph(heading, MARGIN, top, text_width, color=colour, weight="bold")
-        top += CAPTION_HEIGHT + 0.02
+        top += HEADING_HEIGHT
     sheet.paragraph(sentence, MARGIN, top, text_width)
-    top += sentence.height + 0.09
+    top += sentence.height + PADDING
     found = False
     for place, (ranked, image) in enumerate(zip(row.pictures, images, strict=True)):
         found = found or bool(ranked.right)
@@ -146,14 +149,13 @@ def _draw_row(
 def draw_ranked(
     sheet: Sheet,
     ranked: RankedPicture,
-    image: object,
+    image: Image.Image | None,
     left: float,
     top: float,
     width: float,
     height: float,
     *,
     before_the_right_one: bool = True,
-    caption: str | None = None,
 ) -> None:
     """A framed picture with its caption, and whether it is right, under it."""
     frame = NEUTRAL
@@ -162,8 +164,8 @@ def draw_ranked(
     elif ranked.right is False and before_the_right_one:
         frame = WRONG
     sheet.picture(image, left, top, width, height, frame=frame, frame_width=3.0 if ranked.right else 1.2)
-    below = top + height + 0.09
-    sheet.caption(ranked.caption if caption is None else caption, left, below, width, color=QUIET)
+    below = top + height + PADDING
+    sheet.caption(ranked.caption, left, below, width, color=QUIET)
     if ranked.right:
         sheet.caption("✓ right", left, below + CAPTION_HEIGHT, width, color=RIGHT, weight="bold")
 

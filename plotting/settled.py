@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tpas.plotting.results import CAPTION_HEIGHT, draw_ranked
 from tpas.plotting.sheet import (
     CAPTION_SIZE,
+    PADDING,
     QUIET,
     RIGHT,
     WRONG,
@@ -147,7 +148,7 @@ def plot_settled(collisions: Sequence[SettledCollision]) -> Figure:
     box = box_for([image for row in images for image in row], PICTURE_HEIGHT, NARROWEST, WIDEST)
     pair = 2 * box + ARROW_WIDTH + 2 * GAP
     right_side = MARGIN + box + GAP + TEXT_WIDTH + BETWEEN_SIDES
-    picture_block = PICTURE_HEIGHT + 0.09 + 2 * CAPTION_HEIGHT
+    picture_block = PICTURE_HEIGHT + PADDING + 2 * CAPTION_HEIGHT
     texts = [
         (
             None if one.holder is None else Paragraph.fit(one.holder, TEXT_WIDTH, 9, max_lines=10),

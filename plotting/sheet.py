@@ -19,7 +19,8 @@ SENTENCE_SIZE, CAPTION_SIZE = 10.0, 8.0  # points
 LINE_SPACING = 1.3
 ASCENT = 0.93  # of the letters' size, above the baseline
 FRAME_GAP = 0.025  # inches between picture and frame
-PIXELS_PER_INCH = 300  # kept of a picture
+PADDING = 0.09  # inches between sentence, picture and caption
+LARGEST_SIDE = 700  # pixels kept of a picture, which is shown at two inches or so
 
 Picture = Image.Image | str | Path | None
 
@@ -49,16 +50,19 @@ class RankedPicture:
 
 
 def open_or_none(picture: Picture) -> Image.Image | None:
-    """The picture, upright RGB, or None where there is none to be had; the log says why."""
-    if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture).convert("RGB")
+    """The picture, upright RGB and no larger than a sheet shows it, or None, and the log says why."""
     if picture is None:
         return None
-    try:
-        return load_image(picture)
-    except (OSError, ValueError) as error:
-        logger.warning("%s; a placeholder stands in its place", error)
-        return None
+    if isinstance(picture, Image.Image):
+        image = ImageOps.exif_transpose(picture).convert("RGB")
+    else:
+        try:
+            image = load_image(picture)
+        except (OSError, ValueError) as error:
+            logger.warning("%s; a placeholder stands in its place", error)
+            return None
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return image
 
 
 @dataclass(frozen=True)
@@ -133,8 +137,6 @@ class Sheet:
             middle = top + (down - CAPTION_SIZE / 72) / 2
             self.caption("no picture", left, middle, across, color=QUIET)
         else:
-            image = image.copy()
-            image.thumbnail((round(across * PIXELS_PER_INCH), round(down * PIXELS_PER_INCH)))
             place = (left / self.width, bottom / self.height, across / self.width, down / self.height)
             axes = self.figure.add_axes(place)
             axes.imshow(image, aspect="auto")

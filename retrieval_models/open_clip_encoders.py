@@ -1,8 +1,10 @@
 """Dual encoders of open_clip, EVA-CLIP among them.
 
-open_clip:EVA02-B-16/merged2b_s8b_b131k      an architecture of open_clip, and its weights: a tag or a file
-open_clip:timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k                        a Hub repository
-open_clip:outputs/run/best                   a folder in open_clip's own layout, as fine-tuning writes it
+What a name may be:
+
+    open_clip:EVA02-B-16/merged2b_s8b_b131k      an architecture, and a tag or file of its weights
+    open_clip:timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k    a Hub repository
+    open_clip:outputs/run/best                   a folder in open_clip's own layout, as fine-tuning writes it
 """
 
 import json

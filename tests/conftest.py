@@ -33,6 +33,8 @@ import torch
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 from hypothesis import HealthCheck, settings
+from PIL import Image
+from tiny_inputs import noise_picture, tiny_processor
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
@@ -97,6 +99,21 @@ def tiny_config() -> TPASConfig:
         projection_dim=16,
         max_text_length=24,
     )
+
+
+@pytest.fixture
+def model(tiny_config) -> TPASModel:
+    return TPASModel(tiny_config).eval()
+
+
+@pytest.fixture
+def processor(tiny_config) -> TPASProcessor:
+    return tiny_processor(tiny_config)
+
+
+@pytest.fixture
+def pictures() -> list[Image.Image]:
+    return [noise_picture(seed) for seed in range(7)]
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -20,6 +21,7 @@ from tpas.command_line import FOUND_WANTING, CommandLine, CommandResult, WrongUs
 from tpas.score_files import ScoreFile, write_score_file
 from tpas.training.arguments import FineTuningArguments
 
+ROOT = Path(__file__).parents[1]
 GROUPED = [["gallery", name] for name in ("build", "append", "delete", "index", "info")]
 COMMANDS = [[name] for name in __main__.COMMANDS] + GROUPED
 
@@ -50,6 +52,23 @@ def test_help_names_an_example_that_parses(words, capsys):
         depth = 2 if words[0] == "gallery" else 1
         assert given[: len(words)] == words
         command_of(given[:depth]).make_context("tpas", given[depth:])  # raises where a word does not fit
+
+
+def documented_commands() -> list[str]:
+    """Every `tpas` line in a code block of the README and docs/."""
+    found = []
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        blocks = re.findall(r"^```\w*\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        found += [line for line in lines if line.startswith("tpas ")]
+    return found
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_commands_parse(line):
+    words = shlex.split(line, comments=True)[1:]
+    depth = 2 if words[0] == "gallery" else 1
+    command_of(words[:depth]).make_context("tpas", words[depth:])
 
 
 def test_help_of_all_commands_waits_for_nothing_heavy():

@@ -32,9 +32,11 @@ def run_command(line: str) -> None:
     if words[0] != "tpas":
         subprocess.run(line, shell=True, check=True)
         return
-    with pytest.raises(SystemExit) as end:
+    try:
         __main__.main(words[1:])
-    assert not end.value.code, f"{line}: {end.value.code}"
+    except SystemExit as end:
+        if end.code:
+            raise AssertionError(f"{line} ended with {end.code}") from end
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question

@@ -14,8 +14,8 @@ from transformers import BertTokenizer
 from tpas.evaluate_retrieval import main
 from tpas.evaluation.measures import headline
 from tpas.evaluation.pictures import annotation_places
-from tpas.evaluation.ranking import SCASettings
 from tpas.evaluation.retrieval import evaluate, resolve_k
+from tpas.evaluation.settings import SCASettings
 from tpas.evaluation.tables import format_table
 from tpas.modeling_tpas import TPASModel
 from tpas.pab import RetrievalBenchmark, image_path, load_pab, retrieval_split

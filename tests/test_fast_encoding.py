@@ -1,17 +1,11 @@
-"""The fast encoder against the model itself, and decoding ahead."""
+"""The fast encoder against the model itself."""
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import BertTokenizer
 
-from tpas.fast_encoding import FastEncoder, decoded_batches
+from tpas.fast_encoding import FastEncoder
 from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.retrieval_stages import encode_images, encode_texts
-
-WORDS = ["a", "person", "wears", "red", "shirt", "runs", "falls", "street"]
 
 
 @pytest.fixture(params=["gelu", "relu"])
@@ -23,19 +17,6 @@ def model(request, tiny_config) -> TPASModel:
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.15)
     return model
-
-
-@pytest.fixture
-def processor(tiny_config) -> TPASProcessor:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=tiny_config.max_text_length)
-
-
-@pytest.fixture
-def pictures() -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8)) for _ in range(7)]
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -108,33 +89,3 @@ def test_a_model_in_training_and_another_image_size_are_refused(model):
         FastEncoder(model).get_image_features(torch.zeros(1, 3, 48, 48))
     with pytest.raises(ValueError, match="training mode.*call model.eval()"):
         FastEncoder(model.train())
-
-
-class Files:
-    """Pictures by their paths, read when asked for, as `evaluate_retrieval.PictureFiles`."""
-
-    def __init__(self, paths):
-        self.paths = paths
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        return load_image(self.paths[index])
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_pictures_are_decoded_in_order(processor, pictures, tmp_path, workers):
-    paths = [tmp_path / f"{number}.png" for number in range(len(pictures))]
-    for picture, path in zip(pictures, paths, strict=True):
-        picture.save(path)
-    batches = list(decoded_batches(processor, Files(paths), batch_size=3, workers=workers))
-    assert [len(batch) for batch in batches] == [3, 3, 1]
-    assert torch.equal(torch.cat(batches), processor(images=pictures)["pixel_values"])
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_picture_that_cannot_be_read_is_named(processor, tmp_path, workers):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"broken\.png: not an image"):
-        list(decoded_batches(processor, Files([tmp_path / "broken.png"]), batch_size=1, workers=workers))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file
+from tiny_inputs import spread_match_logits
 
 from tpas.checkpoint_conversion import build_config, convert_state_dict
 from tpas.fast_matching import FastMatcher
@@ -26,12 +27,7 @@ def build(tiny_config):
         tiny_config.num_cross_modal_layers = layers
         tiny_config.text_config.hidden_act = activation
         tiny_config.text_config.num_attention_heads = 4
-        model = TPASModel(tiny_config).eval()
-        for parameter in model.cross_modal_encoder.parameters():
-            if parameter.dim() == 2:
-                torch.nn.init.normal_(parameter, std=0.15)
-        torch.nn.init.normal_(model.matching_head.classifier.weight)
-        return model
+        return spread_match_logits(TPASModel(tiny_config).eval())
 
     return build
 

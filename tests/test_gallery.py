@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 from pathlib import Path
@@ -17,10 +18,11 @@ from accelerate import Accelerator, debug_launcher
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
-from transformers import BertTokenizer
+from tiny_inputs import noise_picture, spread_match_logits
 
 from tpas.fast_encoding import FastEncoder
-from tpas.gallery import building, image_tokens, pictures, shards, stored_gallery
+from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
+from tpas.gallery.building import probe_pass_sizes
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
     EMBEDDINGS,
@@ -31,6 +33,8 @@ from tpas.gallery.manifest import (
     TOKENS,
     GalleryError,
     builder_lock,
+    explained_write_errors,
+    write_beside,
 )
 from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
@@ -41,20 +45,7 @@ from tpas.sca import sca_rerank
 from tpas.search import Gallery
 from tpas.search_gallery import main as search_gallery
 
-WORDS = ["a", "man", "woman", "wears", "red", "blue", "green", "shirt", "hat", "runs", "falls", "street"]
 TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
-
-
-@pytest.fixture
-def model(tiny_config) -> TPASModel:
-    return TPASModel(tiny_config).eval()
-
-
-@pytest.fixture
-def processor(tiny_config) -> TPASProcessor:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=tiny_config.max_text_length)
 
 
 @pytest.fixture
@@ -65,10 +56,9 @@ def folder(tmp_path) -> Path:
 
 def draw_pictures(folder: Path, count: int, first: int = 0) -> Path:
     for number in range(first, first + count):
-        generator = np.random.default_rng(number)
         path = folder / f"camera {number % 2}" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8)).save(path)
+        noise_picture(number).save(path)
     return folder
 
 
@@ -150,6 +140,53 @@ def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_pa
     assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
 
 
+def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
+    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
+    for settings in ({"top_k": 2}, {"top_k": 1, "sca": "margin"}, {"top_k": 3, "shortlist": 9}):
+        expected = gallery.search(TEXTS, **settings)
+        assert gallery.cascade_report is None
+        answers = gallery.search(TEXTS, **settings, cascade=True)
+        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
+            assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
+        assert gallery.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
+        assert gallery.cascade_report.share_saved > 0
+
+
+@pytest.mark.parametrize(
+    ("opened", "asked", "reason"),
+    [
+        ({}, {"rerank": False}, "nothing to save without re-ranking"),
+        ({"matching_dtype": "bfloat16"}, {}, "opened to match in bfloat16"),
+        ({}, {"sca": "softmax"}, "SCA by softmax reads every score"),
+    ],
+)
+def test_a_cascade_that_cannot_help_is_refused(model, processor, folder, tmp_path, opened, asked, reason):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    with pytest.raises(ValueError, match=reason):
+        Gallery.open(path, model, processor, **opened).search(TEXTS, cascade=True, **asked)
+
+
+def test_a_cascade_without_tokens_is_refused(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None)
+    with pytest.raises(ValueError, match="the gallery keeps no tokens"):
+        gallery.search(TEXTS, cascade=True)
+
+
+def test_matching_in_bf16_is_close(model, processor, folder, tmp_path):
+    path = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery").path
+    exact, fast = (
+        Gallery.open(path, model, processor, matching_dtype=dtype).search(TEXTS, top_k=20)
+        for dtype in ("float32", "bfloat16")
+    )
+    for own, other in zip(fast, exact, strict=True):
+        logits = {hit.id: hit.match_logit for hit in other}
+        errors = [abs(hit.match_logit - logits[hit.id]) for hit in own]
+        assert 1e-5 < max(errors) < 0.1
+    with pytest.raises(ValueError, match=r"one of .'float32', 'bfloat16'., got 'float16'"):
+        Gallery.open(path, model, processor, matching_dtype="float16")
+
+
 def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):
     gallery = Gallery.build(model.train(), processor, folder, tmp_path / "gallery")
     expected = fields(gallery.search(TEXTS, rerank=False)), fields(gallery.search(TEXTS))
@@ -165,8 +202,16 @@ def test_search_takes_what_there_is(model, processor, folder, tmp_path):
     assert gallery.search([]) == []
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         gallery.search(TEXTS, top_k=0)
-    with pytest.raises(TypeError, match="a sequence of strings"):
-        gallery.search("a man")
+    for texts in ("a man", 7, None):
+        with pytest.raises(TypeError, match=f"texts must be an iterable of strings, got {texts!r}"):
+            gallery.search(texts)
+    with pytest.raises(TypeError, match="each text must be a string, got 7"):
+        gallery.search(["a man", 7])
+    answers = fields(gallery.search(TEXTS))
+    for texts in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS)):
+        assert fields(gallery.search(texts)) == answers
+    for texts in ((), np.array([]), iter([])):
+        assert gallery.search(texts) == []
     with pytest.raises(ValueError, match="with its model and processor"):
         Gallery.open(gallery.path).search(TEXTS)
     gallery.delete(gallery.ids)
@@ -339,6 +384,34 @@ def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
     torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
 
 
+def test_a_probe_finds_the_quickest_pass(model, processor, folder, tmp_path, monkeypatch):
+    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.98}  # of a pass: 8 pictures gain less than 3 % over 4
+    now, sizes = [0.0], []
+
+    def encode(encoder, pixels, tokens):
+        sizes.append((len(pixels), encoder.images_per_pass))
+        now[0] += seconds.get(len(pixels), 9.0) * (9 if sizes.count(sizes[-1]) == 1 else 1)
+        return encode_really(encoder, pixels, tokens)
+
+    encode_really = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", encode)
+    monkeypatch.setattr(building.time, "perf_counter", lambda: now[0])
+    encoder = FastEncoder(model)
+    own = encoder.images_per_pass
+    assert probe_pass_sizes(encoder, 32) == pytest.approx({1: 1.0, 2: 0.75, 4: 0.5, 8: 3.98 / 8})
+    assert encoder.images_per_pass == own
+    assert list(probe_pass_sizes(encoder, 32, largest=2)) == [1, 2]
+    seconds[4], seconds[8] = 2.0, 5.0
+    sizes.clear()
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", batch_size="auto")
+    assert sizes[-5:] == [(4, 4)] * 5
+    monkeypatch.undo()
+    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 'all'"):
+        Gallery.build(model, processor, folder, tmp_path / "other", batch_size="all")
+
+
 def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
     model, processor, folder, tmp_path
 ):
@@ -498,24 +571,78 @@ def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch
     assert file_digests(gallery.path) == before
 
 
-def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path, monkeypatch):
+def append_with_little_room(model, processor, folder, path):
+    """Under a limit that the system puts on the length of files, in place of a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+    gallery = Gallery.open(path, model, processor)
+    with pytest.raises(GalleryError, match=r"could not write to the gallery .*do the same again"):
+        gallery.append(folder, shard_size=9)  # 9 pictures have 9792 bytes of tokens
+
+
+def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     before = file_digests(gallery.path)
     draw_pictures(folder, 9, first=20)
-    save = shards.save_file
+    process = multiprocessing.get_context("fork").Process(
+        target=append_with_little_room, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert file_digests(gallery.path) == before
+    gallery.append(folder, shard_size=9)
+    assert len(gallery) == 29
+    gallery.verify()
 
-    def fill_up(tensors, path):
-        save(tensors, path)
-        path.write_bytes(path.read_bytes()[:100])
+
+def test_an_error_of_a_full_disk_says_so(tmp_path):
+    message = "the disk is full: make room, then do the same again"
+    with pytest.raises(GalleryError, match=message), explained_write_errors(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "save_file", fill_up)
-        with pytest.raises(GalleryError, match="the disk is full: make room, then do the same again"):
-            gallery.append(folder, shard_size=8)
-    assert file_digests(gallery.path) == before
-    gallery.append(folder, shard_size=8)
+
+def write_in_turn(path, word, times):
+    for _ in range(times):
+        write_beside(path, word * 2000)
+
+
+def test_two_who_write_one_file_leave_the_whole_of_one(tmp_path):
+    path, context = tmp_path / "file", multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_in_turn, args=(path, word, 60)) for word in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            assert path.read_text() in ("a" * 2000, "b" * 2000)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UnicodeEncodeError):
+        write_beside(path, "\udc80")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def append_and_die(model, processor, folder, path):
+    """Is killed when the manifest is written, and not yet in its place."""
+    manifest.os.replace = lambda source, target: (
+        os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == MANIFEST else os.rename(source, target)
+    )
+    Gallery.open(path, model, processor).append(folder)
+
+
+def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_and_die, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list(gallery.path.glob(".gallery.json.*.partial"))
+    assert len(Gallery.open(gallery.path)) == 20
+    gallery.append(folder)
     assert len(gallery) == 29
+    assert not list(gallery.path.glob(".*"))
     gallery.verify()
 
 
@@ -677,7 +804,20 @@ def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path,
 
 def test_the_commands(start, folder, tmp_path, capsys):
     path = str(tmp_path / "gallery")
-    manage_gallery(["build", str(folder), "--model", str(start), "--path", path, "--shard_size", "8"])
+    manage_gallery(
+        [
+            "build",
+            str(folder),
+            "--model",
+            str(start),
+            "--path",
+            path,
+            "--shard_size",
+            "8",
+            "--batch_size",
+            "auto",
+        ]
+    )
     assert "20 pictures in 3 shards" in capsys.readouterr().out
     draw_pictures(folder, 3, first=20)
     manage_gallery(["append", str(folder), "--model", str(start), "--path", path])
@@ -696,6 +836,14 @@ def test_the_commands(start, folder, tmp_path, capsys):
     assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
         [hit.id for hit in hits] for hits in expected
     ]
+    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca", "--cascade"])
+    captured = capsys.readouterr()
+    assert [[hit["id"] for hit in a["hits"]] for a in json.loads(captured.out)] == [
+        [hit.id for hit in hits] for hits in expected
+    ]
+    assert captured.err.splitlines()[-1].startswith("cascade: of 66 pairs fp32 read ")
+    search_gallery([path, TEXTS[0], "--model", str(start), "--bf16"])
+    assert expected[0][0].id in capsys.readouterr().out
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     texts = ["--texts", str(tmp_path / "texts"), "--model", str(start)]
     manage_gallery(["index", path, "--index", "faiss", *texts])

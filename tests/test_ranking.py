@@ -10,14 +10,18 @@ import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from PIL import Image
-from transformers import BertTokenizer
+from tiny_inputs import WORDS, tiny_processor
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluation.ranking import IMAGES_IN_A_PASS, PAIRS_IN_A_PASS, Rankings, SCASettings, rank_gallery
+from tpas.evaluation import matching, ranking
+from tpas.evaluation.matching import PADDED_PAIRS_IN_A_PASS
+from tpas.evaluation.ranking import IMAGES_IN_A_PASS, Rankings, rank_gallery
+from tpas.evaluation.settings import SCASettings
+from tpas.fast_matching import FastMatcher
+from tpas.lora import add_lora
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
-WORDS = ["a", "the", "person", "man", "wears", "red", "blue", "green", "shirt", "hat", "runs", "falls"]
 PICTURES, QUERIES, SHORTLIST = 70, 15, 20  # five passes of pictures, the last not full
 PASS_OF_TOKENS = IMAGES_IN_A_PASS * 17 * 32 * 4  # bytes, of the tiny model
 
@@ -36,10 +40,7 @@ def alike_pictures() -> list[Image.Image]:
 
 def build(config: TPASConfig) -> tuple[TPASModel, TPASProcessor]:
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    processor = TPASProcessor.build(tokenizer, image_size=32, max_text_length=config.max_text_length)
-    return TPASModel(config), processor
+    return TPASModel(config), tiny_processor(config)
 
 
 def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -> Rankings:
@@ -163,31 +164,69 @@ def test_two_processes_give_the_bits_of_one(tiny_config, reference, tmp_path):
         assert_equal(both, reference)
 
 
-def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monkeypatch):
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monkeypatch, fast):
     width = tiny_config.vision_config.hidden_size
     held, calls = [], itertools.count()
+    matcher = FastMatcher if fast else TPASModel
+    if not fast:
+        monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
 
-    def count(model, tokens, *rest):
-        if next(calls) % 4:  # to look at every object takes long
-            return match(model, tokens, *rest)
+    def bytes_of_tokens():
         everything = [item for item in gc.get_objects() if type(item) is torch.Tensor]
         storages = {
             item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
             for item in everything
             if item.ndim == 3 and item.shape[1:] == (17, width)
         }
-        held.append(sum(storages.values()))
-        return match(model, tokens, *rest)
+        return sum(storages.values())
 
-    match = TPASModel.match
-    monkeypatch.setattr(TPASModel, "match", count)
+    def count(*arguments):
+        if next(calls) % 8 == 0:  # to look at every object takes long
+            held.append(bytes_of_tokens() - before)
+        return match(*arguments)
+
+    before = bytes_of_tokens()  # other tests may have left some
+    match = matcher.match
+    monkeypatch.setattr(matcher, "match", count)
+    copied = 1 if fast else PADDED_PAIRS_IN_A_PASS / IMAGES_IN_A_PASS  # passes of pictures, for pairs
     for passes_kept, bounded in ((0, True), (2, True), (100, False)):
         held.clear()
         rank(tiny_config, batch_size=IMAGES_IN_A_PASS, token_memory=passes_kept * PASS_OF_TOKENS)
         # The kept passes, the one being matched, and the pairs' copy of their pictures' tokens.
-        bound = (min(passes_kept, 2) + 1 + PAIRS_IN_A_PASS / IMAGES_IN_A_PASS) * PASS_OF_TOKENS
+        bound = (min(passes_kept, 2) + 1 + copied) * PASS_OF_TOKENS
         assert max(held) > 0
         assert (max(held) <= bound) == bounded
+
+
+def test_the_fast_way_gives_the_models_scores_and_an_adapter_goes_the_other(
+    tiny_config, reference, monkeypatch
+):
+    monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
+    padded = rank(tiny_config)
+    assert torch.equal(padded.indices["embeddings"], reference.indices["embeddings"])
+    by_picture = [
+        scores.gather(1, indices.argsort(dim=1))
+        for scores, indices in ((r.scores["matching"], r.indices["matching"]) for r in (padded, reference))
+    ]
+    torch.testing.assert_close(*by_picture, atol=1e-5, rtol=0)
+    assert not torch.equal(*by_picture)  # another way, other last digits
+    monkeypatch.undo()
+
+    model, processor = build(tiny_config)
+    adapted = add_lora(model, 2, 4, 0.0)  # a new adapter changes nothing
+    captions, ids = ["a man", "red hat"], ["1", "2"]
+    pictures = alike_pictures()[:3]
+    asked = []
+    match = TPASModel.match
+    monkeypatch.setattr(TPASModel, "match", lambda *a: (asked.append(len(a[1])), match(*a))[1])
+    ranked = rank_gallery(
+        adapted.base_model.model, processor, captions, ids, pictures, ["a", "b", "c"], shortlist=3
+    )
+    assert asked == [6]
+    plain = rank_gallery(*build(tiny_config), captions, ids, pictures, ["a", "b", "c"], shortlist=3)
+    assert asked == [6]
+    torch.testing.assert_close(ranked.scores["matching"], plain.scores["matching"], atol=1e-5, rtol=0)
 
 
 def test_impossible_numbers_are_refused(tiny_config):

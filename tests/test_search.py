@@ -3,11 +3,8 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import BertTokenizer
+from tiny_inputs import WORDS
 
-from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor
 from tpas.retrieval_stages import (
     encode_images,
     encode_texts,
@@ -18,40 +15,6 @@ from tpas.retrieval_stages import (
     replace_head,
     resolve_shortlist,
 )
-
-WORDS = [
-    "a",
-    "the",
-    "person",
-    "man",
-    "wears",
-    "red",
-    "blue",
-    "green",
-    "shirt",
-    "hat",
-    "runs",
-    "falls",
-    "street",
-]
-
-
-@pytest.fixture
-def model(tiny_config) -> TPASModel:
-    return TPASModel(tiny_config).eval()
-
-
-@pytest.fixture
-def processor(tiny_config) -> TPASProcessor:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=tiny_config.max_text_length)
-
-
-@pytest.fixture
-def pictures() -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8)) for _ in range(7)]
 
 
 @pytest.fixture

@@ -1,0 +1,66 @@
+"""Opens a web page to search a gallery with sentences, and to see why each picture was found.
+
+    tpas app --gallery gallery --model demo_start
+
+As a Hugging Face Space it starts from this file as it is, and the Space's variables TPAS_GALLERY, TPAS_MODEL
+and TPAS_ANNOTATIONS say the same; see space/README.md. It sends nothing anywhere: no analytics, no fonts or
+scripts from elsewhere.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from tpas.command_line import CommandLine
+
+app = CommandLine("tpas app", __doc__)
+
+
+@app.command()
+def serve_page(
+    gallery: Annotated[
+        Path, Option(envvar="TPAS_GALLERY", help="the directory that `tpas gallery build` made")
+    ],
+    model: Annotated[
+        str, Option(envvar="TPAS_MODEL", help="the model that built it: its folder, or its name on the Hub")
+    ],
+    annotations: Annotated[
+        Path | None,
+        Option(
+            envvar="TPAS_ANNOTATIONS", help="PAB's annotation file, or metadata.jsonl or .csv, to filter by"
+        ),
+    ] = None,
+    images_root: Annotated[
+        Path | None, Option(help="the folder where the pictures lie now, if it was moved since the build")
+    ] = None,
+    shortlist: Annotated[int, Option(help="pictures re-ranked for each sentence", min=1)] = 128,
+    host: Annotated[
+        str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
+    ] = None,
+    port: Annotated[int | None, Option(help="without it the first free one from 7860")] = None,
+) -> None:
+    import torch
+
+    from tpas.lora import load_model
+    from tpas.processing_tpas import TPASProcessor
+    from tpas.search import Gallery
+    from tpas.search_page.desk import SearchDesk
+    from tpas.search_page.labels import read_labels
+    from tpas.search_page.page import serve
+
+    labels = None if annotations is None else read_labels(annotations)
+    network = load_model(model, dtype=torch.float32).eval()
+    opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)
+    if not len(opened):
+        raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` pictures first")
+    serve(SearchDesk(opened, labels, shortlist=shortlist), host, port)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""What the cascade of bf16 and fp32 saves, whether the best ten stay the same, and what it brings in time.
+
+    OMP_NUM_THREADS=2 python benchmarks/cascade.py --output cascade.json
+
+On drawn people, with the small trained model in demo_start/: 200 queries with shortlists of 128, all in one
+call and each in a call of its own (which learns the error of bf16 anew). Beside it stands the cascade that
+was not chosen: fp32 alone, over shortlists that grow by the cosine's rank until a block of them brings
+nothing into the best ten.
+
+Its time is measured on that model and on one of full size. Random weights leave scores so close that there
+would be nothing to save: so at full size fp32 reads the share of pairs that it read on drawn people, spread
+alike over the queries. `--quick` only shows that the script runs.
+"""
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import build_model, median_ratio, time_in_turn
+from rerank import DEMO_START, draw_sample
+
+from tpas.evaluation.pictures import PictureFiles
+from tpas.evaluation.result_files import write_json
+from tpas.fast_matching import FastMatcher
+from tpas.matching_cascade import MatchingCascade
+from tpas.modeling_tpas import TPASModel
+from tpas.pab import load_pab, retrieval_split
+from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
+from tpas.synthetic_pab import draw_pab
+
+TOP_K = 10
+BLOCKS = {"16, 32, 48, ...": 16, "32, 64, 96, ...": 32}
+
+
+def drawn_people(pairs: int, shortlist: int) -> tuple[TPASModel, torch.Tensor, EncodedTexts, torch.Tensor]:
+    """The model, image tokens (G, 1+N, Dv), texts, and shortlists (Q, K)."""
+    model = TPASModel.from_pretrained(DEMO_START).eval()
+    processor = TPASProcessor.from_pretrained(DEMO_START)
+    with tempfile.TemporaryDirectory(prefix="tpas-cascade-") as folder:
+        root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=pairs)
+        benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
+        images = encode_images(model, processor, PictureFiles(root, benchmark.gallery_ids))
+    texts = encode_texts(model, processor, benchmark.captions)
+    ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, benchmark.gallery_ids)
+    return model, images.hidden_states, texts, ranking[:, :shortlist]
+
+
+def best(scores: torch.Tensor) -> torch.Tensor:
+    """(Q, K) to the places of each query's best ten, in their order."""
+    return scores.sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
+
+
+def agreement(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, int]:
+    equal = best(scores) == best(expected)
+    return {
+        "queries_of_equal_best_ten": int(equal.all(dim=1).sum()),
+        "queries_of_equal_first": int(equal[:, 0].sum()),
+    }
+
+
+def in_growing_shortlists(scores: torch.Tensor, block: int) -> tuple[float, torch.Tensor]:
+    """The share of pairs saved, and the scores with minus infinity where they were not read."""
+    kept = scores.clone()
+    read = 0
+    for query, row in enumerate(scores):
+        size, found = block, None
+        while size < len(row):
+            before, found = found, set(row[:size].topk(min(TOP_K, size)).indices.tolist())
+            if found == before:
+                break
+            size += block
+        kept[query, size:] = -np.inf
+        read += min(size, len(row))
+    return 1 - read / scores.numel(), kept
+
+
+def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> dict:
+    model, images, texts, shortlists = drawn_people(pairs, shortlist)
+    exact, screen, cascade = FastMatcher(model), FastMatcher(model, torch.bfloat16), MatchingCascade(model)
+    results = {}
+
+    def run_cascade():
+        cascade.largest_error = 0.0
+        results["cascade"] = cascade.logits_of_shortlists(images, texts, shortlists, TOP_K)
+
+    def run(name, matcher):
+        def program():
+            results[name] = matcher.match_shortlists(images, texts, shortlists)
+
+        return program
+
+    programs = {"fp32": run("fp32", exact), "bf16": run("bf16", screen), "cascade": run_cascade}
+    for program in programs.values():  # a first run, not timed
+        program()
+    seconds = time_in_turn(programs, repeats, cpu_time)
+    expected = results["fp32"]
+    logits, report = results["cascade"]
+    rows = {
+        "bf16 alone": {"share_saved": 1.0} | agreement(expected, results["bf16"]),
+        "cascade": {"share_saved": report.share_saved} | agreement(expected, logits[:, :, 1]),
+    }
+    saved, scores = [], torch.empty(shortlists.shape)
+    for query in range(len(shortlists)):
+        row = slice(query, query + 1)
+        cascade.largest_error = 0.0
+        one = EncodedTexts(texts.embeds[row], texts.hidden_states[row], texts.attention_mask[row])
+        logits, of_query = cascade.logits_of_shortlists(images, one, shortlists[row], TOP_K)
+        saved.append(of_query.share_saved)
+        scores[row] = logits[:, :, 1]
+    rows["cascade, query by query"] = {"share_saved": statistics.fmean(saved)} | agreement(expected, scores)
+    for name, block in BLOCKS.items():
+        share, scores = in_growing_shortlists(expected, block)
+        rows[f"fp32 over {name}"] = {"share_saved": share} | agreement(expected, scores)
+    return {
+        "queries": len(shortlists),
+        "shortlist": shortlists.shape[1],
+        "rows": rows,
+        "error_bound": report.error_bound,
+        "largest_error_of_bf16": (results["bf16"] - expected).abs().max().item(),
+        "times_fp32": {name: median_ratio(seconds, "fp32", name) for name in ("bf16", "cascade")},
+    }
+
+
+def measure_time(arguments: argparse.Namespace, share_saved: float) -> dict:
+    model = build_model(arguments.quick)
+    with torch.inference_mode():
+        texts, images, shortlists = draw_sample(
+            model, arguments.queries, arguments.shortlist, arguments.pairs_per_image
+        )
+    exact, screen = FastMatcher(model), FastMatcher(model, torch.bfloat16)
+    kept = max(1, round((1 - share_saved) * arguments.shortlist))
+
+    def in_cascade():
+        screen.match_shortlists(images, texts, shortlists)
+        exact.match_shortlists(images, texts, shortlists[:, :kept])
+
+    programs = {
+        "fp32": lambda: exact.match_shortlists(images, texts, shortlists),
+        "bf16": lambda: screen.match_shortlists(images, texts, shortlists),
+        "cascade": in_cascade,
+    }
+    for program in programs.values():
+        program()
+    seconds = time_in_turn(programs, arguments.repeats, arguments.cpu_time)
+    return {
+        "queries": len(shortlists),
+        "shortlist": arguments.shortlist,
+        "pairs_in_fp32_a_query": kept,
+        "pairs_per_second": {
+            name: shortlists.numel() / statistics.median(times) for name, times in seconds.items()
+        },
+        "times_fp32": {name: median_ratio(seconds, "fp32", name) for name in ("bf16", "cascade")},
+        "seconds": seconds,
+    }
+
+
+def format_result(result: dict) -> str:
+    drawn, full = result["drawn_people"], result["full_size"]
+    lines = [
+        f"demo_start/ on drawn people, {drawn['queries']} queries x {drawn['shortlist']}; bf16 errs by up "
+        f"to {drawn['largest_error_of_bf16']:.3f}, the cascade reckoned with {drawn['error_bound']:.3f}",
+        f"{'':26}{'fp32 pairs saved':>18}{'equal best 10':>16}{'equal first':>14}",
+    ]
+    for name, row in drawn["rows"].items():
+        lines.append(
+            f"{name:26}{row['share_saved']:18.1%}{row['queries_of_equal_best_ten']:16}"
+            f"{row['queries_of_equal_first']:14}"
+        )
+    for name, part in (("demo_start/", drawn), ("full size", full)):
+        lines.append(
+            f"times faster than fp32 alone, {name}: bf16 {part['times_fp32']['bf16']:.2f}, "
+            f"cascade {part['times_fp32']['cascade']:.2f}"
+        )
+    lines.append(f"{result['threads']} threads, {result['clock']} time")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--drawn_pairs", type=int, default=200, help="for demo_start/ (default: 200)")
+    parser.add_argument("--queries", type=int, default=8, help="at full size (default: 8)")
+    parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
+    parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.drawn_pairs, arguments.queries, arguments.shortlist = 20, 3, 16
+        arguments.pairs_per_image, arguments.repeats = 3, 1
+    drawn = measure_saving(arguments.drawn_pairs, arguments.shortlist, arguments.repeats, arguments.cpu_time)
+    result = {
+        "drawn_people": drawn,
+        "full_size": measure_time(arguments, drawn["rows"]["cascade"]["share_saved"]),
+        "threads": torch.get_num_threads(),
+        "clock": "cpu" if arguments.cpu_time else "wall",
+    }
+    print(format_result(result))
+    if arguments.output:
+        write_json(arguments.output, result)
+
+
+if __name__ == "__main__":
+    main()

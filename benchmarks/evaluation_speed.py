@@ -1,0 +1,159 @@
+"""How much faster an evaluation ranks with `FastMatcher` than with `model.match`, and whether ranks agree.
+
+    OMP_NUM_THREADS=2 python benchmarks/evaluation_speed.py --output evaluation_speed.json
+
+Times the whole of `rank_gallery` (what `tpas evaluate` waits for: reading and encoding pictures and captions,
+all stages), and its matching alone, in turn on both ways: for the small trained model in demo_start/ on drawn
+people, and for a model of full size with random weights. On PAB's test set a picture is in 128 shortlists on
+average, here in a few: so there the whole gains more than it does here. `--quick` only shows that the script
+runs.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+from measuring import build_model, median_ratio, time_in_turn
+from PIL import Image
+from transformers import BertTokenizer
+
+from tpas.evaluation import matching, ranking
+from tpas.evaluation.pictures import PictureFiles
+from tpas.evaluation.ranking import Rankings, rank_gallery
+from tpas.evaluation.result_files import write_json
+from tpas.modeling_tpas import TPASModel
+from tpas.pab import load_pab, retrieval_split
+from tpas.processing_tpas import TPASProcessor
+from tpas.synthetic_pab import draw_pab
+
+DEMO_START = Path(__file__).parents[1] / "demo_start"
+WORDS = [f"word{number}" for number in range(200)]
+CAPTION_WORDS = (40, 60)
+WAYS = ("model.match", "FastMatcher")
+
+
+def on_drawn_people(folder: Path, pairs: int, shortlist: int) -> Callable[[], Rankings]:
+    model, processor = TPASModel.from_pretrained(DEMO_START), TPASProcessor.from_pretrained(DEMO_START)
+    root = draw_pab(folder / "pab", train_pairs=2, test_pairs=pairs)
+    benchmark = retrieval_split(load_pab(root, "test", cache_dir=folder / "cache"))
+    pictures = PictureFiles(root, benchmark.gallery_ids)
+    return lambda: rank_gallery(
+        model,
+        processor,
+        benchmark.captions,
+        benchmark.query_ids,
+        pictures,
+        benchmark.gallery_ids,
+        shortlist=shortlist,
+    )
+
+
+def at_full_size(queries: int, shortlist: int, quick: bool) -> Callable[[], Rankings]:
+    model = build_model(quick)
+    count = max(queries, shortlist)
+    generator = np.random.default_rng(0)
+    size = model.config.vision_config.image_size
+    pictures = [
+        Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)
+    ]
+    lengths = np.linspace(*CAPTION_WORDS, queries).round().astype(int)
+    captions = [" ".join(generator.choice(WORDS, length)) for length in lengths]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    words = words[: model.config.text_config.vocab_size]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    processor = TPASProcessor.build(tokenizer, size)
+    ids = [[f"{number:04}" for number in range(many)] for many in (queries, count)]
+    return lambda: rank_gallery(model, processor, captions, ids[0], pictures, ids[1], shortlist=shortlist)
+
+
+def measure(rank: Callable[[], Rankings], repeats: int, cpu_time: bool) -> dict[str, float | int]:
+    choose = matching.pair_matching
+    results, of_matching = {}, {way: [] for way in WAYS}
+    match_all = ranking._Gallery.match
+    clock = time.process_time if cpu_time else time.perf_counter
+
+    def run(way: str) -> Callable[[], None]:
+        def timed_match(*arguments):
+            start = clock()
+            scores = match_all(*arguments)
+            of_matching[way].append(clock() - start)
+            return scores
+
+        def program() -> None:
+            padded = lambda model, texts, order: matching._padded(model, texts)  # noqa: E731
+            with (
+                mock.patch.object(ranking, "pair_matching", choose if way == "FastMatcher" else padded),
+                mock.patch.object(ranking._Gallery, "match", timed_match),
+            ):
+                results[way] = rank()
+
+        return program
+
+    programs = {way: run(way) for way in WAYS}
+    programs["FastMatcher"]()  # a first run, not timed: oneDNN compiles its kernels
+    of_matching["FastMatcher"].clear()
+    seconds = time_in_turn(programs, repeats, cpu_time)
+    slow, fast = (results[way] for way in WAYS)
+    pairs = fast.indices["matching"].numel()
+    by_picture = [
+        ranked.scores["matching"].gather(1, ranked.indices["matching"].argsort(dim=1))
+        for ranked in (slow, fast)
+    ]
+    equal = (slow.indices["matching"] == fast.indices["matching"]).all(dim=1)
+    return {
+        "queries": len(equal),
+        "pairs": pairs,
+        "seconds": {way: statistics.median(seconds[way]) for way in WAYS},
+        "times_faster": median_ratio(seconds, *WAYS),
+        "matching_pairs_per_second": {way: pairs / statistics.median(of_matching[way]) for way in WAYS},
+        "matching_times_faster": median_ratio(of_matching, *WAYS),
+        "largest_score_difference": (by_picture[0] - by_picture[1]).abs().max().item(),
+        "queries_of_equal_order": int(equal.sum()),
+    }
+
+
+def format_row(name: str, row: dict) -> str:
+    seconds, rate = row["seconds"], row["matching_pairs_per_second"]
+    return (
+        f"{name}: {row['queries']} queries, {row['pairs']:,} pairs: {seconds['model.match']:.1f} s with "
+        f"model.match, {seconds['FastMatcher']:.1f} s with FastMatcher, {row['times_faster']:.2f} times "
+        f"faster; matching alone {rate['model.match']:.0f} and {rate['FastMatcher']:.0f} pairs/s, "
+        f"{row['matching_times_faster']:.2f} times; scores differ by at most "
+        f"{row['largest_score_difference']:.1e}, {row['queries_of_equal_order']} queries of equal order"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--drawn_pairs", type=int, default=200, help="for demo_start/ (default: 200)")
+    parser.add_argument("--queries", type=int, default=16, help="at full size (default: 16)")
+    parser.add_argument("--shortlist", type=int, default=128, help="for demo_start/ (default: 128)")
+    parser.add_argument("--full_size_shortlist", type=int, default=16, help="default: 16")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.drawn_pairs, arguments.shortlist, arguments.repeats = 6, 4, 1
+    with tempfile.TemporaryDirectory(prefix="tpas-evaluation-") as folder:
+        drawn = on_drawn_people(Path(folder), arguments.drawn_pairs, arguments.shortlist)
+        rows = {"demo_start/ on drawn people": measure(drawn, arguments.repeats, arguments.cpu_time)}
+    full = at_full_size(arguments.queries, arguments.full_size_shortlist, arguments.quick)
+    rows["full size, random weights"] = measure(full, arguments.repeats, arguments.cpu_time)
+    clock = "cpu" if arguments.cpu_time else "wall"
+    print(f"{torch.get_num_threads()} threads, {clock} time")
+    for name, row in rows.items():
+        print(format_row(name, row))
+    if arguments.output:
+        write_json(arguments.output, {"rows": rows, "threads": torch.get_num_threads(), "clock": clock})
+
+
+if __name__ == "__main__":
+    main()

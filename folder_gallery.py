@@ -1,0 +1,98 @@
+"""The gallery of a plain folder of pictures, kept beside it and brought up to date whenever it is asked for.
+
+    PICTURES.gallery/<model fingerprint>/     a gallery, see `tpas.gallery.manifest`
+        files.json                            the encoded files' sizes and times of change
+
+Where the folder beside cannot be written to, it is kept in the user's cache.
+"""
+
+import json
+import logging
+import os
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, write_beside
+from tpas.gallery.pictures import find_pictures
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import model_fingerprint
+from tpas.search import Gallery
+
+logger = logging.getLogger(__name__)
+
+RECORD = "files.json"
+FileStates = dict[str, list[int]]  # by id: size in bytes, time of change in nanoseconds
+
+
+def place_of_gallery(folder: Path) -> Path:
+    """Where the galleries of a folder's pictures are kept."""
+    folder = Path(os.path.realpath(folder))
+    beside = folder.with_name(f"{folder.name}.gallery") if folder.name else None
+    if beside is not None and os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "tpas" / f"{folder.name}-{blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
+
+
+def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **opened_as: Any) -> Gallery:
+    """The gallery of the pictures that are in the folder now.
+
+    New pictures are encoded, changed ones again (told by size and time of change), and those that are gone
+    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`.
+
+    Raises:
+        NotADirectoryError, ValueError: there is no such folder, or no picture in it.
+        GalleryError: another process brings it up to date, or the disk failed.
+    """
+    path = place_of_gallery(folder) / model_fingerprint(model)
+    pictures = [(picture.id, Path(picture.root, picture.path)) for picture in find_pictures(folder)]
+    now = {name: _state(file) for name, file in pictures}
+    then, finished = _read_record(path)
+    if not (finished and then == now and (path / MANIFEST).exists()):
+        if not finished:  # its shards may hold files as they were then
+            Gallery.build(model, processor, pictures, path)
+        kept = _without(path, {name for name, state in then.items() if now.get(name) != state})
+        logger.info("%s: %d of %d pictures to encode", path, len(now.keys() - kept), len(now))
+        path.mkdir(parents=True, exist_ok=True)
+        _write_record(path, now, finished=False)
+        Gallery.build(model, processor, pictures, path)
+        _write_record(path, now, finished=True)
+    return Gallery.open(path, model, processor, **opened_as)
+
+
+def _without(path: Path, stale: set[str]) -> set[str]:
+    """Deletes pictures from a gallery, where there is one; returns the ids that are left."""
+    if not (path / MANIFEST).exists():
+        return set()
+    gallery = Gallery.open(path)
+    if gone := stale.intersection(gallery.ids):
+        logger.info("%s: %d pictures are gone or were changed", path, len(gone))
+        gallery.delete(gone)
+    return set(gallery.ids)
+
+
+def _state(file: Path) -> list[int]:
+    try:
+        status = file.stat()
+    except FileNotFoundError:  # since it was listed
+        return [0, 0]
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_record(path: Path) -> tuple[FileStates, bool]:
+    """The states at the last search, and whether it encoded them all. Without a record all counts as new."""
+    try:
+        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        return dict(record["files"]), bool(record["finished"])
+    except FileNotFoundError:
+        return {}, not (path / SHARDS).exists()
+    except (ValueError, KeyError, TypeError) as error:
+        raise GalleryError(
+            f"{path / RECORD} is damaged ({error!r}): remove {path}, it is made again"
+        ) from error
+
+
+def _write_record(path: Path, files: FileStates, finished: bool) -> None:
+    write_beside(path / RECORD, json.dumps({"finished": finished, "files": files}, indent=1) + "\n")

@@ -1,0 +1,102 @@
+"""What is known about the pictures of a gallery beside themselves: behaviour, action, scene, a caption."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+BEHAVIOURS = ("normal", "anomaly")
+
+
+@dataclass(frozen=True)
+class PictureLabel:
+    """What an annotation file says of one picture; what it does not say is None."""
+
+    behaviour: str | None = None
+    action: str | None = None
+    scene: str | None = None
+    caption: str | None = None
+
+
+def read_labels(path: Path) -> dict[str, PictureLabel]:
+    """The labels in a file, by the picture's path as it is written there.
+
+    It is one of PAB's annotation files (JSON Lines with `image`, `normal` or `anomaly`, `scene`, `caption`),
+    `datasets`' metadata.jsonl, or a .csv file with a header; the latter two name the picture in `file_name`
+    and have columns `behaviour` ("normal" or "anomaly"), `action`, `scene`, `caption`, as far as known. Of
+    several lines about one picture the first counts.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: naming the file and the line that is wrong.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    labels: dict[str, PictureLabel] = {}
+    try:
+        for line, row in _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path):
+            picture, label = _parse_row(row, f"{path}, line {line}")
+            labels.setdefault(picture, label)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+    if not labels:
+        raise ValueError(f"{path}: no picture is named in it")
+    return labels
+
+
+def labels_of(ids: Iterable[str], labels: Mapping[str, PictureLabel]) -> list[PictureLabel | None]:
+    """The label of each gallery id, None where there is none.
+
+    Ids are paths relative to the folder that the gallery was built from, which may lie below the root that
+    the annotations speak of: an id also stands for the one path that ends in it.
+    """
+    by_ending: dict[str, PictureLabel | None] = {}
+    for picture, label in labels.items():
+        parts = picture.split("/")
+        for start in range(1, len(parts)):
+            ending = "/".join(parts[start:])
+            by_ending[ending] = None if ending in by_ending else label  # None: more than one ends so
+    return [labels[name] if name in labels else by_ending.get(name) for name in ids]
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        for row in reader:
+            yield reader.line_num, {name: value for name, value in row.items() if value}
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not a line of JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected an object, got {row!r:.80}")
+            yield number, row
+
+
+def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, PictureLabel]:
+    picture = row.get("image", row.get("file_name"))
+    if not isinstance(picture, str) or not picture:
+        raise ValueError(f"{where}: 'image' or 'file_name' must name the picture, got {picture!r:.80}")
+    behaviour, action = row.get("behaviour"), row.get("action")
+    if behaviour is None:  # PAB writes the action under the behaviour's name
+        behaviour = next((name for name in BEHAVIOURS if row.get(name)), None)
+        action = row[behaviour] if behaviour else action
+    if behaviour not in (None, *BEHAVIOURS):
+        raise ValueError(f"{where}: 'behaviour' must be normal or anomaly, got {behaviour!r:.80}")
+    caption = row.get("caption")
+    if isinstance(caption, list):  # as in PAB's test annotations
+        caption = caption[0] if caption else None
+    texts = {"action": action, "scene": row.get("scene"), "caption": caption}
+    for name, text in texts.items():
+        if not isinstance(text, str | None):
+            raise ValueError(f"{where}: {name!r} must be text, got {text!r:.80}")
+    return picture, PictureLabel(behaviour, **texts)

@@ -1,0 +1,151 @@
+"""The search page's results as HTML, pictures and files inside it: nothing of them is served from a path."""
+
+import base64
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+from PIL import Image
+
+from tpas.explanation import Explanation, heat_layer
+from tpas.search_page.desk import RankedPicture, SearchDesk, Session
+from tpas.search_page.exports import answer_file, csv_table, picture_sheet
+
+TEMPLATES = Path(__file__).parent
+WORDS_LISTED = 6  # for the match, and as many against it
+LEAST_EFFECT = 0.02  # logits; less is listed neither for nor against
+
+
+class Renderer:
+    """Fills the templates beside this file, which escape all that is put into them."""
+
+    def __init__(self, desk: SearchDesk):
+        self.desk = desk
+        self.environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(TEMPLATES),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined,
+        )
+        self.environment.filters |= {"decimal": _decimal, "signed": _signed, "percent": _percent}
+        self.requests = itertools.count()
+
+    def welcome(self, examples: Sequence[str]) -> str:
+        """What is shown before the first search."""
+        return self._render("welcome.html", pictures=len(self.desk.gallery), examples=examples)
+
+    def answers(self, session: Session) -> str:
+        """The session's answers, with links to save them."""
+        answers = session.answers
+        try:
+            lines, no_answer_file = answer_file(answers), None
+        except ValueError as error:
+            lines, no_answer_file = "", str(error)
+        return self._render(
+            "answers.html",
+            answers=answers,
+            settling=session.settling,
+            card=self._card,
+            csv=data_address(csv_table(answers).encode(), "text/csv"),
+            answer_file=data_address(lines.encode(), "text/plain"),
+            no_answer_file=no_answer_file,
+        )
+
+    def sheet(self, session: Session) -> str:
+        """The address of a picture of the session's answers."""
+        content = picture_sheet(session.answers, self.desk)
+        return data_address(content, f"image/png;request={next(self.requests)}")
+
+    def explanation(
+        self, answer: int, place: int, text: str, found: RankedPicture, explanation: Explanation | None
+    ) -> str:
+        """One picture large; with an explanation, each word of the sentence with its heat map."""
+        large = self.desk.large(found.picture)
+        words, speaking_for, speaking_against = [], [], []
+        if explanation is not None:
+            effects = explanation.effects.tolist()
+            strongest = max(map(abs, effects))
+            words = [
+                {
+                    "word": word,
+                    "effect": effect,
+                    "strength": round(abs(effect) / strongest, 3) if strongest else 0,
+                    "heat": png_address(heat_layer(values)),
+                }
+                for word, effect, values in zip(explanation.words, effects, explanation.maps, strict=True)
+            ]
+            ordered = sorted(words, key=lambda word: word["effect"])
+            speaking_for = [word for word in ordered[::-1] if word["effect"] >= LEAST_EFFECT][:WORDS_LISTED]
+            speaking_against = [word for word in ordered if word["effect"] <= -LEAST_EFFECT][:WORDS_LISTED]
+        return self._render(
+            "explanation.html",
+            answer=answer,
+            place=place,
+            text=text,
+            found=found,
+            picture=large and data_address(large, "image/jpeg"),
+            explanation=explanation,
+            sentence_heat=explanation and png_address(heat_layer(explanation.sentence_map)),
+            words=words,
+            speaking_for=speaking_for,
+            speaking_against=speaking_against,
+        )
+
+    def own_pictures(self, session: Session, refused: dict[str, str]) -> str:
+        """What a person has uploaded, and what was refused and why."""
+        return self._render(
+            "own_pictures.html",
+            pictures=[data_address(picture.jpeg, "image/jpeg") for picture in session.own_pictures],
+            names=[picture.name for picture in session.own_pictures],
+            refused=refused,
+            limits=self.desk.limits,
+        )
+
+    def problem(self, message: str) -> str:
+        """An error, in place of what was asked for."""
+        return self._render("problem.html", message=message)
+
+    def _card(self, found: RankedPicture) -> str | None:
+        jpeg = self.desk.card(found.picture)
+        return None if jpeg is None else data_address(jpeg, "image/jpeg")
+
+    def _render(self, template: str, **values: object) -> str:
+        # A page that is told the same twice changes nothing, and would wait for an answer that came already.
+        return self.environment.get_template(template).render(request=next(self.requests), **values)
+
+
+def page_style() -> str:
+    """The page's style sheet."""
+    return (TEMPLATES / "page.css").read_text(encoding="utf-8")
+
+
+def page_script(name: str) -> str:
+    """The script "answers", "explanation" or "saving", which runs when that part of the page is there."""
+    return (TEMPLATES / f"{name}.js").read_text(encoding="utf-8")
+
+
+def data_address(content: bytes, kind: str) -> str:
+    """A data: address that holds the content itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def png_address(image: Image.Image) -> str:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return data_address(stream.getvalue(), "image/png")
+
+
+def _decimal(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    """A share as a whole percentage; the smallest are not called none."""
+    return "<1 %" if share < 0.01 else f"{100 * share:.0f} %"
