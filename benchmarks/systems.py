@@ -33,15 +33,15 @@ from transformers import (
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluation.result_files import write_text
 from tpas.modeling_tpas import TPASModel
+from tpas.retrieval_models.baselines_extra import import_from_baselines
 from tpas.retrieval_models.blip import BlipRetriever
 from tpas.retrieval_models.llm2clip import (
     TOWER,
     LLM2CLIPEncoder,
     LLM2CLIPNetwork,
     build_adapter,
-    import_timm,
 )
-from tpas.retrieval_models.open_clip_encoders import OpenClipEncoder, import_open_clip
+from tpas.retrieval_models.open_clip_encoders import OpenClipEncoder
 from tpas.retrieval_models.transformers_encoders import TransformersDualEncoder
 
 TOKENS = 70  # of a caption, the paper's cut
@@ -110,14 +110,14 @@ def build_blip(quick: bool) -> BlipRetriever:
 
 
 def build_eva_clip(quick: bool) -> OpenClipEncoder:
-    network = import_open_clip().create_model("EVA02-B-16", load_weights=False)
+    network = import_from_baselines("open_clip").create_model("EVA02-B-16", load_weights=False)
     return OpenClipEncoder(network, "open_clip:EVA02-B-16", {})
 
 
 def build_llm2clip(quick: bool) -> LLM2CLIPEncoder:
     tower = "eva02_tiny_patch14_336" if quick else TOWER
     llama = LLAMA | {"num_hidden_layers": 1, "vocab_size": 99} if quick else LLAMA
-    visual = import_timm().create_model(tower, num_classes=768)
+    visual = import_from_baselines("timm").create_model(tower, num_classes=768)
     adapter = build_adapter(LLAMA["hidden_size"], 2 * LLAMA["hidden_size"], 768)
     network = LLM2CLIPNetwork(visual, adapter, LlamaModel(LlamaConfig(**llama)))
     return LLM2CLIPEncoder(network, "llm2clip", {}, tokens_before=5)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, LlamaModel
 
+from tpas.retrieval_models.baselines_extra import import_from_baselines
 from tpas.retrieval_models.dual_encoder import DualEncoder
 from tpas.retrieval_models.pair_processor import PairProcessor
 
@@ -159,7 +160,7 @@ def load_llm2clip(
         OSError: it is not there.
         ValueError: timm cannot be imported, or a weight is missing, unexpected or of another shape.
     """
-    timm = import_timm()
+    timm = import_from_baselines("timm")
     folder = Path(place)
     if not folder.is_dir():
         folder = Path(snapshot_download(place, revision=revision))
@@ -248,20 +249,3 @@ def build_network(
     with torch.no_grad():
         network.logit_scale.copy_(weights["logit_scale"].reshape(()))
     return network
-
-
-def import_timm() -> Any:
-    """The library.
-
-    Raises:
-        ValueError: with the line that installs it.
-    """
-    try:
-        import timm
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build than torch
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"timm and torchvision cannot be imported ({reason}): pip install -e '.[baselines]', with "
-            "torchvision of the same build as torch"
-        ) from error
-    return timm

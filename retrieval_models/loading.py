@@ -1,13 +1,14 @@
 """A retrieval model and its processor by one word: a folder or Hub name, alone or after the kind of model.
 
-outputs/run/best                          ours, an adapter, or a folder whose files say what it is
-transformers:openai/clip-vit-base-patch16 CLIP, SigLIP, SigLIP 2, AltCLIP, ...; the kind may be left out
-blip:Salesforce/blip-itm-base-coco        with a stage 2; the kind may be left out
-open_clip:EVA02-B-16/merged2b_s8b_b131k   ARCHITECTURE/PRETRAINED of open_clip, a Hub name or a folder
-llm2clip:FOLDER_OR_HUB_NAME               LLM2CLIP's picture tower and adapter, with its Llama
+What a name may be:
+
+    outputs/run/best                          ours, an adapter, or a folder whose files say what it is
+    transformers:openai/clip-vit-base-patch16 CLIP, SigLIP, SigLIP 2, AltCLIP, ...; the kind may be left out
+    blip:Salesforce/blip-itm-base-coco        with a stage 2; the kind may be left out
+    open_clip:EVA02-B-16/merged2b_s8b_b131k   ARCHITECTURE/PRETRAINED of open_clip, a Hub name or a folder
+    llm2clip:FOLDER_OR_HUB_NAME               LLM2CLIP's picture tower and adapter, with its Llama
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,6 @@ def check_remote_code(name: str, trusted: bool, revision: str | None) -> None:
             f"{name} comes with code of its own, which may change by tomorrow: pin what you have read with "
             "--revision COMMIT"
         )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises ValueError naming the file if it is not JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
 def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = False) -> PictureMatcher:

@@ -1,8 +1,10 @@
 """Dual encoders of open_clip, EVA-CLIP among them.
 
-open_clip:EVA02-B-16/merged2b_s8b_b131k      an architecture of open_clip, and its weights: a tag or a file
-open_clip:timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k                        a Hub repository
-open_clip:outputs/run/best                   a folder in open_clip's own layout, as fine-tuning writes it
+What a name may be:
+
+    open_clip:EVA02-B-16/merged2b_s8b_b131k      an architecture, and a tag or file of its weights
+    open_clip:timm/eva02_base_patch16_clip_224.merged2b_s8b_b131k    a Hub repository
+    open_clip:outputs/run/best                   a folder in open_clip's own layout, as fine-tuning writes it
 """
 
 import json
@@ -17,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from tpas.retrieval_models.baselines_extra import import_from_baselines
 from tpas.retrieval_models.dual_encoder import ATTENTION_LAYERS, DualEncoder
 
 # open_clip's own names, read by its "local-dir:".
@@ -115,7 +118,7 @@ def load_open_clip(
         OSError: there is no such folder or Hub repository.
         ValueError: open_clip is not installed, cannot be imported, or does not know the name.
     """
-    open_clip = import_open_clip()
+    open_clip = import_from_baselines("open_clip")
     architecture, _, weights = place.partition("/")
     if architecture in open_clip.list_models() and not Path(place).is_dir():
         if not weights:
@@ -148,20 +151,3 @@ def open_clip_pair(
         transform, tokenizer, size if isinstance(size, int) else size[0], network.context_length
     )
     return OpenClipEncoder(network, spec, config), processor
-
-
-def import_open_clip() -> Any:
-    """The library.
-
-    Raises:
-        ValueError: with the line that installs it.
-    """
-    try:
-        import open_clip
-    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision of another build than torch
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"open_clip and torchvision cannot be imported ({reason}): pip install -e '.[baselines]', with "
-            "torchvision of the same build as torch"
-        ) from error
-    return open_clip

@@ -45,6 +45,7 @@ LAYERS = {
         "retrieval_models.dual_encoder",
         "retrieval_models.pair_processor",
         "retrieval_models.transformers_encoders",
+        "retrieval_models.baselines_extra",
         "retrieval_models.blip",
         "retrieval_models.open_clip_encoders",
         "retrieval_models.llm2clip",
@@ -175,8 +176,6 @@ OWN_EXTRA = {
     "gallery.milvus_index": "milvus",
     "search_page.page": "app",
     "search_page.guard": "app",
-    "retrieval_models.open_clip_encoders": "baselines",
-    "retrieval_models.llm2clip": "baselines",
 }
 
 
