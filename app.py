@@ -48,8 +48,11 @@ def serve_page(
     from tpas.search import Gallery
     from tpas.search_page.desk import SearchDesk
     from tpas.search_page.labels import read_labels
-    from tpas.search_page.page import serve
 
+    try:
+        from tpas.search_page.page import serve
+    except ImportError as error:
+        raise ImportError(f"the page needs the extra `app`: pip install 'tpas[app]' ({error})") from error
     labels = None if annotations is None else read_labels(annotations)
     network = load_model(model, dtype=torch.float32).eval()
     opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)

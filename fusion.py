@@ -44,7 +44,9 @@ def weighted_sum(
 
     A system's scores of a query are brought to mean 0 and deviation 1 over the images that it scores for this
     query. Candidates are the images that any system scores. One that a system does not list counts with the
-    lowest score that this system gives the query: its own, if known, could not be higher.
+    lowest score that this system gives the query: its own, if known, could not be higher. Where all scores of
+    a system for a query are equal, as in a list of one image, they tell nothing apart and add 0: for lists of
+    one image each the sum is 0, and ties are settled by image number.
 
     Args:
         systems: of the same queries and images.

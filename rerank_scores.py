@@ -174,7 +174,8 @@ def rerank(
         warnings.simplefilter("always")
         settled, report = rerank_score_file(content, method, given)
     for warning in caught:
-        logger.warning("tpas rerank: warning: %s (--capacity)", warning.message)
+        flag = " (--capacity)" if "capacity" in str(warning.message) else ""
+        logger.warning("tpas rerank: warning: %s%s", warning.message, flag)
     write_score_file(output, settled)
     of_all = "it looks at all queries together" if report.transductive else "each query by itself"
     lines += [

@@ -184,16 +184,21 @@ def align(files: Sequence[ScoreFile], names: Sequence[str]) -> list[ScoreFile]:
     first = files[0]
     aligned = [first]
     for file, name in zip(files[1:], names[1:], strict=True):
-        rows = _positions("query", file.query_ids, name, first.query_ids, names[0])
-        by_query = replace(
-            file,
-            scores=file.scores[rows],
-            indices=None if file.indices is None else file.indices[rows],
-            query_ids=first.query_ids,
-            moved=None if file.moved is None else file.moved[rows],
-        )
+        by_query = align_queries(file, name, first.query_ids, names[0])
         aligned.append(align_gallery(by_query, name, first.gallery_ids, names[0]))
     return aligned
+
+
+def align_queries(file: ScoreFile, name: str, query_ids: tuple[str, ...], other: str) -> ScoreFile:
+    """The file with its queries in the order of `query_ids`; raises as [`align`], with the names given."""
+    rows = _positions("query", file.query_ids, name, query_ids, other)
+    return replace(
+        file,
+        scores=file.scores[rows],
+        indices=None if file.indices is None else file.indices[rows],
+        query_ids=query_ids,
+        moved=None if file.moved is None else file.moved[rows],
+    )
 
 
 def align_gallery(file: ScoreFile, name: str, gallery_ids: tuple[str, ...], other: str) -> ScoreFile:

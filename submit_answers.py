@@ -1,6 +1,7 @@
 """Writes or checks the answer file of a text-based person anomaly search challenge.
 
     tpas submit name-masked_test-set --model MODEL --output answer.txt
+    tpas submit name-masked_test-set --from_scores settled.npz --output answer.txt
     tpas submit name-masked_test-set --validate answer.txt
 
 For the WWW 2025 workshop and AI City Challenge 2026, Track 4; `challenge.py` says what is known of their
@@ -37,6 +38,10 @@ def submit(
     validate: Annotated[
         Path | None, Option(help="check this answer file, and write none; exit code 3 if it has mistakes")
     ] = None,
+    from_scores: Annotated[
+        Path | None,
+        Option(help="in place of --model: a score file, such as `tpas rerank` and `tpas fuse` write"),
+    ] = None,
     stage: Annotated[Literal[*STAGE_NAMES], Option(help="whose ranking is written")] = "sca",
     scores: Annotated[
         Path | None, Option(help="write the shortlists' scores, as `tpas evaluate` does")
@@ -44,15 +49,23 @@ def submit(
 ) -> CommandResult:
     from tpas.challenge import read_challenge
 
-    if validate is None and not (model and output):
-        raise WrongUsage("give --model and --output to write answers, or --validate to check some")
-    if validate is not None and (model or output):
-        raise WrongUsage("--validate checks a file made elsewhere: leave out --model and --output")
+    if validate is None and not (output and (model or from_scores)):
+        raise WrongUsage(
+            "give --output and --model or --from_scores to write answers, or --validate to check some"
+        )
+    if validate is not None and (model or output or from_scores):
+        raise WrongUsage(
+            "--validate checks a file made elsewhere: leave out --model, --from_scores and --output"
+        )
+    if from_scores and (model or scores):
+        raise WrongUsage("--from_scores ranks as the file says: leave out --model and --scores")
     if stage == "fused" and not ranking.fusion_weight:
         raise WrongUsage("--stage fused needs a --fusion_weight above 0")
     challenge = read_challenge(test_set)
     if validate is not None:
         return check(validate, challenge)
+    if from_scores:
+        return write_from_scores(from_scores, challenge, output)
     return write(test_set, challenge, ranking, model, output, stage, scores)
 
 
@@ -123,6 +136,26 @@ def write(
     answers = len(challenge.query_ids)
     return CommandResult(
         {"output": str(output), "answers": answers, "pictures": len(names), "stage": stage},
+        f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
+    )
+
+
+def write_from_scores(path: Path, challenge: "Challenge", output: Path) -> CommandResult:
+    """Writes the best pictures of a score file, whose ids are the challenge's."""
+    from tpas.challenge import ANSWERS, write_answers
+    from tpas.sca import best_columns
+    from tpas.score_files import align_gallery, align_queries, by_digest, read_score_file
+
+    names = by_digest(challenge.pictures)
+    file = align_queries(read_score_file(path), str(path), tuple(challenge.query_ids), "the challenge")
+    file = align_gallery(file, str(path), names, "the challenge")
+    if file.scores.shape[1] < ANSWERS:
+        raise ValueError(f"an answer names {ANSWERS} pictures, but {path} lists {file.scores.shape[1]}")
+    best = best_columns(file.scores, ANSWERS) if file.indices is None else file.indices[:, :ANSWERS]
+    write_answers(output, [[names[column] for column in row] for row in best.tolist()], challenge)
+    answers = len(challenge.query_ids)
+    return CommandResult(
+        {"output": str(output), "answers": answers, "pictures": len(names), "from_scores": str(path)},
         f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
     )
 

@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tpas.challenge import find_mistakes, read_challenge
 from tpas.evaluate_retrieval import main as evaluate
 from tpas.pab import load_pab
+from tpas.score_files import ScoreFile, write_score_file
 from tpas.submit_answers import main as submit
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -84,6 +86,35 @@ def test_answers_are_the_evaluation_s_best_pictures(start, small_pab, test_set, 
 
     submit([str(test_set), "--validate", str(answer)])
     assert "12 lines as they should be" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, lists):
+    challenge = read_challenge(test_set)
+    generator = np.random.default_rng(0)
+    query_ids = tuple(generator.permutation(challenge.query_ids).tolist())
+    names = tuple(generator.permutation(sorted(challenge.pictures)).tolist())
+    scores = generator.standard_normal((12, 12))
+    order = np.argsort(-scores, axis=1)
+    path, answer = tmp_path / "theirs.npz", tmp_path / "answer.txt"
+    if lists:
+        content = ScoreFile(np.take_along_axis(scores, order, 1), order, query_ids, names)
+    else:
+        content = ScoreFile(scores, None, query_ids, names)
+    write_score_file(path, content)
+    submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+    assert "12 answers of 10 names among 12" in capsys.readouterr().out
+    best = {name: [names[column] for column in row[:10]] for name, row in zip(query_ids, order, strict=True)}
+    expected = [best[name] for name in challenge.query_ids]
+    assert [line.split(" ") for line in answer.read_text().splitlines()] == expected
+
+    few = ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names)
+    write_score_file(path, few)
+    with pytest.raises(SystemExit, match="an answer names 10 pictures, but .* lists 1"):
+        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+    write_score_file(path, ScoreFile(scores[:11], None, query_ids[:11], names))
+    with pytest.raises(SystemExit, match="are not about the same queries"):
+        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
 
 
 def test_a_right_file_has_no_mistake(test_set, right_lines, tmp_path, capsys):
@@ -241,4 +272,4 @@ def test_half_a_command_is_refused(test_set, capsys):
     for flags in (["--model", "m"], ["--validate", "a.txt", "--model", "m"]):
         with pytest.raises(SystemExit):
             submit([str(test_set), *flags])
-    assert "give --model and --output" in capsys.readouterr().err
+    assert "give --output and --model or --from_scores" in capsys.readouterr().err

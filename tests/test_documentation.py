@@ -61,6 +61,7 @@ def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
     for words in ("by cosine", '"image": "pictures/0', "SCAReport(queries=3", "README.md, the model card"):
         assert words in printed
     for name in (
+        "found.html",
         "found.png",
         "training.png",
         "settled.png",

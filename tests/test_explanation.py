@@ -43,7 +43,7 @@ def match_logit(model, processor, image, sentence, mask=None):
 
 
 def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
-    """(L, 16): each attention probability of one layer moved a little, and the whole model run again."""
+    """(L, 16): each attention probability of one layer moved a little, and the pair matched again."""
     model.set_attn_implementation("eager")
     chosen = model.cross_modal_encoder.layers[layer].cross_attention
     original = tpas.modeling_tpas.eager_attention
@@ -59,14 +59,22 @@ def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
         return (moved @ value).transpose(1, 2), weights
 
     monkeypatch.setattr(tpas.modeling_tpas, "eager_attention", moved_attention)
-    match_logit(model, processor, image, SENTENCE)
+    inputs = processor(images=[image], text=[SENTENCE])
+    with torch.inference_mode():
+        pair = (
+            model.get_image_features(inputs["pixel_values"].double()).last_hidden_state,
+            model.get_text_features(inputs["input_ids"]).last_hidden_state,
+            inputs["attention_mask"],
+        )
+        model.match(*pair)
     expected = torch.zeros(probabilities.shape, dtype=torch.double)  # (1, H, L, 17)
     for place in range(expected.numel()):
         logits = []
         for size in (1e-4, -1e-4):
             step = torch.zeros_like(expected)
             step.view(-1)[place] = size
-            logits.append(match_logit(model, processor, image, SENTENCE))
+            with torch.inference_mode():
+                logits.append(model.match(*pair)[0, 1].item())
         expected.view(-1)[place] = (logits[0] - logits[1]) / 2e-4
     return (probabilities * expected.clamp(min=0))[0, :, :, 1:].mean(dim=0)
 

@@ -64,6 +64,28 @@ def test_encoding(tmp_path):
     assert [row.unit for row in rows_of("encoding", result)] == 2 * ["images/s"] + 2 * ["texts/s"]
 
 
+def test_cascade(tmp_path):
+    printed, result = run("cascade", tmp_path / "cascade.json")
+    cascade = result["drawn_people"]["rows"]["cascade"]
+    assert cascade["queries_of_equal_best_ten"] == result["drawn_people"]["queries"] == 20
+    assert 0 < cascade["share_saved"] < 1
+    assert "equal best 10" in printed
+
+
+def test_evaluation_speed(tmp_path):
+    _, result = run("evaluation_speed", tmp_path / "evaluation_speed.json")
+    for row in result["rows"].values():
+        assert row["largest_score_difference"] < 1e-5
+        assert row["times_faster"] > 0
+
+
+def test_gallery_decoding(tmp_path):
+    printed, result = run("gallery_decoding", tmp_path / "gallery_decoding.json", "--pictures", "12")
+    assert all(0 <= row["1 threads"]["waited_share"] < 1 for row in result["rows"].values())
+    assert min(result["seconds_a_picture_by_pass"].values()) > 0
+    assert "the encoder" in printed
+
+
 def test_embedding_search(tmp_path):
     _, result = run("embedding_search", tmp_path / "embedding_search.json", "--threads", "1")
     for row in rows_of("embedding_search", result):

@@ -258,6 +258,14 @@ def test_no_seed_is_run_if_a_later_one_has_a_run_already(small_pab, start, tmp_p
     assert not (run / "seed_7").exists()
 
 
+def test_seeds_do_not_go_into_the_folder_of_a_single_run(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"run holds a run already \(best\)"):
+        main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
+    assert not (run / "seed_7").exists()
+
+
 # Raised within the compiler, of tensors that it looks at.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_encoders_train_alike(small_pab, start, tmp_path):

@@ -242,6 +242,14 @@ class FineTuningArguments:
             )
         if self.subset != "random" and self.pairs is None:
             raise ValueError(f"--subset {self.subset} needs --pairs, how many")
+        for name, default, main in (
+            ("masked_share", 0.25, "masked_language_modelling_weight"),
+            ("lora_alpha", 32.0, "lora_rank"),
+            ("lora_dropout", 0.0, "lora_rank"),
+            ("lora_targets", None, "lora_rank"),
+        ):
+            if getattr(self, name) != default and not getattr(self, main):
+                raise ValueError(f"--{name} has no effect without --{main}")
         if self.merge and not self.lora_rank:
             raise ValueError("--merge makes a whole model of an adapter: it needs --lora_rank")
         if self.lora_rank and self.config_name is not None:

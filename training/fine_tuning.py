@@ -619,7 +619,7 @@ def train_on_seeds(arguments: FineTuningArguments) -> None:
     seeds = range(arguments.seed, arguments.seed + arguments.seeds)
     folders = [output_dir / f"seed_{seed}" for seed in seeds]
     if arguments.resume_from_checkpoint is None:
-        for folder in folders:  # lest the last one be refused after days
+        for folder in (output_dir, *folders):  # lest the last one be refused after days
             earlier_run(folder, arguments.overwrite_output_dir)
     results = []
     for seed, folder in zip(seeds, folders, strict=True):
