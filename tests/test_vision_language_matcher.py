@@ -243,6 +243,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
         return str(stopped.value)
 
     clip = save_tiny("clip", tmp_path / "clip")
+    assert "--matcher_shortlist 3 has no effect without --matcher" in refusal("--matcher_shortlist", "3")
     assert "give vlm:NAME" in refusal("--matcher", str(clip))
     assert "is no vision-language model: transformers has none of type clip" in refusal(
         "--matcher", f"vlm:{clip}"
@@ -252,3 +253,34 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
     assert "has no chat template" in refusal("--matcher", f"vlm:{silent}")
     message = refusal("--matcher", f"vlm:{save_llava(tmp_path / 'llava')}", "--matcher_shortlist", "0")
     assert "the matcher's shortlist must be between 1 and the shortlist's 12 pictures, got 0" in message
+
+
+def test_a_commit_is_asked_for_by_its_name(monkeypatch):
+    from tpas.retrieval_models import loading, vision_language_matcher
+
+    commit = "0123456789" * 4
+    asked = []
+    config = {"auto_map": {"AutoModel": "mine.Model"}}
+    monkeypatch.setattr(loading, "config_of", lambda name, revision=None: config)
+    monkeypatch.setattr(
+        vision_language_matcher, "load_vision_language_matcher", lambda *arguments: asked.append(arguments)
+    )
+    with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
+        load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
+    load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
+    config.clear()
+    load_matcher("vlm:some/vlm", CPU)
+    assert asked == [("some/vlm", CPU, commit, True), ("some/vlm", CPU, None, False)]
+
+
+def test_a_tokenizer_without_padding_can_be_asked(tmp_path):
+    folder = save_llava(tmp_path / "llava")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = config.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    matcher = load_matcher(f"vlm:{folder}", CPU)
+    together = matcher.match_pictures(pictures()[:3], CAPTIONS)
+    alone = [
+        matcher.match_pictures([one], [caption]) for one, caption in zip(pictures(), CAPTIONS, strict=False)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
