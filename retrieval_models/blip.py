@@ -80,8 +80,13 @@ def load_blip(
     """BLIP by folder or Hub name, such as Salesforce/blip-itm-base-coco.
 
     Raises:
-        ValueError: the checkpoint has no matching or contrastive heads.
+        ValueError: it is no BLIP, or the checkpoint has no matching or contrastive heads.
     """
+    model_type = BlipConfig.get_config_dict(name, **source)[0].get("model_type")
+    if model_type != BlipConfig.model_type:
+        raise ValueError(
+            f"{name} is a model of type {model_type!r}, and blip:{name} asks for {BlipConfig.model_type!r}"
+        )
     config = BlipConfig.from_pretrained(name, **source)
     settings = {} if dtype is None else {"dtype": dtype}
     network, loading = BlipForImageTextRetrieval.from_pretrained(

@@ -49,12 +49,14 @@ class PairProcessor:
             source: `revision`, `trust_remote_code`.
 
         Raises:
-            ValueError: its tokenizer needs a package that is not installed.
+            ValueError: its tokenizer needs a package that is not installed, or its files are not there.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, **source)
         except ImportError as error:  # SentencePiece, for SigLIP
             raise missing_from_baselines(f"{name}: its tokenizer", error) from error
+        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # all captions would look alike
+            raise ValueError(f"{name}: its tokenizer knows no words, so its files are not there")
         # Beside torchvision the automatic choice is another backend, whose pixels differ slightly.
         image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **source)
         return cls(

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import FAMILIES, save_tiny
-from transformers import AutoProcessor, BlipForImageTextRetrieval, CLIPModel, SiglipModel
+from transformers import AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval, CLIPModel, SiglipModel
 
 from tpas.evaluate_retrieval import main as evaluate_main
 from tpas.evaluation.ranking import rank_gallery
@@ -240,6 +240,12 @@ def test_what_is_no_retrieval_model_is_refused_in_one_line(folders, small_pab, t
         ["--model", str(captioner), *data]
     )
 
+    wordless = tmp_path / "wordless"
+    shutil.copytree(folders["clip"], wordless, ignore=shutil.ignore_patterns("tokenizer*"))
+    assert "its tokenizer knows no words" in refusal(["--model", str(wordless), *data])
+    message = refusal(["--model", f"blip:{folders['clip']}", *data])
+    assert "is a model of type 'clip'" in message
+
     message = refusal(["--model", str(folders["clip"]), *data, "--fusion_weight", "0.3"])
     assert "the fusion weight 0.3 is of embeddings and matching" in message
     assert "only TPAS models are resized" in refusal(
@@ -305,6 +311,16 @@ def test_a_tokenizers_code_does_not_run_without_consent(folders, tmp_path):
     (folder / "mine.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).write_text('ran')\n")
     load_retrieval_model(str(folder))  # transformers has classes of its own for these
     assert not trace.exists()
+
+
+def test_a_tokenizers_missing_package_is_named_with_the_line_that_installs_it(folders, monkeypatch):
+    def without(*arguments, **settings):
+        raise ImportError("\nSiglipTokenizer requires the SentencePiece library\nMore.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", without)
+    message = r"its tokenizer needs .* pip install -e '\.\[baselines\]' \(SiglipTokenizer requires"
+    with pytest.raises(ValueError, match=message):
+        load_retrieval_model(str(folders["siglip"]))
 
 
 def test_a_revision_reaches_every_file_of_our_own_model(start, monkeypatch):

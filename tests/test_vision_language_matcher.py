@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_retrieval_models import SIZE, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -218,6 +220,32 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
         assert [ranks[column] for column in first[row, 5:].tolist()] == [6, 7, 8]
     other = rank(batch_size=1, token_memory=0)
     assert torch.equal(other.scores["matching"], ranked.scores["matching"])
+
+
+def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    ranked = match(clip, vlm, accelerator=accelerator)
+    torch.save(ranked.scores["matching"], output / f"{accelerator.process_index}.pt")
+
+
+def match(clip: Path, vlm: Path, **settings):
+    model, processor = load_retrieval_model(str(clip))
+    ids = [f"picture {column:02}" for column in range(PICTURES)]
+    matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
+    return rank_gallery(
+        *(model, processor, CAPTIONS, ["b", "a", "c"], pictures(), ids), shortlist=8, **matcher, **settings
+    )
+
+
+def test_two_processes_match_to_the_bits_of_one(tmp_path):
+    torch.manual_seed(0)
+    clip, llava = save_tiny("clip", tmp_path / "clip"), save_llava(tmp_path / "llava")
+    debug_launcher(match_on_two_processes, (tmp_path, clip, llava), num_processes=2)
+    expected = match(clip, llava).scores["matching"]
+    for process in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{process}.pt", weights_only=True), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*queries share .* candidate images")  # as those of random weights do
