@@ -25,6 +25,8 @@ from tpas.retrieval_models import loading
 from tpas.retrieval_models.interface import can_match
 from tpas.retrieval_models.loading import load_retrieval_model
 from tpas.retrieval_models.transformers_encoders import image_size_of, positions_of
+from tpas.training.arguments import FineTuningArguments
+from tpas.training.fine_tuning import load_start
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CAPTIONS = [
@@ -336,7 +338,8 @@ def test_a_revision_reaches_every_file_of_our_own_model(start, monkeypatch):
     for owner in (TPASModel, TPASProcessor):
         monkeypatch.setattr(owner, "from_pretrained", noting(owner.from_pretrained))
     load_retrieval_model(str(start), revision="abc")
-    assert asked == ["abc", "abc"]
+    load_start(FineTuningArguments("", "", model_name_or_path=str(start), revision="abc"))
+    assert asked == ["abc"] * 4
 
 
 def test_sizes_that_a_configuration_does_not_say_are_refused():
