@@ -85,9 +85,9 @@ def is_adapter(name: str) -> bool:
     return (Path(name) / CONFIG_NAME).is_file()
 
 
-def check_architecture(name: str) -> None:
+def check_architecture(name: str, revision: str | None = None) -> None:
     """Raises ValueError if the folder or Hub name is of a model of another architecture."""
-    model_type = TPASConfig.get_config_dict(name)[0].get("model_type")
+    model_type = TPASConfig.get_config_dict(name, revision=revision)[0].get("model_type")
     if model_type != TPASConfig.model_type:
         raise ValueError(
             f"{name} is a model of type {model_type!r}, not {TPASConfig.model_type!r}: X-VLM's own files are "
@@ -95,20 +95,23 @@ def check_architecture(name: str) -> None:
         )
 
 
-def load_model(name: str, dtype: torch.dtype | None = None) -> TPASModel:
+def load_model(name: str, dtype: torch.dtype | None = None, revision: str | None = None) -> TPASModel:
     """A whole model by its folder or Hub name, or the model that an adapter's folder and its start make.
+
+    Args:
+        revision: the Hub repository's commit.
 
     Raises:
         OSError: the model, or the adapter's start, is not there.
         ValueError: it is of another architecture.
     """
-    settings = {} if dtype is None else {"dtype": dtype}
+    settings = {"revision": revision} | ({} if dtype is None else {"dtype": dtype})
     if not is_adapter(name):
-        check_architecture(name)
+        check_architecture(name, revision)
         return TPASModel.from_pretrained(name, **settings)
     start = start_of_adapter(name)
     try:
-        check_architecture(start)
+        check_architecture(start, revision)
         model = TPASModel.from_pretrained(start, **settings)
     except OSError as error:
         raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
