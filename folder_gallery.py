@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, write_beside
+from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors, write_beside
 from tpas.gallery.pictures import find_pictures
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
@@ -76,7 +76,7 @@ def _without(path: Path, stale: set[str]) -> set[str]:
 def _state(file: Path) -> list[int]:
     try:
         status = file.stat()
-    except FileNotFoundError:  # since it was listed
+    except OSError:  # gone since it was listed, a link to itself: whoever reads it will name it
         return [0, 0]
     return [status.st_size, status.st_mtime_ns]
 
@@ -95,4 +95,5 @@ def _read_record(path: Path) -> tuple[FileStates, bool]:
 
 
 def _write_record(path: Path, files: FileStates, finished: bool) -> None:
-    write_beside(path / RECORD, json.dumps({"finished": finished, "files": files}, indent=1) + "\n")
+    with explained_write_errors(path):
+        write_beside(path / RECORD, json.dumps({"finished": finished, "files": files}, indent=1) + "\n")

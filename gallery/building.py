@@ -259,6 +259,7 @@ class _ShardEncoder:
                 thumbnails.append(prepared.thumbnail)
             if readable:
                 embeds, tokens = encode_pixels(self.encoder, torch.stack(pixel_values), self.settings.tokens)
+                self._check_finite(readable, embeds, tokens)
                 for place, picture in enumerate(readable):
                     own = None if tokens is None else tokens[place]
                     row = ShardRow(
@@ -280,6 +281,19 @@ class _ShardEncoder:
             coming = [self.threads.submit(self._prepare, picture) for picture in following]
             yield batch, ready
 
+    def _check_finite(self, pictures: Sequence[Picture], embeds: Tensor, tokens: Tensor | None) -> None:
+        """Raises GalleryError: a search could place such a picture nowhere."""
+        for picture in _not_finite(pictures, embeds):
+            raise GalleryError(
+                f"the model's embedding of picture {picture.id!r} is not finite: its weights are damaged, or "
+                f"{self.encoder.dtype} is too narrow for them"
+            )
+        for picture in () if tokens is None else _not_finite(pictures, tokens):
+            raise GalleryError(
+                f"the image tokens of picture {picture.id!r} are too large for {self.settings.tokens}: build "
+                "another gallery with tokens=float32"
+            )
+
     def _prepare(self, picture: Picture) -> PreparedPicture:
         if self.settings.tokens is None and picture.path is None:
             raise GalleryError(
@@ -289,6 +303,12 @@ class _ShardEncoder:
         size = self.settings.thumbnail_size
         thumbnail = None if size is None else jpeg_thumbnail(image, size)
         return PreparedPicture(self.processor(images=[image])["pixel_values"][0], thumbnail)
+
+
+def _not_finite(pictures: Sequence[Picture], rows: Tensor) -> list[Picture]:
+    """The pictures whose rows, (n, ...) of n, hold NaN or infinity."""
+    finite = rows.flatten(1).isfinite().all(dim=1).tolist()
+    return [picture for picture, is_finite in zip(pictures, finite, strict=True) if not is_finite]
 
 
 def encode_pixels(

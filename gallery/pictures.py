@@ -65,6 +65,10 @@ def load_inside(root: str, path: str) -> Image.Image:
     file = Path(os.path.realpath(folder / path))
     if not file.is_relative_to(folder):
         raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
+    return _load_file(file)
+
+
+def _load_file(file: Path) -> Image.Image:
     if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
         raise ValueError(f"{file} is no file")
     return load_image(file)
@@ -159,7 +163,7 @@ class _NamedPictures:
 
 def _file_picture(name: str, file: Path) -> Picture:
     file = file.absolute()
-    return Picture(name, partial(load_image, file), str(file.parent), file.name)
+    return Picture(name, partial(_load_file, file), str(file.parent), file.name)
 
 
 def _upright(image: Image.Image) -> Image.Image:
