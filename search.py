@@ -285,14 +285,15 @@ class Gallery:
             rerank: whether it reads any.
             sca: settles the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for a picture of their own.
-            cascade: lets bf16 read the shortlist first, and fp32 only what can still be among the `top_k`. The
-                same answer in less time, unless bf16 errs by more than [`MatchingCascade`] reckons with from
-                what it has seen. `cascade_report` says what was saved.
+            cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
+                same answer in less time, unless bf16 errs by more than it was seen to, see
+                [`MatchingCascade`]. `cascade_report` says what was saved.
             batch_size: texts in one forward pass.
 
         Raises:
-            ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or change the answer: without
-                re-ranking, in a gallery that matches in bf16 or keeps no tokens, with SCA by softmax.
+            ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
+                change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
+                with SCA by softmax.
         """
         for name, value in (("top_k", top_k), ("shortlist", shortlist)):
             if value < 1:

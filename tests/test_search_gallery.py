@@ -132,7 +132,7 @@ def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_picture(
     assert hits[changed]["match_logit"] == pytest.approx(hits[other]["match_logit"], abs=1e-5)
 
 
-def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch):
+def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch, fresh_accelerator):
     def stop(directory, settings):
         raise KeyboardInterrupt
 
