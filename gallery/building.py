@@ -115,6 +115,10 @@ def build_shards(
                 else:
                     progress.update(len(chunk))
 
+        if rank == 0 and plan.already:
+            logger.info(
+                "%d pictures were not read: their ids are in the gallery %s already", plan.already, directory
+            )
         with _shared_errors(processes), explained_write_errors(directory):
             if rank == 0:
                 _finish(directory, settings)
@@ -143,6 +147,7 @@ class _Plan:
     first_shard: int
     known: set[int]
     finished: dict[str, set[str]]
+    already: int = 0  # pictures met whose ids the manifest lists
 
     @classmethod
     def read(cls, directory: Path, settings: GallerySettings) -> "_Plan":
@@ -172,6 +177,7 @@ class _Plan:
                 raise ValueError(f"two pictures have the id {picture.id!r}")
             seen.add(key)
             if key in self.known:
+                self.already += 1
                 progress.update()
             else:
                 yield picture

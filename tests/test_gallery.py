@@ -583,12 +583,14 @@ def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
-def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch):
+def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     before = file_digests(gallery.path)
     monkeypatch.setattr(building, "encode_pixels", None)
-    Gallery.build(model, processor, folder, gallery.path)
+    with caplog.at_level("INFO"):
+        Gallery.build(model, processor, folder, gallery.path)
     assert file_digests(gallery.path) == before
+    assert "20 pictures were not read: their ids are in the gallery" in caplog.text
 
 
 def append_with_little_room(model, processor, folder, path):
