@@ -40,15 +40,16 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
     """The gallery of the pictures that are in the folder now.
 
     New pictures are encoded, changed ones again (told by size and time of change), and those that are gone
-    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`.
+    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`
+    other than `images_root`.
 
     Raises:
         NotADirectoryError, ValueError: there is no such folder, or no picture in it.
         GalleryError: another process brings it up to date, or the disk failed.
     """
     path = place_of_gallery(folder) / model_fingerprint(model)
-    pictures = [(picture.id, Path(picture.root, picture.path)) for picture in find_pictures(folder)]
-    now = {name: _state(file) for name, file in pictures}
+    pictures = list(find_pictures(folder))
+    now = {picture.id: _state(Path(picture.root, picture.path)) for picture in pictures}
     then, finished = _read_record(path)
     if not (finished and then == now and (path / MANIFEST).exists()):
         if not finished:  # its shards may hold files as they were then
@@ -59,7 +60,8 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
         _write_record(path, now, finished=False)
         Gallery.build(model, processor, pictures, path)
         _write_record(path, now, finished=True)
-    return Gallery.open(path, model, processor, **opened_as)
+    # The folder may have been moved together with its gallery.
+    return Gallery.open(path, model, processor, images_root=os.path.realpath(folder), **opened_as)
 
 
 def _without(path: Path, stale: set[str]) -> set[str]:

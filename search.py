@@ -192,13 +192,15 @@ class Gallery:
                 (`benchmarks/rerank.py`: what that does to Recall@1).
 
         Raises:
-            FileNotFoundError: there is no gallery.
+            FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or another model's; both fingerprints are named.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
                 f"matching_dtype must be one of {get_args(MatchingDtype)}, got {matching_dtype!r}"
             )
+        if images_root is not None and not Path(images_root).is_dir():
+            raise NotADirectoryError(f"images_root {images_root} is no folder")
         stored = StoredGallery(path)
         if model is not None:
             model.eval()

@@ -39,7 +39,8 @@ def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture
 
     Args:
         images: a folder, whose files get their relative POSIX path as id; a `datasets.Dataset` with an Image
-            column; or an iterable of (id, picture), the picture a path or a `PIL.Image.Image`.
+            column; an iterable of (id, picture), the picture a path or a `PIL.Image.Image`; or a list of
+            [`Picture`], which is returned as it is.
         id_column: the dataset's column of ids; `None`: the row numbers.
 
     Raises:
@@ -49,6 +50,8 @@ def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture
         return _in_folder(Path(images))
     if hasattr(images, "features"):
         return _DatasetPictures(images, id_column)
+    if isinstance(images, list) and all(isinstance(picture, Picture) for picture in images):
+        return images
     if isinstance(images, Iterable):
         return _NamedPictures(images)
     raise TypeError(f"images must be a folder, a datasets.Dataset or pairs (id, image), got {type(images)}")

@@ -774,6 +774,8 @@ def test_tokens_left_out_need_the_same_pictures(model, processor, folder, tmp_pa
         GalleryError, match=r"picture 'camera \d/\d+.png' cannot be read: .*no such image file"
     ):
         Gallery.open(path, model, processor).search(TEXTS)
+    with pytest.raises(NotADirectoryError, match="images_root .*pictures is no folder"):
+        Gallery.open(path, model, processor, images_root=folder)
     gallery = Gallery.open(path, model, processor, images_root=moved)
     hit = gallery.search(TEXTS)[0][0]
     assert hit.path == moved / hit.id

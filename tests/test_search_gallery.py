@@ -89,6 +89,19 @@ def test_a_folder_is_encoded_once_and_then_brought_up_to_date(folder, found, enc
         assert second[name]["match_logit"] == pytest.approx(first[name]["match_logit"], abs=1e-5)
 
 
+def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys, encoded):
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(drawn, before / "pictures" / "street")
+    for parent in (before, after):
+        main([str(parent / "pictures"), TEXT, "--model", MODEL, "--json"])
+        (answer,) = json.loads(capsys.readouterr().out)
+        for hit in answer["hits"]:
+            assert Path(hit["path"]).samefile(parent / "pictures" / hit["id"])
+        if parent == before:
+            before.rename(after)
+    assert encoded == [6]
+
+
 def test_a_broken_picture_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
     name = sorted(os.listdir(folder))[0]
     whole = (folder / name).read_bytes()
