@@ -84,12 +84,18 @@ def _state(file: Path) -> list[int]:
 
 
 def _read_record(path: Path) -> tuple[FileStates, bool]:
-    """The states at the last search, and whether it encoded them all. Without a record all counts as new."""
+    """The states at the last search, and whether it encoded them all.
+
+    Raises:
+        GalleryError: the record is damaged, or lost, and nothing says how old the embeddings are.
+    """
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         return dict(record["files"]), bool(record["finished"])
     except FileNotFoundError:
-        return {}, not (path / SHARDS).exists()
+        if (path / SHARDS).exists():
+            raise GalleryError(f"{path / RECORD} is missing: remove {path}, it is made again") from None
+        return {}, True
     except (ValueError, KeyError, TypeError) as error:
         raise GalleryError(
             f"{path / RECORD} is damaged ({error!r}): remove {path}, it is made again"

@@ -186,6 +186,9 @@ def test_a_damaged_record_is_named(folder, found):
         found()
     with pytest.raises(GalleryError):
         found("--debug")
+    record.unlink()
+    with pytest.raises(SystemExit, match=r"tpas search: \S*files\.json is missing: remove "):
+        found()
 
 
 def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_path, monkeypatch, capsys):
