@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, write_beside
+from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors, write_beside
 from tpas.gallery.pictures import find_pictures
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
@@ -40,15 +40,16 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
     """The gallery of the pictures that are in the folder now.
 
     New pictures are encoded, changed ones again (told by size and time of change), and those that are gone
-    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`.
+    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`
+    other than `images_root`.
 
     Raises:
         NotADirectoryError, ValueError: there is no such folder, or no picture in it.
         GalleryError: another process brings it up to date, or the disk failed.
     """
     path = place_of_gallery(folder) / model_fingerprint(model)
-    pictures = [(picture.id, Path(picture.root, picture.path)) for picture in find_pictures(folder)]
-    now = {name: _state(file) for name, file in pictures}
+    pictures = list(find_pictures(folder))
+    now = {picture.id: _state(Path(picture.root, picture.path)) for picture in pictures}
     then, finished = _read_record(path)
     if not (finished and then == now and (path / MANIFEST).exists()):
         if not finished:  # its shards may hold files as they were then
@@ -59,7 +60,8 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
         _write_record(path, now, finished=False)
         Gallery.build(model, processor, pictures, path)
         _write_record(path, now, finished=True)
-    return Gallery.open(path, model, processor, **opened_as)
+    # The folder may have been moved together with its gallery.
+    return Gallery.open(path, model, processor, images_root=os.path.realpath(folder), **opened_as)
 
 
 def _without(path: Path, stale: set[str]) -> set[str]:
@@ -76,18 +78,24 @@ def _without(path: Path, stale: set[str]) -> set[str]:
 def _state(file: Path) -> list[int]:
     try:
         status = file.stat()
-    except FileNotFoundError:  # since it was listed
+    except OSError:  # gone since it was listed, a link to itself: whoever reads it will name it
         return [0, 0]
     return [status.st_size, status.st_mtime_ns]
 
 
 def _read_record(path: Path) -> tuple[FileStates, bool]:
-    """The states at the last search, and whether it encoded them all. Without a record all counts as new."""
+    """The states at the last search, and whether it encoded them all.
+
+    Raises:
+        GalleryError: the record is damaged, or lost, and nothing says how old the embeddings are.
+    """
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         return dict(record["files"]), bool(record["finished"])
     except FileNotFoundError:
-        return {}, not (path / SHARDS).exists()
+        if (path / SHARDS).exists():
+            raise GalleryError(f"{path / RECORD} is missing: remove {path}, it is made again") from None
+        return {}, True
     except (ValueError, KeyError, TypeError) as error:
         raise GalleryError(
             f"{path / RECORD} is damaged ({error!r}): remove {path}, it is made again"
@@ -95,4 +103,5 @@ def _read_record(path: Path) -> tuple[FileStates, bool]:
 
 
 def _write_record(path: Path, files: FileStates, finished: bool) -> None:
-    write_beside(path / RECORD, json.dumps({"finished": finished, "files": files}, indent=1) + "\n")
+    with explained_write_errors(path):
+        write_beside(path / RECORD, json.dumps({"finished": finished, "files": files}, indent=1) + "\n")

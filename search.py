@@ -192,13 +192,15 @@ class Gallery:
                 (`benchmarks/rerank.py`: what that does to Recall@1).
 
         Raises:
-            FileNotFoundError: there is no gallery.
+            FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or another model's; both fingerprints are named.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
                 f"matching_dtype must be one of {get_args(MatchingDtype)}, got {matching_dtype!r}"
             )
+        if images_root is not None and not Path(images_root).is_dir():
+            raise NotADirectoryError(f"images_root {images_root} is no folder")
         stored = StoredGallery(path)
         if model is not None:
             model.eval()
@@ -285,20 +287,28 @@ class Gallery:
             rerank: whether it reads any.
             sca: settles the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for a picture of their own.
-            cascade: lets bf16 read the shortlist first, and fp32 only what can still be among the `top_k`:
-                the same answer in less time, see [`MatchingCascade`]. `cascade_report` says what was saved.
+            cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
+                same answer in less time, unless bf16 errs by more than it was seen to, see
+                [`MatchingCascade`]. `cascade_report` says what was saved.
             batch_size: texts in one forward pass.
 
         Raises:
-            ValueError: a number below 1, or a cascade that would save nothing or change the answer: without
-                re-ranking, in a gallery that matches in bf16 or keeps no tokens, with SCA by softmax.
+            ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
+                change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
+                with SCA by softmax.
         """
         for name, value in (("top_k", top_k), ("shortlist", shortlist)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if sca is not None and sca not in get_args(Confidence):
+            raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
         texts = _listed(texts)
         if cascade:
-            self._check_cascade(rerank, sca)
+            check_cascade(rerank, sca, self.matching_dtype)
+            if self.stored.settings.tokens is None:
+                raise ValueError(
+                    "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves"
+                )
         self.cascade_report = None
         self._encoders()  # which says so if there are none
         if not texts or not len(self):
@@ -378,22 +388,6 @@ class Gallery:
     def _cascade(self) -> MatchingCascade:
         return MatchingCascade(self._encoders()[0], self._matcher)
 
-    def _check_cascade(self, rerank: bool, sca: Confidence | None) -> None:
-        for is_so, reason in (
-            (not rerank, "there is nothing to save without re-ranking: leave out cascade"),
-            (
-                self.matching_dtype != "float32",
-                "the gallery was opened to match in bfloat16, and a cascade ends in float32: leave one out",
-            ),
-            (
-                self.stored.settings.tokens is None,
-                "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves",
-            ),
-            (sca == "softmax", "SCA by softmax reads every score of a shortlist: leave out cascade"),
-        ):
-            if is_so:
-                raise ValueError(reason)
-
     @cached_property
     def _text_encoder(self) -> TPASModel | FastTextEncoder:
         return fastest_text_encoder(self._encoders()[0])
@@ -416,6 +410,20 @@ class Gallery:
         self.stored = stored
         for name in ("_opened_index", "_tokens"):
             self.__dict__.pop(name, None)
+
+
+def check_cascade(rerank: bool, sca: Confidence | None, matching_dtype: MatchingDtype) -> None:
+    """Raises ValueError for settings with which a cascade would save nothing or change the answer."""
+    for is_so, reason in (
+        (not rerank, "there is nothing to save without re-ranking: leave out cascade"),
+        (
+            matching_dtype != "float32",
+            "the gallery was opened to match in bfloat16, and a cascade ends in float32: leave one out",
+        ),
+        (sca == "softmax", "SCA by softmax reads every score of a shortlist: leave out cascade"),
+    ):
+        if is_so:
+            raise ValueError(reason)
 
 
 def _listed(texts: Iterable[str]) -> list[str]:

@@ -51,7 +51,7 @@ def search(
     bf16: Annotated[bool, Option(help="re-rank in bfloat16: faster, and close ones change places")] = False,
     cascade: Annotated[
         bool,
-        Option(help="re-rank in bfloat16 first, then in float32 what may be among --top_k: the same answer"),
+        Option(help="re-rank in bfloat16 first, then in float32 what may still be among --top_k"),
     ] = False,
     index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
     images_root: Annotated[
@@ -74,19 +74,29 @@ def search(
 
     from tpas.contact_sheet import check_suffix, write_contact_sheet
     from tpas.folder_gallery import open_folder
-    from tpas.gallery.manifest import MANIFEST
+    from tpas.gallery.indexes import check_index
+    from tpas.gallery.manifest import LOCK, MANIFEST, SHARDS
     from tpas.lora import load_model
     from tpas.processing_tpas import TPASProcessor
-    from tpas.search import Gallery
+    from tpas.search import Gallery, check_cascade
 
+    # What can be refused is, before pictures are encoded for hours.
     if sheet is not None:
         check_suffix(sheet)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is neither a folder of pictures nor a gallery")
+    # One whose first build was killed has no manifest yet: to be named so, not searched for pictures.
+    is_gallery = (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
+    if images_root is not None and not is_gallery:
+        raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of pictures")
+    check_index(index)
+    matching_dtype = "bfloat16" if bf16 else "float32"
+    if cascade:
+        check_cascade(not no_rerank, sca, matching_dtype)
     network = load_model(model, dtype=torch.float32).eval()
     processor = TPASProcessor.from_pretrained(model)
-    opened_as = {"index": index, "matching_dtype": "bfloat16" if bf16 else "float32"}
-    if (folder / MANIFEST).exists():
+    opened_as = {"index": index, "matching_dtype": matching_dtype}
+    if is_gallery:
         gallery = Gallery.open(folder, network, processor, images_root=images_root, **opened_as)
     else:
         gallery = open_folder(folder, network, processor, **opened_as)

@@ -115,6 +115,10 @@ def build_shards(
                 else:
                     progress.update(len(chunk))
 
+        if rank == 0 and plan.already:
+            logger.info(
+                "%d pictures were not read: their ids are in the gallery %s already", plan.already, directory
+            )
         with _shared_errors(processes), explained_write_errors(directory):
             if rank == 0:
                 _finish(directory, settings)
@@ -143,6 +147,7 @@ class _Plan:
     first_shard: int
     known: set[int]
     finished: dict[str, set[str]]
+    already: int = 0  # pictures met whose ids the manifest lists
 
     @classmethod
     def read(cls, directory: Path, settings: GallerySettings) -> "_Plan":
@@ -172,6 +177,7 @@ class _Plan:
                 raise ValueError(f"two pictures have the id {picture.id!r}")
             seen.add(key)
             if key in self.known:
+                self.already += 1
                 progress.update()
             else:
                 yield picture
@@ -259,6 +265,7 @@ class _ShardEncoder:
                 thumbnails.append(prepared.thumbnail)
             if readable:
                 embeds, tokens = encode_pixels(self.encoder, torch.stack(pixel_values), self.settings.tokens)
+                self._check_finite(readable, embeds, tokens)
                 for place, picture in enumerate(readable):
                     own = None if tokens is None else tokens[place]
                     row = ShardRow(
@@ -280,6 +287,19 @@ class _ShardEncoder:
             coming = [self.threads.submit(self._prepare, picture) for picture in following]
             yield batch, ready
 
+    def _check_finite(self, pictures: Sequence[Picture], embeds: Tensor, tokens: Tensor | None) -> None:
+        """Raises GalleryError: a search could place such a picture nowhere."""
+        for picture in _not_finite(pictures, embeds):
+            raise GalleryError(
+                f"the model's embedding of picture {picture.id!r} is not finite: its weights are damaged, or "
+                f"{self.encoder.dtype} is too narrow for them"
+            )
+        for picture in () if tokens is None else _not_finite(pictures, tokens):
+            raise GalleryError(
+                f"the image tokens of picture {picture.id!r} are too large for {self.settings.tokens}: build "
+                "another gallery with tokens=float32"
+            )
+
     def _prepare(self, picture: Picture) -> PreparedPicture:
         if self.settings.tokens is None and picture.path is None:
             raise GalleryError(
@@ -289,6 +309,12 @@ class _ShardEncoder:
         size = self.settings.thumbnail_size
         thumbnail = None if size is None else jpeg_thumbnail(image, size)
         return PreparedPicture(self.processor(images=[image])["pixel_values"][0], thumbnail)
+
+
+def _not_finite(pictures: Sequence[Picture], rows: Tensor) -> list[Picture]:
+    """The pictures whose rows, (n, ...) of n, hold NaN or infinity."""
+    finite = rows.flatten(1).isfinite().all(dim=1).tolist()
+    return [picture for picture, is_finite in zip(pictures, finite, strict=True) if not is_finite]
 
 
 def encode_pixels(

@@ -48,13 +48,15 @@ class ExactIndex:
         """
         if not 1 <= count <= self.starts[-1]:
             raise ValueError(f"between 1 and {self.starts[-1]} rows can be found, {count} were asked for")
+        for query in (~queries.isfinite().all(dim=1)).nonzero():
+            raise ValueError(f"the embedding of query {query.item()} is not finite, so it has no best rows")
         results = [self._search(part.float(), count) for part in queries.split(QUERIES_AT_ONCE)]
         return torch.cat([rows for rows, _ in results]), torch.cat([cosines for _, cosines in results])
 
     def _search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         # A sum of D products of unit vectors is off by at most D * 2^-24, in the best one as in any other;
         # the rest is for the threshold's own rounding, norms of nearly 1 and the rounding of the result.
-        margin = 2.1 * (queries.shape[1] + 8) * 2.0**-24
+        margin = 2.1 * ((queries.shape[1] + 8) * 2.0**-24 + _lost_by_fp32_products())
         span_filter = SpanFilter(queries)
         threshold = None  # (Q,) cosine in fp32 that a row of each query must reach
         found = _Candidates(len(queries), count)
@@ -165,6 +167,15 @@ class BlockProduct:
         if self.packed is None:
             return F.linear(block, self.queries, added)
         return torch.ops.mkldnn._linear_pointwise(block, self.packed, added, "none", [], "")
+
+
+def _lost_by_fp32_products() -> float:
+    """How far off a cosine is where torch was told to round the inputs of fp32 products on a CPU.
+
+    So `torch.set_float32_matmul_precision("medium")` does, here to bf16, and some set it for their GPU.
+    """
+    unit_roundoff = {"bf16": 2.0**-8, "tf32": 2.0**-11}.get(torch.backends.mkldnn.matmul.fp32_precision, 0.0)
+    return 2.01 * unit_roundoff  # of both vectors
 
 
 def _multiplies_bf16_faster() -> bool:

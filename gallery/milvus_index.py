@@ -4,6 +4,7 @@ Milvus finds candidates by its own index; the gallery's embeddings on disk score
 ties are those of exact search. Embeddings go by the hash of the picture's id, which is the primary key.
 """
 
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,26 +75,30 @@ class MilvusIndex:
             self.client.load_collection(self.collection)
             for alias in self._aliases():
                 self.client.drop_alias(alias)
-            there = set(self._keys())
+            there = dict(self._checksums())
             keys = self.stored.id_hashes.tolist()
             ids = self.stored.ids()
             embeddings = (embedding for segment in self.exact.segments for embedding in segment)
             rows: list[dict[str, Any]] = []
             for key, name, embedding in zip(keys, ids, embeddings, strict=True):
-                if key not in there:
-                    rows.append({"key": key, "id": name, "embedding": embedding.numpy()})
+                checksum = zlib.crc32(embedding.numpy())
+                if there.pop(key, None) != checksum:  # new, or deleted and appended as another picture
+                    row = {"key": key, "id": name, "checksum": checksum, "embedding": embedding.numpy()}
+                    rows.append(row)
                 if len(rows) == ROWS_AT_ONCE:
                     self.client.upsert(self.collection, rows)
                     rows = []
             if rows:
                 self.client.upsert(self.collection, rows)
-            gone = sorted(there - set(keys))
+            gone = sorted(there)
             for start in range(0, len(gone), ROWS_AT_ONCE):
                 self.client.delete(self.collection, ids=gone[start : start + ROWS_AT_ONCE])
             self.client.create_alias(self.collection, self.state_alias)
 
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
+        if count > MOST_CANDIDATES:
+            raise GalleryError(f"a Milvus search finds at most {MOST_CANDIDATES} pictures, not {count}")
         with self._explained_errors():
             answers = self.client.search(
                 self.collection,
@@ -123,6 +128,7 @@ class MilvusIndex:
         schema = self.client.create_schema(auto_id=False)
         schema.add_field("key", types.INT64, is_primary=True)
         schema.add_field("id", types.VARCHAR, max_length=LONGEST_ID)
+        schema.add_field("checksum", types.INT64)
         schema.add_field("embedding", types.FLOAT_VECTOR, dim=self.exact.segments[0].shape[1])
         index = self.client.prepare_index_params()
         index.add_index("embedding", index_type="AUTOINDEX", metric_type="IP")
@@ -133,13 +139,14 @@ class MilvusIndex:
     def _aliases(self) -> list[str]:
         return self.client.list_aliases(self.collection)["aliases"]
 
-    def _keys(self) -> Iterator[int]:
+    def _checksums(self) -> Iterator[tuple[int, int]]:
+        """Key and checksum of every embedding in the database."""
         pages = self.client.query_iterator(
-            self.collection, batch_size=ROWS_AT_ONCE, filter="", output_fields=["key"]
+            self.collection, batch_size=ROWS_AT_ONCE, filter="", output_fields=["key", "checksum"]
         )
         while page := pages.next():
             for row in page:
-                yield row["key"]
+                yield row["key"], row["checksum"]
         pages.close()
 
     @contextmanager

@@ -39,7 +39,8 @@ def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture
 
     Args:
         images: a folder, whose files get their relative POSIX path as id; a `datasets.Dataset` with an Image
-            column; or an iterable of (id, picture), the picture a path or a `PIL.Image.Image`.
+            column; an iterable of (id, picture), the picture a path or a `PIL.Image.Image`; or a list of
+            [`Picture`], which is returned as it is.
         id_column: the dataset's column of ids; `None`: the row numbers.
 
     Raises:
@@ -49,6 +50,8 @@ def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture
         return _in_folder(Path(images))
     if hasattr(images, "features"):
         return _DatasetPictures(images, id_column)
+    if isinstance(images, list) and all(isinstance(picture, Picture) for picture in images):
+        return images
     if isinstance(images, Iterable):
         return _NamedPictures(images)
     raise TypeError(f"images must be a folder, a datasets.Dataset or pairs (id, image), got {type(images)}")
@@ -65,6 +68,10 @@ def load_inside(root: str, path: str) -> Image.Image:
     file = Path(os.path.realpath(folder / path))
     if not file.is_relative_to(folder):
         raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
+    return _load_file(file)
+
+
+def _load_file(file: Path) -> Image.Image:
     if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
         raise ValueError(f"{file} is no file")
     return load_image(file)
@@ -159,7 +166,7 @@ class _NamedPictures:
 
 def _file_picture(name: str, file: Path) -> Picture:
     file = file.absolute()
-    return Picture(name, partial(load_image, file), str(file.parent), file.name)
+    return Picture(name, partial(_load_file, file), str(file.parent), file.name)
 
 
 def _upright(image: Image.Image) -> Image.Image:

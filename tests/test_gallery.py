@@ -167,6 +167,13 @@ def test_a_cascade_that_cannot_help_is_refused(model, processor, folder, tmp_pat
         Gallery.open(path, model, processor, **opened).search(TEXTS, cascade=True, **asked)
 
 
+def test_an_unknown_confidence_is_refused_before_anything_is_matched(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    with pytest.raises(ValueError, match="sca must be None or one of .*, got 'scores'"):
+        gallery.search(TEXTS, sca="scores")
+    assert "_matcher" not in vars(gallery)
+
+
 def test_a_cascade_without_tokens_is_refused(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None)
     with pytest.raises(ValueError, match="the gallery keeps no tokens"):
@@ -327,6 +334,19 @@ def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
     images = [("a", Image.new("RGB", (9, 9)))]
     with pytest.raises(GalleryError, match="'a' is no file to compute its tokens from again"):
         Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "value", "message"),
+    [
+        ("image_projection", torch.nan, "embedding of picture '.*' is not finite: its weights are damaged"),
+        ("vision_model.layernorm", 1e6, "tokens of picture '.*' are too large for float16: .*tokens=float32"),
+    ],
+)
+def test_what_no_search_could_place_is_refused(model, processor, folder, tmp_path, layer, value, message):
+    model.get_submodule(layer).bias.data[3] = value
+    with pytest.raises(GalleryError, match=message):
+        Gallery.build(model, processor, folder, tmp_path / "gallery")
 
 
 def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
@@ -563,12 +583,14 @@ def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
-def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch):
+def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     before = file_digests(gallery.path)
     monkeypatch.setattr(building, "encode_pixels", None)
-    Gallery.build(model, processor, folder, gallery.path)
+    with caplog.at_level("INFO"):
+        Gallery.build(model, processor, folder, gallery.path)
     assert file_digests(gallery.path) == before
+    assert "20 pictures were not read: their ids are in the gallery" in caplog.text
 
 
 def append_with_little_room(model, processor, folder, path):
@@ -752,6 +774,8 @@ def test_tokens_left_out_need_the_same_pictures(model, processor, folder, tmp_pa
         GalleryError, match=r"picture 'camera \d/\d+.png' cannot be read: .*no such image file"
     ):
         Gallery.open(path, model, processor).search(TEXTS)
+    with pytest.raises(NotADirectoryError, match="images_root .*pictures is no folder"):
+        Gallery.open(path, model, processor, images_root=folder)
     gallery = Gallery.open(path, model, processor, images_root=moved)
     hit = gallery.search(TEXTS)[0][0]
     assert hit.path == moved / hit.id

@@ -124,6 +124,79 @@ def test_exact_search_finds_what_fp32_alone_would_miss():
     assert torch.equal(rows, rank_by_embeddings(text, images, ids)[0][:, :50])
 
 
+def embeddings_made_to_mislead(kind: str, texts: Tensor, rows: int) -> Tensor:
+    """Vectors of unit norm at most whose cosines with the texts (Q, D) are hard to tell apart, or to compute.
+
+    The first text may be changed for it.
+    """
+    size = texts.shape[1]
+    if kind == "steps of one bit":  # about a cosine of 0.7, thousands within what bf16 and fp32 round away
+        images = F.normalize(texts[:1] + unit(1, size), dim=1).repeat(rows, 1)
+        bits = images.view(torch.int32)
+        bits += torch.randint(-2, 3, bits.shape, dtype=torch.int32)
+    elif kind == "rounding against the best":
+        # Every coordinate of the text and of the best rows is rounded to bf16 down as far as can be, of the
+        # others up.
+        is_best = (torch.arange(rows) % 40 == 0)[:, None]
+        images = texts[:1] * torch.where(is_best, 0.997, 0.97)
+        bits = images.view(torch.int32)
+        bits.bitwise_and_(-0x10000)
+        bits += torch.where(is_best, 0x7FFF, 0x8001).int() - torch.randint(64, bits.shape).int()
+        texts[0] = images[0]
+    elif kind == "subnormal":
+        images = 1e-39 * torch.randn(rows, size)
+        images[torch.arange(rows), torch.randint(size, (rows,))] = 1.0
+        images[: rows // 2] *= -1
+    elif kind == "zeros":
+        images = unit(rows, size)
+        images[torch.rand(rows) < 0.9] = 0.0  # all tie
+    return images[torch.randperm(rows)]
+
+
+@pytest.mark.parametrize("product", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["steps of one bit", "rounding against the best", "subnormal", "zeros"])
+def test_exact_search_where_cosines_are_made_to_mislead(monkeypatch, kind, product):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
+    monkeypatch.setattr(exact_index, "BLOCK_ROWS", 512)
+    monkeypatch.setattr(exact_index, "SPAN_ROWS", 1024)
+    texts = unit(6, 64)
+    texts[1] = texts[1].to(torch.bfloat16).float()  # nothing of it is lost
+    images = embeddings_made_to_mislead(kind, texts, 6000)
+    ids = [str(row) for row in range(6000)]
+    index = ExactIndex(images.split(700), torch.tensor([id_hash(name) for name in ids]))
+    for asked, count in ((texts, 1), (texts[:1], 1), (texts[:1], 128), (texts, 2000)):
+        rows, cosines = index.search(asked, count)
+        expected_rows, expected_cosines = rank_by_embeddings(asked, images, ids)
+        assert torch.equal(rows, expected_rows[:, :count])
+        assert torch.equal(cosines, expected_cosines[:, :count])
+
+
+def test_exact_search_where_torch_was_told_to_round_products_in_fp32(monkeypatch, small_spans):
+    """As a CPU with AMX does in "medium" precision, in every product."""
+    linear = F.linear
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(F, "linear", lambda rows, *more: linear(rows.bfloat16().float(), *more))
+    texts = unit(5, 16).bfloat16().float()
+    images = embeddings_made_to_mislead("rounding against the best", texts, 900)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    expected, _ = rank_by_embeddings(texts, images, ids)
+    assert not torch.equal(index.search(texts, 17)[0], expected[:, :17])  # unless it is told as well
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(index.search(texts, 17)[0], expected[:, :17])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_query_that_is_not_finite_is_refused(number):
+    texts = unit(3, 8)
+    texts[1, 5] = number
+    with pytest.raises(ValueError, match="the embedding of query 1 is not finite"):
+        ExactIndex([unit(10, 8)], torch.arange(10)).search(texts, 2)
+
+
 @pytest.mark.parametrize("count", [0, 11])
 def test_more_rows_than_there_are_are_refused(count):
     with pytest.raises(ValueError, match=f"between 1 and 10 rows can be found, {count} were asked for"):
@@ -225,6 +298,29 @@ def test_milvus_answers_as_exact_search(tmp_path):
         open_index(address, changed)
     write_index(address, changed)
     answers_as_exact(changed)
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_takes_the_new_embedding_of_a_picture_that_was_replaced(tmp_path):
+    pytest.importorskip("milvus_lite")
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    address = str(tmp_path / "milvus.db")
+    write_index(address, stored)
+    delete_pictures(stored.directory, [f"picture {row}" for row in range(10)])
+    replaced = write_gallery(stored.directory, unit(10, 8))  # the same ids
+    write_index(address, replaced)
+    index = open_index(address, replaced)
+    for row, embedding in enumerate(replaced.embeddings[0]):
+        (answer,) = index.client.search(
+            index.collection, data=[embedding.numpy()], anns_field="embedding", limit=1, output_fields=["id"]
+        )
+        assert (answer[0]["entity"]["id"], answer[0]["distance"]) == (
+            f"picture {row}",
+            pytest.approx(1, abs=1e-5),
+        )
+    with pytest.raises(GalleryError, match="at most 16384 pictures, not 20000"):
+        index.search(unit(1, 8), 20_000)
+    index.close()
 
 
 def test_an_unreachable_database_is_named(tmp_path):

@@ -89,6 +89,19 @@ def test_a_folder_is_encoded_once_and_then_brought_up_to_date(folder, found, enc
         assert second[name]["match_logit"] == pytest.approx(first[name]["match_logit"], abs=1e-5)
 
 
+def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys, encoded):
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(drawn, before / "pictures" / "street")
+    for parent in (before, after):
+        main([str(parent / "pictures"), TEXT, "--model", MODEL, "--json"])
+        (answer,) = json.loads(capsys.readouterr().out)
+        for hit in answer["hits"]:
+            assert Path(hit["path"]).samefile(parent / "pictures" / hit["id"])
+        if parent == before:
+            before.rename(after)
+    assert encoded == [6]
+
+
 def test_a_broken_picture_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
     name = sorted(os.listdir(folder))[0]
     whole = (folder / name).read_bytes()
@@ -100,6 +113,16 @@ def test_a_broken_picture_is_left_out_and_tried_again_once_it_is_whole(folder, f
     (folder / name).write_bytes(whole)
     assert name in found()
     assert encoded == [5, 1]
+
+
+def test_what_only_looks_like_pictures_is_left_out(folder, found, encoded):
+    names = sorted(os.listdir(folder))
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
+    (folder / "folder.jpg").mkdir()
+    assert sorted(found()) == names
+    assert sorted(found()) == names
+    assert encoded == [6]
 
 
 def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_picture(
@@ -120,6 +143,18 @@ def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_picture(
     hits = found()
     assert encoded == [6, 1]
     assert hits[changed]["match_logit"] == pytest.approx(hits[other]["match_logit"], abs=1e-5)
+
+
+def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch, fresh_accelerator):
+    def stop(directory, settings):
+        raise KeyboardInterrupt
+
+    path = str(tmp_path / "gallery")
+    monkeypatch.setattr(building, "_finish", stop)
+    with pytest.raises(SystemExit):
+        manage_gallery.main(["build", str(folder), "--model", MODEL, "--path", path])
+    with pytest.raises(SystemExit, match="the gallery .* is not finished: do the same build again"):
+        main([path, TEXT, "--model", MODEL])
 
 
 def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys):
@@ -151,6 +186,9 @@ def test_a_damaged_record_is_named(folder, found):
         found()
     with pytest.raises(GalleryError):
         found("--debug")
+    record.unlink()
+    with pytest.raises(SystemExit, match=r"tpas search: \S*files\.json is missing: remove "):
+        found()
 
 
 def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_path, monkeypatch, capsys):
@@ -171,6 +209,9 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
         ([".", TEXT, "--open"], "--open needs --sheet", 2),
         ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),
         ([".", TEXT, "--top_k", "0"], "Invalid value for '--top_k'", 2),
+        ([".", TEXT, "--images_root", "x"], r"--images_root is for a gallery, and \. is a folder", 2),
+        ([".", TEXT, "--index", "exakt"], "the index must be 'exact', 'faiss', or .*, got 'exakt'", None),
+        ([".", TEXT, "--cascade", "--bf16"], "the gallery was opened to match in bfloat16", None),
     ],
 )
 def test_what_cannot_be_searched_is_refused(tmp_path, monkeypatch, words, message, code):

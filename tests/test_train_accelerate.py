@@ -160,6 +160,21 @@ def test_steps_and_evaluations_are_counted_with_accumulation(drawn_root, start, 
     assert evaluations[-1]["step"] == 5  # the end is always evaluated
 
 
+def test_a_step_of_fewer_batches_is_their_mean_as_well(drawn_root, start, tmp_path):
+    """With an epsilon that makes Adam's steps grow with the gradient, which they otherwise hardly do."""
+    assert len(load_pab(drawn_root, "train", **CUT)) // 8 == 2  # batches of an epoch
+    changes = {"adam_epsilon": 1.0, "learning_rate": 1.0, "num_train_epochs": 1, "evaluate_every": 0}
+    changes["augmentation"] = False
+    for accumulated in (2, 5):
+        output = tmp_path / str(accumulated)
+        main(flags(drawn_root, start, output, gradient_accumulation_steps=accumulated, **changes))
+        assert len(read_log(output)[0]) == 1
+    whole, short, before = (weights(folder) for folder in (tmp_path / "2/last", tmp_path / "5/last", start))
+    assert max((whole[name] - before[name]).abs().max() for name in before) > 1e-3
+    for name, expected in whole.items():
+        torch.testing.assert_close(short[name], expected, atol=1e-6, rtol=1e-5)
+
+
 def test_random_weights_from_a_config(drawn_root, start, tmp_path):
     (start / "model.safetensors").unlink()
     output = tmp_path / "run"

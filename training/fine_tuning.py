@@ -313,6 +313,14 @@ def temperature_of(network: RetrievalModel) -> float:
     return value.clamp(*TEMPERATURE_RANGE).item()
 
 
+def multiply_gradients(module: nn.Module, factor: float) -> None:
+    if factor == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad *= factor
+
+
 def network_of(model: RetrievalModel | PeftModel) -> RetrievalModel:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -538,6 +546,10 @@ def train(arguments: FineTuningArguments) -> None:
                     else:
                         losses = objective(**batch)
                         accelerator.backward(losses["loss"])
+                    if accelerator.sync_gradients:
+                        # accelerate divided by the full number, of which an epoch's last step may have fewer.
+                        accumulated = progress.batches % arguments.gradient_accumulation_steps + 1
+                        multiply_gradients(objective, arguments.gradient_accumulation_steps / accumulated)
                     if accelerator.sync_gradients and arguments.max_grad_norm > 0:
                         accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
                     optimizer.step()
