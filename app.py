@@ -39,7 +39,9 @@ def serve_page(
     host: Annotated[
         str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
     ] = None,
-    port: Annotated[int | None, Option(help="without it the first free one from 7860")] = None,
+    port: Annotated[
+        int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
+    ] = None,
 ) -> None:
     import torch
 

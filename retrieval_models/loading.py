@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.lora import is_adapter, load_model, merge_adapter, start_of_adapter
+from tpas.lora import is_adapter, load_model, merge_adapter, read_config, start_of_adapter
 from tpas.processing_tpas import TPASProcessor
 from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 
@@ -87,7 +86,7 @@ def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
     for file, kind in ((OPEN_CLIP_CONFIG, "open_clip"), (LLM2CLIP_CONFIG, "llm2clip")):
         if (Path(name) / file).is_file():
             return kind, name
-    model_type = config_of(name, revision).get("model_type")
+    model_type = read_config(name, revision).get("model_type")
     return {TPASConfig.model_type: "tpas", "blip": "blip"}.get(model_type, "transformers"), name
 
 
@@ -96,21 +95,9 @@ def is_tpas(name: str) -> bool:
     return kind_and_place(start_of_adapter(name) if is_adapter(name) else name)[0] == "tpas"
 
 
-def config_of(name: str, revision: str | None = None) -> dict[str, Any]:
-    """What config.json holds.
-
-    Raises:
-        OSError: there is none.
-    """
-    config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
-    if not config:
-        raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
-    return config
-
-
 def check_remote_code(name: str, trusted: bool, revision: str | None) -> None:
     """Raises ValueError if the model comes with code that is not trusted, or may change by tomorrow."""
-    if not config_of(name, revision).get("auto_map"):
+    if not read_config(name, revision).get("auto_map"):
         return
     if not trusted:
         raise ValueError(

@@ -29,6 +29,7 @@ ANY = "any"
 WHERE = [("the gallery", "gallery"), ("my pictures", "own"), ("both", "both")]
 SESSIONS = 200  # kept at a time; the one that was idle longest makes room
 WAITING_REQUESTS = 32  # more are turned away
+FORM_BYTES = 2**16  # that names and boundaries add to the files of an upload
 LEFTOVERS_SECONDS = 600  # after which a file that was uploaded, but never read, is removed
 
 
@@ -194,7 +195,7 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
         explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
         upload.upload(page.upload, [session, upload, where], [session, own_pictures, where], **modelled)
         remove.click(page.remove, session, [session, own_pictures, where, answers], api_visibility="private")
-    blocks.queue(max_size=WAITING_REQUESTS)
+    blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
 
 
@@ -222,14 +223,21 @@ def launch_settings(desk: SearchDesk) -> dict:
         button_primary_background_fill_hover_dark="*primary_800",
         input_placeholder_color="*neutral_500",
     )
+    limits = desk.limits
+    guard = Middleware(
+        PageGuard,
+        most_upload_bytes=limits.own_pictures * limits.upload_megabytes * 2**20 + FORM_BYTES,
+        uploads_a_minute=limits.requests_a_minute,
+    )
     return {
         "theme": theme,
         "head": f"<style>{page_style()}</style>",
-        "app_kwargs": {"middleware": [Middleware(PageGuard)], "docs_url": None, "redoc_url": None},
-        "max_file_size": desk.limits.upload_megabytes * 2**20,
+        "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None},
+        "max_file_size": limits.upload_megabytes * 2**20,
         "state_session_capacity": SESSIONS,
         "footer_links": [],
         "run_history": False,
+        "enable_monitoring": False,
         "share": False,
         "ssr_mode": False,
         "quiet": True,
@@ -244,15 +252,19 @@ def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) ->
         port: `None`: $GRADIO_SERVER_PORT, or the first free one from 7860.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not this machine's.
     """
     # Uploads pass through a folder of this process, which goes with it, also where it is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build_page(desk)
-        _, address, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(desk)
-        )
+        try:
+            _, address, _ = page.launch(
+                server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(desk)
+            )
+        except OSError as error:
+            where = f"{host or 'this machine'}, port {port or '7860 and above'}"
+            raise OSError(f"cannot listen at {where}: choose another --port or --host ({error})") from error
         logger.info("%d pictures at %s (Ctrl+C ends it)", len(desk.gallery), address)
         page.block_thread()

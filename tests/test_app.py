@@ -28,7 +28,11 @@ from tpas.synthetic_pab import draw_pab
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tpas.search_page.page import SearchPage  # noqa: E402 (imports gradio)
+from starlette.responses import PlainTextResponse  # noqa: E402 (comes with the extra, as these do)
+from starlette.testclient import TestClient  # noqa: E402
+
+from tpas.search_page.guard import PageGuard  # noqa: E402
+from tpas.search_page.page import SearchPage  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "demo_start"
@@ -175,6 +179,8 @@ def test_type_search_look_and_save(visit, gallery, rows):
     assert f"“{word.inner_text()}”" in page.locator(".tpas-caption").inner_text()
     numbers = re.findall(r"[+−]\d\.\d\d", page.locator(".tpas-sides").inner_text())
     assert numbers
+    heat.evaluate("image => image.remove()")  # as where the picture's file is gone
+    page.locator(".tpas-words label").nth(1).click()
 
     page.keyboard.press("Escape")
     assert page.locator("#tpas-dialog").is_hidden()
@@ -336,6 +342,42 @@ def test_files_are_not_served(server, pab, rows, gallery):
             assert status_of(f"{address}{route}{file}")[0] in (403, 404), (route, file)
     assert status_of(f"{address}gradio_api/file=http://127.0.0.1/")[0] == 403
     assert status_of(f"{address}gradio_api/info")[1].count("search") == 0  # nothing to call from outside
+
+
+def test_nothing_passes_by_the_queue_or_reaches_ffmpeg(server):
+    address, _ = server
+    body = json.dumps({"data": [None], "fn_index": 0, "session_hash": "mallory"}).encode()
+    for route in ("run/predict", "api/predict"):
+        assert status_of(f"{address}gradio_api/{route}", body)[0] == 404
+    assert status_of(f"{address}gradio_api/process_recording", b"{}")[0] == 403
+    assert status_of(f"{address}monitoring/summary")[0] == 403
+
+
+def test_uploads_are_bounded_before_they_are_written():
+    taken = []
+
+    async def take(scope, receive, send):
+        taken.append(scope["path"])
+        await PlainTextResponse("taken")(scope, receive, send)
+
+    client = TestClient(PageGuard(take, most_upload_bytes=100, uploads_a_minute=2))
+    assert client.post("/gradio_api/upload", content=bytes(101)).status_code == 413
+    assert client.post("/gradio_api/upload", content=iter([b"of no known length"])).status_code == 413
+    paths = ("/upload", "/upload/", "/upload")
+    assert [client.post(path, content=bytes(100)).status_code for path in paths] == [200, 200, 429]
+    assert client.post("/gradio_api/queue/join", content=bytes(101)).status_code == 200
+    assert taken == ["/upload", "/upload/", "/gradio_api/queue/join"]
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(gallery, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("signal.signal", lambda *_: None)
+        monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # put back afterwards
+        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at this machine, port {port}: choose"):
+            main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
 
 
 def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):
