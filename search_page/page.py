@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -222,6 +223,7 @@ def launch_settings(desk: SearchDesk) -> dict:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_800",
         input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
     )
     limits = desk.limits
     guard = Middleware(
@@ -254,17 +256,27 @@ def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) ->
     Raises:
         OSError: the port is taken, or the address is not this machine's.
     """
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    if port is None and "GRADIO_SERVER_PORT" in os.environ:
+        port = int(os.environ["GRADIO_SERVER_PORT"])
+    _check_address(host, port)
     # Uploads pass through a folder of this process, which goes with it, also where it is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         page = build_page(desk)
-        try:
-            _, address, _ = page.launch(
-                server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(desk)
-            )
-        except OSError as error:
-            where = f"{host or 'this machine'}, port {port or '7860 and above'}"
-            raise OSError(f"cannot listen at {where}: choose another --port or --host ({error})") from error
+        _, address, _ = page.launch(
+            server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(desk)
+        )
         logger.info("%d pictures at %s (Ctrl+C ends it)", len(desk.gallery), address)
         page.block_thread()
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raises OSError where nobody can listen there; Gradio would name its own settings in its error."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port or 0), family=family).close()
+    except OSError as error:
+        at = host if port is None else f"{host}, port {port}"
+        raise OSError(f"cannot listen at {at}: {error.strerror}; choose another --port or --host") from error

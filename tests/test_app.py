@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 from huggingface_hub import RepoCard
 
-from tpas.app import main
+from tpas.app import look_for_pictures, main
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import Gallery
@@ -369,15 +369,31 @@ def test_uploads_are_bounded_before_they_are_written():
     assert taken == ["/upload", "/upload/", "/gradio_api/queue/join"]
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(gallery, monkeypatch):
+def test_a_port_that_is_taken_is_said_in_one_line(gallery):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr("signal.signal", lambda *_: None)
-        monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # put back afterwards
-        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at this machine, port {port}: choose"):
+        at = rf"127\.0\.0\.1, port {port}"
+        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
             main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
+
+
+def test_pictures_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
+    model, processor = TPASModel.from_pretrained(START), TPASProcessor.from_pretrained(START)
+    pictures = shutil.copytree(pab / "train", tmp_path / "pictures")
+    kinds = {"tokens": {}, "thumbnails": {"thumbnail_size": 32}, "neither": {"tokens": None}}
+    for name, kept in kinds.items():
+        Gallery.build(model, processor, pictures, tmp_path / name, **kept)
+    pictures.rename(tmp_path / "moved")
+    for name in kinds:
+        look_for_pictures(Gallery.open(tmp_path / name, images_root=tmp_path / "moved"))
+    look_for_pictures(Gallery.open(tmp_path / "thumbnails"))
+    assert not caplog.records
+    look_for_pictures(Gallery.open(tmp_path / "tokens"))
+    assert "--images_root" in caplog.text
+    with pytest.raises(FileNotFoundError, match="--images_root names the folder"):
+        look_for_pictures(Gallery.open(tmp_path / "neither"))
 
 
 def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):
