@@ -62,7 +62,7 @@ def serve_page(
     try:
         from tpas.search_page.page import serve
     except ImportError as error:
-        raise ImportError(f"the page needs the extra `app`: pip install 'tpas[app]' ({error})") from error
+        raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
     labels = None if annotations is None else read_labels(annotations)
     network = load_model(model, dtype=torch.float32).eval()
     opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)

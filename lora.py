@@ -101,7 +101,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     if not place.is_dir():
         if place.exists():
             raise NotADirectoryError(f"{name} is a file: give the folder of the model")
-        if not HUB_NAME.fullmatch(name) or place.parent.is_dir():
+        if not HUB_NAME.fullmatch(str(name)) or place.parent.is_dir():
             raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
     try:
         config = PretrainedConfig.get_config_dict(name, revision=revision)[0]

@@ -62,10 +62,10 @@ class PageGuard:
         await self.app(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> PlainTextResponse | None:
-        path = scope["path"].rstrip("/")
-        if any(part in scope["path"] for part in REFUSED):
+        path = scope["path"]
+        if any(part in path for part in REFUSED):
             return PlainTextResponse("This server does not serve files.", status_code=403)
-        if not path.endswith(UPLOAD):
+        if not path.rstrip("/").endswith(UPLOAD):
             return None
         length = Headers(scope=scope).get("content-length", "")
         if not length.isdecimal() or int(length) > self.most_upload_bytes:

@@ -251,14 +251,12 @@ def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) ->
 
     Args:
         host: the address to listen on; `None`: $GRADIO_SERVER_NAME, which Spaces set, or this machine only.
-        port: `None`: $GRADIO_SERVER_PORT, or the first free one from 7860.
+        port: `None`: the first free one from $GRADIO_SERVER_PORT, or from 7860.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-    if port is None and "GRADIO_SERVER_PORT" in os.environ:
-        port = int(os.environ["GRADIO_SERVER_PORT"])
     _check_address(host, port)
     # Uploads pass through a folder of this process, which goes with it, also where it is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

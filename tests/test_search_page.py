@@ -187,6 +187,7 @@ def test_pictures_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_
         ([], "Write what you are looking for"),
         (["  ", "\t"], "Write what you are looking for"),
         (["a man", "?!."], "Sentence 2 has no words"),
+        (["\u200b"], "Sentence 1 has no words"),
         (["a man"] * 21, "21 sentences are too many"),
         (["a" * 1001], "Sentence 1 has 1001 characters"),
     ],
