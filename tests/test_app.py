@@ -211,7 +211,7 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
     page = visit(PHONE)
     page.get_by_text("Filter and settings").click()
     page.locator("#tpas-sentences textarea").focus()
-    page.keyboard.type("A woman in a red dress")
+    page.keyboard.type("A woman in a red dress at " + 80 * "W")  # an address is as long
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".tpas-cards")
     # The settings push the answers out of sight, and the page has to bring them back.
