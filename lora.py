@@ -112,9 +112,9 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return config
 
 
-def check_architecture(name: str) -> None:
+def check_architecture(name: str, revision: str | None = None) -> None:
     """Raises OSError if the folder or Hub name is of no model, ValueError if of another architecture."""
-    model_type = read_config(name).get("model_type")
+    model_type = read_config(name, revision).get("model_type")
     if model_type != TPASConfig.model_type:
         raise ValueError(
             f"{name} is a model of type {model_type!r}, not {TPASConfig.model_type!r}: X-VLM's own files are "
@@ -122,20 +122,23 @@ def check_architecture(name: str) -> None:
         )
 
 
-def load_model(name: str, dtype: torch.dtype | None = None) -> TPASModel:
+def load_model(name: str, dtype: torch.dtype | None = None, revision: str | None = None) -> TPASModel:
     """A whole model by its folder or Hub name, or the model that an adapter's folder and its start make.
+
+    Args:
+        revision: the Hub repository's commit.
 
     Raises:
         OSError: the model, or the adapter's start, is not there.
         ValueError: it is of another architecture.
     """
-    settings = {} if dtype is None else {"dtype": dtype}
+    settings = {"revision": revision} | ({} if dtype is None else {"dtype": dtype})
     if not is_adapter(name):
-        check_architecture(name)
+        check_architecture(name, revision)
         return TPASModel.from_pretrained(name, **settings)
     start = start_of_adapter(name)
     try:
-        check_architecture(start)
+        check_architecture(start, revision)
         model = TPASModel.from_pretrained(start, **settings)
     except OSError as error:
         raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error

@@ -9,6 +9,7 @@ Markdown beside it. `--quick` only shows that the script runs.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -53,13 +54,19 @@ def run_seed(settings: DemoSettings, seed: int, folder: Path) -> dict[str, list[
 
 
 def markdown(runs: list[dict[str, list[float]]], seeds: list[int], settings: DemoSettings) -> str:
+    several = len(seeds) > 1
+    drawn = f"{'Means over the drawn PABs' if several else 'The drawn PAB'} of seed{'s' if several else ''} "
+    # Of a mean over so many ones and zeros; greatest where half are ones.
+    standard_error = 50 / math.sqrt(len(seeds) * settings.test_pairs)
     lines = [
         "# Stronger than the paper, on drawn people",
         "",
-        f"Means of {len(seeds)} drawn PABs (seeds {', '.join(map(str, seeds))}), {settings.test_pairs} "
-        f"test pairs each; {settings.train_pairs:,} training pairs, {settings.max_train_steps} steps of "
+        f"{drawn}{', '.join(map(str, seeds))}, {settings.test_pairs} test pairs{' each' if several else ''}; "
+        f"{settings.train_pairs:,} training pairs, {settings.max_train_steps} steps of "
         f"{settings.batch_size}, last weights; embeddings weigh {settings.fusion_weight} in the fusion. In "
-        "%; in brackets each seed's Recall@1. Drawn people say which way an ingredient goes, not how far.",
+        f"%; in brackets each seed's Recall@1. The standard error of a figure is up to {standard_error:.1f} "
+        "points, so a smaller difference says nothing; a greater one says which way an ingredient goes on "
+        "drawn people, not how far it goes on PAB.",
         "",
         f"| | {' | '.join(f'Recall@{k}' for k in CUTOFFS)} |",
         "|---" * (1 + len(CUTOFFS)) + "|",

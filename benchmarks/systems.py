@@ -194,9 +194,7 @@ def markdown(measured: dict[str, dict[str, Any]], arguments: argparse.Namespace)
     lines = ["# Retrieval models side by side", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for system in SYSTEMS:
         figures = measured[system.name]
-        rates = [
-            f"{figures[name]:.2g}" if name in figures else "—" for name in ("images", "captions", "pairs")
-        ]
+        rates = [shown_rate(figures.get(name)) for name in ("images", "captions", "pairs")]
         parameters = f"{figures['parameters'] / 1e6:,.1f} M" if "parameters" in figures else "—"
         paper = "—" if system.paper is None else " → ".join(f"{recall:.2f}" for recall in system.paper)
         cells = [system.name, parameters, str(system.image_size), system.needs or "—", *rates, paper, "—"]

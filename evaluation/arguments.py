@@ -34,7 +34,8 @@ class RankingArguments:
     )
     matcher: str | None = _ranking(
         None,
-        "vlm:NAME, a vision-language model that says yes or no to a pair, in place of the model's stage 2",
+        "vlm:NAME, or vlm:NAME@COMMIT, a vision-language model that says yes or no to a pair, in place of "
+        "the model's stage 2",
     )
     matcher_shortlist: int = _ranking(
         DEFAULT_MATCHER_SHORTLIST, "with it: pictures that it reads for each query"
@@ -103,8 +104,16 @@ class RankingArguments:
         return model.to(device), processor
 
     def load_matcher(self, device: "torch.device") -> "PictureMatcher | None":
-        """The stage 2 that is asked for in place of the model's own."""
+        """The stage 2 that is asked for in place of the model's own.
+
+        Raises:
+            ValueError: a shortlist for it, and no matcher; and see `load_matcher`.
+        """
         if self.matcher is None:
+            if self.matcher_shortlist != DEFAULT_MATCHER_SHORTLIST:
+                raise ValueError(
+                    f"--matcher_shortlist {self.matcher_shortlist} has no effect without --matcher"
+                )
             return None
         from tpas.retrieval_models.loading import load_matcher
 

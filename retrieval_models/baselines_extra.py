@@ -1,4 +1,4 @@
-"""Libraries of the extra `baselines`, which torch of another build than torchvision's cannot import."""
+"""Libraries of the extra `baselines`: what is said where they cannot be imported, and how to install them."""
 
 from importlib import import_module
 from types import ModuleType
@@ -18,3 +18,11 @@ def import_from_baselines(library: str) -> ModuleType:
             f"{library} cannot be imported ({reason}): pip install -e '.[baselines]', with torchvision of "
             "the same build as torch"
         ) from error
+
+
+def missing_from_baselines(what: str, error: ImportError) -> ValueError:
+    """The error to raise where transformers says that `what` needs a package."""
+    reason = str(error).strip().splitlines()[0]
+    return ValueError(
+        f"{what} needs a package that is not installed: pip install -e '.[baselines]' ({reason})"
+    )

@@ -108,3 +108,6 @@ class DualEncoder(nn.Module):
         if not getattr(self.network, "supports_gradient_checkpointing", False):
             raise ValueError(f"--gradient_checkpointing: {self.name_or_path} cannot recompute activations")
         self.network.activation_checkpointing_enable(settings)
+        # Some then ask frozen word embeddings for a gradient: that fails in BLIP, and recomputing without
+        # reentrance does not need it.
+        self.network.disable_input_require_grads()

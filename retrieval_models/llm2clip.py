@@ -3,10 +3,10 @@
     llm2clip:microsoft/LLM2CLIP-Llama3.2-1B-EVA02-L-14-336
 
 Captions go through a Llama that was tuned on pairs of captions and sees them whole, not from left to right;
-the mean over a caption's tokens goes through an adapter. The weights are theirs, the code is not: the tower
-is timm's, the Llama transformers' own under a mask that hides padding alone, and a checkpoint is read as
-data, all of it or not at all. A folder that fine-tuning wrote holds tower, adapter and temperature; the Llama
-is never trained and stays where it was.
+the mean over a caption's tokens, at unit norm, goes through an adapter. The weights are theirs, the code is
+not: the tower is timm's, the Llama transformers' own under a mask that hides padding alone, and a checkpoint
+is read as data, all of it or not at all. A folder that fine-tuning wrote holds tower, adapter and
+temperature; the Llama is never trained and stays where it was.
 """
 
 import json
@@ -14,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub import snapshot_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, LlamaModel
 
+from tpas.checkpoint_conversion import read_checkpoint
 from tpas.retrieval_models.baselines_extra import import_from_baselines
 from tpas.retrieval_models.dual_encoder import DualEncoder
 from tpas.retrieval_models.pair_processor import PairProcessor
+from tpas.retrieval_models.transformers_encoders import refuse_incomplete
 
 CONFIG_FILE = "llm2clip.json"
 WEIGHTS_FILE = "llm2clip.safetensors"
@@ -103,7 +106,9 @@ class LLM2CLIPEncoder(DualEncoder):
         pooled[:, : self.tokens_before] = 0
         pooled = pooled[:, :, None].to(hidden.last_hidden_state.dtype)
         mean = (hidden.last_hidden_state * pooled).sum(dim=1) / pooled.sum(dim=1)
-        return self.network.adapter(mean)
+        # The blocks add to what they get, so its size matters: theirs is of unit norm (`TextProj` of their
+        # eva_clip/model.py, `LLM2CLIP_Adapter` on the Hub).
+        return self.network.adapter(F.normalize(mean, dim=-1))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Tower, adapter and temperature, and where the language model is."""
@@ -149,12 +154,10 @@ def load_llm2clip(
     dtype: torch.dtype | None,
     spec: str,
     revision: str | None = None,
-    trust_remote_code: bool = False,
 ) -> tuple[LLM2CLIPEncoder, LLM2CLIPProcessor]:
     """By a Hub repository or folder of theirs, or a folder that fine-tuning wrote.
 
-    Args:
-        trust_remote_code: has no effect, none of it is run.
+    None of the code that comes with it is run.
 
     Raises:
         OSError: it is not there.
@@ -176,8 +179,12 @@ def load_llm2clip(
         weights = their_weights(folder)
     name, pinned = sources["language_model"], sources["language_model_revision"]
     pinned = None if Path(name).is_dir() else pinned
-    language_model = LlamaModel.from_pretrained(name, revision=pinned, dtype=dtype or torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=pinned)
+    source = {"revision": pinned, "trust_remote_code": False}
+    language_model, loading = LlamaModel.from_pretrained(
+        name, dtype=dtype or torch.float32, output_loading_info=True, **source
+    )
+    refuse_incomplete(name, loading)
+    tokenizer = AutoTokenizer.from_pretrained(name, **source)
     network = build_network(timm, sources["tower"], language_model, weights, place)
     if dtype is not None:
         network.to(dtype)
@@ -206,7 +213,7 @@ def their_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder}: one checkpoint of tower and adapter is needed, found {names}")
     if found[0].suffix == ".safetensors":
         return load_file(found[0])
-    return torch.load(found[0], map_location="cpu", weights_only=True)
+    return read_checkpoint(found[0])
 
 
 def build_network(
@@ -222,8 +229,11 @@ def build_network(
     adapter_weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     if not adapter_weights:
         raise ValueError(f"{place}: the checkpoint has no adapter, no weight {prefix}...")
-    inner_width, width = adapter_weights["0.fn.0.weight"].shape
-    embedding_size = adapter_weights[f"{ADAPTER_BLOCKS + 1}.weight"].shape[0]
+    first, last = f"{prefix}0.fn.0.weight", f"{prefix}{ADAPTER_BLOCKS + 1}.weight"
+    if absent := [name for name in (first, last, "logit_scale") if name not in weights]:
+        raise ValueError(f"{place}: {len(absent)} weights do not fit, such as {absent[0]} (missing)")
+    inner_width, width = weights[first].shape
+    embedding_size = weights[last].shape[0]
     if width != language_model.config.hidden_size:
         raise ValueError(
             f"{place}: its adapter is for a language model of width {width}, and that of "

@@ -9,8 +9,9 @@ What a name may be:
     llm2clip:FOLDER_OR_HUB_NAME               LLM2CLIP's picture tower and adapter, with its Llama
 """
 
+import json
+import re
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, Retr
 KINDS = ("tpas", "transformers", "blip", "open_clip", "llm2clip")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LLM2CLIP_CONFIG = "llm2clip.json"
+COMMIT = "[0-9a-f]{40}"
 
 
 def load_retrieval_model(
@@ -54,8 +56,8 @@ def load_retrieval_model(
         return merge_adapter(model, name), processor
     kind, place = kind_and_place(name, revision)
     if kind == "tpas":
-        return load_model(place, dtype), TPASProcessor.from_pretrained(place)
-    source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        processor = TPASProcessor.from_pretrained(place, revision=revision)
+        return load_model(place, dtype, revision), processor
     if kind == "open_clip":
         from tpas.retrieval_models.open_clip_encoders import load_open_clip
 
@@ -63,15 +65,15 @@ def load_retrieval_model(
     if kind == "llm2clip":
         from tpas.retrieval_models.llm2clip import load_llm2clip
 
-        return load_llm2clip(place, dtype, name, **source)
+        return load_llm2clip(place, dtype, name, revision)
     if kind == "blip":
         from tpas.retrieval_models.blip import load_blip
 
-        return load_blip(place, dtype, name, revision=revision)
+        return load_blip(place, dtype, name, revision=revision, trust_remote_code=False)
     from tpas.retrieval_models.transformers_encoders import load_transformers_encoder
 
-    check_remote_code(place, trust_remote_code, revision)
-    return load_transformers_encoder(place, dtype, name, **source)
+    trusted = may_run_code(place, trust_remote_code, revision)
+    return load_transformers_encoder(place, dtype, name, revision=revision, trust_remote_code=trusted)
 
 
 def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
@@ -90,28 +92,44 @@ def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
     return {TPASConfig.model_type: "tpas", "blip": "blip"}.get(model_type, "transformers"), name
 
 
-def is_tpas(name: str) -> bool:
+def is_tpas(name: str, revision: str | None = None) -> bool:
     """Whether the name is of `TPASModel`, or of an adapter of one."""
-    return kind_and_place(start_of_adapter(name) if is_adapter(name) else name)[0] == "tpas"
+    return kind_and_place(start_of_adapter(name) if is_adapter(name) else name, revision)[0] == "tpas"
 
 
-def check_remote_code(name: str, trusted: bool, revision: str | None) -> None:
-    """Raises ValueError if the model comes with code that is not trusted, or may change by tomorrow."""
-    if not read_config(name, revision).get("auto_map"):
-        return
+def may_run_code(
+    name: str, trusted: bool, revision: str | None, how_to_pin: str = "--revision COMMIT"
+) -> bool:
+    """Whether code that comes with the model, or with its processor, may run.
+
+    Code is run if it is trusted and cannot change by tomorrow: a folder's, or a Hub repository's at a commit.
+
+    Raises:
+        ValueError: the model cannot do without, and it may not run.
+    """
+    fixed = Path(name).is_dir() or re.fullmatch(COMMIT, revision or "") is not None
+    classes = read_config(name, revision).get("auto_map")
+    if not classes:
+        return trusted and fixed
     if not trusted:
         raise ValueError(
             f"{name} comes with code of its own, which would run here: read it, then add --trust_remote_code"
         )
-    if revision is None and not Path(name).is_dir():
+    if not fixed:
         raise ValueError(
             f"{name} comes with code of its own, which may change by tomorrow: pin what you have read with "
-            "--revision COMMIT"
+            f"{how_to_pin}, its 40 digits"
         )
+    if elsewhere := re.findall(r"([\w./-]+)--", json.dumps(classes)):
+        raise ValueError(
+            f"{name}: its code lies in another repository, {elsewhere[0]}, whose commit is not pinned: put "
+            f"its files into the model's folder, and take '{elsewhere[0]}--' out of config.json"
+        )
+    return True
 
 
 def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = False) -> PictureMatcher:
-    """The stage 2 that "vlm:NAME" names.
+    """The stage 2 that "vlm:NAME" or "vlm:NAME@COMMIT" names.
 
     Raises:
         OSError: it is not there.
@@ -122,5 +140,8 @@ def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = F
         raise ValueError(f"--matcher {name}: give vlm:NAME, a vision-language model's folder or Hub name")
     from tpas.retrieval_models.vision_language_matcher import load_vision_language_matcher
 
-    check_remote_code(place, trust_remote_code, None)
-    return load_vision_language_matcher(place, device, trust_remote_code)
+    revision = None
+    if not Path(place).is_dir() and "@" in place:
+        place, _, revision = place.rpartition("@")
+    trusted = may_run_code(place, trust_remote_code, revision, f"--matcher vlm:{place}@COMMIT")
+    return load_vision_language_matcher(place, device, revision, trusted)

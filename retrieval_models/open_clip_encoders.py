@@ -72,7 +72,7 @@ class OpenClipProcessor:
 
     Args:
         transform: a picture to (3, H, W).
-        tokenizer: captions to ids (T, positions), 0 where padded.
+        tokenizer: captions to ids (T, positions).
     """
 
     def __init__(self, transform: Any, tokenizer: Any, image_size: int, positions: int):
@@ -81,6 +81,7 @@ class OpenClipProcessor:
         self.image_size = image_size
         self.positions = positions
         self.max_text_length = positions
+        self.padding_id = getattr(getattr(tokenizer, "tokenizer", None), "pad_token_id", None) or 0
 
     def __call__(
         self, images: list[Image.Image] | None = None, text: list[str] | None = None
@@ -99,8 +100,8 @@ class OpenClipProcessor:
                     raise ValueError(f"caption {position} is empty")
             ids = self.tokenizer(text, context_length=self.max_text_length)
             # The model takes all its positions, and looks at the end of the caption alone.
-            ids = F.pad(ids, (0, self.positions - ids.shape[1]))
-            features |= {"input_ids": ids, "attention_mask": (ids != 0).long()}
+            ids = F.pad(ids, (0, self.positions - ids.shape[1]), value=self.padding_id)
+            features |= {"input_ids": ids, "attention_mask": (ids != self.padding_id).long()}
         return BatchFeature(features)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -121,6 +122,10 @@ def load_open_clip(
     open_clip = import_from_baselines("open_clip")
     architecture, _, weights = place.partition("/")
     if architecture in open_clip.list_models() and not Path(place).is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"--revision {revision} is of a Hub repository, and open_clip:{place} names none"
+            )
         if not weights:
             tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
             raise ValueError(f"open_clip:{place} names no weights: add /TAG, one of {tags}, or /FILE")

@@ -62,12 +62,11 @@ def load_transformers_encoder(
     refuse_without_methods(name, type(network))
     refuse_incomplete(name, loading)
     model = TransformersDualEncoder(network, spec)
-    padding = "longest" if model.masks_padding else "max_length"
     processor = PairProcessor.from_pretrained(
         name,
-        image_size=image_size_of(config),
-        positions=positions_of(config),
-        padding=padding,
+        image_size=image_size_of(name, config),
+        positions=positions_of(name, config),
+        full_length=not model.masks_padding,
         **source,
     )
     return model, processor
@@ -93,17 +92,29 @@ def refuse_incomplete(name: str, loading: dict[str, Any]) -> None:
         )
 
 
-def image_size_of(config: Any) -> int:
-    """Pixels a side, or what a square picture would have where pictures keep their shape."""
-    vision = config.vision_config
+def image_size_of(name: str, config: Any) -> int:
+    """Pixels a side, or what a square picture would have where pictures keep their shape.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
+    vision = getattr(config, "vision_config", None)
     if (size := getattr(vision, "image_size", None)) is not None:
-        return size
-    return round(vision.num_patches**0.5) * vision.patch_size
+        return size if isinstance(size, int) else size[0]
+    if (patches := getattr(vision, "num_patches", None)) is not None:
+        return round(patches**0.5) * vision.patch_size
+    raise ValueError(f"{name}: its configuration does not say how large its pictures are")
 
 
-def positions_of(config: Any) -> int:
-    """Tokens that the text encoder takes at most."""
-    text = config.text_config
+def positions_of(name: str, config: Any) -> int:
+    """Tokens that the text encoder takes at most.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
+    text = getattr(config, "text_config", None)
+    if not hasattr(text, "max_position_embeddings"):
+        raise ValueError(f"{name}: its configuration does not say how many tokens it takes")
     # RoBERTa counts positions from after its padding token's id.
     offset = text.pad_token_id + 1 if text.model_type in ("altclip_text_model", "xlm-roberta") else 0
     return text.max_position_embeddings - offset

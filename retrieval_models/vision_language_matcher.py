@@ -5,6 +5,7 @@ out of the way, pairs of different queries can be compared, as SCA and fusion do
 """
 
 from collections.abc import Sequence
+from inspect import signature
 
 import torch
 from PIL import Image
@@ -16,6 +17,8 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+
+from tpas.retrieval_models.baselines_extra import missing_from_baselines
 
 PAIRS_IN_A_PASS = 4
 QUESTION = (
@@ -41,7 +44,12 @@ class VisionLanguageMatcher:
         if not getattr(processor, "chat_template", None):
             raise ValueError(f"{model.name_or_path} has no chat template: it cannot be asked")
         self.model, self.processor, self.question = model.eval(), processor, question
-        processor.tokenizer.padding_side = "left"  # so that every prompt ends where the answer begins
+        tokenizer = processor.tokenizer
+        tokenizer.padding_side = "left"  # so that every prompt ends where the answer begins
+        tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # Llamas have none
+        # Logits over the vocabulary at every position would be gigabytes.
+        last_alone = "logits_to_keep" in signature(model.forward).parameters
+        self.model_settings = {"use_cache": False} | ({"logits_to_keep": 1} if last_alone else {})
         self.yes, self.no = (self._spellings(word) for word in ("yes", "no"))
 
     def _spellings(self, word: str) -> list[int]:
@@ -73,32 +81,28 @@ class VisionLanguageMatcher:
             padding=True,
             return_tensors="pt",
         ).to(self.model.device, self.model.dtype)
-        last = self.model(**inputs, use_cache=False).logits[:, -1].float()  # (B, vocabulary)
+        last = self.model(**inputs, **self.model_settings).logits[:, -1].float()  # (B, vocabulary)
         return (last[:, self.yes].logsumexp(dim=1) - last[:, self.no].logsumexp(dim=1)).cpu()
 
 
 def load_vision_language_matcher(
-    name: str, device: torch.device, trust_remote_code: bool = False
+    name: str, device: torch.device, revision: str | None = None, trust_remote_code: bool = False
 ) -> VisionLanguageMatcher:
     """By folder or Hub name, in the precision that it is kept in.
 
     Raises:
         ValueError: it is no vision-language model, or its processor needs a package that is not installed.
     """
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = AutoConfig.from_pretrained(name, **source)
     known = type(config) in AutoModelForImageTextToText._model_mapping
     if not known and not (trust_remote_code and hasattr(config, "auto_map")):
         raise ValueError(
             f"{name} is no vision-language model: transformers has none of type {config.model_type}"
         )
     try:
-        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(name, **source)
     except ImportError as error:
-        raise ValueError(
-            f"{name}: its processor needs a package that is not installed: pip install -e '.[baselines]' "
-            f"({str(error).strip().splitlines()[0]})"
-        ) from error
-    model = AutoModelForImageTextToText.from_pretrained(
-        name, trust_remote_code=trust_remote_code, dtype="auto"
-    )
+        raise missing_from_baselines(f"{name}: its processor", error) from error
+    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **source)
     return VisionLanguageMatcher(model.to(device), processor)

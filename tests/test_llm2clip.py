@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import word_tokenizer
 from transformers import LlamaConfig, LlamaModel
 
@@ -62,7 +63,8 @@ def test_captions_are_seen_whole_and_their_padding_and_prompt_are_not_pooled():
         # By hand: full attention is a float mask of zeros.
         states = llama(ids[1:, :4], attention_mask=torch.zeros(1, 1, 4, 4)).last_hidden_state
         causal = llama(ids[1:, :4]).last_hidden_state
-        expected = F.normalize(network.adapter(states[:, 2:].mean(dim=1)), dim=-1)
+        pooled = F.normalize(states[:, 2:].mean(dim=1), dim=-1)  # as LLM2CLIP's adapter takes it
+        expected = F.normalize(network.adapter(pooled), dim=-1)
     torch.testing.assert_close(embeds[1:], expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(causal[:, 0], states[:, 0], atol=1e-3)  # its first token sees what follows
@@ -158,9 +160,27 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
         torch.save(weights | change, repository / "LLM2CLIP.pt")
         with pytest.raises(ValueError, match=message):
             load_retrieval_model(f"llm2clip:{repository}")
+    for name in ("logit_scale", "text.text_adaptor.0.fn.0.weight"):
+        torch.save({key: value for key, value in weights.items() if key != name}, repository / "LLM2CLIP.pt")
+        with pytest.raises(ValueError, match=rf"{name} \(missing\)"):
+            load_retrieval_model(f"llm2clip:{repository}")
     del weights["text.text_adaptor.4.bias"]
     torch.save(weights, repository / "LLM2CLIP.pt")
     with pytest.raises(ValueError, match=r"4.bias \(missing\)"):
+        load_retrieval_model(f"llm2clip:{repository}")
+
+
+@needs_timm
+def test_a_language_model_that_lacks_weights_is_refused(repository, tmp_path, monkeypatch):
+    """transformers would draw them at random."""
+    from tpas.retrieval_models import llm2clip
+
+    weights = load_file(tmp_path / "llama" / "model.safetensors")
+    del weights["norm.weight"]
+    save_file(weights, tmp_path / "llama" / "model.safetensors", metadata={"format": "pt"})
+    monkeypatch.setattr(llm2clip, "TOWER", "eva02_tiny_patch14_224")
+    monkeypatch.setattr(llm2clip, "LANGUAGE_MODEL", str(tmp_path / "llama"))
+    with pytest.raises(ValueError, match="lacks 1 weights of the model, such as norm.weight"):
         load_retrieval_model(f"llm2clip:{repository}")
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 from tpas.evaluate_retrieval import main as evaluate_main
 from tpas.retrieval_models.loading import load_retrieval_model
+from tpas.retrieval_models.open_clip_encoders import OpenClipProcessor
 from tpas.train_accelerate import main as train_main
 
 
@@ -84,6 +86,25 @@ def test_embeddings_are_open_clips(tiny):
     assert processor(text=captions)["attention_mask"].sum(dim=1).tolist() == [5, 5]
 
 
+class PaddedWithOne:
+    """A tokenizer whose padding is not 0, as RoBERTa's and SigLIP's in open_clip."""
+
+    tokenizer = SimpleNamespace(pad_token_id=1)
+
+    def __call__(self, texts: list[str], context_length: int) -> torch.Tensor:
+        return torch.tensor(
+            [([5] * len(text.split()) + [1] * context_length)[:context_length] for text in texts]
+        )
+
+
+def test_captions_that_are_cut_are_padded_as_the_tokenizer_does():
+    processor = OpenClipProcessor(None, PaddedWithOne(), image_size=32, positions=6)
+    processor.max_text_length = 3
+    inputs = processor(text=["a b c d e", "a"])
+    assert inputs["input_ids"].tolist() == [[5, 5, 5, 1, 1, 1], [5, 1, 1, 1, 1, 1]]
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [3, 1]
+
+
 @needs_open_clip
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lora_rank", [0, 2])
@@ -142,6 +163,8 @@ def test_unknown_weights_are_refused_in_one_line():
     with pytest.raises(ValueError, match="open_clip:EVA02-B-16/nothing: ") as refused:
         load_retrieval_model("open_clip:EVA02-B-16/nothing")
     assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="--revision abc is of a Hub repository"):
+        load_retrieval_model("open_clip:EVA02-B-16/merged2b_s8b_b131k", revision="abc")
 
 
 def test_without_the_extra_the_line_that_installs_it_is_shown(monkeypatch):

@@ -108,11 +108,15 @@ def test_readme_lists_every_root_file():
     assert named == existing
 
 
-def test_readme_example_runs_as_it_stands(tmp_path):
+def test_readme_examples_run_as_they_stand(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    search, stages = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     (tmp_path / "demo_start").symlink_to(ROOT / "demo_start")
-    assert "SCAReport(queries=" in run_python(example, tmp_path)
+    hits = re.findall(
+        r"^  ([123])\.  -?\d\.\d\d  .*outputs/people/test/(.*\.jpg)$", run_python(search, tmp_path), re.M
+    )
+    assert [rank for rank, _ in hits] == ["1", "2", "3"] * 2
+    assert "SCAReport(queries=" in run_python(stages, tmp_path)
 
 
 def test_model_card_has_its_front_matter():

@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,13 +15,18 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import FAMILIES, save_tiny
-from transformers import AutoProcessor, BlipForImageTextRetrieval, CLIPModel, SiglipModel
+from transformers import AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval, CLIPModel, SiglipModel
 
 from tpas.evaluate_retrieval import main as evaluate_main
 from tpas.evaluation.ranking import rank_gallery
 from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_models import loading
 from tpas.retrieval_models.interface import can_match
 from tpas.retrieval_models.loading import load_retrieval_model
+from tpas.retrieval_models.transformers_encoders import image_size_of, positions_of
+from tpas.training.arguments import FineTuningArguments
+from tpas.training.fine_tuning import load_start
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CAPTIONS = [
@@ -113,9 +119,26 @@ def test_match_logits_are_blips(folders):
         image = model.eval().get_image_features(inputs["pixel_values"])
         text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         logits = model.match(image.last_hidden_state, text.last_hidden_state, inputs["attention_mask"])
+        # As in BLIP's own retrieval evaluation; transformers leaves it to the caller.
+        inputs["input_ids"][:, 0] = library.config.text_config.vocab_size - 1
         expected = library(**inputs).itm_score
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
     assert (logits[:, 1].std() > 1e-3).item()
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2"])
+def test_siglip_sees_lower_case_and_its_full_length(folders, family):
+    """Its last position is pooled, so a caption that is cut earlier still has the padding of training."""
+    model, processor = load_retrieval_model(str(folders[family]))
+    lower, upper = processor(text=["a man in a red coat"]), processor(text=["A Man in a RED coat"])
+    assert torch.equal(lower["input_ids"], upper["input_ids"])
+    positions = model.config.text_config.max_position_embeddings
+    processor.max_text_length = 4
+    cut = processor(text=["a man in a red coat", "a man"])
+    assert cut["input_ids"].shape == cut["attention_mask"].shape == (2, positions)
+    assert cut["attention_mask"].sum(dim=1).max() == 4
+    padding = cut["input_ids"][cut["attention_mask"] == 0]
+    assert (padding == processor.tokenizer.pad_token_id).all()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -219,6 +242,12 @@ def test_what_is_no_retrieval_model_is_refused_in_one_line(folders, small_pab, t
         ["--model", str(captioner), *data]
     )
 
+    wordless = tmp_path / "wordless"
+    shutil.copytree(folders["clip"], wordless, ignore=shutil.ignore_patterns("tokenizer*"))
+    assert "its tokenizer knows no words" in refusal(["--model", str(wordless), *data])
+    message = refusal(["--model", f"blip:{folders['clip']}", *data])
+    assert "is a model of type 'clip'" in message
+
     message = refusal(["--model", str(folders["clip"]), *data, "--fusion_weight", "0.3"])
     assert "the fusion weight 0.3 is of embeddings and matching" in message
     assert "only TPAS models are resized" in refusal(
@@ -247,3 +276,76 @@ def test_code_that_comes_with_a_model_needs_consent(folders, small_pab, tmp_path
     assert "--trust_remote_code" in message
     evaluate_main([*arguments, "--trust_remote_code", "--output", str(tmp_path / "results.json")])
     assert (tmp_path / "results.json").exists()
+
+
+def test_code_that_may_change_or_lies_elsewhere_is_refused(monkeypatch):
+    commit = "0123456789" * 4
+    config = {"auto_map": {"AutoModel": "mine.Model", "AutoTokenizer": ["mine.Slow", None]}}
+    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
+    with pytest.raises(ValueError, match="read it, then add --trust_remote_code"):
+        loading.may_run_code("some/model", False, commit)
+    for moving in (None, "main"):
+        with pytest.raises(ValueError, match="may change by tomorrow: pin .* --revision COMMIT"):
+            loading.may_run_code("some/model", True, moving)
+    assert loading.may_run_code("some/model", True, commit)
+    config["auto_map"]["AutoModel"] = "other/code--mine.Model"
+    with pytest.raises(ValueError, match="lies in another repository, other/code"):
+        loading.may_run_code("some/model", True, commit)
+    del config["auto_map"]  # a tokenizer may still bring code
+    assert [loading.may_run_code("some/model", True, at) for at in (None, "main", commit)] == [
+        False,
+        False,
+        True,
+    ]
+    assert not loading.may_run_code("some/model", False, commit)
+
+
+def test_a_tokenizers_code_does_not_run_without_consent(folders, tmp_path):
+    folder, trace = tmp_path / "custom", tmp_path / "trace"
+    shutil.copytree(folders["clip"], folder)
+    for file, key in (
+        ("tokenizer_config.json", "AutoTokenizer"),
+        ("preprocessor_config.json", "AutoImageProcessor"),
+    ):
+        config = json.loads((folder / file).read_text())
+        config["auto_map"] = {key: ["mine.Own", "mine.Own"] if key == "AutoTokenizer" else "mine.Own"}
+        (folder / file).write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).write_text('ran')\n")
+    load_retrieval_model(str(folder))  # transformers has classes of its own for these
+    assert not trace.exists()
+
+
+def test_a_tokenizers_missing_package_is_named_with_the_line_that_installs_it(folders, monkeypatch):
+    def without(*arguments, **settings):
+        raise ImportError("\nSiglipTokenizer requires the SentencePiece library\nMore.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", without)
+    message = r"its tokenizer needs .* pip install -e '\.\[baselines\]' \(SiglipTokenizer requires"
+    with pytest.raises(ValueError, match=message):
+        load_retrieval_model(str(folders["siglip"]))
+
+
+def test_a_revision_reaches_every_file_of_our_own_model(start, monkeypatch):
+    asked = []
+
+    def noting(load):
+        def noted(*arguments, **settings):
+            asked.append(settings.pop("revision", None))
+            return load(*arguments, **settings)
+
+        return noted
+
+    for owner in (TPASModel, TPASProcessor):
+        monkeypatch.setattr(owner, "from_pretrained", noting(owner.from_pretrained))
+    load_retrieval_model(str(start), revision="abc")
+    load_start(FineTuningArguments("", "", model_name_or_path=str(start), revision="abc"))
+    assert asked == ["abc"] * 4
+
+
+def test_sizes_that_a_configuration_does_not_say_are_refused():
+    vision = SimpleNamespace(image_size=[32, 32])
+    assert image_size_of("x", SimpleNamespace(vision_config=vision)) == 32
+    with pytest.raises(ValueError, match="x: its configuration does not say how large its pictures are"):
+        image_size_of("x", SimpleNamespace())
+    with pytest.raises(ValueError, match="x: its configuration does not say how many tokens it takes"):
+        positions_of("x", SimpleNamespace(text_config=None))

@@ -137,7 +137,7 @@ def test_a_run_learns_and_leaves_a_folder_of_the_models_own_library(folders, dra
     assert library.logit_scale.item() != CLIPModel.from_pretrained(folders["clip"]).logit_scale.item()
 
 
-@pytest.mark.parametrize("family", ["siglip2", "blip"])
+@pytest.mark.parametrize("family", ["clip", "siglip2", "blip"])
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folders, drawn_root, tmp_path, family):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     main(flags(drawn_root, folders[family], whole, checkpoint_every=1, checkpoints_kept=9))
@@ -169,6 +169,26 @@ def test_adapters_train_little_of_every_encoder(folders, family, targets):
         assert any("lora_" in name and encoder in name for name in trained)
     without = [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
     assert not without, without
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_recomputed_activations_give_the_same_gradients(folders, family, lora):
+    def gradients(recomputing: bool) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        network, processor = load_retrieval_model(str(folders[family]))
+        model = add_lora(network, 2, 4.0, 0.0) if lora else network
+        if recomputing:
+            network.activation_checkpointing_enable({"use_reentrant": False})
+        objective = FineTuningObjective(model.train())
+        torch.manual_seed(1)
+        objective(**batch_of(processor))["loss"].backward()
+        return {name: p.grad for name, p in objective.named_parameters() if p.grad is not None}
+
+    expected, recomputed = gradients(False), gradients(True)
+    assert list(recomputed) == list(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(recomputed[name], gradient)
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_retrieval_models import SIZE, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -220,6 +222,32 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
     assert torch.equal(other.scores["matching"], ranked.scores["matching"])
 
 
+def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    ranked = match(clip, vlm, accelerator=accelerator)
+    torch.save(ranked.scores["matching"], output / f"{accelerator.process_index}.pt")
+
+
+def match(clip: Path, vlm: Path, **settings):
+    model, processor = load_retrieval_model(str(clip))
+    ids = [f"picture {column:02}" for column in range(PICTURES)]
+    matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
+    return rank_gallery(
+        *(model, processor, CAPTIONS, ["b", "a", "c"], pictures(), ids), shortlist=8, **matcher, **settings
+    )
+
+
+def test_two_processes_match_to_the_bits_of_one(tmp_path):
+    torch.manual_seed(0)
+    clip, llava = save_tiny("clip", tmp_path / "clip"), save_llava(tmp_path / "llava")
+    debug_launcher(match_on_two_processes, (tmp_path, clip, llava), num_processes=2)
+    expected = match(clip, llava).scores["matching"]
+    for process in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{process}.pt", weights_only=True), expected)
+
+
 @pytest.mark.filterwarnings("ignore:.*queries share .* candidate images")  # as those of random weights do
 def test_the_command_takes_a_matcher(vlm, start, small_pab, tmp_path):
     output = tmp_path / "results.json"
@@ -243,6 +271,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
         return str(stopped.value)
 
     clip = save_tiny("clip", tmp_path / "clip")
+    assert "--matcher_shortlist 3 has no effect without --matcher" in refusal("--matcher_shortlist", "3")
     assert "give vlm:NAME" in refusal("--matcher", str(clip))
     assert "is no vision-language model: transformers has none of type clip" in refusal(
         "--matcher", f"vlm:{clip}"
@@ -252,3 +281,34 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
     assert "has no chat template" in refusal("--matcher", f"vlm:{silent}")
     message = refusal("--matcher", f"vlm:{save_llava(tmp_path / 'llava')}", "--matcher_shortlist", "0")
     assert "the matcher's shortlist must be between 1 and the shortlist's 12 pictures, got 0" in message
+
+
+def test_a_commit_is_asked_for_by_its_name(monkeypatch):
+    from tpas.retrieval_models import loading, vision_language_matcher
+
+    commit = "0123456789" * 4
+    asked = []
+    config = {"auto_map": {"AutoModel": "mine.Model"}}
+    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
+    monkeypatch.setattr(
+        vision_language_matcher, "load_vision_language_matcher", lambda *arguments: asked.append(arguments)
+    )
+    with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
+        load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
+    load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
+    config.clear()
+    load_matcher("vlm:some/vlm", CPU)
+    assert asked == [("some/vlm", CPU, commit, True), ("some/vlm", CPU, None, False)]
+
+
+def test_a_tokenizer_without_padding_can_be_asked(tmp_path):
+    folder = save_llava(tmp_path / "llava")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = config.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    matcher = load_matcher(f"vlm:{folder}", CPU)
+    together = matcher.match_pictures(pictures()[:3], CAPTIONS)
+    alone = [
+        matcher.match_pictures([one], [caption]) for one, caption in zip(pictures(), CAPTIONS, strict=False)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)

@@ -79,7 +79,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
         tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
         tokenizer.model_max_length = length
-        text |= {"vocab_size": len(words), "encoder_hidden_size": 32}
+        text |= {"vocab_size": len(words) + 2, "encoder_hidden_size": 32}  # [DEC] and [ENC], as on the Hub
         model = BlipForImageTextRetrieval(
             BlipConfig(text_config=text, vision_config=SIZE | PICTURES, image_text_hidden_size=16)
         )

@@ -89,7 +89,7 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which is in "
             "no folder: start from the whole model that --merge writes"
         )
-    if name is not None and not is_tpas(name):
+    if name is not None and not is_tpas(name, arguments.revision):
         model, processor = load_retrieval_model(
             name, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
         )
@@ -100,12 +100,15 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
         name = arguments.config_name
         model = TPASModel(TPASConfig.from_pretrained(name))
     elif is_adapter(name):
-        model = load_model(name, dtype=torch.float32).requires_grad_(True)  # peft left it frozen
+        model = load_model(name, torch.float32, arguments.revision)
+        model.requires_grad_(True)  # peft left it frozen
     else:
-        check_architecture(name)
-        model, loading = TPASModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        check_architecture(name, arguments.revision)
+        model, loading = TPASModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
+        )
         missing = set(loading["missing_keys"])
-    processor = TPASProcessor.from_pretrained(name)
+    processor = TPASProcessor.from_pretrained(name, revision=arguments.revision)
     image_size = model.config.vision_config.image_size
     if processor.image_size != image_size:
         raise ValueError(
@@ -283,7 +286,7 @@ def number_of_steps(arguments: FineTuningArguments, batch_of_step: int, steps_pe
 def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
     """Raises ValueError for what needs whole weights where FSDP has cut them, and for models of others."""
     name = arguments.model_name_or_path
-    if name is not None and not is_tpas(name):
+    if name is not None and not is_tpas(name, arguments.revision):
         raise ValueError(f"FSDP is for TPAS models, and {name} is none: use configs/multi_gpu.yaml")
     for name in ("cached_chunk_size", "ema_decay", "average_last_epochs", "masked_language_modelling_weight"):
         if getattr(arguments, name):
