@@ -3,9 +3,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY = .venv/.installed
 
-.PHONY: help demo test bench docs quality style clean
+.PHONY: help setup demo test bench docs quality style clean
 
 help:
+	@echo "make setup    install into .venv, which every other target does first"
 	@echo "make demo     draw a small PAB, fine-tune on it, evaluate, and write outputs/demo/index.html"
 	@echo "make test     run the tests"
 	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
@@ -13,7 +14,7 @@ help:
 	@echo "make quality  check style and imports (changes nothing)"
 	@echo "make style    repair style and order imports"
 	@echo "make clean    remove .venv, the demo's, benchmarks' and docs' output and every cache"
-	@echo "The first one sets up .venv with the versions of constraints.txt; PYTHON=... chooses the interpreter."
+	@echo "The versions are those of constraints.txt; PYTHON=... chooses the interpreter."
 
 $(READY): constraints.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -23,6 +24,8 @@ $(READY): constraints.txt pyproject.toml
 	.venv/bin/python -m pip install --constraint constraints.txt --editable '.[train,demo,dev]'
 	.venv/bin/python -m pip check
 	@touch $(READY)
+
+setup: $(READY)
 
 demo: $(READY)
 	.venv/bin/python demo.py --output_dir outputs/demo

@@ -46,6 +46,8 @@ class LazyGroup(TyperGroup):
         if command is not None:
             module = import_module(f"tpas.{COMMANDS[name][0]}")
             command = typer.main.get_command(module.app)
+            if isinstance(command, TyperGroup) and not rest:
+                rest = ["--help"]
         return name, command, rest
 
 

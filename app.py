@@ -7,13 +7,21 @@ and TPAS_ANNOTATIONS say the same; see space/README.md. It sends nothing anywher
 scripts from elsewhere.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
 from tpas.command_line import CommandLine
+
+if TYPE_CHECKING:
+    from tpas.search import Gallery
+
+logger = logging.getLogger(__name__)
+
+FIRST_PICTURES = 20  # of a gallery, looked for before the page opens
 
 app = CommandLine("tpas app", __doc__)
 
@@ -39,7 +47,9 @@ def serve_page(
     host: Annotated[
         str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
     ] = None,
-    port: Annotated[int | None, Option(help="without it the first free one from 7860")] = None,
+    port: Annotated[
+        int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
+    ] = None,
 ) -> None:
     import torch
 
@@ -52,13 +62,32 @@ def serve_page(
     try:
         from tpas.search_page.page import serve
     except ImportError as error:
-        raise ImportError(f"the page needs the extra `app`: pip install 'tpas[app]' ({error})") from error
+        raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
     labels = None if annotations is None else read_labels(annotations)
     network = load_model(model, dtype=torch.float32).eval()
     opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)
     if not len(opened):
         raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` pictures first")
+    look_for_pictures(opened)
     serve(SearchDesk(opened, labels, shortlist=shortlist), host, port)
+
+
+def look_for_pictures(gallery: "Gallery") -> None:
+    """Says at the start, and not at the first search, that a gallery's pictures were moved away.
+
+    Raises:
+        FileNotFoundError: it can rank nothing without them.
+    """
+    stored = gallery.stored
+    records = map(stored.record, range(min(len(stored), FIRST_PICTURES)))
+    files = [Path(gallery.images_root or each["root"], each["path"]) for each in records if each["path"]]
+    if not files or any(file.exists() for file in files):
+        return
+    message = f"{files[0]} is gone, as others are: --images_root names the folder where they lie now"
+    if stored.settings.tokens is None:
+        raise FileNotFoundError(f"{message}; the gallery {gallery.path} keeps no tokens to do without")
+    if stored.settings.thumbnail_size is None:
+        logger.warning("%s; the gallery keeps no thumbnails to show instead", message)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }}
 body {{ margin: 1.5rem; }}
-h2 {{ font-size: 1.1rem; margin: 2rem 0 .75rem; max-width: 60rem; }}
+h2 {{ font-size: 1.1rem; margin: 2rem 0 .75rem; max-width: 60rem; overflow-wrap: anywhere; }}
 ol {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; }}
 ol {{ list-style: none; margin: 0; padding: 0; }}
 figure {{ margin: 0; }}

@@ -123,7 +123,9 @@ def split_into_words(
         None if start == end else bisect_right(words, start, key=lambda word: word[0]) - 1
         for start, end in features["offset_mapping"][0].tolist()
     ]
-    read = 1 + max(word for word in word_of_token if word is not None)
+    read = 1 + max((word for word in word_of_token if word is not None), default=-1)
+    if not read:
+        raise ValueError(f"{text!r} has no words that the model reads")
     words = [word for _, word in words]
     return words[:read], words[read:], features["input_ids"], word_of_token
 

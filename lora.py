@@ -9,11 +9,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils import CONFIG_NAME
 from torch import nn
+from transformers import PretrainedConfig
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
@@ -22,6 +24,7 @@ from tpas.modeling_tpas import TPASModel
 DEFAULT_TARGETS = r".*\.(q_proj|v_proj|query|value)"
 TRAINED_WHOLE = ["image_projection", "text_projection", "matching_head", "temperature"]
 EVERY_LINEAR_LAYER = "all-linear"
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 @contextmanager
@@ -85,9 +88,33 @@ def is_adapter(name: str) -> bool:
     return (Path(name) / CONFIG_NAME).is_file()
 
 
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the config.json of a folder or a Hub repository holds.
+
+    What can only be a folder that is not there is refused at once: without a network, half a minute would go
+    in asking the Hub for it.
+
+    Raises:
+        OSError: there is none; the message names the model.
+    """
+    place = Path(name)
+    if not place.is_dir():
+        if place.exists():
+            raise NotADirectoryError(f"{name} is a file: give the folder of the model")
+        if not HUB_NAME.fullmatch(str(name)) or place.parent.is_dir():
+            raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
+    try:
+        config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+    except OSError as error:
+        raise OSError(f"the model {name} cannot be loaded: {error}") from error
+    if not config:
+        raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
+    return config
+
+
 def check_architecture(name: str, revision: str | None = None) -> None:
-    """Raises ValueError if the folder or Hub name is of a model of another architecture."""
-    model_type = TPASConfig.get_config_dict(name, revision=revision)[0].get("model_type")
+    """Raises OSError if the folder or Hub name is of no model, ValueError if of another architecture."""
+    model_type = read_config(name, revision).get("model_type")
     if model_type != TPASConfig.model_type:
         raise ValueError(
             f"{name} is a model of type {model_type!r}, not {TPASConfig.model_type!r}: X-VLM's own files are "

@@ -9,6 +9,9 @@ from transformers import BatchFeature, BertTokenizer, CLIPImageProcessorPil, Pro
 
 MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte once decoded
 
+# Not all that Pillow opens, whatever a file's name says: for PostScript it would start another program.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
 REMOVED_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 REPEATED_SPACE = re.compile(r"\s{2,}")
 
@@ -29,13 +32,13 @@ def load_image(path: str | Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no picture, is cut off, or has more than [`MAX_IMAGE_PIXELS`] pixels;
-            the message names the file.
+        ValueError: it is no picture of [`IMAGE_FORMATS`], is cut off, or has more than
+            [`MAX_IMAGE_PIXELS`] pixels; the message names the file.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below refuses it
-            with Image.open(path) as image:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_IMAGE_PIXELS:
                     raise ValueError(f"{path}: {width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
@@ -45,7 +48,7 @@ def load_image(path: str | Path) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image, or of a format Pillow cannot read") from error
+        raise ValueError(f"{path}: not an image, or none of {', '.join(IMAGE_FORMATS)}") from error
     except (OSError, SyntaxError) as error:  # Pillow's decoders raise SyntaxError for some broken files
         raise ValueError(f"{path}: broken image ({error})") from error
 

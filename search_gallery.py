@@ -136,10 +136,14 @@ def table(hits: Sequence["SearchHit"]) -> str:
     lines = [f"{'rank':>4} {'match':>8} {'cosine':>7} {'by cosine':>9}  picture"]
     for hit in hits:
         match = "" if hit.match_logit is None else f"{hit.match_logit:.3f}"
-        lines.append(
-            f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {hit.path or hit.id}"
-        )
+        picture = printable(str(hit.path or hit.id))
+        lines.append(f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {picture}")
     return "\n".join(lines)
+
+
+def printable(name: str) -> str:
+    """The name on one line, and with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -170,7 +170,7 @@ def import_faiss() -> Any:
     try:
         import faiss
     except ImportError as error:
-        raise ImportError("a faiss index needs faiss: pip install 'tpas[index]'") from error
+        raise ImportError("a faiss index needs faiss: pip install -e '.[index]'") from error
     return faiss
 
 

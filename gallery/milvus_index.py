@@ -166,5 +166,5 @@ def import_pymilvus() -> Any:
     try:
         import pymilvus
     except ImportError as error:
-        raise ImportError("a Milvus database needs pymilvus: pip install 'tpas[milvus]'") from error
+        raise ImportError("a Milvus database needs pymilvus: pip install -e '.[milvus]'") from error
     return pymilvus

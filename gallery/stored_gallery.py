@@ -55,7 +55,9 @@ class StoredGallery:
                     f"the gallery {self.directory} is not finished: do the same build again, it goes on "
                     "where it was stopped"
                 )
-            raise FileNotFoundError(f"{self.directory} is no gallery: there is no {MANIFEST} in it")
+            raise FileNotFoundError(
+                f"{self.directory} is no gallery: no {MANIFEST} is in it, as `tpas gallery build` makes one"
+            )
         self.manifest = manifest
         self.settings: GallerySettings = manifest["settings"]
         self.shards: list[dict[str, Any]] = manifest["shards"]

@@ -12,13 +12,11 @@ What a name may be:
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
-from transformers import PretrainedConfig
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.lora import is_adapter, load_model, merge_adapter, start_of_adapter
+from tpas.lora import is_adapter, load_model, merge_adapter, read_config, start_of_adapter
 from tpas.processing_tpas import TPASProcessor
 from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 
@@ -90,25 +88,13 @@ def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
     for file, kind in ((OPEN_CLIP_CONFIG, "open_clip"), (LLM2CLIP_CONFIG, "llm2clip")):
         if (Path(name) / file).is_file():
             return kind, name
-    model_type = config_of(name, revision).get("model_type")
+    model_type = read_config(name, revision).get("model_type")
     return {TPASConfig.model_type: "tpas", "blip": "blip"}.get(model_type, "transformers"), name
 
 
 def is_tpas(name: str, revision: str | None = None) -> bool:
     """Whether the name is of `TPASModel`, or of an adapter of one."""
     return kind_and_place(start_of_adapter(name) if is_adapter(name) else name, revision)[0] == "tpas"
-
-
-def config_of(name: str, revision: str | None = None) -> dict[str, Any]:
-    """What config.json holds.
-
-    Raises:
-        OSError: there is none.
-    """
-    config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
-    if not config:
-        raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
-    return config
 
 
 def may_run_code(
@@ -122,7 +108,7 @@ def may_run_code(
         ValueError: the model cannot do without, and it may not run.
     """
     fixed = Path(name).is_dir() or re.fullmatch(COMMIT, revision or "") is not None
-    classes = config_of(name, revision).get("auto_map")
+    classes = read_config(name, revision).get("auto_map")
     if not classes:
         return trusted and fixed
     if not trusted:

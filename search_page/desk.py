@@ -317,7 +317,8 @@ class SearchDesk:
                 raise RequestError(
                     f"Sentence {number} has {len(text)} characters: {limits.text_characters} at most."
                 )
-            if self.processor.clean_captions and not clean_caption(text):
+            read = clean_caption(text) if self.processor.clean_captions else text
+            if not any(char.isprintable() and not char.isspace() for char in read):
                 raise RequestError(f"Sentence {number} has no words in it: {text[:40]!r}")
         return texts
 

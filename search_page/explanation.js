@@ -31,6 +31,7 @@ watch("value", () => {
 });
 
 dialog.addEventListener("change", (event) => {
+  if (!dialog.querySelector(".tpas-layer")) return; // the picture itself is gone
   dialog.querySelector(".tpas-layer").src = event.target.dataset.heat;
   dialog.querySelector("[data-shown]").textContent = event.target.dataset.name;
 });

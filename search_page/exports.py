@@ -14,6 +14,7 @@ from tpas.plotting.sheet import RankedPicture as DrawnPicture
 from tpas.search_page.desk import Answer, RankedPicture, SearchDesk
 
 SHEET_PICTURES = 6  # of each sentence
+FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 COLUMNS = (
     "sentence_number",
@@ -33,13 +34,17 @@ COLUMNS = (
 
 
 def csv_table(answers: Sequence[Answer]) -> str:
-    """One line for each picture of each answer; what is unknown is left empty."""
+    """One line for each picture of each answer; what is unknown is left empty.
+
+    Sentences, names and labels come from anyone, and a spreadsheet would run what looks like a formula.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for number, answer in enumerate(answers, start=1):
         for found in answer.pictures:
-            writer.writerow([number, answer.text, *_fields(found)])
+            fields = [number, answer.text, *_fields(found)]
+            writer.writerow([_as_text(field) if isinstance(field, str) else field for field in fields])
     return stream.getvalue()
 
 
@@ -96,6 +101,11 @@ def _fields(found: RankedPicture) -> list[object]:
         label and label.action,
         label and label.scene,
     ]
+
+
+def _as_text(value: str) -> str:
+    """Text that a spreadsheet shows and does not compute: before a formula stands an apostrophe."""
+    return f"'{value}" if value.startswith(FORMULA_SIGNS) else value
 
 
 def _rounded(value: float | None) -> float | None:

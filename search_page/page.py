@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ ANY = "any"
 WHERE = [("the gallery", "gallery"), ("my pictures", "own"), ("both", "both")]
 SESSIONS = 200  # kept at a time; the one that was idle longest makes room
 WAITING_REQUESTS = 32  # more are turned away
+FORM_BYTES = 2**16  # that names and boundaries add to the files of an upload
 LEFTOVERS_SECONDS = 600  # after which a file that was uploaded, but never read, is removed
 
 
@@ -194,7 +196,7 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
         explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
         upload.upload(page.upload, [session, upload, where], [session, own_pictures, where], **modelled)
         remove.click(page.remove, session, [session, own_pictures, where, answers], api_visibility="private")
-    blocks.queue(max_size=WAITING_REQUESTS)
+    blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
 
 
@@ -221,15 +223,23 @@ def launch_settings(desk: SearchDesk) -> dict:
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_800",
         input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_300",
+    )
+    limits = desk.limits
+    guard = Middleware(
+        PageGuard,
+        most_upload_bytes=limits.own_pictures * limits.upload_megabytes * 2**20 + FORM_BYTES,
+        uploads_a_minute=limits.requests_a_minute,
     )
     return {
         "theme": theme,
         "head": f"<style>{page_style()}</style>",
-        "app_kwargs": {"middleware": [Middleware(PageGuard)], "docs_url": None, "redoc_url": None},
-        "max_file_size": desk.limits.upload_megabytes * 2**20,
+        "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None},
+        "max_file_size": limits.upload_megabytes * 2**20,
         "state_session_capacity": SESSIONS,
         "footer_links": [],
         "run_history": False,
+        "enable_monitoring": False,
         "share": False,
         "ssr_mode": False,
         "quiet": True,
@@ -241,11 +251,13 @@ def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) ->
 
     Args:
         host: the address to listen on; `None`: $GRADIO_SERVER_NAME, which Spaces set, or this machine only.
-        port: `None`: $GRADIO_SERVER_PORT, or the first free one from 7860.
+        port: `None`: the first free one from $GRADIO_SERVER_PORT, or from 7860.
 
     Raises:
-        OSError: the port is taken.
+        OSError: the port is taken, or the address is not this machine's.
     """
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    _check_address(host, port)
     # Uploads pass through a folder of this process, which goes with it, also where it is told to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as uploads:
@@ -256,3 +268,13 @@ def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) ->
         )
         logger.info("%d pictures at %s (Ctrl+C ends it)", len(desk.gallery), address)
         page.block_thread()
+
+
+def _check_address(host: str, port: int | None) -> None:
+    """Raises OSError where nobody can listen there; Gradio would name its own settings in its error."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), port or 0), family=family).close()
+    except OSError as error:
+        at = host if port is None else f"{host}, port {port}"
+        raise OSError(f"cannot listen at {at}: {error.strerror}; choose another --port or --host") from error

@@ -18,7 +18,7 @@ from urllib.request import Request, urlopen
 import pytest
 from huggingface_hub import RepoCard
 
-from tpas.app import main
+from tpas.app import look_for_pictures, main
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import Gallery
@@ -28,7 +28,11 @@ from tpas.synthetic_pab import draw_pab
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tpas.search_page.page import SearchPage  # noqa: E402 (imports gradio)
+from starlette.responses import PlainTextResponse  # noqa: E402 (comes with the extra, as these do)
+from starlette.testclient import TestClient  # noqa: E402
+
+from tpas.search_page.guard import PageGuard  # noqa: E402
+from tpas.search_page.page import SearchPage  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 START = ROOT / "demo_start"
@@ -175,6 +179,8 @@ def test_type_search_look_and_save(visit, gallery, rows):
     assert f"“{word.inner_text()}”" in page.locator(".tpas-caption").inner_text()
     numbers = re.findall(r"[+−]\d\.\d\d", page.locator(".tpas-sides").inner_text())
     assert numbers
+    heat.evaluate("image => image.remove()")  # as where the picture's file is gone
+    page.locator(".tpas-words label").nth(1).click()
 
     page.keyboard.press("Escape")
     assert page.locator("#tpas-dialog").is_hidden()
@@ -205,7 +211,7 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
     page = visit(PHONE)
     page.get_by_text("Filter and settings").click()
     page.locator("#tpas-sentences textarea").focus()
-    page.keyboard.type("A woman in a red dress")
+    page.keyboard.type("A woman in a red dress at " + 80 * "W")  # an address is as long
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".tpas-cards")
     # The settings push the answers out of sight, and the page has to bring them back.
@@ -336,6 +342,58 @@ def test_files_are_not_served(server, pab, rows, gallery):
             assert status_of(f"{address}{route}{file}")[0] in (403, 404), (route, file)
     assert status_of(f"{address}gradio_api/file=http://127.0.0.1/")[0] == 403
     assert status_of(f"{address}gradio_api/info")[1].count("search") == 0  # nothing to call from outside
+
+
+def test_nothing_passes_by_the_queue_or_reaches_ffmpeg(server):
+    address, _ = server
+    body = json.dumps({"data": [None], "fn_index": 0, "session_hash": "mallory"}).encode()
+    for route in ("run/predict", "api/predict"):
+        assert status_of(f"{address}gradio_api/{route}", body)[0] == 404
+    assert status_of(f"{address}gradio_api/process_recording", b"{}")[0] == 403
+    assert status_of(f"{address}monitoring/summary")[0] == 403
+
+
+def test_uploads_are_bounded_before_they_are_written():
+    taken = []
+
+    async def take(scope, receive, send):
+        taken.append(scope["path"])
+        await PlainTextResponse("taken")(scope, receive, send)
+
+    client = TestClient(PageGuard(take, most_upload_bytes=100, uploads_a_minute=2))
+    assert client.post("/gradio_api/upload", content=bytes(101)).status_code == 413
+    assert client.post("/gradio_api/upload", content=iter([b"of no known length"])).status_code == 413
+    paths = ("/upload", "/upload/", "/upload")
+    assert [client.post(path, content=bytes(100)).status_code for path in paths] == [200, 200, 429]
+    assert client.post("/gradio_api/queue/join", content=bytes(101)).status_code == 200
+    assert taken == ["/upload", "/upload/", "/gradio_api/queue/join"]
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(gallery):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        at = rf"127\.0\.0\.1, port {port}"
+        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
+            main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
+
+
+def test_pictures_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
+    model, processor = TPASModel.from_pretrained(START), TPASProcessor.from_pretrained(START)
+    pictures = shutil.copytree(pab / "train", tmp_path / "pictures")
+    kinds = {"tokens": {}, "thumbnails": {"thumbnail_size": 32}, "neither": {"tokens": None}}
+    for name, kept in kinds.items():
+        Gallery.build(model, processor, pictures, tmp_path / name, **kept)
+    pictures.rename(tmp_path / "moved")
+    for name in kinds:
+        look_for_pictures(Gallery.open(tmp_path / name, images_root=tmp_path / "moved"))
+    look_for_pictures(Gallery.open(tmp_path / "thumbnails"))
+    assert not caplog.records
+    look_for_pictures(Gallery.open(tmp_path / "tokens"))
+    assert "--images_root" in caplog.text
+    with pytest.raises(FileNotFoundError, match="--images_root names the folder"):
+        look_for_pictures(Gallery.open(tmp_path / "neither"))
 
 
 def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):

@@ -54,6 +54,14 @@ def test_help_names_an_example_that_parses(words, capsys):
         command_of(given[:depth]).make_context("tpas", given[depth:])  # raises where a word does not fit
 
 
+def test_a_group_without_a_command_shows_its_help(capsys):
+    __main__.main(["gallery"])
+    alone = capsys.readouterr().out
+    __main__.main(["gallery", "--help"])
+    assert alone == capsys.readouterr().out
+    assert "append" in alone
+
+
 def documented_commands() -> list[str]:
     """Every `tpas` line in a code block of the README and docs/."""
     found = []

@@ -176,6 +176,8 @@ def test_a_layer_that_is_not_there_is_refused(model, processor, image):
 def test_an_empty_sentence_is_refused(model, processor, image):
     with pytest.raises(ValueError, match="empty"):
         explain(model, processor, image, " ,. ")
+    with pytest.raises(ValueError, match="has no words that the model reads"):
+        explain(model, processor, image, "\u200b")  # a space of no width, as it is pasted from web pages
 
 
 def test_heat_is_laid_where_the_map_is_high():

@@ -345,5 +345,5 @@ def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, library, index
         return importing(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=rf"pip install 'tpas\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"pip install -e '\.\[{extra}\]'"):
         open_index(index, stored)

@@ -118,6 +118,19 @@ def test_a_missing_a_foreign_and_a_cut_off_file_are_named(tmp_path, picture):
         load_image(tmp_path / "cut.jpg")
 
 
+def test_a_file_is_read_as_one_of_few_formats_whatever_its_name(tmp_path, picture):
+    """Pillow would hand PostScript to Ghostscript."""
+    picture.save(tmp_path / "postscript.eps")
+    disguised = (tmp_path / "postscript.eps").rename(tmp_path / "holiday.jpg")
+    with Image.open(disguised) as image:
+        assert image.format == "EPS"
+    with pytest.raises(ValueError, match=r"holiday\.jpg: not an image, or none of JPEG, PNG, WEBP"):
+        load_image(disguised)
+    for suffix in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm", "jp2"):
+        picture.save(tmp_path / f"picture.{suffix}")
+        assert load_image(tmp_path / f"picture.{suffix}").size == picture.size
+
+
 def png_header(width: int, height: int) -> bytes:
     """A PNG that claims this size and holds no pixels."""
 

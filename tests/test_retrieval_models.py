@@ -281,7 +281,7 @@ def test_code_that_comes_with_a_model_needs_consent(folders, small_pab, tmp_path
 def test_code_that_may_change_or_lies_elsewhere_is_refused(monkeypatch):
     commit = "0123456789" * 4
     config = {"auto_map": {"AutoModel": "mine.Model", "AutoTokenizer": ["mine.Slow", None]}}
-    monkeypatch.setattr(loading, "config_of", lambda name, revision=None: config)
+    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
     with pytest.raises(ValueError, match="read it, then add --trust_remote_code"):
         loading.may_run_code("some/model", False, commit)
     for moving in (None, "main"):

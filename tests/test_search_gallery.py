@@ -229,6 +229,30 @@ def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch):
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("demo_strat", "demo_strat: there is no such folder, and the Hub names models OWNER/NAME"),
+        ("./demo/start", r"\./demo/start: there is no such folder"),
+        ("outputs/runs/best", "outputs/runs/best: there is no such folder"),
+        ("pictures/best", "pictures/best: there is no such folder"),  # there is a folder `pictures`
+        (f"{MODEL}/config.json", r".*/config\.json is a file: give the folder of the model"),
+        ("nobody/knows", "the model nobody/knows cannot be loaded: .*"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(folder, monkeypatch, model, message):
+    """The conftest keeps the Hub out of reach, so what is asked of it fails without a wait."""
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(SystemExit, match=f"tpas search: {message}"):
+        main([str(folder), TEXT, "--model", model])
+
+
+def test_a_name_cannot_steer_the_terminal(folder, capsys):
+    (folder / sorted(os.listdir(folder))[0]).rename(folder / "\x1b[2Ja\nb é.jpg")
+    main([str(folder), TEXT, "--model", MODEL])
+    assert "\\x1b[2Ja\\nb é.jpg" in capsys.readouterr().out
+
+
 def test_a_sheet_shows_the_pictures_in_their_order(folder, found, tmp_path, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)

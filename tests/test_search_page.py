@@ -187,6 +187,7 @@ def test_pictures_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_
         ([], "Write what you are looking for"),
         (["  ", "\t"], "Write what you are looking for"),
         (["a man", "?!."], "Sentence 2 has no words"),
+        (["\u200b"], "Sentence 1 has no words"),
         (["a man"] * 21, "21 sentences are too many"),
         (["a" * 1001], "Sentence 1 has 1001 characters"),
     ],
@@ -260,8 +261,11 @@ def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, cap
         picture = desk.search(session, ["a man"])[0].pictures[0].picture
         for jpeg in (desk.card(picture), desk.large(picture)):
             assert (jpeg and Image.open(io.BytesIO(jpeg)).width) == width
-        page = Renderer(desk).answers(session)
+        renderer = Renderer(desk)
+        page = renderer.answers(session)
         assert page.count("cannot be read") == (0 if width else 3)
+        why = renderer.explanation(0, 0, *desk.explain(session, 0, 0))
+        assert ("looks" in why, "cannot be read" in why) == (bool(width), not width)
 
 
 def test_a_csv_holds_the_answers(desk, captions):
@@ -278,6 +282,25 @@ def test_a_csv_holds_the_answers(desk, captions):
         best.picture.label.behaviour,
         best.picture.label.scene,
     )
+
+
+def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(desk):
+    (answer,) = desk.search(Session(), ['-2+3+cmd|" /C calc"!A0'], shown=3)
+    first, second, third = answer.pictures
+    label = PictureLabel("normal", '=HYPERLINK("http://example.org")', "+1", None)
+    pictures = [
+        replace(first, picture=replace(first.picture, id='@SUM(1,1)\n".jpg', label=label)),
+        replace(second, picture=replace(second.picture, id="\t=1.jpg")),
+        third,
+    ]
+    rows = list(csv.reader(io.StringIO(csv_table([replace(answer, pictures=pictures)]), newline="")))
+    assert len(rows) == 4
+    assert rows[1][1] == """'-2+3+cmd|" /C calc"!A0"""
+    assert rows[1][3] == """'@SUM(1,1)\n".jpg"""
+    assert rows[1][-2:] == ["""'=HYPERLINK("http://example.org")""", "'+1"]
+    assert rows[2][3] == "'\t=1.jpg"
+    assert rows[3][3] == third.picture.id
+    assert float(rows[1][6]) == pytest.approx(first.match_logit, abs=1e-6)  # a number stays one
 
 
 def test_an_answer_file_is_one_that_the_challenge_takes(desk, pab, captions):

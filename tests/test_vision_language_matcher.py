@@ -289,7 +289,7 @@ def test_a_commit_is_asked_for_by_its_name(monkeypatch):
     commit = "0123456789" * 4
     asked = []
     config = {"auto_map": {"AutoModel": "mine.Model"}}
-    monkeypatch.setattr(loading, "config_of", lambda name, revision=None: config)
+    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
     monkeypatch.setattr(
         vision_language_matcher, "load_vision_language_matcher", lambda *arguments: asked.append(arguments)
     )
