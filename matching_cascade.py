@@ -1,6 +1,6 @@
 """Re-ranks shortlists in two steps: bf16 reads every pair, fp32 those that can still be among the best.
 
-bf16 is several times faster and wrong by some hundredths of a logit, so it cannot say which of two close
+bf16 is faster and wrong by some hundredths of a logit, so it cannot say which of two close
 pictures is the better one, but it can say which are out of the question. How wrong it is, is learnt on the
 way from the pairs that both have read. `benchmarks/cascade.py` measures what is saved, and whether the best
 stay the same.

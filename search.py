@@ -187,7 +187,7 @@ class Gallery:
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
             images_root: the folder where the pictures lie now, if it was moved since.
-            matching_dtype: the precision of re-ranking. "bfloat16" is several times faster on a CPU that has
+            matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of pictures whose scores are close
                 (`benchmarks/rerank.py`: what that does to Recall@1).
 
