@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,14 +39,25 @@ ANSWER = "<section><h2>{text}</h2>\n<ol>\n{hits}\n</ol></section>"
 HIT = "<li><figure>{picture}<figcaption><b>{rank}</b> · {score:.3f}<br>{name}</figcaption></figure></li>"
 
 
-def check_suffix(path: Path) -> None:
-    """Raises ValueError for a file that cannot be a sheet, ImportError where only matplotlib is missing."""
-    if path.suffix.lower() in PAGES:
-        return
-    from tpas.plotting.saving import FORMATS
+def check_sheet(path: Path) -> None:
+    """Refuses, before anything is searched, what could not be written afterwards.
 
-    if path.suffix.lower().lstrip(".") not in FORMATS:
-        raise ValueError(f"{path}: a sheet ends in .html, .{', .'.join(FORMATS)}, got {path.suffix!r}")
+    Raises:
+        ValueError: the suffix is none that a sheet can have.
+        OSError: its folder cannot be made or written to.
+        ImportError: only matplotlib is missing.
+    """
+    if path.suffix.lower() not in PAGES:
+        from tpas.plotting.saving import FORMATS
+
+        if path.suffix.lower().lstrip(".") not in FORMATS:
+            raise ValueError(f"{path}: a sheet ends in .html, .{', .'.join(FORMATS)}, got {path.suffix!r}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"no place for the sheet {path}: {error}") from error
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"no place for the sheet {path}: its folder cannot be written to")
 
 
 def write_contact_sheet(path: Path, answers: Answers) -> None:
@@ -54,7 +66,6 @@ def write_contact_sheet(path: Path, answers: Answers) -> None:
     Raises:
         ValueError: a figure of nothing.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() in PAGES:
         write_beside(path, PAGE.format(answers="\n".join(_answer(text, hits) for text, hits in answers)))
         return

@@ -72,7 +72,7 @@ def search(
 
     import torch
 
-    from tpas.contact_sheet import check_suffix, write_contact_sheet
+    from tpas.contact_sheet import check_sheet, write_contact_sheet
     from tpas.folder_gallery import open_folder
     from tpas.gallery.indexes import check_index
     from tpas.gallery.manifest import LOCK, MANIFEST, SHARDS
@@ -82,7 +82,7 @@ def search(
 
     # What can be refused is, before pictures are encoded for hours.
     if sheet is not None:
-        check_suffix(sheet)
+        check_sheet(sheet)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is neither a folder of pictures nor a gallery")
     # One whose first build was killed has no manifest yet: to be named so, not searched for pictures.
