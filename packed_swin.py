@@ -17,7 +17,7 @@ from transformers import SwinModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging
 
-from tpas.packed_layers import PackedLinear
+from tpas.packed_layers import PackedLinear, attend_on_cpu
 
 CPU_ROWS_AT_ONCE = 2304  # of the patches that go through a layer; 16 windows of 12 x 12
 MASKED = -100.0  # transformers' own, added to scores of patches that are neighbours by the shift only
@@ -130,19 +130,27 @@ class PackedSwinLayer(nn.Module):
             normed.masked_fill_(padding, 0.0)
         projected = self.query_key_value(normed).view(len(kinds), self.window_area, 3, -1, self.head_size)
         query, key, value = projected.permute(2, 0, 3, 1, 4)  # each (windows, H, L, d)
-        contexts = []
-        stop = 0
+        context = rows.new_empty(query.transpose(1, 2).shape)  # (windows, L, H, d)
+        if rows.device.type == "cpu" and rows.dtype == torch.float32:
+            for window, kind in enumerate(kinds):
+                own = attend_on_cpu(query[window], key[window], value[window], self.scaling, self.bias[kind])
+                context[window] = own.transpose(0, 1)
+        else:
+            self._attend_by_runs(query, key, value, kinds, context)
+        rows.add_(self.dense(context.view(rows.shape)))
+        torch.add(rows, self.output(self.intermediate(self.norm_after(rows))), out=output)
+
+    def _attend_by_runs(self, query, key, value, kinds: Sequence[int], context: Tensor) -> None:
+        """One call for each run of windows of one kind."""
+        start = 0
         for kind, run in groupby(kinds):
-            start, stop = stop, stop + sum(1 for _ in run)
+            stop = start + sum(1 for _ in run)
             own = slice(start, stop)
             bias = self.bias[kind].expand(stop - start, -1, -1, -1)
-            context = F.scaled_dot_product_attention(
+            context[own] = F.scaled_dot_product_attention(
                 query[own], key[own], value[own], attn_mask=bias, scale=self.scaling
-            )
-            contexts.append(context.transpose(1, 2).reshape(-1, rows.shape[1]))
-        context = contexts[0] if len(contexts) == 1 else torch.cat(contexts)
-        rows.add_(self.dense(context))
-        torch.add(rows, self.output(self.intermediate(self.norm_after(rows))), out=output)
+            ).transpose(1, 2)
+            start = stop
 
 
 class PackedPatchMerging(nn.Module):

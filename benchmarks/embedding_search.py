@@ -19,11 +19,12 @@ import faiss
 import torch
 import torch.nn.functional as F
 from measuring import add_timing_arguments, median_ratio, time_in_turn
-from torch import Tensor
+from torch import Tensor, nn
 
 from tpas.evaluation.result_files import write_json
-from tpas.gallery.exact_index import BlockProduct, ExactIndex
+from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import FaissIndex
+from tpas.packed_layers import PackedLinear
 
 SHARD_ROWS = 512  # of a gallery as `Gallery.build` writes it
 SQUARE = 2048  # rows and columns of the large product
@@ -58,11 +59,10 @@ def measure_exact(embeddings: Tensor, queries: Tensor, count: int, repeats: int,
     flat = faiss.IndexFlatIP(embeddings.shape[1])
     flat.add(embeddings.numpy())
     square = torch.randn(SQUARE, SQUARE)
-    packed = BlockProduct(square)
-    zeros = torch.zeros(SQUARE)
+    packed = PackedLinear(nn.Linear(SQUARE, SQUARE))
     programs = {
         "read": embeddings.sum,
-        "product, oneDNN": lambda: packed(square, zeros),
+        "product, oneDNN": lambda: packed(square),
         "product, torch": lambda: F.linear(square, square),
         "faiss flat": lambda: flat.search(queries.numpy(), count),
         "ours": lambda: ours.search(queries, count),

@@ -1,12 +1,12 @@
 """Exact search over embeddings: the best rows of each query by cosine, ties by the hash of the id.
 
-Block by block a product rules out nearly all rows, given how far its rounding can be off: in bf16 where the
-CPU multiplies that faster than fp32. The rows that are left are scored in fp32, and those that may be among
-the best, given how far fp32 can be off, again in double. So the answer is that of a sort of all cosines in
-double precision.
+A product over all rows, in bf16 where the CPU multiplies that faster than fp32, gives bounds of each cosine;
+rows whose upper bound is below `count` lower bounds are ruled out. The few that are left are scored in
+double. So the answer is that of a sort of all cosines in double precision.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -16,15 +16,20 @@ from torch import Tensor
 
 from tpas.gallery.stored_gallery import gather_rows
 
-BLOCK_ROWS = 4_096  # in one product: 4 MB of 256 dimensions, which stay in the cache between copy and product
-SPAN_ROWS = 8 * BLOCK_ROWS  # looked through at once
+SPAN_ROWS = 65_536  # looked through at once
 GROUP_ROWS = 64  # whose greatest cosine is looked at first: in most groups no row reaches the threshold
 QUERIES_AT_ONCE = 128
 PAIRS_AT_ONCE = 512  # whose embeddings are held in double precision, in the cache
+ROUNDED_BYTES = 2**31  # of rounded rows kept in memory: 4,194,304 rows of 256 dimensions
+LOWEST = -2.0  # below every cosine
+BF16_ROUNDOFF = 2.0**-8  # at most this share of a number is lost when it is rounded
 
 
 class ExactIndex:
     """Searches unit vectors that lie in parts, in memory or mapped from disk.
+
+    On a CPU that multiplies bf16 faster, the first search keeps a rounded copy of the rows, half as large:
+    up to `ROUNDED_BYTES`. Rows beyond are read in fp32 by every search.
 
     Args:
         segments: (n, D) fp32 each.
@@ -35,6 +40,8 @@ class ExactIndex:
         self.segments = segments
         self.id_hashes = id_hashes
         self.starts = [0, *accumulate(map(len, segments))]
+        self.spans = list(regroup(segments, SPAN_ROWS))
+        self.rounded: dict[int, RoundedRows] = {}  # by span
 
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The best `count` rows for each query.
@@ -54,33 +61,85 @@ class ExactIndex:
         return torch.cat([rows for rows, _ in results]), torch.cat([cosines for _, cosines in results])
 
     def _search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        # A sum of D products of unit vectors is off by at most D * 2^-24, in the best one as in any other;
-        # the rest is for the threshold's own rounding, norms of nearly 1 and the rounding of the result.
-        margin = 2.1 * ((queries.shape[1] + 8) * 2.0**-24 + _lost_by_fp32_products())
-        span_filter = SpanFilter(queries)
-        threshold = None  # (Q,) cosine in fp32 that a row of each query must reach
         found = _Candidates(len(queries), count)
-        start = 0
-        for parts in regroup(self.segments, SPAN_ROWS):
-            length = sum(map(len, parts))
-            if threshold is not None:
-                rows, query = span_filter(parts, threshold)
-                crowded = len(rows) > length  # then a product of all is less work than one of these
-            if threshold is None or crowded:
-                cosines = torch.cat([F.linear(part, queries) for part in parts])  # (n, Q)
-                if threshold is None:
-                    threshold = reached_by(cosines, count) - margin
-                rows, query = not_negative(cosines - threshold)
-                cosines = cosines[rows, query]
-            else:
-                embeds = gather_rows(parts, [0, *accumulate(map(len, parts))], rows)  # (P, D)
-                cosines = F.linear(embeds, queries).gather(1, query[:, None])[:, 0]
-            found.add(query, rows + start, cosines)
-            if found.crowded:
-                threshold = torch.maximum(threshold, found.keep_best(margin))
-            start += length
-        found.keep_best(margin)
+        for number, parts in enumerate(self.spans):
+            rounded = self._rounded(number)
+            span = cosines_by_fp32(parts, queries) if rounded is None else rounded.cosines(queries)
+            if number == 0:
+                found.threshold = span.lower_bounds(reached_by(span.computed, count))
+            query, rows = reaching(span.computed, span.computed_of(found.threshold))
+            if rounded is not None and len(rows) > span.computed.shape[1]:  # it hardly tells rows apart
+                span = cosines_by_fp32(parts, queries)
+                query, rows = reaching(span.computed, span.computed_of(found.threshold))
+            computed = span.computed[query, rows]
+            lower, upper = span.lower_bounds(computed, query), span.upper_bounds(computed, query)
+            found.add(query, rows + number * SPAN_ROWS, lower, upper)
         return rank_candidates(queries, found.rows(), count, self)
+
+    def _rounded(self, number: int) -> "RoundedRows | None":
+        """The rounded rows of a span, if they are of use and may be kept."""
+        if number not in self.rounded:
+            size = 2 * SPAN_ROWS * self.spans[number][0].shape[1]
+            if not _multiplies_bf16_faster() or (number + 1) * size > ROUNDED_BYTES:
+                return None
+            self.rounded[number] = RoundedRows(self.spans[number])
+        return self.rounded[number]
+
+
+@dataclass(frozen=True)
+class Cosines:
+    """Cosines as they were computed, and how far from the true ones they may be.
+
+    Attributes:
+        computed: (Q, n) fp32.
+        slack: (Q,) how far off they were before the result was rounded.
+        roundoff: the share of itself by which the result was.
+    """
+
+    computed: Tensor
+    slack: Tensor
+    roundoff: float = 0.0
+
+    def computed_of(self, cosine: Tensor) -> Tensor:
+        """What is computed at the least for true cosines (Q,) and greater ones."""
+        least = cosine - self.slack
+        return least - self.roundoff * least.abs()
+
+    def lower_bounds(self, computed: Tensor, query: Tensor | slice = slice(None)) -> Tensor:
+        """Of the true cosines of these queries, one each, for those computed."""
+        return computed - self.roundoff * computed.abs() - self.slack[query]
+
+    def upper_bounds(self, computed: Tensor, query: Tensor | slice = slice(None)) -> Tensor:
+        return computed + self.roundoff * computed.abs() + self.slack[query]
+
+
+def cosines_by_fp32(parts: Sequence[Tensor], queries: Tensor) -> Cosines:
+    """Of rows in parts (n, D) with queries (Q, D), all of unit norm."""
+    computed = torch.cat([F.linear(part, queries) for part in parts]).t().contiguous()
+    return Cosines(computed, torch.full((len(queries),), _lost_by_sums(queries.shape[1])))
+
+
+class RoundedRows:
+    """Unit vectors in bf16, laid out for products with few queries by oneDNN.
+
+    The layout is the one that torch.compile uses for the weights of linear layers.
+
+    Args:
+        parts: (n, D) fp32 each.
+    """
+
+    def __init__(self, parts: Sequence[Tensor]):
+        rows = torch.cat(list(parts))
+        rounded = rows.bfloat16()
+        self.lost = rows.sub_(rounded).norm(dim=1).max()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(rounded)
+
+    def cosines(self, queries: Tensor) -> Cosines:
+        """With queries (Q, D) of unit norm."""
+        rounded = queries.bfloat16()
+        lost = 1.01 * ((queries - rounded).norm(dim=1) + self.lost)  # norms are 1, or rounded to nearly 1
+        computed = torch.ops.mkldnn._linear_pointwise(rounded, self.packed, None, "none", [], "")
+        return Cosines(computed.float(), lost + _lost_by_sums(queries.shape[1]), BF16_ROUNDOFF)
 
 
 def regroup(parts: Iterable[Tensor], rows: int) -> Iterator[list[Tensor]]:
@@ -99,74 +158,36 @@ def regroup(parts: Iterable[Tensor], rows: int) -> Iterator[list[Tensor]]:
 
 
 def reached_by(cosines: Tensor, count: int) -> Tensor:
-    """(n, Q) to (Q,): what at least `count` rows of each column reach, hardly more; -inf if n is less."""
-    if count > len(cosines):
-        return torch.full_like(cosines[0], -torch.inf)
-    groups = cosines[: len(cosines) // GROUP_ROWS * GROUP_ROWS].view(-1, GROUP_ROWS, cosines.shape[1])
-    best = groups.amax(dim=1) if count <= len(groups) else cosines
-    return best.topk(count, dim=0).values[-1]
+    """(Q, n) to (Q,): what at least `count` columns of each row reach, hardly more; `LOWEST` if n is less."""
+    if count > cosines.shape[1]:
+        return torch.full_like(cosines[:, 0], LOWEST)
+    best = _best_of_groups(cosines)
+    return (best if count <= best.shape[1] else cosines).topk(count).values[:, -1]
 
 
-class SpanFilter:
-    """Which pairs of rows with unit queries (Q, D) may reach a threshold, by a product in fp32 or bf16."""
-
-    def __init__(self, queries: Tensor):
-        dtype = torch.bfloat16 if _multiplies_bf16_faster() else torch.float32
-        self.product = BlockProduct(queries.to(dtype))
-        # How much a cosine of unit vectors can lose when both are rounded, the row by 2^-8 at most. How far
-        # off its sum is in fp32, the threshold itself allows for.
-        lost = (queries - queries.to(dtype)).norm(dim=1)
-        self.slack = 1.01 * (lost + 2.0**-8) if dtype == torch.bfloat16 else torch.zeros(len(queries))  # (Q,)
-        self.block = torch.empty(BLOCK_ROWS, queries.shape[1], dtype=dtype)
-        self.excess = torch.empty(SPAN_ROWS, len(queries))  # of cosines over the threshold
-
-    def __call__(self, parts: Sequence[Tensor], threshold: Tensor) -> tuple[Tensor, Tensor]:
-        """Parts (n, D) of a span of fp32 rows and thresholds (Q,) to pairs: rows of the span and queries.
-
-        Every pair is there whose cosine in fp32 reaches its query's threshold, and some more.
-        """
-        length = 0
-        for pieces in regroup(parts, BLOCK_ROWS):
-            # Copied, as a copy reads at full bandwidth, and the product then finds its rows in the cache.
-            filled = 0
-            for piece in pieces:
-                self.block[filled : filled + len(piece)] = piece
-                filled += len(piece)
-            excess = self.product(self.block[:filled], self.slack - threshold)
-            self.excess[length : length + filled] = excess
-            length += filled
-        return not_negative(self.excess[:length])
+def reaching(cosines: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns (P,) of the elements of (Q, n) that reach their row's threshold (Q,); few are to."""
+    whole = cosines.shape[1] // GROUP_ROWS * GROUP_ROWS
+    row, group = (_best_of_groups(cosines) >= threshold[:, None]).nonzero(as_tuple=True)
+    groups = cosines[:, :whole].unflatten(1, (-1, GROUP_ROWS))  # (Q, G, GROUP_ROWS)
+    place, column = (groups[row, group] >= threshold[row, None]).nonzero(as_tuple=True)
+    rest_row, rest = (cosines[:, whole:] >= threshold[:, None]).nonzero(as_tuple=True)
+    columns = torch.cat([group[place] * GROUP_ROWS + column, rest + whole])
+    return torch.cat([row[place], rest_row]), columns
 
 
-def not_negative(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns (P,) of the elements >= 0 of (n, Q), which are to be few."""
-    whole = len(values) // GROUP_ROWS * GROUP_ROWS
-    groups = values[:whole].view(-1, GROUP_ROWS, values.shape[1])  # (G, GROUP_ROWS, Q)
-    group, column = (groups.amax(dim=1) >= 0).nonzero(as_tuple=True)
-    place, row = (groups[group, :, column] >= 0).nonzero(as_tuple=True)
-    rest, rest_column = (values[whole:] >= 0).nonzero(as_tuple=True)
-    rows = torch.cat([group[place] * GROUP_ROWS + row, rest + whole])
-    return rows, torch.cat([column[place], rest_column])
+def _best_of_groups(cosines: Tensor) -> Tensor:
+    """(Q, n) to (Q, n // GROUP_ROWS): the greatest of each group of columns, the last few left out."""
+    whole = cosines.shape[1] // GROUP_ROWS * GROUP_ROWS
+    return cosines[:, :whole].unflatten(1, (-1, GROUP_ROWS)).amax(dim=2)
 
 
-class BlockProduct:
-    """Products of a block with the queries, and something added for each query.
+def _lost_by_sums(size: int) -> float:
+    """How far off a cosine of vectors of this size is by its sum in fp32, at most size * 2^-24.
 
-    On oneDNN where torch has it, with the packing that torch.compile uses for linear layers: half as fast
-    again as torch's own fp32 product on the machine it was measured on.
+    The rest is for the rounding of bounds, norms of nearly 1, and the rounding of the answer to fp32.
     """
-
-    def __init__(self, queries: Tensor):
-        self.queries = queries  # (Q, D)
-        self.packed = None
-        if torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled:
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(queries, BLOCK_ROWS)
-
-    def __call__(self, block: Tensor, added: Tensor) -> Tensor:
-        """(n, D), (Q,) fp32 to (n, Q); a sum keeps its sign where the result is rounded to bf16."""
-        if self.packed is None:
-            return F.linear(block, self.queries, added)
-        return torch.ops.mkldnn._linear_pointwise(block, self.packed, added, "none", [], "")
+    return 1.05 * ((size + 8) * 2.0**-24 + _lost_by_fp32_products())
 
 
 def _lost_by_fp32_products() -> float:
@@ -185,43 +206,46 @@ def _multiplies_bf16_faster() -> bool:
 
 
 class _Candidates:
-    """Rows that may be among the best `count` of each of Q queries."""
+    """Rows that may be among the best `count` of each of Q queries.
+
+    Attributes:
+        threshold: (Q,) cosine that a row must be able to have, `LOWEST` until enough were looked at.
+    """
 
     def __init__(self, queries: int, count: int):
         self.queries = queries
         self.count = count
-        self.entries: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.entries: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self.size = 0
         self.limit = 2 * queries * count
+        self.threshold = torch.full((queries,), LOWEST)
 
-    def add(self, query: Tensor, rows: Tensor, cosines: Tensor) -> None:
-        self.entries.append((query, rows, cosines))
+    def add(self, query: Tensor, rows: Tensor, lower: Tensor, upper: Tensor) -> None:
+        """Rows (P,) of the queries numbered `query`, with bounds of their cosines."""
+        self.entries.append((query, rows, lower, upper))
         self.size += len(rows)
-
-    @property
-    def crowded(self) -> bool:
-        return self.size > self.limit
-
-    def keep_best(self, margin: float) -> Tensor:
-        """Forgets what cannot be among the best; returns the cosine (Q,) that others must reach."""
-        query, rows, cosines = (torch.cat(parts) for parts in zip(*self.entries, strict=True))
-        order = query.argsort(stable=True)
-        query, rows, cosines = query[order], rows[order], cosines[order]
-        sizes = query.bincount(minlength=self.queries)
-        place = torch.arange(len(query)) - (sizes.cumsum(0) - sizes)[query]  # among its query's entries
-        table = torch.full((self.queries, max(self.count, int(sizes.max()))), -torch.inf)
-        table[query, place] = cosines
-        threshold = table.topk(self.count).values[:, -1] - margin  # (Q,), -inf where entries are too few
-        kept = cosines >= threshold[query]
-        self.entries = [(query[kept], rows[kept], cosines[kept])]
-        self.size = int(kept.sum())
-        self.limit = max(2 * self.queries * self.count, 2 * self.size)  # ties may be many
-        return threshold
+        if self.size > self.limit:
+            self._keep_best()
 
     def rows(self) -> list[Tensor]:
         """The rows of each query."""
-        query, rows, _ = self.entries[0]
+        self._keep_best()
+        query, rows, *_ = self.entries[0]
         return list(rows.split(query.bincount(minlength=self.queries).tolist()))
+
+    def _keep_best(self) -> None:
+        query, rows, lower, upper = (torch.cat(parts) for parts in zip(*self.entries, strict=True))
+        order = query.argsort(stable=True)
+        query, rows, lower, upper = query[order], rows[order], lower[order], upper[order]
+        sizes = query.bincount(minlength=self.queries)
+        place = torch.arange(len(query)) - (sizes.cumsum(0) - sizes)[query]  # among its query's entries
+        table = torch.full((self.queries, max(self.count, int(sizes.max()))), LOWEST)
+        table[query, place] = lower
+        self.threshold = torch.maximum(self.threshold, table.topk(self.count).values[:, -1])
+        kept = upper >= self.threshold[query]
+        self.entries = [(query[kept], rows[kept], lower[kept], upper[kept])]
+        self.size = int(kept.sum())
+        self.limit = max(2 * self.queries * self.count, 2 * self.size)  # ties may be many
 
 
 def rank_candidates(

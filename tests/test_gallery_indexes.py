@@ -64,7 +64,7 @@ def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: 
 @pytest.fixture
 def small_spans(monkeypatch):
     """So that a gallery of some hundred rows is looked through in several steps."""
-    for name, rows in (("BLOCK_ROWS", 64), ("SPAN_ROWS", 192), ("GROUP_ROWS", 8)):
+    for name, rows in (("SPAN_ROWS", 192), ("GROUP_ROWS", 8)):
         monkeypatch.setattr(exact_index, name, rows)
 
 
@@ -95,16 +95,31 @@ def test_exact_search_where_most_spans_hold_nothing_of_interest(small_spans, siz
     assert torch.equal(index.search(texts, 5)[0], rank_by_embeddings(texts, images, ids)[0][:, :5])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_filter_keeps_every_pair_that_reaches_the_threshold_and_few_others(monkeypatch, dtype):
-    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: dtype == torch.bfloat16)
+def test_rounded_rows_keep_every_pair_that_reaches_a_cosine_and_few_others():
+    if not exact_index._multiplies_bf16_faster():
+        pytest.skip("products of bf16 need a CPU with instructions for them")
     images, texts = unit(5000, 64), unit(7, 64)
-    cosines = (images.double() @ texts.double().t()).float()
-    threshold = cosines.topk(100, dim=0).values[-1]
-    rows, query = exact_index.SpanFilter(texts)(images.split(700), threshold - 1e-5)
-    found = set(zip(rows.tolist(), query.tolist(), strict=True))
+    true = texts.double() @ images.double().t()
+    asked = true.topk(100).values[:, -1].float() - 1e-5
+    span = exact_index.RoundedRows(images.split(700)).cosines(texts)
+    query, rows = exact_index.reaching(span.computed, span.computed_of(asked))
+    found = set(zip(query.tolist(), rows.tolist(), strict=True))
     assert len(found) == len(rows) < 1.5 * 700
-    assert found >= {tuple(pair) for pair in (cosines >= threshold).nonzero().tolist()}
+    assert found >= {tuple(pair) for pair in (true >= asked[:, None]).nonzero().tolist()}
+    computed = span.computed[query, rows]
+    assert (span.lower_bounds(computed, query) <= true[query, rows]).all()
+    assert (span.upper_bounds(computed, query) >= true[query, rows]).all()
+
+
+def test_rows_beyond_what_is_kept_in_memory_are_searched_as_well(monkeypatch, small_spans):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(exact_index, "ROUNDED_BYTES", 2 * 2 * 192 * 16)
+    images, texts = clustered(900, 16), unit(5, 16)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    for _ in range(2):
+        assert torch.equal(index.search(texts, 17)[0], rank_by_embeddings(texts, images, ids)[0][:, :17])
+    assert sorted(index.rounded) == [0, 1]
 
 
 def test_exact_search_where_all_pictures_are_equal(small_spans):
@@ -157,7 +172,6 @@ def embeddings_made_to_mislead(kind: str, texts: Tensor, rows: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["steps of one bit", "rounding against the best", "subnormal", "zeros"])
 def test_exact_search_where_cosines_are_made_to_mislead(monkeypatch, kind, product):
     monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
-    monkeypatch.setattr(exact_index, "BLOCK_ROWS", 512)
     monkeypatch.setattr(exact_index, "SPAN_ROWS", 1024)
     texts = unit(6, 64)
     texts[1] = texts[1].to(torch.bfloat16).float()  # nothing of it is lost
