@@ -40,6 +40,11 @@ class CascadeReport:
         """Of the pairs that fp32 would read without the cascade."""
         return 1 - self.pairs_in_fp32 / self.pairs if self.pairs else 0.0
 
+    def __add__(self, later: "CascadeReport") -> "CascadeReport":
+        """Of both, one after the other; the bound of an error only grows."""
+        pairs, pairs_in_fp32 = self.pairs + later.pairs, self.pairs_in_fp32 + later.pairs_in_fp32
+        return CascadeReport(pairs, pairs_in_fp32, later.error_bound)
+
     def __str__(self) -> str:
         return (
             f"of {self.pairs:,} pairs fp32 read {self.pairs_in_fp32:,}, {self.share_saved:.1%} were saved "

@@ -40,6 +40,7 @@ from tpas.sca import Confidence, sca_rerank
 logger = logging.getLogger(__name__)
 
 MatchingDtype = Literal["float32", "bfloat16"]
+TEXTS_AT_ONCE = 2048  # whose hidden states are in memory together: about 1 GB in fp32
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
 
 
@@ -313,26 +314,31 @@ class Gallery:
         self._encoders()  # which says so if there are none
         if not texts or not len(self):
             return [[] for _ in texts]
-        encoded = self._encode(texts, batch_size)
         head = min(shortlist, len(self)) if rerank or sca else 0
-        candidates, cosines = self._opened_index.search(
-            encoded.embeds, min(max(top_k, head), len(self))
-        )  # (Q, K)
+        asked = min(max(top_k, head), len(self))
+        read_in_fp32 = max(top_k, SCA_READS) if sca else top_k  # by a cascade
+        parts = []
+        for start in range(0, len(texts), TEXTS_AT_ONCE):
+            encoded = self._encode(texts[start : start + TEXTS_AT_ONCE], batch_size)
+            candidates, cosines = self._opened_index.search(encoded.embeds, asked)  # (q, K)
+            shortlists, logits = candidates[:, :head], None
+            if cascade:
+                logits, report = self._cascade.logits_of_shortlists(
+                    self._tokens, encoded, shortlists, read_in_fp32
+                )
+                self.cascade_report = report if self.cascade_report is None else self.cascade_report + report
+            elif rerank:
+                logits = self._matcher.logits_of_shortlists(self._tokens, encoded, shortlists)
+            parts.append((candidates, cosines, logits))
+        candidates = torch.cat([part[0] for part in parts])  # (Q, K)
+        cosines = torch.cat([part[1] for part in parts])
+        logits = torch.cat([part[2] for part in parts]) if rerank else None  # (Q, head, 2)
+        if cascade:
+            logger.info("cascade: %s", self.cascade_report)
 
-        logits = None  # (Q, K, 2)
         ranking = candidates
         if head:
-            scores = cosines[:, :head]
-            if cascade:
-                best = max(top_k, SCA_READS) if sca else top_k
-                logits, self.cascade_report = self._cascade.logits_of_shortlists(
-                    self._tokens, encoded, candidates[:, :head], best
-                )
-                logger.info("cascade: %s", self.cascade_report)
-            elif rerank:
-                logits = self._matcher.logits_of_shortlists(self._tokens, encoded, candidates[:, :head])
-            if logits is not None:
-                scores = logits[:, :, 1]
+            scores = cosines[:, :head] if logits is None else logits[:, :, 1]
             ranking, scores = reorder(candidates[:, :head], scores)
             if sca:
                 ranking = sca_rerank(ranking, scores, confidence=sca).indices

@@ -1,10 +1,12 @@
 """How much memory a search of a PAB-sized gallery takes: embeddings, tokens on disk, shortlist 128.
 
     python benchmarks/gallery_memory.py --folder /a/disk/with/12GB        # 36,773 pictures, 10.9 GB of tokens
+    python benchmarks/gallery_memory.py --full_size --queries 32          # with the whole model's arithmetic
     python benchmarks/gallery_memory.py --quick
 
 Writes made embeddings and tokens of X-VLM base's true shape (145 x 1024, fp16) as a gallery, then opens and
-searches it in a fresh process with a narrow model (its arithmetic is not what is measured), and removes it.
+searches it in a fresh process, and removes it. The model is narrow unless `--full_size` is given: then it
+has X-VLM base's size and random weights, and a search takes what it takes with the real ones.
 Memory is the peak resident size, mapped pages included, though the system may take those back at any time.
 """
 
@@ -35,9 +37,13 @@ SHARD_ROWS = 512
 WORDS = [f"word{number}" for number in range(200)]
 
 
-def narrow_model() -> tuple[TPASModel, TPASProcessor]:
-    """X-VLM base's interface in a model with hardly any arithmetic; equal whenever it is called."""
+def build_model(full_size: bool) -> tuple[TPASModel, TPASProcessor]:
+    """X-VLM base, or its interface with hardly any arithmetic; equal whenever it is called."""
     torch.manual_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    if full_size:
+        return TPASModel(TPASConfig()).eval(), TPASProcessor.build(tokenizer)
     text = {
         "vocab_size": 5 + len(WORDS),
         "hidden_size": 32,
@@ -49,14 +55,12 @@ def narrow_model() -> tuple[TPASModel, TPASProcessor]:
     config = TPASConfig(
         vision_config=vision | {"window_size": 12}, text_config=text, num_cross_modal_layers=1
     )
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     return TPASModel(config).eval(), TPASProcessor.build(tokenizer)
 
 
-def write_gallery(directory: Path, pictures: int) -> int:
+def write_gallery(directory: Path, pictures: int, full_size: bool) -> int:
     """A gallery of made embeddings; its tokens repeat those of 512 pictures. Returns its bytes on disk."""
-    model, _ = narrow_model()
+    model, _ = build_model(full_size)
     settings = GallerySettings(model_fingerprint(model), "float16", None)
     (directory / "shards").mkdir(parents=True)
     tokens = torch.randn(SHARD_ROWS, TOKENS, WIDTH).half()
@@ -73,13 +77,13 @@ def write_gallery(directory: Path, pictures: int) -> int:
     return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
-def measure(directory: Path, queries: int) -> dict[str, Any]:
+def measure(directory: Path, queries: int, full_size: bool) -> dict[str, Any]:
     """Peak memory (MiB) before opening, and after searches, and their seconds."""
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
-    model, processor = narrow_model()
+    model, processor = build_model(full_size)
     generator = torch.Generator().manual_seed(1)
     words = torch.randint(len(WORDS), (queries, 50), generator=generator).tolist()
     texts = [" ".join(WORDS[word] for word in row) for row in words]
@@ -100,6 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Peak memory of searching a PAB-sized gallery.")
     parser.add_argument("--pictures", type=int, default=36_773)
     parser.add_argument("--queries", type=int, default=64)
+    parser.add_argument("--full_size", action="store_true", help="the model's: 214 M parameters")
     parser.add_argument("--folder", type=Path, help="where the temporary gallery is written")
     parser.add_argument("--quick", action="store_true", help="600 pictures, 4 queries: shows that it runs")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
@@ -111,8 +116,8 @@ def main(argv: list[str] | None = None) -> None:
         # Each in a fresh process, whose peak begins at that of the one that starts it: this one stays small.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as executor:
-            disk = executor.submit(write_gallery, directory, arguments.pictures).result()
-            figures = executor.submit(measure, directory, arguments.queries).result()
+            disk = executor.submit(write_gallery, directory, arguments.pictures, arguments.full_size).result()
+            figures = executor.submit(measure, directory, arguments.queries, arguments.full_size).result()
     figures |= {"disk_bytes": disk, "queries": arguments.queries}
     print(
         f"{figures['pictures']:,} pictures, {disk / 1e9:.1f} GB on disk, {arguments.queries} queries at once"

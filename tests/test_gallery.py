@@ -20,6 +20,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from tiny_inputs import noise_picture, spread_match_logits
 
+from tpas import search
 from tpas.fast_encoding import FastEncoder
 from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
 from tpas.gallery.building import probe_pass_sizes
@@ -151,6 +152,19 @@ def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
             assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
         assert gallery.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
         assert gallery.cascade_report.share_saved > 0
+
+
+def test_more_texts_than_are_held_in_memory_at_once(model, processor, folder, tmp_path, monkeypatch):
+    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
+    for settings in ({}, {"rerank": False}, {"sca": "margin"}, {"cascade": True, "top_k": 1}):
+        expected = gallery.search(TEXTS, **settings)
+        monkeypatch.setattr(search, "TEXTS_AT_ONCE", 2)
+        answers = gallery.search(TEXTS, **settings)
+        monkeypatch.undo()
+        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
+            assert own.score == pytest.approx(other.score, abs=1e-5)
+    assert gallery.cascade_report.pairs == len(TEXTS) * 20
 
 
 @pytest.mark.parametrize(
