@@ -2,12 +2,14 @@
 
 The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without
 padding (`packed_layers.py`), images lie in the order of their windows (`packed_swin.py`), and a batch goes
-through in small passes, so that more of what a layer writes stays in the cache. A [`FastEncoder`] stands in
-for the model in `encode_images` and `encode_texts` of `retrieval_stages.py`, and encodes the pictures of a
-gallery.
+through in small passes, so that more of what a layer writes stays in the cache; on a CPU each thread takes
+one (`passes.py`). A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of
+`retrieval_stages.py`, and encodes the pictures of a gallery.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 from tpas.modeling_tpas import TPASModel
 from tpas.packed_layers import PackedFeedForward, PackedLinear, PackedSelfAttention, pad_rows
 from tpas.packed_swin import PackedSwinModel
+from tpas.passes import side_by_side
 
 # benchmarks/encoding.py compares a few of them on a CPU; another one may prefer others. It does not run on a
 # GPU, whose numbers were not measured. Fixed, because another number rounds otherwise.
@@ -92,7 +95,7 @@ class FastTextEncoder:
         passes = zip(
             input_ids.split(self.texts_per_pass), attention_mask.split(self.texts_per_pass), strict=True
         )
-        return _concatenate([TPASModel.get_text_features(self, *inputs) for inputs in passes])
+        return _encode(partial(TPASModel.get_text_features, self), list(passes), self.device)
 
 
 class FastEncoder(FastTextEncoder):
@@ -118,8 +121,8 @@ class FastEncoder(FastTextEncoder):
     @torch.inference_mode()
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """As [`TPASModel.get_image_features`]."""
-        passes = pixel_values.split(self.images_per_pass)
-        return _concatenate([TPASModel.get_image_features(self, pixels) for pixels in passes])
+        passes = [(pixels,) for pixels in pixel_values.split(self.images_per_pass)]
+        return _encode(partial(TPASModel.get_image_features, self), passes, self.device)
 
 
 def fastest_encoder(model: TPASModel) -> TPASModel | FastEncoder:
@@ -140,7 +143,16 @@ def _is_fast(model: TPASModel) -> bool:
     return model.device.type == "cpu" and model.dtype == torch.float32
 
 
-def _concatenate(outputs: list[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
+def _encode(
+    encode: Callable[..., BaseModelOutputWithPooling], passes: list[tuple[Tensor, ...]], device: torch.device
+) -> BaseModelOutputWithPooling:
+    """The features of the passes' inputs, one after the other."""
+
+    @torch.inference_mode()
+    def compute(inputs: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
+        return encode(*inputs)
+
+    outputs = list((side_by_side if device.type == "cpu" else map)(compute, passes))
     embeds = torch.cat([output.pooler_output for output in outputs])
     return BaseModelOutputWithPooling(
         last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),

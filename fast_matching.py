@@ -33,6 +33,7 @@ from tpas.packed_layers import (
     ragged_attention,
     require_linear,
 )
+from tpas.passes import side_by_side
 from tpas.retrieval_stages import EncodedTexts, map_batches
 
 # Pairs in one pass. On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
@@ -223,7 +224,8 @@ class FastMatcher:
             return self.match(texts, queries[pairs].tolist(), tokens, counts.tolist())
 
         passes = passes_of_pairs(images, batch_size)
-        outputs = map_batches(match, passes, accelerator, "matching pairs")
+        run = side_by_side if self.device.type == "cpu" else map
+        outputs = map_batches(match, passes, accelerator, "matching pairs", run)
         logits = torch.empty(len(images), 2)
         for pairs, output in zip(passes, outputs, strict=True):
             logits[torch.from_numpy(pairs)] = output

@@ -19,7 +19,7 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging
 
 from tpas.packed_layers import PackedLinear, attend_on_cpu
 
-CPU_ROWS_AT_ONCE = 2304  # of the patches that go through a layer; 16 windows of 12 x 12
+CPU_ROWS_AT_ONCE = 1152  # of the patches that go through a layer; 8 windows of 12 x 12
 MASKED = -100.0  # transformers' own, added to scores of patches that are neighbours by the shift only
 PADDING = -1
 

@@ -7,7 +7,7 @@ normal, and rows follow file names, so neither may settle them.
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -250,10 +250,14 @@ def map_batches(
     batches: list[list[int]],
     accelerator: Accelerator | None,
     description: str,
+    run: Callable[[Callable[[list[int]], Any], list[list[int]]], Iterable[Any]] = map,
 ) -> list[Any]:
     """`compute` of each batch, in order, on every process; the processes share the batches out.
 
     The batches are the same for any number of processes, and with them the arithmetic.
+
+    Args:
+        run: how a process goes through its own, such as `tpas.passes.side_by_side`.
     """
     progress = {
         "desc": description,
@@ -263,10 +267,11 @@ def map_batches(
     }  # None: only on a terminal
     with torch.inference_mode():
         if accelerator is None or accelerator.num_processes == 1:
-            return [compute(batch) for batch in tqdm(batches, **progress)]
+            return list(tqdm(run(compute, batches), total=len(batches), **progress))
         if not accelerator.is_main_process:
             progress["disable"] = True
         with accelerator.split_between_processes(list(enumerate(batches))) as share:
-            own = [(position, compute(batch)) for position, batch in tqdm(share, **progress)]
+            own = tqdm(run(compute, [batch for _, batch in share]), total=len(share), **progress)
+            own = [(position, output) for (position, _), output in zip(share, own, strict=True)]
     outputs = dict(gather_object(own))
     return [outputs[position] for position in range(len(batches))]

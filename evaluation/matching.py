@@ -8,6 +8,7 @@ from torch import Tensor
 
 from tpas.fast_matching import FastMatcher, ReadTexts, passes_of_pairs
 from tpas.modeling_tpas import TPASModel
+from tpas.passes import side_by_side
 from tpas.retrieval_models.interface import RetrievalModel
 from tpas.retrieval_stages import EncodedTexts
 
@@ -48,11 +49,14 @@ def _fast(matcher: FastMatcher, texts: EncodedTexts, order: Sequence[int]) -> Ma
             texts_read.rows[caption] = own
 
     def match(tokens: Tensor, images: np.ndarray, captions: np.ndarray) -> Tensor:
-        scores = torch.empty(len(images))
-        for pairs in passes_of_pairs(images, FAST_PAIRS_IN_A_PASS):
+        def match_pass(pairs: np.ndarray) -> Tensor:
             shown, counts = np.unique(images[pairs], return_counts=True)
-            logits = matcher.match(texts_read, captions[pairs].tolist(), tokens[shown], counts.tolist())
-            scores[pairs] = logits[:, 1]
+            return matcher.match(texts_read, captions[pairs].tolist(), tokens[shown], counts.tolist())[:, 1]
+
+        scores = torch.empty(len(images))
+        passes = passes_of_pairs(images, FAST_PAIRS_IN_A_PASS)
+        for pairs, own in zip(passes, side_by_side(match_pass, passes), strict=True):
+            scores[pairs] = own
         return scores
 
     return match
