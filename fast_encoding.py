@@ -18,7 +18,13 @@ from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from tpas.modeling_tpas import TPASModel
-from tpas.packed_layers import PackedFeedForward, PackedLinear, PackedSelfAttention, pad_rows
+from tpas.packed_layers import (
+    PackedFeedForward,
+    PackedLinear,
+    PackedSelfAttention,
+    pad_rows,
+    without_autocast,
+)
 from tpas.packed_swin import PackedSwinModel
 from tpas.passes import side_by_side
 
@@ -86,6 +92,7 @@ class FastTextEncoder:
     # The model's own method over this object's `text_model`, projection and `config`; below likewise.
 
     @torch.inference_mode()
+    @without_autocast
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None
     ) -> BaseModelOutputWithPooling:
@@ -119,6 +126,7 @@ class FastEncoder(FastTextEncoder):
         self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
 
     @torch.inference_mode()
+    @without_autocast
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """As [`TPASModel.get_image_features`]."""
         passes = [(pixels,) for pixels in pixel_values.split(self.images_per_pass)]

@@ -32,6 +32,7 @@ from tpas.packed_layers import (
     pad_rows,
     ragged_attention,
     require_linear,
+    without_autocast,
 )
 from tpas.passes import side_by_side
 from tpas.retrieval_stages import EncodedTexts, map_batches
@@ -232,6 +233,7 @@ class FastMatcher:
         return logits
 
     @torch.inference_mode()
+    @without_autocast
     def read_texts(self, texts: EncodedTexts, batch_size: int | None = None) -> ReadTexts:
         """All that the first layer computes of each text before it meets an image; for [`logits_of_pairs`].
 
@@ -267,6 +269,7 @@ class FastMatcher:
         return asked
 
     @torch.inference_mode()
+    @without_autocast
     def match(
         self, texts: ReadTexts, queries: Sequence[int], image_states: Tensor, counts: Sequence[int]
     ) -> Tensor:

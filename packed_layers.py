@@ -5,8 +5,10 @@ The arithmetic of BERT's layers arranged for speed: weights are laid out once fo
 each text attends within its own rows. Nothing here trains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +25,17 @@ FUSED_ACTIVATIONS = {
     "gelu_new": ("gelu", "tanh"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
 }
+
+
+def without_autocast(method: Callable[..., Any]) -> Callable[..., Any]:
+    """For a method of an object with a `device`: its precision is its own, whatever its caller autocasts."""
+
+    @wraps(method)
+    def run(self, *arguments, **named):
+        with torch.autocast(self.device.type, enabled=False):
+            return method(self, *arguments, **named)
+
+    return run
 
 
 class PackedLinear(nn.Module):

@@ -40,7 +40,7 @@ from tpas.sca import Confidence, sca_rerank
 logger = logging.getLogger(__name__)
 
 MatchingDtype = Literal["float32", "bfloat16"]
-TEXTS_AT_ONCE = 2048  # whose hidden states are in memory together: about 1 GB in fp32
+TEXTS_AT_ONCE = 4096  # whose hidden states are in memory together: some 2 GB at full size
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
 
 
@@ -281,7 +281,8 @@ class Gallery:
         """The best pictures for each text, best first.
 
         Args:
-            texts: any iterable of strings; one string is refused.
+            texts: any iterable of strings; one string is refused. They go through the model in blocks of
+                `TEXTS_AT_ONCE`, to bound the memory.
             top_k: pictures in each answer, or the whole gallery where that is smaller.
             shortlist: pictures that the cross-modal encoder reads for each text, or the whole gallery. What
                 follows them in a longer answer is ordered by cosine.
@@ -317,16 +318,18 @@ class Gallery:
         head = min(shortlist, len(self)) if rerank or sca else 0
         asked = min(max(top_k, head), len(self))
         read_in_fp32 = max(top_k, SCA_READS) if sca else top_k  # by a cascade
-        parts = []
-        for start in range(0, len(texts), TEXTS_AT_ONCE):
-            encoded = self._encode(texts[start : start + TEXTS_AT_ONCE], batch_size)
+        # For each block the shortlisted pictures are read, or without tokens encoded, again.
+        at_once = len(texts) if rerank and self.stored.settings.tokens is None else TEXTS_AT_ONCE
+        parts, reports = [], []
+        for start in range(0, len(texts), at_once):
+            encoded = self._encode(texts[start : start + at_once], batch_size)
             candidates, cosines = self._opened_index.search(encoded.embeds, asked)  # (q, K)
             shortlists, logits = candidates[:, :head], None
             if cascade:
                 logits, report = self._cascade.logits_of_shortlists(
                     self._tokens, encoded, shortlists, read_in_fp32
                 )
-                self.cascade_report = report if self.cascade_report is None else self.cascade_report + report
+                reports.append(report)
             elif rerank:
                 logits = self._matcher.logits_of_shortlists(self._tokens, encoded, shortlists)
             parts.append((candidates, cosines, logits))
@@ -334,6 +337,7 @@ class Gallery:
         cosines = torch.cat([part[1] for part in parts])
         logits = torch.cat([part[2] for part in parts]) if rerank else None  # (Q, head, 2)
         if cascade:
+            self.cascade_report = sum(reports[1:], start=reports[0])
             logger.info("cascade: %s", self.cascade_report)
 
         ranking = candidates

@@ -19,7 +19,9 @@ from tpas.gallery.stored_gallery import gather_rows
 SPAN_ROWS = 65_536  # looked through at once
 GROUP_ROWS = 64  # whose greatest cosine is looked at first: in most groups no row reaches the threshold
 QUERIES_AT_ONCE = 128
-PAIRS_AT_ONCE = 512  # whose embeddings are held in double precision, in the cache
+PAIRS_AT_ONCE = 65_536  # whose embeddings are held
+PAIRS_IN_DOUBLE = 512  # of which these in double precision, in the cache
+ROUNDED_FROM = 64  # queries: for fewer it takes longer to round the rows than is saved
 ROUNDED_BYTES = 2**31  # of rounded rows kept in memory: 4,194,304 rows of 256 dimensions
 LOWEST = -2.0  # below every cosine
 BF16_ROUNDOFF = 2.0**-8  # at most this share of a number is lost when it is rounded
@@ -28,8 +30,8 @@ BF16_ROUNDOFF = 2.0**-8  # at most this share of a number is lost when it is rou
 class ExactIndex:
     """Searches unit vectors that lie in parts, in memory or mapped from disk.
 
-    On a CPU that multiplies bf16 faster, the first search keeps a rounded copy of the rows, half as large:
-    up to `ROUNDED_BYTES`. Rows beyond are read in fp32 by every search.
+    On a CPU that multiplies bf16 faster, an index that is asked more than `ROUNDED_FROM` queries keeps a
+    rounded copy of its rows, half as large: up to `ROUNDED_BYTES`. Rows beyond are always read in fp32.
 
     Args:
         segments: (n, D) fp32 each.
@@ -42,6 +44,7 @@ class ExactIndex:
         self.starts = [0, *accumulate(map(len, segments))]
         self.spans = list(regroup(segments, SPAN_ROWS))
         self.rounded: dict[int, RoundedRows] = {}  # by span
+        self.queries = 0  # that were asked so far
 
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The best `count` rows for each query.
@@ -57,7 +60,9 @@ class ExactIndex:
             raise ValueError(f"between 1 and {self.starts[-1]} rows can be found, {count} were asked for")
         for query in (~queries.isfinite().all(dim=1)).nonzero():
             raise ValueError(f"the embedding of query {query.item()} is not finite, so it has no best rows")
-        results = [self._search(part.float(), count) for part in queries.split(QUERIES_AT_ONCE)]
+        self.queries += len(queries)
+        with torch.autocast("cpu", enabled=False):  # the bounds are those of fp32
+            results = [self._search(part.float(), count) for part in queries.split(QUERIES_AT_ONCE)]
         return torch.cat([rows for rows, _ in results]), torch.cat([cosines for _, cosines in results])
 
     def _search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -80,7 +85,8 @@ class ExactIndex:
         """The rounded rows of a span, if they are of use and may be kept."""
         if number not in self.rounded:
             size = 2 * SPAN_ROWS * self.spans[number][0].shape[1]
-            if not _multiplies_bf16_faster() or (number + 1) * size > ROUNDED_BYTES:
+            pays = self.queries > ROUNDED_FROM and _multiplies_bf16_faster()
+            if not pays or (number + 1) * size > ROUNDED_BYTES:
                 return None
             self.rounded[number] = RoundedRows(self.spans[number])
         return self.rounded[number]
@@ -263,11 +269,11 @@ def rank_candidates(
     sizes = torch.tensor([len(rows) for rows in candidates])
     rows = torch.cat(list(candidates))  # (C,)
     query = torch.arange(len(queries)).repeat_interleave(sizes)  # (C,)
-    embeds = gather_rows(index.segments, index.starts, rows)  # (C, D)
-    products = [
-        (part.double() * queries[own].double()).sum(dim=1)
-        for part, own in zip(embeds.split(PAIRS_AT_ONCE), query.split(PAIRS_AT_ONCE), strict=True)
-    ]
+    products = []
+    for chunk, asked in zip(rows.split(PAIRS_AT_ONCE), query.split(PAIRS_AT_ONCE), strict=True):
+        embeds = gather_rows(index.segments, index.starts, chunk)  # (c, D)
+        for part, own in zip(embeds.split(PAIRS_IN_DOUBLE), asked.split(PAIRS_IN_DOUBLE), strict=True):
+            products.append((part.double() * queries[own].double()).sum(dim=1))
     # Rounded, so that equal pictures get equal cosines wherever they lie.
     cosines = torch.cat(products).float()  # (C,)
     order = np.lexsort((index.id_hashes[rows].numpy(), -cosines.numpy(), query.numpy()))

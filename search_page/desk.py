@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -335,12 +335,19 @@ class SearchDesk:
         elif filtered:
             rows = self._rows_with(behaviour, scene)
         own = [] if where == "gallery" or filtered else session.own_pictures
-        pool = PicturePool(self.tokens, self.labels, rows, own)
+        if rows is None and not own:
+            pool = self._gallery_pool
+        else:
+            pool = PicturePool(self.tokens, self.labels, rows, own)
         if not len(pool):
             if where == "own":
                 raise RequestError("You have no pictures here yet: upload some, or search the gallery.")
             raise RequestError("No picture is labelled so: choose another behaviour or scene.")
         return pool
+
+    @cached_property
+    def _gallery_pool(self) -> PicturePool:
+        return PicturePool(self.tokens, self.labels, None)  # whose index is worth keeping
 
     def _rows_with(self, behaviour: str | None, scene: str | None) -> Tensor:
         rows = [

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpas.gallery import exact_index
+from tpas.gallery import exact_index, stored_gallery
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import FaissIndex
 from tpas.gallery.indexes import open_index, write_index
@@ -64,7 +64,7 @@ def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: 
 @pytest.fixture
 def small_spans(monkeypatch):
     """So that a gallery of some hundred rows is looked through in several steps."""
-    for name, rows in (("SPAN_ROWS", 192), ("GROUP_ROWS", 8)):
+    for name, rows in (("SPAN_ROWS", 192), ("GROUP_ROWS", 8), ("ROUNDED_FROM", 0)):
         monkeypatch.setattr(exact_index, name, rows)
 
 
@@ -114,12 +114,13 @@ def test_rounded_rows_keep_every_pair_that_reaches_a_cosine_and_few_others():
 def test_rows_beyond_what_is_kept_in_memory_are_searched_as_well(monkeypatch, small_spans):
     monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: torch.backends.mkldnn.is_available())
     monkeypatch.setattr(exact_index, "ROUNDED_BYTES", 2 * 2 * 192 * 16)
+    monkeypatch.setattr(exact_index, "ROUNDED_FROM", 10)
     images, texts = clustered(900, 16), unit(5, 16)
     ids = [str(row) for row in range(900)]
     index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
-    for _ in range(2):
+    for kept in ([], [], [0, 1], [0, 1]):  # it is not known before the 11th query that there will be so many
         assert torch.equal(index.search(texts, 17)[0], rank_by_embeddings(texts, images, ids)[0][:, :17])
-    assert sorted(index.rounded) == [0, 1]
+        assert sorted(index.rounded) == kept
 
 
 def test_exact_search_where_all_pictures_are_equal(small_spans):
@@ -173,6 +174,7 @@ def embeddings_made_to_mislead(kind: str, texts: Tensor, rows: int) -> Tensor:
 def test_exact_search_where_cosines_are_made_to_mislead(monkeypatch, kind, product):
     monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
     monkeypatch.setattr(exact_index, "SPAN_ROWS", 1024)
+    monkeypatch.setattr(exact_index, "ROUNDED_FROM", 0)
     texts = unit(6, 64)
     texts[1] = texts[1].to(torch.bfloat16).float()  # nothing of it is lost
     images = embeddings_made_to_mislead(kind, texts, 6000)
@@ -183,6 +185,34 @@ def test_exact_search_where_cosines_are_made_to_mislead(monkeypatch, kind, produ
         expected_rows, expected_cosines = rank_by_embeddings(asked, images, ids)
         assert torch.equal(rows, expected_rows[:, :count])
         assert torch.equal(cosines, expected_cosines[:, :count])
+
+
+def test_exact_search_under_autocast(monkeypatch, small_spans):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: False)
+    texts = unit(5, 16)
+    images = embeddings_made_to_mislead("rounding against the best", texts, 900)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    with torch.autocast("cpu"):
+        rows, _ = index.search(texts, 17)
+    assert torch.equal(rows, rank_by_embeddings(texts, images, ids)[0][:, :17])
+
+
+def test_many_rows_are_gathered_in_chunks(monkeypatch, small_spans):
+    gathered = []
+
+    def gather_rows(segments, starts, rows):
+        gathered.append(len(rows))
+        return stored_gallery.gather_rows(segments, starts, rows)
+
+    monkeypatch.setattr(exact_index, "gather_rows", gather_rows)
+    monkeypatch.setattr(exact_index, "PAIRS_AT_ONCE", 1024)
+    images, texts = clustered(900, 16), unit(4, 16)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    assert torch.equal(index.search(texts, 900)[0], rank_by_embeddings(texts, images, ids)[0])
+    assert sum(gathered) == 3600
+    assert max(gathered) == 1024
 
 
 def test_exact_search_where_torch_was_told_to_round_products_in_fp32(monkeypatch, small_spans):

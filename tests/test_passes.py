@@ -83,3 +83,23 @@ def test_features_and_logits_do_not_depend_on_the_threads(tiny_config, threads):
         assert not image.pooler_output.requires_grad
     for other in results[1:]:
         assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+@torch.no_grad()
+def test_autocast_around_the_engines_changes_nothing(tiny_config, threads):
+    model = TPASModel(tiny_config).eval()
+    encoder, matcher = FastEncoder(model), FastMatcher(model)
+    pixels, input_ids = torch.randn(2, 3, 32, 32), torch.randint(64, (3, 9))
+    texts = EncodedTexts(torch.randn(3, 16), torch.randn(3, 9, 32), torch.ones(3, 9, dtype=torch.long))
+
+    def results() -> list[torch.Tensor]:
+        shortlists = torch.arange(4).expand(3, 4)
+        return [
+            encoder.get_image_features(pixels).last_hidden_state,
+            encoder.get_text_features(input_ids).last_hidden_state,
+            matcher.match_shortlists(torch.ones(4, 17, 32), texts, shortlists),
+        ]
+
+    expected = results()
+    with torch.autocast("cpu"):
+        assert all(torch.equal(*pair) for pair in zip(results(), expected, strict=True))
