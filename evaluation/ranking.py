@@ -30,6 +30,8 @@ from tqdm.auto import tqdm
 
 from tpas.evaluation.matching import pair_matching
 from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
+from tpas.fast_encoding import FastEncoder
+from tpas.modeling_tpas import TPASModel
 from tpas.retrieval_models.interface import (
     PictureMatcher,
     RetrievalModel,
@@ -42,6 +44,8 @@ from tpas.sca import SCAReport, sca_rerank
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16
 CAPTIONS_IN_A_PASS = 32
+# Into which a `FastEncoder` divides them; its own defaults may come to depend on the machine.
+FAST_IMAGES_IN_A_PASS, FAST_CAPTIONS_IN_A_PASS = 4, 16
 QUERIES_IN_A_PASS = 64  # of the product of embeddings
 TOKEN_MEMORY = 4 * 2**30  # bytes
 
@@ -117,8 +121,11 @@ def rank_gallery(
             "embeddings alone"
         )
     model.eval()
-    texts = encode_texts(model, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
-    gallery = _Gallery(model, processor, pictures, gallery_ids, batch_size, token_memory, accelerator)
+    encoder = _encoder(model)
+    texts = encode_texts(encoder, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
+    gallery = _Gallery(
+        model, encoder, processor, pictures, gallery_ids, batch_size, token_memory, accelerator
+    )
     embeds = gallery.encode(texts.embeds.shape[1])  # (G, projection_dim)
     watched = [()] * len(captions) if watched is None else watched
     candidates, cosines, first_ranks = _rank_by_embeddings(
@@ -152,6 +159,18 @@ def rank_gallery(
         moved=settled.moved,
         sca_report=settled.report,
     )
+
+
+def _encoder(model: RetrievalModel) -> RetrievalModel | FastEncoder:
+    """What encodes with the model's values (to 1e-5), in passes of fixed size."""
+    if isinstance(model, TPASModel) and model.device.type == "cpu" and model.dtype == torch.float32:
+        try:
+            return FastEncoder(
+                model, images_per_pass=FAST_IMAGES_IN_A_PASS, texts_per_pass=FAST_CAPTIONS_IN_A_PASS
+            )
+        except TypeError:
+            pass  # an adapter in training, which only the model itself computes
+    return model
 
 
 def _rank_by_embeddings(
@@ -194,6 +213,7 @@ class _Gallery:
     def __init__(
         self,
         model: RetrievalModel,
+        encoder: RetrievalModel | FastEncoder,
         processor: RetrievalProcessor,
         pictures: Sequence[Image.Image],
         gallery_ids: Sequence[str],
@@ -201,7 +221,7 @@ class _Gallery:
         token_memory: int,
         accelerator: Accelerator | None,
     ):
-        self.model, self.processor, self.pictures = model, processor, pictures
+        self.model, self.encoder, self.processor, self.pictures = model, encoder, processor, pictures
         self.accelerator = accelerator
         self.token_memory = token_memory
         self.order = np.array(sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__))  # (G,)
@@ -318,7 +338,7 @@ class _Gallery:
         """Number, embeddings and tokens of each pass, fp32 on the CPU; without a stage 2 no tokens."""
         for number, images in self._read(numbers):
             inputs = self.processor(images=images).to(self.model.device, self.model.dtype)
-            output = self.model.get_image_features(*inputs.values())
+            output = self.encoder.get_image_features(*inputs.values())
             tokens = output.last_hidden_state
             yield number, output.pooler_output.float().cpu(), None if tokens is None else tokens.float().cpu()
 
