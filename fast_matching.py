@@ -7,7 +7,8 @@ X-VLM's own schedule goes query by query, padded, and computes everything for ev
 - the first cross-modal layer's self-attention, which has not seen an image yet, is computed once a query;
 - the last layer is computed for [CLS] only, the one row that the matching head reads, and for so few rows
   its key and value projections are absorbed into query and output;
-- texts are packed without padding, and linear layers run on the fast path of `packed_layers.py`.
+- texts are packed without padding, and linear layers run on the fast path of `packed_layers.py`;
+- on a CPU each thread takes a pass of its own (`passes.py`).
 
 `TPASModel.match` stays the readable definition of these scores; the tests compare with it. The speed is
 measured by `benchmarks/rerank.py`; beyond the arithmetic it depends on how much of the CPU torch's own
