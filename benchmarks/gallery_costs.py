@@ -173,9 +173,9 @@ def markdown(
         f"{units['text_seconds']:.3f} s a text, {units['pair_seconds']:.4f} s a pair, "
         f"{units['token_bytes'] / 1e3:.0f} KB of tokens and {units['other_bytes'] / 1e3:.2f} KB of the rest "
         f"a picture. Embeddings were ranked at {ranked}, exactly, by an index that is asked for the first "
-        f"time; one that was asked more than {ROUNDED_FROM} queries takes {later:.3f} s for one among the most "
-        f"of these, and holds {2 * units['embedding_size'] / 1e3:.2f} KB more a picture, "
-        f"{ROUNDED_BYTES / 1e9:.1f} GB at most. What of the mapped part does not fit into the memory is read "
+        f"time. One that was asked more than {ROUNDED_FROM} queries takes {later:.3f} s among the most of "
+        f"them, and holds {2 * units['embedding_size'] / 1e3:.2f} KB more a picture, at most "
+        f"{ROUNDED_BYTES / 1e9:.1f} GB. What of the mapped part does not fit into the memory is read "
         "from the disk by each search, which is not in the figures.",
     ]
     return "\n".join(lines) + "\n"
