@@ -14,8 +14,8 @@ def side_by_side(compute: Callable[[Pass], Result], passes: Sequence[Pass]) -> I
     """`compute` of each pass, in order, as many at once as torch has threads.
 
     Threads that share a pass wait for each other after every operation of it, threads with a pass of their
-    own do not: on two cores that is 5 % of the time of pictures and 10 % of that of pairs. Passes that would
-    leave a thread idle at the end are computed one after the other, by all threads.
+    own do not. Passes that would leave a thread idle at the end are computed one after the other, by all
+    threads.
 
     `compute` must be safe to call from several threads, and set inference mode by itself, as that is a
     thread's own. An error ends the passes that have not begun.
