@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -35,7 +36,7 @@ class Picture:
     path: str | None = None
 
     def held(self) -> "Picture":
-        """The same, to be read later; its source may be moved on from it then."""
+        """The same, to be read later, when what it comes from may have gone on to the next."""
         return self
 
 
@@ -81,10 +82,6 @@ def load_inside(root: str, path: str) -> Image.Image:
     file = Path(os.path.realpath(folder / path))
     if not file.is_relative_to(folder):
         raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
-    return _load_file(file)
-
-
-def _load_file(file: Path) -> Image.Image:
     if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
         raise ValueError(f"{file} is no file")
     return load_image(file)
@@ -176,7 +173,7 @@ class _NamedPictures:
     def __iter__(self) -> Iterator[Picture]:
         for pair in self.pairs:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
-                raise TypeError(f"images must be {PAIRS}, got {pair!r}")
+                raise TypeError(f"images must be {PAIRS}, got {reprlib.repr(pair)}")
             name, image = pair
             if not isinstance(name, str) or not name:
                 raise TypeError(f"a picture's id must be a string that is not empty, got {name!r}")

@@ -731,6 +731,30 @@ def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
+@pytest.mark.parametrize("shard_size", [1, 6])
+def test_a_killed_build_that_met_unreadable_pictures_goes_on(
+    model, processor, folder, tmp_path, monkeypatch, shard_size
+):
+    broken = folder / "camera 0" / "004.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "encode_pixels", None)
+        gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    assert list(gallery.unreadable) == ["camera 0/004.png"]
+    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=shard_size)
+    assert file_digests(gallery.path) == file_digests(tmp_path / "whole")
+
+    broken.write_bytes(whole)
+    gallery.append(folder)
+    assert not gallery.unreadable
+    assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+
 def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     before = file_digests(gallery.path)
