@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import Pipeline
 
-from .processing_tpas import load_image
+from .processing_tpas import load_image, upright_rgb
 
 
 class ImageTextMatchingPipeline(Pipeline):
@@ -121,7 +121,7 @@ def open_picture(image):
         FileNotFoundError, ValueError, TypeError: it is neither, cannot be read, or is an address.
     """
     if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return upright_rgb(image, "the image")
     if isinstance(image, str) and image.startswith(("http://", "https://")):
         raise ValueError(f"{image}: nothing is downloaded, give the path of a file or a PIL image")
     if isinstance(image, (str, Path)):

@@ -37,20 +37,38 @@ def load_image(path: str | Path) -> Image.Image:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound below refuses it
-            with Image.open(path, formats=IMAGE_FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_IMAGE_PIXELS:
-                    raise ValueError(f"{path}: {width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
-                return ImageOps.exif_transpose(image).convert("RGB")
+            # `upright_rgb` refuses what is too large.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path, formats=IMAGE_FORMATS)
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such image file") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: {error}") from error
     except UnidentifiedImageError as error:
         raise ValueError(f"{path}: not an image, or none of {', '.join(IMAGE_FORMATS)}") from error
-    except (OSError, SyntaxError) as error:  # Pillow's decoders raise SyntaxError for some broken files
-        raise ValueError(f"{path}: broken image ({error})") from error
+    except Exception as error:  # as in `upright_rgb`
+        raise _broken(path, error) from error
+    with image:
+        return upright_rgb(image, path)
+
+
+def upright_rgb(image: Image.Image, name: str | Path) -> Image.Image:
+    """An opened image as upright RGB.
+
+    Raises:
+        ValueError: it is broken, or has more than [`MAX_IMAGE_PIXELS`] pixels; `name` begins the message.
+    """
+    width, height = image.size
+    if width * height > MAX_IMAGE_PIXELS:
+        raise ValueError(f"{name}: {width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # broken files make Pillow raise almost anything, struct.error for one
+        raise _broken(name, error) from error
+
+
+def _broken(name: str | Path, error: Exception) -> ValueError:
+    return ValueError(f"{name}: broken image ({type(error).__name__}: {error})")
 
 
 class TPASProcessor(ProcessorMixin):

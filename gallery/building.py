@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from operator import length_hint
 from pathlib import Path
 from typing import Literal
@@ -56,10 +56,13 @@ class PreparedPicture:
     Attributes:
         pixel_values: (3, H, W).
         thumbnail: JPEG, or None where none is kept.
+        root, path: as in `Picture`.
     """
 
     pixel_values: Tensor
     thumbnail: bytes | None
+    root: str | None
+    path: str | None
 
 
 def build_shards(
@@ -90,6 +93,10 @@ def build_shards(
         if isinstance(value, str) or value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+    expected = length_hint(pictures) or None
+    with _shared_errors(processes):  # before there is a directory: the first may be no picture at all
+        pictures = iter(pictures)
+        pictures = chain(list(islice(pictures, 1)), pictures)
     with ExitStack() as stack:
         plan = None
         with _shared_errors(processes):
@@ -103,17 +110,18 @@ def build_shards(
         progress = tqdm(
             desc="encoding pictures",
             unit="picture",
-            total=length_hint(pictures) or None,
+            total=expected,
             leave=False,
             disable=None if rank == 0 else True,  # None: only on a terminal
         )
         encoder = _ShardEncoder(model, processor, directory, settings, batch_size, workers, progress)
         with _shared_errors(processes), progress, encoder, torch.inference_mode():
-            for number, chunk in enumerate(_chunks(plan.missing(pictures, progress), shard_size)):
+            for number, shard in enumerate(_runs(plan.missing(pictures, progress), shard_size)):
                 if number % processes == rank:
-                    encoder.encode(plan.first_shard + number, chunk, plan)
+                    encoder.encode(plan.first_shard + number, shard, plan.finished)
                 else:
-                    progress.update(len(chunk))
+                    for _ in shard:
+                        progress.update()
 
         if rank == 0 and plan.already:
             logger.info(
@@ -142,11 +150,16 @@ def _shared_errors(processes: int) -> Iterator[None]:
 
 @dataclass
 class _Plan:
-    """What is done: hashes of the gallery's ids, and the ids of each shard that a killed build finished."""
+    """What is done.
+
+    Attributes:
+        known: hashes of the gallery's ids.
+        finished: ids of the shards that a killed build finished, unreadable pictures among them.
+    """
 
     first_shard: int
     known: set[int]
-    finished: dict[str, set[str]]
+    finished: set[str]
     already: int = 0  # pictures met whose ids the manifest lists
 
     @classmethod
@@ -155,18 +168,16 @@ class _Plan:
         known = set()
         if manifest is not None:
             settings.check_equal(manifest["settings"], directory)
-            known = set(StoredGallery(directory).id_hashes.tolist())
-        finished = {}
+            stored = StoredGallery(directory)
+            _ = stored.embeddings  # checks their files, which hold the hashes too
+            known = set(stored.id_hashes.tolist())
+        finished = set()
         first_shard = manifest["next_shard"] if manifest else 0
         for name in unlisted_shards(directory, manifest or new_manifest(settings)):
             shard, pictures = read_shard(directory, name)
             settings.check_equal(shard["settings"], directory)
-            finished[name] = {picture["id"] for picture in pictures["pictures"]}
+            finished |= {picture["id"] for picture in pictures["pictures"]} | pictures["unreadable"].keys()
         return cls(first_shard, known, finished)
-
-    @cached_property
-    def finished_ids(self) -> set[str]:
-        return set().union(*self.finished.values())
 
     def missing(self, pictures: Iterable[Picture], progress: tqdm) -> Iterator[Picture]:
         """The pictures that the manifest does not list; those of finished shards too, which count."""
@@ -183,10 +194,10 @@ class _Plan:
                 yield picture
 
 
-def _chunks(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
-    iterator = iter(pictures)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+def _runs(pictures: Iterator[Picture], size: int) -> Iterator[Iterator[Picture]]:
+    """Every `size` pictures, each run to be used up before the next: a shard may not fit into the memory."""
+    for first in pictures:
+        yield chain([first], islice(pictures, size - 1))
 
 
 class _ShardEncoder:
@@ -240,81 +251,81 @@ class _ShardEncoder:
             self.encoder.images_per_pass = best
         return best
 
-    def encode(self, number: int, pictures: Sequence[Picture], plan: _Plan) -> None:
-        """Writes the shard of these pictures, unless a killed build has."""
-        if shard_name(number, [picture.id for picture in pictures]) in plan.finished:
-            self.progress.update(len(pictures))
-            return
-        # Where a killed build went over other pictures, its shards may hold some of these.
-        self.progress.update(sum(picture.id in plan.finished_ids for picture in pictures))
-        pictures = [picture for picture in pictures if picture.id not in plan.finished_ids]
-        if not pictures:
-            return
-        rows, unreadable = [], {}
-        for batch, futures in self._ahead(list(_chunks(pictures, self.batch_size))):
-            readable, pixel_values, thumbnails = [], [], []
-            for picture, future in zip(batch, futures, strict=True):
+    def encode(self, number: int, pictures: Iterator[Picture], finished: set[str]) -> None:
+        """Writes the shard of these pictures, without those that a killed build finished."""
+        ids, rows, unreadable = [], [], {}
+        for batch in self._ahead(pictures, finished):
+            prepared = {}
+            for picture_id, future in batch.items():
                 try:
-                    prepared = future.result()
+                    prepared[picture_id] = future.result()
                 except (OSError, ValueError) as error:
-                    logger.warning("left out %s: %s", picture.id, error)
-                    unreadable[picture.id] = str(error)
-                    continue
-                readable.append(picture)
-                pixel_values.append(prepared.pixel_values)
-                thumbnails.append(prepared.thumbnail)
-            if readable:
-                embeds, tokens = encode_pixels(self.encoder, torch.stack(pixel_values), self.settings.tokens)
-                self._check_finite(readable, embeds, tokens)
-                for place, picture in enumerate(readable):
+                    logger.warning("left out %s: %s", picture_id, error)
+                    unreadable[picture_id] = str(error)
+            if prepared:
+                pixel_values = torch.stack([picture.pixel_values for picture in prepared.values()])
+                embeds, tokens = encode_pixels(self.encoder, pixel_values, self.settings.tokens)
+                self._check_finite(list(prepared), embeds, tokens)
+                for place, (picture_id, picture) in enumerate(prepared.items()):
                     own = None if tokens is None else tokens[place]
                     row = ShardRow(
-                        picture.id, embeds[place], own, picture.root, picture.path, thumbnails[place]
+                        picture_id, embeds[place], own, picture.root, picture.path, picture.thumbnail
                     )
                     rows.append(row)
+            ids += batch
             self.progress.update(len(batch))
-        name = shard_name(number, [picture.id for picture in pictures])
-        with explained_write_errors(self.directory):
-            write_shard(self.directory, name, self.settings, rows, unreadable)
+        if ids:
+            with explained_write_errors(self.directory):
+                write_shard(self.directory, shard_name(number, ids), self.settings, rows, unreadable)
 
     def _ahead(
-        self, batches: Sequence[Sequence[Picture]]
-    ) -> Iterator[tuple[Sequence[Picture], list[Future[PreparedPicture]]]]:
-        """Each batch with its pictures on the way, while the threads already read the next one."""
-        coming = [self.threads.submit(self._prepare, picture) for picture in batches[0]]
-        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
-            ready = coming
-            coming = [self.threads.submit(self._prepare, picture) for picture in following]
-            yield batch, ready
+        self, pictures: Iterator[Picture], finished: set[str]
+    ) -> Iterator[dict[str, Future[PreparedPicture]]]:
+        """Batches of pictures by id, while the threads already read the next one.
 
-    def _check_finite(self, pictures: Sequence[Picture], embeds: Tensor, tokens: Tensor | None) -> None:
+        Only the threads get the pictures themselves, which may hold an image each: it goes once it was read.
+        """
+        ready, coming = {}, {}
+        for picture in pictures:
+            if picture.id in finished:
+                self.progress.update()
+                continue
+            coming[picture.id] = self.threads.submit(self._prepare, picture.held())
+            if len(coming) == self.batch_size:
+                if ready:
+                    yield ready
+                ready, coming = coming, {}
+        yield from filter(None, (ready, coming))
+
+    def _check_finite(self, ids: Sequence[str], embeds: Tensor, tokens: Tensor | None) -> None:
         """Raises GalleryError: a search could place such a picture nowhere."""
-        for picture in _not_finite(pictures, embeds):
+        for picture_id in _not_finite(ids, embeds):
             raise GalleryError(
-                f"the model's embedding of picture {picture.id!r} is not finite: its weights are damaged, or "
+                f"the model's embedding of picture {picture_id!r} is not finite: its weights are damaged, or "
                 f"{self.encoder.dtype} is too narrow for them"
             )
-        for picture in () if tokens is None else _not_finite(pictures, tokens):
+        for picture_id in () if tokens is None else _not_finite(ids, tokens):
             raise GalleryError(
-                f"the image tokens of picture {picture.id!r} are too large for {self.settings.tokens}: build "
+                f"the image tokens of picture {picture_id!r} are too large for {self.settings.tokens}: build "
                 "another gallery with tokens=float32"
             )
 
     def _prepare(self, picture: Picture) -> PreparedPicture:
+        image = picture.load()
         if self.settings.tokens is None and picture.path is None:
             raise GalleryError(
                 f"picture {picture.id!r} is no file to compute its tokens from again: keep the tokens"
             )
-        image = picture.load()
         size = self.settings.thumbnail_size
         thumbnail = None if size is None else jpeg_thumbnail(image, size)
-        return PreparedPicture(self.processor(images=[image])["pixel_values"][0], thumbnail)
+        pixel_values = self.processor(images=[image])["pixel_values"][0]
+        return PreparedPicture(pixel_values, thumbnail, picture.root, picture.path)
 
 
-def _not_finite(pictures: Sequence[Picture], rows: Tensor) -> list[Picture]:
-    """The pictures whose rows, (n, ...) of n, hold NaN or infinity."""
+def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:
+    """The ids of pictures whose rows, (n, ...) of n, hold NaN or infinity."""
     finite = rows.flatten(1).isfinite().all(dim=1).tolist()
-    return [picture for picture, is_finite in zip(pictures, finite, strict=True) if not is_finite]
+    return [picture_id for picture_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
 
 
 def encode_pixels(

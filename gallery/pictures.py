@@ -3,18 +3,20 @@
 import io
 import logging
 import os
+import reprlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
-from tpas.processing_tpas import MAX_IMAGE_PIXELS, load_image
+from tpas.processing_tpas import load_image, upright_rgb
 
 logger = logging.getLogger(__name__)
 
+PAIRS = "pairs (id, image), such as [(path.name, path) for path in files]"
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
@@ -32,6 +34,18 @@ class Picture:
     load: Callable[[], Image.Image]
     root: str | None = None
     path: str | None = None
+
+    def held(self) -> "Picture":
+        """The same, to be read later, when what it comes from may have gone on to the next."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImagePicture(Picture):
+    image: Image.Image
+
+    def held(self) -> Picture:
+        return Picture(self.id, partial(upright_rgb, _held(self.image), self.id))
 
 
 def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture]:
@@ -54,7 +68,7 @@ def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture
         return images
     if isinstance(images, Iterable):
         return _NamedPictures(images)
-    raise TypeError(f"images must be a folder, a datasets.Dataset or pairs (id, image), got {type(images)}")
+    raise TypeError(f"images must be a folder, a datasets.Dataset or {PAIRS}, got {type(images)}")
 
 
 def load_inside(root: str, path: str) -> Image.Image:
@@ -68,10 +82,6 @@ def load_inside(root: str, path: str) -> Image.Image:
     file = Path(os.path.realpath(folder / path))
     if not file.is_relative_to(folder):
         raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
-    return _load_file(file)
-
-
-def _load_file(file: Path) -> Image.Image:
     if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
         raise ValueError(f"{file} is no file")
     return load_image(file)
@@ -110,6 +120,8 @@ def _is_unicode(name: str) -> bool:
 
 class _DatasetPictures:
     def __init__(self, dataset: Any, id_column: str | None):
+        if dataset.features is None:
+            raise TypeError(f"the columns of the streaming dataset are not known: give {PAIRS}")
         columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
         if len(columns) != 1:
             raise ValueError(f"the dataset must have one Image column, it has {columns or 'none'}")
@@ -128,10 +140,16 @@ class _DatasetPictures:
         for number, row in enumerate(self.dataset):
             name = str(number) if self.id_column is None else str(row[self.id_column])
             image = row[self.column]
-            if image["bytes"] is not None:
+            if image is not None and image["bytes"] is not None:
                 yield Picture(name, partial(load_image, _NamedBytes(image["bytes"], name)))
-            else:
+            elif image is not None and image["path"] is not None:
                 yield _file_picture(name, Path(image["path"]))
+            else:
+                yield Picture(name, partial(_missing, name))
+
+
+def _missing(name: str) -> Image.Image:
+    raise ValueError(f"{name}: the dataset's row has no image")
 
 
 class _NamedBytes(io.BytesIO):
@@ -153,24 +171,45 @@ class _NamedPictures:
         return len(self.pairs) if hasattr(self.pairs, "__len__") else NotImplemented
 
     def __iter__(self) -> Iterator[Picture]:
-        for name, image in self.pairs:
+        for pair in self.pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(f"images must be {PAIRS}, got {reprlib.repr(pair)}")
+            name, image = pair
             if not isinstance(name, str) or not name:
                 raise TypeError(f"a picture's id must be a string that is not empty, got {name!r}")
             if isinstance(image, str | Path):
                 yield _file_picture(name, Path(image))
             elif isinstance(image, Image.Image):
-                yield Picture(name, partial(_upright, image))
+                yield _ImagePicture(name, partial(upright_rgb, image, name), image=image)
             else:
                 raise TypeError(f"picture {name!r} must be a path or a PIL image, got {type(image)}")
 
 
 def _file_picture(name: str, file: Path) -> Picture:
     file = file.absolute()
-    return Picture(name, partial(_load_file, file), str(file.parent), file.name)
+    # The root is not the file's folder: under a new root, x/1.jpg and y/1.jpg would be one. And the file may
+    # be a link to anywhere, as each of a Hub snapshot is: it is the caller who named it.
+    root, path = file.anchor, file.relative_to(file.anchor).as_posix()
+    return Picture(name, partial(load_inside, root, path), root, path)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(f"{width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
-    return ImageOps.exif_transpose(image).convert("RGB")
+def _held(image: Image.Image) -> Image.Image:
+    """What to keep of a caller's image until it is read: one that is not decoded yet stays so.
+
+    To decode it would fill the memory where the caller keeps a list of them, and a generator may have closed
+    it by then, or have moved it on to its next frame.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return image
+    try:
+        if getattr(image, "_im", image) is None:
+            position = image.fp.tell()
+            image.fp.seek(0)
+            again = Image.open(io.BytesIO(image.fp.read()))
+            image.fp.seek(position)
+            # Where they differ, the caller has chosen another frame, or by `draft` a size.
+            if (again.format, again.size, again.tell()) == (image.format, image.size, image.tell()):
+                return again
+        return image.copy() if getattr(image, "is_animated", False) else image
+    except Exception:  # such as a closed file: to decode it will tell
+        return image

@@ -9,15 +9,16 @@ import os
 import resource
 import shutil
 import signal
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
-from PIL import Image
+from PIL import Image, ImageSequence
 from tiny_inputs import noise_picture, spread_match_logits
 
 from tpas import search
@@ -37,6 +38,7 @@ from tpas.gallery.manifest import (
     explained_write_errors,
     write_beside,
 )
+from tpas.gallery.shards import id_hash
 from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
@@ -271,6 +273,13 @@ def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
         pictures.load_inside(str(folder), "../outside/camera 1/077.png")
 
 
+def opened(files):
+    """Each file's name and image, not decoded, and closed before the next."""
+    for file in files:
+        with Image.open(file) as image:
+            yield file.stem, image
+
+
 def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_path):
     files = sorted(folder.rglob("*.png"))
     names = [file.stem for file in files]
@@ -279,7 +288,7 @@ def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_
     sources = {
         "dataset": Dataset.from_dict(columns, features=features),
         "files": zip(names, files, strict=True),
-        "pictures": ((name, Image.open(file)) for name, file in zip(names, files, strict=True)),
+        "pictures": opened(files),
     }
     answers = {}
     for name, images in sources.items():
@@ -294,6 +303,71 @@ def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_
         answers["dataset"][0][0].picture()
     numbered = Gallery.build(model, processor, sources["dataset"], tmp_path / "numbered")
     assert numbered.ids == [str(number) for number in range(20)]
+
+
+def test_files_that_are_links_or_share_a_name(model, processor, folder, tmp_path):
+    """Each file of a Hub snapshot is a link out of its folder."""
+    blobs = sorted(folder.rglob("*.png"))
+    files = [tmp_path / "home" / camera / "1.png" for camera in ("x", "y")]
+    for file, blob in zip(files, blobs, strict=False):
+        file.parent.mkdir(parents=True)
+        file.symlink_to(os.path.relpath(blob, file.parent))
+    pairs = [(file.parent.name, file) for file in files]
+    path = Gallery.build(model, processor, pairs, tmp_path / "gallery", tokens=None).path
+
+    def found(**opened_as):
+        gallery = Gallery.open(path, model, processor, **opened_as)
+        hits = gallery.search(TEXTS[:1])[0]  # which computes the tokens from the files
+        return {hit.id: (hit.path, hit.picture().tobytes()) for hit in hits}
+
+    content = [load_image(blob).tobytes() for blob in blobs[:2]]
+    assert found() == {"x": (files[0], content[0]), "y": (files[1], content[1])}
+    for file, blob in zip(files, blobs, strict=False):
+        moved = tmp_path / "disk" / file.relative_to("/")
+        moved.parent.mkdir(parents=True)
+        shutil.copy(blob, moved)
+        file.unlink()
+    moved = [tmp_path / "disk" / file.relative_to("/") for file in files]
+    assert found(images_root=tmp_path / "disk") == {"x": (moved[0], content[0]), "y": (moved[1], content[1])}
+    with pytest.raises(GalleryError, match="no such image file"):
+        found(images_root=tmp_path)
+
+
+def test_only_a_few_of_the_images_given_are_in_memory(model, processor, tmp_path):
+    gone, alive = [], []
+
+    def images():
+        for number in range(64):
+            image = noise_picture(number)
+            weakref.finalize(image, gone.append, number)
+            alive.append(number + 1 - len(gone))
+            yield str(number), image
+            del image
+
+    gallery = Gallery.build(model, processor, images(), tmp_path / "gallery", batch_size=4, workers=1)
+    assert len(gallery) == 64
+    assert max(alive) <= 3 * 4  # a batch at the model, one that is read, and the next
+
+
+def test_images_that_were_not_decoded_stay_so(model, processor, folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))[:6]
+    images = [(file.name, Image.open(file)) for file in files]
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery")
+    assert gallery.ids == [file.name for file in files]
+    for file, (_, image) in zip(files, images, strict=True):
+        assert image.tile  # what is still to be decoded
+        assert image.convert("RGB").tobytes() == load_image(file).tobytes()
+
+
+def test_the_frames_of_one_image_are_pictures(model, processor, tmp_path):
+    frames = [noise_picture(number) for number in range(6)]
+    frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
+    names = [str(number) for number in range(6)]
+    with Image.open(tmp_path / "frames.tif") as image:
+        pairs = zip(names, ImageSequence.Iterator(image), strict=True)
+        gallery = Gallery.build(model, processor, pairs, tmp_path / "gallery")
+    expected = Gallery.build(model, processor, zip(names, frames, strict=True), tmp_path / "expected")
+    assert fields(gallery.search(TEXTS)) == fields(expected.search(TEXTS))
 
 
 def test_thumbnails_are_small_copies(model, processor, folder, tmp_path):
@@ -327,6 +401,66 @@ def test_unreadable_pictures_are_left_out_and_named(model, processor, folder, tm
     gallery.append(folder)
     assert sorted(gallery.unreadable) == ["camera 1/005.png", "large.png"]
     assert len(gallery) == 19
+
+
+def test_a_broken_picture_from_anywhere_is_left_out_and_named(model, processor, folder, tmp_path):
+    whole = sorted(folder.rglob("*.png"))[0]
+    broken = folder / "broken.png"
+    noise_picture(50).save(broken, exif=b"II*\0")  # Pillow: struct.error
+    gallery = Gallery.build(model, processor, folder, tmp_path / "folder")
+    assert list(gallery.unreadable) == ["broken.png"]
+    assert gallery.unreadable["broken.png"].startswith(f"{broken}: broken image")
+
+    images = [
+        (name, Image.open(io.BytesIO(file.read_bytes()))) for name, file in (("a", broken), ("b", whole))
+    ]
+    for image in (Image.open(broken), noise_picture(1)):
+        image.close()
+        images.append((f"closed {len(images)}", image))
+    gallery = Gallery.build(model, processor, images, tmp_path / "images")
+    assert gallery.ids == ["b"]
+    assert sorted(gallery.unreadable) == ["a", "closed 2", "closed 3"]
+    assert gallery.unreadable["a"].startswith("a: broken image")
+
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in (broken, whole)]
+    rows += [None, {"bytes": None, "path": str(whole)}]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
+    gallery = Gallery.build(model, processor, dataset, tmp_path / "dataset")
+    assert gallery.ids == ["1", "3"]
+    assert gallery.unreadable["0"].startswith("0: broken image")
+    assert gallery.unreadable["2"] == "2: the dataset's row has no image"
+
+
+def unknown_columns():
+    dataset = IterableDataset.from_generator(lambda: iter([{"image": Image.new("RGB", (9, 9))}]))
+    assert dataset.features is None
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["a.jpg", "b.jpg"], r"pairs \(id, image\), such as \[\(path.name, path\) .*, got 'a.jpg'"),
+        (["ab", "cd"], "pairs .*, got 'ab'"),
+        ({"a": "a.jpg"}, "pairs .*, got 'a'"),
+        ([Path("a.jpg")], "pairs .*, got PosixPath"),
+        ([("a", "a.jpg", "a man")], "pairs .*, got .'a', 'a.jpg', 'a man'"),
+        ([(7, "a.jpg")], "id must be a string that is not empty, got 7"),
+        (unknown_columns, "columns of the streaming dataset are not known: give pairs"),
+    ],
+)
+def test_what_is_no_pair_is_refused_and_leaves_nothing(model, processor, tmp_path, images, message):
+    with pytest.raises(TypeError, match=message):
+        Gallery.build(model, processor, images() if callable(images) else images, tmp_path / "gallery")
+    assert not (tmp_path / "gallery").exists()
+
+
+def test_a_streaming_dataset(model, processor, folder, tmp_path):
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in sorted(folder.rglob("*.png"))]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
+    gallery = Gallery.build(model, processor, dataset.to_iterable_dataset(), tmp_path / "stream")
+    expected = Gallery.build(model, processor, dataset, tmp_path / "gallery")
+    assert fields(gallery.search(TEXTS)) == fields(expected.search(TEXTS))
 
 
 @pytest.mark.parametrize(
@@ -597,6 +731,30 @@ def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
+@pytest.mark.parametrize("shard_size", [1, 6])
+def test_a_killed_build_that_met_unreadable_pictures_goes_on(
+    model, processor, folder, tmp_path, monkeypatch, shard_size
+):
+    broken = folder / "camera 0" / "004.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "encode_pixels", None)
+        gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    assert list(gallery.unreadable) == ["camera 0/004.png"]
+    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=shard_size)
+    assert file_digests(gallery.path) == file_digests(tmp_path / "whole")
+
+    broken.write_bytes(whole)
+    gallery.append(folder)
+    assert not gallery.unreadable
+    assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+
 def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     before = file_digests(gallery.path)
@@ -699,6 +857,18 @@ def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
     target.unlink()
     with pytest.raises(GalleryError, match=f"{target} is damaged .*No such file"):
         Gallery.open(path)
+
+
+def test_a_damaged_hash_of_an_id_stops_an_append(model, processor, folder, tmp_path):
+    """It would encode a picture again, under an id that is there already."""
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    (target,) = path.glob(f"shards/*/{EMBEDDINGS}")
+    content = bytearray(target.read_bytes())
+    place = content.index(id_hash("camera 0/004.png").to_bytes(8, "little", signed=True))
+    content[place] ^= 1
+    target.write_bytes(content)
+    with pytest.raises(GalleryError, match=f"{target} is damaged .its checksum differs"):
+        Gallery.build(model, processor, folder, path)
 
 
 def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas import processing_tpas
-from tpas.processing_tpas import TPASProcessor, clean_caption, load_image
+from tpas.processing_tpas import IMAGE_FORMATS, TPASProcessor, clean_caption, load_image, upright_rgb
 
 WORDS = ["a", "man", "in", "blue", "shorts", "bare", "chested", "diving", "arms", "raised"]
 VOCABULARY = {
@@ -129,6 +129,46 @@ def test_a_file_is_read_as_one_of_few_formats_whatever_its_name(tmp_path, pictur
     for suffix in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm", "jp2"):
         picture.save(tmp_path / f"picture.{suffix}")
         assert load_image(tmp_path / f"picture.{suffix}").size == picture.size
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_a_picture_whose_exif_is_cut_off_is_broken(tmp_path, picture, suffix):
+    """Pillow raises struct.error there, which is neither an OSError nor a ValueError."""
+    file = tmp_path / f"short.{suffix}"
+    picture.save(file, exif=b"II*\0")
+    with pytest.raises(ValueError, match=rf"short\.{suffix}: broken image"):
+        load_image(file)
+    with pytest.raises(ValueError, match="^short: broken image"):
+        upright_rgb(Image.open(io.BytesIO(file.read_bytes())), "short")
+
+
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_altered_bytes_make_a_picture_or_a_value_error(tmp_path, picture, image_format):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    takes_exif = image_format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
+    encoded = io.BytesIO()
+    picture.resize((12, 10)).save(encoded, image_format, **{"exif": exif} if takes_exif else {})
+    content = np.frombuffer(encoded.getvalue(), dtype=np.uint8)
+    generator = np.random.default_rng(0)
+    file = tmp_path / "altered"
+    modes, reasons = [], []
+    for _ in range(200):
+        altered = content[
+            : generator.choice([len(content), generator.integers(4, len(content))], p=[0.9, 0.1])
+        ]
+        altered = altered.copy()
+        header = min(len(altered), generator.choice([100, len(content)]))
+        altered[generator.integers(header, size=3)] = generator.choice([0, 255, generator.integers(256)])
+        file.write_bytes(altered)
+        try:
+            modes.append(load_image(file).mode)
+        except ValueError as error:
+            reasons.append(str(error))
+    assert set(modes) == {"RGB"}
+    assert reasons
+    assert all(reason.startswith(f"{file}: ") for reason in reasons)
 
 
 def png_header(width: int, height: int) -> bytes:

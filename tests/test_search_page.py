@@ -169,12 +169,14 @@ def test_pictures_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_
     (tmp_path / "letter.jpg").write_text("not a picture")
     Image.new("RGB", (9000, 10000)).save(tmp_path / "huge.png")
     (tmp_path / "heavy.jpg").write_bytes(bytes(2**20 + 1))
+    Image.new("RGB", (9, 9)).save(tmp_path / "short.png", exif=b"II*\0")
     pictures = [pab / "test" / name for name in list(captions)[:3]]
     session = Session()
     refused = desk.add_pictures(session, [*tmp_path.iterdir(), *pictures])
-    assert set(refused) == {"letter.jpg", "huge.png", "heavy.jpg", pictures[2].name}
+    assert set(refused) == {"letter.jpg", "huge.png", "heavy.jpg", "short.png", pictures[2].name}
     assert "not an image" in refused["letter.jpg"]
     assert "9000x10000 pixels" in refused["huge.png"]
+    assert "broken image" in refused["short.png"]
     assert "larger than 1 MB" in refused["heavy.jpg"]
     assert refused[pictures[2].name] == "more than 2 pictures"
     assert not any(str(tmp_path) in reason for reason in refused.values())
