@@ -6,7 +6,7 @@
 import io
 import logging
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +32,7 @@ from tpas.retrieval_stages import (
     EncodedTexts,
     encode_texts,
     model_fingerprint,
+    picture_fingerprint,
     reorder,
     replace_head,
 )
@@ -161,7 +162,9 @@ class Gallery:
             processor,
             find_pictures(images, id_column),
             Path(path),
-            GallerySettings(model_fingerprint(model), tokens, thumbnail_size),
+            GallerySettings(
+                model_fingerprint(model), tokens, thumbnail_size, picture_fingerprint(model, processor)
+            ),
             shard_size=shard_size,
             batch_size=batch_size,
             workers=workers,
@@ -183,8 +186,8 @@ class Gallery:
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
         Args:
-            model, processor: those that built it; without them it can be looked at, not searched. The model
-                is put into evaluation mode and left in it.
+            model, processor: those that built it, but for the tokenizer, which may be another; without them
+                it can be looked at, not searched. The model is put into evaluation mode and left in it.
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
             images_root: the folder where the pictures lie now, if it was moved since.
@@ -194,7 +197,8 @@ class Gallery:
 
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
-            GalleryError: it is damaged, not finished, or another model's; both fingerprints are named.
+            GalleryError: it is damaged, not finished, or was made by another model or with other settings of
+                the pictures; both fingerprints are named.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
@@ -206,7 +210,11 @@ class Gallery:
         if model is not None:
             model.eval()
             expected = stored.settings
-            own = GallerySettings(model_fingerprint(model), expected.tokens, expected.thumbnail_size)
+            own = replace(
+                expected,
+                model_fingerprint=model_fingerprint(model),
+                picture_fingerprint=None if processor is None else picture_fingerprint(model, processor),
+            )
             own.check_equal(expected, stored.directory)
         root = None if images_root is None else str(images_root)
         return cls(stored, model, processor, check_index(index), root, matching_dtype)

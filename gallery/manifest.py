@@ -59,18 +59,31 @@ class GallerySettings:
         model_fingerprint: of the model that encoded it.
         tokens: "float16" or "float32", or None where they are left out.
         thumbnail_size: the longest side in pixels, or None for no thumbnails.
+        picture_fingerprint: of what else decides the pictures' features, not the texts'; None where it was
+            not kept, in galleries of early versions, or is not known.
     """
 
     model_fingerprint: str
     tokens: str | None
     thumbnail_size: int | None
+    picture_fingerprint: str | None = None
 
     def check_equal(self, other: "GallerySettings", directory: Path) -> None:
-        """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`."""
+        """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`.
+
+        A picture fingerprint that is None on either side differs from none.
+        """
         if self.model_fingerprint != other.model_fingerprint:
             raise GalleryError(
                 f"the gallery {directory} was made by the model {other.model_fingerprint}, and this one is "
                 f"{self.model_fingerprint}: use that model, or build another gallery with this one"
+            )
+        own, there = self.picture_fingerprint, other.picture_fingerprint
+        if None not in (own, there) and own != there:
+            raise GalleryError(
+                f"the gallery {directory} was made with the picture settings {there}, and these are {own}: the "
+                "image encoder's configuration or the image processor (size, mean, ...) is another, under the "
+                "same weights. Use the model's revision that made it, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)

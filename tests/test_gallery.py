@@ -19,6 +19,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 from tiny_inputs import noise_picture, spread_match_logits
+from transformers import BertTokenizer
 
 from tpas import search
 from tpas.fast_encoding import FastEncoder
@@ -41,7 +42,14 @@ from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
-from tpas.retrieval_stages import encode_images, encode_texts, match_shortlists, rank_by_embeddings, reorder
+from tpas.retrieval_stages import (
+    encode_images,
+    encode_texts,
+    match_shortlists,
+    model_fingerprint,
+    rank_by_embeddings,
+    reorder,
+)
 from tpas.sca import sca_rerank
 from tpas.search import Gallery
 from tpas.search_gallery import main as search_gallery
@@ -751,6 +759,52 @@ def test_another_model_or_other_settings_are_refused(model, processor, folder, t
             work()
     with pytest.raises(GalleryError, match="was begun with tokens=float16, and tokens=None was asked for"):
         Gallery.build(model, processor, folder, gallery.path, tokens=None)
+
+
+def changed_activation(model, processor):
+    model.config.vision_config.hidden_act = "relu"
+
+
+def changed_image_size(model, processor):
+    model.config.vision_config.image_size = processor.image_size = 64
+
+
+def changed_mean(model, processor):
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+
+
+def changed_resampling(model, processor):
+    processor.image_processor.resample = Image.Resampling.NEAREST
+
+
+@pytest.mark.parametrize("change", [changed_activation, changed_image_size, changed_mean, changed_resampling])
+def test_what_decides_features_under_equal_weights_is_compared(
+    model, processor, folder, tmp_path, tiny_config, change
+):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    TPASModel(tiny_config).save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    revision = [
+        TPASModel.from_pretrained(tmp_path / "saved"),
+        TPASProcessor.from_pretrained(tmp_path / "saved"),
+    ]
+    revision[0].load_state_dict(model.state_dict())
+    revision[1].tokenizer = BertTokenizer(vocab={"[UNK]": 0, "man": 1})  # texts are encoded at each search
+    assert len(Gallery.open(path, *revision)) == 20
+    change(*revision)
+    assert model_fingerprint(revision[0]) == model_fingerprint(model)
+    for work in (
+        lambda: Gallery.open(path, *revision),
+        lambda: Gallery.build(*revision, folder, path),
+    ):
+        with pytest.raises(
+            GalleryError, match=r"made with the picture settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
+        ):
+            work()
+    content = json.loads((path / MANIFEST).read_text())
+    del content["settings"]["picture_fingerprint"]  # as before it was kept
+    (path / MANIFEST).write_text(json.dumps(content))
+    assert len(Gallery.open(path, *revision)) == 20
 
 
 def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder, tmp_path):
