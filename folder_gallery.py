@@ -1,7 +1,7 @@
 """The gallery of a plain folder of pictures, kept beside it and brought up to date whenever it is asked for.
 
-    PICTURES.gallery/<fingerprints>/      a gallery of one model and one image processor, see `tpas.gallery.manifest`
-        files.json                        the encoded files' sizes and times of change
+    PICTURES.gallery/<fingerprints>/     a model's and image processor's gallery, see `tpas.gallery.manifest`
+        files.json                       the encoded files' sizes and times of change
 
 Where the folder beside cannot be written to, it is kept in the user's cache.
 """

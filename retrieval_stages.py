@@ -27,7 +27,7 @@ from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
-# What decides a picture's features beside the weights. Named, since a new version of transformers adds others.
+# What decides a picture's features beside the weights; by name, since new versions of transformers add more.
 VISION_SETTINGS = (
     *("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size"),
     *("mlp_ratio", "qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps"),

@@ -81,9 +81,9 @@ class GallerySettings:
         own, there = self.picture_fingerprint, other.picture_fingerprint
         if None not in (own, there) and own != there:
             raise GalleryError(
-                f"the gallery {directory} was made with the picture settings {there}, and these are {own}: the "
-                "image encoder's configuration or the image processor (size, mean, ...) is another, under the "
-                "same weights. Use the model's revision that made it, or build another gallery with this one"
+                f"the gallery {directory} was made with the picture settings {there}, and these are {own}: "
+                "under the same weights, the image encoder's configuration or the image processor (size, mean, "
+                "...) differs. Use the model's revision that made it, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)

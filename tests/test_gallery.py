@@ -778,17 +778,11 @@ def changed_resampling(model, processor):
 
 
 @pytest.mark.parametrize("change", [changed_activation, changed_image_size, changed_mean, changed_resampling])
-def test_what_decides_features_under_equal_weights_is_compared(
-    model, processor, folder, tmp_path, tiny_config, change
-):
+def test_what_decides_features_under_equal_weights_is_compared(model, processor, folder, tmp_path, change):
     path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
-    TPASModel(tiny_config).save_pretrained(tmp_path / "saved")
-    processor.save_pretrained(tmp_path / "saved")
-    revision = [
-        TPASModel.from_pretrained(tmp_path / "saved"),
-        TPASProcessor.from_pretrained(tmp_path / "saved"),
-    ]
-    revision[0].load_state_dict(model.state_dict())
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "saved")
+    revision = [kind.from_pretrained(tmp_path / "saved") for kind in (TPASModel, TPASProcessor)]
     revision[1].tokenizer = BertTokenizer(vocab={"[UNK]": 0, "man": 1})  # texts are encoded at each search
     assert len(Gallery.open(path, *revision)) == 20
     change(*revision)
