@@ -189,7 +189,8 @@ class Gallery:
             model, processor: those that built it, but for the tokenizer, which may be another; without them
                 it can be looked at, not searched. The model is put into evaluation mode and left in it.
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
-                address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
+                address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite. It is
+                opened at once where there is a model to search with.
             images_root: the folder where the pictures lie now, if it was moved since.
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of pictures whose scores are close
@@ -198,7 +199,7 @@ class Gallery:
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or was made by another model or with other settings of
-                the pictures; both fingerprints are named.
+                the pictures (both fingerprints are named), or its index is missing, damaged or older.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
@@ -217,7 +218,11 @@ class Gallery:
             )
             own.check_equal(expected, stored.directory)
         root = None if images_root is None else str(images_root)
-        return cls(stored, model, processor, check_index(index), root, matching_dtype)
+        gallery = cls(stored, model, processor, check_index(index), root, matching_dtype)
+        if index != "exact" and model is not None and len(stored):
+            # As of this change: it may be renewed before the first search. Exact search would read it all.
+            gallery._opened_index = open_index(index, stored)
+        return gallery
 
     def __len__(self) -> int:
         return len(self.stored)

@@ -34,16 +34,19 @@ def check_index(index: str) -> str:
 def open_index(index: str, stored: StoredGallery) -> Index:
     """The index over a gallery.
 
+    Exact search compares all embeddings with their checksums first; the others do so shard by shard, when
+    they first find rows of it.
+
     Raises:
-        GalleryError: it has not been written yet, is damaged, or older than the gallery.
+        GalleryError: it has not been written yet, is damaged, or of another change than `stored`.
         ImportError: its library is missing; names the extra.
     """
-    exact = ExactIndex(stored.embeddings, stored.id_hashes)
     if check_index(index) == "exact":
-        return exact
+        return ExactIndex(stored.embeddings, stored.id_hashes)
+    unchecked = ExactIndex(stored.mapped_embeddings, stored.id_hashes)
     if index == "faiss":
-        return open_faiss_index(stored, exact)
-    database = MilvusIndex(index, stored, exact)
+        return open_faiss_index(stored, unchecked)
+    database = MilvusIndex(index, stored, unchecked)
     database.load()
     return database
 

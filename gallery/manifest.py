@@ -82,8 +82,8 @@ class GallerySettings:
         if None not in (own, there) and own != there:
             raise GalleryError(
                 f"the gallery {directory} was made with the picture settings {there}, and these are {own}: "
-                "under the same weights, the image encoder's configuration or the image processor (size, mean, "
-                "...) differs. Use the model's revision that made it, or build another gallery with this one"
+                "under the same weights, the image encoder's configuration or the image processor differs. "
+                "Use the model's revision that made it, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)

@@ -6,7 +6,7 @@ import shutil
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -41,6 +41,9 @@ from tpas.gallery.shards import ShardRow, id_hash, read_shard, shard_name, unlis
 class StoredGallery:
     """The gallery in a directory as its manifest is now; arrays are mapped, not read.
 
+    Attributes:
+        mapped_embeddings: each shard's embeddings (n, D) fp32, not checked; see `check_rows`.
+
     Raises:
         FileNotFoundError: there is none.
         GalleryError: it is not finished, or damaged.
@@ -65,7 +68,8 @@ class StoredGallery:
         for shard in self.shards:
             self._check_lengths(shard)
         arrays = [self._map(shard, EMBEDDINGS) for shard in self.shards]
-        self._embeddings = [tensors["embeddings"] for tensors in arrays]
+        self.mapped_embeddings = [tensors["embeddings"] for tensors in arrays]
+        self._checked: set[int] = set()  # shards whose embeddings agree with their checksum
         self._id_hashes = [tensors["id_hashes"] for tensors in arrays]
         self._token_checksums = [tensors.get("token_checksums") for tensors in arrays]
         self._records = lru_cache(maxsize=256)(self._read_records)
@@ -88,9 +92,26 @@ class StoredGallery:
     @cached_property
     def embeddings(self) -> list[Tensor]:
         """Each shard's embeddings (n, D) fp32, mapped. The first use reads all once to check them."""
-        for shard in self.shards:
-            self._check_content(shard, EMBEDDINGS)
-        return self._embeddings
+        self.check_all_rows()
+        return self.mapped_embeddings
+
+    def check_all_rows(self) -> None:
+        self._check_embeddings(range(len(self.shards)))
+
+    def check_rows(self, rows: Tensor) -> None:
+        """Compares the embeddings of the shards that hold rows (n,) with their checksums, each shard once.
+
+        Raises:
+            GalleryError: naming the first that differs.
+        """
+        numbers = torch.searchsorted(torch.tensor(self.starts), rows, right=True) - 1
+        self._check_embeddings(numbers.unique().tolist())
+
+    def check_unchanged(self) -> None:
+        """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""
+        now = read_manifest(self.directory)
+        if now is None or [shard["name"] for shard in now["shards"]] != [s["name"] for s in self.shards]:
+            raise GalleryError(f"the gallery {self.directory} was changed since it was opened: open it again")
 
     @cached_property
     def id_hashes(self) -> Tensor:
@@ -160,17 +181,19 @@ class StoredGallery:
             raise self._damaged(shard, THUMBNAILS, error) from error
 
     def embedding_rows(self, rows: Tensor) -> Tensor:
-        """Embeddings (n, D) of the rows (n,)."""
-        return gather_rows(self._embeddings, self.starts, rows)
+        """Embeddings (n, D) of the rows (n,), checked."""
+        self.check_rows(rows)
+        return gather_rows(self.mapped_embeddings, self.starts, rows)
 
     def shard_row(self, row: int) -> ShardRow:
         """Everything about a picture, for a shard that is written anew."""
         record = self.record(row)
         tokens = None if self.settings.tokens is None else torch.from_numpy(self.tokens(row).copy())
         number, place = self._locate(row)
+        self._check_embeddings([number])
         return ShardRow(
             id=record["id"],
-            embedding=self.embeddings[number][place],
+            embedding=self.mapped_embeddings[number][place],
             tokens=tokens,
             root=record["root"],
             path=record["path"],
@@ -204,6 +227,12 @@ class StoredGallery:
                 raise self._damaged(shard, file, error) from error
             if length != expected["bytes"]:
                 raise self._damaged(shard, file, f"it has {length} bytes instead of {expected['bytes']}")
+
+    def _check_embeddings(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if number not in self._checked:
+                self._check_content(self.shards[number], EMBEDDINGS)
+                self._checked.add(number)
 
     def _check_content(self, shard: dict[str, Any], file: str) -> None:
         try:

@@ -498,6 +498,29 @@ def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path)
         assert [hit.id for hit in own] == [hit.id for hit in other]
 
 
+def test_a_faiss_index_of_readers_stays_when_another_renews_it(model, processor, folder, tmp_path):
+    writer = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
+        Gallery.open(writer.path, model, processor, index="faiss")
+    assert Gallery.open(writer.path, index="faiss").ids == writer.ids  # which cannot search, so needs none
+    writer.write_index("faiss")
+    reader = Gallery.open(writer.path, model, processor, index="faiss")
+    expected = fields(writer.search(TEXTS))
+    writer.append(draw_pictures(folder, 9, first=20))
+    writer.write_index("faiss")
+    assert fields(reader.search(TEXTS)) == expected
+    reader.append(folder)
+    assert (len(reader), fields(reader.search(TEXTS))) == (29, fields(writer.search(TEXTS)))
+    assert Gallery.open(writer.path, model, processor).index == "exact"
+
+
+def test_an_opened_gallery_is_not_read(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    gallery = Gallery.open(path, model, processor)
+    assert "_opened_index" not in vars(gallery)
+    assert "embeddings" not in vars(gallery.stored)
+
+
 def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8, thumbnail_size=8)
     reader = Gallery.open(gallery.path, model, processor)
