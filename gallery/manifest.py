@@ -106,13 +106,19 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         found = manifest["format"]
         if found == FORMAT:
             manifest["settings"] = GallerySettings(**manifest["settings"])
+            if manifest["settings"].tokens not in ("float16", "float32", None):
+                raise ValueError(f"there are no tokens of type {manifest['settings'].tokens}")
+            _check_keys(manifest, {"name", "next_shard", "shards", "unreadable"})
             for shard in manifest["shards"]:
+                _check_keys(shard, {"name", "rows", "files"})
                 shard_number(shard["name"])
                 if not {*shard["files"]} <= {PICTURES, EMBEDDINGS, TOKENS, THUMBNAILS}:
                     raise ValueError(f"shard {shard['name']} names files that do not belong there")
+                for file in shard["files"].values():
+                    _check_keys(file, {"bytes", "blake2b"})
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GalleryError(
             f"{path} is damaged ({error!r}): restore it, or build the gallery again"
         ) from error
@@ -121,6 +127,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of format {found}, and this code reads {FORMAT}: build the gallery again"
         )
     return manifest
+
+
+def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:
+    if missing := keys - entry.keys():
+        raise ValueError(f"{sorted(missing)} are missing")
 
 
 def new_manifest(settings: GallerySettings) -> dict[str, Any]:

@@ -1,12 +1,15 @@
 """Reads a gallery's directory, and deletes from it. See [`tpas.gallery.manifest`]."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import deepcopy
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -46,7 +49,7 @@ class StoredGallery:
 
     Raises:
         FileNotFoundError: there is none.
-        GalleryError: it is not finished, or damaged.
+        GalleryError: it is not finished, damaged, or has more shards than the system maps.
     """
 
     def __init__(self, directory: str | Path):
@@ -67,7 +70,10 @@ class StoredGallery:
         self.starts = [0, *accumulate(shard["rows"] for shard in self.shards)]
         for shard in self.shards:
             self._check_lengths(shard)
-        arrays = [self._map(shard, EMBEDDINGS) for shard in self.shards]
+        types = {"embeddings": torch.float32, "id_hashes": torch.int64}
+        if self.settings.tokens is not None:
+            types["token_checksums"] = torch.int64
+        arrays = [self._map(shard, EMBEDDINGS, types) for shard in self.shards]
         self.mapped_embeddings = [tensors["embeddings"] for tensors in arrays]
         self._checked: set[int] = set()  # shards whose embeddings agree with their checksum
         self._id_hashes = [tensors["id_hashes"] for tensors in arrays]
@@ -177,8 +183,8 @@ class StoredGallery:
         try:
             with zipfile.ZipFile(self._path(shard, THUMBNAILS)) as archive:
                 return archive.read(f"{place}.jpg")
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise self._damaged(shard, THUMBNAILS, error) from error
+        except Exception as error:  # from a damaged archive zipfile raises almost anything
+            raise self._damaged(shard, THUMBNAILS, repr(error)) from error
 
     def embedding_rows(self, rows: Tensor) -> Tensor:
         """Embeddings (n, D) of the rows (n,), checked."""
@@ -251,16 +257,29 @@ class StoredGallery:
             f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
         )
 
-    def _map(self, shard: dict[str, Any], file: str) -> dict[str, Tensor]:
+    def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
+        """The tensors of these names and types, which have a row for each picture of the shard."""
         # safetensors maps the file and keeps no descriptor, so a gallery may have thousands of shards.
         try:
             with safe_open(self._path(shard, file), "pt") as tensors:
-                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError) as error:
+                mapped = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch's, where it cannot map
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise GalleryError(
+                    f"the gallery {self.directory} has {len(self.shards)} shards, and the system maps no "
+                    f"more of its files ({error}): build it again with a larger shard_size, or as several "
+                    "galleries; on Linux the limit is vm.max_map_count"
+                ) from error
             raise self._damaged(shard, file, error) from error
+        for name, dtype in types.items():
+            tensor = mapped.get(name)
+            if tensor is None or tensor.dtype != dtype or tensor.shape[:1] != (shard["rows"],):
+                raise self._damaged(shard, file, f"its {name!r} are not {shard['rows']} rows of {dtype}")
+        return mapped
 
     def _map_tokens(self, number: int) -> Tensor:
-        return self._map(self.shards[number], TOKENS)["tokens"]
+        types = {"tokens": getattr(torch, self.settings.tokens)}
+        return self._map(self.shards[number], TOKENS, types)["tokens"]
 
     def _read_records(self, number: int) -> list[dict[str, str | None]]:
         shard = self.shards[number]
@@ -294,7 +313,7 @@ def delete_pictures(directory: Path, ids: Collection[str]) -> None:
     """
     with builder_lock(directory), explained_write_errors(directory):
         stored = StoredGallery(directory)
-        manifest = stored.manifest
+        manifest = deepcopy(stored.manifest)  # from the old one the shards are still read
         unlisted_shards(directory, manifest)  # a killed deletion's leftovers would be in the way
         rows = set(stored.rows_of(ids))
         replaced = []

@@ -23,7 +23,7 @@ from transformers import BertTokenizer
 
 from tpas import search
 from tpas.fast_encoding import FastEncoder
-from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
+from tpas.gallery import building, image_tokens, manifest, pictures, shards, stored_gallery
 from tpas.gallery.building import probe_pass_sizes
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
@@ -32,6 +32,7 @@ from tpas.gallery.manifest import (
     MANIFEST,
     PICTURES,
     SHARDS,
+    THUMBNAILS,
     TOKENS,
     GalleryError,
     builder_lock,
@@ -730,6 +731,83 @@ def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
     target.unlink()
     with pytest.raises(GalleryError, match=f"{target} is damaged .*No such file"):
         Gallery.open(path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (EMBEDDINGS, "embeddings"),
+        (EMBEDDINGS, "id_hashes"),
+        (EMBEDDINGS, "token_checksums"),
+        (TOKENS, "tokens"),
+    ],
+)
+def test_a_renamed_tensor_is_named(model, processor, folder, tmp_path, file, name):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
+    target = sorted(path.glob(f"shards/*/{file}"))[1]
+    target.write_bytes(target.read_bytes().replace(name.encode(), name.upper().encode(), 1))
+    message = f"{target} is damaged .its '{name}' are not 8 rows of"
+    if file == TOKENS:  # which are mapped when they are asked for
+        with pytest.raises(GalleryError, match=message):
+            Gallery.open(path, model, processor).search(TEXTS)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            manage_gallery(["info", str(path), "--verify"])
+
+
+def read_all(path: Path) -> None:
+    stored = stored_gallery.StoredGallery(path)
+    stored.rows_of(list(stored.ids()))
+    for row in range(len(stored)):
+        stored.shard_row(row)
+
+
+@pytest.mark.parametrize("file", [MANIFEST, EMBEDDINGS, TOKENS, THUMBNAILS])
+def test_a_changed_bit_where_a_file_says_what_it_holds_ends_in_no_other_error(
+    model, processor, folder, tmp_path, file
+):
+    images = [(path.name, path) for path in sorted(folder.rglob("*.png"))[:2]]
+    path = Gallery.build(model, processor, images, tmp_path / "gallery", thumbnail_size=8).path
+    (target,) = path.rglob(file)
+    content = target.read_bytes()
+    tensors_from = 8 + int.from_bytes(content[:8], "little")
+    places = {MANIFEST: range(len(content)), THUMBNAILS: range(len(content) - 150, len(content))}
+    places = places.get(file, range(tensors_from))
+    found = 0
+    for place in places:
+        target.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read_all(path)
+        except GalleryError:
+            found += 1
+    assert found > len(places) / 4
+    target.write_bytes(content)
+    read_all(path)
+
+
+def open_with_little_room(path):
+    """Under a limit of the addresses that the process may use, in place of one of the files it may map."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 40 * 2**20, resource.RLIM_INFINITY))
+    with pytest.raises(GalleryError, match="has 100 shards, and the system maps no more .*larger shard_size"):
+        stored_gallery.StoredGallery(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="it reads how Linux accounts for memory")
+def test_more_shards_than_the_system_maps_are_named(tmp_path):
+    settings = manifest.GallerySettings("0" * 16, None, None)
+    content, name = manifest.new_manifest(settings), shards.shard_name(0, [])
+    embeddings = torch.zeros(2000, 256)
+    rows = [shards.ShardRow(str(row), own, None, None, None, None) for row, own in enumerate(embeddings)]
+    shards.write_shard(tmp_path, name, settings, rows, {})
+    shards.list_shards(tmp_path, content, [name])
+    content["shards"] *= 100  # 2 MB each
+    manifest.write_manifest(tmp_path, content)
+    assert len(stored_gallery.StoredGallery(tmp_path)) == 200_000
+    process = multiprocessing.get_context("fork").Process(target=open_with_little_room, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):
