@@ -77,6 +77,7 @@ class SearchHit:
 
         Raises:
             FileNotFoundError, ValueError: there is neither, or it cannot be read.
+            GalleryError: the thumbnail is damaged, or was deleted since the gallery was opened.
         """
         return self._open()
 
@@ -140,7 +141,9 @@ class Gallery:
                 "float16"; `None`: they are computed again from the files when a query needs them.
             thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
-            shard_size: pictures in a shard. A kill loses what is done of one shard a process.
+            shard_size: pictures in a shard. A kill loses what is done of one shard a process. A shard is one
+                of the files that the system maps for a process, of which Linux by default allows 65,530: 33
+                million pictures at 512. What a build keeps in memory, mostly tokens, grows with it.
             batch_size: pictures read and encoded together; a `FastEncoder` divides them into passes of its
                 own fixed size. "auto": a probe of some seconds finds the quickest pass on this machine; the
                 last digits of the features depend on it.

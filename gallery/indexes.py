@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import open_faiss_index, write_faiss_index
-from tpas.gallery.milvus_index import MilvusIndex
+from tpas.gallery.milvus_index import MilvusIndex, without_password
 from tpas.gallery.stored_gallery import StoredGallery
 
 
@@ -26,7 +26,7 @@ def check_index(index: str) -> str:
     if index not in ("exact", "faiss") and not _is_address(index):
         raise ValueError(
             f"the index must be 'exact', 'faiss', or a Milvus address (http://host:19530, or a file *.db for "
-            f"milvus-lite), got {index!r}"
+            f"milvus-lite), got {without_password(index)!r}"
         )
     return index
 
@@ -67,7 +67,7 @@ def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None
     database = MilvusIndex(index, stored, exact)
     database.synchronise()
     database.close()
-    return f"{len(stored)} pictures are in the database at {index}"
+    return f"{len(stored)} pictures are in the database at {without_password(index)}"
 
 
 def _is_address(index: str) -> bool:

@@ -4,6 +4,7 @@ Milvus finds candidates by its own index; the gallery's embeddings on disk score
 ties are those of exact search. Embeddings go by the hash of the picture's id, which is the primary key.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,13 +40,19 @@ class MilvusIndex:
 
     def __init__(self, address: str, stored: StoredGallery, exact: ExactIndex):
         self.address = address
+        self.shown_address = without_password(address)
         self.stored = stored
         self.exact = exact
         self.collection = f"tpas_{stored.manifest['name']}"
         self.state_alias = f"{self.collection}_{stored.state}"
         pymilvus = import_pymilvus()
         with self._explained_errors():
-            self.client = pymilvus.MilvusClient(uri=address)
+            try:
+                self.client = pymilvus.MilvusClient(uri=address)
+            except ValueError:  # which may cite the password, as where it holds a slash
+                raise GalleryError(
+                    f"{self.shown_address} is no address of a database; in a password, / is written as %2F"
+                ) from None
 
     def close(self) -> None:
         self.client.close()
@@ -159,14 +166,24 @@ class MilvusIndex:
         try:
             yield
         except import_pymilvus().MilvusException as error:
-            raise GalleryError(f"the Milvus database at {self.address} refused: {error}") from error
+            reason = str(error).replace(self.address, self.shown_address)
+            raise GalleryError(f"the Milvus database at {self.shown_address} refused: {reason}") from None
 
     def _lacking(self, problem: str) -> GalleryError:
         self.stored.check_unchanged()  # or a renewed database would not be this one's either
         return GalleryError(
-            f"the database at {self.address} {problem}: run `tpas gallery index {self.stored.directory} "
-            f"--index {self.address}`"
+            f"the database at {self.shown_address} {problem}: run "
+            f"`tpas gallery index {self.stored.directory} --index {self.shown_address}`"
         )
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown: `***` in place of the password.
+
+    >>> without_password("http://user:password@host:19530")
+    'http://user:***@host:19530'
+    """
+    return re.sub(r"^([^/]*//)?([^:@/]*):.*@", r"\1\2:***@", address)
 
 
 def import_pymilvus() -> Any:

@@ -2,13 +2,15 @@
 
 import builtins
 import hashlib
+import traceback
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpas.gallery import exact_index, stored_gallery
+from tpas.gallery import exact_index, indexes, stored_gallery
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import FaissIndex
 from tpas.gallery.indexes import open_index, write_index
@@ -456,6 +458,37 @@ def test_an_unreachable_database_is_named(tmp_path):
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
     with pytest.raises(GalleryError, match="the Milvus database at http://127.0.0.1:9 refused"):
         open_index("http://127.0.0.1:9", stored)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:secret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 refused"),
+        ("http://user:s/e@cret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 is no address"),
+        (
+            "httpx://user:secret@127.0.0.1:9",
+            "http.* refused: .*uri: httpx://user:[*]{3}@127.0.0.1:9 is illegal",
+        ),
+        ("user:secret@127.0.0.1:9", "got 'user:[*]{3}@127.0.0.1:9'"),
+    ],
+)
+def test_a_password_is_not_shown(tmp_path, address, shown):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    for work in (open_index, write_index):
+        with pytest.raises((GalleryError, ValueError), match=shown) as raised:
+            work(address, stored)
+        assert "cret" not in "".join(traceback.format_exception(raised.value, chain=True)).replace(
+            address, ""
+        )
+
+
+def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monkeypatch, capsys):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    monkeypatch.setattr(indexes, "MilvusIndex", Mock())
+    manage_gallery(["index", str(stored.directory), "--index", "http://user:secret@host:19530", "--json"])
+    printed = capsys.readouterr()
+    assert printed.out.count("http://user:***@host:19530") == 2
+    assert "secret" not in printed.out + printed.err
 
 
 # What is missing
