@@ -467,7 +467,7 @@ def test_an_unreachable_database_is_named(tmp_path):
         ("http://user:s/e@cret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 is no address"),
         (
             "httpx://user:secret@127.0.0.1:9",
-            "http.* refused: .*uri: httpx://user:[*]{3}@127.0.0.1:9 is illegal",
+            "refused: .* httpx://user:[*]{3}@127.0.0.1:9 is illegal",
         ),
         ("user:secret@127.0.0.1:9", "got 'user:[*]{3}@127.0.0.1:9'"),
     ],
@@ -477,9 +477,7 @@ def test_a_password_is_not_shown(tmp_path, address, shown):
     for work in (open_index, write_index):
         with pytest.raises((GalleryError, ValueError), match=shown) as raised:
             work(address, stored)
-        assert "cret" not in "".join(traceback.format_exception(raised.value, chain=True)).replace(
-            address, ""
-        )
+        assert "cret" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monkeypatch, capsys):
