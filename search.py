@@ -189,8 +189,9 @@ class Gallery:
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
         Args:
-            model, processor: those that built it, but for the tokenizer, which may be another; without them
-                it can be looked at, not searched. The model is put into evaluation mode and left in it.
+            model, processor: those that built it, but for settings of the tokenizer, which may differ;
+                without them it can be looked at, not searched. The model is put into evaluation mode and left
+                in it.
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite. It is
                 opened at once where there is a model to search with.
@@ -272,6 +273,9 @@ class Gallery:
 
         Args:
             texts: such as will be asked; a faiss index is set by its recall on them (256 are plenty).
+
+        Raises:
+            GalleryError: the gallery was changed since it was opened, or the index cannot be written.
         """
         if index == "faiss" and not len(self):  # a Milvus database still has to forget the deleted ones
             raise ValueError(f"the gallery {self.path} has no pictures to make an index of")

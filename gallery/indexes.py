@@ -56,7 +56,12 @@ def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None
 
     Args:
         queries: embeddings (Q, D) of texts as they will be asked, on which a faiss index measures its recall.
+
+    Raises:
+        GalleryError: the gallery was changed since `stored` was opened, or the index cannot be written.
+        ImportError: its library is missing; names the extra.
     """
+    stored.check_unchanged()  # or it would take the place of a newer index
     exact = ExactIndex(stored.embeddings, stored.id_hashes)
     if check_index(index) == "exact":
         return "exact search needs no index"

@@ -102,6 +102,7 @@ class StoredGallery:
         return self.mapped_embeddings
 
     def check_all_rows(self) -> None:
+        """As `check_rows` of every row."""
         self._check_embeddings(range(len(self.shards)))
 
     def check_rows(self, rows: Tensor) -> None:
@@ -268,7 +269,7 @@ class StoredGallery:
                 raise GalleryError(
                     f"the gallery {self.directory} has {len(self.shards)} shards, and the system maps no "
                     f"more of its files ({error}): build it again with a larger shard_size, or as several "
-                    "galleries; on Linux the limit is vm.max_map_count"
+                    "galleries, or raise the limit (Linux: vm.max_map_count)"
                 ) from error
             raise self._damaged(shard, file, error) from error
         for name, dtype in types.items():

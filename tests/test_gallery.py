@@ -499,20 +499,30 @@ def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path)
         assert [hit.id for hit in own] == [hit.id for hit in other]
 
 
-def test_a_faiss_index_of_readers_stays_when_another_renews_it(model, processor, folder, tmp_path):
-    writer = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+def append_and_index(model, processor, folder, path):
+    gallery = Gallery.open(path, model, processor)
+    gallery.append(folder)
+    gallery.write_index("faiss")
+
+
+def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
-        Gallery.open(writer.path, model, processor, index="faiss")
-    assert Gallery.open(writer.path, index="faiss").ids == writer.ids  # which cannot search, so needs none
-    writer.write_index("faiss")
-    reader = Gallery.open(writer.path, model, processor, index="faiss")
-    expected = fields(writer.search(TEXTS))
-    writer.append(draw_pictures(folder, 9, first=20))
-    writer.write_index("faiss")
-    assert fields(reader.search(TEXTS)) == expected
-    reader.append(folder)
-    assert (len(reader), fields(reader.search(TEXTS))) == (29, fields(writer.search(TEXTS)))
-    assert Gallery.open(writer.path, model, processor).index == "exact"
+        Gallery.open(gallery.path, model, processor, index="faiss")
+    assert Gallery.open(gallery.path, index="faiss").ids == gallery.ids  # which cannot search, so needs none
+    gallery.write_index("faiss")
+    reader = Gallery.open(gallery.path, model, processor, index="faiss")
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_and_index, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (len(reader), fields(reader.search(TEXTS))) == (20, fields(gallery.search(TEXTS)))
+    reader.append(folder)  # which opens it anew, and with it the new index
+    exact = Gallery.open(gallery.path, model, processor)
+    assert (len(reader), fields(reader.search(TEXTS))) == (29, fields(exact.search(TEXTS)))
 
 
 def test_an_opened_gallery_is_not_read(model, processor, folder, tmp_path):
