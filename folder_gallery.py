@@ -1,7 +1,7 @@
 """The gallery of a plain folder of pictures, kept beside it and brought up to date whenever it is asked for.
 
-    PICTURES.gallery/<model fingerprint>/     a gallery, see `tpas.gallery.manifest`
-        files.json                            the encoded files' sizes and times of change
+    PICTURES.gallery/<fingerprints>/     a model's and image processor's gallery, see `tpas.gallery.manifest`
+        files.json                       the encoded files' sizes and times of change
 
 Where the folder beside cannot be written to, it is kept in the user's cache.
 """
@@ -17,7 +17,7 @@ from tpas.gallery.manifest import MANIFEST, SHARDS, GalleryError, explained_writ
 from tpas.gallery.pictures import find_pictures
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_stages import model_fingerprint
+from tpas.retrieval_stages import model_fingerprint, picture_fingerprint
 from tpas.search import Gallery
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,8 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
         NotADirectoryError, ValueError: there is no such folder, or no picture in it.
         GalleryError: another process brings it up to date, or the disk failed.
     """
-    path = place_of_gallery(folder) / model_fingerprint(model)
+    fingerprints = f"{model_fingerprint(model)}-{picture_fingerprint(model, processor)}"
+    path = place_of_gallery(folder) / fingerprints
     pictures = list(find_pictures(folder))
     now = {picture.id: _state(Path(picture.root, picture.path)) for picture in pictures}
     then, finished = _read_record(path)

@@ -123,6 +123,7 @@ def index(
 
     tpas gallery index gallery --index faiss
     """
+    from tpas.gallery.milvus_index import without_password
     from tpas.search import Gallery
 
     if texts is None:
@@ -132,7 +133,7 @@ def index(
     else:
         lines = texts.read_text(encoding="utf-8").splitlines()
         done = Gallery.open(path, *load_encoders(model)[0]).write_index(index, lines)
-    return CommandResult({"path": str(path), "index": index, "message": done}, done)
+    return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
 
 
 @app.command()

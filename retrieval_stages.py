@@ -6,6 +6,7 @@ normal, and rows follow file names, so neither may settle them.
 """
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,15 @@ from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor
 logger = logging.getLogger(__name__)
 
 DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
+# What decides a picture's features beside the weights; by name, since new versions of transformers add more.
+VISION_SETTINGS = (
+    *("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size"),
+    *("mlp_ratio", "qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps"),
+)
+IMAGE_PROCESSOR_SETTINGS = (
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
 
 
 def model_fingerprint(model: torch.nn.Module) -> str:
@@ -35,6 +45,21 @@ def model_fingerprint(model: torch.nn.Module) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
+
+
+def picture_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
+    """16 hexadecimal digits for what decides pictures' features beside the weights.
+
+    That is the image encoder's configuration and the image processor's settings. A tokenizer's are left out:
+    texts are encoded anew for each search, so it may change.
+    """
+    vision, pixels = model.config.vision_config.to_dict(), processor.image_processor.to_dict()
+    deciding = [
+        {name: settings[name] for name in names if settings.get(name) is not None}
+        for settings, names in ((vision, VISION_SETTINGS), (pixels, IMAGE_PROCESSOR_SETTINGS))
+    ]
+    text = json.dumps(deciding, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 import io
 import logging
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +32,7 @@ from tpas.retrieval_stages import (
     EncodedTexts,
     encode_texts,
     model_fingerprint,
+    picture_fingerprint,
     reorder,
     replace_head,
 )
@@ -76,6 +77,7 @@ class SearchHit:
 
         Raises:
             FileNotFoundError, ValueError: there is neither, or it cannot be read.
+            GalleryError: the thumbnail is damaged, or was deleted since the gallery was opened.
         """
         return self._open()
 
@@ -139,7 +141,9 @@ class Gallery:
                 "float16"; `None`: they are computed again from the files when a query needs them.
             thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
-            shard_size: pictures in a shard. A kill loses what is done of one shard a process.
+            shard_size: pictures in a shard. A kill loses what is done of one shard a process. A shard is one
+                of the files that the system maps for a process, of which Linux by default allows 65,530: 33
+                million pictures at 512. What a build keeps in memory, mostly tokens, grows with it.
             batch_size: pictures read and encoded together; a `FastEncoder` divides them into passes of its
                 own fixed size. "auto": a probe of some seconds finds the quickest pass on this machine; the
                 last digits of the features depend on it.
@@ -161,7 +165,9 @@ class Gallery:
             processor,
             find_pictures(images, id_column),
             Path(path),
-            GallerySettings(model_fingerprint(model), tokens, thumbnail_size),
+            GallerySettings(
+                model_fingerprint(model), tokens, thumbnail_size, picture_fingerprint(model, processor)
+            ),
             shard_size=shard_size,
             batch_size=batch_size,
             workers=workers,
@@ -183,10 +189,12 @@ class Gallery:
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
         Args:
-            model, processor: those that built it; without them it can be looked at, not searched. The model
-                is put into evaluation mode and left in it.
+            model, processor: those that built it, but for settings of the tokenizer, which may differ;
+                without them it can be looked at, not searched. The model is put into evaluation mode and left
+                in it.
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
-                address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite.
+                address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite. It is
+                opened at once where there is a model to search with.
             images_root: the folder where the pictures lie now, if it was moved since.
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of pictures whose scores are close
@@ -194,7 +202,8 @@ class Gallery:
 
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
-            GalleryError: it is damaged, not finished, or another model's; both fingerprints are named.
+            GalleryError: it is damaged, not finished, or was made by another model or with other settings of
+                the pictures (both fingerprints are named), or its index is missing, damaged or older.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
@@ -206,10 +215,18 @@ class Gallery:
         if model is not None:
             model.eval()
             expected = stored.settings
-            own = GallerySettings(model_fingerprint(model), expected.tokens, expected.thumbnail_size)
+            own = replace(
+                expected,
+                model_fingerprint=model_fingerprint(model),
+                picture_fingerprint=None if processor is None else picture_fingerprint(model, processor),
+            )
             own.check_equal(expected, stored.directory)
         root = None if images_root is None else str(images_root)
-        return cls(stored, model, processor, check_index(index), root, matching_dtype)
+        gallery = cls(stored, model, processor, check_index(index), root, matching_dtype)
+        if index != "exact" and model is not None and len(stored):
+            # As of this change: it may be renewed before the first search. Exact search would read it all.
+            gallery._opened_index = open_index(index, stored)
+        return gallery
 
     def __len__(self) -> int:
         return len(self.stored)
@@ -256,6 +273,9 @@ class Gallery:
 
         Args:
             texts: such as will be asked; a faiss index is set by its recall on them (256 are plenty).
+
+        Raises:
+            GalleryError: the gallery was changed since it was opened, or the index cannot be written.
         """
         if index == "faiss" and not len(self):  # a Milvus database still has to forget the deleted ones
             raise ValueError(f"the gallery {self.path} has no pictures to make an index of")

@@ -43,11 +43,14 @@ class FaissIndex:
 
     Args:
         lists: an `IndexIVF` over the rows of `exact`, with its `nprobe` set.
+        stored: the gallery whose mapped embeddings `exact` searches, to be checked when they are first read;
+            `None`: they need no check.
     """
 
-    def __init__(self, lists: Any, exact: ExactIndex):
+    def __init__(self, lists: Any, exact: ExactIndex, stored: StoredGallery | None = None):
         self.lists = lists
         self.exact = exact
+        self.stored = stored
 
     @classmethod
     def train(
@@ -101,9 +104,13 @@ class FaissIndex:
         rows = torch.empty(len(queries), count, dtype=torch.long)
         cosines = torch.empty(len(queries), count)
         if few.any():
+            if self.stored is not None:
+                self.stored.check_all_rows()
             rows[few], cosines[few] = self.exact.search(queries[few], count)
         if not few.all():
             enough = [found for found in candidates if len(found) >= count]
+            if self.stored is not None:
+                self.stored.check_rows(torch.cat(enough))
             rows[~few], cosines[~few] = rank_candidates(queries[~few], enough, count, self.exact)
         return rows, cosines
 
@@ -143,26 +150,27 @@ def open_faiss_index(stored: StoredGallery, exact: ExactIndex) -> FaissIndex:
     """The index that [`write_faiss_index`] left in the gallery's directory.
 
     Raises:
-        GalleryError: there is none, it is damaged, or older than the gallery's last change.
+        GalleryError: there is none, it is damaged, or of another change than `stored`.
     """
     faiss = import_faiss()
-    remedy = f"run `tpas gallery index {stored.directory} --index faiss`"
-    path = stored.directory / FAISS_INDEX
+    path, problem = stored.directory / FAISS_INDEX, None
     try:
         description = json.loads((stored.directory / FAISS_DESCRIPTION).read_text(encoding="utf-8"))
         state, checksum = description["state"], description["blake2b"]
         found = file_checksum(path)
     except FileNotFoundError:
-        raise GalleryError(f"the gallery {stored.directory} has no faiss index: {remedy}") from None
+        problem = f"the gallery {stored.directory} has no faiss index"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise GalleryError(
-            f"{stored.directory / FAISS_DESCRIPTION} is damaged ({error!r}): {remedy}"
-        ) from error
-    if state != stored.state:
-        raise GalleryError(f"{path} is older than the gallery's last change: {remedy}")
-    if found != checksum:
-        raise GalleryError(f"{path} is damaged (its checksum differs): {remedy}")
-    return FaissIndex(faiss.read_index(str(path)), exact)
+        problem = f"{stored.directory / FAISS_DESCRIPTION} is damaged ({error!r})"
+    else:
+        if state != stored.state:
+            problem = f"{path} is older than the gallery's last change"
+        elif found != checksum:
+            problem = f"{path} is damaged (its checksum differs)"
+    if problem is not None:
+        stored.check_unchanged()  # or a new index would not be this one's either
+        raise GalleryError(f"{problem}: run `tpas gallery index {stored.directory} --index faiss`")
+    return FaissIndex(faiss.read_index(str(path)), exact, stored)
 
 
 def import_faiss() -> Any:

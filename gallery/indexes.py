@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import open_faiss_index, write_faiss_index
-from tpas.gallery.milvus_index import MilvusIndex
+from tpas.gallery.milvus_index import MilvusIndex, without_password
 from tpas.gallery.stored_gallery import StoredGallery
 
 
@@ -26,7 +26,7 @@ def check_index(index: str) -> str:
     if index not in ("exact", "faiss") and not _is_address(index):
         raise ValueError(
             f"the index must be 'exact', 'faiss', or a Milvus address (http://host:19530, or a file *.db for "
-            f"milvus-lite), got {index!r}"
+            f"milvus-lite), got {without_password(index)!r}"
         )
     return index
 
@@ -34,16 +34,19 @@ def check_index(index: str) -> str:
 def open_index(index: str, stored: StoredGallery) -> Index:
     """The index over a gallery.
 
+    Exact search compares all embeddings with their checksums first; the others do so shard by shard, when
+    they first find rows of it.
+
     Raises:
-        GalleryError: it has not been written yet, is damaged, or older than the gallery.
+        GalleryError: it has not been written yet, is damaged, or of another change than `stored`.
         ImportError: its library is missing; names the extra.
     """
-    exact = ExactIndex(stored.embeddings, stored.id_hashes)
     if check_index(index) == "exact":
-        return exact
+        return ExactIndex(stored.embeddings, stored.id_hashes)
+    unchecked = ExactIndex(stored.mapped_embeddings, stored.id_hashes)
     if index == "faiss":
-        return open_faiss_index(stored, exact)
-    database = MilvusIndex(index, stored, exact)
+        return open_faiss_index(stored, unchecked)
+    database = MilvusIndex(index, stored, unchecked)
     database.load()
     return database
 
@@ -53,7 +56,12 @@ def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None
 
     Args:
         queries: embeddings (Q, D) of texts as they will be asked, on which a faiss index measures its recall.
+
+    Raises:
+        GalleryError: the gallery was changed since `stored` was opened, or the index cannot be written.
+        ImportError: its library is missing; names the extra.
     """
+    stored.check_unchanged()  # or it would take the place of a newer index
     exact = ExactIndex(stored.embeddings, stored.id_hashes)
     if check_index(index) == "exact":
         return "exact search needs no index"
@@ -64,7 +72,7 @@ def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None
     database = MilvusIndex(index, stored, exact)
     database.synchronise()
     database.close()
-    return f"{len(stored)} pictures are in the database at {index}"
+    return f"{len(stored)} pictures are in the database at {without_password(index)}"
 
 
 def _is_address(index: str) -> bool:

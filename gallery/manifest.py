@@ -59,18 +59,31 @@ class GallerySettings:
         model_fingerprint: of the model that encoded it.
         tokens: "float16" or "float32", or None where they are left out.
         thumbnail_size: the longest side in pixels, or None for no thumbnails.
+        picture_fingerprint: of what else decides the pictures' features, not the texts'; None where it was
+            not kept, in galleries of early versions, or is not known.
     """
 
     model_fingerprint: str
     tokens: str | None
     thumbnail_size: int | None
+    picture_fingerprint: str | None = None
 
     def check_equal(self, other: "GallerySettings", directory: Path) -> None:
-        """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`."""
+        """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`.
+
+        A picture fingerprint that is None on either side differs from none.
+        """
         if self.model_fingerprint != other.model_fingerprint:
             raise GalleryError(
                 f"the gallery {directory} was made by the model {other.model_fingerprint}, and this one is "
                 f"{self.model_fingerprint}: use that model, or build another gallery with this one"
+            )
+        own, there = self.picture_fingerprint, other.picture_fingerprint
+        if None not in (own, there) and own != there:
+            raise GalleryError(
+                f"the gallery {directory} was made with the picture settings {there}, and these are {own}: "
+                "under the same weights, the image encoder's configuration or the image processor differs. "
+                "Use the model's revision that made it, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)
@@ -93,13 +106,19 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         found = manifest["format"]
         if found == FORMAT:
             manifest["settings"] = GallerySettings(**manifest["settings"])
+            if manifest["settings"].tokens not in ("float16", "float32", None):
+                raise ValueError(f"there are no tokens of type {manifest['settings'].tokens}")
+            _check_keys(manifest, {"name", "next_shard", "shards", "unreadable"})
             for shard in manifest["shards"]:
+                _check_keys(shard, {"name", "rows", "files"})
                 shard_number(shard["name"])
                 if not {*shard["files"]} <= {PICTURES, EMBEDDINGS, TOKENS, THUMBNAILS}:
                     raise ValueError(f"shard {shard['name']} names files that do not belong there")
+                for file in shard["files"].values():
+                    _check_keys(file, {"bytes", "blake2b"})
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GalleryError(
             f"{path} is damaged ({error!r}): restore it, or build the gallery again"
         ) from error
@@ -108,6 +127,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of format {found}, and this code reads {FORMAT}: build the gallery again"
         )
     return manifest
+
+
+def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:
+    if missing := keys - entry.keys():
+        raise ValueError(f"{sorted(missing)} are missing")
 
 
 def new_manifest(settings: GallerySettings) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Milvus finds candidates by its own index; the gallery's embeddings on disk score
 ties are those of exact search. Embeddings go by the hash of the picture's id, which is the primary key.
 """
 
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,11 +26,13 @@ LONGEST_ID = 65_535  # bytes, the most of a VARCHAR
 class MilvusIndex:
     """See [`ExactIndex`]; how many of the best rows its search misses depends on the database's settings.
 
-    A collection holds one gallery. Its alias says as of which change, so that an old one is not searched.
+    A collection holds one gallery. Its alias says as of which change, so that an old one is not searched. One
+    that was loaded before a change goes on: pictures that its gallery does not know are left out.
 
     Args:
         address: "http://host:19530", with a login as "http://user:password@host:19530"; or a file "*.db" for
             the embedded milvus-lite.
+        exact: over the mapped embeddings of `stored`, which are checked when they are first read.
 
     Raises:
         GalleryError: the database cannot be reached; so do the methods.
@@ -37,13 +40,19 @@ class MilvusIndex:
 
     def __init__(self, address: str, stored: StoredGallery, exact: ExactIndex):
         self.address = address
+        self.shown_address = without_password(address)
         self.stored = stored
         self.exact = exact
         self.collection = f"tpas_{stored.manifest['name']}"
         self.state_alias = f"{self.collection}_{stored.state}"
         pymilvus = import_pymilvus()
         with self._explained_errors():
-            self.client = pymilvus.MilvusClient(uri=address)
+            try:
+                self.client = pymilvus.MilvusClient(uri=address)
+            except ValueError:  # which may cite the password, as where it holds a slash
+                raise GalleryError(
+                    f"{self.shown_address} is no address of a database; in a password, / is written as %2F"
+                ) from None
 
     def close(self) -> None:
         self.client.close()
@@ -56,15 +65,9 @@ class MilvusIndex:
         """
         with self._explained_errors():
             if not self.client.has_collection(self.collection):
-                raise GalleryError(
-                    f"the database at {self.address} does not hold the gallery {self.stored.directory}: "
-                    f"{self._remedy}"
-                )
+                raise self._lacking(f"does not hold the gallery {self.stored.directory}")
             if self.state_alias not in self._aliases():
-                raise GalleryError(
-                    f"the database at {self.address} holds the gallery {self.stored.directory} as of another "
-                    f"change: {self._remedy}"
-                )
+                raise self._lacking(f"holds the gallery {self.stored.directory} as of another change")
             self.client.load_collection(self.collection)
 
     def synchronise(self) -> None:
@@ -78,7 +81,7 @@ class MilvusIndex:
             there = dict(self._checksums())
             keys = self.stored.id_hashes.tolist()
             ids = self.stored.ids()
-            embeddings = (embedding for segment in self.exact.segments for embedding in segment)
+            embeddings = (embedding for segment in self.stored.embeddings for embedding in segment)
             rows: list[dict[str, Any]] = []
             for key, name, embedding in zip(keys, ids, embeddings, strict=True):
                 checksum = zlib.crc32(embedding.numpy())
@@ -99,29 +102,38 @@ class MilvusIndex:
         """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
         if count > MOST_CANDIDATES:
             raise GalleryError(f"a Milvus search finds at most {MOST_CANDIDATES} pictures, not {count}")
+        candidates = [torch.empty(0, dtype=torch.long)] * len(queries)
+        waiting = list(range(len(queries)))  # for more of the pictures that the gallery knows
+        limit = min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES)
+        while waiting:
+            found = self._nearest(queries[waiting], limit)
+            for query, keys in zip(waiting, found, strict=True):
+                candidates[query] = self._known_rows(keys)
+                if len(candidates[query]) < count and (limit == MOST_CANDIDATES or len(keys) < limit):
+                    raise self._lacking(f"found fewer than {count} pictures")
+            waiting = [query for query in waiting if len(candidates[query]) < count]
+            limit = min(2 * limit, MOST_CANDIDATES)
+        self.stored.check_rows(torch.cat(candidates))
+        return rank_candidates(queries, candidates, count, self.exact)
+
+    def _nearest(self, queries: Tensor, limit: int) -> list[list[int]]:
+        """The keys that the database finds for each query (Q, D)."""
         with self._explained_errors():
             answers = self.client.search(
                 self.collection,
                 data=list(queries.float().numpy()),
                 anns_field="embedding",
-                limit=min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES),
+                limit=limit,
                 search_params={"metric_type": "IP"},
             )
-        candidates = [self._rows([hit["key"] for hit in answer]) for answer in answers]
-        if min(map(len, candidates)) < count:
-            raise GalleryError(f"the database at {self.address} found fewer than {count} pictures")
-        return rank_candidates(queries, candidates, count, self.exact)
+        return [[hit["key"] for hit in answer] for answer in answers]
 
-    def _rows(self, keys: list[int]) -> Tensor:
+    def _known_rows(self, keys: list[int]) -> Tensor:
+        """The rows of the keys, without those that the gallery lacks: pictures that were appended since."""
         hashes, order = self.stored.sorted_hashes
         wanted = torch.tensor(keys, dtype=torch.long)
         places = torch.searchsorted(hashes, wanted).clamp(max=len(hashes) - 1)
-        if not torch.equal(hashes[places], wanted):
-            raise GalleryError(
-                f"the database at {self.address} holds pictures that the gallery "
-                f"{self.stored.directory} lacks: {self._remedy}"
-            )
-        return order[places]
+        return order[places[hashes[places] == wanted]]
 
     def _create_collection(self) -> None:
         types = import_pymilvus().DataType
@@ -154,11 +166,24 @@ class MilvusIndex:
         try:
             yield
         except import_pymilvus().MilvusException as error:
-            raise GalleryError(f"the Milvus database at {self.address} refused: {error}") from error
+            reason = str(error).replace(self.address, self.shown_address)
+            raise GalleryError(f"the Milvus database at {self.shown_address} refused: {reason}") from None
 
-    @property
-    def _remedy(self) -> str:
-        return f"run `tpas gallery index {self.stored.directory} --index {self.address}`"
+    def _lacking(self, problem: str) -> GalleryError:
+        self.stored.check_unchanged()  # or a renewed database would not be this one's either
+        return GalleryError(
+            f"the database at {self.shown_address} {problem}: run "
+            f"`tpas gallery index {self.stored.directory} --index {self.shown_address}`"
+        )
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown: `***` in place of the password.
+
+    >>> without_password("http://user:password@host:19530")
+    'http://user:***@host:19530'
+    """
+    return re.sub(r"^([^/]*//)?([^:@/]*):.*@", r"\1\2:***@", address)
 
 
 def import_pymilvus() -> Any:

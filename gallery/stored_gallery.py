@@ -1,12 +1,15 @@
 """Reads a gallery's directory, and deletes from it. See [`tpas.gallery.manifest`]."""
 
+import errno
 import hashlib
 import json
+import os
 import shutil
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import deepcopy
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -41,9 +44,12 @@ from tpas.gallery.shards import ShardRow, id_hash, read_shard, shard_name, unlis
 class StoredGallery:
     """The gallery in a directory as its manifest is now; arrays are mapped, not read.
 
+    Attributes:
+        mapped_embeddings: each shard's embeddings (n, D) fp32, not checked; see `check_rows`.
+
     Raises:
         FileNotFoundError: there is none.
-        GalleryError: it is not finished, or damaged.
+        GalleryError: it is not finished, damaged, or has more shards than the system maps.
     """
 
     def __init__(self, directory: str | Path):
@@ -64,8 +70,12 @@ class StoredGallery:
         self.starts = [0, *accumulate(shard["rows"] for shard in self.shards)]
         for shard in self.shards:
             self._check_lengths(shard)
-        arrays = [self._map(shard, EMBEDDINGS) for shard in self.shards]
-        self._embeddings = [tensors["embeddings"] for tensors in arrays]
+        types = {"embeddings": torch.float32, "id_hashes": torch.int64}
+        if self.settings.tokens is not None:
+            types["token_checksums"] = torch.int64
+        arrays = [self._map(shard, EMBEDDINGS, types) for shard in self.shards]
+        self.mapped_embeddings = [tensors["embeddings"] for tensors in arrays]
+        self._checked: set[int] = set()  # shards whose embeddings agree with their checksum
         self._id_hashes = [tensors["id_hashes"] for tensors in arrays]
         self._token_checksums = [tensors.get("token_checksums") for tensors in arrays]
         self._records = lru_cache(maxsize=256)(self._read_records)
@@ -88,9 +98,27 @@ class StoredGallery:
     @cached_property
     def embeddings(self) -> list[Tensor]:
         """Each shard's embeddings (n, D) fp32, mapped. The first use reads all once to check them."""
-        for shard in self.shards:
-            self._check_content(shard, EMBEDDINGS)
-        return self._embeddings
+        self.check_all_rows()
+        return self.mapped_embeddings
+
+    def check_all_rows(self) -> None:
+        """As `check_rows` of every row."""
+        self._check_embeddings(range(len(self.shards)))
+
+    def check_rows(self, rows: Tensor) -> None:
+        """Compares the embeddings of the shards that hold rows (n,) with their checksums, each shard once.
+
+        Raises:
+            GalleryError: naming the first that differs.
+        """
+        numbers = torch.searchsorted(torch.tensor(self.starts), rows, right=True) - 1
+        self._check_embeddings(numbers.unique().tolist())
+
+    def check_unchanged(self) -> None:
+        """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""
+        now = read_manifest(self.directory)
+        if now is None or [shard["name"] for shard in now["shards"]] != [s["name"] for s in self.shards]:
+            raise GalleryError(f"the gallery {self.directory} was changed since it was opened: open it again")
 
     @cached_property
     def id_hashes(self) -> Tensor:
@@ -156,21 +184,23 @@ class StoredGallery:
         try:
             with zipfile.ZipFile(self._path(shard, THUMBNAILS)) as archive:
                 return archive.read(f"{place}.jpg")
-        except (OSError, zipfile.BadZipFile, KeyError) as error:
-            raise self._damaged(shard, THUMBNAILS, error) from error
+        except Exception as error:  # from a damaged archive zipfile raises almost anything
+            raise self._damaged(shard, THUMBNAILS, repr(error)) from error
 
     def embedding_rows(self, rows: Tensor) -> Tensor:
-        """Embeddings (n, D) of the rows (n,)."""
-        return gather_rows(self._embeddings, self.starts, rows)
+        """Embeddings (n, D) of the rows (n,), checked."""
+        self.check_rows(rows)
+        return gather_rows(self.mapped_embeddings, self.starts, rows)
 
     def shard_row(self, row: int) -> ShardRow:
         """Everything about a picture, for a shard that is written anew."""
         record = self.record(row)
         tokens = None if self.settings.tokens is None else torch.from_numpy(self.tokens(row).copy())
         number, place = self._locate(row)
+        self._check_embeddings([number])
         return ShardRow(
             id=record["id"],
-            embedding=self.embeddings[number][place],
+            embedding=self.mapped_embeddings[number][place],
             tokens=tokens,
             root=record["root"],
             path=record["path"],
@@ -205,6 +235,12 @@ class StoredGallery:
             if length != expected["bytes"]:
                 raise self._damaged(shard, file, f"it has {length} bytes instead of {expected['bytes']}")
 
+    def _check_embeddings(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if number not in self._checked:
+                self._check_content(self.shards[number], EMBEDDINGS)
+                self._checked.add(number)
+
     def _check_content(self, shard: dict[str, Any], file: str) -> None:
         try:
             checksum = file_checksum(self._path(shard, file))
@@ -222,16 +258,29 @@ class StoredGallery:
             f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
         )
 
-    def _map(self, shard: dict[str, Any], file: str) -> dict[str, Tensor]:
+    def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
+        """The tensors of these names and types, which have a row for each picture of the shard."""
         # safetensors maps the file and keeps no descriptor, so a gallery may have thousands of shards.
         try:
             with safe_open(self._path(shard, file), "pt") as tensors:
-                return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
-        except (OSError, SafetensorError) as error:
+                mapped = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch's, where it cannot map
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise GalleryError(
+                    f"the gallery {self.directory} has {len(self.shards)} shards, and the system maps no "
+                    f"more of its files ({error}): build it again with a larger shard_size, or as several "
+                    "galleries, or raise the limit (Linux: vm.max_map_count)"
+                ) from error
             raise self._damaged(shard, file, error) from error
+        for name, dtype in types.items():
+            tensor = mapped.get(name)
+            if tensor is None or tensor.dtype != dtype or tensor.shape[:1] != (shard["rows"],):
+                raise self._damaged(shard, file, f"its {name!r} are not {shard['rows']} rows of {dtype}")
+        return mapped
 
     def _map_tokens(self, number: int) -> Tensor:
-        return self._map(self.shards[number], TOKENS)["tokens"]
+        types = {"tokens": getattr(torch, self.settings.tokens)}
+        return self._map(self.shards[number], TOKENS, types)["tokens"]
 
     def _read_records(self, number: int) -> list[dict[str, str | None]]:
         shard = self.shards[number]
@@ -265,7 +314,7 @@ def delete_pictures(directory: Path, ids: Collection[str]) -> None:
     """
     with builder_lock(directory), explained_write_errors(directory):
         stored = StoredGallery(directory)
-        manifest = stored.manifest
+        manifest = deepcopy(stored.manifest)  # from the old one the shards are still read
         unlisted_shards(directory, manifest)  # a killed deletion's leftovers would be in the way
         rows = set(stored.rows_of(ids))
         replaced = []

@@ -20,10 +20,11 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageSequence
 from tiny_inputs import noise_picture, spread_match_logits
+from transformers import BertTokenizer
 
 from tpas import search
 from tpas.fast_encoding import FastEncoder
-from tpas.gallery import building, image_tokens, manifest, pictures, stored_gallery
+from tpas.gallery import building, image_tokens, manifest, pictures, shards, stored_gallery
 from tpas.gallery.building import probe_pass_sizes
 from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.gallery.manifest import (
@@ -32,6 +33,7 @@ from tpas.gallery.manifest import (
     MANIFEST,
     PICTURES,
     SHARDS,
+    THUMBNAILS,
     TOKENS,
     GalleryError,
     builder_lock,
@@ -43,7 +45,14 @@ from tpas.lora import add_lora
 from tpas.manage_gallery import main as manage_gallery
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
-from tpas.retrieval_stages import encode_images, encode_texts, match_shortlists, rank_by_embeddings, reorder
+from tpas.retrieval_stages import (
+    encode_images,
+    encode_texts,
+    match_shortlists,
+    model_fingerprint,
+    rank_by_embeddings,
+    reorder,
+)
 from tpas.sca import sca_rerank
 from tpas.search import Gallery
 from tpas.search_gallery import main as search_gallery
@@ -624,6 +633,39 @@ def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path)
         assert [hit.id for hit in own] == [hit.id for hit in other]
 
 
+def append_and_index(model, processor, folder, path):
+    gallery = Gallery.open(path, model, processor)
+    gallery.append(folder)
+    gallery.write_index("faiss")
+
+
+def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
+        Gallery.open(gallery.path, model, processor, index="faiss")
+    assert Gallery.open(gallery.path, index="faiss").ids == gallery.ids  # which cannot search, so needs none
+    gallery.write_index("faiss")
+    reader = Gallery.open(gallery.path, model, processor, index="faiss")
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_and_index, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (len(reader), fields(reader.search(TEXTS))) == (20, fields(gallery.search(TEXTS)))
+    reader.append(folder)  # which opens it anew, and with it the new index
+    exact = Gallery.open(gallery.path, model, processor)
+    assert (len(reader), fields(reader.search(TEXTS))) == (29, fields(exact.search(TEXTS)))
+
+
+def test_an_opened_gallery_is_not_read(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    gallery = Gallery.open(path, model, processor)
+    assert "_opened_index" not in vars(gallery)
+    assert "embeddings" not in vars(gallery.stored)
+
+
 def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8, thumbnail_size=8)
     reader = Gallery.open(gallery.path, model, processor)
@@ -871,6 +913,83 @@ def test_a_damaged_hash_of_an_id_stops_an_append(model, processor, folder, tmp_p
         Gallery.build(model, processor, folder, path)
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (EMBEDDINGS, "embeddings"),
+        (EMBEDDINGS, "id_hashes"),
+        (EMBEDDINGS, "token_checksums"),
+        (TOKENS, "tokens"),
+    ],
+)
+def test_a_renamed_tensor_is_named(model, processor, folder, tmp_path, file, name):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
+    target = sorted(path.glob(f"shards/*/{file}"))[1]
+    target.write_bytes(target.read_bytes().replace(name.encode(), name.upper().encode(), 1))
+    message = f"{target} is damaged .its '{name}' are not 8 rows of"
+    if file == TOKENS:  # which are mapped when they are asked for
+        with pytest.raises(GalleryError, match=message):
+            Gallery.open(path, model, processor).search(TEXTS)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            manage_gallery(["info", str(path), "--verify"])
+
+
+def read_all(path: Path) -> None:
+    stored = stored_gallery.StoredGallery(path)
+    stored.rows_of(list(stored.ids()))
+    for row in range(len(stored)):
+        stored.shard_row(row)
+
+
+@pytest.mark.parametrize("file", [MANIFEST, EMBEDDINGS, TOKENS, THUMBNAILS])
+def test_a_changed_bit_where_a_file_says_what_it_holds_ends_in_no_other_error(
+    model, processor, folder, tmp_path, file
+):
+    images = [(path.name, path) for path in sorted(folder.rglob("*.png"))[:2]]
+    path = Gallery.build(model, processor, images, tmp_path / "gallery", thumbnail_size=8).path
+    (target,) = path.rglob(file)
+    content = target.read_bytes()
+    tensors_from = 8 + int.from_bytes(content[:8], "little")
+    places = {MANIFEST: range(len(content)), THUMBNAILS: range(len(content) - 150, len(content))}
+    places = places.get(file, range(tensors_from))
+    found = 0
+    for place in places:
+        target.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read_all(path)
+        except GalleryError:
+            found += 1
+    assert found > len(places) / 4
+    target.write_bytes(content)
+    read_all(path)
+
+
+def open_with_little_room(path):
+    """Under a limit of the addresses that the process may use, in place of one of the files it may map."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 40 * 2**20, resource.RLIM_INFINITY))
+    with pytest.raises(GalleryError, match="has 100 shards, and the system maps no more .*larger shard_size"):
+        stored_gallery.StoredGallery(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="it reads how Linux accounts for memory")
+def test_more_shards_than_the_system_maps_are_named(tmp_path):
+    settings = manifest.GallerySettings("0" * 16, None, None)
+    content, name = manifest.new_manifest(settings), shards.shard_name(0, [])
+    embeddings = torch.zeros(2000, 256)
+    rows = [shards.ShardRow(str(row), own, None, None, None, None) for row, own in enumerate(embeddings)]
+    shards.write_shard(tmp_path, name, settings, rows, {})
+    shards.list_shards(tmp_path, content, [name])
+    content["shards"] *= 100  # 2 MB each
+    manifest.write_manifest(tmp_path, content)
+    assert len(stored_gallery.StoredGallery(tmp_path)) == 200_000
+    process = multiprocessing.get_context("fork").Process(target=open_with_little_room, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):
     path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
     file = path / MANIFEST
@@ -921,6 +1040,46 @@ def test_another_model_or_other_settings_are_refused(model, processor, folder, t
             work()
     with pytest.raises(GalleryError, match="was begun with tokens=float16, and tokens=None was asked for"):
         Gallery.build(model, processor, folder, gallery.path, tokens=None)
+
+
+def changed_activation(model, processor):
+    model.config.vision_config.hidden_act = "relu"
+
+
+def changed_image_size(model, processor):
+    model.config.vision_config.image_size = processor.image_size = 64
+
+
+def changed_mean(model, processor):
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+
+
+def changed_resampling(model, processor):
+    processor.image_processor.resample = Image.Resampling.NEAREST
+
+
+@pytest.mark.parametrize("change", [changed_activation, changed_image_size, changed_mean, changed_resampling])
+def test_what_decides_features_under_equal_weights_is_compared(model, processor, folder, tmp_path, change):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "saved")
+    revision = [kind.from_pretrained(tmp_path / "saved") for kind in (TPASModel, TPASProcessor)]
+    revision[1].tokenizer = BertTokenizer(vocab={"[UNK]": 0, "man": 1})  # texts are encoded at each search
+    assert len(Gallery.open(path, *revision)) == 20
+    change(*revision)
+    assert model_fingerprint(revision[0]) == model_fingerprint(model)
+    for work in (
+        lambda: Gallery.open(path, *revision),
+        lambda: Gallery.build(*revision, folder, path),
+    ):
+        with pytest.raises(
+            GalleryError, match=r"made with the picture settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
+        ):
+            work()
+    content = json.loads((path / MANIFEST).read_text())
+    del content["settings"]["picture_fingerprint"]  # as before it was kept
+    (path / MANIFEST).write_text(json.dumps(content))
+    assert len(Gallery.open(path, *revision)) == 20
 
 
 def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder, tmp_path):

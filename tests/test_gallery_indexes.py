@@ -2,17 +2,26 @@
 
 import builtins
 import hashlib
+import traceback
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tpas.gallery import exact_index, stored_gallery
+from tpas.gallery import exact_index, indexes, stored_gallery
 from tpas.gallery.exact_index import ExactIndex
 from tpas.gallery.faiss_index import FaissIndex
 from tpas.gallery.indexes import open_index, write_index
-from tpas.gallery.manifest import GalleryError, GallerySettings, new_manifest, read_manifest
+from tpas.gallery.manifest import (
+    EMBEDDINGS,
+    GalleryError,
+    GallerySettings,
+    file_checksum,
+    new_manifest,
+    read_manifest,
+)
 from tpas.gallery.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
 from tpas.gallery.stored_gallery import StoredGallery, delete_pictures
 from tpas.manage_gallery import main as manage_gallery
@@ -314,6 +323,87 @@ def test_a_faiss_index_on_disk(tmp_path, capsys):
         open_index("faiss", StoredGallery(stored.directory))
 
 
+def damaged_shards(stored: StoredGallery, numbers: list[int]) -> None:
+    """Changes a bit of an embedding in each of these shards."""
+    for number in numbers:
+        path = stored.directory / "shards" / stored.shards[number]["name"] / EMBEDDINGS
+        content = bytearray(path.read_bytes())
+        place = content.index(stored.mapped_embeddings[number][3].numpy().tobytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.fixture
+def checked_files(monkeypatch) -> list[str]:
+    """The shards whose files are compared with their checksums."""
+    checked = []
+
+    def checksum(path):
+        checked.append(path.parent.name)
+        return file_checksum(path)
+
+    monkeypatch.setattr(stored_gallery, "file_checksum", checksum)
+    return checked
+
+
+def rows_near(images: Tensor, shard: int) -> Tensor:
+    """A query whose best rows are those of the shard."""
+    return F.normalize(images[100 * shard : 100 * (shard + 1)].mean(dim=0, keepdim=True), dim=1)
+
+
+def shards_apart(shards: int, size: int) -> Tensor:
+    """Embeddings (100 * shards, size) of which each shard's 100 are near to each other, and to no others'."""
+    centres = torch.linalg.qr(torch.randn(size, shards))[0].t()
+    return F.normalize(centres.repeat_interleave(100, dim=0) + 0.3 * unit(100 * shards, size), dim=1)
+
+
+def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path, checked_files):
+    images = shards_apart(8, 16)
+    write_index("faiss", write_gallery(tmp_path / "gallery", images))
+    stored = StoredGallery(tmp_path / "gallery")
+    damaged_shards(stored, [2])
+    checked_files.clear()
+    index = open_index("faiss", stored)
+    assert not checked_files
+    for _ in range(2):
+        index.search(rows_near(images, 5), 20)
+        assert checked_files == [stored.shards[5]["name"]]
+    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
+        index.search(rows_near(images, 2), 20)
+    index.lists.nprobe = 1
+    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
+        index.search(rows_near(images, 5), 700)  # for which all rows are read
+
+
+def test_one_picture_is_deleted_without_reading_all_others(tmp_path, checked_files):
+    stored = write_gallery(tmp_path / "gallery", shards_apart(5, 16))
+    embeddings = stored.mapped_embeddings[3].clone()
+    changed = stored.shards[3]["name"]
+    damaged_shards(stored, [1])
+    checked_files.clear()
+    delete_pictures(stored.directory, ["picture 307"])
+    assert set(checked_files) == {changed}
+    stored = StoredGallery(stored.directory)
+    assert torch.equal(stored.mapped_embeddings[3], torch.cat([embeddings[:7], embeddings[8:]]))
+
+
+def test_a_faiss_index_over_another_change_is_told_from_a_gallery_to_be_opened_again(tmp_path):
+    images = clustered(300, 16)
+    before = write_gallery(tmp_path / "gallery", images)
+    write_index("faiss", before)
+    after = write_gallery(tmp_path / "gallery", images[:10], prefix="other")
+    with pytest.raises(GalleryError, match="older than the gallery's last change: run `tpas gallery index"):
+        open_index("faiss", after)
+    write_index("faiss", after)
+    for work in (open_index, write_index):
+        with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+            work("faiss", before)
+    open_index("faiss", after)
+    delete_pictures(after.directory, ["other 3"])
+    with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+        open_index("faiss", after)
+
+
 # Milvus, in its embedded form
 
 
@@ -345,6 +435,35 @@ def test_milvus_answers_as_exact_search(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, checked_files):
+    pytest.importorskip("milvus_lite")
+    images, address = shards_apart(7, 16), str(tmp_path / "milvus.db")
+    before = write_gallery(tmp_path / "gallery", images)
+    write_index(address, before)
+    before = StoredGallery(before.directory)
+    reader = open_index(address, before)
+    # Of many more, each nearer to the query than all that were there; to the other query none is near.
+    query, other = rows_near(images, 3), rows_near(images, 5)
+    nearer = F.normalize(query + 0.01 * unit(300, 16), dim=1)
+    after = write_gallery(tmp_path / "gallery", nearer, prefix="other")
+    write_index(address, after)
+    queries = torch.cat([other, query])
+    checked_files.clear()
+    found = reader.search(queries, 20)
+    assert sorted(checked_files) == [before.shards[number]["name"] for number in (3, 5)]
+    expected = open_index("exact", before).search(queries, 20)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+        open_index(address, before)
+    delete_pictures(after.directory, [f"picture {row}" for row in range(690)])
+    write_index(address, StoredGallery(after.directory))
+    with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+        reader.search(queries, 20)
+    reader.close()
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
 def test_milvus_takes_the_new_embedding_of_a_picture_that_was_replaced(tmp_path):
     pytest.importorskip("milvus_lite")
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
@@ -371,6 +490,35 @@ def test_an_unreachable_database_is_named(tmp_path):
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
     with pytest.raises(GalleryError, match="the Milvus database at http://127.0.0.1:9 refused"):
         open_index("http://127.0.0.1:9", stored)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:secret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 refused"),
+        ("http://user:s/e@cret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 is no address"),
+        (
+            "httpx://user:secret@127.0.0.1:9",
+            "refused: .* httpx://user:[*]{3}@127.0.0.1:9 is illegal",
+        ),
+        ("user:secret@127.0.0.1:9", "got 'user:[*]{3}@127.0.0.1:9'"),
+    ],
+)
+def test_a_password_is_not_shown(tmp_path, address, shown):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    for work in (open_index, write_index):
+        with pytest.raises((GalleryError, ValueError), match=shown) as raised:
+            work(address, stored)
+        assert "cret" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monkeypatch, capsys):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    monkeypatch.setattr(indexes, "MilvusIndex", Mock())
+    manage_gallery(["index", str(stored.directory), "--index", "http://user:secret@host:19530", "--json"])
+    printed = capsys.readouterr()
+    assert printed.out.count("http://user:***@host:19530") == 2
+    assert "secret" not in printed.out + printed.err
 
 
 # What is missing

@@ -17,6 +17,7 @@ from tpas.folder_gallery import place_of_gallery
 from tpas.gallery import building
 from tpas.gallery.manifest import GalleryError
 from tpas.lora import load_model
+from tpas.processing_tpas import TPASProcessor
 from tpas.search_gallery import main
 from tpas.synthetic_pab import draw_pab
 
@@ -165,6 +166,21 @@ def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys)
     other.save_pretrained(tmp_path / "other")
     main([str(folder), TEXT, "--model", str(tmp_path / "other"), "--json"])
     assert len(os.listdir(place_of_gallery(folder))) == 2
+
+
+def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_path, capsys, encoded):
+    first = found()
+    shutil.copytree(MODEL, tmp_path / "other")
+    processor = TPASProcessor.from_pretrained(MODEL)
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    processor.save_pretrained(tmp_path / "other")
+    main([str(folder), TEXT, "--model", str(tmp_path / "other"), "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert encoded == [6, 6]
+    cosines = {hit["id"]: hit["cosine"] for hit in answer["hits"]}
+    assert any(abs(cosines[name] - hit["cosine"]) > 1e-3 for name, hit in first.items())
+    assert found() == first
+    assert encoded == [6, 6]
 
 
 def test_beside_a_folder_that_cannot_be_written_to_nothing_is_kept(tmp_path, monkeypatch):
