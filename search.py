@@ -136,7 +136,8 @@ class Gallery:
 
         Args:
             images: a folder (ids are relative paths; links that lead out of it are left out), a
-                `datasets.Dataset` with an Image column, or an iterable of (id, path or PIL image).
+                `datasets.Dataset` with an Image column, or an iterable of (id, path or PIL image), which is
+                read a few pictures at a time; PIL images that were opened lazily stay so.
             tokens: the type of the image tokens kept for re-ranking, 297 KB a picture at full size in
                 "float16"; `None`: they are computed again from the files when a query needs them.
             thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
@@ -153,8 +154,8 @@ class Gallery:
         Raises:
             GalleryError: the gallery there is another model's or has other settings, another process writes
                 to it, or the disk failed; what is there stays whole.
-            ValueError, TypeError: for a folder without pictures, an id that occurs twice, and a model whose
-                adapter is not merged.
+            ValueError, TypeError: for a folder without pictures, items that are no such pairs, an id that
+                occurs twice, and a model whose adapter is not merged.
         """
         if tokens not in ("float16", "float32", None):
             raise ValueError(f"tokens must be 'float16', 'float32' or None, got {tokens!r}")
@@ -195,7 +196,9 @@ class Gallery:
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite. It is
                 opened at once where there is a model to search with.
-            images_root: the folder where the pictures lie now, if it was moved since.
+            images_root: the folder where the pictures lie now, if they were moved since: of a gallery of a
+                folder that folder; for files that were given one by one the folder that takes the place of
+                "/", so that /home/ann/1.jpg is looked for at images_root/home/ann/1.jpg.
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of pictures whose scores are close
                 (`benchmarks/rerank.py`: what that does to Recall@1).
