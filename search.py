@@ -198,7 +198,7 @@ class Gallery:
                 opened at once where there is a model to search with.
             images_root: the folder where the pictures lie now, if they were moved since: of a gallery of a
                 folder that folder; for files that were given one by one the folder that takes the place of
-                "/", so that /home/ann/1.jpg is looked for at images_root/home/ann/1.jpg.
+                "/", so that /data/1.jpg is looked for at images_root/data/1.jpg.
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of pictures whose scores are close
                 (`benchmarks/rerank.py`: what that does to Recall@1).
