@@ -104,12 +104,15 @@ def evaluate(
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
+    shortlist_of_matcher = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
     data_name = "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB"
     context = {
         "model": model,
         "data_root": str(data_root),
         "split": split,
-        **({"matcher": ranking.matcher} if ranking.matcher else {}),
+        **(
+            {"matcher": ranking.matcher, "matcher_shortlist": shortlist_of_matcher} if ranking.matcher else {}
+        ),
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),

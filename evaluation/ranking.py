@@ -97,7 +97,8 @@ def rank_gallery(
         captions, query_ids: Q; the ids are distinct.
         pictures, gallery_ids: G, read one at a time and from several threads; the ids are distinct.
         shortlist: K, the pictures that are matched with each query.
-        matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`.
+        matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`,
+            or the whole gallery where that is smaller.
         watched: for each query the pictures whose ranks are wanted, as indices into the gallery.
         batch_size: pictures that a process reads at once, rounded up to whole passes.
         token_memory: bytes of picture tokens that a process may keep between the stages.
@@ -106,6 +107,7 @@ def rank_gallery(
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     if token_memory < 0:
         raise ValueError(f"the memory for tokens must be at least 0 bytes, got {token_memory}")
+    matcher_shortlist = min(matcher_shortlist, len(gallery_ids))
     if matcher is not None and not 1 <= matcher_shortlist <= shortlist:
         raise ValueError(
             f"the matcher's shortlist must be between 1 and the shortlist's {shortlist} pictures, got "

@@ -334,7 +334,7 @@ def test_a_corrupt_picture_is_named_with_its_annotation(start, broken_root):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--shortlist", "13"], "between 1 and the gallery's 12 pictures, got 13"),
+        (["--shortlist", "0"], "the shortlist must be at least 1, got 0"),
         (["--k", "1", "13"], "k must be between 1 and the gallery's 12 pictures, got 13"),
         (["--fusion_weight", "2"], "fusion weight must be between 0"),
         (["--batch_size", "0"], "batch size must be at least 1"),
