@@ -104,15 +104,16 @@ def evaluate(
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
-    shortlist_of_matcher = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
+    of_matcher = {}
+    if ranking.matcher:
+        read = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
+        of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
     data_name = "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB"
     context = {
         "model": model,
         "data_root": str(data_root),
         "split": split,
-        **(
-            {"matcher": ranking.matcher, "matcher_shortlist": shortlist_of_matcher} if ranking.matcher else {}
-        ),
+        **of_matcher,
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
