@@ -188,6 +188,7 @@ def change(path: Path, line: int, content: str) -> None:
         ),
         ('{"query_index": "a b", "caption": "x"}', "line 2: 'query_index' must be text without spaces"),
         ('{"query_index": "Q001", "caption": " "}', "line 2: 'caption' must be a sentence, got ' '"),
+        ('{"query_index": "Q001", "caption": "?!"}', "line 2: 'caption' must be a sentence, got '\\?!'"),
         ('{"query_index": "Q001"}', "line 2: 'caption' must be a sentence, got None"),
         ('{"query_index": "Q000", "caption": "x"}', "line 2: the query_index 'Q000' is there twice"),
         (
