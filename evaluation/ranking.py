@@ -122,6 +122,8 @@ def rank_gallery(
     texts = encode_texts(model, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
     gallery = _Gallery(model, processor, pictures, gallery_ids, batch_size, token_memory, accelerator)
     embeds = gallery.encode(texts.embeds.shape[1])  # (G, projection_dim)
+    _refuse_not_finite(texts.embeds, "query", query_ids)
+    _refuse_not_finite(embeds, "picture", gallery_ids)
     watched = [()] * len(captions) if watched is None else watched
     candidates, cosines, first_ranks = _rank_by_embeddings(
         texts.embeds, embeds, query_ids, gallery_ids, shortlist, watched
@@ -154,6 +156,16 @@ def rank_gallery(
         moved=settled.moved,
         sca_report=settled.report,
     )
+
+
+def _refuse_not_finite(embeds: Tensor, kind: str, ids: Sequence[str]) -> None:
+    """Raises ValueError for embeddings (N, D) that cannot be ranked, before hours of matching."""
+    broken = (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(ids)} embeddings are not finite, the first of {kind} {ids[broken[0]]!r}: "
+            "the model's weights are broken, or too large for the precision that it runs in"
+        )
 
 
 def _rank_by_embeddings(
