@@ -183,13 +183,15 @@ def _best_of_lists(
     images = np.concatenate(lists, axis=1).astype(np.int64)  # (n, all candidates of all systems)
     listed = np.concatenate([more for _, more in shares], axis=1)
     everywhere = sum(base for base, _ in shares)  # (n,)
-    rows = np.broadcast_to(np.arange(len(images))[:, None], images.shape)
-    gallery = int(images.max()) + 1
-    candidates, number = np.unique(rows * gallery + images, return_inverse=True)
-    row, image = candidates // gallery, candidates % gallery
+    names, images = np.unique(images, return_inverse=True)  # as numbers so small that rows times them fit
+    rows = np.arange(len(everywhere))[:, None]
+    candidates, number = np.unique(rows * len(names) + images.reshape(listed.shape), return_inverse=True)
+    row, image = candidates // len(names), candidates % len(names)
     total = np.bincount(number.ravel(), weights=listed.ravel()) + everywhere[row]
     total = total.astype(np.float32)
     order = np.lexsort((image, -total, row))
-    starts = np.searchsorted(row, np.arange(len(images)))  # `row` ascends in `candidates`, as after sorting
+    starts = np.searchsorted(
+        row, np.arange(len(everywhere))
+    )  # `row` ascends in `candidates`, as after sorting
     best = order[starts[:, None] + np.arange(length)]  # each row has at least the longest list's candidates
-    return image[best], total[best]
+    return names[image[best]], total[best]

@@ -177,3 +177,17 @@ def test_a_matrix_that_is_filled_up_warns():
         weighted_sum([SystemScores(scores), SystemScores(np.ones((4, 9)))], [1, 1])
     words_in_common = np.maximum(0, np.arange(36.0) - 25).reshape(4, 9)  # many equal, but no gap above them
     weighted_sum([SystemScores(words_in_common), SystemScores(np.ones((4, 9)))], [1, 1])
+
+
+@pytest.mark.parametrize("fuse", [lambda systems: weighted_sum(systems, [1, 2]), reciprocal_rank])
+def test_numbers_of_images_may_be_as_large_as_hashes(fuse):
+    generator = np.random.default_rng(0)
+    scores = -np.sort(-generator.random((2, 5, 4)), axis=2)
+    lists = generator.permuted(np.tile(np.arange(6), (2, 5, 1)), axis=2)[:, :, :4]
+    names = np.sort(generator.integers(2**61, 2**63 - 1, 6))
+    plain, named = (
+        fuse([SystemScores(values, indices) for values, indices in zip(scores, of_images, strict=True)])
+        for of_images in (lists, names[lists])
+    )
+    np.testing.assert_array_equal(names[plain.indices], named.indices)
+    np.testing.assert_array_equal(plain.scores, named.scores)
