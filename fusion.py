@@ -190,8 +190,6 @@ def _best_of_lists(
     total = np.bincount(number.ravel(), weights=listed.ravel()) + everywhere[row]
     total = total.astype(np.float32)
     order = np.lexsort((image, -total, row))
-    starts = np.searchsorted(
-        row, np.arange(len(everywhere))
-    )  # `row` ascends in `candidates`, as after sorting
+    starts = np.searchsorted(row, rows[:, 0])  # `row` ascends in `candidates`, as after sorting
     best = order[starts[:, None] + np.arange(length)]  # each row has at least the longest list's candidates
     return names[image[best]], total[best]

@@ -24,7 +24,7 @@ Confidence = Literal["score", "softmax", "margin"]
 Mode = Literal["deferred", "single_pass"]
 
 _ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
-_FAR_BELOW = 1_000  # times any other score: so far below 0 a score only says that there is none
+_FAR_BELOW = 1_000  # and so many times any other score: then a score only says that there is none
 _FEW_LOSERS = 2_000  # so few queries are settled faster one by one than all at once
 
 
@@ -485,11 +485,11 @@ def stands_for_none(values: np.ndarray) -> float | None:
     """The score at or below which a score of (Q, K) only says "no candidate", or `None` without such ones.
 
     Minus infinity is refused, so a number far below all scores takes its place: -1e9, -65504, -3e38. It is
-    taken for one where it lies a thousand times as far below 0 as any other score does from 0, and so is what
-    lies within a factor of 2 of it.
+    taken for one from -1,000 on, where it lies a thousand times as far from 0 as any other score, and so is
+    what lies within a factor of 2 of it.
     """
     lowest = float(values.min())
-    if lowest >= 0:
+    if lowest > -_FAR_BELOW:
         return None
     farthest = 0.0  # of the others
     for part in blocks(*values.shape):

@@ -170,6 +170,11 @@ def test_scores_that_stand_for_none_are_refused(none, dense):
     assert reciprocal_rank([other, SystemScores(scores, indices)]).scores.shape == (2, 3)  # ranks alone count
 
 
+def test_a_few_scores_near_zero_make_no_other_stand_for_none():
+    scores = np.array([[0.001, -2.5]])
+    assert weighted_sum([SystemScores(scores), SystemScores(scores)], [1, 1]).scores.tolist() == [[2, -2]]
+
+
 def test_a_matrix_that_is_filled_up_warns():
     scores = np.full((4, 9), -100.0)
     scores[:, :3] = np.random.default_rng(0).standard_normal((4, 3))
