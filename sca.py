@@ -503,8 +503,8 @@ def refuse_scores_for_none(values: np.ndarray) -> None:
     """Raises for scores (Q, K) that stand for "no candidate", where a mean with them in it would be taken."""
     if (none := stands_for_none(values)) is not None:
         rule = (
-            "scores so far below all others stand for no candidate, and means with them in say nothing: give "
-            "lists of the images that were scored, all as long as the shortest"
+            "scores so far below all others stand for no candidate, and a mean that counts them says nothing: "
+            "give lists of the images that were scored, all as long as the shortest"
         )
         refuse_rows(values <= none, rule, values)
 
