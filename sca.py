@@ -503,7 +503,7 @@ def refuse_scores_for_none(values: np.ndarray) -> None:
     """Raises for scores (Q, K) that stand for "no candidate", where a mean with them in it would be taken."""
     if (none := stands_for_none(values)) is not None:
         rule = (
-            "scores so far below all others stand for no candidate, and a mean that counts them says nothing: "
+            "scores so far below all others stand for no candidate, and a mean over them says nothing: "
             "give lists of the images that were scored, all as long as the shortest"
         )
         refuse_rows(values <= none, rule, values)
