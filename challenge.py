@@ -194,7 +194,7 @@ def _fields(record: Any, where: str) -> tuple[str, str]:
         caption = caption[0]
     if not isinstance(query_id, str) or query_id.split() != [query_id]:
         raise ValueError(f"{where}: 'query_index' must be text without spaces, got {query_id!r:.80}")
-    if not isinstance(caption, str) or not caption.strip():
+    if not isinstance(caption, str) or not any(map(str.isalnum, caption)):
         raise ValueError(f"{where}: 'caption' must be a sentence, got {caption!r:.80}")
     return query_id, caption
 

@@ -100,18 +100,24 @@ class Conversion:
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The state dict in an upstream file, `{"model": state_dict, ...}` or the state dict itself.
 
-    Nothing in the file is executed; large files are mapped, not read.
+    Nothing in the file is executed; large files are mapped, and read once for their checksums.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated, no checkpoint, or needs more than tensors and plain Python values.
+        ValueError: it is truncated or damaged, no checkpoint, or needs more than tensors and plain Python
+            values.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
         # Only the zip format (torch >= 1.6) can be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        is_zip = zipfile.is_zipfile(path)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        if is_zip:  # torch does not look at the checksums, and weights with a wrong bit are weights as well
+            with zipfile.ZipFile(path) as archive:
+                if damaged := archive.testzip():
+                    raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
     except Exception as error:  # the unpickler raises nearly anything on a broken file
         refused = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
         if refused:
@@ -121,10 +127,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
                 f"torch.save({{'model': checkpoint['model']}}, ...)."
             ) from error
         raise ValueError(
-            f"{path}: truncated, or no torch checkpoint ({type(error).__name__}); get the file again."
+            f"{path}: damaged, cut off, or no torch checkpoint ({type(error).__name__}); get the file again."
         ) from error
     weights = content.get("model", content) if isinstance(content, dict) else None
-    if not isinstance(weights, dict) or not weights or not all(map(torch.is_tensor, weights.values())):
+    tensors = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
+    if not tensors or not weights or not all(isinstance(name, str) for name in weights):
         raise ValueError(f"{path}: holds no state dict, neither at its top nor under 'model'.")
     return weights
 
@@ -352,7 +359,7 @@ def convert_checkpoint(
         FileNotFoundError, ValueError: see [`read_checkpoint`], [`build_config`], [`convert_state_dict`].
         FileExistsError: `output_dir` is there already and not empty.
     """
-    output = Path(output_dir)
+    output = Path(output_dir).resolve()  # a link to an empty directory cannot be replaced by a directory
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty directory: remove it, or name another")
     if (checkpoint is None) == (swin is None) or (swin is None) != (bert is None):

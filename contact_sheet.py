@@ -4,10 +4,10 @@ import base64
 import html
 import io
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from tpas.command_line import check_place
 from tpas.gallery.manifest import write_beside
 from tpas.search import SearchHit
 
@@ -52,12 +52,7 @@ def check_sheet(path: Path) -> None:
 
         if path.suffix.lower().lstrip(".") not in FORMATS:
             raise ValueError(f"{path}: a sheet ends in .html, .{', .'.join(FORMATS)}, got {path.suffix!r}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"no place for the sheet {path}: {error}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"no place for the sheet {path}: its folder cannot be written to")
+    check_place(path)
 
 
 def write_contact_sheet(path: Path, answers: Answers) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
-from tpas.command_line import CommandLine, CommandResult, WrongUsage
+from tpas.command_line import CommandLine, CommandResult, WrongUsage, check_place
 from tpas.evaluation.arguments import RankingArguments
 
 if TYPE_CHECKING:
@@ -79,8 +79,14 @@ def evaluate(
     cut = {name: value for name, value in cut.items() if value is not None}
     if cut and split != "validation":
         raise WrongUsage(f"--{next(iter(cut))} has no effect on --split {split}")
+    # What can be refused is, before the gallery is ranked for hours.
     if scores:
         check_suffix(scores)
+    if plots:
+        from tpas.evaluation.plots import write_plots  # matplotlib takes a second to import
+    for path in (output, rankings, markdown, scores, plots and plots / "collisions.png"):
+        if path:
+            check_place(path)
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
         dataset = load_pab(data_root, split, **cut)
@@ -104,12 +110,16 @@ def evaluate(
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
+    of_matcher = {}
+    if ranking.matcher:
+        read = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
+        of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
     data_name = "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB"
     context = {
         "model": model,
         "data_root": str(data_root),
         "split": split,
-        **({"matcher": ranking.matcher} if ranking.matcher else {}),
+        **of_matcher,
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
@@ -135,8 +145,6 @@ def evaluate(
     if scores:
         write_scores(scores, benchmark.query_ids, benchmark.gallery_ids, result.rankings, result.scores)
     if plots:
-        from tpas.evaluation.plots import write_plots  # matplotlib takes a second to import
-
         write_plots(plots, result, benchmark, data_root, distractors, seed)
     return CommandResult(content, format_table(result))
 

@@ -6,12 +6,13 @@ Rows are queries, in the same order in every array; images are numbers that mean
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tpas.sca import best_columns, blocks, check_count
+from tpas.sca import best_columns, blocks, check_count, refuse_scores_for_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,12 +59,21 @@ def weighted_sum(
         Single-precision scores, dense or descending in lists; equal scores by image number.
 
     Raises:
-        ValueError, TypeError: where the arguments break the above.
+        ValueError, TypeError: where the arguments break the above, or scores stand for "no candidate"
+            ([`tpas.sca.stands_for_none`]).
+
+    Warns:
+        UserWarning: if a dense system's lowest score looks like what fills up a matrix, as X-VLM's -100 does.
     """
     if len(weights) != len(systems):
         raise ValueError(f"weights must be one for each of the {len(systems)} systems, got {len(weights)}")
     if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not any(weights):
         raise ValueError(f"weights must be finite, at least 0 and not all 0, got {list(weights)}")
+
+    for system in systems:
+        refuse_scores_for_none(system.scores)
+        if system.indices is None:
+            _warn_of_filling(system.scores)
 
     def weighted(number: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         system = systems[number]
@@ -72,6 +82,25 @@ def weighted_sum(
         return least, z - least[:, None]
 
     return _fuse(systems, weighted, top_k)
+
+
+def _warn_of_filling(scores: np.ndarray) -> None:
+    """Warns if half of dense scores (Q, G) are one number below 0, far below the range of the others."""
+    lowest, highest = float(scores.min()), float(scores.max())
+    filled, least = 0, highest
+    for rows in blocks(*scores.shape):
+        others = scores[rows][scores[rows] > lowest]
+        filled += scores[rows].size - len(others)
+        least = min(least, float(others.min(initial=highest)))
+    share = filled / scores.size
+    if lowest < 0 and share >= 0.5 and least - lowest > highest - least > 0:
+        warnings.warn(
+            f"{share:.0%} of a system's scores are {lowest:g}, and the others from {least:g} to {highest:g}: "
+            "if that only fills up what was not scored, it spoils the z-normalisation; give lists of what "
+            "was scored",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def reciprocal_rank(
@@ -154,13 +183,13 @@ def _best_of_lists(
     images = np.concatenate(lists, axis=1).astype(np.int64)  # (n, all candidates of all systems)
     listed = np.concatenate([more for _, more in shares], axis=1)
     everywhere = sum(base for base, _ in shares)  # (n,)
-    rows = np.broadcast_to(np.arange(len(images))[:, None], images.shape)
-    gallery = int(images.max()) + 1
-    candidates, number = np.unique(rows * gallery + images, return_inverse=True)
-    row, image = candidates // gallery, candidates % gallery
+    names, images = np.unique(images, return_inverse=True)  # as numbers so small that rows times them fit
+    rows = np.arange(len(everywhere))[:, None]
+    candidates, number = np.unique(rows * len(names) + images.reshape(listed.shape), return_inverse=True)
+    row, image = candidates // len(names), candidates % len(names)
     total = np.bincount(number.ravel(), weights=listed.ravel()) + everywhere[row]
     total = total.astype(np.float32)
     order = np.lexsort((image, -total, row))
-    starts = np.searchsorted(row, np.arange(len(images)))  # `row` ascends in `candidates`, as after sorting
+    starts = np.searchsorted(row, rows[:, 0])  # `row` ascends in `candidates`, as after sorting
     best = order[starts[:, None] + np.arange(length)]  # each row has at least the longest list's candidates
-    return image[best], total[best]
+    return names[image[best]], total[best]

@@ -61,7 +61,7 @@ TRAINING_FACTS = (
     "mixed_precision",
     "seed",
 )
-MODELS_OF_A_RUN = ("best", "last", "merged")
+MODELS_OF_A_RUN = ("best", "last", "averaged", "merged")
 RESULTS_HEADING, TRAINING_HEADING = "## Results\n", "## Training\n"
 
 
@@ -74,11 +74,11 @@ class Upload:
     left_behind: list[str]
 
 
-def read_results(path: Path, fingerprint: str) -> dict[str, Any]:
+def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict[str, Any]:
     """A JSON file of `evaluate_retrieval.py --output`.
 
     Raises:
-        ValueError: it is none, or another model's.
+        ValueError: it is none, or another model's, or not of the model as it is uploaded.
     """
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -93,6 +93,17 @@ def read_results(path: Path, fingerprint: str) -> dict[str, Any]:
             f"{path}: measured with another model (fingerprint {results['model_fingerprint']}) than the one "
             f"to upload ({fingerprint}): evaluate that one"
         )
+    if "matcher" in results:
+        raise ValueError(
+            f"{path}: measured with {results['matcher']} as stage 2: evaluate the model alone, without "
+            "--matcher"
+        )
+    for name in ("image_size", "max_text_length"):
+        if name in results and results[name] != getattr(processor, name):
+            raise ValueError(
+                f"{path}: measured with --{name} {results[name]}, but the model is uploaded with "
+                f"{getattr(processor, name)}: evaluate it without that flag"
+            )
     return results
 
 
@@ -175,13 +186,13 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
     lacking = sorted(loading["missing_keys"])
     if lacking:
         raise ValueError(f"{directory}: the weights lack {len(lacking)} parameters: {', '.join(lacking[:3])}")
-    TPASProcessor.from_pretrained(directory)
+    processor = TPASProcessor.from_pretrained(directory)
     fingerprint = model_fingerprint(model)
     if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
         beside = directory.resolve().parent / "training_arguments.json"
         arguments = beside if beside.is_file() else None
     training = None if arguments is None else json.loads(arguments.read_text(encoding="utf-8"))
-    card = build_card(repo_id, [read_results(path, fingerprint) for path in results], training)
+    card = build_card(repo_id, [read_results(path, fingerprint, processor) for path in results], training)
 
     present = [path for path in sorted(directory.iterdir()) if path.is_file()]
     files = {path.name: path for path in present if any(path.match(pattern) for pattern in UPLOADED)}

@@ -60,7 +60,7 @@ _FEATURES = Features(
 )
 
 # Part of the cache's key: raise it whenever the same files would give other rows.
-_READER_VERSION = 1
+_READER_VERSION = 2
 
 # Which videos are held out, and which of their pairs are shown, must be the same for everybody and for ever.
 _VALIDATION_KEY = b"tpas validation"
@@ -101,8 +101,8 @@ def load_pab(
     relative to `root`. `cache_dir` defaults to the `datasets` cache; processes may open it at the same time.
 
     Raises FileNotFoundError when there is no annotation file, and ValueError, naming file and line, for
-    broken JSON, a missing or empty caption, image or image_id, an action both normal and anomalous, and an
-    image path that leaves the root.
+    broken JSON, a missing or empty caption, image or image_id, a caption of punctuation alone, an action
+    both normal and anomalous, and an image path that leaves the root.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -445,15 +445,20 @@ def _pairs(record: Any, file: str, line: int) -> Iterator[dict[str, Any]]:
         if image.startswith("train/") and not hard_image.startswith("train/"):
             hard_image = f"train/{hard_image}"
 
+    hard_caption = _optional_text(record, "hard_c", where)
+
     captions = record.get("caption")
     if not isinstance(captions, list):
         captions = [captions]
     elif not captions:
         raise ValueError(f"{where}: 'caption' is an empty list")
     for caption in captions:
+        caption = _required_text({"caption": caption}, "caption", where)
+        if not _has_a_word(caption):
+            raise ValueError(f"{where}: 'caption' holds no word, got {caption!r:.80}")
         yield {
             "image": image,
-            "caption": _required_text({"caption": caption}, "caption", where),
+            "caption": caption,
             "image_id": _required_text(record, "image_id", where),
             "behaviour": behaviour,
             "action": anomaly if normal is None else normal,
@@ -461,11 +466,16 @@ def _pairs(record: Any, file: str, line: int) -> Iterator[dict[str, Any]]:
             "source_id": _optional_text(record, "source_id", where),
             "source_caption": _optional_text(record, "source_caption", where),
             "hard_i": hard_image,
-            "hard_c": _optional_text(record, "hard_c", where),
+            "hard_c": hard_caption if hard_caption is not None and _has_a_word(hard_caption) else None,
             "hard_i_id": _optional_text(record, "hard_i_id", where),
             "file": file,
             "line": line,
         }
+
+
+def _has_a_word(caption: str) -> bool:
+    """Without a letter or digit nothing is left where punctuation is dropped, as X-VLM does."""
+    return any(map(str.isalnum, caption))
 
 
 def _required_text(record: dict[str, Any], key: str, where: str) -> str:

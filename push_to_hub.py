@@ -30,7 +30,8 @@ def push(
         list[Path] | None, Option(help="what `tpas evaluate --output` wrote for this model")
     ] = None,
     training_arguments: Annotated[
-        Path | None, Option(help="of the run that made it (default: the one beside best/, last/ or merged/)")
+        Path | None,
+        Option(help="of the run that made it (default: the one that the run left beside its models)"),
     ] = None,
     dry_run: Annotated[bool, Option(help="list what would go, print the card, send nothing")] = False,
 ) -> CommandResult:

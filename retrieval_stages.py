@@ -177,22 +177,17 @@ def rank_by_embeddings(
 
 
 def resolve_shortlist(shortlist: int | None, gallery_size: int) -> int:
-    """The shortlist asked for; for `None` the default, or the whole gallery where that is smaller.
+    """The shortlist asked for (`None`: the default), or the whole gallery where that is smaller.
 
     Raises:
-        ValueError: for a shortlist below 1 or above the gallery's size.
+        ValueError: for a shortlist below 1.
     """
-    default = min(DEFAULT_SHORTLIST, gallery_size)
-    if shortlist is None:
-        if gallery_size < DEFAULT_SHORTLIST:
-            logger.info("the gallery has %d pictures: all of them are re-ranked", gallery_size)
-        return default
-    if not 1 <= shortlist <= gallery_size:
-        raise ValueError(
-            f"the shortlist must be between 1 and the gallery's {gallery_size} pictures, got {shortlist}; "
-            f"leave it out to re-rank the best {default}"
-        )
-    return shortlist
+    shortlist = DEFAULT_SHORTLIST if shortlist is None else shortlist
+    if shortlist < 1:
+        raise ValueError(f"the shortlist must be at least 1, got {shortlist}")
+    if gallery_size < shortlist:
+        logger.info("the gallery has %d pictures: all of them are re-ranked", gallery_size)
+    return min(shortlist, gallery_size)
 
 
 def match_shortlists(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from tpas.command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+from tpas.command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage, check_place
 from tpas.evaluation.arguments import STAGE_NAMES, RankingArguments
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ def write(
     from tpas.evaluation.pictures import PictureFiles
     from tpas.evaluation.ranking import rank_gallery
     from tpas.evaluation.result_files import write_scores
+    from tpas.retrieval_models.interface import can_match
     from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
     from tpas.score_files import check_suffix
 
@@ -114,8 +115,16 @@ def write(
     check_fusion_weight(ranking.fusion_weight)
     if scores:
         check_suffix(scores)
+        check_place(scores)
+    check_place(output)
+    network, processor = ranking.load(model, accelerator.device)
+    if stage in ("matching", "fused") and not (ranking.matcher or can_match(network)):
+        raise ValueError(
+            f"--stage {stage}: {model} has embeddings alone, whose stages are embeddings and sca"
+        )
     ranked = rank_gallery(
-        *ranking.load(model, accelerator.device),
+        network,
+        processor,
         challenge.captions,
         challenge.query_ids,
         PictureFiles(test_set, names, elsewhere=challenge.pictures),
@@ -125,8 +134,6 @@ def write(
         **ranking.settings(),
         accelerator=accelerator,
     )
-    if stage not in ranked.indices:
-        raise ValueError(f"--stage {stage}: the model has {', '.join(ranked.indices)} alone")
     if accelerator.is_main_process:
         best = ranked.indices[stage][:, :ANSWERS].tolist()
         write_answers(output, [[names[column] for column in row] for row in best], challenge)

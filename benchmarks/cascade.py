@@ -14,52 +14,27 @@ alike over the queries. `--quick` only shows that the script runs.
 
 import argparse
 import statistics
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import build_model, median_ratio, time_in_turn
-from rerank import DEMO_START, draw_sample
+from drawn_people import encode_people
+from measuring import (
+    BEST,
+    add_timing_arguments,
+    agreement_of_orders,
+    build_model,
+    draw_sample,
+    machine,
+    median_ratio,
+    time_in_turn,
+)
 
-from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.result_files import write_json
 from tpas.fast_matching import FastMatcher
 from tpas.matching_cascade import MatchingCascade
-from tpas.modeling_tpas import TPASModel
-from tpas.pab import load_pab, retrieval_split
-from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
-from tpas.synthetic_pab import draw_pab
+from tpas.retrieval_stages import EncodedTexts
 
-TOP_K = 10
 BLOCKS = {"16, 32, 48, ...": 16, "32, 64, 96, ...": 32}
-
-
-def drawn_people(pairs: int, shortlist: int) -> tuple[TPASModel, torch.Tensor, EncodedTexts, torch.Tensor]:
-    """The model, image tokens (G, 1+N, Dv), texts, and shortlists (Q, K)."""
-    model = TPASModel.from_pretrained(DEMO_START).eval()
-    processor = TPASProcessor.from_pretrained(DEMO_START)
-    with tempfile.TemporaryDirectory(prefix="tpas-cascade-") as folder:
-        root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=pairs)
-        benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
-        images = encode_images(model, processor, PictureFiles(root, benchmark.gallery_ids))
-    texts = encode_texts(model, processor, benchmark.captions)
-    ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, benchmark.gallery_ids)
-    return model, images.hidden_states, texts, ranking[:, :shortlist]
-
-
-def best(scores: torch.Tensor) -> torch.Tensor:
-    """(Q, K) to the places of each query's best ten, in their order."""
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :TOP_K]
-
-
-def agreement(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, int]:
-    equal = best(scores) == best(expected)
-    return {
-        "queries_of_equal_best_ten": int(equal.all(dim=1).sum()),
-        "queries_of_equal_first": int(equal[:, 0].sum()),
-    }
 
 
 def in_growing_shortlists(scores: torch.Tensor, block: int) -> tuple[float, torch.Tensor]:
@@ -69,7 +44,7 @@ def in_growing_shortlists(scores: torch.Tensor, block: int) -> tuple[float, torc
     for query, row in enumerate(scores):
         size, found = block, None
         while size < len(row):
-            before, found = found, set(row[:size].topk(min(TOP_K, size)).indices.tolist())
+            before, found = found, set(row[:size].topk(min(BEST, size)).indices.tolist())
             if found == before:
                 break
             size += block
@@ -79,13 +54,15 @@ def in_growing_shortlists(scores: torch.Tensor, block: int) -> tuple[float, torc
 
 
 def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> dict:
-    model, images, texts, shortlists = drawn_people(pairs, shortlist)
+    people = encode_people(pairs)
+    model, images, texts = people.model, people.images, people.texts
+    shortlists = people.ranking[:, :shortlist]
     exact, screen, cascade = FastMatcher(model), FastMatcher(model, torch.bfloat16), MatchingCascade(model)
     results = {}
 
     def run_cascade():
         cascade.largest_error = 0.0
-        results["cascade"] = cascade.logits_of_shortlists(images, texts, shortlists, TOP_K)
+        results["cascade"] = cascade.logits_of_shortlists(images, texts, shortlists, BEST)
 
     def run(name, matcher):
         def program():
@@ -100,21 +77,22 @@ def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> 
     expected = results["fp32"]
     logits, report = results["cascade"]
     rows = {
-        "bf16 alone": {"share_saved": 1.0} | agreement(expected, results["bf16"]),
-        "cascade": {"share_saved": report.share_saved} | agreement(expected, logits[:, :, 1]),
+        "bf16 alone": {"share_saved": 1.0} | agreement_of_orders(expected, results["bf16"]),
+        "cascade": {"share_saved": report.share_saved} | agreement_of_orders(expected, logits[:, :, 1]),
     }
     saved, scores = [], torch.empty(shortlists.shape)
     for query in range(len(shortlists)):
         row = slice(query, query + 1)
         cascade.largest_error = 0.0
         one = EncodedTexts(texts.embeds[row], texts.hidden_states[row], texts.attention_mask[row])
-        logits, of_query = cascade.logits_of_shortlists(images, one, shortlists[row], TOP_K)
+        logits, of_query = cascade.logits_of_shortlists(images, one, shortlists[row], BEST)
         saved.append(of_query.share_saved)
         scores[row] = logits[:, :, 1]
-    rows["cascade, query by query"] = {"share_saved": statistics.fmean(saved)} | agreement(expected, scores)
+    alone = agreement_of_orders(expected, scores)
+    rows["cascade, query by query"] = {"share_saved": statistics.fmean(saved)} | alone
     for name, block in BLOCKS.items():
         share, scores = in_growing_shortlists(expected, block)
-        rows[f"fp32 over {name}"] = {"share_saved": share} | agreement(expected, scores)
+        rows[f"fp32 over {name}"] = {"share_saved": share} | agreement_of_orders(expected, scores)
     return {
         "queries": len(shortlists),
         "shortlist": shortlists.shape[1],
@@ -185,20 +163,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=8, help="at full size (default: 8)")
     parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
     parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
-    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
-    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.drawn_pairs, arguments.queries, arguments.shortlist = 20, 3, 16
         arguments.pairs_per_image, arguments.repeats = 3, 1
     drawn = measure_saving(arguments.drawn_pairs, arguments.shortlist, arguments.repeats, arguments.cpu_time)
-    result = {
+    result = machine(arguments.cpu_time) | {
         "drawn_people": drawn,
         "full_size": measure_time(arguments, drawn["rows"]["cascade"]["share_saved"]),
-        "threads": torch.get_num_threads(),
-        "clock": "cpu" if arguments.cpu_time else "wall",
     }
     print(format_result(result))
     if arguments.output:

@@ -18,37 +18,29 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-import torch
-from measuring import build_model, median_ratio, time_in_turn
+from drawn_people import draw_people
+from measuring import CAPTION_WORDS, add_timing_arguments, build_model, machine, median_ratio, time_in_turn
 from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.evaluation import matching, ranking
-from tpas.evaluation.pictures import PictureFiles
 from tpas.evaluation.ranking import Rankings, rank_gallery
 from tpas.evaluation.result_files import write_json
-from tpas.modeling_tpas import TPASModel
-from tpas.pab import load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor
-from tpas.synthetic_pab import draw_pab
 
-DEMO_START = Path(__file__).parents[1] / "demo_start"
 WORDS = [f"word{number}" for number in range(200)]
-CAPTION_WORDS = (40, 60)
 WAYS = ("model.match", "FastMatcher")
 
 
 def on_drawn_people(folder: Path, pairs: int, shortlist: int) -> Callable[[], Rankings]:
-    model, processor = TPASModel.from_pretrained(DEMO_START), TPASProcessor.from_pretrained(DEMO_START)
-    root = draw_pab(folder / "pab", train_pairs=2, test_pairs=pairs)
-    benchmark = retrieval_split(load_pab(root, "test", cache_dir=folder / "cache"))
-    pictures = PictureFiles(root, benchmark.gallery_ids)
+    people = draw_people(folder, pairs)
+    benchmark = people.benchmark
     return lambda: rank_gallery(
-        model,
-        processor,
+        people.model,
+        people.processor,
         benchmark.captions,
         benchmark.query_ids,
-        pictures,
+        people.pictures,
         benchmark.gallery_ids,
         shortlist=shortlist,
     )
@@ -135,10 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=16, help="at full size (default: 16)")
     parser.add_argument("--shortlist", type=int, default=128, help="for demo_start/ (default: 128)")
     parser.add_argument("--full_size_shortlist", type=int, default=16, help="default: 16")
-    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
-    parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.drawn_pairs, arguments.shortlist, arguments.repeats = 6, 4, 1
@@ -147,12 +136,12 @@ def main(argv: list[str] | None = None) -> None:
         rows = {"demo_start/ on drawn people": measure(drawn, arguments.repeats, arguments.cpu_time)}
     full = at_full_size(arguments.queries, arguments.full_size_shortlist, arguments.quick)
     rows["full size, random weights"] = measure(full, arguments.repeats, arguments.cpu_time)
-    clock = "cpu" if arguments.cpu_time else "wall"
-    print(f"{torch.get_num_threads()} threads, {clock} time")
+    result = machine(arguments.cpu_time) | {"rows": rows}
+    print(f"{result['threads']} threads, {result['clock']} time")
     for name, row in rows.items():
         print(format_row(name, row))
     if arguments.output:
-        write_json(arguments.output, {"rows": rows, "threads": torch.get_num_threads(), "clock": clock})
+        write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

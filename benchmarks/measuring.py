@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: a model, timing in turn, the machine's GEMM limit, counted operations."""
+"""What the speed benchmarks share: a model, its input, timing in turn, the GEMM limit, counted operations."""
 
 import argparse
 import statistics
@@ -16,10 +16,12 @@ from torch import nn
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.packed_layers import PackedLinear
+from tpas.retrieval_stages import EncodedTexts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CAPTION_WORDS = (40, 60)
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+BEST = 10  # answers of a query
 TINY = {
     "vision_config": {
         "image_size": 32,
@@ -44,6 +46,32 @@ def draw_token_ids(model: TPASModel, texts: int) -> tuple[torch.Tensor, torch.Te
     words = torch.linspace(*CAPTION_WORDS, texts).round().long()
     mask = (torch.arange(model.config.max_text_length) < words[:, None] + SPECIAL_TOKENS).long()
     return torch.randint(model.config.text_config.vocab_size, mask.shape), mask
+
+
+def draw_sample(model: TPASModel, queries: int, shortlist: int, pairs_per_image: float):
+    """Random texts as the model reads them, images (G, 1+N, Dv), and shortlists (Q, K)."""
+    input_ids, mask = draw_token_ids(model, queries)
+    text = model.get_text_features(input_ids, mask)
+    texts = EncodedTexts(text.pooler_output, text.last_hidden_state * mask[:, :, None], mask)
+    vision = model.config.vision_config
+    tokens = 1 + (vision.image_size // vision.patch_size // 2 ** (len(vision.depths) - 1)) ** 2
+    gallery_size = round(queries * shortlist / pairs_per_image)
+    images = torch.randn(gallery_size, tokens, vision.hidden_size)
+    shortlists = torch.stack([torch.randperm(len(images))[:shortlist] for _ in range(queries)])
+    return texts, images, shortlists
+
+
+def agreement_of_orders(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
+    """How the orders that scores (Q, K) give differ from the expected ones; equal scores keep their order."""
+    orders = [values.sort(dim=1, descending=True, stable=True).indices for values in (expected, scores)]
+    best = [[set(row[:BEST].tolist()) for row in order] for order in orders]
+    equal = orders[0] == orders[1]
+    return {
+        "queries_of_equal_order": int(equal.all(dim=1).sum()),
+        "queries_of_equal_best_ten": int(equal[:, :BEST].all(dim=1).sum()),
+        "queries_of_equal_first": int(equal[:, 0].sum()),
+        "share_of_best_ten_kept": statistics.fmean(len(a & b) / len(a) for a, b in zip(*best, strict=True)),
+    }
 
 
 def time_in_turn(

@@ -30,7 +30,7 @@ class RankingArguments:
     """How a gallery is ranked. Each field is a flag of `tpas evaluate` and `tpas submit`."""
 
     shortlist: int | None = _ranking(
-        None, "pictures re-ranked for each query (default: 128, or the whole gallery)"
+        None, "pictures re-ranked for each query, or the whole gallery where that is smaller (default: 128)"
     )
     matcher: str | None = _ranking(
         None,
@@ -38,7 +38,7 @@ class RankingArguments:
         "the model's stage 2",
     )
     matcher_shortlist: int = _ranking(
-        DEFAULT_MATCHER_SHORTLIST, "with it: pictures that it reads for each query"
+        DEFAULT_MATCHER_SHORTLIST, "with it: pictures that it reads for each query, or the whole gallery"
     )
     trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
     revision: str | None = _ranking(None, "commit of the model's Hub repository")

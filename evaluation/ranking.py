@@ -101,7 +101,8 @@ def rank_gallery(
         captions, query_ids: Q; the ids are distinct.
         pictures, gallery_ids: G, read one at a time and from several threads; the ids are distinct.
         shortlist: K, the pictures that are matched with each query.
-        matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`.
+        matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`,
+            or the whole gallery where that is smaller.
         watched: for each query the pictures whose ranks are wanted, as indices into the gallery.
         batch_size: pictures that a process reads at once, rounded up to whole passes.
         token_memory: bytes of picture tokens that a process may keep between the stages.
@@ -110,6 +111,7 @@ def rank_gallery(
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     if token_memory < 0:
         raise ValueError(f"the memory for tokens must be at least 0 bytes, got {token_memory}")
+    matcher_shortlist = min(matcher_shortlist, len(gallery_ids))
     if matcher is not None and not 1 <= matcher_shortlist <= shortlist:
         raise ValueError(
             f"the matcher's shortlist must be between 1 and the shortlist's {shortlist} pictures, got "
@@ -127,6 +129,8 @@ def rank_gallery(
         model, encoder, processor, pictures, gallery_ids, batch_size, token_memory, accelerator
     )
     embeds = gallery.encode(texts.embeds.shape[1])  # (G, projection_dim)
+    _refuse_not_finite(texts.embeds, "query", query_ids)
+    _refuse_not_finite(embeds, "picture", gallery_ids)
     watched = [()] * len(captions) if watched is None else watched
     candidates, cosines, first_ranks = _rank_by_embeddings(
         texts.embeds, embeds, query_ids, gallery_ids, shortlist, watched
@@ -171,6 +175,16 @@ def _encoder(model: RetrievalModel) -> RetrievalModel | FastEncoder:
         except TypeError:
             pass  # an adapter in training, which only the model itself computes
     return model
+
+
+def _refuse_not_finite(embeds: Tensor, kind: str, ids: Sequence[str]) -> None:
+    """Raises ValueError for embeddings (N, D) that cannot be ranked, before hours of matching."""
+    broken = (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if broken:
+        raise ValueError(
+            f"{len(broken)} of {len(ids)} embeddings are not finite, the first of {kind} {ids[broken[0]]!r}: "
+            "the model's weights are broken, or too large for the precision that it runs in"
+        )
 
 
 def _rank_by_embeddings(

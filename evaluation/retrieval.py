@@ -104,7 +104,8 @@ def evaluate(
     batch size, nor on the memory, to the bit; see `tpas.evaluation.ranking`.
 
     Args:
-        shortlist: pictures that are re-ranked for each query; `None`: 128, or the gallery.
+        shortlist: pictures that are re-ranked for each query (`None`: 128), or the whole gallery where that
+            is smaller.
         sca: `None`: the paper's settings.
         matcher, matcher_shortlist: see `rank_gallery`.
         batch_size, token_memory: see `rank_gallery`.
@@ -112,8 +113,8 @@ def evaluate(
         annotated_at, elsewhere: see `PictureFiles`.
 
     Raises:
-        ValueError: for a shortlist or a k above the gallery's size, a fusion weight or SCA setting out of
-            range, and an unreadable picture.
+        ValueError: for a k above the gallery's size, a shortlist, fusion weight or SCA setting out of range,
+            and an unreadable picture.
         FileNotFoundError: for a missing picture.
     """
     gallery_ids = benchmark.gallery_ids

@@ -16,7 +16,14 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from tpas.rerankers.reranking import RerankResult, new_score_type, rescored
-from tpas.sca import blocks, check_count, check_temperature, checked_input, warn_where_images_are_few
+from tpas.sca import (
+    blocks,
+    check_count,
+    check_temperature,
+    checked_input,
+    refuse_scores_for_none,
+    warn_where_images_are_few,
+)
 
 # That of QB-Norm's experiments (beta = 20), for cosines.
 DEFAULT_TEMPERATURE = 0.05
@@ -122,6 +129,8 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
 
     Cross-domain similarity local scaling: Conneau et al., "Word translation without parallel data" (2018).
 
+    Scores that stand for "no candidate" ([`tpas.sca.stands_for_none`]) are refused.
+
     Lists: a query's best are in its list. Where fewer than `neighbours` queries list an image, each that is
     lacking counts with the mean of all queries' last scores.
 
@@ -136,6 +145,7 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
     """
     check_count("neighbours", neighbours, 1)
     images, values = checked_input(indices, scores)
+    refuse_scores_for_none(values)
     columns = _column_numbers(images)
     of_columns = _mean_of_best(values, columns, min(neighbours, len(values)))
     of_rows = np.empty(len(values))
@@ -181,9 +191,11 @@ def _corrected(
 ) -> np.ndarray:
     """factor * values, less a number of the row and one of the column; in parts, so that a copy has room."""
     new = np.empty(values.shape, dtype=new_score_type(values))
+    greatest = np.finfo(new.dtype).max  # beyond which a score such as -3e38 would be made infinite
     for part in blocks(*values.shape):
         of_images = of_columns[None] if columns is None else of_columns[columns[part]]
-        new[part] = factor * values[part].astype(np.float64) - of_rows[part, None] - of_images
+        corrected = factor * values[part].astype(np.float64) - of_rows[part, None] - of_images
+        new[part] = np.clip(corrected, -greatest, greatest)
     return new
 
 

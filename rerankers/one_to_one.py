@@ -17,7 +17,14 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
 from tpas.rerankers.reranking import RerankReport, RerankResult, answers_put_first
-from tpas.sca import candidate_lists, check_count, rank_of_ids, sca_rerank, warn_where_images_are_few
+from tpas.sca import (
+    candidate_lists,
+    check_count,
+    rank_of_ids,
+    sca_rerank,
+    stands_for_none,
+    warn_where_images_are_few,
+)
 
 _LARGEST_DENSE = 100_000  # cost entries; beyond it a sparse solver is faster
 
@@ -51,8 +58,8 @@ def bounded_assignment(
 
     Args:
         indices, scores, query_ids, capacity, top_k: as in [`tpas.sca.sca_rerank`].
-        max_loss: >= 0, in units of the score. `None`: any loss. Beside a score such as -3e38, which stands
-            for "no candidate", the losses of all others vanish in double precision: then it must be given.
+        max_loss: >= 0, in units of the score. `None`: any loss, but to a score such as -1e9 or -3e38, which
+            stands for "no candidate" ([`tpas.sca.stands_for_none`]).
 
     Raises:
         ValueError, TypeError: where the input breaks the above, naming the row or the value.
@@ -69,7 +76,10 @@ def bounded_assignment(
 
     exact = values.astype(np.float64)
     losses = exact[:, :1] - exact  # (Q, K)
-    query, place = np.nonzero(losses <= (np.inf if max_loss is None else max_loss))  # (edges,) both
+    allowed = losses <= (np.inf if max_loss is None else max_loss)
+    if max_loss is None and (none := stands_for_none(exact)) is not None:
+        allowed[:, 1:] &= exact[:, 1:] > none
+    query, place = np.nonzero(allowed)  # (edges,) both
     _, image = np.unique(images[query, place], return_inverse=True)
     component = _components(query, image, len(images))  # (Q,)
     first = image[place == 0]  # (Q,): every query's first candidate is allowed

@@ -84,6 +84,13 @@ class PictureMatcher(Protocol):
         """Scores (B,) of B pairs, fp32 on the CPU; higher is a better match."""
 
 
+def refuse_empty(captions: Sequence[str]) -> None:
+    """Raises ValueError for an empty caption, naming its position."""
+    for position, caption in enumerate(captions):
+        if not caption.strip():
+            raise ValueError(f"caption {position} is empty")
+
+
 def can_match(model: RetrievalModel) -> bool:
     """Whether the model has a stage 2."""
     return hasattr(model, "match")

@@ -21,6 +21,7 @@ from transformers import BatchFeature
 
 from tpas.retrieval_models.baselines_extra import import_from_baselines
 from tpas.retrieval_models.dual_encoder import ATTENTION_LAYERS, DualEncoder
+from tpas.retrieval_models.interface import refuse_empty
 
 # open_clip's own names, read by its "local-dir:".
 CONFIG_FILE = "open_clip_config.json"
@@ -95,9 +96,7 @@ class OpenClipProcessor:
         if images is not None:
             features["pixel_values"] = torch.stack([self.transform(image) for image in images])
         if text is not None:
-            for position, caption in enumerate(text):
-                if not caption.strip():
-                    raise ValueError(f"caption {position} is empty")
+            refuse_empty(text)
             ids = self.tokenizer(text, context_length=self.max_text_length)
             # The model takes all its positions, and looks at the end of the caption alone.
             ids = F.pad(ids, (0, self.positions - ids.shape[1]), value=self.padding_id)

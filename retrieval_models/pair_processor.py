@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
 from tpas.retrieval_models.baselines_extra import missing_from_baselines
+from tpas.retrieval_models.interface import refuse_empty
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
@@ -80,9 +81,7 @@ class PairProcessor:
             inputs = self.image_processor(images, return_tensors="pt")
             features |= {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
         if text is not None:
-            for position, caption in enumerate(text):
-                if not caption.strip():
-                    raise ValueError(f"caption {position} is empty")
+            refuse_empty(text)
             if self.padded_length is not None:
                 # SigLIP's own tokenizer does so; SigLIP 2's fixed-size checkpoints come with Gemma's.
                 text = [caption.lower() for caption in text]

@@ -4,6 +4,7 @@ The score is log P(yes) - log P(no) of the answer's first word, each summed over
 out of the way, pairs of different queries can be compared, as SCA and fusion do.
 """
 
+import re
 from collections.abc import Sequence
 from inspect import signature
 
@@ -51,6 +52,8 @@ class VisionLanguageMatcher:
         last_alone = "logits_to_keep" in signature(model.forward).parameters
         self.model_settings = {"use_cache": False} | ({"logits_to_keep": 1} if last_alone else {})
         self.yes, self.no = (self._spellings(word) for word in ("yes", "no"))
+        control_words = self._control_words()
+        self.control_word = re.compile("|".join(map(re.escape, control_words))) if control_words else None
 
     def _spellings(self, word: str) -> list[int]:
         tokenizer = self.processor.tokenizer
@@ -65,8 +68,24 @@ class VisionLanguageMatcher:
             raise ValueError(f"{self.model.name_or_path}: no spelling of {word!r} is one token")
         return ids
 
+    def _control_words(self) -> list[str]:
+        """What is no text to the tokenizer or the processor, such as `<image>`; the longest first."""
+        tokenizer = self.processor.tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        words = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+        # What a processor puts a picture's tokens in place of need not be special to the tokenizer.
+        own = (value for name, value in vars(self.processor).items() if name.endswith("_token"))
+        words.update(value for value in own if isinstance(value, str))
+        words = {word.strip() for word in words}
+        return sorted((word for word in words if len(word) > 1), key=lambda word: (-len(word), word))
+
     def prompt(self, caption: str) -> str:
-        """The question about a picture, as the model's chat template has it."""
+        """The question about a picture, as the model's chat template has it.
+
+        A control word in the caption, such as a placeholder of a picture, is read as text: a space parts it.
+        """
+        while self.control_word is not None and self.control_word.search(caption):
+            caption = self.control_word.sub(lambda found: f"{found[0][0]} {found[0][1:]}", caption)
         content = [{"type": "image"}, {"type": "text", "text": self.question.format(caption=caption)}]
         return self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False

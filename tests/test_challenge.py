@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_retrieval_models import save_tiny
 
 from tpas.challenge import find_mistakes, read_challenge
 from tpas.evaluate_retrieval import main as evaluate
@@ -188,6 +189,7 @@ def change(path: Path, line: int, content: str) -> None:
         ),
         ('{"query_index": "a b", "caption": "x"}', "line 2: 'query_index' must be text without spaces"),
         ('{"query_index": "Q001", "caption": " "}', "line 2: 'caption' must be a sentence, got ' '"),
+        ('{"query_index": "Q001", "caption": "?!"}', "line 2: 'caption' must be a sentence, got '\\?!'"),
         ('{"query_index": "Q001"}', "line 2: 'caption' must be a sentence, got None"),
         ('{"query_index": "Q000", "caption": "x"}', "line 2: the query_index 'Q000' is there twice"),
         (
@@ -266,6 +268,15 @@ def test_impossible_flags_are_refused(start, test_set, tmp_path, flags, message)
     with pytest.raises(SystemExit, match=f"tpas submit: {message}"):
         submit([str(test_set), "--model", str(start), "--output", str(tmp_path / "a.txt"), *flags])
     assert not (tmp_path / "a.txt").exists()
+
+
+def test_what_would_be_refused_after_the_ranking_is_refused_before(test_set, tmp_path, monkeypatch):
+    monkeypatch.setattr("tpas.evaluation.ranking.rank_gallery", lambda *_, **__: pytest.fail("it ranked"))
+    clip, output = save_tiny("clip", tmp_path / "clip"), tmp_path / "a.txt"
+    with pytest.raises(SystemExit, match="^tpas submit: --stage matching: .*clip has embeddings alone"):
+        submit([str(test_set), "--model", str(clip), "--output", str(output), "--stage", "matching"])
+    with pytest.raises(SystemExit, match="is a folder: name a file"):
+        submit([str(test_set), "--model", str(clip), "--output", str(tmp_path)])
 
 
 def test_half_a_command_is_refused(test_set, capsys):

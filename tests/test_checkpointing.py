@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
+from safetensors import SafetensorError
 
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import main
+from tpas.training import fine_tuning
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.training.fine_tuning import ENDED_BY_SIGTERM
 from tpas.training.log import LossMeans
@@ -190,6 +192,52 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     monkeypatch.undo()
     fresh_accelerator()
     main([*arguments, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoints" / "step_00000002")])
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_an_evaluation_that_fails_costs_no_step(
+    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
+):
+    arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
+    evaluate, evaluations = fine_tuning.evaluate, []
+
+    def run_out_of_memory(*of_run, **settings):
+        evaluations.append(None)
+        if len(evaluations) == 2:
+            raise RuntimeError("out of memory")
+        return evaluate(*of_run, **settings)
+
+    monkeypatch.setattr(fine_tuning, "evaluate", run_out_of_memory)
+    with pytest.raises(SystemExit, match="out of memory"):
+        main(arguments)
+    add, batches = LossMeans.add, []
+    monkeypatch.setattr(LossMeans, "add", lambda self, losses: (batches.append(losses), add(self, losses)))
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert len(batches) == 8  # those of the third epoch
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_last_good_model(
+    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
+):
+    arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
+    save, calls = TPASModel.save_pretrained, []
+
+    def run_out_of_room(self, folder, *more, **settings):
+        save(self, folder, *more, **settings)
+        calls.append(folder.name)
+        if calls.count(".last.partial") == 2:
+            raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(TPASModel, "save_pretrained", run_out_of_room)
+    with pytest.raises(SystemExit, match=r"run/last could not be written \(No space.*untouched. Make room"):
+        main(arguments)
+    assert not (tmp_path / "run" / ".last.partial").exists()
+    TPASModel.from_pretrained(tmp_path / "run" / "last")
+    monkeypatch.undo()
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
     assert_same_run(whole, tmp_path / "run")
 
 

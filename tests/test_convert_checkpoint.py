@@ -453,7 +453,16 @@ def test_a_configuration_with_other_layers_is_refused(weights, tmp_path):
 def test_a_truncated_checkpoint_is_refused(weights, tmp_path, old_format, share):
     path = write_checkpoint(tmp_path / "x.pth", weights, _use_new_zipfile_serialization=not old_format)
     os.truncate(path, int(path.stat().st_size * share))
-    with pytest.raises(ValueError, match=r"x\.pth: truncated, or no torch checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.pth: damaged, cut off, or no torch checkpoint"):
+        read_checkpoint(path)
+
+
+def test_a_damaged_checkpoint_is_refused(weights, tmp_path):
+    path = write_checkpoint(tmp_path / "x.pth", weights)
+    content = bytearray(path.read_bytes())
+    content[content.index(weights["itm_head.0.weight"].numpy().tobytes()) + 2] ^= 1  # one bit of one weight
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth: damaged, .*BadZipFile.*; get the file again"):
         read_checkpoint(path)
 
 
@@ -461,12 +470,20 @@ def test_a_truncated_checkpoint_is_refused(weights, tmp_path, old_format, share)
 def test_what_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "x.pth"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.pth: truncated, or no torch checkpoint"):
+    with pytest.raises(ValueError, match=r"x\.pth: damaged, cut off, or no torch checkpoint"):
         read_checkpoint(path)
 
 
 @pytest.mark.parametrize(
-    "content", [{"model": {}}, {"model": torch.zeros(2)}, {"epoch": 3}, [torch.zeros(2)], torch.zeros(2)]
+    "content",
+    [
+        {"model": {}},
+        {"model": torch.zeros(2)},
+        {"model": {1: torch.zeros(2)}},
+        {"epoch": 3},
+        [torch.zeros(2)],
+        torch.zeros(2),
+    ],
 )
 def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     torch.save(content, tmp_path / "x.pth")
@@ -575,7 +592,8 @@ def test_the_real_size_converts_in_3_gigabytes_above_the_checkpoint(tmp_path):
 def test_without_a_tokenizer_there_is_no_processor(checkpoint, tmp_path):
     output_dir = tmp_path / "model"
     output_dir.mkdir()  # an empty one may be there
-    main([str(checkpoint), str(output_dir), *FLAGS, "--tokenizer", "none"])
+    (tmp_path / "link").symlink_to(output_dir)
+    main([str(checkpoint), str(tmp_path / "link"), *FLAGS, "--tokenizer", "none"])
     assert sorted(path.name for path in output_dir.iterdir()) == [
         "config.json",
         "configuration_tpas.py",

@@ -334,7 +334,7 @@ def test_a_corrupt_picture_is_named_with_its_annotation(start, broken_root):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--shortlist", "13"], "between 1 and the gallery's 12 pictures, got 13"),
+        (["--shortlist", "0"], "the shortlist must be at least 1, got 0"),
         (["--k", "1", "13"], "k must be between 1 and the gallery's 12 pictures, got 13"),
         (["--fusion_weight", "2"], "fusion weight must be between 0"),
         (["--batch_size", "0"], "batch size must be at least 1"),
@@ -352,6 +352,21 @@ def test_impossible_numbers_are_refused(start, drawn_root, tmp_path, flags, mess
     with pytest.raises(SystemExit, match=message):
         main(["--model", str(start), "--data_root", str(drawn_root), "--output", str(output), *flags])
     assert not output.exists()
+
+
+@pytest.mark.parametrize("flag", ["--output", "--rankings", "--markdown", "--scores", "--plots"])
+def test_a_file_that_could_not_be_written_is_refused_before_the_ranking(
+    start, drawn_root, tmp_path, monkeypatch, flag
+):
+    monkeypatch.setattr("tpas.evaluation.retrieval.rank_gallery", lambda *_, **__: pytest.fail("it ranked"))
+    (tmp_path / "taken").write_text("")
+    place = tmp_path / "taken" / "scores.npz"
+    with pytest.raises(SystemExit, match=f"^tpas evaluate: no place for {place}"):
+        main(["--model", str(start), "--data_root", str(drawn_root), flag, str(place)])
+    (tmp_path / "folder.npz").mkdir()
+    if flag != "--plots":
+        with pytest.raises(SystemExit, match=r"folder.npz is a folder: name a file"):
+            main(["--model", str(start), "--data_root", str(drawn_root), flag, str(tmp_path / "folder.npz")])
 
 
 def test_flags_of_the_validation_split_are_refused_elsewhere(capsys):

@@ -299,3 +299,18 @@ def test_tensors_give_tensors(rerank, given_type, score_type):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("none", [-1e9, -3e38])
+def test_scores_that_stand_for_none(none):
+    scores = dense_scores(queries=30, images=30).astype(np.float32)
+    listed = np.argsort(-scores, axis=1)[:, :6]
+    masked = np.full_like(scores, none)
+    np.put_along_axis(masked, listed, np.take_along_axis(scores, listed, axis=1), axis=1)
+    with pytest.raises(ValueError, match="stand for no candidate, .* give lists .*; query 0 has"):
+        csls(None, masked)
+    for method in (dual_softmax, sinkhorn):  # to which they are no weight
+        result = method(None, masked, temperature=1.0)
+        assert np.isfinite(result.scores).all()
+        of_lists = method(listed, np.take_along_axis(scores, listed, axis=1), temperature=1.0)
+        np.testing.assert_array_equal(result.indices[:, :6], of_lists.indices)

@@ -163,6 +163,7 @@ def test_annotations_may_lie_elsewhere(tmp_path: Path, root: Path, load) -> None
         ({"hard_i": "train/imgs_0/full/0.jpg"}, {"hard_i": "train/imgs_0/full/0.jpg"}),
         ({"hard_i": "imgs_1/full/0.webp"}, {"hard_i": "train/imgs_1/full/0.webp"}),
         ({"hard_i": None, "hard_c": ""}, {"hard_i": None, "hard_c": None}),
+        ({"hard_c": "."}, {"hard_c": None}),  # to X-VLM's processor it is empty
         ({"image_id": "007", "source_id": "0012_3"}, {"image_id": "007", "source_id": "0012_3"}),
         ({"image_id": 7, "source_id": 12}, {"image_id": "7", "source_id": "12"}),
         ({"image": "./train\\imgs_0//goal\\1.jpg"}, {"image": "train/imgs_0/goal/1.jpg"}),
@@ -246,6 +247,7 @@ def test_byte_order_mark_and_windows_line_ends(root: Path, load) -> None:
         ({"image": "a.jpg", "image_id": "1", "caption": " \n"}, "'caption' is missing or empty"),
         ({"image": "a.jpg", "image_id": "1", "caption": []}, "'caption' is an empty list"),
         ({"image": "a.jpg", "image_id": "1", "caption": ["c", ""]}, "'caption' is missing or empty"),
+        ({"image": "a.jpg", "image_id": "1", "caption": "...!"}, r"'caption' holds no word, got '\.\.\.!'"),
         ({"image": "a.jpg", "image_id": "1", "caption": {"c": 1}}, "'caption' must be text"),
         ({"image": "a.jpg", "image_id": True, "caption": "c"}, "'image_id' must be text"),
         (

@@ -23,6 +23,7 @@ from tpas.hub_upload import CODE
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.push_to_hub import main
+from tpas.training.run_folder import MODELS
 
 TOKEN = "hf_of_the_test"
 WEIGHTS_AND_SETTINGS = {
@@ -285,6 +286,27 @@ def test_results_of_another_model_are_refused(model_dir, results):
     model.save_pretrained(model_dir)
     with pytest.raises(SystemExit, match=r"results\.json: measured with another model"):
         main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"matcher": "vlm:some/vlm"}, "measured with vlm:some/vlm as stage 2"),
+        ({"max_text_length": 9}, "measured with --max_text_length 9, but the model is uploaded with"),
+        ({"image_size": 64}, "measured with --image_size 64, but the model is uploaded with 32"),
+    ],
+)
+def test_results_that_the_uploaded_model_does_not_give_are_refused(model_dir, results, changes, message):
+    results.write_text(json.dumps(json.loads(results.read_text()) | changes))
+    with pytest.raises(SystemExit, match=rf"results\.json: {message}"):
+        main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
+
+
+def test_every_model_of_a_run_is_found_with_its_arguments(model_dir, capsys):
+    for name in MODELS:
+        model_dir = model_dir.rename(model_dir.with_name(name))
+        main([str(model_dir), "user/tpas", "--dry_run"])
+        assert "| `learning_rate` | 3e-05 |" in capsys.readouterr().out, name
 
 
 @pytest.mark.parametrize(("content", "message"), [("{", "not a JSON file"), ("[]", "not written by")])

@@ -236,3 +236,22 @@ def test_impossible_numbers_are_refused(tiny_config):
         rank(tiny_config, token_memory=-1)
     with pytest.raises(ValueError, match="max_shift must be at least 0, got -1"):
         SCASettings(max_shift=-1)
+
+
+@pytest.mark.parametrize(("encoder", "kind", "of_all"), [("image", "picture", 70), ("text", "query", 15)])
+def test_an_embedding_that_is_not_finite_is_named_before_the_matching(
+    tiny_config, monkeypatch, encoder, kind, of_all
+):
+    encode = getattr(TPASModel, f"get_{encoder}_features")
+
+    def overflowing(self, *inputs):
+        output = encode(self, *inputs)
+        output.pooler_output[0, 0] = torch.nan  # once in each pass
+        return output
+
+    monkeypatch.setattr(TPASModel, f"get_{encoder}_features", overflowing)
+    monkeypatch.setattr(ranking, "pair_matching", lambda *arguments: pytest.fail("it matched"))
+    with pytest.raises(
+        ValueError, match=f"of {of_all} embeddings are not finite, the first of {kind} '{kind} 0"
+    ):
+        rank(tiny_config)

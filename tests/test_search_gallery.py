@@ -224,7 +224,7 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
         (["."], "there is no text to look for", 2),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),
         ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),
-        ([".", TEXT, "--sheet", "/dev/null/a.html"], "no place for the sheet /dev/null/a.html: .*", None),
+        ([".", TEXT, "--sheet", "/dev/null/a.html"], "no place for /dev/null/a.html: .*", None),
         ([".", TEXT, "--top_k", "0"], "Invalid value for '--top_k'", 2),
         ([".", TEXT, "--images_root", "x"], r"--images_root is for a gallery, and \. is a folder", 2),
         ([".", TEXT, "--index", "exakt"], "the index must be 'exact', 'faiss', or .*, got 'exakt'", None),

@@ -404,7 +404,7 @@ def test_a_folder_with_a_run_is_left_alone_unless_told(drawn_root, start, tmp_pa
         ({"num_train_epochs": 0}, "--num_train_epochs must be at least 1, got 0"),
         ({"max_train_steps": 0}, "--max_train_steps must be at least 1, got 0"),
         ({"validation_fraction": 0}, "--evaluate_every 0"),
-        ({"evaluation_shortlist": 1000}, "the shortlist must be between 1 and"),
+        ({"evaluation_shortlist": 0}, "the shortlist must be at least 1, got 0"),
         ({"fusion_weight": 1.5}, "the fusion weight must be between 0"),
     ],
 )

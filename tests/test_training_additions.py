@@ -346,7 +346,8 @@ def test_counterparts_are_those_that_the_annotation_names(small_pab, start):
     def changed(row, **fields):
         return row | fields
 
-    for fields in ({"hard_i": None}, {"hard_c": None}, {"hard_i_id": rows[0]["image_id"]}):
+    itself = {"hard_i": rows[0]["image"], "hard_i_id": None}
+    for fields in ({"hard_i": None}, {"hard_c": None}, {"hard_i_id": rows[0]["image_id"]}, itself):
         without = TrainingPairs(rows.map(changed, fn_kwargs=fields), small_pab, seed=1, counterparts=True)
         assert without[0]["counterpart"] is None
 

@@ -222,6 +222,23 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
     assert torch.equal(other.scores["matching"], ranked.scores["matching"])
 
 
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [("<image>", "< image>"), ("<pad>", "< pad>"), ("<<image>image>", "<< image>image>")],
+)
+def test_a_caption_with_the_models_own_words_is_read_as_text(tmp_path, word, read):
+    torch.manual_seed(0)
+    matcher = load_matcher(f"vlm:{save_llava(tmp_path / 'llava')}", CPU)
+    captions = [CAPTIONS[0], f"a man {word} in a red coat", CAPTIONS[1]]
+    scores = matcher.match_pictures(pictures()[:3], captions)
+    assert scores.isfinite().all()
+    alone = matcher.match_pictures(pictures()[:1], captions[:1])
+    torch.testing.assert_close(scores[:1], alone, atol=1e-4, rtol=0)  # the other two as without it
+    prompt = matcher.prompt(captions[1])
+    assert f"a man {read} in a red coat" in prompt
+    assert prompt.count("<image>") == 1  # the picture's own
+
+
 def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator()
@@ -261,6 +278,11 @@ def test_the_command_takes_a_matcher(vlm, start, small_pab, tmp_path):
         for stage in ("embeddings", "matching")
     ]
     assert top_3[0] == top_3[1]  # it only reorders them
+    evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "1000"])
+    whole = json.loads(output.read_text())  # the gallery's 12, which is no more than the shortlist
+    evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "12", "--shortlist", "500"])
+    assert json.loads(output.read_text())["outcomes"] == whole["outcomes"]
+    assert whole["shortlist"] == whole["gallery"] == 12
 
 
 def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path):

@@ -169,7 +169,9 @@ class FineTuningArguments:
     fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
     log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
     report_to: str = flag("tensorboard", "tracker of losses and metrics", choices=[*TRACKERS, "none"])
-    checkpoint_every: int = flag(0, "steps from one checkpoint to the next; 0: one at the end of each epoch")
+    checkpoint_every: int = flag(
+        0, "steps from one checkpoint to the next; 0: one at the end of each epoch, before its evaluation"
+    )
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
     def __post_init__(self):

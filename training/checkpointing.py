@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 
 PROGRESS = "progress.json"
+WRITING_FAILED = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have errors of their own
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -99,11 +100,7 @@ def save_checkpoint(
             (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             discarded = [set_aside(target)] if target.exists() else []
             os.replace(partial, target)
-    except (
-        OSError,
-        RuntimeError,
-        SafetensorError,
-    ) as error:  # torch and safetensors have errors of their own
+    except WRITING_FAILED as error:
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(directory)
         last = f"the last good one is {good[-1]}" if good else "there is none yet"

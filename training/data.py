@@ -105,7 +105,8 @@ class TrainingPairs(torch.utils.data.Dataset):
     def _counterpart(
         self, pair: dict[str, Any], row: int, unreadable: list[str]
     ) -> tuple[Image.Image, str] | None:
-        if None in (pair["hard_i"], pair["hard_c"]) or pair["hard_i_id"] == pair["image_id"]:
+        same_image = pair["hard_i_id"] == pair["image_id"] or pair["hard_i"] == pair["image"]
+        if None in (pair["hard_i"], pair["hard_c"]) or same_image:
             return None
         image = self._read(pair, "hard_i", unreadable)
         if image is None:

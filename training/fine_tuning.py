@@ -571,8 +571,11 @@ def train(arguments: FineTuningArguments) -> None:
                     time_left = clock.time_left(progress.step)
                     log.step(progress.step, progress.step / steps_per_epoch, figures, time_left)
                 stopping = stop.came()
-                every = arguments.checkpoint_every
-                if stopping or (every > 0 and progress.step % every == 0):
+                if arguments.checkpoint_every:
+                    due = progress.step % arguments.checkpoint_every == 0
+                else:  # before the evaluation, which may fail and must not take the epoch with it
+                    due = progress.batches == len(loader) or progress.step == total_steps
+                if stopping or due:
                     save_progress()
                 if stopping:
                     logger.info("SIGTERM: stopped after step %d of %d", progress.step, total_steps)

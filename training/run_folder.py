@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 
 from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor
-from tpas.training.checkpointing import Progress, find_checkpoints, read_progress
+from tpas.training.checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
 SUBSET_FILE = "subset.json"
@@ -80,13 +80,24 @@ def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
 
 
 def save_model(model: RetrievalModel | PeftModel, processor: RetrievalProcessor, directory: Path) -> None:
-    """Writes both beside `directory` and renames: the folder of that name is always whole."""
+    """Writes both beside `directory` and renames: the folder of that name is always whole.
+
+    Raises:
+        RuntimeError: it could not be written; what was there is untouched.
+    """
     partial = directory.with_name(f".{directory.name}.partial")
     replaced = directory.with_name(f".{directory.name}.replaced")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
-    model.save_pretrained(partial)
-    processor.save_pretrained(partial)
+    try:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+    except WRITING_FAILED as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RuntimeError(
+            f"{directory} could not be written ({error}); what was there is untouched. Make room, then go on "
+            "with --resume_from_checkpoint last"
+        ) from error
     if directory.exists():
         os.replace(directory, replaced)
     os.replace(partial, directory)

@@ -1,0 +1,59 @@
+"""The small trained model in demo_start/ and drawn people for it, which the benchmarks of matching share."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tpas.evaluation.pictures import PictureFiles
+from tpas.modeling_tpas import TPASModel
+from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split
+from tpas.processing_tpas import TPASProcessor
+from tpas.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
+from tpas.synthetic_pab import draw_pab
+
+DEMO_START = Path(__file__).parents[1] / "demo_start"
+
+
+@dataclass(frozen=True)
+class DrawnPeople:
+    """The model and what it is measured on; pictures are read when they are asked for."""
+
+    model: TPASModel
+    processor: TPASProcessor
+    benchmark: RetrievalBenchmark
+    pictures: PictureFiles
+
+
+@dataclass(frozen=True)
+class EncodedPeople:
+    """The model, image tokens (G, 1+N, Dv), texts, and the gallery ranked by embeddings (Q, G)."""
+
+    model: TPASModel
+    benchmark: RetrievalBenchmark
+    images: torch.Tensor
+    texts: EncodedTexts
+    ranking: torch.Tensor
+
+
+def draw_people(folder: Path, pairs: int) -> DrawnPeople:
+    """Draws so many test pairs into the folder."""
+    root = draw_pab(folder / "pab", train_pairs=2, test_pairs=pairs)
+    benchmark = retrieval_split(load_pab(root, "test", cache_dir=folder / "cache"))
+    return DrawnPeople(
+        TPASModel.from_pretrained(DEMO_START).eval(),
+        TPASProcessor.from_pretrained(DEMO_START),
+        benchmark,
+        PictureFiles(root, benchmark.gallery_ids),
+    )
+
+
+def encode_people(pairs: int) -> EncodedPeople:
+    """Draws so many test pairs and encodes them; the pictures are not kept."""
+    with tempfile.TemporaryDirectory(prefix="tpas-drawn-") as folder:
+        drawn = draw_people(Path(folder), pairs)
+        images = encode_images(drawn.model, drawn.processor, drawn.pictures)
+    texts = encode_texts(drawn.model, drawn.processor, drawn.benchmark.captions)
+    ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, drawn.benchmark.gallery_ids)
+    return EncodedPeople(drawn.model, drawn.benchmark, images.hidden_states, texts, ranking)
