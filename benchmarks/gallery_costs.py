@@ -183,7 +183,7 @@ def markdown(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A table of what a gallery costs, by its size.")
-    parser.add_argument("--sample", type=int, default=8, help="pictures encoded and re-ranked (default: 8)")
+    parser.add_argument("--sample", type=int, default=48, help="pictures encoded and re-ranked (default: 48)")
     parser.add_argument("--texts", type=int, default=5, help="single queries (default: 5)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

@@ -172,13 +172,11 @@ def format_result(result: dict) -> str:
         )
     deviation = result["rows"]["upstream"]["answers"]["score_deviation_within_a_query"]
     lines.append(f"(a query's scores on these random weights deviate by {deviation:.1e})")
-    hours = {
-        name: PAB_PAIRS / result["rows"][name]["items_per_second"] / 3600
-        for name in ("upstream", "engine fp32")
-    }
+    names = ("upstream", *(f"engine {name}" for name in DTYPES))
+    hours = {name: PAB_PAIRS / result["rows"][name]["items_per_second"] / 3600 for name in names}
     lines.append(
-        f"extrapolated to PAB's 1,978 queries x 128: upstream {hours['upstream']:.1f} h, "
-        f"engine fp32 {hours['engine fp32']:.1f} h"
+        "extrapolated to PAB's 1,978 queries x 128: "
+        + ", ".join(f"{name} {value:.1f} h" for name, value in hours.items())
     )
     lines.append(
         "Recall@1 of demo_start/ on drawn people: "
