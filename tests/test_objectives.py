@@ -19,6 +19,7 @@ from tpas.objectives import (
 )
 
 TWO_PROCESSES = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -60,6 +61,8 @@ torch.save(
     f"{folder}/rank{rank}.pt",
 )
 dist.destroy_process_group()
+sys.stderr.flush()
+os._exit(0)  # torch 2.13 now and then aborts in its own threads while the interpreter ends
 """
 
 
