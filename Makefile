@@ -28,7 +28,7 @@ $(READY): constraints.txt pyproject.toml
 setup: $(READY)
 
 demo: $(READY)
-	.venv/bin/python demo.py --output_dir outputs/demo
+	.venv/bin/tpas demo --output_dir outputs/demo
 
 test: $(READY)
 	.venv/bin/pytest

@@ -11,26 +11,26 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tpas.command_line import CommandLine
+from .commands.command_line import CommandLine
 
 # Each module has an `app`; it is imported when its command is asked for.
 COMMANDS = {
-    "demo": ("demo", "draw a small PAB, fine-tune on it, evaluate, and write a page"),
-    "convert": ("convert_checkpoint", "turn an X-VLM checkpoint into a model directory"),
+    "demo": ("commands.demo", "draw a small PAB, fine-tune on it, evaluate, and write a page"),
+    "convert": ("commands.convert", "turn an X-VLM checkpoint into a model directory"),
     "train": (
         "train_accelerate",
         "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
     ),
-    "evaluate": ("evaluate_retrieval", "measure retrieval on PAB, stage by stage"),
-    "gallery": ("manage_gallery", "encode pictures into a gallery; append to it, delete from it"),
-    "search": ("search_gallery", "find the pictures of a gallery that answer a text"),
-    "app": ("app", "open a web page to search a gallery, and to see why a picture was found"),
-    "compare": ("compare_evaluations", "test one evaluation against another, query by query"),
-    "submit": ("submit_answers", "write or check a challenge's answer file"),
-    "rerank": ("rerank_scores", "settle collisions or hubs in a score file of any system"),
-    "fuse": ("fuse_scores", "fuse score files of several systems"),
-    "draw": ("synthetic_pab", "draw a small PAB"),
-    "push": ("push_to_hub", "upload a model with its card to the Hugging Face Hub"),
+    "evaluate": ("commands.evaluate", "measure retrieval on PAB, stage by stage"),
+    "gallery": ("commands.gallery", "encode pictures into a gallery; append to it, delete from it"),
+    "search": ("commands.search", "find the pictures of a gallery that answer a text"),
+    "app": ("commands.app", "open a web page to search a gallery, and to see why a picture was found"),
+    "compare": ("commands.compare", "test one evaluation against another, query by query"),
+    "submit": ("commands.submit", "write or check a challenge's answer file"),
+    "rerank": ("commands.rerank", "settle collisions or hubs in a score file of any system"),
+    "fuse": ("commands.fuse", "fuse score files of several systems"),
+    "draw": ("data.drawn.synthetic_pab", "draw a small PAB"),
+    "push": ("commands.push", "upload a model with its card to the Hugging Face Hub"),
 }
 
 

@@ -14,7 +14,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tpas.command_line import CommandLine, CommandResult, is_main_process
+from tpas.commands.command_line import CommandLine, CommandResult, is_main_process
 from tpas.training.arguments import FineTuningArguments
 
 app = CommandLine("tpas train", __doc__, log_format="%(asctime)s %(levelname)s %(message)s")

@@ -17,8 +17,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from tpas.demo import QUICK, REPOSITORY, DemoError, DemoSettings, format_table, run_experiment
-from tpas.report import CUTOFFS, Evaluation, stage_rows
+from tpas.commands.demo import QUICK, REPOSITORY, DemoError, DemoSettings, format_table, run_experiment
+from tpas.figures.report import CUTOFFS, Evaluation, stage_rows
 
 LEAST_RECALL_AFTER_MATCHING = 0.40
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
-from tpas.evaluation.pictures import PictureFiles
+from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.image_files import PictureFiles
+from tpas.data.pab import RetrievalBenchmark, load_pab, retrieval_split
+from tpas.engine.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
 from tpas.modeling_tpas import TPASModel
-from tpas.pab import RetrievalBenchmark, load_pab, retrieval_split
 from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
-from tpas.synthetic_pab import draw_pab
 
 DEMO_START = Path(__file__).parents[1] / "demo_start"
 

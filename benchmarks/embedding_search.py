@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from measuring import add_timing_arguments, median_ratio, time_in_turn
 from torch import Tensor, nn
 
+from tpas.engine.packed_layers import PackedLinear
 from tpas.evaluation.result_files import write_json
-from tpas.gallery.exact_index import ROUNDED_FROM, ExactIndex
-from tpas.gallery.faiss_index import FaissIndex
-from tpas.packed_layers import PackedLinear
+from tpas.search.exact_index import ROUNDED_FROM, ExactIndex
+from tpas.search.faiss_index import FaissIndex
 
 SHARD_ROWS = 512  # of a gallery as `Gallery.build` writes it
 SQUARE = 2048  # rows and columns of the large product

@@ -23,7 +23,8 @@ from measuring import CAPTION_WORDS, add_timing_arguments, build_model, machine,
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.evaluation import matching, ranking
+from tpas.engine import pair_matching as matching
+from tpas.evaluation import ranking
 from tpas.evaluation.ranking import Rankings, rank_gallery
 from tpas.evaluation.result_files import write_json
 from tpas.processing_tpas import TPASProcessor

@@ -26,9 +26,9 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.evaluation.result_files import write_json, write_text
-from tpas.gallery.exact_index import ROUNDED_BYTES, ROUNDED_FROM, ExactIndex
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import Gallery
+from tpas.search.exact_index import ROUNDED_BYTES, ROUNDED_FROM, ExactIndex
+from tpas.search.gallery import Gallery
 
 SIZES = (2_000, 37_000, 1_000_000, 100_000_000)
 SHORTLIST = 128

@@ -23,12 +23,12 @@ from measuring import build_model
 from PIL import Image
 from transformers import BertTokenizer
 
+from tpas.engine.fast_encoding import fastest_encoder
 from tpas.evaluation.result_files import write_json
-from tpas.fast_encoding import fastest_encoder
-from tpas.gallery import building
-from tpas.gallery.building import probe_pass_sizes
 from tpas.processing_tpas import TPASProcessor, load_image
-from tpas.search import Gallery
+from tpas.search import building
+from tpas.search.building import probe_pass_sizes
+from tpas.search.gallery import Gallery
 
 SIZES = {"as PAB's": (192, 384), "a camera's": (1080, 1920)}  # width and height
 BATCH_SIZE = 4

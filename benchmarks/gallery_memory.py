@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.gallery.manifest import GallerySettings, new_manifest
-from tpas.gallery.shards import ShardRow, list_shards, shard_name, write_shard
+from tpas.engine.retrieval_stages import model_fingerprint
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_stages import model_fingerprint
-from tpas.search import Gallery
+from tpas.search.gallery import Gallery
+from tpas.search.manifest import GallerySettings, new_manifest
+from tpas.search.shards import ShardRow, list_shards, shard_name, write_shard
 
 TOKENS, WIDTH = 145, 1024  # X-VLM base at 384 pixels
 SHARD_ROWS = 512

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from tpas.configuration_tpas import TPASConfig
+from tpas.engine.packed_layers import PackedLinear
+from tpas.engine.retrieval_stages import EncodedTexts
 from tpas.modeling_tpas import TPASModel
-from tpas.packed_layers import PackedLinear
-from tpas.retrieval_stages import EncodedTexts
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CAPTION_WORDS = (40, 60)

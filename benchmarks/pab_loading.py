@@ -54,7 +54,7 @@ def write_annotations(root: Path, pairs: int, files: int, seed: int = 0) -> None
 
 def measure(root: Path, cache_dir: Path, split: str, pairs: int | None, read: bool) -> dict[str, Any]:
     """Seconds and peak memory (MiB beyond the imports) of one opening; `read` also visits every row."""
-    from tpas.pab import load_pab
+    from tpas.data.pab import load_pab
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()

@@ -33,10 +33,10 @@ from measuring import (
     machine,
 )
 
+from tpas.engine.fast_matching import FastMatcher
+from tpas.engine.retrieval_stages import EncodedTexts, reorder
 from tpas.evaluation.result_files import write_json
-from tpas.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
-from tpas.retrieval_stages import EncodedTexts, reorder
 
 PAB_PAIRS = 1978 * 128
 

@@ -17,12 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from tpas.demo import QUICK, REPOSITORY, DemoSettings, evaluation_command, fine_tuning_command, run_logged
+from tpas.commands.demo import (
+    QUICK,
+    REPOSITORY,
+    DemoSettings,
+    evaluation_command,
+    fine_tuning_command,
+    run_logged,
+)
+from tpas.commands.rerank import rerank_score_file
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
+from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.result_files import write_json, write_text
-from tpas.pab import load_pab, retrieval_split
-from tpas.rerank_scores import rerank_score_file
-from tpas.score_files import ScoreFile, read_score_file
-from tpas.synthetic_pab import DEMO_WORLD, draw_pab
+from tpas.reranking.score_files import ScoreFile, read_score_file
 
 STAGES = ("embeddings", "matching", "fused")
 # Name to method of `tpas rerank` and its options; None: the scores as they are.

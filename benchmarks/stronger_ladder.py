@@ -18,10 +18,10 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from tpas.demo import QUICK, REPOSITORY, DemoSettings, as_flags
+from tpas.commands.demo import QUICK, REPOSITORY, DemoSettings, as_flags
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.evaluation.result_files import write_json, write_text
-from tpas.report import CUTOFFS
-from tpas.synthetic_pab import DEMO_WORLD, draw_pab
+from tpas.figures.report import CUTOFFS
 
 RECIPE = "stronger_than_the_paper"
 OF_TRAINING = ("max_train_steps", "batch_size", "learning_rate", "warmup_ratio", "max_grad_norm")

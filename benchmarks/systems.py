@@ -33,16 +33,16 @@ from transformers import (
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluation.result_files import write_text
 from tpas.modeling_tpas import TPASModel
-from tpas.retrieval_models.baselines_extra import import_from_baselines
-from tpas.retrieval_models.blip import BlipRetriever
-from tpas.retrieval_models.llm2clip import (
+from tpas.models.baselines_extra import import_from_baselines
+from tpas.models.blip import BlipRetriever
+from tpas.models.llm2clip import (
     TOWER,
     LLM2CLIPEncoder,
     LLM2CLIPNetwork,
     build_adapter,
 )
-from tpas.retrieval_models.open_clip_encoders import OpenClipEncoder
-from tpas.retrieval_models.transformers_encoders import TransformersDualEncoder
+from tpas.models.open_clip_encoders import OpenClipEncoder
+from tpas.models.transformers_encoders import TransformersDualEncoder
 
 TOKENS = 70  # of a caption, the paper's cut
 PAPER = "arXiv:2502.03230, Table 2"

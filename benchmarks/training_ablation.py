@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from tpas.demo import (
+from tpas.commands.demo import (
     QUICK,
     REPOSITORY,
     DemoSettings,
@@ -27,8 +27,8 @@ from tpas.demo import (
     fine_tuning_command,
     run_logged,
 )
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.evaluation.result_files import write_json, write_text
-from tpas.synthetic_pab import DEMO_WORLD, draw_pab
 
 BASELINE = "recipe alone"
 # Name to flags. The demo's grouped batches are a variant here, since they do what counterparts do.

@@ -28,8 +28,8 @@ from measuring import build_model, time_in_turn
 from torch import Tensor
 
 from tpas.evaluation.result_files import write_json
-from tpas.lora import add_lora
 from tpas.modeling_tpas import TPASModel
+from tpas.models.lora import add_lora
 from tpas.objectives import contrastive_loss
 from tpas.training.gradient_cache import backward_in_chunks
 from tpas.training.objective import FineTuningObjective

@@ -9,12 +9,12 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tpas.evaluation.examples import Answer, answer, is_right, verdict
-from tpas.pab import image_path
-from tpas.plotting.results import ResultRow, plot_result_rows
-from tpas.plotting.saving import save_figure
-from tpas.plotting.sheet import RankedPicture
-from tpas.report import Evaluation
+from tpas.data.pab import image_path
+from tpas.figures.examples import Answer, answer, is_right, verdict
+from tpas.figures.report import Evaluation
+from tpas.figures.results import ResultRow, plot_result_rows
+from tpas.figures.saving import save_figure
+from tpas.figures.sheet import RankedPicture
 
 SHOWN = 5
 DOTS_PER_INCH = 115  # about 1,000 pixels across, which a README is shown in

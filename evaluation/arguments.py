@@ -4,13 +4,13 @@ import sys
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
-from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
-from tpas.sca import Confidence, Mode
+from ..sca import Confidence, Mode
+from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 if TYPE_CHECKING:
     import torch
 
-    from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+    from ..models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
 
 STAGE_NAMES = {
     "embeddings": "embeddings",
@@ -79,8 +79,8 @@ class RankingArguments:
         Raises:
             ValueError: for a text length that the model cannot take, or an image size that does not fit it.
         """
-        from tpas.modeling_tpas import TPASModel
-        from tpas.retrieval_models.loading import load_retrieval_model
+        from ..modeling_tpas import TPASModel
+        from ..models.loading import load_retrieval_model
 
         model, processor = load_retrieval_model(
             model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
@@ -115,6 +115,6 @@ class RankingArguments:
                     f"--matcher_shortlist {self.matcher_shortlist} has no effect without --matcher"
                 )
             return None
-        from tpas.retrieval_models.loading import load_matcher
+        from ..models.loading import load_matcher
 
         return load_matcher(self.matcher, device, trust_remote_code=self.trust_remote_code)

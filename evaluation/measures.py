@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import Tensor
 
-from tpas.pab import RetrievalBenchmark
-from tpas.recall_at_k import figures_of_ranks, mean_figures
+from ..data.pab import RetrievalBenchmark
+from .recall_at_k import figures_of_ranks, mean_figures
 
 HEADLINE = ("recall@", "mAP")  # what tables, cards and the figures of small groups show
 

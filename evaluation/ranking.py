@@ -28,18 +28,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tpas.evaluation.matching import pair_matching
-from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
-from tpas.fast_encoding import FastEncoder
-from tpas.modeling_tpas import TPASModel
-from tpas.retrieval_models.interface import (
+from ..engine.fast_encoding import FastEncoder
+from ..engine.pair_matching import pair_matching
+from ..engine.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
+from ..modeling_tpas import TPASModel
+from ..models.interface import (
     PictureMatcher,
     RetrievalModel,
     RetrievalProcessor,
     can_match,
 )
-from tpas.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
-from tpas.sca import SCAReport, sca_rerank
+from ..sca import SCAReport, sca_rerank
+from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_PASS = 16

@@ -11,12 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from torch import Tensor
 
-from tpas.evaluation.measures import query_figures
-from tpas.evaluation.retrieval import EvaluationResult
-from tpas.evaluation.significance import LEVEL, RESAMPLES
-from tpas.evaluation.tables import Intervals
-from tpas.pab import RetrievalBenchmark
-from tpas.score_files import ScoreFile, write_score_file
+from ..data.pab import RetrievalBenchmark
+from ..reranking.score_files import ScoreFile, write_score_file
+from .measures import query_figures
+from .retrieval import EvaluationResult
+from .significance import LEVEL, RESAMPLES
+from .tables import Intervals
 
 LISTED_PICTURES = 10  # per query and stage in the rankings file
 SYSTEM_STAGES = ("embeddings", "matching", "fused")  # those that rank by a score of their own
@@ -125,7 +125,7 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
         fingerprint, k = results["data_fingerprint"], results["k"]
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{path}: no outcomes in it ({error}): not written by evaluate_retrieval.py --output, or by an "
+            f"{path}: no outcomes in it ({error}): not written by tpas evaluate --output, or by an "
             "earlier version of it; evaluate again"
         ) from error
     if not _all_are(str, query_ids) or not _all_are(int, k) or not isinstance(stages, dict):

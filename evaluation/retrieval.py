@@ -10,7 +10,12 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from tpas.evaluation.measures import (
+from ..data.image_files import PictureFiles
+from ..data.pab import RetrievalBenchmark
+from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
+from ..models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+from ..sca import SCAReport
+from .measures import (
     figures_by_label,
     first_answers,
     group_figures,
@@ -18,13 +23,8 @@ from tpas.evaluation.measures import (
     query_figures,
     query_groups,
 )
-from tpas.evaluation.pictures import PictureFiles
-from tpas.evaluation.ranking import TOKEN_MEMORY, rank_gallery
-from tpas.evaluation.settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
-from tpas.pab import RetrievalBenchmark
-from tpas.retrieval_models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
-from tpas.retrieval_stages import check_fusion_weight, resolve_shortlist
-from tpas.sca import SCAReport
+from .ranking import TOKEN_MEMORY, rank_gallery
+from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 logger = logging.getLogger(__name__)
 

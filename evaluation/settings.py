@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from tpas.sca import Confidence, Mode, sca_rerank
+from ..sca import Confidence, Mode, sca_rerank
 
 DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 

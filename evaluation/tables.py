@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from tpas.evaluation.arguments import STAGE_NAMES
-from tpas.evaluation.measures import headline
-from tpas.evaluation.retrieval import EvaluationResult
+from .arguments import STAGE_NAMES
+from .measures import headline
+from .retrieval import EvaluationResult
 
 Intervals = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]  # by stage, group and figure
 

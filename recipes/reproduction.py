@@ -6,7 +6,7 @@ that need the same model or the same evaluation find it there:
 
     logs/                  what each command said
     fine_tuned/<run>/      what train_accelerate.py writes
-    evaluation/<run>/      results.json of evaluate_retrieval.py
+    evaluation/<run>/      results.json of tpas evaluate
     finished/<name>.json   the command that ended well
     <recipe>.json, .md     measured and the paper's
 """
@@ -15,7 +15,6 @@ import argparse
 import hashlib
 import json
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,9 +22,10 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from tpas.demo import (
+from tpas.commands.demo import (
     ACCELERATE_LAUNCH,
     REPOSITORY,
+    TPAS,
     Command,
     DemoError,
     as_flags,
@@ -34,10 +34,10 @@ from tpas.demo import (
     run_logged,
     shown_command,
 )
+from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.evaluation.result_files import write_json, write_text
 from tpas.evaluation.tables import STAGE_NAMES
-from tpas.report import CUTOFFS
-from tpas.synthetic_pab import draw_pab
+from tpas.figures.report import CUTOFFS
 
 PAPER = "arXiv:2502.03230"
 Recalls = tuple[float, float, float]  # Recall@1, @5, @10 in percent
@@ -118,7 +118,7 @@ def reproduce(row: Row, argv: Sequence[str] | None = None) -> None:
 
 
 def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namespace:
-    takes_extra = "train_accelerate.py" if row.fine_tuned else "evaluate_retrieval.py"
+    takes_extra = "train_accelerate.py" if row.fine_tuned else "tpas evaluate"
     parser = argparse.ArgumentParser(
         prog=row.recipe, description=f"{row.title}, beside the paper's figures.", allow_abbrev=False
     )
@@ -128,7 +128,9 @@ def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namesp
     )
     add_common_arguments(parser, takes_extra)
     if row.fine_tuned:
-        parser.add_argument("--config_file", type=Path, help="accelerate's, such as configs/single_gpu.yaml")
+        parser.add_argument(
+            "--config_file", type=Path, help="accelerate's, such as recipes/accelerate/single_gpu.yaml"
+        )
         parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="a run for each (default: 42)")
         parser.add_argument(
             "--weights",
@@ -341,10 +343,10 @@ def find_data(data_root: str) -> Path:
 def evaluate_once(
     place: Workplace, model: str | Path, name: str, flags: dict[str, object], extra: Sequence[str] = ()
 ) -> dict:
-    """What `evaluate_retrieval.py` writes of the test split, from `evaluation/<name>/results.json`."""
+    """What `tpas evaluate` writes of the test split, from `evaluation/<name>/results.json`."""
     results = Path("evaluation", name, "results.json")
     arguments = {"model": model, "data_root": place.data_root, "split": "test", "output": results}
-    command = [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(arguments | flags), *extra]
+    command = [*TPAS, "evaluate", *as_flags(arguments | flags), *extra]
     run_once(place, command, f"evaluate_{name}", results, model)
     return read_results(place, name)
 

@@ -10,7 +10,6 @@ picture answers one: right for PAB's test set, not for a gallery at large.
 
 import argparse
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,11 +29,11 @@ from reproduction import (
     shown_data,
     table_head,
 )
-from tpas.demo import REPOSITORY
+from tpas.commands.demo import TPAS
+from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.result_files import write_json, write_text
-from tpas.pab import load_pab, retrieval_split
-from tpas.report import CUTOFFS
-from tpas.score_files import read_score_file
+from tpas.figures.report import CUTOFFS
+from tpas.reranking.score_files import read_score_file
 
 RECIPE = "stronger_than_the_paper"
 PAIRS = 10_000  # the best row of the paper's Table 3
@@ -94,7 +93,7 @@ def fine_tune(place: Workplace, arguments: argparse.Namespace, kind: str, seed: 
         "output": Path("evaluation", f"{RECIPE}_{kind}_{seed}", "results.json"),
         "scores": Path("scores", f"{kind}_{seed}.npz"),
     }
-    command = [sys.executable, REPOSITORY / "evaluate_retrieval.py", *as_flags(evaluation)]
+    command = [*TPAS, "evaluate", *as_flags(evaluation)]
     run_once(place, command, f"evaluate_{RECIPE}_{kind}_{seed}", evaluation["output"], weights)
 
 
@@ -104,8 +103,8 @@ def combine(place: Workplace, seeds: Sequence[int]) -> None:
     models = [scores / f"hard_negatives_{seed}.fused.npz" for seed in seeds]
     fused = scores / "two_models.npz"
     fuse = [
-        sys.executable,
-        REPOSITORY / "fuse_scores.py",
+        *TPAS,
+        "fuse",
         *models,
         "--weights",
         "0.5",
@@ -120,7 +119,7 @@ def combine(place: Workplace, seeds: Sequence[int]) -> None:
         ("assignment", ["--method", "assignment", "--top_k", str(ASSIGNED_AMONG)]),
     ):
         settled = scores / f"{name}.npz"
-        command = [sys.executable, REPOSITORY / "rerank_scores.py", fused, *options, "--output", settled]
+        command = [*TPAS, "rerank", fused, *options, "--output", settled]
         run_anew(place, command, f"settle_{name}", settled)
 
 
@@ -163,7 +162,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", help="folder or Hub id of the TPAS model to start from, with its processor")
     add_common_arguments(parser, "train_accelerate.py")
-    add("--config_file", type=Path, help="accelerate's, such as configs/single_gpu.yaml")
+    add("--config_file", type=Path, help="accelerate's, such as recipes/accelerate/single_gpu.yaml")
     add("--seeds", type=int, nargs=2, default=[42, 43], help="of the two models (default: 42 43)")
     add("--pairs", type=int, default=PAIRS, help=f"to train on; 0: all (default: {PAIRS})")
     add("--fusion_weight", type=float, default=0.5, help="of the embeddings (default: 0.5)")

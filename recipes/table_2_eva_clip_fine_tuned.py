@@ -1,6 +1,7 @@
 """Table 2, EVA-CLIP fine-tuned on PAB.
 
-    python recipes/table_2_eva_clip_fine_tuned.py --data_root PAB --config_file configs/multi_gpu.yaml
+    python recipes/table_2_eva_clip_fine_tuned.py --data_root PAB \\
+        --config_file recipes/accelerate/multi_gpu.yaml
 
 EVA02-B-16, 149.69 M parameters, 224 pixels, through open_clip: pip install -e '.[baselines]'.
 The paper gives no numbers of this fine-tuning; here those of X-VLM's, with the contrastive loss alone.

@@ -1,6 +1,7 @@
 """Table 3, X-VLM fine-tuned on 40,000 training pairs.
 
-python recipes/table_3_40k_pairs.py --model xvlm --data_root PAB --config_file configs/multi_gpu.yaml
+python recipes/table_3_40k_pairs.py --model xvlm --data_root PAB \\
+        --config_file recipes/accelerate/multi_gpu.yaml
 """
 
 from reproduction import Row, reproduce

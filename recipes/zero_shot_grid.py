@@ -13,7 +13,6 @@ import argparse
 import hashlib
 import itertools
 import re
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -36,7 +35,7 @@ from reproduction import (
     shown_recalls,
     table_head,
 )
-from tpas.demo import REPOSITORY, DemoError, as_flags
+from tpas.commands.demo import TPAS, DemoError, as_flags
 from tpas.evaluation.result_files import write_json, write_text
 
 RECIPE = "zero_shot_grid"
@@ -82,11 +81,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add("--max_text_lengths", type=int, nargs="+", default=[30, 70], help="tokens (default: 30 70)")
     add("--shortlists", type=int, nargs="+", default=[None], help="pictures re-ranked (default: 128, or all)")
-    files = parser.add_argument_group("to convert files (see convert_checkpoint.py)")
+    files = parser.add_argument_group("to convert files (see tpas convert)")
     files.add_argument("--tokenizer", help="folder or Hub id (default: bert-base-uncased)")
     files.add_argument("--vision_config", type=Path, help="upstream's configuration of Swin, JSON")
     files.add_argument("--text_config", type=Path, help="upstream's configuration of BERT, JSON")
-    add_common_arguments(parser, "evaluate_retrieval.py")
+    add_common_arguments(parser, "tpas evaluate")
     arguments = parser.parse_args(argv)
     if not arguments.models and not arguments.miniature:
         parser.error("give --models (and --data_root), or --miniature")
@@ -112,7 +111,7 @@ def converted(model: str | Path, place: Workplace, arguments: argparse.Namespace
     }
     if arguments.tokenizer is not None:
         flags["tokenizer"] = local_or_hub(arguments.tokenizer)
-    command = [sys.executable, REPOSITORY / "convert_checkpoint.py", model, folder, *as_flags(flags)]
+    command = [*TPAS, "convert", model, folder, *as_flags(flags)]
     run_once(place, command, f"convert_{name}", folder, model)
     return folder
 

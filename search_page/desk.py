@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tpas.explanation import Explanation, explain_tokens
-from tpas.fast_encoding import fastest_encoder
-from tpas.fast_matching import FastMatcher
-from tpas.gallery.building import encode_pixels
-from tpas.gallery.image_tokens import ImageTokens, RecomputedImageTokens
-from tpas.gallery.pictures import load_inside
-from tpas.gallery.shards import jpeg_thumbnail
-from tpas.processing_tpas import clean_caption, load_image
-from tpas.retrieval_stages import DEFAULT_SHORTLIST, encode_texts, reorder, replace_head
-from tpas.sca import SCAReport, sca_rerank
-from tpas.search import Gallery
-from tpas.search_page.labels import BEHAVIOURS, PictureLabel, labels_of
-from tpas.search_page.picture_pool import PicturePool, PoolPicture, PrivatePicture
+from ..data.image_sources import load_inside
+from ..engine.fast_encoding import fastest_encoder
+from ..engine.fast_matching import FastMatcher
+from ..engine.retrieval_stages import DEFAULT_SHORTLIST, encode_texts, reorder, replace_head
+from ..processing_tpas import clean_caption, load_image
+from ..sca import SCAReport, sca_rerank
+from ..search.building import encode_pixels
+from ..search.explanation import Explanation, explain_tokens
+from ..search.gallery import Gallery
+from ..search.image_tokens import ImageTokens, RecomputedImageTokens
+from ..search.shards import jpeg_thumbnail
+from .labels import BEHAVIOURS, PictureLabel, labels_of
+from .picture_pool import PicturePool, PoolPicture, PrivatePicture
 
 logger = logging.getLogger(__name__)
 

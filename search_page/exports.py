@@ -7,11 +7,11 @@ from pathlib import PurePosixPath
 
 from PIL import Image
 
-from tpas.challenge import ANSWERS, answer_lines
-from tpas.plotting.results import ResultRow, plot_result_rows
-from tpas.plotting.saving import DOTS_PER_INCH
-from tpas.plotting.sheet import RankedPicture as DrawnPicture
-from tpas.search_page.desk import Answer, RankedPicture, SearchDesk
+from ..data.challenge import ANSWERS, answer_lines
+from ..figures.results import ResultRow, plot_result_rows
+from ..figures.saving import DOTS_PER_INCH
+from ..figures.sheet import RankedPicture as DrawnPicture
+from .desk import Answer, RankedPicture, SearchDesk
 
 SHEET_PICTURES = 6  # of each sentence
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")

@@ -15,9 +15,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.middleware import Middleware
 
-from tpas.search_page.desk import RequestError, SearchDesk, Session
-from tpas.search_page.guard import PageGuard
-from tpas.search_page.rendering import Renderer, page_script, page_style
+from .desk import RequestError, SearchDesk, Session
+from .guard import PageGuard
+from .rendering import Renderer, page_script, page_style
 
 logger = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tpas.gallery.exact_index import ExactIndex
-from tpas.gallery.image_tokens import ImageTokens
-from tpas.gallery.shards import id_hash
-from tpas.search_page.labels import PictureLabel
+from ..search.exact_index import ExactIndex
+from ..search.image_tokens import ImageTokens
+from ..search.shards import id_hash
+from .labels import PictureLabel
 
 
 @dataclass(frozen=True, eq=False)  # two of one content are still two

@@ -9,9 +9,9 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
-from tpas.explanation import Explanation, heat_layer
-from tpas.search_page.desk import RankedPicture, SearchDesk, Session
-from tpas.search_page.exports import answer_file, csv_table, picture_sheet
+from ..search.explanation import Explanation, heat_layer
+from .desk import RankedPicture, SearchDesk, Session
+from .exports import answer_file, csv_table, picture_sheet
 
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it

@@ -1,7 +1,6 @@
 """What every test shares: no network, a cache of its own, one thread, fixed seeds, one tiny architecture."""
 
 import contextlib
-import importlib
 import os
 import random
 import shutil
@@ -37,11 +36,13 @@ from PIL import Image
 from tiny_inputs import noise_picture, tiny_processor
 from transformers import BertTokenizer
 
+from tpas import train_accelerate
+from tpas.__main__ import main as tpas_command
+from tpas.commands.demo import ACCELERATE_LAUNCH, TPAS, DemoError
 from tpas.configuration_tpas import TPASConfig
-from tpas.demo import ACCELERATE_LAUNCH, DemoError
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary, draw_pab
 
 # The beginning of a program that must do without this package, as where it is not installed.
 BLOCK_TPAS = """
@@ -156,14 +157,15 @@ def run_here():
         words = [str(word) for word in command]
         if command[:3] == ACCELERATE_LAUNCH:
             launched = launch_command_parser().parse_args(words[3:])
-            script, arguments = launched.training_script, launched.training_script_args
+            assert os.path.isfile(launched.training_script)
+            main, arguments = train_accelerate.main, launched.training_script_args
         else:
-            script, arguments = words[1], words[2:]
-        assert os.path.isfile(script)
+            assert command[:3] == TPAS
+            main, arguments = tpas_command, words[3:]
         (folder / "logs").mkdir(exist_ok=True)
         try:
             with contextlib.chdir(folder):
-                importlib.import_module(f"tpas.{Path(script).stem}").main(arguments)
+                main(arguments)
         except (SystemExit, ValueError) as error:
             raise DemoError(str(error)) from error
         if meanwhile:

@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 from transformers.models.swin.modeling_swin import SwinDropPath, SwinLayer
 
-from tpas.checkpoint_conversion import build_config, convert_state_dict, upstream_name
+from tpas.commands.hub_upload import CODE
 from tpas.configuration_tpas import TPASConfig
-from tpas.hub_upload import CODE
 from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel
+from tpas.models.checkpoint_conversion import build_config, convert_state_dict, upstream_name
 from tpas.objectives import contrastive_loss, matching_labels, matching_loss
 from tpas.processing_tpas import TPASProcessor
 from tpas.relative_position import interpolate_table

@@ -57,10 +57,10 @@ def run_python(code: str, folder: Path) -> str:
     ("module", "unwanted"),
     [
         ("sca", {"transformers", "accelerate", "datasets", "evaluate"}),
-        ("fusion", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("rerankers.one_to_one", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("rerankers.querybank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("rerank_scores", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("reranking.fusion", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("reranking.one_to_one", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("reranking.querybank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("commands.rerank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("training.image_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("training.caption_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
     ],
@@ -101,11 +101,13 @@ def test_no_file_names_a_private_path():
         assert not found, f"{path.relative_to(ROOT)} contains {text[found.start() : found.start() + 60]!r}"
 
 
-def test_readme_lists_every_root_file():
+def test_readme_names_every_root_file_and_folder():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"(?<!/)\b(\w+)\.py\b", readme))
-    existing = {path.stem for path in ROOT.glob("*.py") if path.stem != "__init__"}
+    named = set(re.findall(r"`(\w+)\.py\b", readme))
+    existing = {path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("__")}
     assert named == existing
+    table = readme.partition("## Where things are")[2]
+    assert {path.parent.name for path in ROOT.glob("*/__init__.py")} <= set(re.findall(r"`([\w/]+)/`", table))
 
 
 def test_readme_examples_run_as_they_stand(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tpas.hub_upload import prepare
+from tpas.commands.hub_upload import prepare
 from tpas.modeling_tpas import TPASModel
 from tpas.pipeline_tpas import ImageTextMatchingPipeline
 from tpas.processing_tpas import TPASProcessor

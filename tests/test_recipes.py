@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import save_tiny
 from transformers import BertTokenizer, HfArgumentParser
 
-from tpas.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
+from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
+from tpas.data.drawn.synthetic_pab import MANIFEST
 from tpas.evaluation.tables import STAGE_NAMES
-from tpas.synthetic_pab import MANIFEST
 from tpas.training.arguments import FineTuningArguments
 
 RECIPES = REPOSITORY / "recipes"

@@ -24,7 +24,7 @@ from transformers import (
     SiglipModel,
 )
 
-from tpas.synthetic_pab import DEMO_WORLD, captions_vocabulary
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -21,7 +21,7 @@ class FineTuningArguments:
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
     model_name_or_path: str | None = flag(
         None,
-        "model to start from, with its processor (convert_checkpoint.py makes one of X-VLM's .th file), or "
+        "model to start from, with its processor (tpas convert makes one of X-VLM's .th file), or "
         "another retrieval model: a CLIP, SigLIP or BLIP, open_clip:ARCHITECTURE/PRETRAINED, ...",
     )
     config_name: str | None = flag(
@@ -175,11 +175,13 @@ class FineTuningArguments:
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
     def __post_init__(self):
-        from tpas.retrieval_stages import check_fusion_weight  # not at the top: help must not wait for torch
+        from ..engine.retrieval_stages import (
+            check_fusion_weight,  # not at the top: help must not wait for torch
+        )
 
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
-                "give either --model_name_or_path, the model to start from (convert_checkpoint.py makes one "
+                "give either --model_name_or_path, the model to start from (tpas convert makes one "
                 "of X-VLM's .th file), or --config_name, to start from random weights"
             )
         if self.batch_size < 2:

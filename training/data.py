@@ -14,11 +14,11 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from tpas.evaluation.pictures import open_picture
-from tpas.pab import RetrievalBenchmark, retrieval_split
-from tpas.retrieval_models.interface import RetrievalProcessor
-from tpas.training.caption_augmentation import swap_left_right
-from tpas.training.image_augmentation import Augmentation
+from ..data.image_files import open_picture
+from ..data.pab import RetrievalBenchmark, retrieval_split
+from ..models.interface import RetrievalProcessor
+from .caption_augmentation import swap_left_right
+from .image_augmentation import Augmentation
 
 logger = logging.getLogger(__name__)
 

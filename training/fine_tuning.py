@@ -26,36 +26,36 @@ from tqdm.auto import tqdm
 from transformers import get_linear_schedule_with_warmup
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from tpas.configuration_tpas import TPASConfig
-from tpas.evaluation.result_files import write_json
-from tpas.evaluation.retrieval import evaluate
-from tpas.evaluation.tables import format_table
-from tpas.lora import add_lora, check_architecture, is_adapter, load_model
-from tpas.modeling_tpas import TEMPERATURE_RANGE, TPASModel
-from tpas.pab import load_pab, source_videos
-from tpas.processing_tpas import TPASProcessor
-from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor, can_match
-from tpas.retrieval_models.loading import is_tpas, load_retrieval_model
-from tpas.retrieval_stages import encode_texts, resolve_shortlist
-from tpas.training.arguments import FineTuningArguments
-from tpas.training.averaging import WeightAverages
-from tpas.training.caption_augmentation import eda_view
-from tpas.training.checkpointing import Progress, save_checkpoint
-from tpas.training.data import (
+from ..configuration_tpas import TPASConfig
+from ..data.pab import load_pab, source_videos
+from ..engine.retrieval_stages import encode_texts, resolve_shortlist
+from ..evaluation.result_files import write_json
+from ..evaluation.retrieval import evaluate
+from ..evaluation.tables import format_table
+from ..modeling_tpas import TEMPERATURE_RANGE, TPASModel
+from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
+from ..models.loading import is_tpas, load_retrieval_model
+from ..models.lora import add_lora, check_architecture, is_adapter, load_model
+from ..processing_tpas import TPASProcessor
+from .arguments import FineTuningArguments
+from .averaging import WeightAverages
+from .caption_augmentation import eda_view
+from .checkpointing import Progress, save_checkpoint
+from .data import (
     PairCollator,
     SourceGroupedSampler,
     TrainingPairs,
     stable_number,
     validation_benchmark,
 )
-from tpas.training.gradient_cache import average_gradients, backward_in_chunks
-from tpas.training.image_augmentation import Augmentation
-from tpas.training.log import Clock, LossMeans, TrainingLog, peak_memory
-from tpas.training.masked_language_modelling import MaskedLanguageModelling
-from tpas.training.objective import FineTuningObjective
-from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
-from tpas.training.run_folder import SUBSET_FILE, earlier_run, find_progress, recover_models, save_model
-from tpas.training.subsets import diverse_subset
+from .gradient_cache import average_gradients, backward_in_chunks
+from .image_augmentation import Augmentation
+from .log import Clock, LossMeans, TrainingLog, peak_memory
+from .masked_language_modelling import MaskedLanguageModelling
+from .objective import FineTuningObjective
+from .optimizer import LearningRates, build_optimizer, describe_groups
+from .run_folder import SUBSET_FILE, earlier_run, find_progress, recover_models, save_model
+from .subsets import diverse_subset
 
 logger = logging.getLogger(__name__)
 
@@ -287,11 +287,14 @@ def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
     """Raises ValueError for what needs whole weights where FSDP has cut them, and for models of others."""
     name = arguments.model_name_or_path
     if name is not None and not is_tpas(name, arguments.revision):
-        raise ValueError(f"FSDP is for TPAS models, and {name} is none: use configs/multi_gpu.yaml")
+        raise ValueError(
+            f"FSDP is for TPAS models, and {name} is none: use recipes/accelerate/multi_gpu.yaml"
+        )
     for name in ("cached_chunk_size", "ema_decay", "average_last_epochs", "masked_language_modelling_weight"):
         if getattr(arguments, name):
             raise ValueError(
-                f"--{name} does not work with FSDP, which cuts the weights: use configs/multi_gpu.yaml"
+                f"--{name} does not work with FSDP, which cuts the weights: use "
+                "recipes/accelerate/multi_gpu.yaml"
             )
 
 

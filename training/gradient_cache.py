@@ -13,9 +13,9 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from tpas.retrieval_models.pair_processor import IMAGE_INPUTS
-from tpas.training.masked_language_modelling import NO_TARGET
-from tpas.training.objective import FineTuningObjective, several_processes
+from ..models.pair_processor import IMAGE_INPUTS
+from .masked_language_modelling import NO_TARGET
+from .objective import FineTuningObjective, several_processes
 
 
 class ReplayedEncoding:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tpas.modeling_tpas import TPASModel
+from ..modeling_tpas import TPASModel
 
 NO_TARGET = -100  # what torch.nn.functional.cross_entropy skips
 

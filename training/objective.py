@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from peft import PeftModel
 from torch import Tensor, nn
 
-from tpas.modeling_tpas import TPASModel
-from tpas.objectives import (
+from ..modeling_tpas import TPASModel
+from ..models.interface import RetrievalModel, can_match
+from ..objectives import (
     IGNORED_LABEL,
     contrastive_loss,
     gather_with_gradient,
     matching_labels,
     sample_hard_negatives,
 )
-from tpas.retrieval_models.interface import RetrievalModel, can_match
-from tpas.training.masked_language_modelling import MaskedLanguageModelling
+from .masked_language_modelling import MaskedLanguageModelling
 
 
 @dataclass(frozen=True)

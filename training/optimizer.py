@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
-from tpas.configuration_tpas import TPASConfig
+from ..configuration_tpas import TPASConfig
 
 
 @dataclass(frozen=True)

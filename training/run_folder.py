@@ -8,8 +8,8 @@ from typing import Any
 
 from peft import PeftModel
 
-from tpas.retrieval_models.interface import RetrievalModel, RetrievalProcessor
-from tpas.training.checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress
+from ..models.interface import RetrievalModel, RetrievalProcessor
+from .checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
 SUBSET_FILE = "subset.json"

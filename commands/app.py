@@ -1,0 +1,98 @@
+"""Opens a web page to search a gallery with sentences, and to see why each picture was found.
+
+    tpas app --gallery gallery --model demo_start
+
+As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
+TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or
+scripts from elsewhere.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from .command_line import CommandLine
+
+if TYPE_CHECKING:
+    from ..search.gallery import Gallery
+
+logger = logging.getLogger(__name__)
+
+FIRST_PICTURES = 20  # of a gallery, looked for before the page opens
+
+app = CommandLine("tpas app", __doc__)
+
+
+@app.command()
+def serve_page(
+    gallery: Annotated[
+        Path, Option(envvar="TPAS_GALLERY", help="the directory that `tpas gallery build` made")
+    ],
+    model: Annotated[
+        str, Option(envvar="TPAS_MODEL", help="the model that built it: its folder, or its name on the Hub")
+    ],
+    annotations: Annotated[
+        Path | None,
+        Option(
+            envvar="TPAS_ANNOTATIONS", help="PAB's annotation file, or metadata.jsonl or .csv, to filter by"
+        ),
+    ] = None,
+    images_root: Annotated[
+        Path | None, Option(help="the folder where the pictures lie now, if it was moved since the build")
+    ] = None,
+    shortlist: Annotated[int, Option(help="pictures re-ranked for each sentence", min=1)] = 128,
+    host: Annotated[
+        str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
+    ] = None,
+    port: Annotated[
+        int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
+    ] = None,
+) -> None:
+    import torch
+
+    from ..models.lora import load_model
+    from ..processing_tpas import TPASProcessor
+    from ..search.gallery import Gallery
+    from ..search_page.desk import SearchDesk
+    from ..search_page.labels import read_labels
+
+    try:
+        from ..search_page.page import serve
+    except ImportError as error:
+        raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
+    labels = None if annotations is None else read_labels(annotations)
+    network = load_model(model, dtype=torch.float32).eval()
+    opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)
+    if not len(opened):
+        raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` pictures first")
+    look_for_pictures(opened)
+    serve(SearchDesk(opened, labels, shortlist=shortlist), host, port)
+
+
+def look_for_pictures(gallery: "Gallery") -> None:
+    """Says at the start, and not at the first search, that a gallery's pictures were moved away.
+
+    Raises:
+        FileNotFoundError: it can rank nothing without them.
+    """
+    stored = gallery.stored
+    records = map(stored.record, range(min(len(stored), FIRST_PICTURES)))
+    files = [Path(gallery.images_root or each["root"], each["path"]) for each in records if each["path"]]
+    if not files or any(file.exists() for file in files):
+        return
+    message = f"{files[0]} is gone, as others are: --images_root names the folder where they lie now"
+    if stored.settings.tokens is None:
+        raise FileNotFoundError(f"{message}; the gallery {gallery.path} keeps no tokens to do without")
+    if stored.settings.thumbnail_size is None:
+        logger.warning("%s; the gallery keeps no thumbnails to show instead", message)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

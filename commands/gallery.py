@@ -1,0 +1,215 @@
+"""Makes and keeps a gallery: pictures encoded once into a directory, which `tpas search` then searches.
+
+    tpas gallery build pictures --model demo_start --path gallery
+
+`accelerate launch -m tpas gallery build ...` shares the encoding out over processes and machines.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Argument, Option
+
+from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from ..modeling_tpas import TPASModel
+    from ..processing_tpas import TPASProcessor
+    from ..search.gallery import Gallery
+
+app = CommandLine("tpas gallery", __doc__)
+
+Images = Annotated[Path, Argument(help="the folder of pictures; ids are paths below it")]
+Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
+Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
+Existing = Annotated[Path, Argument(help="the gallery's directory")]
+ShardSize = Annotated[int, Option("--shard_size", help="pictures in a file")]
+BatchSize = Annotated[
+    str,
+    Option(
+        "--batch_size",
+        help="pictures encoded together; auto: a probe finds the quickest number in a pass",
+        parser=lambda text: text if text == "auto" else int(text),
+        metavar="N|auto",
+    ),
+]
+Workers = Annotated[int, Option("--workers", help="threads that read pictures")]
+
+
+@app.command()
+def build(
+    images: Images,
+    model: Model,
+    path: Directory,
+    tokens: Annotated[
+        Literal["float16", "float32", "none"],
+        Option(help="how the image tokens are kept; none: computed again for each search"),
+    ] = "float16",
+    thumbnail_size: Annotated[
+        int | None, Option(help="keep small copies, this many pixels wide or high at most")
+    ] = None,
+    shard_size: ShardSize = 512,
+    batch_size: BatchSize = "16",
+    workers: Workers = 2,
+) -> CommandResult:
+    """Encodes a folder of pictures; goes on where a killed build stopped.
+
+    tpas gallery build pictures --model demo_start --path gallery
+    """
+    from ..search.gallery import Gallery
+
+    encoders, accelerator = load_encoders(model)
+    work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
+    kept = {"tokens": None if tokens == "none" else tokens, "thumbnail_size": thumbnail_size}
+    gallery = Gallery.build(*encoders, images, path, **kept, **work, accelerator=accelerator)
+    accelerator.end_training()
+    return description(gallery)
+
+
+@app.command()
+def append(
+    images: Images,
+    model: Model,
+    path: Directory,
+    shard_size: ShardSize = 512,
+    batch_size: BatchSize = "16",
+    workers: Workers = 2,
+) -> CommandResult:
+    """Encodes the pictures whose ids a gallery lacks.
+
+    tpas gallery append more_pictures --model demo_start --path gallery
+    """
+    from ..search.gallery import Gallery
+
+    encoders, accelerator = load_encoders(model)
+    gallery = Gallery.open(path, *encoders)
+    work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
+    gallery.append(images, **work, accelerator=accelerator)
+    accelerator.end_training()
+    return description(gallery)
+
+
+@app.command()
+def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) -> CommandResult:
+    """Removes pictures and what was computed from them; the picture files stay.
+
+    tpas gallery delete gallery 0001.jpg street/0002.jpg
+    """
+    from ..search.gallery import Gallery
+
+    gallery = Gallery.open(path)
+    gallery.delete(ids)
+    return CommandResult(
+        {"path": str(path), "removed": ids, "pictures": len(gallery)},
+        f"{len(ids)} pictures removed, {len(gallery):,} left",
+    )
+
+
+@app.command()
+def index(
+    path: Existing,
+    index: Annotated[
+        str, Option(help="faiss, or a Milvus address (http://host:19530; *.db for milvus-lite)")
+    ],
+    texts: Annotated[
+        Path | None, Option(help="file of texts, one a line, that a faiss index is set by")
+    ] = None,
+    model: Annotated[str | None, Option(help="the gallery's model; only --texts needs it")] = None,
+) -> CommandResult:
+    """Builds or renews an index for large galleries.
+
+    tpas gallery index gallery --index faiss
+    """
+    from ..search.gallery import Gallery
+    from ..search.milvus_index import without_password
+
+    if texts is None:
+        done = Gallery.open(path).write_index(index)
+    elif model is None:
+        raise WrongUsage("--texts needs --model to encode them")
+    else:
+        lines = texts.read_text(encoding="utf-8").splitlines()
+        done = Gallery.open(path, *load_encoders(model)[0]).write_index(index, lines)
+    return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
+
+
+@app.command()
+def info(
+    path: Existing,
+    verify: Annotated[
+        bool, Option(help="compare every file with its checksum; exit code 3 if one differs")
+    ] = False,
+    unreadable: Annotated[bool, Option(help="list the pictures that could not be read")] = False,
+) -> CommandResult:
+    """Says what a gallery holds.
+
+    tpas gallery info gallery --verify
+    """
+    from ..search.gallery import Gallery
+    from ..search.manifest import GalleryError
+
+    gallery = Gallery.open(path)
+    result = description(gallery)
+    lines, exit_code = [result.text], DONE
+    if unreadable:
+        lines += [f"{name}: {reason}" for name, reason in gallery.unreadable.items()]
+    if verify:
+        damage = None
+        try:
+            gallery.verify()
+        except GalleryError as error:
+            damage, exit_code = str(error), FOUND_WANTING
+        result.content["damage"] = damage
+        lines.append(damage or "every file agrees with its checksum")
+    return CommandResult(result.content, "\n".join(lines), exit_code)
+
+
+def load_encoders(model: str) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
+    """A model with its processor, and the processes that share the work, on whose device it is."""
+    import torch
+    from accelerate import Accelerator
+
+    from ..models.lora import load_model
+    from ..processing_tpas import TPASProcessor
+
+    accelerator = Accelerator()
+    network = load_model(model, dtype=torch.float32).to(accelerator.device)
+    return (network, TPASProcessor.from_pretrained(model)), accelerator
+
+
+def description(gallery: "Gallery") -> CommandResult:
+    """What a gallery holds."""
+    from ..search.faiss_index import has_faiss_index
+
+    stored = gallery.stored
+    content = {
+        "path": str(gallery.path),
+        "pictures": len(gallery),
+        "shards": len(stored.shards),
+        "bytes": stored.size_on_disk,
+        "model_fingerprint": stored.settings.model_fingerprint,
+        "tokens": stored.settings.tokens,
+        "thumbnail_size": stored.settings.thumbnail_size,
+        "faiss_index": has_faiss_index(gallery.path),
+        "unreadable": gallery.unreadable,
+    }
+    lines = (
+        f"{gallery.path}: {len(gallery):,} pictures in {len(stored.shards)} shards, "
+        f"{stored.size_on_disk / 1e6:,.1f} MB",
+        f"model {stored.settings.model_fingerprint}, tokens {stored.settings.tokens or 'left out'}, "
+        f"thumbnails {stored.settings.thumbnail_size or 'none'}, "
+        f"faiss index {'there' if content['faiss_index'] else 'none'}",
+        f"{len(gallery.unreadable)} pictures could not be read",
+    )
+    return CommandResult(content, "\n".join(lines))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

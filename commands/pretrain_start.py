@@ -1,0 +1,330 @@
+"""Trains the small model that the demo starts from, as the paper starts from a pre-trained X-VLM.
+
+From scratch, on people drawn in other looks than the demo's, with X-VLM's pre-training
+objectives that need no boxes: contrastive, matching and masked language modelling. The result, its log
+and this command are in `demo_start/`:
+
+    OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \\
+        --num_machines 1 --mixed_precision bf16 --dynamo_backend no pretrain_start.py --output_dir demo_start
+
+Two processes of one thread, because on two cores they are faster than one process of two. In bf16 because a
+processor that has it (AVX512-BF16) is faster in it; one that has not needs `--mixed_precision no`.
+"""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+from transformers import BertTokenizer, get_cosine_schedule_with_warmup
+
+from ..configuration_tpas import TPASConfig
+from ..data.drawn.synthetic_pab import (
+    DEMO_WORLD,
+    PRETRAINING_WORLD,
+    captions_vocabulary,
+    draw_source,
+    telling_words,
+)
+from ..modeling_tpas import TPASModel
+from ..objectives import (
+    contrastive_loss,
+    gather_with_gradient,
+    matching_labels,
+    matching_loss,
+    sample_hard_negatives,
+)
+from ..processing_tpas import TPASProcessor
+from ..training.masked_language_modelling import MaskedLanguageModelling
+from .command_line import CommandLine, CommandResult
+
+IMAGE_SIZE = 96
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+@dataclass(frozen=True)
+class PretrainingArguments:
+    """What the shipped start was made with."""
+
+    output_dir: str = "demo_start"
+    sources: int = 30_000  # people, each drawn twice: behaving normally and abnormally
+    longest_caption: int = 36  # words
+    steps: int = 6_600
+    batch_size: int = 64  # over all processes
+    learning_rate: float = 1e-3
+    warmup_steps: int = 200
+    weight_decay: float = 0.01
+    made_up_places_from: float = 0.25  # share of the steps without them, in which the people are learnt
+    hard_negatives_from: float = 0.8  # share of the steps over which negatives get as hard as in fine-tuning
+    masked_share: float = 0.4  # of the telling words, for masked language modelling
+    unknown_share: float = 0.2  # of any words, at most, for the other objectives
+    max_grad_norm: float = 1.0
+    log_every: int = 20
+    seed: int = 42
+
+
+def start_config(vocabulary_size: int) -> TPASConfig:
+    """X-VLM's shape at a size that two CPU cores can train: two Swin stages, 2 + 2 BERT layers."""
+    return TPASConfig(
+        vision_config={
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "embed_dim": 80,
+            "depths": [2, 2],
+            "num_heads": [4, 8],
+            "window_size": 6,
+            "drop_path_rate": 0.0,
+        },
+        text_config={
+            "vocab_size": vocabulary_size,
+            "hidden_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "max_position_embeddings": 70,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        num_cross_modal_layers=2,
+        projection_dim=128,
+    )
+
+
+def start_processor() -> TPASProcessor:
+    """One token a word: every word that a caption of either world can hold.
+
+    The words that only the demo's world uses are unknown to the start: the demo has to learn them.
+    """
+    words = SPECIAL_TOKENS + captions_vocabulary(PRETRAINING_WORLD, DEMO_WORLD)
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return TPASProcessor.build(tokenizer, image_size=IMAGE_SIZE)
+
+
+class DrawnPairs:
+    """All pictures (P, H, W, 3) uint8 and tokenised captions of some sources, in memory.
+
+    Attributes:
+        families: (F, 4) rows of two people who may look alike, each normal and abnormal.
+        made_up: (F,) whether any of them is in a made-up place.
+    """
+
+    def __init__(
+        self,
+        processor: TPASProcessor,
+        sources: range,
+        seed: int,
+        longest_caption: int = PretrainingArguments.longest_caption,
+        show_progress: bool = True,
+    ):
+        size = (processor.image_size, processor.image_size)
+        pictures, captions, made_up = [], [], []
+        made_up_places = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
+        for source in tqdm(sources, desc="drawing", disable=not show_progress):
+            for example in draw_source(PRETRAINING_WORLD, seed, source, longest_caption=longest_caption):
+                pictures.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
+                captions.append(example.caption)
+                made_up.append(example.scene in made_up_places)
+        self.pictures = np.stack(pictures)
+        self.families = np.arange(len(pictures)).reshape(-1, 4)
+        self.made_up = np.array(made_up)[self.families].any(axis=1)
+        encoded = processor(text=captions)
+        self.input_ids, self.attention_mask = encoded.input_ids, encoded.attention_mask
+        self.mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)
+        self.deviation = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def batch(self, rows: np.ndarray):
+        """`pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, L) of the rows, cut to L."""
+        pixels = torch.from_numpy(self.pictures[rows]).permute(0, 3, 1, 2).float() / 255
+        mask = self.attention_mask[rows]
+        length = int(mask.sum(dim=1).max())
+        return (pixels - self.mean) / self.deviation, self.input_ids[rows, :length], mask[:, :length]
+
+
+def batches_of_families(families: np.ndarray, batch_size: int, generator: np.random.Generator):
+    """Endless batches of whole families (4 rows), so that look-alikes are each other's hard negatives."""
+    per_batch = batch_size // 4
+    while True:
+        order = generator.permutation(len(families))
+        for start in range(0, len(order) - per_batch + 1, per_batch):
+            yield families[order[start : start + per_batch]].reshape(-1)
+
+
+class PretrainingObjective(nn.Module):
+    """X-VLM's losses of a batch of pairs, but for the one that needs boxes.
+
+    For contrastive and matching loss up to `unknown_share` of a caption's words, in every other caption none,
+    read [MASK], as do the words that fine-tuning will bring: the start must be used to sentences with gaps.
+    """
+
+    def __init__(
+        self, model: TPASModel, masked_language_modelling: MaskedLanguageModelling, unknown_share: float
+    ):
+        super().__init__()
+        self.model = model
+        self.masked_language_modelling = masked_language_modelling
+        self.unknown_share = unknown_share
+
+    def with_gaps(self, input_ids):
+        """The ids (B, L) with [MASK] for some words."""
+        shares = self.unknown_share * (2 * torch.rand(len(input_ids), 1) - 1).clamp(min=0)
+        unknown = (input_ids >= len(SPECIAL_TOKENS)) & (torch.rand(input_ids.shape) < shares)
+        return input_ids.masked_fill(unknown, self.masked_language_modelling.mask_token_id)
+
+    def forward(self, pixel_values, input_ids, attention_mask, hardness: float) -> dict[str, torch.Tensor]:
+        """The losses by name, of `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask` (B, L).
+
+        `hardness` scales the similarities by which negatives are drawn, from 0 (any other pair) to 1 (as
+        in fine-tuning): untrained, the cross-modal encoder learns nothing from look-alikes.
+        """
+        model = self.model
+        image = model.get_image_features(pixel_values)
+        text = model.get_text_features(self.with_gaps(input_ids), attention_mask)
+        with torch.autocast(pixel_values.device.type, enabled=False):  # a sharp temperature needs all digits
+            image_embeds, text_embeds = image.pooler_output.float(), text.pooler_output.float()
+            temperature = model.temperature()
+            similarity = image_embeds @ text_embeds.t() / temperature  # (B, B)
+            contrastive = contrastive_loss(
+                gather_with_gradient(image_embeds), gather_with_gradient(text_embeds), temperature
+            )
+        negatives = sample_hard_negatives(hardness * similarity)
+        match_logits = model.match_with_negatives(
+            image.last_hidden_state, text.last_hidden_state, attention_mask, *negatives
+        )
+        return {
+            "contrastive_loss": contrastive,
+            "matching_loss": matching_loss(match_logits.float(), matching_labels(*negatives)),
+            "masked_language_modelling_loss": self.masked_language_modelling(
+                model,
+                image.last_hidden_state,
+                *self.masked_language_modelling.mask(input_ids),
+                attention_mask,
+            ),
+        }
+
+
+def make_ready_for_fine_tuning(model: TPASModel, processor: TPASProcessor) -> None:
+    """Words that were never seen start as [MASK], a word unknown; the temperature starts anew.
+
+    As outputs of masked language modelling the unseen words were pushed away from everything, so as inputs
+    they would mislead. And by now the temperature is so sharp that what is new would overrule what is known.
+    """
+    vocabulary = processor.tokenizer.get_vocab()
+    seen = {*SPECIAL_TOKENS, *captions_vocabulary(PRETRAINING_WORLD)}
+    unseen = [index for word, index in vocabulary.items() if word not in seen]
+    with torch.no_grad():
+        embeddings = model.text_model.embeddings.word_embeddings.weight
+        embeddings[unseen] = embeddings[processor.tokenizer.mask_token_id].clone()
+        model.temperature.value.fill_(model.config.init_temperature)
+
+
+def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, directory: Path) -> None:
+    """Trains from scratch and writes the model, the processor and the log into `directory`."""
+    set_seed(arguments.seed)  # the same first weights in every process
+    started = time.monotonic()
+    processor = start_processor()
+    model = TPASModel(start_config(len(processor.tokenizer))).train()
+    model.set_attn_implementation("eager")  # the backward pass of sdpa is slow in bf16 on processors
+    masked_language_modelling = MaskedLanguageModelling(
+        model.config.text_config.hidden_size,
+        processor.tokenizer.mask_token_id,
+        processor.tokenizer.convert_tokens_to_ids(telling_words(PRETRAINING_WORLD)),
+        arguments.masked_share,
+    )
+    objective = PretrainingObjective(model, masked_language_modelling, arguments.unknown_share)
+    optimizer = torch.optim.AdamW(
+        objective.parameters(),
+        lr=arguments.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=arguments.weight_decay,
+    )
+    scheduler = get_cosine_schedule_with_warmup(optimizer, arguments.warmup_steps, arguments.steps)
+    objective, optimizer = accelerator.prepare(objective, optimizer)
+
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    set_seed(arguments.seed + rank)  # other masks and negatives in each
+    share = arguments.sources // processes
+    pairs = DrawnPairs(
+        processor,
+        range(rank * share, (rank + 1) * share),
+        arguments.seed,
+        arguments.longest_caption,
+        accelerator.is_main_process,
+    )
+    # In front of anything a person is hard to make out: who has not seen people yet learns nothing there.
+    known_places, all_places = (
+        batches_of_families(
+            families, arguments.batch_size // processes, np.random.default_rng(arguments.seed + rank)
+        )
+        for families in (pairs.families[~pairs.made_up], pairs.families)
+    )
+    steps = tqdm(range(1, arguments.steps + 1), desc="pre-training", disable=not accelerator.is_main_process)
+    for step in steps:
+        # Squared, because the temperature that the similarities are divided by falls meanwhile.
+        hardness = min(1.0, step / (arguments.hard_negatives_from * arguments.steps)) ** 2
+        batches = known_places if step <= arguments.made_up_places_from * arguments.steps else all_places
+        losses = objective(*pairs.batch(next(batches)), hardness=hardness)
+        optimizer.zero_grad()
+        accelerator.backward(sum(losses.values()))
+        accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        if step % arguments.log_every == 0 or step == arguments.steps:
+            means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), "mean")
+            entry = {"step": step, **dict(zip(losses, means.tolist(), strict=True))}
+            entry |= {"learning_rate": scheduler.get_last_lr()[0], "temperature": model.temperature().item()}
+            entry |= {"hardness": hardness, "seconds": time.monotonic() - started}
+            if accelerator.is_main_process:
+                with open(directory / "training_log.jsonl", "a") as log:
+                    log.write(json.dumps({name: round(value, 6) for name, value in entry.items()}) + "\n")
+
+    if accelerator.is_main_process:
+        make_ready_for_fine_tuning(model, processor)
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+        for code in directory.glob("*.py"):
+            code.unlink()  # for the Hub; in the repository that holds the code it would be a second copy
+        record = asdict(arguments) | {"processes": processes, "threads_each": torch.get_num_threads()}
+        record["mixed_precision"] = accelerator.mixed_precision
+        (directory / "pretraining_arguments.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+app = CommandLine("pretrain_start.py", __doc__)
+
+
+@app.command()
+def pretrain_start(arguments: PretrainingArguments) -> CommandResult:
+    accelerator = Accelerator()
+    output = Path(arguments.output_dir)
+    if output.exists():
+        raise FileExistsError(f"{output} exists: remove it or choose another --output_dir")
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
+    beside = output.with_name(output.name + ".unfinished")
+    if accelerator.is_main_process:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+    pretrain(arguments, accelerator, beside)
+    if accelerator.is_main_process:
+        os.replace(beside, output)
+    accelerator.end_training()
+    return CommandResult({"output_dir": str(output)}, f"{output}: made in {arguments.steps:,} steps")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

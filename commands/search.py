@@ -1,0 +1,154 @@
+"""Finds the pictures of a folder, or of a gallery, that answer a text.
+
+    tpas search pictures "a woman in a red coat is lying on the pavement" --model demo_start
+    tpas search pictures "a man falls" "a child runs" --model demo_start --sheet results.html --open
+
+A folder's pictures are encoded once, into PICTURES.gallery beside it; a later search encodes only what is new
+or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
+"""
+
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Argument, Option
+
+from ..sca import Confidence
+from .command_line import CommandLine, CommandResult, IfBare, WrongUsage
+
+if TYPE_CHECKING:
+    from ..search.gallery import SearchHit
+
+app = CommandLine("tpas search", __doc__)
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, Argument(help="pictures, or a gallery that `tpas gallery build` made")],
+    texts: Annotated[
+        list[str] | None,
+        Argument(help="what to look for; - reads the standard input, a text a line"),
+    ] = None,
+    texts_file: Annotated[Path | None, Option(help="more texts, a text a line")] = None,
+    model: Annotated[
+        str | None,
+        Option(
+            envvar="TPAS_MODEL",
+            show_envvar=True,
+            help="its folder, or its name on the Hub; of a gallery, the one that built it",
+        ),
+    ] = None,
+    top_k: Annotated[int, Option(help="pictures shown for each text", min=1)] = 10,
+    shortlist: Annotated[int, Option(help="pictures re-ranked for each text", min=1)] = 128,
+    no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
+    sca: Annotated[
+        Confidence | None,
+        Option(help="settle collisions between the texts, by this confidence (bare: score)"),
+        IfBare("score"),
+    ] = None,
+    bf16: Annotated[bool, Option(help="re-rank in bfloat16: faster, and close ones change places")] = False,
+    cascade: Annotated[
+        bool,
+        Option(help="re-rank in bfloat16 first, then in float32 what may still be among --top_k"),
+    ] = False,
+    index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
+    images_root: Annotated[
+        Path | None, Option(help="the folder where a gallery's pictures lie now, if it was moved")
+    ] = None,
+    sheet: Annotated[
+        Path | None, Option(help="write the pictures found as a page (.html) or a figure (.png, .pdf, ...)")
+    ] = None,
+    open_sheet: Annotated[bool, Option("--open", help="open the sheet in the browser")] = False,
+) -> CommandResult:
+    if model is None:
+        raise WrongUsage(
+            "give --model or set TPAS_MODEL: demo_start for drawn people, a converted X-VLM for photographs"
+        )
+    if open_sheet and sheet is None:
+        raise WrongUsage("--open needs --sheet, the file to write")
+    texts = all_texts(texts or [], texts_file)
+
+    import torch
+
+    from ..figures.contact_sheet import check_sheet, write_contact_sheet
+    from ..models.lora import load_model
+    from ..processing_tpas import TPASProcessor
+    from ..search.folder_gallery import open_folder
+    from ..search.gallery import Gallery, check_cascade
+    from ..search.indexes import check_index
+    from ..search.manifest import LOCK, MANIFEST, SHARDS
+
+    # What can be refused is, before pictures are encoded for hours.
+    if sheet is not None:
+        check_sheet(sheet)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is neither a folder of pictures nor a gallery")
+    # One whose first build was killed has no manifest yet: to be named so, not searched for pictures.
+    is_gallery = (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
+    if images_root is not None and not is_gallery:
+        raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of pictures")
+    check_index(index)
+    matching_dtype = "bfloat16" if bf16 else "float32"
+    if cascade:
+        check_cascade(not no_rerank, sca, matching_dtype)
+    network = load_model(model, dtype=torch.float32).eval()
+    processor = TPASProcessor.from_pretrained(model)
+    opened_as = {"index": index, "matching_dtype": matching_dtype}
+    if is_gallery:
+        gallery = Gallery.open(folder, network, processor, images_root=images_root, **opened_as)
+    else:
+        gallery = open_folder(folder, network, processor, **opened_as)
+    answers = gallery.search(
+        texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
+    )
+    pairs = list(zip(texts, answers, strict=True))
+    if sheet is not None:
+        write_contact_sheet(sheet, pairs)
+        if open_sheet:
+            webbrowser.open(sheet.resolve().as_uri())
+    return CommandResult(
+        [{"text": text, "hits": [hit_fields(hit) for hit in hits]} for text, hits in pairs],
+        "\n\n".join(f"{text}\n{table(hits)}" for text, hits in pairs),
+    )
+
+
+def all_texts(given: Sequence[str], file: Path | None) -> list[str]:
+    """The texts of the command line, in place of a - those of the standard input, and those of the file."""
+    texts = []
+    for text in given:
+        texts += sys.stdin.read().splitlines() if text == "-" else [text]
+    if file is not None:
+        texts += file.read_text(encoding="utf-8").splitlines()
+    texts = [text.strip() for text in texts if text.strip()]
+    if not texts:
+        raise WrongUsage("there is no text to look for")
+    return texts
+
+
+def hit_fields(hit: "SearchHit") -> dict[str, object]:
+    names = ("id", "rank", "score", "cosine", "match_logit", "match_probability", "embedding_rank")
+    return {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
+
+
+def table(hits: Sequence["SearchHit"]) -> str:
+    lines = [f"{'rank':>4} {'match':>8} {'cosine':>7} {'by cosine':>9}  picture"]
+    for hit in hits:
+        match = "" if hit.match_logit is None else f"{hit.match_logit:.3f}"
+        picture = printable(str(hit.path or hit.id))
+        lines.append(f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {picture}")
+    return "\n".join(lines)
+
+
+def printable(name: str) -> str:
+    """The name on one line, and with nothing in it that a terminal would obey."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Writes or checks the answer file of a text-based person anomaly search challenge.
+
+    tpas submit name-masked_test-set --model MODEL --output answer.txt
+    tpas submit name-masked_test-set --from_scores settled.npz --output answer.txt
+    tpas submit name-masked_test-set --validate answer.txt
+
+For the WWW 2025 workshop and AI City Challenge 2026, Track 4; `challenge.py` says what is known of their
+files. The flags are those of `tpas evaluate`; SCA uses all queries together, as it does there.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from typer import Argument, Option
+
+from ..evaluation.arguments import STAGE_NAMES, RankingArguments
+from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage, check_place
+
+if TYPE_CHECKING:
+    from ..data.challenge import Challenge
+
+SHOWN_MISTAKES = 20
+
+app = CommandLine("tpas submit", __doc__)
+
+
+@app.command()
+def submit(
+    test_set: Annotated[
+        Path, Argument(metavar="TEST_SET", help="the folder with the query file and gallery/")
+    ],
+    ranking: RankingArguments,
+    model: Annotated[
+        str | None, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
+    ] = None,
+    output: Annotated[Path | None, Option(help="the answer file to write")] = None,
+    validate: Annotated[
+        Path | None, Option(help="check this answer file, and write none; exit code 3 if it has mistakes")
+    ] = None,
+    from_scores: Annotated[
+        Path | None,
+        Option(help="in place of --model: a score file, such as `tpas rerank` and `tpas fuse` write"),
+    ] = None,
+    stage: Annotated[Literal[*STAGE_NAMES], Option(help="whose ranking is written")] = "sca",
+    scores: Annotated[
+        Path | None, Option(help="write the shortlists' scores, as `tpas evaluate` does")
+    ] = None,
+) -> CommandResult:
+    from ..data.challenge import read_challenge
+
+    if validate is None and not (output and (model or from_scores)):
+        raise WrongUsage(
+            "give --output and --model or --from_scores to write answers, or --validate to check some"
+        )
+    if validate is not None and (model or output or from_scores):
+        raise WrongUsage(
+            "--validate checks a file made elsewhere: leave out --model, --from_scores and --output"
+        )
+    if from_scores and (model or scores):
+        raise WrongUsage("--from_scores ranks as the file says: leave out --model and --scores")
+    if stage == "fused" and not ranking.fusion_weight:
+        raise WrongUsage("--stage fused needs a --fusion_weight above 0")
+    challenge = read_challenge(test_set)
+    if validate is not None:
+        return check(validate, challenge)
+    if from_scores:
+        return write_from_scores(from_scores, challenge, output)
+    return write(test_set, challenge, ranking, model, output, stage, scores)
+
+
+def check(path: Path, challenge: "Challenge") -> CommandResult:
+    """What is wrong with an answer file, line by line."""
+    from ..data.challenge import find_mistakes, read_text
+
+    mistakes = find_mistakes(read_text(path), challenge)
+    content = {"path": str(path), "answers": len(challenge.query_ids), "mistakes": mistakes}
+    if not mistakes:
+        return CommandResult(content, f"{path}: {len(challenge.query_ids)} lines as they should be", DONE)
+    more = len(mistakes) - SHOWN_MISTAKES
+    shown = [f"{path}: {mistake}" for mistake in mistakes[:SHOWN_MISTAKES]]
+    lines = shown + ([f"... and {more} more mistakes"] if more > 0 else [])
+    return CommandResult(content, "\n".join(lines), FOUND_WANTING)
+
+
+def write(
+    test_set: Path,
+    challenge: "Challenge",
+    ranking: RankingArguments,
+    model: str,
+    output: Path,
+    stage: str,
+    scores: Path | None,
+) -> CommandResult:
+    """Ranks the gallery and writes the answers. Every process must call it; the main one writes."""
+    from accelerate import Accelerator
+
+    from ..data.challenge import ANSWERS, write_answers
+    from ..data.image_files import PictureFiles
+    from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
+    from ..evaluation.ranking import rank_gallery
+    from ..evaluation.result_files import write_scores
+    from ..models.interface import can_match
+    from ..reranking.score_files import check_suffix
+
+    accelerator = Accelerator()
+    names = sorted(challenge.pictures)
+    shortlist = resolve_shortlist(ranking.shortlist, len(names))
+    if shortlist < ANSWERS:
+        raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
+    if ranking.matcher and ranking.matcher_shortlist < ANSWERS:
+        raise ValueError(
+            f"an answer names {ANSWERS} pictures, but --matcher_shortlist is {ranking.matcher_shortlist}"
+        )
+    check_fusion_weight(ranking.fusion_weight)
+    if scores:
+        check_suffix(scores)
+        check_place(scores)
+    check_place(output)
+    network, processor = ranking.load(model, accelerator.device)
+    if stage in ("matching", "fused") and not (ranking.matcher or can_match(network)):
+        raise ValueError(
+            f"--stage {stage}: {model} has embeddings alone, whose stages are embeddings and sca"
+        )
+    ranked = rank_gallery(
+        network,
+        processor,
+        challenge.captions,
+        challenge.query_ids,
+        PictureFiles(test_set, names, elsewhere=challenge.pictures),
+        names,
+        shortlist=shortlist,
+        matcher=ranking.load_matcher(accelerator.device),
+        **ranking.settings(),
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        best = ranked.indices[stage][:, :ANSWERS].tolist()
+        write_answers(output, [[names[column] for column in row] for row in best], challenge)
+        if scores:
+            write_scores(scores, challenge.query_ids, names, ranked.indices, ranked.scores)
+    accelerator.end_training()
+    answers = len(challenge.query_ids)
+    return CommandResult(
+        {"output": str(output), "answers": answers, "pictures": len(names), "stage": stage},
+        f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
+    )
+
+
+def write_from_scores(path: Path, challenge: "Challenge", output: Path) -> CommandResult:
+    """Writes the best pictures of a score file, whose ids are the challenge's."""
+    from ..data.challenge import ANSWERS, write_answers
+    from ..reranking.score_files import align_gallery, align_queries, by_digest, read_score_file
+    from ..sca import best_columns
+
+    names = by_digest(challenge.pictures)
+    file = align_queries(read_score_file(path), str(path), tuple(challenge.query_ids), "the challenge")
+    file = align_gallery(file, str(path), names, "the challenge")
+    if file.scores.shape[1] < ANSWERS:
+        raise ValueError(f"an answer names {ANSWERS} pictures, but {path} lists {file.scores.shape[1]}")
+    best = best_columns(file.scores, ANSWERS) if file.indices is None else file.indices[:, :ANSWERS]
+    write_answers(output, [[names[column] for column in row] for row in best.tolist()], challenge)
+    answers = len(challenge.query_ids)
+    return CommandResult(
+        {"output": str(output), "answers": answers, "pictures": len(names), "from_scores": str(path)},
+        f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

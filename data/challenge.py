@@ -1,0 +1,215 @@
+"""The files of the text-based person anomaly search challenges: queries and gallery in, answers out.
+
+Two editions share one layout, `name-masked_test-set/`: the WWW 2025 workshop's and AI City Challenge 2026,
+Track 4, whose gallery has 34,795 distractors as well.
+
+- `query.json` (2025) or `query_text.json` (2026): JSON Lines, or one JSON array, of objects with
+  `query_index`, the query's id, and `caption`. Other fields are not read.
+- `query_index.txt`: the ids, one a line; an answer file follows its order. Where it is absent, the query
+  file's order counts.
+- `gallery/`: pictures under masked names, at times one folder deeper, as they were unpacked.
+
+An answer file has one line a query: the names, without suffix, of the ten best pictures, best first,
+separated by spaces. Names and ids are text: zeros in front stay.
+
+What is certain and what is not: `query_index.txt` and an example `answer.txt` are published in
+github.com/Shuyu-XJTU/WWW2025Workshop (1,978 lines each, ids of 15 letters and digits, lines ended by CR LF,
+which the readers here accept; LF is written). The tracks' pages name `answer.txt` and its top ten, and mAP as
+the measure of 2026. The fields of the query files are known from public code that reads them, not from the
+files. What the evaluation servers themselves accept was not seen.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.result_files import write_text
+from .image_files import pictures_in
+
+QUERY_FILES = ("query_text.json", "query.json")
+ORDER_FILE = "query_index.txt"
+GALLERY = "gallery"
+ANSWERS = 10  # names a line
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """Queries in the order of the answers, and the gallery.
+
+    Attributes:
+        query_ids, captions: Q.
+        pictures: name without suffix to file.
+    """
+
+    query_ids: list[str]
+    captions: list[str]
+    pictures: dict[str, Path]
+
+
+def read_challenge(folder: Path) -> Challenge:
+    """Reads a test set.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, and the line, that is missing or wrong.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the one that holds {GALLERY}/")
+    query_file = next((folder / name for name in QUERY_FILES if (folder / name).is_file()), None)
+    if query_file is None:
+        raise FileNotFoundError(f"{folder}: neither {' nor '.join(QUERY_FILES)} in it")
+    captions = _read_captions(query_file)
+    query_ids = list(captions)
+    if (folder / ORDER_FILE).is_file():
+        query_ids = _read_order(folder / ORDER_FILE, captions, query_file)
+    return Challenge(query_ids, [captions[query_id] for query_id in query_ids], read_gallery(folder))
+
+
+def read_gallery(folder: Path) -> dict[str, Path]:
+    """The pictures of a test set, by their names without suffix.
+
+    Raises:
+        FileNotFoundError, ValueError: no gallery, no picture in it, or two of one name.
+    """
+    gallery = folder / GALLERY
+    if not gallery.is_dir():
+        raise FileNotFoundError(f"{folder}: no folder {GALLERY}/ in it: unpack the gallery there")
+    pictures: dict[str, Path] = {}
+    for path in pictures_in(gallery):
+        if path.stem in pictures:
+            raise ValueError(f"{path}: the name {path.stem!r} is that of {pictures[path.stem]} as well")
+        if path.stem.split() != [path.stem]:
+            raise ValueError(f"{path}: a name with a space in it cannot stand in an answer file")
+        pictures[path.stem] = path
+    if len(pictures) < ANSWERS:
+        raise ValueError(f"{gallery}: {len(pictures)} pictures, but an answer names {ANSWERS}")
+    return pictures
+
+
+def read_text(path: Path) -> str:
+    """The content of a text file in UTF-8, without a byte order mark.
+
+    Raises:
+        ValueError: it is none; names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+
+
+def answer_lines(rankings: Sequence[Sequence[str]]) -> str:
+    """An answer file's content, from each query's ranked names."""
+    return "".join(f"{' '.join(names[:ANSWERS])}\n" for names in rankings)
+
+
+def write_answers(path: Path, rankings: Sequence[Sequence[str]], challenge: Challenge) -> None:
+    """Writes an answer file.
+
+    Raises:
+        ValueError: it would not be a right one.
+    """
+    text = answer_lines(rankings)
+    if mistakes := find_mistakes(text, challenge):
+        raise ValueError(f"{path} is not written: {mistakes[0]}")
+    write_text(path, text)
+
+
+def find_mistakes(text: str, challenge: Challenge) -> list[str]:
+    """What is wrong with the content of an answer file, one sentence each, none for a right file.
+
+    Whether each line answers the query of its place cannot be seen from names: only their count is checked.
+    """
+    lines = text.splitlines()
+    mistakes = []
+    if len(lines) != len(challenge.query_ids):
+        mistakes.append(
+            f"{len(lines)} lines for {len(challenge.query_ids)} queries: "
+            "one line a query, in the order of the query file"
+        )
+    without_zeros: dict[str, str] = {name.lstrip("0"): name for name in challenge.pictures}
+    known_queries = set(challenge.query_ids)
+    for number, line in enumerate(lines, start=1):
+        names = line.split()
+        query_id = challenge.query_ids[number - 1] if number <= len(challenge.query_ids) else None
+        where = f"line {number}" + (f" (query {query_id})" if query_id is not None else "")
+        if names and names[0] in known_queries and names[0] not in challenge.pictures:
+            whose = "its own" if names[0] == query_id else "another"
+            mistakes.append(f"{where}: begins with {whose} query id {names[0]!r}: a line holds names only")
+            continue
+        if len(names) != ANSWERS:
+            mistakes.append(f"{where}: {len(names)} names, not {ANSWERS}")
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            mistakes.append(f"{where}: {repeated!r} stands {names.count(repeated)} times")
+        for name in dict.fromkeys(names):
+            if name in challenge.pictures:
+                continue
+            hint = ""
+            if Path(name).stem in challenge.pictures:
+                hint = f": write {Path(name).stem!r}, without suffix or folder"
+            elif name.lstrip("0") in without_zeros:
+                hint = f", but {without_zeros[name.lstrip('0')]!r} is: names are text, zeros in front count"
+            mistakes.append(f"{where}: {name!r} is not in the gallery{hint}")
+    return mistakes
+
+
+def _read_captions(path: Path) -> dict[str, str]:
+    """Query id to caption, in the file's order."""
+    text = read_text(path)
+    try:
+        if text.lstrip().startswith("["):
+            records = list(enumerate(json.loads(text), start=1))
+            unit = "item"
+        else:
+            lines = enumerate(text.split("\n"), start=1)  # a sentence may hold other ends of a line
+            unit = "line"
+            records = [(number, _parsed(line, path, number)) for number, line in lines if line.strip()]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    captions: dict[str, str] = {}
+    for number, record in records:
+        where = f"{path}, {unit} {number}"
+        query_id, caption = _fields(record, where)
+        if query_id in captions:
+            raise ValueError(f"{where}: the query_index {query_id!r} is there twice")
+        captions[query_id] = caption
+    if not captions:
+        raise ValueError(f"{path}: no query in it")
+    return captions
+
+
+def _parsed(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {number}: not a line of JSON: {error}") from error
+
+
+def _fields(record: Any, where: str) -> tuple[str, str]:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: expected an object with 'query_index' and 'caption', got {record!r:.80}")
+    query_id, caption = record.get("query_index"), record.get("caption")
+    if isinstance(caption, list) and len(caption) == 1:  # PAB's test annotations write it so
+        caption = caption[0]
+    if not isinstance(query_id, str) or query_id.split() != [query_id]:
+        raise ValueError(f"{where}: 'query_index' must be text without spaces, got {query_id!r:.80}")
+    if not isinstance(caption, str) or not any(map(str.isalnum, caption)):
+        raise ValueError(f"{where}: 'caption' must be a sentence, got {caption!r:.80}")
+    return query_id, caption
+
+
+def _read_order(path: Path, captions: dict[str, str], query_file: Path) -> list[str]:
+    seen: dict[str, int] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        query_id = line.strip()
+        if not query_id:
+            continue
+        if query_id in seen:
+            raise ValueError(f"{path}, line {number}: {query_id!r} is that of line {seen[query_id]} again")
+        if query_id not in captions:
+            raise ValueError(f"{path}, line {number}: no query {query_id!r} in {query_file.name}")
+        seen[query_id] = number
+    if absent := next((query_id for query_id in captions if query_id not in seen), None):
+        raise ValueError(f"{path}: the query {absent!r} of {query_file.name} is not in it")
+    return list(seen)

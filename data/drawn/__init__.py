@@ -1,0 +1,1 @@
+"""A small PAB drawn by ourselves: people with clothes, in places, doing things."""

@@ -1,0 +1,720 @@
+"""Draws a small Pedestrian Anomaly Behavior set (PAB) in PAB's own layout: pictures, sentences, annotations.
+
+Every person is drawn twice in one scene, doing something normal and something abnormal. About half of the
+persons have a lookalike that differs in a single attribute, so that a search must read the whole sentence.
+What exists is told by `synthetic_worlds`, how it is painted by `figure_drawing` and `scene_drawing`.
+
+    tpas draw ROOT --train_pairs 2000 --test_pairs 200 --seed 0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+from typer import Argument, Option
+
+from ...commands.command_line import CommandLine, CommandResult
+from .figure_drawing import SKINS, Figure, Garment, draw_picture
+from .scene_drawing import SKIES, Colour, jittered
+from .synthetic_worlds import (
+    DEMO_WORLD,
+    PRETRAINING_WORLD,
+    Action,
+    Named,
+    Paint,
+    Scene,
+    World,
+)
+
+ROWS_PER_FILE = 1000
+MANIFEST = "synthetic_pab.json"  # names the arguments a finished folder was drawn with
+LOOKALIKE_PROBABILITY = 0.5
+SHORTEST_CAPTION, LONGEST_CAPTION = 20, 60  # words
+Choice = TypeVar("Choice")
+WORLDS = {world.name: world for world in (PRETRAINING_WORLD, DEMO_WORLD)}
+
+
+# --- who is drawn -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Look:
+    """One person's appearance, in the names of a world."""
+
+    woman: bool
+    build: str
+    skin: Colour
+    hair: Named
+    hair_colour: Paint
+    upper: Named
+    upper_colour: Paint
+    pattern: Named
+    lower: Named | None
+    lower_colour: Paint
+    shoes_colour: Paint
+    headwear: Named | None
+    headwear_colour: Paint
+    carried: Named | None
+    carried_colour: Paint
+
+
+@dataclass(frozen=True)
+class Source:
+    """A "source video": a person in a scene, once normal and once abnormal.
+
+    `emphasised` is what the captions should name because a lookalike differs in it: "clothes" (which they
+    always name), "hair", "shoes", "headwear" or "carried".
+    """
+
+    look: Look
+    scene: Scene
+    sky: str
+    normal: Action
+    anomaly: Action
+    emphasised: str | None
+
+
+_BUILDS = {"slim": 0.84, "average": 1.0, "stocky": 1.22}  # thickness of trunk and limbs
+_KNEE_LENGTH_UPPERS = {"coat", "raincoat"}  # they would hide shorts and skirts
+
+
+def _uppers(world: World, woman: bool) -> list[Named]:
+    return [upper for upper in world.uppers if woman or upper.name != "dress"]
+
+
+def _lowers(world: World, woman: bool, upper: Named) -> list[Named]:
+    """What can be worn, and seen, below an upper garment."""
+    hidden = {"shorts", "skirt"} if upper.name in _KNEE_LENGTH_UPPERS else set()
+    unworn = set() if woman else {"skirt", "leggings"}
+    return [lower for lower in world.lowers if lower.name not in hidden | unworn]
+
+
+def _draw_look(world: World, rng: random.Random) -> Look:
+    woman = rng.random() < 0.5
+    upper = rng.choice(_uppers(world, woman))
+    upper_colour, lower_colour = rng.sample(world.colours, 2)
+    return Look(
+        woman=woman,
+        build=rng.choice(("slim", "average", "average", "stocky")),
+        skin=rng.choice(SKINS),
+        hair=rng.choice(world.women_hair if woman else world.men_hair),
+        hair_colour=rng.choice(world.hair_colours),
+        upper=upper,
+        upper_colour=upper_colour,
+        pattern=rng.choice(world.patterns if rng.random() < 0.6 else world.patterns[:1]),
+        lower=None if upper.name == "dress" else rng.choice(_lowers(world, woman, upper)),
+        lower_colour=lower_colour,
+        shoes_colour=rng.choice(world.colours),
+        headwear=rng.choice(world.headwear) if rng.random() < 0.35 else None,
+        headwear_colour=rng.choice(world.colours),
+        carried=rng.choice(world.carried) if rng.random() < 0.4 else None,
+        carried_colour=rng.choice(world.colours),
+    )
+
+
+def _draw_actions(world: World, scene: Scene, rng: random.Random) -> tuple[Action, Action]:
+    possible = [action for action in world.actions if scene.outdoors or not action.outdoors_only]
+    normal = rng.choice([action for action in possible if action.behaviour == "normal"])
+    return normal, rng.choice([action for action in possible if action.behaviour == "anomaly"])
+
+
+def _other(choices: Sequence[Choice], current: Choice, rng: random.Random) -> Choice:
+    return rng.choice([choice for choice in choices if choice != current])
+
+
+def _change_one(world: World, look: Look, rng: random.Random) -> tuple[Look, str]:
+    """The same look with one attribute drawn anew, and the part of a caption that tells them apart."""
+    uppers = [
+        upper
+        for upper in _uppers(world, look.woman)
+        if upper != look.upper and look.lower in _lowers(world, look.woman, upper) and upper.name != "dress"
+    ]
+    lowers = [lower for lower in _lowers(world, look.woman, look.upper) if lower != look.lower]
+    colours = [colour for colour in world.colours if colour not in (look.upper_colour, look.lower_colour)]
+    kinds = ["upper_colour", "upper_colour", "pattern", "shoes", "headwear", "carried"]
+    if look.lower is not None:  # not a dress
+        kinds += ["lower_colour", "lower_colour", "upper"] + (["lower"] if lowers else [])
+    if look.headwear is None:
+        kinds += ["hair"]
+    kind = rng.choice(kinds)
+    if kind == "upper_colour":
+        return replace(look, upper_colour=rng.choice(colours)), "clothes"
+    if kind == "lower_colour":
+        return replace(look, lower_colour=rng.choice(colours)), "clothes"
+    if kind == "upper":
+        return replace(look, upper=rng.choice(uppers)), "clothes"
+    if kind == "lower":
+        return replace(look, lower=rng.choice(lowers)), "clothes"
+    if kind == "pattern":
+        return replace(look, pattern=_other(world.patterns, look.pattern, rng)), "clothes"
+    if kind == "shoes":
+        return replace(look, shoes_colour=_other(world.colours, look.shoes_colour, rng)), "shoes"
+    if kind == "hair":
+        styles = world.women_hair if look.woman else world.men_hair
+        if look.hair.name == "bald" or rng.random() < 0.5:
+            return replace(look, hair=_other(styles, look.hair, rng)), "hair"
+        return replace(look, hair_colour=_other(world.hair_colours, look.hair_colour, rng)), "hair"
+    if kind == "headwear":
+        if look.headwear is None:
+            return replace(look, headwear=rng.choice(world.headwear)), "headwear"
+        return replace(look, headwear_colour=_other(world.colours, look.headwear_colour, rng)), "headwear"
+    if look.carried is None:
+        return replace(look, carried=rng.choice(world.carried)), "carried"
+    return replace(look, carried_colour=_other(world.colours, look.carried_colour, rng)), "carried"
+
+
+def _describe_source(world: World, seed: int | str, index: int) -> Source:
+    """Sources 2j and 2j+1 are a family: with `LOOKALIKE_PROBABILITY` their looks differ in one attribute."""
+    family = random.Random(f"{world.name}|{seed}|family|{index // 2}")
+    scene = family.choice(world.scenes)
+    sky = family.choice(tuple(SKIES))
+    look = _draw_look(world, family)
+    normal, anomaly = _draw_actions(world, scene, family)
+    lookalikes = family.random() < LOOKALIKE_PROBABILITY
+    changed, emphasised = _change_one(world, look, family)
+    if index % 2 == 0:
+        return Source(look, scene, sky, normal, anomaly, emphasised if lookalikes else None)
+    if not lookalikes:
+        scene = family.choice(world.scenes)
+        sky, look = family.choice(tuple(SKIES)), _draw_look(world, family)
+        normal, anomaly = _draw_actions(world, scene, family)
+        return Source(look, scene, sky, normal, anomaly, None)
+    if family.random() < 0.5:
+        normal, anomaly = _draw_actions(world, scene, family)
+    return Source(changed, scene, sky, normal, anomaly, emphasised)
+
+
+def _figure(look: Look, rng: random.Random) -> Figure:
+    upper = Garment(look.upper.name, jittered(look.upper_colour.rgb, rng), look.pattern.name)
+    return Figure(
+        woman=look.woman,
+        stoutness=_BUILDS[look.build],
+        skin=look.skin,
+        hair_style=look.hair.name,
+        hair_colour=jittered(look.hair_colour.rgb, rng),
+        upper=upper,
+        lower=None if look.lower is None else Garment(look.lower.name, jittered(look.lower_colour.rgb, rng)),
+        shoes=jittered(look.shoes_colour.rgb, rng),
+        headwear=None
+        if look.headwear is None
+        else Garment(look.headwear.name, jittered(look.headwear_colour.rgb, rng)),
+        carried=None
+        if look.carried is None
+        else Garment(look.carried.name, jittered(look.carried_colour.rgb, rng)),
+    )
+
+
+# --- what is said -----------------------------------------------------------------------------------------
+
+# Each names the person, the clothes, the action and the place once, in all orders.
+_OPENINGS = (
+    "{person} wearing {clothes} is {action} {place}.",
+    "{person} in {clothes} is {action} {place}.",
+    "the image shows {person} in {clothes}, {action} {place}.",
+    "this picture captures {person} {action} {place}. {pronoun} wears {clothes}.",
+    "{place}, {person} dressed in {clothes} is {action}.",
+    "{place}, we see {person} {action}. {pronoun} is wearing {clothes}.",
+    "{person} is {action} {place}. {possessive} outfit consists of {clothes}.",
+    "{person} can be seen {action} {place}, dressed in {clothes}.",
+    "dressed in {clothes}, {person} is {action} {place}.",
+    "wearing {clothes}, {person} appears {place} and is {action}.",
+    "the scene takes place {place}. {person} with {clothes} is {action}.",
+    "the photo was taken {place} and shows {person} {action}; {pronoun} has on {clothes}.",
+    "{action} {place}, {person} wears {clothes}.",
+    "there is {person} {place}, clad in {clothes} and {action}.",
+)
+_PERSONS = {
+    "young": (
+        "young {noun}",
+        "{noun} in {possessive} twenties",
+        "{noun}",
+        "{noun}",
+        "young {noun}",
+        "young adult {noun}",
+    ),
+    "elderly": ("elderly {noun}", "old {noun}", "{noun}", "{noun}"),
+}
+_BUILD_WORDS = {"slim": ("slim", "thin"), "average": (), "stocky": ("stocky", "heavy")}
+_HAIR_SENTENCES = (
+    "{pronoun} has {thing}.",
+    "one can see {thing} on {object}.",
+    "{possessive} look includes {thing}.",
+)
+_SHOES_SENTENCES = ("{pronoun} wears {thing}.", "on {possessive} feet are {thing}.")
+_SHOES = ("shoes", "sneakers")
+_HEADWEAR_SENTENCES = (
+    "{pronoun} has {thing} on {possessive} head.",
+    "{possessive} head is covered by {thing}.",
+)
+_CARRIED_SENTENCES = ("{pronoun} has {thing} along.", "{pronoun} also carries {thing}.")
+_BACKGROUND_SENTENCES = (
+    "{thing} can be seen in the background.",
+    "behind {object} one can see {thing}.",
+    "the background shows {thing}.",
+)
+_SKY_SENTENCES = {
+    "clear": ("the sky is clear and blue.", "it is a sunny day."),
+    "cloudy": ("the sky is cloudy and gray.", "it is an overcast day."),
+    "sunset": ("the sun is setting.", "the evening sky glows orange."),
+}
+_MOODS = {
+    "normal": (
+        "everything looks calm and ordinary.",
+        "{pronoun} seems relaxed.",
+        "nothing unusual is happening.",
+    ),
+    "anomaly": (
+        "the situation looks dangerous.",
+        "it looks like an accident.",
+        "something has gone wrong here.",
+        "{pronoun} seems to be in trouble.",
+    ),
+}
+_FILLERS = (
+    "the whole body of the person is visible.",
+    "the picture shows one moment of the scene in detail.",
+    "no other details stand out in the image.",
+)
+_PRONOUNS = {
+    "man": {"pronoun": "he", "possessive": "his", "object": "him"},
+    "woman": {"pronoun": "she", "possessive": "her", "object": "her"},
+}
+_GLUE = ("a an and pair of", "man woman he she his her him")  # words that the code itself puts in
+
+
+def _article(phrase: str) -> str:
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
+
+
+def _coloured(paint: Paint, noun: str, rng: random.Random, adjective: str = "") -> str:
+    return " ".join(word for word in (rng.choice(paint.words), adjective, noun) if word)
+
+
+def _clothes(look: Look, rng: random.Random) -> list[str]:
+    """The garments as noun phrases, always with their colours."""
+    pattern = rng.choice(look.pattern.words) if look.pattern.name != "plain" or rng.random() < 0.2 else ""
+    upper = _coloured(look.upper_colour, rng.choice(look.upper.words), rng, pattern)
+    if look.lower is None:
+        return [_article(upper)]
+    lower = _coloured(look.lower_colour, rng.choice(look.lower.words), rng)
+    if look.lower.name == "skirt":
+        lower = _article(lower)
+    elif rng.random() < 0.25:
+        lower = f"a pair of {lower}"
+    return [_article(upper), lower]
+
+
+def _caption(source: Source, action: Action, rng: random.Random, longest: int = LONGEST_CAPTION) -> str:
+    """20 to 60 words about one picture of a source; garments, action and place always, the rest by chance.
+
+    Of the rest only what fits into `longest` words.
+    """
+    look = source.look
+    pronouns = _PRONOUNS["woman" if look.woman else "man"]
+
+    def said(attribute: str, probability: float) -> bool:
+        return rng.random() < (0.95 if source.emphasised == attribute else probability)
+
+    elderly = look.hair_colour.name == "gray" and look.hair.name != "bald"
+    person = rng.choice(_PERSONS["elderly" if elderly else "young"])
+    builds = _BUILD_WORDS[look.build]
+    build = rng.choice(builds) if builds and rng.random() < 0.35 else ""
+    person = f"{build} {person}".strip().format(noun="woman" if look.woman else "man", **pronouns)
+    worn = _clothes(look, rng)
+    hair = rng.choice(look.hair_colour.words)
+    hair = rng.choice(look.hair.words).format(colour=hair)
+    sentences: list[str] = []
+    if said("hair", 0.25):
+        sentences.append(rng.choice(_HAIR_SENTENCES).format(thing=hair, **pronouns))
+
+    def mention(thing: str, templates: tuple[str, ...]) -> None:
+        """Among the clothes or in a sentence of its own."""
+        if rng.random() < 0.5:
+            worn.append(thing)
+        else:
+            sentences.append(rng.choice(templates).format(thing=thing, **pronouns))
+
+    shoes = _coloured(look.shoes_colour, rng.choice(_SHOES), rng)
+    if said("shoes", 0.22):
+        mention(shoes, _SHOES_SENTENCES)
+    if look.headwear is not None:
+        headwear = _article(_coloured(look.headwear_colour, rng.choice(look.headwear.words), rng))
+        if said("headwear", 0.5):
+            mention(headwear, _HEADWEAR_SENTENCES)
+    if look.carried is not None:
+        carried = _article(_coloured(look.carried_colour, rng.choice(look.carried.words), rng))
+        if said("carried", 0.5):
+            mention(carried, _CARRIED_SENTENCES)
+
+    detail, background = f"{rng.choice(action.details)}.", rng.choice(_BACKGROUND_SENTENCES)
+    optional = [
+        (0.35, detail),
+        (0.2, background.replace("{thing}", rng.choice(source.scene.backgrounds))),
+        (0.15, rng.choice(_MOODS[action.behaviour])),
+    ]
+    if source.scene.outdoors:
+        optional.append((0.12, rng.choice(_SKY_SENTENCES[source.sky])))
+    chosen, left_out = [], []
+    for probability, template in optional:
+        (chosen if rng.random() < probability else left_out).append(template.format(**pronouns))
+    for group in (sentences, chosen, left_out):
+        rng.shuffle(group)
+    opening = rng.choice(_OPENINGS).format(
+        person=_article(person),
+        clothes=f"{', '.join(worn[:-1])} and {worn[-1]}" if len(worn) > 1 else worn[0],
+        action=rng.choice(action.phrases),
+        place=rng.choice(source.scene.places),
+        **pronouns,
+    )
+    sentences = [opening, *sentences, *chosen]
+    spare = [*left_out, *_FILLERS]
+    while len(" ".join(sentences).split()) < SHORTEST_CAPTION:
+        sentences.append(spare.pop(0))
+    while len(sentences) > 1 and len(" ".join(sentences).split()) > longest:
+        sentences.pop()
+    return re.sub(r"(^|[.] )([a-z])", lambda match: match[1] + match[2].upper(), " ".join(sentences))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", re.sub(r"\{[^}]*\}", " ", text).lower())
+
+
+def _told(world: World) -> Iterator[str]:
+    """The phrases of a world: what its captions tell, without what they put around it."""
+    for things in (
+        world.colours,
+        world.uppers,
+        world.lowers,
+        world.patterns,
+        world.hair_colours,
+        world.men_hair,
+        world.women_hair,
+        world.headwear,
+        world.carried,
+    ):
+        for thing in things:
+            yield from thing.words
+    for scene in world.scenes:
+        yield from (*scene.places, *scene.backgrounds)
+    for action in world.actions:
+        yield from (*action.phrases, *action.details)
+
+
+def _told_in_every_world() -> Iterator[str]:
+    """The phrases about build, age and sky, which no world chooses."""
+    for table in (_PERSONS, _BUILD_WORDS, _SKY_SENTENCES):
+        for phrases in table.values():
+            yield from phrases
+
+
+def _put_around() -> Iterator[str]:
+    """The sentences that are put around what is told."""
+    for templates in (
+        _OPENINGS,
+        _HAIR_SENTENCES,
+        _SHOES_SENTENCES,
+        _SHOES,
+        _HEADWEAR_SENTENCES,
+        _CARRIED_SENTENCES,
+        _BACKGROUND_SENTENCES,
+        *_MOODS.values(),
+        _FILLERS,
+        _GLUE,
+    ):
+        yield from templates
+
+
+def _distinct_words(phrases: Iterable[str]) -> set[str]:
+    return {word for phrase in phrases for word in _words(phrase)}
+
+
+def captions_vocabulary(*worlds: World) -> list[str]:
+    """Every word that captions of these worlds can contain, sorted: lower case, split at punctuation."""
+    return sorted(_distinct_words(chain(_put_around(), _told_in_every_world(), *map(_told, worlds))))
+
+
+def telling_words(*worlds: World) -> list[str]:
+    """The words of `captions_vocabulary` for what a world holds: colours, garments, deeds, places."""
+    return sorted(_distinct_words(chain(*map(_told, worlds))) - _distinct_words(_put_around()))
+
+
+# --- examples in memory -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with its sentence; `source_id` is "<source>_<frame>", and a person's two share the source."""
+
+    image: Image.Image
+    caption: str
+    behaviour: str
+    action: str
+    scene: str
+    source_id: str
+    source_caption: str
+
+
+def draw_source(
+    world: World,
+    seed: int | str,
+    index: int,
+    image_size: int = 192,
+    longest_caption: int = LONGEST_CAPTION,
+) -> tuple[Example, Example]:
+    """The normal and the abnormal example of source `index`; depends on nothing but the arguments."""
+    source = _describe_source(world, seed, index)
+    rng = random.Random(f"{world.name}|{seed}|source|{index}")
+    scene_seed = rng.getrandbits(32)
+    examples = []
+    for frame, action in enumerate((source.normal, source.anomaly)):
+        figure = _figure(source.look, rng)
+        image = draw_picture(
+            figure,
+            action.pose,
+            source.scene.name,
+            source.sky,
+            scene_seed=scene_seed,
+            rng=rng,
+            image_size=image_size,
+        )
+        noun = "woman" if source.look.woman else "man"
+        examples.append(
+            Example(
+                image=image,
+                caption=_caption(source, action, rng, longest_caption),
+                behaviour=action.behaviour,
+                action=action.name,
+                scene=source.scene.name,
+                source_id=f"{index}_{frame}",
+                source_caption=f"A {noun} is {action.phrases[0]} {source.scene.places[0]}.",
+            )
+        )
+    return examples[0], examples[1]
+
+
+def draw_examples(world: World, count: int, seed: int | str, image_size: int = 192) -> Iterator[Example]:
+    """`count` examples; 2i and 2i+1 are the normal and the abnormal picture of one person."""
+    for index in range((count + 1) // 2):
+        yield from draw_source(world, seed, index, image_size)[: count - 2 * index]
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _save_source(
+    job: tuple[int, str, str], *, root: str, world: World, seed: str, image_size: int
+) -> list[dict[str, str]]:
+    """Draws and writes one source's two pictures; returns what the annotation says about them."""
+    index, *files = job
+    said = []
+    for example, file in zip(draw_source(world, seed, index, image_size), files, strict=True):
+        example.image.save(Path(root, file), quality=92)
+        said.append(
+            {
+                "image": file,
+                "caption": example.caption,
+                "source_caption": example.source_caption,
+                "behaviour": example.behaviour,
+                "action": example.action,
+                "scene": example.scene,
+            }
+        )
+    return said
+
+
+def _rows(
+    said: list[list[dict[str, str]]],
+    source_numbers: Sequence[int],
+    image_ids: Sequence[int],
+    split: str,
+    rng: random.Random,
+) -> list[dict]:
+    """Annotation rows with PAB's keys, neighbours being the normal and the abnormal picture of one source."""
+    rows = []
+    for position, (pair, number) in enumerate(zip(said, source_numbers, strict=True)):
+        frames = rng.sample(range(10), 2)
+        for side, frame in enumerate(frames):
+            own, other = pair[side], pair[1 - side]
+            rows.append(
+                {
+                    "image": own["image"],
+                    "caption": own["caption"] if split == "train" else [own["caption"]],
+                    "image_id": image_ids[2 * position + side],
+                    "hard_i": other["image"].removeprefix("train/"),
+                    "hard_c": other["caption"],
+                    "hard_i_id": image_ids[2 * position + 1 - side],
+                    "source_id": f"{number}_{frame}",
+                    "source_caption": own["source_caption"],
+                    own["behaviour"]: own["action"],
+                    "scene": own["scene"],
+                }
+            )
+    return rows
+
+
+def _write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def draw_pab(
+    root: str | os.PathLike[str],
+    *,
+    world: World = DEMO_WORLD,
+    train_pairs: int = 2000,
+    test_pairs: int = 200,
+    seed: int = 0,
+    image_size: int = 192,
+    workers: int | None = None,
+) -> Path:
+    """Draws `train_pairs` and `test_pairs` image-caption pairs under `root` and returns it.
+
+    The bytes depend on the arguments except `workers` (processes; None: one a core). A root that was finished
+    with the same arguments is returned at once; FileExistsError for one that holds anything else, ValueError
+    for counts that cannot be drawn. Drawn beside and renamed: an interruption leaves nothing behind.
+    """
+    root = Path(root).resolve()
+    for name, pairs in (("train_pairs", train_pairs), ("test_pairs", test_pairs)):
+        if pairs < 2 or pairs % 2:
+            raise ValueError(
+                f"{name} must be an even number from 2 (each person is drawn twice), got {pairs}"
+            )
+    if image_size < 32:
+        raise ValueError(f"image_size must be at least 32 pixels, got {image_size}")
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1 process, got {workers}")
+    arguments = {
+        "world": world.name,
+        "world_digest": hashlib.sha256(repr(world).encode()).hexdigest()[:16],
+        "train_pairs": train_pairs,
+        "test_pairs": test_pairs,
+        "seed": seed,
+        "image_size": image_size,
+    }
+    manifest = json.dumps(arguments, indent=1) + "\n"
+    if root.exists():
+        if not root.is_dir():
+            raise FileExistsError(f"{root} is a file; name a new folder to draw into")
+        finished = root / MANIFEST
+        if finished.is_file() and finished.read_bytes() == manifest.encode():
+            return root
+        if any(root.iterdir()):
+            raise FileExistsError(
+                f"{root} holds files that were not drawn with the arguments {arguments}; "
+                "remove it or name another folder"
+            )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
+        drawn = Path(scratch, root.name)
+        drawn.mkdir()
+        _draw_into(drawn, world, train_pairs // 2, test_pairs // 2, seed, image_size, workers)
+        (drawn / MANIFEST).write_bytes(manifest.encode())
+        os.replace(drawn, root)
+    return root
+
+
+def _draw_into(
+    root: Path,
+    world: World,
+    train_sources: int,
+    test_sources: int,
+    seed: int,
+    image_size: int,
+    workers: int,
+) -> None:
+    # Names, ids and orders are drawn apart from the contents, so that none of them tells about a picture.
+    names = random.Random(f"names|{seed}")
+    sources = train_sources + test_sources
+    source_numbers = names.sample(range(10 * sources), sources)
+    image_ids = names.sample(range(20 * sources), 2 * sources)
+    for folder in (
+        "train/imgs_0/goal",
+        "train/imgs_0/wentrong",
+        "test/imgs",
+        "annotation/train",
+        "annotation/test",
+    ):
+        (root / folder).mkdir(parents=True)
+    goal, wentrong = (names.sample(range(train_sources), train_sources) for _ in range(2))
+    train_jobs = [
+        (index, f"train/imgs_0/goal/{goal[index]}.jpg", f"train/imgs_0/wentrong/{wentrong[index]}.jpg")
+        for index in range(train_sources)
+    ]
+    numbers = names.sample(range(1_000_000), 2 * test_sources)
+    test_jobs = [
+        (index, f"test/imgs/{numbers[2 * index]:06d}.jpg", f"test/imgs/{numbers[2 * index + 1]:06d}.jpg")
+        for index in range(test_sources)
+    ]
+    names.shuffle(train_jobs)
+    names.shuffle(test_jobs)
+    train_said, test_said = (
+        _save_all(
+            jobs,
+            workers,
+            partial(_save_source, root=str(root), world=world, seed=f"{seed}/{split}", image_size=image_size),
+        )
+        for split, jobs in (("train", train_jobs), ("test", test_jobs))
+    )
+    rows = _rows(train_said, source_numbers[:train_sources], image_ids[: 2 * train_sources], "train", names)
+    for number, start in enumerate(range(0, len(rows), ROWS_PER_FILE)):
+        _write_lines(root / f"annotation/train/attr_{number}.json", rows[start : start + ROWS_PER_FILE])
+    _write_lines(
+        root / "annotation/test/attr.json",
+        _rows(test_said, source_numbers[train_sources:], image_ids[2 * train_sources :], "test", names),
+    )
+
+
+def _save_all(jobs: list[tuple[int, str, str]], workers: int, save: partial) -> list[list[dict[str, str]]]:
+    # None: a bar on terminals alone.
+    progress = partial(tqdm, total=len(jobs), desc="drawing", unit="video", leave=False, disable=None)
+    if workers <= 1 or len(jobs) < 32:
+        return [save(job) for job in progress(jobs)]
+    # Spawned, not forked: the caller may hold threads of PyTorch, which a fork would deadlock.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return list(progress(pool.map(save, jobs, chunksize=16)))
+
+
+app = CommandLine("tpas draw", __doc__)
+
+
+@app.command()
+def draw(
+    root: Annotated[Path, Argument(help="new folder to draw into")],
+    world: Annotated[Literal[*sorted(WORLDS)], Option(help="looks, actions and places")] = DEMO_WORLD.name,
+    train_pairs: Annotated[int, Option(help="image-caption pairs for training")] = 2000,
+    test_pairs: Annotated[int, Option(help="image-caption pairs for testing")] = 200,
+    seed: int = 0,
+    image_size: Annotated[int, Option(help="pixels a side")] = 192,
+    workers: Annotated[int | None, Option(help="processes (default: one a core)")] = None,
+) -> CommandResult:
+    """Draws a small Pedestrian Anomaly Behavior set in PAB's own layout.
+
+    tpas draw outputs/people --train_pairs 100 --test_pairs 20
+    """
+    drawn = {"train_pairs": train_pairs, "test_pairs": test_pairs, "seed": seed, "image_size": image_size}
+    draw_pab(root, world=WORLDS[world], workers=workers, **drawn)
+    text = f"{root}: {train_pairs:,} pairs to train on, {test_pairs:,} to test"
+    return CommandResult({"root": str(root), "world": world} | drawn, text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

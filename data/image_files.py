@@ -1,0 +1,163 @@
+"""The pictures of an evaluation: those of the benchmark, and distractors from a folder or a list of files."""
+
+import hashlib
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from datasets import Dataset
+from PIL import Image
+
+from ..processing_tpas import load_image
+from .pab import image_path
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+class PictureFiles(Sequence[Image.Image]):
+    """Pictures by their paths relative to a root, each read when it is asked for.
+
+    Args:
+        annotated_at: where each path is written, such as "attr.json, line 3", for the message of an error.
+        elsewhere: the files of those that do not lie under the root.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: Sequence[str],
+        annotated_at: Mapping[str, str] | None = None,
+        elsewhere: Mapping[str, Path] | None = None,
+    ):
+        self.root = root
+        self.images = images
+        self.annotated_at = annotated_at or {}
+        self.elsewhere = elsewhere or {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        image = self.images[index]
+        if image in self.elsewhere:
+            return load_image(self.elsewhere[image])
+        return open_picture(self.root, image, self.annotated_at.get(image, image))
+
+
+def open_picture(root: Path, image: str, place: str) -> Image.Image:
+    """The picture at the relative path `image`.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or cannot be read; both begin with `place`.
+    """
+    try:
+        return load_image(image_path(root, image))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def annotation_places(dataset: Dataset) -> dict[str, str]:
+    """File and line of each picture of `load_pab`'s dataset."""
+    columns = (dataset["image"], dataset["file"], dataset["line"])
+    return {image: f"{file}, line {line}" for image, file, line in zip(*columns, strict=True)}
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Every picture below a folder, by its suffix, in the order of the names.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    if not found:
+        raise FileNotFoundError(f"{folder}: no picture in it ({', '.join(PICTURE_SUFFIXES)})")
+    return found
+
+
+def pictures_listed(listing: Path) -> list[Path]:
+    """The pictures that a text file names, one path a line, relative to the file's own folder.
+
+    Raises:
+        ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
+    """
+    folder = listing.resolve().parent
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{listing}: neither a folder nor a list in UTF-8: {error}") from error
+    lines: dict[Path, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        name, where = line.strip(), f"{listing}, line {number}"
+        path = (folder / name).resolve()
+        if PurePosixPath(name).is_absolute() or not path.is_relative_to(folder):
+            raise ValueError(f"{where}: {name!r} leaves {folder}: give paths below the list's own folder")
+        if path in lines:
+            raise ValueError(f"{where}: {name!r} is the picture of line {lines[path]} again")
+        if not path.is_file():
+            raise FileNotFoundError(f"{where}: no such picture: {path}")
+        lines[path] = number
+    if not lines:
+        raise ValueError(f"{listing}: the list is empty")
+    return list(lines)
+
+
+def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> dict[str, Path]:
+    """Pictures to add to a benchmark's gallery: gallery id to file.
+
+    An id is the path relative to the root, or where the file lies outside of it, relative to the parent of
+    the source's folder. What the gallery holds already is left out, also as a copy of equal bytes: the
+    challenge's gallery holds PAB's test pictures under other names, and a copy of a right answer would count
+    as a wrong one.
+
+    Args:
+        source: a folder, searched with all folders below, or a text file; see `pictures_listed`.
+        gallery_ids: the benchmark's own pictures, relative to the root.
+
+    Raises:
+        FileNotFoundError, ValueError: no such source, no picture in it, or an id that is taken.
+    """
+    if source.is_dir():
+        found = pictures_in(source)
+    elif source.is_file():
+        found = pictures_listed(source)
+    else:
+        raise FileNotFoundError(f"{source}: neither a folder of pictures nor a list of them")
+    root = root.resolve()
+    base = (source if source.is_dir() else source.resolve().parent).resolve().parent
+
+    own = {path for gallery_id in gallery_ids if (path := image_path(root, gallery_id)).is_file()}
+    own_names = set(gallery_ids)
+    by_size: dict[int, list[Path]] = {}
+    for path in own:
+        by_size.setdefault(path.stat().st_size, []).append(path)
+    digests: dict[int, set[bytes]] = {}  # by size, only of sizes that a distractor has as well
+    distractors: dict[str, Path] = {}
+    copies = 0
+    for path in (path.resolve() for path in found):
+        size = path.stat().st_size
+        if size in by_size and size not in digests:
+            digests[size] = {_content(other) for other in by_size[size]}
+        if path in own or (size in digests and _content(path) in digests[size]):
+            copies += 1
+            continue
+        gallery_id = path.relative_to(root if path.is_relative_to(root) else base).as_posix()
+        if gallery_id in own_names or gallery_id in distractors:
+            raise ValueError(
+                f"{path}: the gallery has another picture named {gallery_id!r}: "
+                "rename the distractors' folder"
+            )
+        distractors[gallery_id] = path
+    if copies:
+        logger.info("%d of %d distractors are in the gallery already and left out", copies, len(found))
+    return distractors
+
+
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()

@@ -1,0 +1,215 @@
+"""Where a gallery's pictures come from: a folder, a `datasets.Dataset`, or pairs of an id and a picture."""
+
+import io
+import logging
+import os
+import reprlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageFile
+
+from ..processing_tpas import load_image, upright_rgb
+
+logger = logging.getLogger(__name__)
+
+PAIRS = "pairs (id, image), such as [(path.name, path) for path in files]"
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that has not been read yet.
+
+    Attributes:
+        id: its name in the gallery.
+        load: reads it as upright RGB; raises OSError or ValueError where that fails.
+        root, path: the file is `root`/`path`, `path` in POSIX form; None where it is no file.
+    """
+
+    id: str
+    load: Callable[[], Image.Image]
+    root: str | None = None
+    path: str | None = None
+
+    def held(self) -> "Picture":
+        """The same, to be read later, when what it comes from may have gone on to the next."""
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ImagePicture(Picture):
+    image: Image.Image
+
+    def held(self) -> Picture:
+        return Picture(self.id, partial(upright_rgb, _held(self.image), self.id))
+
+
+def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture]:
+    """The pictures of `images`, in a fixed order; with a length where it is known.
+
+    Args:
+        images: a folder, whose files get their relative POSIX path as id; a `datasets.Dataset` with an Image
+            column; an iterable of (id, picture), the picture a path or a `PIL.Image.Image`; or a list of
+            [`Picture`], which is returned as it is.
+        id_column: the dataset's column of ids; `None`: the row numbers.
+
+    Raises:
+        NotADirectoryError, ValueError, TypeError: it is none of these.
+    """
+    if isinstance(images, str | Path):
+        return _in_folder(Path(images))
+    if hasattr(images, "features"):
+        return _DatasetPictures(images, id_column)
+    if isinstance(images, list) and all(isinstance(picture, Picture) for picture in images):
+        return images
+    if isinstance(images, Iterable):
+        return _NamedPictures(images)
+    raise TypeError(f"images must be a folder, a datasets.Dataset or {PAIRS}, got {type(images)}")
+
+
+def load_inside(root: str, path: str) -> Image.Image:
+    """The picture `root`/`path`.
+
+    Raises:
+        ValueError: it is no picture, or lies outside `root`, be it through a link.
+        FileNotFoundError: there is no such file.
+    """
+    folder = Path(os.path.realpath(root))
+    file = Path(os.path.realpath(folder / path))
+    if not file.is_relative_to(folder):
+        raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
+    if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
+        raise ValueError(f"{file} is no file")
+    return load_image(file)
+
+
+def _in_folder(folder: Path) -> list[Picture]:
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is no folder of pictures")
+    root = Path(os.path.realpath(folder))
+    paths = []
+    for parent, _, names in os.walk(root):  # does not follow links to folders
+        for name in names:
+            file = Path(parent, name)
+            if file.suffix.lower() not in SUFFIXES:
+                continue
+            path = file.relative_to(root).as_posix()
+            target = Path(os.path.realpath(file))  # unlike `Path.resolve`, takes links in a circle
+            if not target.is_relative_to(root):
+                logger.warning("left out %s: it leads out of the folder, to %s", path, target)
+            elif not _is_unicode(path):
+                logger.warning("left out %r: its name is not UTF-8", path)
+            else:
+                paths.append(path)
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
+    return [Picture(path, partial(load_inside, str(root), path), str(root), path) for path in sorted(paths)]
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class _DatasetPictures:
+    def __init__(self, dataset: Any, id_column: str | None):
+        if dataset.features is None:
+            raise TypeError(f"the columns of the streaming dataset are not known: give {PAIRS}")
+        columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
+        if len(columns) != 1:
+            raise ValueError(f"the dataset must have one Image column, it has {columns or 'none'}")
+        if id_column is not None and id_column not in dataset.features:
+            raise ValueError(f"the dataset has no column {id_column!r}, only {sorted(dataset.features)}")
+        (self.column,) = columns
+        self.id_column = id_column
+        # The file's bytes as they are, so that `load_image` decodes them under its own limits.
+        undecoded = type(dataset.features[self.column])(decode=False)
+        self.dataset = dataset.cast_column(self.column, undecoded)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for number, row in enumerate(self.dataset):
+            name = str(number) if self.id_column is None else str(row[self.id_column])
+            image = row[self.column]
+            if image is not None and image["bytes"] is not None:
+                yield Picture(name, partial(load_image, _NamedBytes(image["bytes"], name)))
+            elif image is not None and image["path"] is not None:
+                yield _file_picture(name, Path(image["path"]))
+            else:
+                yield Picture(name, partial(_missing, name))
+
+
+def _missing(name: str) -> Image.Image:
+    raise ValueError(f"{name}: the dataset's row has no image")
+
+
+class _NamedBytes(io.BytesIO):
+    """A file in memory under a name that errors can give."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class _NamedPictures:
+    def __init__(self, pairs: Iterable[tuple[str, Any]]):
+        self.pairs = pairs
+
+    def __length_hint__(self) -> int:
+        return len(self.pairs) if hasattr(self.pairs, "__len__") else NotImplemented
+
+    def __iter__(self) -> Iterator[Picture]:
+        for pair in self.pairs:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(f"images must be {PAIRS}, got {reprlib.repr(pair)}")
+            name, image = pair
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"a picture's id must be a string that is not empty, got {name!r}")
+            if isinstance(image, str | Path):
+                yield _file_picture(name, Path(image))
+            elif isinstance(image, Image.Image):
+                yield _ImagePicture(name, partial(upright_rgb, image, name), image=image)
+            else:
+                raise TypeError(f"picture {name!r} must be a path or a PIL image, got {type(image)}")
+
+
+def _file_picture(name: str, file: Path) -> Picture:
+    file = file.absolute()
+    # The root is not the file's folder: under a new root, x/1.jpg and y/1.jpg would be one. And the file may
+    # be a link to anywhere, as each of a Hub snapshot is: it is the caller who named it.
+    root, path = file.anchor, file.relative_to(file.anchor).as_posix()
+    return Picture(name, partial(load_inside, root, path), root, path)
+
+
+def _held(image: Image.Image) -> Image.Image:
+    """What to keep of a caller's image until it is read: one that is not decoded yet stays so.
+
+    To decode it would fill the memory where the caller keeps a list of them, and a generator may have closed
+    it by then, or have moved it on to its next frame.
+    """
+    if not isinstance(image, ImageFile.ImageFile):
+        return image
+    try:
+        if getattr(image, "_im", image) is None:
+            position = image.fp.tell()
+            image.fp.seek(0)
+            again = Image.open(io.BytesIO(image.fp.read()))
+            image.fp.seek(position)
+            # Where they differ, the caller has chosen another frame, or by `draft` a size.
+            if (again.format, again.size, again.tell()) == (image.format, image.size, image.tell()):
+                return again
+        return image.copy() if getattr(image, "is_animated", False) else image
+    except Exception:  # such as a closed file: to decode it will tell
+        return image

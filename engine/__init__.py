@@ -1,0 +1,1 @@
+"""Features and match logits in batches, as fast as the machine allows."""

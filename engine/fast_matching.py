@@ -1,0 +1,318 @@
+"""`TPASModel.match` over shortlists with less than half of the arithmetic, and the same scores.
+
+X-VLM's own schedule goes query by query, padded, and computes everything for every pair. Here
+
+- pairs are visited image by image: an image's tokens are read once, and its cross-attention keys and values
+  projected once, for all queries whose shortlist holds it;
+- the first cross-modal layer's self-attention, which has not seen an image yet, is computed once a query;
+- the last layer is computed for [CLS] only, the one row that the matching head reads, and for so few rows
+  its key and value projections are absorbed into query and output;
+- texts are packed without padding, and linear layers run on the fast path of `packed_layers.py`;
+- on a CPU each thread takes a pass of its own (`passes.py`).
+
+`TPASModel.match` stays the readable definition of these scores; the tests compare with it. The speed is
+measured by `benchmarks/rerank.py`; beyond the arithmetic it depends on how much of the CPU torch's own
+GEMM leaves unused.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ..modeling_tpas import CrossModalAttention, CrossModalLayer, MatchingHead, TPASModel
+from .packed_layers import (
+    PackedFeedForward,
+    PackedLinear,
+    PackedSelfAttention,
+    pad_rows,
+    ragged_attention,
+    require_linear,
+    without_autocast,
+)
+from .passes import side_by_side
+from .retrieval_stages import EncodedTexts, map_batches
+
+# Pairs in one pass. On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
+CPU_BATCH_SIZE = 24
+GPU_BATCH_SIZE = 512
+
+
+class ImageAttention(nn.Module):
+    """A layer's cross-attention for all rows of text."""
+
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype):
+        super().__init__()
+        self.query = PackedLinear(attention.query, dtype=dtype)
+        self.key_value = PackedLinear(attention.key, attention.value, dtype=dtype)
+        self.dense = PackedLinear(attention.dense, dtype=dtype)
+        self.layer_norm = deepcopy(attention.layer_norm).to(dtype)
+        self.head_size = attention.head_size
+        self.scaling = attention.scaling
+
+    def forward(self, hidden_states, query, image_states, text_lengths, image_lengths):
+        """Rows of text (T, D) with their `query` (T, D), image tokens (S, Dv); rows of each image's texts."""
+        projected = self.key_value(image_states).unflatten(-1, (2, -1, self.head_size))
+        key, value = projected.unbind(1)  # each (S, H, d)
+        query = query.unflatten(-1, (-1, self.head_size))  # (T, H, d)
+        context = ragged_attention(query, key, value, text_lengths, image_lengths, self.scaling)
+        return self.layer_norm(self.dense(context.flatten(1)).add_(hidden_states))
+
+
+class AbsorbedAttention(nn.Module):
+    """Attention of a few rows to many, without projecting the many to keys and values.
+
+    With one head's parts of the weights, q . (W_k x + b_k) is (W_k^T q) . x plus a constant that softmax
+    ignores, and the sum of a_j (W_v x_j + b_v) is W_v (the sum of a_j x_j) + b_v. So the heads attend to x.
+    """
+
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype):
+        super().__init__()
+        require_linear(attention.key, attention.value)
+        self.query = PackedLinear(attention.query, dtype=dtype)
+        by_head = (-1, attention.head_size)
+        key_weight = attention.key.weight.detach().to(dtype)  # (D, Dk)
+        value_weight = attention.value.weight.detach().to(dtype)
+        self.key_weight = key_weight.unflatten(0, by_head).clone()  # (H, d, Dk)
+        self.value_weight = value_weight.unflatten(0, by_head).transpose(1, 2).contiguous()  # (H, Dk, d)
+        self.value_bias = attention.value.bias.detach().to(dtype).clone()  # (D,)
+        self.dense = PackedLinear(attention.dense, dtype=dtype)
+        self.layer_norm = deepcopy(attention.layer_norm).to(dtype)
+        self.head_size = attention.head_size
+        self.scaling = attention.scaling
+
+    def forward(self, hidden_states, key_value_states, counts, key_lengths):
+        """Rows (B, D), the first `counts[0]` of which attend to the first `key_lengths[0]` of the (T, Dk)."""
+        query = self.query(hidden_states).unflatten(-1, (-1, self.head_size)).transpose(0, 1)  # (H, B, d)
+        heads = len(query)
+        query = (query @ self.key_weight).transpose(0, 1).flatten(0, 1)  # (B * H, Dk)
+        many = key_value_states[:, None]  # (T, 1, Dk), as of one wide head
+        rows = [count * heads for count in counts]
+        context = ragged_attention(query[:, None], many, many, rows, key_lengths, self.scaling)
+        context = context.view(-1, heads, context.shape[-1]).transpose(0, 1)  # (H, B, Dk)
+        context = (context @ self.value_weight).transpose(0, 1).flatten(1) + self.value_bias  # (B, D)
+        return self.layer_norm(self.dense(context).add_(hidden_states))
+
+
+def pack_self_attention(attention: CrossModalAttention, dtype: torch.dtype) -> PackedSelfAttention:
+    parts = (attention.query, attention.key, attention.value, attention.dense, attention.layer_norm)
+    return PackedSelfAttention(*parts, attention.head_size, dtype)
+
+
+def pack_feed_forward(layer: CrossModalLayer, activation: str, dtype: torch.dtype) -> PackedFeedForward:
+    return PackedFeedForward(layer.intermediate, layer.output, layer.layer_norm, activation, dtype)
+
+
+@dataclass(frozen=True)
+class ReadTexts:
+    """What [`FastMatcher.read_texts`] made of Q texts.
+
+    Attributes:
+        rows: of each (length, 2 D) hidden states and cross-attention queries; where the first layer is the
+            last as well, the hidden state (1, D) of [CLS] alone.
+        lengths: tokens of each.
+    """
+
+    rows: list[Tensor]
+    lengths: list[int]
+
+
+class FastMatcher:
+    """A copy of a model's cross-modal encoder and matching head, prepared for scoring many pairs.
+
+    Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
+    In fp32 the scores are those of `model.match` but for rounding (1e-5); in bf16 close ones change places.
+
+    Raises:
+        ValueError: the model is in training mode, where `match` would be random.
+        TypeError: a layer carries an adapter that is not merged.
+    """
+
+    def __init__(self, model: TPASModel, dtype: torch.dtype = torch.float32):
+        if model.training:
+            raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
+        self.device, self.dtype = model.device, dtype
+        activation = model.config.text_config.hidden_act
+        first, last = model.cross_modal_encoder.layers[0], model.cross_modal_encoder.layers[-1]
+        whole = model.cross_modal_encoder.layers[:-1]  # layers that are computed for all rows of text
+        self.first_self_attention = pack_self_attention(first.self_attention, dtype)
+        self.self_attentions = [pack_self_attention(layer.self_attention, dtype) for layer in whole[1:]]
+        self.image_attentions = [ImageAttention(layer.cross_attention, dtype) for layer in whole]
+        self.feed_forwards = [pack_feed_forward(layer, activation, dtype) for layer in whole]
+        self.last_self_attention = AbsorbedAttention(last.self_attention, dtype)
+        self.last_image_attention = AbsorbedAttention(last.cross_attention, dtype)
+        self.last_feed_forward = pack_feed_forward(last, activation, dtype)
+        self.matching_head: MatchingHead = deepcopy(model.matching_head).to(dtype)
+
+    def match_shortlists(
+        self,
+        image_hidden_states: Any,
+        texts: EncodedTexts,
+        shortlists: Tensor,
+        *,
+        batch_size: int | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> Tensor:
+        """(Q, K): of [`logits_of_shortlists`] those of class 1, by which X-VLM ranks."""
+        settings = {"batch_size": batch_size, "accelerator": accelerator}
+        return self.logits_of_shortlists(image_hidden_states, texts, shortlists, **settings)[:, :, 1]
+
+    def logits_of_shortlists(
+        self,
+        image_hidden_states: Any,
+        texts: EncodedTexts,
+        shortlists: Tensor,
+        *,
+        batch_size: int | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> Tensor:
+        """`model.match` of each query with the images of its shortlist (Q, K): logits (Q, K, 2).
+
+        The other arguments, and what is promised and raised, are as in [`logits_of_pairs`].
+        """
+        texts_read = self.read_texts(texts, batch_size)
+        queries = np.arange(len(shortlists)).repeat(shortlists.shape[1])  # (Q * K,)
+        settings = {"batch_size": batch_size, "accelerator": accelerator}
+        logits = self.logits_of_pairs(
+            image_hidden_states, texts_read, queries, shortlists.flatten().numpy(), **settings
+        )
+        return logits.view(*shortlists.shape, 2)
+
+    def logits_of_pairs(
+        self,
+        image_hidden_states: Any,
+        texts: ReadTexts,
+        queries: np.ndarray,
+        images: np.ndarray,
+        *,
+        batch_size: int | None = None,
+        accelerator: Accelerator | None = None,
+    ) -> Tensor:
+        """`model.match` of the texts numbered `queries` (P,) with the images numbered `images` (P,).
+
+        Args:
+            image_hidden_states: the gallery's (G, 1+N, Dv), a tensor or an array such as a mapped file, in
+                any floating precision; sorted rows of it are taken with an integer array.
+            texts: what [`read_texts`] made of them.
+            batch_size: pairs in one pass; `None`: what suits the device. An image in more pairs than that is
+                read and projected once for each `batch_size` of them.
+            accelerator: its processes share the passes out, and each gets the whole result.
+
+        Returns:
+            (P, 2) logits, class 1 = the pair matches, fp32 on the CPU. Passes are the same for any number
+            of processes: so are the logits, to the bit, with the same hardware and threads. A pair's last
+            digits depend on its pass, hence on `batch_size` and on the other pairs.
+
+        Raises:
+            ValueError: a batch size below 1.
+            IndexError: an image outside the gallery.
+        """
+        batch_size = self._batch_size(batch_size)
+        gallery_size = len(image_hidden_states)
+        if images.size and not 0 <= images.min() <= images.max() < gallery_size:
+            raise IndexError(
+                f"shortlists point to images {images.min()} to {images.max()} of {gallery_size}, from 0"
+            )
+
+        def match(pairs: np.ndarray) -> Tensor:
+            rows, counts = np.unique(images[pairs], return_counts=True)
+            tokens = image_hidden_states[rows]  # (n, 1+N, Dv)
+            tokens = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
+            return self.match(texts, queries[pairs].tolist(), tokens, counts.tolist())
+
+        passes = passes_of_pairs(images, batch_size)
+        run = side_by_side if self.device.type == "cpu" else map
+        outputs = map_batches(match, passes, accelerator, "matching pairs", run)
+        logits = torch.empty(len(images), 2)
+        for pairs, output in zip(passes, outputs, strict=True):
+            logits[torch.from_numpy(pairs)] = output
+        return logits
+
+    @torch.inference_mode()
+    @without_autocast
+    def read_texts(self, texts: EncodedTexts, batch_size: int | None = None) -> ReadTexts:
+        """All that the first layer computes of each text before it meets an image; for [`logits_of_pairs`].
+
+        Beside its input it holds 8 D bytes for each token of the texts, in fp32: 0.6 GB for 1,978 captions.
+
+        Args:
+            batch_size: texts in one pass; `None`: what suits the device.
+
+        Raises:
+            ValueError: a text without tokens, or a batch size below 1.
+        """
+        batch_size = self._batch_size(batch_size)
+        for query in (texts.attention_mask[:, 0] == 0).nonzero():
+            raise ValueError(f"text {query.item()} has no [CLS]: its attention mask begins with 0")
+        lengths = texts.attention_mask.sum(dim=1).tolist()
+        texts_read = []
+        for start in range(0, len(lengths), batch_size):
+            batch = slice(start, start + batch_size)
+            rows = texts.hidden_states[batch][texts.attention_mask[batch].bool()]  # (T, D)
+            rows = pad_rows(rows.to(self.device, self.dtype))
+            rows = self.first_self_attention(rows, lengths[batch])
+            if self.image_attentions:
+                rows = torch.cat([rows, self.image_attentions[0].query(rows)], dim=1)  # (T, 2 D)
+            of_text = rows[: sum(lengths[batch])].split(lengths[batch])
+            texts_read += of_text if self.image_attentions else [rows[:1].clone() for rows in of_text]
+        return ReadTexts(texts_read, lengths)
+
+    def _batch_size(self, asked: int | None) -> int:
+        if asked is None:
+            return CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
+        if asked < 1:
+            raise ValueError(f"the batch size must be at least 1, got {asked}")
+        return asked
+
+    @torch.inference_mode()
+    @without_autocast
+    def match(
+        self, texts: ReadTexts, queries: Sequence[int], image_states: Tensor, counts: Sequence[int]
+    ) -> Tensor:
+        """One pass: logits (B, 2), fp32 on the CPU, of the texts numbered `queries` (B,) with images
+        (n, 1+N, Dv), the first `counts[0]` of them with the first image, and so on.
+        """
+        texts_read = [texts.rows[query] for query in queries]
+        lengths = [texts.lengths[query] for query in queries]
+        image_states = image_states.to(self.device, self.dtype)
+        image_lengths = [image_states.shape[1]] * len(image_states)
+        image_states = image_states.flatten(0, 1)  # (n * (1+N), Dv)
+        rows = torch.cat(texts_read)  # (T, 2 D), or (B, D) without whole layers
+        if self.image_attentions:
+            starts = np.cumsum([0, *lengths[:-1]])
+            text_lengths = np.add.reduceat(lengths, np.cumsum([0, *counts[:-1]])).tolist()  # of each image
+            hidden_states, query = pad_rows(rows).chunk(2, dim=1)
+            for number, image_attention in enumerate(self.image_attentions):
+                if number > 0:
+                    hidden_states = self.self_attentions[number - 1](hidden_states, lengths)
+                    query = image_attention.query(hidden_states)
+                hidden_states = image_attention(
+                    hidden_states, query, image_states, text_lengths, image_lengths
+                )
+                hidden_states = self.feed_forwards[number](hidden_states)  # (T, D)
+            rows = hidden_states[torch.from_numpy(starts).to(self.device)]  # (B, D), [CLS] of each text
+            rows = self.last_self_attention(rows, hidden_states, [1] * len(rows), lengths)
+        rows = self.last_image_attention(rows, image_states, counts, image_lengths)
+        return self.matching_head(self.last_feed_forward(rows)).float().cpu()
+
+
+def passes_of_pairs(images: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Pairs by their `images` (P,), sorted by these and cut into at most `batch_size`, between images where
+    possible; those of one image keep their order.
+    """
+    order = np.argsort(images, kind="stable")
+    _, starts = np.unique(images[order], return_index=True)
+    passes = []
+    start = 0
+    for stop in [*starts[1:], len(order)]:  # one image after the other
+        if passes and len(passes[-1]) + stop - start <= batch_size:
+            passes[-1] = order[start - len(passes[-1]) : stop]
+        else:
+            passes += [order[row : min(row + batch_size, stop)] for row in range(start, stop, batch_size)]
+        start = stop
+    return passes

@@ -1,0 +1,112 @@
+"""Re-ranks shortlists in two steps: bf16 reads every pair, fp32 those that can still be among the best.
+
+bf16 is faster and wrong by some hundredths of a logit, so it cannot say which of two close
+pictures is the better one, but it can say which are out of the question. How wrong it is, is learnt on the
+way from the pairs that both have read. `benchmarks/cascade.py` measures what is saved, and whether the best
+stay the same.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..modeling_tpas import TPASModel
+from .fast_matching import FastMatcher
+from .retrieval_stages import EncodedTexts
+
+LEAST_ERROR_BOUND = 0.01  # of a match logit: however well the two agreed so far
+ERROR_FACTOR = 2.0  # from the largest error seen to the largest that is reckoned with
+
+
+@dataclass(frozen=True)
+class CascadeReport:
+    """What a cascade did.
+
+    Attributes:
+        pairs: that bf16 read.
+        pairs_in_fp32: that fp32 read as well.
+        error_bound: the difference of their logits that was reckoned with.
+    """
+
+    pairs: int
+    pairs_in_fp32: int
+    error_bound: float
+
+    @property
+    def share_saved(self) -> float:
+        """Of the pairs that fp32 would read without the cascade."""
+        return 1 - self.pairs_in_fp32 / self.pairs if self.pairs else 0.0
+
+    def __add__(self, later: "CascadeReport") -> "CascadeReport":
+        """Of both, one after the other; the bound of an error only grows."""
+        pairs, pairs_in_fp32 = self.pairs + later.pairs, self.pairs_in_fp32 + later.pairs_in_fp32
+        return CascadeReport(pairs, pairs_in_fp32, later.error_bound)
+
+    def __str__(self) -> str:
+        return (
+            f"of {self.pairs:,} pairs fp32 read {self.pairs_in_fp32:,}, {self.share_saved:.1%} were saved "
+            f"(error bound of bf16: {self.error_bound:.3f})"
+        )
+
+
+class MatchingCascade:
+    """A copy of a model's cross-modal encoder in bf16 and one in fp32.
+
+    Later changes of the model do not reach it. A CPU without bf16 instructions gains nothing by it.
+
+    Attributes:
+        largest_error: the largest difference of a pair's two match logits so far, in all calls.
+
+    Raises:
+        ValueError, TypeError: as [`FastMatcher`].
+    """
+
+    def __init__(self, model: TPASModel, exact: FastMatcher | None = None):
+        """`exact`: the model's matcher in fp32, if there is one already."""
+        self.screen = FastMatcher(model, torch.bfloat16)
+        self.exact = exact or FastMatcher(model)
+        self.largest_error = 0.0
+
+    @property
+    def error_bound(self) -> float:
+        """The largest error of a bf16 logit that is reckoned with."""
+        return max(LEAST_ERROR_BOUND, ERROR_FACTOR * self.largest_error)
+
+    def logits_of_shortlists(
+        self, image_hidden_states: Any, texts: EncodedTexts, shortlists: Tensor, top_k: int
+    ) -> tuple[Tensor, CascadeReport]:
+        """As [`FastMatcher.logits_of_shortlists`], exact for the best `top_k` of each query.
+
+        Every picture whose bf16 logit is within the error bound of the `top_k`-th fp32 logit is read in fp32,
+        until none is left. So the best `top_k` have the logits of fp32, and are those that fp32 would choose,
+        in its order, unless an error of bf16 exceeds the bound; all others have their bf16 logits, or fp32's,
+        and rank below.
+
+        Returns:
+            Logits (Q, K, 2), and what was saved.
+        """
+        queries, size = shortlists.shape
+        top_k = min(top_k, size)
+        logits = self.screen.logits_of_shortlists(image_hidden_states, texts, shortlists)  # (Q, K, 2)
+        if not logits.numel():
+            return logits, CascadeReport(0, 0, self.error_bound)
+        screened = logits[:, :, 1].clone()
+        is_exact = torch.zeros(queries, size, dtype=torch.bool)
+        wanted = torch.zeros_like(is_exact).scatter(1, screened.topk(top_k).indices, True)
+        texts_read = self.exact.read_texts(texts)
+        while wanted.any():
+            query, place = wanted.nonzero(as_tuple=True)  # (P,) each
+            images = shortlists[query, place]
+            logits[query, place] = self.exact.logits_of_pairs(
+                image_hidden_states, texts_read, query.numpy(), images.numpy()
+            )
+            is_exact |= wanted
+            errors = (logits[query, place, 1] - screened[query, place]).abs()
+            self.largest_error = max(self.largest_error, errors.max().item())
+            known = logits[:, :, 1].masked_fill(~is_exact, -np.inf)
+            least = known.topk(top_k).values[:, -1:]  # (Q, 1) what another picture would have to beat
+            wanted = ~is_exact & (screened + self.error_bound >= least)
+        return logits, CascadeReport(is_exact.numel(), int(is_exact.sum()), self.error_bound)

@@ -1,0 +1,218 @@
+"""A sheet of pictures and sentences, laid out in inches from its upper left corner."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, Rectangle
+from PIL import Image, ImageOps
+
+from ..processing_tpas import load_image
+from .text import drawable, is_right_to_left, wrap
+
+logger = logging.getLogger(__name__)
+
+RIGHT, WRONG, NEUTRAL, TEXT, QUIET = "#1b7f4d", "#b3382c", "#b9bcbf", "#1d1f21", "#62666b"
+SENTENCE_SIZE, CAPTION_SIZE = 10.0, 8.0  # points
+LINE_SPACING = 1.3
+ASCENT = 0.93  # of the letters' size, above the baseline
+FRAME_GAP = 0.025  # inches between picture and frame
+PADDING = 0.09  # inches between sentence, picture and caption
+LARGEST_SIDE = 700  # pixels kept of a picture, which is shown at two inches or so
+
+Picture = Image.Image | str | Path | None
+
+
+@dataclass(frozen=True)
+class RankedPicture:
+    """A picture as the answer to a sentence.
+
+    Attributes:
+        picture: a PIL image or a path; None, or what cannot be read, becomes a grey placeholder.
+        score: shown under it; None: no score.
+        right: whether it is the one looked for; None: not known.
+        rank: its place in the answer, from 1; None: not known, or not among those listed.
+    """
+
+    picture: Picture
+    score: float | None = None
+    right: bool | None = None
+    rank: int | None = None
+
+    @property
+    def caption(self) -> str:
+        """Rank and score, as far as known."""
+        score = "" if self.score is None else f"{self.score:.2f}".replace("-", "−")
+        rank = "" if self.rank is None else f"{self.rank}"
+        return " · ".join(part for part in (rank, score) if part)
+
+
+def open_or_none(picture: Picture) -> Image.Image | None:
+    """The picture, upright RGB and no larger than a sheet shows it, or None, and the log says why."""
+    if picture is None:
+        return None
+    if isinstance(picture, Image.Image):
+        image = ImageOps.exif_transpose(picture).convert("RGB")
+    else:
+        try:
+            image = load_image(picture)
+        except (OSError, ValueError) as error:
+            logger.warning("%s; a placeholder stands in its place", error)
+            return None
+    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+    return image
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A sentence as lines that fit."""
+
+    lines: list[str]
+    families: list[str]
+    right_to_left: bool
+    size: float
+
+    @classmethod
+    def fit(cls, text: str, width: float, size: float = SENTENCE_SIZE, max_lines: int = 8) -> "Paragraph":
+        """The text in lines of at most `width` inches."""
+        text, families = drawable(text)
+        return cls(wrap(text, width, size, families, max_lines), families, is_right_to_left(text), size)
+
+    @property
+    def height(self) -> float:
+        """In inches."""
+        return len(self.lines) * self.size * LINE_SPACING / 72
+
+
+class Sheet:
+    """A figure of `width` x `height` inches; whatever is put on it is placed by its upper left corner."""
+
+    def __init__(self, width: float, height: float):
+        self.width = width
+        self.height = height
+        self.figure = Figure(figsize=(width, height))
+
+    def paragraph(self, paragraph: Paragraph, left: float, top: float, width: float, **style: str) -> None:
+        """Text that runs from the left, or from the right for a script that does."""
+        across = left + width if paragraph.right_to_left else left
+        for number, line in enumerate(paragraph.lines):
+            self._text(
+                line,
+                across,
+                top + number * paragraph.size * LINE_SPACING / 72,
+                paragraph.size,
+                family=paragraph.families,
+                ha="right" if paragraph.right_to_left else "left",
+                **style,
+            )
+
+    def caption(self, text: str, left: float, top: float, width: float, **style: str) -> None:
+        """One line, centred."""
+        text, families = drawable(text)
+        self._text(text, left + width / 2, top, CAPTION_SIZE, family=families, ha="center", **style)
+
+    def picture(
+        self,
+        image: Image.Image | None,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        *,
+        frame: str = NEUTRAL,
+        frame_width: float = 1.0,
+    ) -> None:
+        """A picture as large as the box allows, centred, with a frame (`frame_width` in points) around it."""
+        across, down = fitted_size(image, width, height)
+        left, top = left + (width - across) / 2, top + (height - down) / 2
+        bottom = self.height - top - down
+        if image is None:
+            self.figure.add_artist(
+                Rectangle(
+                    (left, bottom), across, down, color="#e4e5e3", transform=self.figure.dpi_scale_trans
+                )
+            )
+            middle = top + (down - CAPTION_SIZE / 72) / 2
+            self.caption("no picture", left, middle, across, color=QUIET)
+        else:
+            place = (left / self.width, bottom / self.height, across / self.width, down / self.height)
+            axes = self.figure.add_axes(place)
+            axes.imshow(image, aspect="auto")
+            axes.set_axis_off()
+        outset = FRAME_GAP + frame_width / 144
+        self.figure.add_artist(
+            Rectangle(
+                (left - outset, bottom - outset),
+                across + 2 * outset,
+                down + 2 * outset,
+                fill=False,
+                edgecolor=frame,
+                linewidth=frame_width,
+                joinstyle="round",
+                transform=self.figure.dpi_scale_trans,
+            )
+        )
+
+    def arrow(self, left: float, middle: float, width: float) -> None:
+        """From left to right at the height `middle`."""
+        self.figure.add_artist(
+            FancyArrowPatch(
+                (left, self.height - middle),
+                (left + width, self.height - middle),
+                arrowstyle="-|>",
+                mutation_scale=9,
+                color=QUIET,
+                shrinkA=0,
+                shrinkB=0,
+                transform=self.figure.dpi_scale_trans,
+            )
+        )
+
+    def rule(self, top: float, margin: float) -> None:
+        """A thin line across the sheet."""
+        self.figure.add_artist(
+            Rectangle(
+                (margin, self.height - top),
+                self.width - 2 * margin,
+                0,
+                edgecolor="#dedfda",
+                linewidth=0.8,
+                transform=self.figure.dpi_scale_trans,
+            )
+        )
+
+    def _text(self, text: str, left: float, top: float, size: float, **style: object) -> None:
+        self.figure.text(
+            left,
+            self.height - top - ASCENT * size / 72,
+            text,
+            fontsize=size,
+            va="baseline",  # "top" would set lines with and without tall letters at different heights
+            parse_math=False,  # a $ in a sentence is a $
+            transform=self.figure.dpi_scale_trans,
+            **({"color": TEXT} | style),
+        )
+
+
+def fitted_size(image: Image.Image | None, width: float, height: float) -> tuple[float, float]:
+    """Width and height of a picture, in its own proportions, as large as the box allows."""
+    if image is None:
+        return width, height
+    scale = min(width / image.width, height / image.height)
+    return image.width * scale, image.height * scale
+
+
+def box_for(images: Sequence[Image.Image | None], height: float, narrowest: float, widest: float) -> float:
+    """The width of a box of that height in which all the pictures have it, within bounds."""
+    widths = [height * image.width / image.height for image in images if image is not None]
+    return min(max([narrowest, *widths]), widest)
+
+
+def plot_note(text: str) -> Figure:
+    """A figure that says in words that there is nothing to draw."""
+    paragraph = Paragraph.fit(text, 5.0)
+    sheet = Sheet(5.4, paragraph.height + 0.4)
+    sheet.paragraph(paragraph, 0.2, 0.2, 5.0, color=QUIET)
+    return sheet.figure

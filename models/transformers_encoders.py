@@ -1,0 +1,120 @@
+"""Dual encoders of transformers: CLIP, SigLIP, SigLIP 2, AltCLIP, and whatever has the same two methods."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from .dual_encoder import INITIAL_TEMPERATURE, DualEncoder
+from .pair_processor import PairProcessor
+
+# Trained on captions padded to their full length, without a mask: the last token, mostly padding, is pooled.
+FULL_LENGTH_FAMILIES = ("siglip", "siglip2")
+METHODS = ("get_image_features", "get_text_features")
+
+
+class TransformersDualEncoder(DualEncoder):
+    """A transformers model with `get_image_features` and `get_text_features`."""
+
+    def __init__(self, network: PreTrainedModel, name_or_path: str, temperature: float = INITIAL_TEMPERATURE):
+        super().__init__(network, name_or_path, temperature)
+        self.masks_padding = network.config.model_type not in FULL_LENGTH_FAMILIES
+        heads = ("visual_projection", "text_projection", "text_model.head")
+        present = dict(network.named_modules())
+        self.trained_with_lora = ("temperature", *(f"network.{head}" for head in heads if head in present))
+
+    def embed_images(self, *inputs: Tensor) -> Tensor:
+        return self._pooled(self.network.get_image_features(*inputs), "get_image_features")
+
+    def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask if self.masks_padding else None
+        return self._pooled(
+            self.network.get_text_features(input_ids, attention_mask=mask), "get_text_features"
+        )
+
+    def _pooled(self, output: Any, method: str) -> Tensor:
+        embeds = output if isinstance(output, Tensor) else getattr(output, "pooler_output", None)
+        if embeds is None or embeds.ndim != 2:
+            raise ValueError(
+                f"{self.name_or_path}: {type(self.network).__name__}.{method} gives no embedding"
+            )
+        return embeds
+
+
+def load_transformers_encoder(
+    name: str, dtype: torch.dtype | None, spec: str, **source: Any
+) -> tuple[TransformersDualEncoder, PairProcessor]:
+    """A dual encoder by folder or Hub name.
+
+    Args:
+        spec: what the user called it.
+        source: `revision`, `trust_remote_code`.
+
+    Raises:
+        ValueError: the model lacks one of the two methods, or its weights are incomplete.
+    """
+    config = AutoConfig.from_pretrained(name, **source)
+    network_class = AutoModel._model_mapping.get(type(config), None)  # None: the repository's own code
+    refuse_without_methods(name, network_class)
+    settings = source if dtype is None else source | {"dtype": dtype}
+    network, loading = AutoModel.from_pretrained(name, output_loading_info=True, **settings)
+    refuse_without_methods(name, type(network))
+    refuse_incomplete(name, loading)
+    model = TransformersDualEncoder(network, spec)
+    processor = PairProcessor.from_pretrained(
+        name,
+        image_size=image_size_of(name, config),
+        positions=positions_of(name, config),
+        full_length=not model.masks_padding,
+        **source,
+    )
+    return model, processor
+
+
+def refuse_without_methods(name: str, network_class: type | None) -> None:
+    """Raises ValueError if the class is known and lacks a method of a dual encoder."""
+    lacking = [method for method in METHODS if network_class and not hasattr(network_class, method)]
+    if lacking:
+        raise ValueError(
+            f"{name}: {network_class.__name__} has no {' and no '.join(lacking)}, so it gives no embeddings "
+            "to search by; a vision-language model may serve as stage 2: --matcher vlm:NAME"
+        )
+
+
+def refuse_incomplete(name: str, loading: dict[str, Any]) -> None:
+    """Raises ValueError if weights were missing, which transformers would draw at random."""
+    missing = sorted(loading["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}: it is a checkpoint of "
+            "another task"
+        )
+
+
+def image_size_of(name: str, config: Any) -> int:
+    """Pixels a side, or what a square picture would have where pictures keep their shape.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
+    vision = getattr(config, "vision_config", None)
+    if (size := getattr(vision, "image_size", None)) is not None:
+        return size if isinstance(size, int) else size[0]
+    if (patches := getattr(vision, "num_patches", None)) is not None:
+        return round(patches**0.5) * vision.patch_size
+    raise ValueError(f"{name}: its configuration does not say how large its pictures are")
+
+
+def positions_of(name: str, config: Any) -> int:
+    """Tokens that the text encoder takes at most.
+
+    Raises:
+        ValueError: the configuration does not say.
+    """
+    text = getattr(config, "text_config", None)
+    if not hasattr(text, "max_position_embeddings"):
+        raise ValueError(f"{name}: its configuration does not say how many tokens it takes")
+    # RoBERTa counts positions from after its padding token's id.
+    offset = text.pad_token_id + 1 if text.model_type in ("altclip_text_model", "xlm-roberta") else 0
+    return text.max_position_embeddings - offset

@@ -1,0 +1,321 @@
+"""Score files: what one system thinks of the images of a gallery, for each of many queries, with their names.
+
+A file is `.npz` (numpy) or `.safetensors` and holds
+
+    scores       (Q, G) every image's score, or (Q, K) those of each query's K candidates, descending
+    indices      (Q, K) integers, the candidates' positions in `gallery_ids`; absent where scores are dense
+    query_ids    Q distinct strings
+    gallery_ids  G distinct strings
+    moved        (Q,) bool, optional: a re-ranker put the row's first answer there, so only the rest descends
+
+In `.npz` the ids are arrays of strings; in `.safetensors`, which has no strings, they are JSON lists in the
+file's metadata, under the same names. Higher scores are better. Scores are finite: every query has K
+candidates, and a shorter list is not padded but refused. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+SUFFIXES = (".npz", ".safetensors")
+_ARRAYS = ("scores", "indices", "moved")
+_IDS = ("query_ids", "gallery_ids")
+_SHOWN = 3  # ids in an error message
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreFile:
+    """The content of a score file; whatever breaks the format raises ValueError as soon as it is built.
+
+    Attributes:
+        scores: (Q, G), or (Q, K) descending in each row.
+        indices: (Q, K) positions in `gallery_ids`, none twice in a row; `None` if `scores` is dense.
+        query_ids, gallery_ids: Q and G distinct strings.
+        moved: (Q,) bool, the rows whose first candidate a re-ranker put there; `None`: no row.
+    """
+
+    scores: np.ndarray
+    indices: np.ndarray | None
+    query_ids: tuple[str, ...]
+    gallery_ids: tuple[str, ...]
+    moved: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        _check_ids("query", self.query_ids)
+        _check_ids("gallery", self.gallery_ids)
+        scores, queries, gallery = self.scores, len(self.query_ids), len(self.gallery_ids)
+        if scores.dtype.kind not in "fiu":
+            raise ValueError(f"scores must be real numbers, got {scores.dtype}")
+        if scores.ndim != 2 or 0 in scores.shape:
+            raise ValueError(f"scores must be (queries, images), got shape {scores.shape}")
+        if len(scores) != queries:
+            raise ValueError(f"there are {queries} query ids for {len(scores)} rows of scores")
+        if self.indices is None and scores.shape[1] != gallery:
+            raise ValueError(
+                f"there are {gallery} gallery ids for {scores.shape[1]} columns of scores; top-K lists need"
+                " indices"
+            )
+        self._refuse(~np.isfinite(scores), "has the score {score}: scores must be finite")
+        if self.moved is not None and (self.moved.shape != (queries,) or self.moved.dtype != bool):
+            raise ValueError(f"moved must be ({queries},) bool, got {self.moved.shape} {self.moved.dtype}")
+        if self.indices is not None:
+            self._check_lists()
+        elif self.moved is not None:
+            raise ValueError("moved belongs to lists, and there are no indices")
+
+    def _check_lists(self) -> None:
+        indices, scores = self.indices, self.scores
+        if indices.dtype.kind not in "iu":
+            raise ValueError(f"indices must be integers, got {indices.dtype}")
+        if indices.shape != scores.shape:
+            raise ValueError(
+                f"indices and scores must have one shape, got {indices.shape} and {scores.shape}"
+            )
+        self._refuse(
+            indices < 0,
+            "has fewer candidates than the others (index {index}): give every query as many, by searching"
+            " deeper or cutting all lists to the shortest",
+        )
+        self._refuse(
+            indices >= len(self.gallery_ids),
+            f"has index {{index}}, but the gallery has {len(self.gallery_ids)} images, counted from 0",
+        )
+        rises = np.zeros(scores.shape, dtype=bool)
+        rises[:, 1:] = scores[:, 1:] > scores[:, :-1]
+        if self.moved is not None and scores.shape[1] > 1:
+            rises[self.moved, 1] = False
+        self._refuse(
+            rises,
+            "is not sorted, its score {score} is above the one before it: sort each row by descending score,"
+            " or leave out indices and give scores for the whole gallery",
+        )
+        order = np.argsort(indices, axis=1, kind="stable")
+        in_order = np.take_along_axis(indices, order, axis=1)
+        repeats = np.zeros(scores.shape, dtype=bool)
+        np.put_along_axis(repeats, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
+        self._refuse(repeats, "lists {image!r} twice (candidate {place}): keep the better one")
+
+    def _refuse(self, broken: np.ndarray, rule: str) -> None:
+        if not broken.any():
+            return
+        row = int(broken.any(axis=1).argmax())
+        column = int(broken[row].argmax())
+        index = column if self.indices is None else int(self.indices[row, column])
+        known = 0 <= index < len(self.gallery_ids)
+        shown = rule.format(
+            score=self.scores[row, column],
+            index=index,
+            image=self.gallery_ids[index] if known else None,
+            place=column + 1,
+        )
+        raise ValueError(f"query {self.query_ids[row]!r} {shown}")
+
+    @property
+    def settled(self) -> bool:
+        """Whether a re-ranker has put first answers in their place, so scores no longer say the order."""
+        return self.moved is not None and bool(self.moved.any())
+
+    def describe(self) -> str:
+        kind = "dense" if self.indices is None else f"top {self.scores.shape[1]:,}"
+        return f"{len(self.query_ids):,} queries, {len(self.gallery_ids):,} images, {kind}"
+
+
+def read_score_file(path: str | Path) -> ScoreFile:
+    """Reads and checks a score file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, or breaks the format; names the file and the query.
+    """
+    path = Path(path)
+    check_suffix(path)
+    try:
+        arrays, query_ids, gallery_ids = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        return ScoreFile(
+            scores=arrays["scores"],
+            indices=arrays.get("indices"),
+            query_ids=query_ids,
+            gallery_ids=gallery_ids,
+            moved=arrays.get("moved"),
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def write_score_file(path: str | Path, content: ScoreFile) -> None:
+    """Writes a score file, beside and then renamed, so that no half of one is ever seen."""
+    path = Path(path)
+    check_suffix(path)
+    arrays = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+    if content.indices is not None and len(content.gallery_ids) < 2**31:
+        arrays["indices"] = arrays["indices"].astype(np.int32)  # half the file
+    ids = {"query_ids": content.query_ids, "gallery_ids": content.gallery_ids}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        unfinished = Path(folder) / path.name
+        if path.suffix == ".npz":
+            np.savez(unfinished, **arrays, **{name: np.array(names) for name, names in ids.items()})
+        else:
+            save_file(arrays, unfinished, {name: json.dumps(names) for name, names in ids.items()})
+        os.replace(unfinished, path)
+
+
+def align(files: Sequence[ScoreFile], names: Sequence[str]) -> list[ScoreFile]:
+    """The files with rows and columns in the order of the first one, by id.
+
+    Raises:
+        ValueError: they are not about the same queries and images; with the first ids that differ.
+    """
+    first = files[0]
+    aligned = [first]
+    for file, name in zip(files[1:], names[1:], strict=True):
+        by_query = align_queries(file, name, first.query_ids, names[0])
+        aligned.append(align_gallery(by_query, name, first.gallery_ids, names[0]))
+    return aligned
+
+
+def align_queries(file: ScoreFile, name: str, query_ids: tuple[str, ...], other: str) -> ScoreFile:
+    """The file with its queries in the order of `query_ids`; raises as [`align`], with the names given."""
+    rows = _positions("query", file.query_ids, name, query_ids, other)
+    return replace(
+        file,
+        scores=file.scores[rows],
+        indices=None if file.indices is None else file.indices[rows],
+        query_ids=query_ids,
+        moved=None if file.moved is None else file.moved[rows],
+    )
+
+
+def align_gallery(file: ScoreFile, name: str, gallery_ids: tuple[str, ...], other: str) -> ScoreFile:
+    """The file with its images in the order of `gallery_ids`; raises as [`align`], with the names given."""
+    if file.gallery_ids == gallery_ids:
+        return file
+    columns = _positions("gallery", file.gallery_ids, name, gallery_ids, other)  # (G,) where each now lies
+    if file.indices is None:
+        return replace(file, scores=file.scores[:, columns], gallery_ids=gallery_ids)
+    new_position = np.empty(len(columns), dtype=np.int64)  # the type given may be too small for the last ones
+    new_position[columns] = np.arange(len(columns))
+    return replace(file, indices=new_position[file.indices], gallery_ids=gallery_ids)
+
+
+def by_digest(gallery_ids: Sequence[str]) -> tuple[str, ...]:
+    """Gallery ids in the order of a hash of each, as `tpas.search.gallery` ranks ties.
+
+    File names of a benchmark may say which image is right, and rows follow names, so where equal scores of a
+    dense matrix are ranked by column, neither may be the order of the columns.
+    """
+    return tuple(sorted(gallery_ids, key=lambda name: hashlib.blake2b(name.encode()).digest()))
+
+
+def check_suffix(path: Path) -> None:
+    """Raises ValueError for a path that no score file has; a command asks before it begins to compute."""
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: a score file ends in {' or '.join(SUFFIXES)}, not in {path.suffix!r}")
+
+
+def _check_ids(kind: str, ids: tuple[str, ...]) -> None:
+    if len(set(ids)) != len(ids):
+        repeated, times = Counter(ids).most_common(1)[0]
+        raise ValueError(f"the {kind} id {repeated!r} is there {times} times: ids must be distinct")
+    for name in ids:
+        # numpy drops zero characters at the end of a string.
+        if not name or "\0" in name:
+            raise ValueError(f"{kind} ids must not be empty or hold a zero character, got {name!r}")
+
+
+def _positions(kind: str, ids: tuple[str, ...], name: str, wanted: tuple[str, ...], other: str) -> np.ndarray:
+    """Where in `ids` each of `wanted` is."""
+    place = {key: position for position, key in enumerate(ids)}
+    lacking = [key for key in wanted if key not in place]
+    known = set(wanted)
+    extra = [key for key in ids if key not in known]
+    if lacking or extra:
+        parts = []
+        for keys, one, without in ((lacking, other, name), (extra, name, other)):
+            if keys:
+                shown = ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
+                parts.append(f"{len(keys)} of {one} are not in {without} ({shown})")
+        raise ValueError(
+            f"{name} and {other} are not about the same {'queries' if kind == 'query' else 'images'}:"
+            f" of {len(ids)} and {len(wanted)} {kind} ids, {'; '.join(parts)}"
+        )
+    return np.array([place[key] for key in wanted])
+
+
+def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+    arrays: dict[str, np.ndarray] = {}
+    name = ""
+    try:
+        # Opened here, because numpy leaves a file that is no archive open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
+            _check_names(content.files)
+            for name in (*_ARRAYS, *_IDS):
+                if name in content.files:
+                    arrays[name] = content[name]
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError, TypeError, ValueError) as error:
+        way_out = ""
+        if "Object arrays" in str(error):
+            way_out = "; rows of different lengths are stored so: give every query as many candidates"
+            if name in _IDS:
+                way_out = f"; {name} holds Python objects: write strings, such as {name}.astype(str)"
+        raise ValueError(f"no readable score file ({error}{way_out})") from error
+    return arrays, _ids_of_array(arrays, "query_ids"), _ids_of_array(arrays, "gallery_ids")
+
+
+def _ids_of_array(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...]:
+    ids = arrays.pop(name)
+    if ids.ndim != 1 or ids.dtype.kind != "U":
+        raise ValueError(
+            f"{name} must be a list of strings, got {ids.dtype} of shape {ids.shape}; of plain numbers"
+            f" {name}.astype(str) makes strings"
+        )
+    return tuple(ids.tolist())
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple[str, ...]]:
+    try:
+        with safe_open(path, framework="np") as content:
+            metadata = content.metadata() or {}
+            tensors = list(content.keys())  # noqa: SIM118 (no mapping, only its method)
+            _check_names([*tensors, *(name for name in _IDS if name in metadata)])
+            arrays = {name: content.get_tensor(name) for name in _ARRAYS if name in tensors}
+    except (SafetensorError, TypeError, AttributeError) as error:  # the last two: a type unknown to numpy
+        raise ValueError(
+            f"no readable score file ({error}); numpy has no bfloat16 or float8: use float32"
+        ) from error
+    return arrays, _ids_of_json(metadata, "query_ids"), _ids_of_json(metadata, "gallery_ids")
+
+
+def _ids_of_json(metadata: dict[str, str], name: str) -> tuple[str, ...]:
+    if name not in metadata:
+        raise ValueError(f"{name} is a tensor: it must be a JSON list of strings in the file's metadata")
+    try:
+        ids: Any = json.loads(metadata[name])
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} must be a JSON list of strings: {error}") from error
+    if not isinstance(ids, list) or not all(isinstance(key, str) for key in ids):
+        raise ValueError(f"{name} must be a JSON list of strings")
+    return tuple(ids)
+
+
+def _check_names(found: Sequence[str]) -> None:
+    lacking = [name for name in ("scores", *_IDS) if name not in found]
+    if lacking:
+        raise ValueError(
+            f"it has no {' and no '.join(lacking)}, only {', '.join(sorted(found)) or 'nothing'}"
+        )

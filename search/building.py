@@ -1,0 +1,388 @@
+"""Encodes pictures into a gallery's shards: over any number of processes, from where a kill stopped it."""
+
+import logging
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from operator import length_hint
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.image_sources import Picture
+from ..engine.fast_encoding import FastEncoder, fastest_encoder
+from ..modeling_tpas import TPASModel
+from ..processing_tpas import TPASProcessor
+from .manifest import (
+    SHARDS,
+    GalleryError,
+    GallerySettings,
+    builder_lock,
+    explained_write_errors,
+    new_manifest,
+    read_manifest,
+)
+from .shards import (
+    ShardRow,
+    id_hash,
+    jpeg_thumbnail,
+    list_shards,
+    read_shard,
+    shard_name,
+    unlisted_shards,
+    write_shard,
+)
+from .stored_gallery import StoredGallery
+
+logger = logging.getLogger(__name__)
+
+LEAST_GAIN = 0.97  # of the time a picture: a larger pass has to save 3 % for the probe to go on
+
+
+@dataclass(frozen=True)
+class PreparedPicture:
+    """A picture as the model takes it.
+
+    Attributes:
+        pixel_values: (3, H, W).
+        thumbnail: JPEG, or None where none is kept.
+        root, path: as in `Picture`.
+    """
+
+    pixel_values: Tensor
+    thumbnail: bytes | None
+    root: str | None
+    path: str | None
+
+
+def build_shards(
+    model: TPASModel,
+    processor: TPASProcessor,
+    pictures: Iterable[Picture],
+    directory: Path,
+    settings: GallerySettings,
+    *,
+    shard_size: int,
+    batch_size: int | Literal["auto"],
+    workers: int,
+    accelerator: Accelerator | None,
+) -> None:
+    """Adds the pictures whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
+
+    Which pictures share a shard, and a batch of the model, depends on their order alone: neither on the
+    number of processes nor on where an earlier build was stopped ("auto" depends on the machine). Every
+    process of `accelerator` must call it, with the same pictures; each encodes every n-th shard.
+
+    Raises:
+        GalleryError: the gallery was made otherwise, another build runs, or the disk failed.
+        ValueError: an id occurs twice.
+    """
+    for name, value in (("shard_size", shard_size), ("batch_size", batch_size), ("workers", workers)):
+        if value == "auto" and name == "batch_size":
+            continue
+        if isinstance(value, str) or value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value!r}")
+    processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
+    expected = length_hint(pictures) or None
+    with _shared_errors(processes):  # before there is a directory: the first may be no picture at all
+        pictures = iter(pictures)
+        pictures = chain(list(islice(pictures, 1)), pictures)
+    with ExitStack() as stack:
+        plan = None
+        with _shared_errors(processes):
+            if rank == 0:
+                stack.enter_context(builder_lock(directory))
+                with explained_write_errors(directory):
+                    (directory / SHARDS).mkdir(exist_ok=True)
+                    plan = _Plan.read(directory, settings)
+        plan = gather_object([plan])[0] if processes > 1 else plan
+
+        progress = tqdm(
+            desc="encoding pictures",
+            unit="picture",
+            total=expected,
+            leave=False,
+            disable=None if rank == 0 else True,  # None: only on a terminal
+        )
+        encoder = _ShardEncoder(model, processor, directory, settings, batch_size, workers, progress)
+        with _shared_errors(processes), progress, encoder, torch.inference_mode():
+            for number, shard in enumerate(_runs(plan.missing(pictures, progress), shard_size)):
+                if number % processes == rank:
+                    encoder.encode(plan.first_shard + number, shard, plan.finished)
+                else:
+                    for _ in shard:
+                        progress.update()
+
+        if rank == 0 and plan.already:
+            logger.info(
+                "%d pictures were not read: their ids are in the gallery %s already", plan.already, directory
+            )
+        with _shared_errors(processes), explained_write_errors(directory):
+            if rank == 0:
+                _finish(directory, settings)
+
+
+@contextmanager
+def _shared_errors(processes: int) -> Iterator[None]:
+    """Lets an error of one process end all: at its end the processes wait for each other."""
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    messages = gather_object([None if error is None else str(error)]) if processes > 1 else []
+    if error is not None:
+        raise error
+    for message in messages:
+        if message is not None:
+            raise GalleryError(f"another process stopped: {message}")
+
+
+@dataclass
+class _Plan:
+    """What is done.
+
+    Attributes:
+        known: hashes of the gallery's ids.
+        finished: ids of the shards that a killed build finished, unreadable pictures among them.
+    """
+
+    first_shard: int
+    known: set[int]
+    finished: set[str]
+    already: int = 0  # pictures met whose ids the manifest lists
+
+    @classmethod
+    def read(cls, directory: Path, settings: GallerySettings) -> "_Plan":
+        manifest = read_manifest(directory)
+        known = set()
+        if manifest is not None:
+            settings.check_equal(manifest["settings"], directory)
+            stored = StoredGallery(directory)
+            _ = stored.embeddings  # checks their files, which hold the hashes too
+            known = set(stored.id_hashes.tolist())
+        finished = set()
+        first_shard = manifest["next_shard"] if manifest else 0
+        for name in unlisted_shards(directory, manifest or new_manifest(settings)):
+            shard, pictures = read_shard(directory, name)
+            settings.check_equal(shard["settings"], directory)
+            finished |= {picture["id"] for picture in pictures["pictures"]} | pictures["unreadable"].keys()
+        return cls(first_shard, known, finished)
+
+    def missing(self, pictures: Iterable[Picture], progress: tqdm) -> Iterator[Picture]:
+        """The pictures that the manifest does not list; those of finished shards too, which count."""
+        seen = set()
+        for picture in pictures:
+            key = id_hash(picture.id)
+            if key in seen:
+                raise ValueError(f"two pictures have the id {picture.id!r}")
+            seen.add(key)
+            if key in self.known:
+                self.already += 1
+                progress.update()
+            else:
+                yield picture
+
+
+def _runs(pictures: Iterator[Picture], size: int) -> Iterator[Iterator[Picture]]:
+    """Every `size` pictures, each run to be used up before the next: a shard may not fit into the memory."""
+    for first in pictures:
+        yield chain([first], islice(pictures, size - 1))
+
+
+class _ShardEncoder:
+    """Reads pictures in threads, ahead of the model, and writes what the model makes of them.
+
+    Threads are enough, since Pillow decodes and resizes without Python's lock, and encoding a picture takes
+    many times longer: `benchmarks/gallery_decoding.py` shows that the encoder hardly waits.
+    """
+
+    def __init__(
+        self,
+        model: TPASModel,
+        processor: TPASProcessor,
+        directory: Path,
+        settings: GallerySettings,
+        batch_size: int | Literal["auto"],
+        workers: int,
+        progress: tqdm,
+    ):
+        self.model = model
+        self.processor = processor
+        self.directory = directory
+        self.settings = settings
+        self.asked_batch_size = batch_size
+        self.progress = progress
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="picture")
+
+    def __enter__(self) -> "_ShardEncoder":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.threads.shutdown(cancel_futures=True)
+
+    @cached_property
+    def encoder(self) -> TPASModel | FastEncoder:
+        return fastest_encoder(self.model)  # which copies the weights: not before there is a picture
+
+    @cached_property
+    def batch_size(self) -> int:
+        """Pictures in one batch: what was asked for, or what a probe of the encoder finds best."""
+        if self.asked_batch_size != "auto":
+            return self.asked_batch_size
+        seconds = probe_pass_sizes(self.encoder, self.processor.image_size)
+        best = min(seconds, key=seconds.__getitem__)
+        logger.info(
+            "%d pictures in a pass are the quickest: %s s a picture",
+            best,
+            ", ".join(f"{count}: {value:.3f}" for count, value in seconds.items()),
+        )
+        if isinstance(self.encoder, FastEncoder):  # it divides a batch into passes by itself
+            self.encoder.images_per_pass = best
+        return best
+
+    def encode(self, number: int, pictures: Iterator[Picture], finished: set[str]) -> None:
+        """Writes the shard of these pictures, without those that a killed build finished."""
+        ids, rows, unreadable = [], [], {}
+        for batch in self._ahead(pictures, finished):
+            prepared = {}
+            for picture_id, future in batch.items():
+                try:
+                    prepared[picture_id] = future.result()
+                except (OSError, ValueError) as error:
+                    logger.warning("left out %s: %s", picture_id, error)
+                    unreadable[picture_id] = str(error)
+            if prepared:
+                pixel_values = torch.stack([picture.pixel_values for picture in prepared.values()])
+                embeds, tokens = encode_pixels(self.encoder, pixel_values, self.settings.tokens)
+                self._check_finite(list(prepared), embeds, tokens)
+                for place, (picture_id, picture) in enumerate(prepared.items()):
+                    own = None if tokens is None else tokens[place]
+                    row = ShardRow(
+                        picture_id, embeds[place], own, picture.root, picture.path, picture.thumbnail
+                    )
+                    rows.append(row)
+            ids += batch
+            self.progress.update(len(batch))
+        if ids:
+            with explained_write_errors(self.directory):
+                write_shard(self.directory, shard_name(number, ids), self.settings, rows, unreadable)
+
+    def _ahead(
+        self, pictures: Iterator[Picture], finished: set[str]
+    ) -> Iterator[dict[str, Future[PreparedPicture]]]:
+        """Batches of pictures by id, while the threads already read the next one.
+
+        Only the threads get the pictures themselves, which may hold an image each: it goes once it was read.
+        """
+        ready, coming = {}, {}
+        for picture in pictures:
+            if picture.id in finished:
+                self.progress.update()
+                continue
+            coming[picture.id] = self.threads.submit(self._prepare, picture.held())
+            if len(coming) == self.batch_size:
+                if ready:
+                    yield ready
+                ready, coming = coming, {}
+        yield from filter(None, (ready, coming))
+
+    def _check_finite(self, ids: Sequence[str], embeds: Tensor, tokens: Tensor | None) -> None:
+        """Raises GalleryError: a search could place such a picture nowhere."""
+        for picture_id in _not_finite(ids, embeds):
+            raise GalleryError(
+                f"the model's embedding of picture {picture_id!r} is not finite: its weights are damaged, or "
+                f"{self.encoder.dtype} is too narrow for them"
+            )
+        for picture_id in () if tokens is None else _not_finite(ids, tokens):
+            raise GalleryError(
+                f"the image tokens of picture {picture_id!r} are too large for {self.settings.tokens}: build "
+                "another gallery with tokens=float32"
+            )
+
+    def _prepare(self, picture: Picture) -> PreparedPicture:
+        image = picture.load()
+        if self.settings.tokens is None and picture.path is None:
+            raise GalleryError(
+                f"picture {picture.id!r} is no file to compute its tokens from again: keep the tokens"
+            )
+        size = self.settings.thumbnail_size
+        thumbnail = None if size is None else jpeg_thumbnail(image, size)
+        pixel_values = self.processor(images=[image])["pixel_values"][0]
+        return PreparedPicture(pixel_values, thumbnail, picture.root, picture.path)
+
+
+def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:
+    """The ids of pictures whose rows, (n, ...) of n, hold NaN or infinity."""
+    finite = rows.flatten(1).isfinite().all(dim=1).tolist()
+    return [picture_id for picture_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
+
+
+def encode_pixels(
+    encoder: TPASModel | FastEncoder, pixel_values: Tensor, tokens_type: str | None
+) -> tuple[Tensor, Tensor | None]:
+    """Embeddings (B, D) fp32 and image tokens (B, 1+N, image width) of the type asked for, on the CPU."""
+    output = encoder.get_image_features(pixel_values.to(encoder.device, encoder.dtype))
+    tokens = None
+    if tokens_type is not None:
+        tokens = output.last_hidden_state.to("cpu", getattr(torch, tokens_type))
+    return output.pooler_output.float().cpu(), tokens
+
+
+@torch.inference_mode()
+def probe_pass_sizes(
+    encoder: TPASModel | FastEncoder, image_size: int, largest: int = 256
+) -> dict[int, float]:
+    """Seconds a picture by the number of them in a pass: 1, 2, 4, ..., until it is no longer worth it.
+
+    Another number changes features in their last digits only (1e-5).
+    """
+    fixed = getattr(encoder, "images_per_pass", None)
+    seconds = {}
+    count = 1
+    try:
+        while count <= largest:
+            if fixed is not None:
+                encoder.images_per_pass = count
+            pixels = torch.zeros(count, 3, image_size, image_size)
+            times = []
+            for _ in range(3):  # the first is slow: kernels are compiled for a new shape
+                start = time.perf_counter()
+                encode_pixels(encoder, pixels, None)  # which ends on the CPU, so a GPU is done
+                times.append(time.perf_counter() - start)
+            seconds[count] = min(times[1:]) / count
+            if count > 1 and seconds[count] > LEAST_GAIN * seconds[count // 2]:
+                break
+            count *= 2
+    except torch.OutOfMemoryError:
+        if not seconds:
+            raise
+    finally:
+        if fixed is not None:
+            encoder.images_per_pass = fixed
+    return seconds
+
+
+def _finish(directory: Path, settings: GallerySettings) -> None:
+    manifest = read_manifest(directory) or new_manifest(settings)
+    list_shards(directory, manifest, unlisted_shards(directory, manifest))
+    listed = {shard["name"] for shard in manifest["shards"]}
+    for path in (directory / SHARDS).iterdir():
+        if path.name not in listed:  # none of its pictures could be read
+            shutil.rmtree(path)
+    if manifest["unreadable"]:
+        logger.warning(
+            "%d pictures could not be read and are not in the gallery %s",
+            len(manifest["unreadable"]),
+            directory,
+        )

@@ -1,0 +1,98 @@
+"""The image tokens that re-ranking reads: from the gallery's disk, or computed again from the pictures."""
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.image_sources import load_inside
+from ..engine.fast_encoding import FastEncoder, fastest_encoder
+from ..modeling_tpas import TPASModel
+from ..processing_tpas import TPASProcessor
+from .building import encode_pixels
+from .manifest import GalleryError
+from .stored_gallery import StoredGallery
+
+LEAST_COSINE = 0.98  # of a picture's embedding then and now; far below what other precision would change
+
+
+class ImageTokens:
+    """Indexed as an array (G, 1+N, image width) is: `tokens[row]`, `tokens[rows]`, `tokens[first:last]`.
+
+    Only what is asked for is read, one shard mapped at a time, so visit rows in ascending order.
+    """
+
+    def __init__(self, stored: StoredGallery):
+        self.stored = stored
+
+    def __len__(self) -> int:
+        return len(self.stored)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
+        """(1+N, image width) of one row, (n, 1+N, image width) of several."""
+        if isinstance(rows, slice):
+            rows = range(*rows.indices(len(self)))
+        if np.ndim(rows) == 0:
+            return self._read([int(rows)])[0]
+        return np.stack(self._read([int(row) for row in rows]))
+
+    def _read(self, rows: list[int]) -> list[np.ndarray]:
+        return [self.stored.tokens(row) for row in rows]
+
+
+class RecomputedImageTokens(ImageTokens):
+    """For a gallery without tokens: each picture is read and encoded when it is asked for, and not kept.
+
+    Args:
+        images_root: the folder where the pictures lie now, if they were moved.
+    """
+
+    def __init__(
+        self,
+        stored: StoredGallery,
+        model: TPASModel,
+        processor: TPASProcessor,
+        images_root: str | None,
+        batch_size: int = 16,
+    ):
+        super().__init__(stored)
+        self.model = model
+        self.processor = processor
+        self.images_root = images_root
+        self.batch_size = batch_size
+
+    @cached_property
+    def encoder(self) -> TPASModel | FastEncoder:
+        return fastest_encoder(self.model)
+
+    def _read(self, rows: list[int]) -> list[np.ndarray]:
+        tokens = []
+        for start in range(0, len(rows), self.batch_size):
+            tokens += self._encode(rows[start : start + self.batch_size])
+        return tokens
+
+    def _encode(self, rows: list[int]) -> list[np.ndarray]:
+        pixel_values = self.processor(images=[self._load(row) for row in rows])["pixel_values"]
+        with torch.inference_mode():
+            embeds, tokens = encode_pixels(self.encoder, pixel_values, "float32")
+        cosines = (embeds * self.stored.embedding_rows(torch.tensor(rows))).sum(dim=1)  # (n,)
+        for row, cosine in zip(rows, cosines.tolist(), strict=True):
+            if cosine < LEAST_COSINE:
+                name = self.stored.record(row)["id"]
+                raise GalleryError(
+                    f"picture {name!r} is not the one that the gallery {self.stored.directory} holds "
+                    f"(cosine of their embeddings: {cosine:.3f}): delete it there, and append it again"
+                )
+        return list(tokens.numpy())
+
+    def _load(self, row: int):
+        record = self.stored.record(row)
+        try:
+            return load_inside(self.images_root or record["root"], record["path"])
+        except (OSError, ValueError) as error:
+            raise GalleryError(
+                f"the gallery {self.stored.directory} holds no tokens, and to compute them picture "
+                f"{record['id']!r} cannot be read: {error}"
+            ) from error

@@ -1,0 +1,79 @@
+"""What ranks a gallery's embeddings: exact search, faiss or a Milvus database, by one word or address."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from .exact_index import ExactIndex
+from .faiss_index import open_faiss_index, write_faiss_index
+from .milvus_index import MilvusIndex, without_password
+from .stored_gallery import StoredGallery
+
+
+class Index(Protocol):
+    """What all of them do."""
+
+    def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """For queries (Q, D), unit norm: rows (Q, count) and cosines (Q, count), best first, ties by hash."""
+
+
+def check_index(index: str) -> str:
+    """`index` itself: "exact", "faiss", or the address of a Milvus database.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if index not in ("exact", "faiss") and not _is_address(index):
+        raise ValueError(
+            f"the index must be 'exact', 'faiss', or a Milvus address (http://host:19530, or a file *.db for "
+            f"milvus-lite), got {without_password(index)!r}"
+        )
+    return index
+
+
+def open_index(index: str, stored: StoredGallery) -> Index:
+    """The index over a gallery.
+
+    Exact search compares all embeddings with their checksums first; the others do so shard by shard, when
+    they first find rows of it.
+
+    Raises:
+        GalleryError: it has not been written yet, is damaged, or of another change than `stored`.
+        ImportError: its library is missing; names the extra.
+    """
+    if check_index(index) == "exact":
+        return ExactIndex(stored.embeddings, stored.id_hashes)
+    unchecked = ExactIndex(stored.mapped_embeddings, stored.id_hashes)
+    if index == "faiss":
+        return open_faiss_index(stored, unchecked)
+    database = MilvusIndex(index, stored, unchecked)
+    database.load()
+    return database
+
+
+def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None) -> str:
+    """Makes or renews what `open_index` opens, and says in a sentence what was done.
+
+    Args:
+        queries: embeddings (Q, D) of texts as they will be asked, on which a faiss index measures its recall.
+
+    Raises:
+        GalleryError: the gallery was changed since `stored` was opened, or the index cannot be written.
+        ImportError: its library is missing; names the extra.
+    """
+    stored.check_unchanged()  # or it would take the place of a newer index
+    exact = ExactIndex(stored.embeddings, stored.id_hashes)
+    if check_index(index) == "exact":
+        return "exact search needs no index"
+    if index == "faiss":
+        recall = write_faiss_index(stored, exact, queries=queries)
+        sample = "noisy pictures" if queries is None else f"{len(queries)} texts"
+        return f"faiss index of {len(stored)} pictures, recall@128 of {recall:.4f} measured on {sample}"
+    database = MilvusIndex(index, stored, exact)
+    database.synchronise()
+    database.close()
+    return f"{len(stored)} pictures are in the database at {without_password(index)}"
+
+
+def _is_address(index: str) -> bool:
+    return "://" in index or index.endswith(".db")

@@ -1,0 +1,195 @@
+"""A gallery's embeddings in a Milvus vector database (the extra `milvus`), for more than one machine holds.
+
+Milvus finds candidates by its own index; the gallery's embeddings on disk score them again, so cosines and
+ties are those of exact search. Embeddings go by the hash of the picture's id, which is the primary key.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .exact_index import ExactIndex, rank_candidates
+from .manifest import GalleryError
+from .stored_gallery import StoredGallery
+
+CANDIDATES = 2  # rows that are scored again for each one asked for
+MOST_CANDIDATES = 16_384  # Milvus's own limit of a search
+ROWS_AT_ONCE = 1_000
+LONGEST_ID = 65_535  # bytes, the most of a VARCHAR
+
+
+class MilvusIndex:
+    """See [`ExactIndex`]; how many of the best rows its search misses depends on the database's settings.
+
+    A collection holds one gallery. Its alias says as of which change, so that an old one is not searched. One
+    that was loaded before a change goes on: pictures that its gallery does not know are left out.
+
+    Args:
+        address: "http://host:19530", with a login as "http://user:password@host:19530"; or a file "*.db" for
+            the embedded milvus-lite.
+        exact: over the mapped embeddings of `stored`, which are checked when they are first read.
+
+    Raises:
+        GalleryError: the database cannot be reached; so do the methods.
+    """
+
+    def __init__(self, address: str, stored: StoredGallery, exact: ExactIndex):
+        self.address = address
+        self.shown_address = without_password(address)
+        self.stored = stored
+        self.exact = exact
+        self.collection = f"tpas_{stored.manifest['name']}"
+        self.state_alias = f"{self.collection}_{stored.state}"
+        pymilvus = import_pymilvus()
+        with self._explained_errors():
+            try:
+                self.client = pymilvus.MilvusClient(uri=address)
+            except ValueError:  # which may cite the password, as where it holds a slash
+                raise GalleryError(
+                    f"{self.shown_address} is no address of a database; in a password, / is written as %2F"
+                ) from None
+
+    def close(self) -> None:
+        self.client.close()
+
+    def load(self) -> None:
+        """Readies the database for searching.
+
+        Raises:
+            GalleryError: it holds nothing of the gallery, or its pictures before or after another change.
+        """
+        with self._explained_errors():
+            if not self.client.has_collection(self.collection):
+                raise self._lacking(f"does not hold the gallery {self.stored.directory}")
+            if self.state_alias not in self._aliases():
+                raise self._lacking(f"holds the gallery {self.stored.directory} as of another change")
+            self.client.load_collection(self.collection)
+
+    def synchronise(self) -> None:
+        """Makes the database hold the gallery's embeddings: adds what it lacks, removes what is gone."""
+        with self._explained_errors():
+            if not self.client.has_collection(self.collection):
+                self._create_collection()
+            self.client.load_collection(self.collection)
+            for alias in self._aliases():
+                self.client.drop_alias(alias)
+            there = dict(self._checksums())
+            keys = self.stored.id_hashes.tolist()
+            ids = self.stored.ids()
+            embeddings = (embedding for segment in self.stored.embeddings for embedding in segment)
+            rows: list[dict[str, Any]] = []
+            for key, name, embedding in zip(keys, ids, embeddings, strict=True):
+                checksum = zlib.crc32(embedding.numpy())
+                if there.pop(key, None) != checksum:  # new, or deleted and appended as another picture
+                    row = {"key": key, "id": name, "checksum": checksum, "embedding": embedding.numpy()}
+                    rows.append(row)
+                if len(rows) == ROWS_AT_ONCE:
+                    self.client.upsert(self.collection, rows)
+                    rows = []
+            if rows:
+                self.client.upsert(self.collection, rows)
+            gone = sorted(there)
+            for start in range(0, len(gone), ROWS_AT_ONCE):
+                self.client.delete(self.collection, ids=gone[start : start + ROWS_AT_ONCE])
+            self.client.create_alias(self.collection, self.state_alias)
+
+    def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
+        if count > MOST_CANDIDATES:
+            raise GalleryError(f"a Milvus search finds at most {MOST_CANDIDATES} pictures, not {count}")
+        candidates = [torch.empty(0, dtype=torch.long)] * len(queries)
+        waiting = list(range(len(queries)))  # for more of the pictures that the gallery knows
+        limit = min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES)
+        while waiting:
+            found = self._nearest(queries[waiting], limit)
+            for query, keys in zip(waiting, found, strict=True):
+                candidates[query] = self._known_rows(keys)
+                if len(candidates[query]) < count and (limit == MOST_CANDIDATES or len(keys) < limit):
+                    raise self._lacking(f"found fewer than {count} pictures")
+            waiting = [query for query in waiting if len(candidates[query]) < count]
+            limit = min(2 * limit, MOST_CANDIDATES)
+        self.stored.check_rows(torch.cat(candidates))
+        return rank_candidates(queries, candidates, count, self.exact)
+
+    def _nearest(self, queries: Tensor, limit: int) -> list[list[int]]:
+        """The keys that the database finds for each query (Q, D)."""
+        with self._explained_errors():
+            answers = self.client.search(
+                self.collection,
+                data=list(queries.float().numpy()),
+                anns_field="embedding",
+                limit=limit,
+                search_params={"metric_type": "IP"},
+            )
+        return [[hit["key"] for hit in answer] for answer in answers]
+
+    def _known_rows(self, keys: list[int]) -> Tensor:
+        """The rows of the keys, without those that the gallery lacks: pictures that were appended since."""
+        hashes, order = self.stored.sorted_hashes
+        wanted = torch.tensor(keys, dtype=torch.long)
+        places = torch.searchsorted(hashes, wanted).clamp(max=len(hashes) - 1)
+        return order[places[hashes[places] == wanted]]
+
+    def _create_collection(self) -> None:
+        types = import_pymilvus().DataType
+        schema = self.client.create_schema(auto_id=False)
+        schema.add_field("key", types.INT64, is_primary=True)
+        schema.add_field("id", types.VARCHAR, max_length=LONGEST_ID)
+        schema.add_field("checksum", types.INT64)
+        schema.add_field("embedding", types.FLOAT_VECTOR, dim=self.exact.segments[0].shape[1])
+        index = self.client.prepare_index_params()
+        index.add_index("embedding", index_type="AUTOINDEX", metric_type="IP")
+        self.client.create_collection(
+            self.collection, schema=schema, index_params=index, consistency_level="Strong"
+        )
+
+    def _aliases(self) -> list[str]:
+        return self.client.list_aliases(self.collection)["aliases"]
+
+    def _checksums(self) -> Iterator[tuple[int, int]]:
+        """Key and checksum of every embedding in the database."""
+        pages = self.client.query_iterator(
+            self.collection, batch_size=ROWS_AT_ONCE, filter="", output_fields=["key", "checksum"]
+        )
+        while page := pages.next():
+            for row in page:
+                yield row["key"], row["checksum"]
+        pages.close()
+
+    @contextmanager
+    def _explained_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except import_pymilvus().MilvusException as error:
+            reason = str(error).replace(self.address, self.shown_address)
+            raise GalleryError(f"the Milvus database at {self.shown_address} refused: {reason}") from None
+
+    def _lacking(self, problem: str) -> GalleryError:
+        self.stored.check_unchanged()  # or a renewed database would not be this one's either
+        return GalleryError(
+            f"the database at {self.shown_address} {problem}: run "
+            f"`tpas gallery index {self.stored.directory} --index {self.shown_address}`"
+        )
+
+
+def without_password(address: str) -> str:
+    """An address as it may be shown: `***` in place of the password.
+
+    >>> without_password("http://user:password@host:19530")
+    'http://user:***@host:19530'
+    """
+    return re.sub(r"^([^/]*//)?([^:@/]*):.*@", r"\1\2:***@", address)
+
+
+def import_pymilvus() -> Any:
+    """pymilvus, which only those who ask for this index need."""
+    try:
+        import pymilvus
+    except ImportError as error:
+        raise ImportError("a Milvus database needs pymilvus: pip install -e '.[milvus]'") from error
+    return pymilvus

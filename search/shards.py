@@ -1,0 +1,170 @@
+"""Writes the shards of a gallery, and enters them into its manifest. See [`tpas.search.manifest`]."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .manifest import (
+    EMBEDDINGS,
+    PICTURES,
+    SHARD,
+    SHARD_NAME,
+    SHARDS,
+    THUMBNAILS,
+    TOKENS,
+    UNFINISHED,
+    GalleryError,
+    GallerySettings,
+    file_checksum,
+    flush,
+    shard_number,
+    write_manifest,
+)
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """An encoded picture on its way into a shard.
+
+    Attributes:
+        embedding: (D,) fp32.
+        tokens: (1+N, image width) in the gallery's type, or None.
+        root, path: its file, or None.
+        thumbnail: JPEG, or None.
+    """
+
+    id: str
+    embedding: Tensor
+    tokens: Tensor | None
+    root: str | None
+    path: str | None
+    thumbnail: bytes | None
+
+
+def id_hash(picture_id: str) -> int:
+    """The first 8 bytes of the id's blake2b as int64 of the same order."""
+    return int.from_bytes(hashlib.blake2b(picture_id.encode()).digest()[:8], "big") - 2**63
+
+
+def shard_name(number: int, ids: Sequence[str]) -> str:
+    """Of the shard at `number` that was to hold pictures of these ids."""
+    digest = hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8)
+    return f"{number:06d}-{digest.hexdigest()}"
+
+
+def write_shard(
+    directory: Path,
+    name: str,
+    settings: GallerySettings,
+    rows: Sequence[ShardRow],
+    unreadable: dict[str, str],
+) -> None:
+    """Writes the shard `name` in full, or not at all.
+
+    Args:
+        unreadable: by id, why a picture that belongs here could not be read.
+    """
+    partial = directory / SHARDS / f".{name}{UNFINISHED}"
+    target = directory / SHARDS / name
+    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
+    try:
+        partial.mkdir(parents=True)
+        pictures = {
+            "pictures": [{"id": row.id, "root": row.root, "path": row.path} for row in rows],
+            "unreadable": unreadable,
+        }
+        (partial / PICTURES).write_text(json.dumps(pictures, indent=0) + "\n", encoding="utf-8")
+        if rows:
+            _write_tensors(partial, rows, settings)
+        if rows and settings.thumbnail_size is not None:
+            with zipfile.ZipFile(partial / THUMBNAILS, "w") as archive:
+                for number, row in enumerate(rows):
+                    # A fixed date, so that equal pictures make equal files.
+                    archive.writestr(zipfile.ZipInfo(f"{number}.jpg"), row.thumbnail)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "blake2b": file_checksum(path)}
+            for path in sorted(partial.iterdir())
+        }
+        content = {"settings": asdict(settings), "rows": len(rows), "files": files}
+        (partial / SHARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        for path in (*partial.iterdir(), partial):
+            flush(path)
+        os.replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_tensors(partial: Path, rows: Sequence[ShardRow], settings: GallerySettings) -> None:
+    tensors = {
+        "embeddings": torch.stack([row.embedding for row in rows]),
+        "id_hashes": torch.tensor([id_hash(row.id) for row in rows]),
+    }
+    if settings.tokens is not None:
+        tokens = torch.stack([row.tokens for row in rows])  # (n, 1+N, image width)
+        tensors["token_checksums"] = torch.tensor([zlib.crc32(row.tokens.numpy()) for row in rows])
+        save_file({"tokens": tokens}, partial / TOKENS)
+    save_file(tensors, partial / EMBEDDINGS)
+
+
+def read_shard(directory: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What shard.json and pictures.json of a shard say."""
+    folder = directory / SHARDS / name
+    try:
+        contents = [json.loads((folder / file).read_text(encoding="utf-8")) for file in (SHARD, PICTURES)]
+        return contents[0] | {"settings": GallerySettings(**contents[0]["settings"])}, contents[1]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise GalleryError(f"{folder} is damaged ({error!r}): remove it, and build again") from error
+
+
+def unlisted_shards(directory: Path, manifest: dict[str, Any]) -> list[str]:
+    """Whole shards that a build finished before it was killed, in order. Removes other leftovers.
+
+    The caller holds the lock.
+    """
+    listed = {shard["name"] for shard in manifest["shards"]}
+    finished = []
+    for path in (directory / SHARDS).glob("*"):
+        if SHARD_NAME.fullmatch(path.name) and path.name not in listed:
+            if shard_number(path.name) >= manifest["next_shard"]:
+                finished.append(path.name)
+            else:  # a deletion was killed before or after it had written the manifest
+                shutil.rmtree(path)
+        elif path.name.endswith(UNFINISHED):
+            shutil.rmtree(path)
+    return sorted(finished, key=lambda name: (shard_number(name), name))
+
+
+def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
+    """Enters finished shards into the manifest, and writes it: the last step of a build."""
+    for name in names:
+        shard, pictures = read_shard(directory, name)
+        manifest["unreadable"] |= pictures["unreadable"]
+        for picture in pictures["pictures"]:
+            manifest["unreadable"].pop(picture["id"], None)  # an earlier build could not read it
+        if shard["rows"]:
+            manifest["shards"].append({"name": name, "rows": shard["rows"], "files": shard["files"]})
+    if names:
+        manifest["next_shard"] = max(map(shard_number, names)) + 1
+    write_manifest(directory, manifest)
+
+
+def jpeg_thumbnail(image: Any, size: int) -> bytes:
+    """A picture within `size` x `size` pixels as JPEG; the picture itself stays as it is."""
+    small = image.copy()
+    small.thumbnail((size, size))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()

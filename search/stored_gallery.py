@@ -1,0 +1,338 @@
+"""Reads a gallery's directory, and deletes from it. See [`tpas.search.manifest`]."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from copy import deepcopy
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .manifest import (
+    EMBEDDINGS,
+    FAISS_DESCRIPTION,
+    FAISS_INDEX,
+    MANIFEST,
+    PICTURES,
+    SHARDS,
+    THUMBNAILS,
+    TOKENS,
+    GalleryError,
+    GallerySettings,
+    builder_lock,
+    explained_write_errors,
+    file_checksum,
+    read_manifest,
+    shard_number,
+    write_manifest,
+)
+from .shards import ShardRow, id_hash, read_shard, shard_name, unlisted_shards, write_shard
+
+
+class StoredGallery:
+    """The gallery in a directory as its manifest is now; arrays are mapped, not read.
+
+    Attributes:
+        mapped_embeddings: each shard's embeddings (n, D) fp32, not checked; see `check_rows`.
+
+    Raises:
+        FileNotFoundError: there is none.
+        GalleryError: it is not finished, damaged, or has more shards than the system maps.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        manifest = read_manifest(self.directory)
+        if manifest is None:
+            if (self.directory / SHARDS).is_dir():
+                raise GalleryError(
+                    f"the gallery {self.directory} is not finished: do the same build again, it goes on "
+                    "where it was stopped"
+                )
+            raise FileNotFoundError(
+                f"{self.directory} is no gallery: no {MANIFEST} is in it, as `tpas gallery build` makes one"
+            )
+        self.manifest = manifest
+        self.settings: GallerySettings = manifest["settings"]
+        self.shards: list[dict[str, Any]] = manifest["shards"]
+        self.starts = [0, *accumulate(shard["rows"] for shard in self.shards)]
+        for shard in self.shards:
+            self._check_lengths(shard)
+        types = {"embeddings": torch.float32, "id_hashes": torch.int64}
+        if self.settings.tokens is not None:
+            types["token_checksums"] = torch.int64
+        arrays = [self._map(shard, EMBEDDINGS, types) for shard in self.shards]
+        self.mapped_embeddings = [tensors["embeddings"] for tensors in arrays]
+        self._checked: set[int] = set()  # shards whose embeddings agree with their checksum
+        self._id_hashes = [tensors["id_hashes"] for tensors in arrays]
+        self._token_checksums = [tensors.get("token_checksums") for tensors in arrays]
+        self._records = lru_cache(maxsize=256)(self._read_records)
+        self._tokens = lru_cache(maxsize=1)(self._map_tokens)  # more would keep more of the disk in memory
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def state(self) -> str:
+        """16 hexadecimal digits that stand for the pictures and their order."""
+        names = "\n".join(shard["name"] for shard in self.shards)
+        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of all shards."""
+        return sum(file["bytes"] for shard in self.shards for file in shard["files"].values())
+
+    @cached_property
+    def embeddings(self) -> list[Tensor]:
+        """Each shard's embeddings (n, D) fp32, mapped. The first use reads all once to check them."""
+        self.check_all_rows()
+        return self.mapped_embeddings
+
+    def check_all_rows(self) -> None:
+        """As `check_rows` of every row."""
+        self._check_embeddings(range(len(self.shards)))
+
+    def check_rows(self, rows: Tensor) -> None:
+        """Compares the embeddings of the shards that hold rows (n,) with their checksums, each shard once.
+
+        Raises:
+            GalleryError: naming the first that differs.
+        """
+        numbers = torch.searchsorted(torch.tensor(self.starts), rows, right=True) - 1
+        self._check_embeddings(numbers.unique().tolist())
+
+    def check_unchanged(self) -> None:
+        """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""
+        now = read_manifest(self.directory)
+        if now is None or [shard["name"] for shard in now["shards"]] != [s["name"] for s in self.shards]:
+            raise GalleryError(f"the gallery {self.directory} was changed since it was opened: open it again")
+
+    @cached_property
+    def id_hashes(self) -> Tensor:
+        """(G,) int64, `id_hash` of each picture."""
+        return torch.cat(self._id_hashes) if self._id_hashes else torch.empty(0, dtype=torch.long)
+
+    def ids(self) -> Iterator[str]:
+        """Every picture's id, in the order of the rows."""
+        for number in range(len(self.shards)):
+            for record in self._records(number):
+                yield record["id"]
+
+    def record(self, row: int) -> dict[str, str | None]:
+        """A picture's `id`, `root` and `path`."""
+        number, place = self._locate(row)
+        return self._records(number)[place]
+
+    def rows_of(self, ids: Collection[str]) -> list[int]:
+        """The rows of pictures by their ids.
+
+        Raises:
+            KeyError: naming those that are not there.
+        """
+        hashes, order = self.sorted_hashes
+        places = torch.searchsorted(hashes, torch.tensor([id_hash(name) for name in ids], dtype=torch.long))
+        rows, missing = [], []
+        for name, place in zip(ids, places.tolist(), strict=True):
+            row = int(order[place]) if place < len(self) else None
+            if row is not None and self.record(row)["id"] == name:
+                rows.append(row)
+            else:
+                missing.append(name)
+        if missing:
+            raise KeyError(f"the gallery {self.directory} has no pictures {missing[:10]}")
+        return rows
+
+    @cached_property
+    def sorted_hashes(self) -> tuple[Tensor, Tensor]:
+        """The id hashes in ascending order and their rows, (G,) both."""
+        return self.id_hashes.sort()
+
+    def tokens(self, row: int) -> np.ndarray:
+        """A picture's image tokens (1+N, image width), checked against their checksum."""
+        number, place = self._locate(row)
+        tokens = self._tokens(number)[place].numpy()
+        if zlib.crc32(tokens) != int(self._token_checksums[number][place]):
+            raise self._damaged(
+                self.shards[number], TOKENS, f"picture {self.record(row)['id']!r} was altered"
+            )
+        return tokens
+
+    @property
+    def tokens_shape(self) -> tuple[int, ...]:
+        """(G, 1+N, image width)."""
+        return (len(self), *self._tokens(0).shape[1:])
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """JPEG, or None for a gallery without."""
+        if self.settings.thumbnail_size is None:
+            return None
+        number, place = self._locate(row)
+        shard = self.shards[number]
+        try:
+            with zipfile.ZipFile(self._path(shard, THUMBNAILS)) as archive:
+                return archive.read(f"{place}.jpg")
+        except Exception as error:  # from a damaged archive zipfile raises almost anything
+            raise self._damaged(shard, THUMBNAILS, repr(error)) from error
+
+    def embedding_rows(self, rows: Tensor) -> Tensor:
+        """Embeddings (n, D) of the rows (n,), checked."""
+        self.check_rows(rows)
+        return gather_rows(self.mapped_embeddings, self.starts, rows)
+
+    def shard_row(self, row: int) -> ShardRow:
+        """Everything about a picture, for a shard that is written anew."""
+        record = self.record(row)
+        tokens = None if self.settings.tokens is None else torch.from_numpy(self.tokens(row).copy())
+        number, place = self._locate(row)
+        self._check_embeddings([number])
+        return ShardRow(
+            id=record["id"],
+            embedding=self.mapped_embeddings[number][place],
+            tokens=tokens,
+            root=record["root"],
+            path=record["path"],
+            thumbnail=self.thumbnail(row),
+        )
+
+    def verify(self) -> None:
+        """Reads every file and compares its checksum.
+
+        Raises:
+            GalleryError: naming the first that differs.
+        """
+        for shard in self.shards:
+            for file in shard["files"]:
+                self._check_content(shard, file)
+
+    def _locate(self, row: int) -> tuple[int, int]:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of a gallery of {len(self)} pictures")
+        number = bisect_right(self.starts, row) - 1
+        return number, row - self.starts[number]
+
+    def _path(self, shard: dict[str, Any], file: str) -> Path:
+        return self.directory / SHARDS / shard["name"] / file
+
+    def _check_lengths(self, shard: dict[str, Any]) -> None:
+        for file, expected in shard["files"].items():
+            try:
+                length = self._path(shard, file).stat().st_size
+            except OSError as error:
+                raise self._damaged(shard, file, error) from error
+            if length != expected["bytes"]:
+                raise self._damaged(shard, file, f"it has {length} bytes instead of {expected['bytes']}")
+
+    def _check_embeddings(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if number not in self._checked:
+                self._check_content(self.shards[number], EMBEDDINGS)
+                self._checked.add(number)
+
+    def _check_content(self, shard: dict[str, Any], file: str) -> None:
+        try:
+            checksum = file_checksum(self._path(shard, file))
+        except OSError as error:
+            raise self._damaged(shard, file, error) from error
+        if checksum != shard["files"][file]["blake2b"]:
+            raise self._damaged(shard, file, "its checksum differs from the manifest's")
+
+    def _damaged(self, shard: dict[str, Any], file: str, reason: object) -> GalleryError:
+        # A deletion replaces shards under a gallery that was opened before.
+        now = read_manifest(self.directory)
+        if now is not None and shard["name"] not in {listed["name"] for listed in now["shards"]}:
+            return GalleryError(f"pictures of the gallery {self.directory} were deleted: open it again")
+        return GalleryError(
+            f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
+        )
+
+    def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
+        """The tensors of these names and types, which have a row for each picture of the shard."""
+        # safetensors maps the file and keeps no descriptor, so a gallery may have thousands of shards.
+        try:
+            with safe_open(self._path(shard, file), "pt") as tensors:
+                mapped = {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118 (no mapping)
+        except (OSError, SafetensorError, RuntimeError) as error:  # the last is torch's, where it cannot map
+            if os.strerror(errno.ENOMEM) in str(error):
+                raise GalleryError(
+                    f"the gallery {self.directory} has {len(self.shards)} shards, and the system maps no "
+                    f"more of its files ({error}): build it again with a larger shard_size, or as several "
+                    "galleries, or raise the limit (Linux: vm.max_map_count)"
+                ) from error
+            raise self._damaged(shard, file, error) from error
+        for name, dtype in types.items():
+            tensor = mapped.get(name)
+            if tensor is None or tensor.dtype != dtype or tensor.shape[:1] != (shard["rows"],):
+                raise self._damaged(shard, file, f"its {name!r} are not {shard['rows']} rows of {dtype}")
+        return mapped
+
+    def _map_tokens(self, number: int) -> Tensor:
+        types = {"tokens": getattr(torch, self.settings.tokens)}
+        return self._map(self.shards[number], TOKENS, types)["tokens"]
+
+    def _read_records(self, number: int) -> list[dict[str, str | None]]:
+        shard = self.shards[number]
+        self._check_content(shard, PICTURES)
+        return json.loads(self._path(shard, PICTURES).read_text(encoding="utf-8"))["pictures"]
+
+
+def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:
+    """Rows (n,) of the matrix whose parts, beginning at `starts`, are `segments`: (n, D)."""
+    if len(segments) == 1:
+        return segments[0][rows]
+    ascending, order = rows.sort()
+    bounds = torch.searchsorted(ascending, torch.tensor(starts))  # of each segment's share
+    counts = bounds.diff()
+    local = ascending - torch.tensor(starts[:-1]).repeat_interleave(counts)
+    asked = zip(segments, local.split(counts.tolist()), strict=True)
+    gathered = torch.empty(len(rows), segments[0].shape[1], dtype=segments[0].dtype)
+    gathered[order] = torch.cat([segments[0][:0], *(segment[own] for segment, own in asked if len(own))])
+    return gathered
+
+
+def delete_pictures(directory: Path, ids: Collection[str]) -> None:
+    """Removes pictures for good: what was computed from them is no longer in any file.
+
+    The shards that held them are written anew without them, and a faiss index is removed. A gallery opened
+    before can no longer read those shards' tokens, and says so.
+
+    Raises:
+        KeyError: a picture is not there; then none is removed.
+        GalleryError: the gallery is damaged or cannot be written to.
+    """
+    with builder_lock(directory), explained_write_errors(directory):
+        stored = StoredGallery(directory)
+        manifest = deepcopy(stored.manifest)  # from the old one the shards are still read
+        unlisted_shards(directory, manifest)  # a killed deletion's leftovers would be in the way
+        rows = set(stored.rows_of(ids))
+        replaced = []
+        for number, shard in enumerate(manifest["shards"]):
+            first = stored.starts[number]
+            kept = [row for row in range(first, first + shard["rows"]) if row not in rows]
+            if len(kept) == shard["rows"]:
+                continue
+            replaced.append(shard["name"])
+            shard["rows"] = len(kept)
+            if kept:
+                content = [stored.shard_row(row) for row in kept]
+                shard["name"] = shard_name(shard_number(shard["name"]), [row.id for row in content])
+                write_shard(directory, shard["name"], stored.settings, content, {})
+                shard["files"] = read_shard(directory, shard["name"])[0]["files"]
+        manifest["shards"] = [shard for shard in manifest["shards"] if shard["rows"]]
+        write_manifest(directory, manifest)
+        for name in replaced:
+            shutil.rmtree(directory / SHARDS / name)
+        for file in (FAISS_INDEX, FAISS_DESCRIPTION):
+            (directory / file).unlink(missing_ok=True)

@@ -1,0 +1,468 @@
+"""The search page in a real browser: a Chromium that is on the machine, or playwright's own."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+from huggingface_hub import RepoCard
+
+from tpas.commands.app import look_for_pictures, main
+from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.search.gallery import Gallery
+from tpas.search_page.desk import Limits, SearchDesk, Session
+
+pytest.importorskip("gradio", reason="the extra `app` is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+from starlette.responses import PlainTextResponse  # noqa: E402 (comes with the extra, as these do)
+from starlette.testclient import TestClient  # noqa: E402
+
+from tpas.search_page.guard import PageGuard  # noqa: E402
+from tpas.search_page.page import SearchPage  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+SPACE = ROOT / "search_page" / "space"
+START = ROOT / "demo_start"
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 900}
+TIMEOUT = 15_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def pab(tmp_path_factory):
+    return draw_pab(tmp_path_factory.mktemp("drawn") / "pab", train_pairs=2, test_pairs=40, workers=1)
+
+
+@pytest.fixture(scope="module")
+def rows(pab):
+    """The annotations of the gallery's pictures, each with its gallery id."""
+    lines = map(json.loads, (pab / "annotation/test/attr.json").read_text().splitlines())
+    return [row | {"id": row["image"].removeprefix("test/")} for row in lines]
+
+
+@pytest.fixture(scope="module")
+def gallery(pab, tmp_path_factory):
+    model = TPASModel.from_pretrained(START).eval()
+    processor = TPASProcessor.from_pretrained(START)
+    return Gallery.build(model, processor, pab / "test", tmp_path_factory.mktemp("built") / "gallery")
+
+
+@pytest.fixture(scope="module")
+def server(pab, gallery, tmp_path_factory):
+    """The address of a Space's app.py, copied and started as a Space does; and the folder of its uploads."""
+    space = tmp_path_factory.mktemp("space")
+    shutil.copy(SPACE / "app.py", space)
+    uploads = space / "temporary"
+    uploads.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {
+        "TPAS_MODEL": START,
+        "TPAS_GALLERY": gallery.path,
+        "TPAS_ANNOTATIONS": pab / "annotation/test/attr.json",
+        "GRADIO_SERVER_PORT": port,
+        "TMPDIR": uploads,
+    }
+    environment = os.environ | {name: str(value) for name, value in variables.items()}
+    log = (space / "log").open("w+")
+    process = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}/"
+    for _ in range(300):
+        if process.poll() is not None or "pictures at" in (space / "log").read_text():
+            break
+        time.sleep(0.2)
+    else:
+        process.kill()
+    started = process.poll() is None
+    if not started:
+        process.wait()
+        pytest.fail((space / "log").read_text())
+    yield address, uploads
+    process.terminate()
+    process.wait(timeout=20)
+    log.close()
+    assert "a request failed" not in (space / "log").read_text()
+    assert not list(uploads.glob("tpas-app-*"))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    # Chromium's sandbox does not start for root, as in a container.
+    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with playwright.sync_playwright() as driver:
+        if found is None and not Path(driver.chromium.executable_path).exists():
+            pytest.skip(f"no browser: neither {', '.join(names)} nor playwright's own")
+        chromium = driver.chromium.launch(executable_path=found, args=arguments)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser, server):
+    """Opens the page as another person would each time; no request may go anywhere but to its server."""
+    address, _ = server
+    visitors, requests, mistakes = [], [], []
+
+    def open_page(viewport=DESKTOP):
+        visitors.append(browser.new_context(viewport=viewport))
+        page = visitors[-1].new_page()
+        page.set_default_timeout(TIMEOUT)
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("pageerror", lambda error: mistakes.append(str(error)))
+        page.goto(address)
+        page.wait_for_selector(".tpas-welcome")
+        return page
+
+    yield open_page
+    for visitor in visitors:
+        visitor.close()
+    assert requests
+    assert not [url for url in requests if not url.startswith((address, "data:", "blob:"))]
+    assert not mistakes
+
+
+def search(page, *sentences):
+    page.fill("#tpas-sentences textarea", "\n".join(sentences))
+    page.click("#tpas-search")
+    page.wait_for_selector(".tpas-cards")
+
+
+def upload(page, *files):
+    page.get_by_text("My own pictures").click()
+    page.set_input_files("input[type=file]", [str(file) for file in files])
+
+
+def downloaded(page, button):
+    with page.expect_download() as download:
+        page.get_by_text(button).click()
+    return download.value.suggested_filename, Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def well_found(gallery, rows):
+    """A row whose picture the model finds first, by the library's own search."""
+    hits = gallery.search([row["caption"][0] for row in rows], top_k=1)
+    return next(row for row, (hit,) in zip(rows, hits, strict=True) if hit.id == row["id"])
+
+
+def test_type_search_look_and_save(visit, gallery, rows):
+    page, row = visit(), well_found(gallery, rows)
+    search(page, row["caption"][0])
+    cards = page.locator(".tpas-card")
+    assert cards.count() == 12
+    assert cards.first.get_attribute("title") == row["id"]
+    assert row["scene"] in cards.first.inner_text()
+
+    cards.first.click()
+    page.wait_for_selector("#tpas-dialog .tpas-words")
+    heat = page.locator(".tpas-layer")
+    assert heat.evaluate("image => image.complete && image.naturalWidth") == 6  # the model's 6 x 6 patches
+    whole = heat.get_attribute("src")
+    word = page.locator(".tpas-words label").nth(2)
+    word.click()
+    assert heat.get_attribute("src") not in (whole, None)
+    assert f"“{word.inner_text()}”" in page.locator(".tpas-caption").inner_text()
+    numbers = re.findall(r"[+−]\d\.\d\d", page.locator(".tpas-sides").inner_text())
+    assert numbers
+    heat.evaluate("image => image.remove()")  # as where the picture's file is gone
+    page.locator(".tpas-words label").nth(1).click()
+
+    page.keyboard.press("Escape")
+    assert page.locator("#tpas-dialog").is_hidden()
+    name, content = downloaded(page, "Save as CSV")
+    assert name == "tpas-results.csv"
+    table = list(csv.DictReader(content.splitlines()))
+    assert len(table) == 12
+    assert table[0]["picture"] == row["id"]
+    assert table[0]["sentence"] == row["caption"][0]
+    name, content = downloaded(page, "Save as answer file")
+    assert name == "answer.txt"
+    assert content == " ".join(Path(line["picture"]).stem for line in table[:10]) + "\n"
+
+
+def test_the_answers_are_saved_as_a_picture(visit, tmp_path):
+    page = visit()
+    search(page, "a man in a coat", "a woman in a red dress")
+    for _ in range(2):  # the same once more is saved once more
+        with page.expect_download() as download:
+            page.get_by_text("Save as picture").click()
+        assert download.value.suggested_filename == "tpas-results.png"
+        download.value.save_as(tmp_path / "sheet.png")
+        sheet = load_image(tmp_path / "sheet.png")
+    assert sheet.width > sheet.height > 400  # two rows of six pictures
+
+
+def test_by_keyboard_alone_on_a_phone(visit, rows):
+    page = visit(PHONE)
+    page.get_by_text("Filter and settings").click()
+    page.locator("#tpas-sentences textarea").focus()
+    page.keyboard.type("A woman in a red dress at " + 80 * "W")  # an address is as long
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_selector(".tpas-cards")
+    # The settings push the answers out of sight, and the page has to bring them back.
+    page.wait_for_function("document.querySelector('.tpas-cards').getBoundingClientRect().top < 500")
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.matches('.tpas-card')"):
+            break
+    card = page.evaluate("document.activeElement.title")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#tpas-dialog .tpas-words")
+    before = page.locator(".tpas-layer").get_attribute("src")
+    page.keyboard.press("ArrowRight")
+    assert page.locator(".tpas-layer").get_attribute("src") != before
+    assert page.evaluate("document.querySelector('#tpas-dialog').scrollWidth") <= PHONE["width"]
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.title") == card
+
+
+def test_sentences_that_claim_one_picture_are_settled(visit, rows):
+    page, caption = visit(), rows[0]["caption"][0]
+    search(page, caption, f"{caption} and")
+    text = page.locator(".tpas-settling").inner_text()
+    assert text.startswith("2 of 2 sentences claimed")
+    assert page.locator("h2 + p .tpas-moved").count() == 1
+    assert page.locator(".tpas-card .tpas-moved").first.inner_text() in ("SCA 2 → 1", "SCA 1 → 2")
+    firsts = [
+        page.locator(".tpas-cards").nth(answer).locator("button").first.get_attribute("title")
+        for answer in (0, 1)
+    ]
+    assert firsts[0] != firsts[1]
+
+
+def test_a_filter_and_similar_pictures(visit, rows):
+    behaviour = {row["id"]: "normal" if "normal" in row else "anomaly" for row in rows}
+    page = visit()
+    page.get_by_text("Filter and settings").click()
+    page.locator("#tpas-behaviour").get_by_text("anomaly").click()
+    search(page, "a man in a blue jacket")
+    titles = page.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
+    assert {behaviour[title] for title in titles} == {"anomaly"}
+
+    page.locator(".tpas-card").nth(1).click()
+    page.get_by_text("Find similar pictures").click()
+    page.wait_for_selector(f"h2:has-text('Similar to {titles[1]}')")
+    similar = page.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
+    assert titles[1] not in similar
+    page.locator(".tpas-card").first.click()
+    page.wait_for_selector("#tpas-dialog h2:has-text('This picture')")
+    assert page.locator(".tpas-words").count() == 0
+
+
+def test_an_example_is_searched(visit, rows):
+    page = visit()
+    example = page.locator("[data-example]").first
+    text = example.inner_text()
+    assert text in [row["caption"][0] for row in rows]
+    example.click()
+    page.wait_for_selector(f".tpas-answers h2:has-text('{text}')")
+    assert page.locator("#tpas-sentences textarea").input_value() == text
+
+
+def test_mistakes_are_explained_in_place(visit, tmp_path):
+    page = visit()
+    page.click("#tpas-search")
+    page.wait_for_selector("[role=alert]:has-text('Write what you are looking for')")
+    (tmp_path / "letter.png").write_text("not a picture")
+    upload(page, tmp_path / "letter.png")
+    page.wait_for_selector("[role=alert]:has-text('letter.png: not an image')")
+
+
+def test_uploads_are_seen_by_nobody_else_and_stay_on_no_disk(visit, server, pab, rows, tmp_path):
+    _, uploads = server
+    mine = tmp_path / "holiday.png"
+    load_image(pab / rows[0]["image"]).rotate(3).save(mine)
+    alice, bob = visit(), visit()
+    upload(alice, mine)
+    alice.wait_for_selector(".tpas-strip img")
+    search(alice, rows[0]["caption"][0])  # from now on in both
+    titles = alice.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
+    assert "holiday.png" in titles[:3]
+
+    bob.get_by_text("My own pictures").click()
+    bob.get_by_text("both", exact=True).click()
+    search(bob, rows[0]["caption"][0])
+    assert "holiday.png" not in bob.content()
+    assert bob.locator(".tpas-strip").count() == 0
+    (folder,) = uploads.glob("tpas-app-*")
+    assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size]
+
+    alice.get_by_text("Remove my pictures").click()
+    alice.wait_for_selector(".tpas-strip", state="detached")
+    assert "holiday.png" not in alice.content()
+
+
+def test_the_browser_itself_refuses_to_send_elsewhere(browser, server):
+    page = browser.new_page()
+    page.goto(server[0])
+    directive = page.evaluate(
+        """() => new Promise((resolve) => {
+            const report = (event) => resolve(event.effectiveDirective);
+            document.addEventListener("securitypolicyviolation", report);
+            const image = new Image();
+            image.src = "https://example.org/pixel.png";
+        })"""
+    )
+    page.close()
+    assert directive == "img-src"
+
+
+def status_of(address, data=None):
+    request = Request(address, data=data, headers={"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=10) as response:
+            return response.status, response.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+
+
+def test_files_are_not_served(server, pab, rows, gallery):
+    address, _ = server
+    picture = pab / rows[0]["image"]
+    assert load_image(picture).size == (192, 192)
+    files = (picture, gallery.path / "manifest.json", ROOT / "app.py", "/etc/passwd")
+    for file in files:
+        for route in ("file=", "file/", "gradio_api/file=", "gradio_api/file/", "gradio_api/proxy="):
+            assert status_of(f"{address}{route}{file}")[0] in (403, 404), (route, file)
+    assert status_of(f"{address}gradio_api/file=http://127.0.0.1/")[0] == 403
+    assert status_of(f"{address}gradio_api/info")[1].count("search") == 0  # nothing to call from outside
+
+
+def test_nothing_passes_by_the_queue_or_reaches_ffmpeg(server):
+    address, _ = server
+    body = json.dumps({"data": [None], "fn_index": 0, "session_hash": "mallory"}).encode()
+    for route in ("run/predict", "api/predict"):
+        assert status_of(f"{address}gradio_api/{route}", body)[0] == 404
+    assert status_of(f"{address}gradio_api/process_recording", b"{}")[0] == 403
+    assert status_of(f"{address}monitoring/summary")[0] == 403
+
+
+def test_uploads_are_bounded_before_they_are_written():
+    taken = []
+
+    async def take(scope, receive, send):
+        taken.append(scope["path"])
+        await PlainTextResponse("taken")(scope, receive, send)
+
+    client = TestClient(PageGuard(take, most_upload_bytes=100, uploads_a_minute=2))
+    assert client.post("/gradio_api/upload", content=bytes(101)).status_code == 413
+    assert client.post("/gradio_api/upload", content=iter([b"of no known length"])).status_code == 413
+    paths = ("/upload", "/upload/", "/upload")
+    assert [client.post(path, content=bytes(100)).status_code for path in paths] == [200, 200, 429]
+    assert client.post("/gradio_api/queue/join", content=bytes(101)).status_code == 200
+    assert taken == ["/upload", "/upload/", "/gradio_api/queue/join"]
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(gallery):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        at = rf"127\.0\.0\.1, port {port}"
+        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
+            main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
+
+
+def test_pictures_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
+    model, processor = TPASModel.from_pretrained(START), TPASProcessor.from_pretrained(START)
+    pictures = shutil.copytree(pab / "train", tmp_path / "pictures")
+    kinds = {"tokens": {}, "thumbnails": {"thumbnail_size": 32}, "neither": {"tokens": None}}
+    for name, kept in kinds.items():
+        Gallery.build(model, processor, pictures, tmp_path / name, **kept)
+    pictures.rename(tmp_path / "moved")
+    for name in kinds:
+        look_for_pictures(Gallery.open(tmp_path / name, images_root=tmp_path / "moved"))
+    look_for_pictures(Gallery.open(tmp_path / "thumbnails"))
+    assert not caplog.records
+    look_for_pictures(Gallery.open(tmp_path / "tokens"))
+    assert "--images_root" in caplog.text
+    with pytest.raises(FileNotFoundError, match="--images_root names the folder"):
+        look_for_pictures(Gallery.open(tmp_path / "neither"))
+
+
+def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):
+    """A browser may claim to have uploaded any path; that file must be neither read nor removed."""
+    address, _ = server
+    picture = pab / rows[0]["image"]
+    _, config = status_of(f"{address}config")
+    config = json.loads(config)
+    (event,) = [
+        dependency
+        for dependency in config["dependencies"]
+        if [target[1] for target in dependency["targets"]] == ["upload"]
+    ]
+    file = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [None, [file], "own"], "fn_index": event["id"], "session_hash": "mallory"}
+    assert status_of(f"{address}gradio_api/queue/join", json.dumps(body).encode())[0] == 200
+    _, events = status_of(f"{address}gradio_api/queue/data?session_hash=mallory")
+    assert '"success":false' in events
+    assert "data:image" not in events
+    assert picture.exists()
+
+
+def test_too_many_requests_of_one_address_are_refused(gallery):
+    limits = Limits(requests_a_minute=2)
+    page = SearchPage(SearchDesk(gallery, limits=limits))
+    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
+    neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
+    question = (Session(), "a man in a coat", "gallery", "any", "any", 3, True, True)
+    answers = [page.search(*question, request)[1] for _ in range(3)]
+    assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
+    assert "More than 2 requests in a minute" in answers[2]
+    assert "tpas-cards" in page.search(*question, neighbour)[1]
+
+
+def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):
+    page = SearchPage(SearchDesk(gallery))
+    monkeypatch.setattr(page.desk, "search", lambda *arguments, **settings: 1 / 0)
+    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
+    _, shown = page.search(Session(), "a man", "gallery", "any", "any", 3, True, True, request)
+    assert "The server could not do this" in shown
+    assert "division by zero" in caplog.text
+    assert "division" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--gallery"),
+        (["--gallery", "nowhere", "--model", str(START)], "nowhere"),
+        (["--gallery", "nowhere", "--model", str(START), "--annotations", "no.json"], "no such annotation"),
+    ],
+)
+def test_what_is_missing_is_said_in_one_line(arguments, message, monkeypatch, capsys):
+    for name in ("TPAS_GALLERY", "TPAS_MODEL", "TPAS_ANNOTATIONS"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code not in (0, None)
+    assert message in f"{stop.value} {capsys.readouterr().err}"
+
+
+def test_a_space_is_described_as_the_hub_reads_it():
+    card = RepoCard((SPACE / "README.md").read_text(encoding="utf-8"), ignore_metadata_errors=False)
+    pins = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), flags=re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    data = card.data.to_dict()
+    assert (data["sdk"], data["sdk_version"]) == ("gradio", pins["gradio"])
+    assert (SPACE / data["app_file"]).is_file()
+    assert len(data["short_description"]) <= 60  # the Hub takes no more
+    wheel = f"tpas[app] @ https://huggingface.co/spaces/OWNER/NAME/resolve/main/tpas-{project['version']}-py3"
+    assert wheel in (SPACE / "requirements.txt").read_text()

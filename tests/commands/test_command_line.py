@@ -1,0 +1,272 @@
+"""One `tpas` command: its help, its flags, what it prints where, and the codes with which it ends."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pytest
+import typer
+from typer import Option
+
+from tpas import __main__
+from tpas.commands.command_line import FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+from tpas.reranking.score_files import ScoreFile, write_score_file
+from tpas.training.arguments import FineTuningArguments
+
+ROOT = Path(__file__).parents[2]
+GROUPED = [["gallery", name] for name in ("build", "append", "delete", "index", "info")]
+COMMANDS = [[name] for name in __main__.COMMANDS] + GROUPED
+
+
+def command_of(words: list[str]):
+    """The click command that `tpas WORDS` ends at."""
+    found = typer.main.get_command(import_module(f"tpas.{__main__.COMMANDS[words[0]][0]}").app)
+    return found if len(words) == 1 else found.commands[words[1]]
+
+
+def run_tpas(*words: object, **settings) -> subprocess.CompletedProcess:
+    environment = os.environ | settings.pop("environment", {})
+    program = [sys.executable, "-m", "tpas", *map(str, words)]
+    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, **settings)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_names_an_example_that_parses(words, capsys):
+    __main__.main([*words, "--help"])
+    shown = capsys.readouterr()
+    assert not shown.err
+    assert f"Usage: tpas {' '.join(words)} " in shown.out
+    assert "Exit codes: 0 done, 1 failed, 2 wrong usage" in shown.out
+    examples = re.findall(r"^ {6}(tpas .*)$", shown.out, re.MULTILINE)
+    assert examples
+    for example in examples:
+        given = shlex.split(example)[1:]
+        depth = 2 if words[0] == "gallery" else 1
+        assert given[: len(words)] == words
+        command_of(given[:depth]).make_context("tpas", given[depth:])  # raises where a word does not fit
+
+
+def test_a_group_without_a_command_shows_its_help(capsys):
+    __main__.main(["gallery"])
+    alone = capsys.readouterr().out
+    __main__.main(["gallery", "--help"])
+    assert alone == capsys.readouterr().out
+    assert "append" in alone
+
+
+def documented_commands() -> list[str]:
+    """Every `tpas` line in a code block of the README and docs/."""
+    found = []
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        blocks = re.findall(r"^```\w*\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+        found += [line for line in lines if line.startswith("tpas ")]
+    return found
+
+
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_commands_parse(line):
+    words = shlex.split(line, comments=True)[1:]
+    depth = 2 if words[0] == "gallery" else 1
+    command_of(words[:depth]).make_context("tpas", words[depth:])
+
+
+def test_help_of_all_commands_waits_for_nothing_heavy():
+    program = """
+import sys
+from tpas.__main__ import COMMANDS, main
+main([])
+for name in COMMANDS:
+    main([name, "--help"])
+print(*{"torch", "transformers", "accelerate", "datasets", "matplotlib", "peft"} & set(sys.modules), "loaded")
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout.splitlines()[-1].strip() == "loaded"
+
+
+def test_every_field_of_the_fine_tuning_is_a_flag_with_its_default():
+    options = {option.name: option for option in command_of(["train"]).params}
+    for field in fields(FineTuningArguments):
+        option = options[field.name]
+        assert f"--{field.name}" in option.opts
+        assert option.help == field.metadata["help"]
+        if not option.required:
+            assert option.default == field.default
+    assert options["data_root"].required
+    assert options["augmentation"].secondary_opts == ["--no_augmentation"]
+
+
+def test_completion_knows_commands_and_flags():
+    def complete(line: str) -> set[str]:
+        words = {"_TPAS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        return set(run_tpas(environment=words).stdout.split())
+
+    assert complete("tpas s") == {"search", "submit"}
+    assert complete("tpas train --sub") == {"--subset"}
+    assert complete("tpas gallery build --") >= {"--model", "--path", "--tokens", "--json", "--debug"}
+    assert complete("tpas rerank a.npz --method m") == {"margin-sca"}
+
+
+# The flags
+
+
+@pytest.fixture
+def seen():
+    return []
+
+
+@pytest.fixture
+def flags(seen):
+    """A command with a flag of each kind, which notes what it is given."""
+    app = CommandLine("tpas try", "Tries flags.")
+
+    @app.command()
+    def try_flags(
+        names: list[str],
+        some_sizes: Annotated[list[float] | None, Option()] = None,
+        deep: Annotated[bool, Option()] = False,
+        shown: Annotated[bool, Option("--shown/--no_shown")] = True,
+    ) -> None:
+        seen.append((names, some_sizes, deep, shown))
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("a b", (["a", "b"], None, False, True)),
+        ("a --some_sizes 1 -2 3e-5 --deep b", (["a", "b"], [1, -2, 3e-5], True, True)),
+        ("a --some-sizes 1 --some-sizes=2", (["a"], [1, 2], False, True)),
+        ("a --deep True --shown False", (["a"], None, True, False)),
+        ("a --deep=false --no-shown", (["a"], None, False, False)),
+        ("-- --deep -x", (["--deep", "-x"], None, False, True)),
+    ],
+)
+def test_flags_are_read_with_hyphens_several_values_and_truth_values(flags, seen, words, expected):
+    flags.run(words.split())
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("words", "sca"),
+    [(["--sca"], "score"), (["--sca", "--json"], "score"), (["--sca", "margin"], "margin"), ([], None)],
+)
+def test_sca_may_be_given_without_a_confidence(words, sca):
+    context = command_of(["search"]).make_context("tpas", ["gallery", "a man", "--model", "m", *words])
+    assert context.params["sca"] == sca
+    assert context.params["texts"] == ["a man"]
+
+
+# What is printed where
+
+
+@pytest.fixture
+def scores(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = ScoreFile(np.eye(3, dtype=np.float32), None, ("a", "b", "c"), ("x", "y", "z"))
+    for name in ("one", "two"):
+        write_score_file(tmp_path / f"{name}.npz", content)
+    return tmp_path
+
+
+def test_json_is_one_document_and_all_else_goes_to_the_standard_error(scores):
+    fused = run_tpas("fuse", "one.npz", "two.npz", "--rrf", "--output", "fused.npz", "--json", cwd=scores)
+    assert json.loads(fused.stdout) == {"output": "fused.npz", "queries": 3, "images": 3}
+    words = ("rerank", "one.npz", "--method", "sca", "--output", "settled.npz", "--json")
+    assert json.loads(run_tpas(*words, cwd=scores).stdout)["collisions_after"] == 0
+
+
+def test_what_a_library_prints_does_not_mix_with_the_result(capsys):
+    app = CommandLine("tpas try", "Tries.")
+
+    @app.command()
+    def chatty() -> CommandResult:
+        print("a library's chat")
+        return CommandResult(lambda: {"made": "late"}, "for people")
+
+    app.run([])
+    assert capsys.readouterr() == ("for people\n", "a library's chat\n")
+    app.run(["--json"])
+    assert json.loads(capsys.readouterr().out) == {"made": "late"}
+
+
+def failing(error: BaseException) -> CommandLine:
+    app = CommandLine("tpas try", "Tries.")
+
+    @app.command()
+    def fail() -> CommandResult:
+        raise error
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("no good:\n  x.npz"), "tpas try: no good: x.npz"),
+        (KeyError("no picture 'a'"), "tpas try: no picture 'a'"),
+        (AssertionError("odd"), "tpas try: AssertionError: odd (--debug shows where)"),
+    ],
+)
+def test_an_error_is_one_line_and_debug_shows_its_trace(error, message, capsys, monkeypatch):
+    with pytest.raises(SystemExit) as ended:
+        failing(error).run([])
+    assert ended.value.code == message  # which Python prints, and ends with 1
+    with pytest.raises(type(error)):
+        failing(error).run(["--debug"])
+    monkeypatch.setenv("TPAS_DEBUG", "1")
+    with pytest.raises(type(error)):
+        failing(error).run([])
+
+
+def test_wrong_usage_and_interruptions_have_their_own_codes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        failing(WrongUsage("--a needs --b")).run([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "tpas try: --a needs --b (tpas try --help)\n"
+    with pytest.raises(SystemExit) as ended:
+        failing(KeyboardInterrupt()).run([])
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "tpas try: interrupted\n"
+    app = CommandLine("tpas try", "Tries.")
+
+    @app.command()
+    def check() -> CommandResult:
+        return CommandResult([], "two mistakes", FOUND_WANTING)
+
+    with pytest.raises(SystemExit) as ended:
+        app.run([])
+    assert ended.value.code == 3
+    assert capsys.readouterr().out == "two mistakes\n"
+
+
+def test_the_program_ends_with_these_codes(tmp_path):
+    wrong = run_tpas("fuse", "a.npz", "--weight", "1")
+    assert wrong.returncode == 2
+    assert re.fullmatch(r"tpas fuse: No such option: --weight.*\n", wrong.stderr)
+    failed = run_tpas("fuse", "a.npz", "b.npz", "--rrf", "--output", "c.npz", cwd=tmp_path)
+    assert (failed.returncode, failed.stdout) == (1, "")
+    assert failed.stderr == "tpas fuse: [Errno 2] No such file or directory: 'a.npz'\n"
+    for words, environment in ((["--debug"], {}), ([], {"TPAS_DEBUG": "1"})):
+        words += ["fuse", "a.npz", "b.npz", "--rrf", "--output", "c.npz"]
+        traced = run_tpas(*words, cwd=tmp_path, environment=environment)
+        assert traced.returncode == 1
+        assert "Traceback" in traced.stderr
+        assert traced.stderr.endswith("FileNotFoundError: [Errno 2] No such file or directory: 'a.npz'\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error(scores):
+    words = [sys.executable, "-m", "tpas", "rerank", "one.npz", "--method", "sca", "--output", "s.npz"]
+    pipe = f"{shlex.join(words)} | true; echo $PIPESTATUS"
+    process = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, cwd=scores, check=True)
+    assert process.stderr == ""
+    assert process.stdout.strip() in ("0", "141")  # 0: all was written before the reader left

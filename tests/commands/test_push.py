@@ -1,0 +1,356 @@
+"""Uploading a model, and loading it back, against a stand-in of the Hub's HTTP interface on this machine."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from safetensors.torch import load_file, save_file
+
+from tpas import __main__
+from tpas.commands.evaluate import main as evaluate
+from tpas.commands.hub_upload import CODE
+from tpas.commands.push import main
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.training.run_folder import MODELS
+
+TOKEN = "hf_of_the_test"
+WEIGHTS_AND_SETTINGS = {
+    "config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+FRESH_PROCESS = """
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
+repo_id, revision, pixels, output = sys.argv[1:]
+settings = {"trust_remote_code": True, "revision": revision}
+model = AutoModel.from_pretrained(repo_id, **settings).eval()
+processor = AutoProcessor.from_pretrained(repo_id, **settings)
+inputs = processor(text=["A man is falling on a lawn.", "A woman in red walks."])
+with torch.no_grad():
+    from safetensors.torch import load_file
+    answer = model(**load_file(pixels), **inputs)
+save_file({"match_logits": answer.match_logits, "text_embeds": answer.text_embeds}, output)
+"""
+
+
+class StandIn(ThreadingHTTPServer):
+    """Repositories in memory: branches of files, LFS objects apart, as the Hub keeps them."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), StandInHandler)
+        self.branches: dict[str, dict[str, dict[str, bytes]]] = {}
+        self.visibility: dict[str, str | None] = {}
+        self.objects: dict[str, bytes] = {}
+        self.requests: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class StandInHandler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def log_message(self, *args):
+        pass
+
+    def answer(self, status: int, content=None, headers=None, body: bytes | None = None):
+        body = json.dumps({} if content is None else content).encode() if body is None else body
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def refuse(self, status: int, code: str):
+        self.answer(status, {"error": code}, {"X-Error-Code": code, "X-Error-Message": code})
+
+    def do_GET(self):  # noqa: N802 - the name http.server calls
+        found = re.fullmatch(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<branch>[^/]+)/(?P<path>.+)", self.path)
+        self.server.requests.append(f"{self.command} {self.path}")
+        if not found or found["repo"] not in self.server.branches:
+            self.refuse(404, "EntryNotFound")
+            return
+        files = self.server.branches[found["repo"]]
+        files = files.get(found["branch"]) or next(iter(files.values()))  # by the commit: of the only branch
+        if found["path"] not in files:
+            self.refuse(404, "EntryNotFound")
+            return
+        body = files[found["path"]]
+        etag = hashlib.sha256(body).hexdigest()
+        self.answer(200, None, {"X-Repo-Commit": "c" * 40, "ETag": f'"{etag}"'}, body)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def do_PUT(self):  # noqa: N802
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.server.objects[oid] = body
+        self.answer(200)
+
+    def do_POST(self):  # noqa: N802
+        self.server.requests.append(f"{self.command} {self.path}")
+        if "chunked" in self.headers.get("Transfer-Encoding", ""):
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.refuse(401, "Unauthorized")
+        elif self.path == "/api/repos/create":
+            wanted = json.loads(body)
+            repo = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
+            known = repo in self.server.branches
+            self.server.branches.setdefault(repo, {"main": {}})
+            self.server.visibility.setdefault(repo, wanted.get("visibility"))
+            self.answer(409 if known else 200, {"url": f"{self.server.endpoint}/{repo}", "id": repo})
+        elif self.path == "/api/validate-yaml":
+            self.answer(200, {"errors": [], "warnings": []})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", self.path):
+            self.server.branches[found[1]].setdefault(found[2], {})
+            self.answer(200)
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/.+", self.path):
+            modes = [
+                {
+                    "path": file["path"],
+                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                    "shouldIgnore": False,
+                    "oid": None,
+                }
+                for file in json.loads(body)["files"]
+            ]
+            self.answer(200, {"files": modes})
+        elif self.path.endswith(".git/info/lfs/objects/batch"):
+            objects = [
+                entry | {"actions": {"upload": {"href": f"{self.server.endpoint}/lfs/{entry['oid']}"}}}
+                for entry in json.loads(body)["objects"]
+            ]
+            self.answer(200, {"transfer": "basic", "objects": objects})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", self.path):
+            files = self.server.branches[found[1]][found[2]]
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "lfsFile":
+                    files[value["path"]] = self.server.objects[value["oid"]]
+            url = f"{self.server.endpoint}/{found[1]}/commit/{'c' * 40}"
+            self.answer(200, {"success": True, "commitOid": "c" * 40, "commitUrl": url, "hookOutput": ""})
+        else:
+            self.refuse(404, "EntryNotFound")
+
+
+@pytest.fixture
+def hub():
+    server = StandIn()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def model_dir(start, tmp_path) -> Path:
+    """A model as a training run leaves it: with its arguments above, and a file that is nobody's business."""
+    directory = tmp_path / "run" / "best"
+    directory.parent.mkdir()
+    start.rename(directory)
+    arguments = {"training_pairs": 24, "learning_rate": 3e-5, "seed": 42, "data_root": "private/place"}
+    (tmp_path / "run" / "training_arguments.json").write_text(json.dumps(arguments))
+    (directory / "optimizer.pt").write_bytes(b"secret")
+    return directory
+
+
+@pytest.fixture
+def results(model_dir, small_pab, tmp_path) -> Path:
+    evaluate(
+        ["--model", str(model_dir), "--data_root", str(small_pab), "--output", str(tmp_path / "results.json")]
+    )
+    return tmp_path / "results.json"
+
+
+def environment(hub: StandIn, folder: Path, token: str = TOKEN) -> dict[str, str]:
+    """Of a user of this Hub: online, with a token and a cache."""
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": token,
+        "HF_HOME": str(folder / "hf_home"),
+        "HF_HUB_DISABLE_XET": "1",  # the stand-in takes large files by Git LFS alone
+    }
+
+
+def push(*arguments: object, **settings: str) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "tpas", "push", *map(str, arguments)]
+    return subprocess.run(words, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+
+
+def test_a_pushed_model_comes_back_where_tpas_is_not_installed(
+    model_dir, results, hub, tmp_path, run_without_tpas
+):
+    settings = environment(hub, tmp_path)
+    options = ["--private", "--revision", "trial", "--results", results]
+    pushed = push(model_dir, "user/tpas", *options, **settings)
+    assert pushed.returncode == 0, pushed.stderr
+    assert f"{hub.endpoint}/user/tpas/commit/{'c' * 40}" in pushed.stdout
+    files = hub.branches["user/tpas"].pop("trial")
+    assert hub.branches["user/tpas"] == {"main": {}}
+    assert hub.visibility == {"user/tpas": "private"}
+    assert files.keys() == WEIGHTS_AND_SETTINGS | set(CODE) | {"README.md"}
+    for name in WEIGHTS_AND_SETTINGS | set(CODE):
+        assert files[name] == (model_dir / name).read_bytes()
+    assert sum(request.endswith("/commit/trial") for request in hub.requests) == 1
+
+    hub.branches["user/tpas"] = {"trial": files}
+    pixels, output = tmp_path / "pixels.safetensors", tmp_path / "answer.safetensors"
+    save_file({"pixel_values": torch.randn(2, 3, 32, 32)}, pixels)
+    run_without_tpas(FRESH_PROCESS, "user/tpas", "trial", pixels, output, cwd=tmp_path, **settings)
+    model = TPASModel.from_pretrained(model_dir).eval()
+    processor = TPASProcessor.from_pretrained(model_dir)
+    with torch.no_grad():
+        expected = model(
+            **load_file(pixels), **processor(text=["A man is falling on a lawn.", "A woman in red walks."])
+        )
+    for name, tensor in load_file(output).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-6, rtol=0)
+
+
+def test_without_a_token_nothing_is_created(model_dir, hub, tmp_path):
+    refused = push(model_dir, "user/tpas", **environment(hub, tmp_path, token=""))
+    assert refused.returncode == 1
+    assert "401" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not hub.branches
+
+
+def test_a_dry_run_lists_all_files_and_needs_no_network(model_dir, capsys):
+    main([str(model_dir), "user/tpas", "--dry_run"])  # the tests' environment is offline
+    printed = capsys.readouterr().out
+    for name in WEIGHTS_AND_SETTINGS | set(CODE):
+        assert re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE)
+    assert re.search(r"^ +stays here  optimizer\.pt$", printed, re.MULTILINE)
+    assert "license: apache-2.0" in printed
+
+
+def test_the_card_says_what_was_measured_and_how_the_model_was_trained(model_dir, results, capsys):
+    main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
+    card = ModelCard(capsys.readouterr().out.partition("\n\n---\n")[2].join(["---\n", ""]))
+    written = json.loads(results.read_text())
+    assert written["data_name"] == "Drawn PAB"
+    name, entries = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert name == "tpas"
+    by_metric = {entry.metric_name: entry for entry in entries}
+    assert len(by_metric) == len(entries) == 4 * len(written["stages"])
+    for stage, said in (("embeddings", "embeddings"), ("sca", "SCA on the stage before")):
+        entry = by_metric[f"Recall@1 ({said})"]
+        assert entry.metric_value == round(100 * written["stages"][stage]["all"]["recall@1"], 2)
+        assert (entry.dataset_split, entry.dataset_revision) == ("test", written["data_fingerprint"])
+        assert f"| {said} | {entry.metric_value:.2f} |" in card.text
+    assert "| `learning_rate` | 3e-05 |" in card.text
+    assert "private/place" not in card.text
+    for part in ("Measured on Drawn PAB, test split, 12 queries", "BSD-3-Clause", "surveillance technique"):
+        assert part in card.text
+    assert card.text.index("Measured on Drawn PAB") < card.text.index("The **paper's** figures")
+
+
+def test_results_of_another_model_are_refused(model_dir, results):
+    model = TPASModel.from_pretrained(model_dir)
+    torch.nn.init.zeros_(model.image_projection.bias)
+    model.image_projection.bias.data += 1
+    model.save_pretrained(model_dir)
+    with pytest.raises(SystemExit, match=r"results\.json: measured with another model"):
+        main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"matcher": "vlm:some/vlm"}, "measured with vlm:some/vlm as stage 2"),
+        ({"max_text_length": 9}, "measured with --max_text_length 9, but the model is uploaded with"),
+        ({"image_size": 64}, "measured with --image_size 64, but the model is uploaded with 32"),
+    ],
+)
+def test_results_that_the_uploaded_model_does_not_give_are_refused(model_dir, results, changes, message):
+    results.write_text(json.dumps(json.loads(results.read_text()) | changes))
+    with pytest.raises(SystemExit, match=rf"results\.json: {message}"):
+        main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
+
+
+def test_every_model_of_a_run_is_found_with_its_arguments(model_dir, capsys):
+    for name in MODELS:
+        model_dir = model_dir.rename(model_dir.with_name(name))
+        main([str(model_dir), "user/tpas", "--dry_run"])
+        assert "| `learning_rate` | 3e-05 |" in capsys.readouterr().out, name
+
+
+@pytest.mark.parametrize(("content", "message"), [("{", "not a JSON file"), ("[]", "not written by")])
+def test_what_is_no_result_is_named(model_dir, tmp_path, content, message):
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(SystemExit, match=rf"results\.json: {message}"):
+        main([str(model_dir), "user/tpas", "--dry_run", "--results", str(tmp_path / "results.json")])
+
+
+def test_a_directory_that_is_no_whole_model_is_refused(model_dir, tmp_path):
+    with pytest.raises(SystemExit, match="no model directory, there is no config.json"):
+        main([str(tmp_path), "user/tpas", "--dry_run"])
+    weights = load_file(model_dir / "model.safetensors")
+    del weights["text_projection.bias"]
+    save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit, match=r"the weights lack 1 parameters: text_projection\.bias"):
+        main([str(model_dir), "user/tpas", "--dry_run"])
+
+
+def test_an_adapter_is_refused_with_the_way_out(model_dir):
+    (model_dir / "adapter_config.json").touch()
+    with pytest.raises(SystemExit, match="an adapter, no whole model: train with --merge and push merged/"):
+        main([str(model_dir), "user/tpas", "--dry_run"])
+
+
+def test_a_wrong_name_is_refused_before_anything_is_sent(model_dir):
+    with pytest.raises(SystemExit, match="tpas push: .*a/b/c"):
+        main([str(model_dir), "a/b/c", "--dry_run"])
+
+
+def test_code_that_the_directory_lacks_is_taken_from_here(model_dir, capsys):
+    for name in CODE:
+        (model_dir / name).unlink()
+    main([str(model_dir), "user/tpas", "--dry_run"])
+    printed = capsys.readouterr().out
+    assert all(re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE) for name in CODE)
+
+
+def test_tpas_lists_its_commands_and_refuses_others(capsys):
+    __main__.main([])
+    usage = capsys.readouterr().out
+    assert all(f"  {name} " in usage for name in __main__.COMMANDS)
+    with pytest.raises(SystemExit, match="No such command 'fly'"):
+        __main__.main(["fly"])
+    for name in __main__.COMMANDS:
+        __main__.main([name, "--help"])
+        assert f"Usage: tpas {name} " in capsys.readouterr().out

@@ -1,0 +1,273 @@
+"""`tpas rerank`: every method through the command, what it prints, and what it refuses."""
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tpas.__main__ import main as tpas
+from tpas.commands.evaluate import main as evaluate
+from tpas.commands.rerank import METHODS, main, rerank_score_file
+from tpas.reranking.hubness import csls, dual_softmax, sinkhorn
+from tpas.reranking.one_to_one import bounded_assignment, greedy_matching
+from tpas.reranking.querybank import QueryBank, qb_norm
+from tpas.reranking.score_files import ScoreFile, read_score_file, write_score_file
+from tpas.sca import sca_rerank
+
+QUERIES, IMAGES = 12, 15
+QUERY_IDS = tuple(f"query {number}" for number in range(QUERIES))
+GALLERY_IDS = tuple(f"{number:03}.jpg" for number in range(IMAGES))
+
+
+def dense_file(queries=QUERIES, seed=0):
+    scores = np.random.default_rng(seed).standard_normal((queries, IMAGES)).astype(np.float32)
+    scores[:, 2] += 2  # a hub
+    return ScoreFile(scores, None, tuple(f"query {number}" for number in range(queries)), GALLERY_IDS)
+
+
+def list_file(candidates=6):
+    dense = dense_file()
+    indices = np.argsort(-dense.scores, axis=1)[:, :candidates]
+    return replace(dense, scores=np.take_along_axis(dense.scores, indices, axis=1), indices=indices)
+
+
+def named(content):
+    """For each query id the ids of its images, best first."""
+    names = np.array(content.gallery_ids)[content.indices].tolist()
+    return dict(zip(content.query_ids, names, strict=True))
+
+
+@pytest.fixture
+def paths(tmp_path):
+    write_score_file(tmp_path / "lists.npz", list_file())
+    write_score_file(tmp_path / "dense.npz", dense_file())
+    write_score_file(tmp_path / "bank.npz", dense_file(40, seed=5))
+    return tmp_path
+
+
+BANK = QueryBank.from_scores(dense_file(40, seed=5).scores, temperature=0.5)
+CALLS = [
+    ("sca", "--max_shift 2 --tau 0.01", lambda *lists: sca_rerank(*lists, max_shift=2, tau=0.01)),
+    (
+        "sca",
+        "--confidence softmax --temperature 0.5 --capacity 2",
+        lambda *lists: sca_rerank(*lists, confidence="softmax", temperature=0.5, capacity=2),
+    ),
+    ("margin-sca", "--max_shift 4", lambda *lists: sca_rerank(*lists, confidence="margin", max_shift=4)),
+    (
+        "single-pass",
+        "--confidence margin",
+        lambda *lists: sca_rerank(*lists, mode="single_pass", confidence="margin"),
+    ),
+    ("assignment", "--max_loss 1.5", lambda *lists: bounded_assignment(*lists, max_loss=1.5)),
+    ("greedy", "--capacity 2", lambda *lists: greedy_matching(*lists, capacity=2)),
+    ("dual-softmax", "--temperature 0.5", lambda *lists: dual_softmax(*lists, temperature=0.5)),
+    (
+        "sinkhorn",
+        "--iterations 7 --temperature 0.5",
+        lambda *lists: sinkhorn(*lists, iterations=7, temperature=0.5),
+    ),
+    ("csls", "--neighbours 3", lambda *lists: csls(*lists, neighbours=3)),
+    ("qb-norm", "--bank bank.npz --temperature 0.5", lambda *lists: qb_norm(*lists, bank=BANK)),
+]
+
+
+def test_every_method_is_called_below():
+    assert {method for method, _, _ in CALLS} == set(METHODS)
+
+
+@pytest.mark.parametrize(("method", "options", "rerank"), CALLS)
+@pytest.mark.parametrize("kind", ["lists", "dense"])
+def test_the_command_is_the_function(method, options, rerank, kind, paths, monkeypatch, capsys):
+    monkeypatch.chdir(paths)
+    output = "out.safetensors" if kind == "lists" else "out.npz"
+    main([f"{kind}.npz", "--method", method, *options.split(), "--output", output])
+    given = read_score_file(f"{kind}.npz")
+    expected = rerank(given.indices, given.scores)
+    written = read_score_file(output)
+    names = np.array(GALLERY_IDS)[expected.indices].tolist()
+    assert named(written) == dict(zip(QUERY_IDS, names, strict=True))
+    np.testing.assert_allclose(written.scores, expected.scores, rtol=1e-5)
+
+    printed = capsys.readouterr()
+    assert not printed.err
+    lines = printed.out.splitlines()
+    report = expected.report
+    shape = "top 6" if kind == "lists" else "dense"
+    assert lines[0] == f"{kind}.npz: 12 queries, 15 images, {shape}"
+    transductive = "not transductive, each query by itself"
+    if method != "qb-norm":
+        transductive = "transductive, it looks at all queries together"
+    assert f"{method}: {transductive}" in lines
+    numbers = [line.split() for line in lines]
+    counts = [str(report.collisions_before), "->", str(report.collisions_after)]
+    assert ["collisions", *counts, "queries"] in numbers
+    assert ["moved", str(report.moved), "queries"] in numbers
+    shares = [f"{report.coverage_before:.2%}", "->", f"{report.coverage_after:.2%}"]
+    assert ["coverage", *shares, "of", "the", "queries"] in numbers
+    assert report.moved > 0
+    # What was settled is marked, so that nobody takes its scores for an order.
+    assert written.settled == METHODS[method].puts_first
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_neither_order_of_rows_nor_of_images_decides(method):
+    """With equal scores all over, so that ties decide."""
+    dense = dense_file()
+    dense = replace(dense, scores=np.round(dense.scores))
+    options = {"bank": dense_file(40, seed=5)} if method == "qb-norm" else {}
+    generator = np.random.default_rng(1)
+    rows, columns = generator.permutation(QUERIES), generator.permutation(IMAGES)
+    shuffled = ScoreFile(
+        dense.scores[rows][:, columns],
+        None,
+        tuple(QUERY_IDS[row] for row in rows),
+        tuple(GALLERY_IDS[column] for column in columns),
+    )
+    one, report = rerank_score_file(dense, method, options | {"top_k": 5})
+    other, again = rerank_score_file(shuffled, method, options | {"top_k": 5})
+    assert report == again
+    if method in ("dual-softmax", "sinkhorn"):  # whose sums are rounded in the order of the rows
+        scores = dict(zip(other.query_ids, other.scores, strict=True))
+        for query, row in zip(one.query_ids, one.scores, strict=True):
+            np.testing.assert_allclose(row, scores[query], rtol=1e-5)
+    else:
+        assert named(one) == named(other)
+
+
+def test_top_k_is_cut_before_sca_and_after_scaling(paths, monkeypatch):
+    monkeypatch.chdir(paths)
+    dense = dense_file().scores
+    for method, rerank in (("sca", sca_rerank), ("csls", csls)):
+        main(["dense.npz", "--method", method, "--top_k", "3", "--output", "out.npz"])
+        names = np.array(GALLERY_IDS)[rerank(None, dense, top_k=3).indices].tolist()
+        assert [*named(read_score_file("out.npz")).values()] == names
+
+
+def refusal(*arguments):
+    """The one line with which the command ends."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    assert ended.value.code
+    assert "\n" not in str(ended.value)
+    return str(ended.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--method csls --tau 0.1", "--tau has no effect with --method csls"),
+        ("--method margin-sca --confidence score", "--confidence has no effect with --method margin-sca"),
+        ("--method single-pass --max_shift 1", "--max_shift has no effect with --method single-pass"),
+        ("--method sca --max_loss 1", "--max_loss has no effect with --method sca"),
+        ("--method sca --bank bank.npz", "--bank has no effect with --method sca"),
+        ("--method sca --temperature 1", "--temperature has no effect .* without --confidence softmax"),
+        ("--method assignment --tau 0", "--tau has no effect with --method assignment"),
+        ("--method qb-norm", "--method qb-norm needs --bank"),
+        ("--method qb-norm --bank lists.npz", "the bank must be dense"),
+        ("--method qb-norm --bank none.npz", "No such file or directory: 'none.npz'"),
+        ("--method sca --max_shift -1", "max_shift must be at least 0, got -1"),
+        ("--method sca --top_k 7", "top_k must be at most 6, the candidates given, got 7"),
+        ("--method sca --output out.csv", "out.csv: a score file ends in .npz or .safetensors"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message, paths, monkeypatch):
+    monkeypatch.chdir(paths)
+    error = refusal("lists.npz", "--output", "out.npz", *options.split())
+    assert error.startswith("tpas rerank: ")
+    assert not (paths / "out.npz").exists()
+    assert re.search(message, error), error
+
+
+def changed(row, column, value, name="scores"):
+    array = getattr(list_file(), name).copy()
+    array[row, column] = value
+    return {name: array}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (changed(3, 1, np.nan), "query 'query 3' has the score nan: scores must be finite"),
+        (changed(4, 0, np.inf), "query 'query 4' has the score inf: scores must be finite"),
+        (
+            changed(5, 4, 9),
+            "query 'query 5' is not sorted, its score 9.0 is above the one before it",
+        ),
+        (changed(6, 2, list_file().indices[6, 0], "indices"), "query 'query 6' lists '"),
+        (changed(7, 5, -1, "indices"), "query 'query 7' has fewer candidates than the others"),
+        (changed(8, 0, 15, "indices"), "query 'query 8' has index 15, but the gallery has 15 images"),
+        ({"gallery_ids": GALLERY_IDS[:-1]}, "but the gallery has 14 images"),
+        ({"query_ids": QUERY_IDS[:-1]}, "there are 11 query ids for 12 rows of scores"),
+        ({"query_ids": (*QUERY_IDS[:-1], "query 0")}, "the query id 'query 0' is there 2 times"),
+    ],
+)
+@pytest.mark.parametrize("method", ["sca", "csls"])
+def test_broken_files_are_refused_by_the_query(changes, message, method, tmp_path):
+    content = list_file()
+    arrays = {name: getattr(content, name) for name in ("scores", "indices", "query_ids", "gallery_ids")}
+    np.savez(tmp_path / "scores.npz", **arrays | changes)
+    error = refusal(tmp_path / "scores.npz", "--method", method, "--output", tmp_path / "out.npz")
+    assert "scores.npz: " in error
+    assert message in error
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_ragged_rows_are_refused_with_the_way_out(tmp_path):
+    rows = np.empty(2, dtype=object)
+    rows[:] = [[0.5, 0.2], [0.5]]
+    np.savez(tmp_path / "scores.npz", scores=rows, indices=rows, query_ids=["a", "b"], gallery_ids=["x", "y"])
+    error = refusal(tmp_path / "scores.npz", "--method", "sca", "--output", tmp_path / "out.npz")
+    assert "give every query as many candidates" in error
+
+
+def test_a_bank_of_another_gallery_is_refused(paths, monkeypatch):
+    monkeypatch.chdir(paths)
+    write_score_file("other.npz", replace(dense_file(), gallery_ids=("new.jpg", *GALLERY_IDS[1:])))
+    error = refusal("dense.npz", "--method", "qb-norm", "--bank", "other.npz", "--output", "out.npz")
+    assert "the bank and the file are not about the same images" in error
+    assert "1 of the file are not in the bank ('000.jpg')" in error
+    assert "1 of the bank are not in the file ('new.jpg')" in error
+
+
+def test_a_settled_file_is_not_settled_again(paths, monkeypatch):
+    monkeypatch.chdir(paths)
+    main(["lists.npz", "--method", "sca", "--output", "settled.npz"])
+    assert "settled already" in refusal("settled.npz", "--method", "csls", "--output", "out.npz")
+
+
+@pytest.mark.parametrize("method", ["sca", "margin-sca", "single-pass", "assignment", "greedy", "sinkhorn"])
+def test_several_captions_an_image_are_warned_of(method, tmp_path, capsys):
+    scores = np.random.default_rng(0).random((10, 5))
+    content = ScoreFile(scores, None, tuple(map(str, range(10))), tuple("abcde"))
+    write_score_file(tmp_path / "scores.npz", content)
+    arguments = [str(tmp_path / "scores.npz"), "--method", method, "--output", str(tmp_path / "out.npz")]
+    main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tpas rerank: warning: 10 queries share 5 candidate images, but capacity is 1")
+    assert "may lower recall" in line
+    assert line.endswith("(--capacity)")
+    main([*arguments, "--capacity", "2"])
+    assert not capsys.readouterr().err
+
+
+def test_tpas_knows_the_command(paths, monkeypatch, capsys):
+    monkeypatch.chdir(paths)
+    tpas(["rerank", "lists.npz", "--method", "greedy", "--output", "out.npz"])
+    assert "out.npz: 12 queries, 15 images, top 6" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_what_an_evaluation_writes_is_settled_as_the_evaluation_does(small_pab, start, tmp_path):
+    words = ["--model", start, "--data_root", small_pab, "--rankings", tmp_path / "rankings.json"]
+    evaluate([str(word) for word in [*words, "--scores", tmp_path / "scores.npz"]])
+    written, settled = (str(tmp_path / name) for name in ("scores.matching.npz", "settled.npz"))
+    main([written, "--method", "sca", "--output", settled])
+    queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]
+    settled = named(read_score_file(settled))
+    assert any(query["moved"] for query in queries)
+    for query in queries:
+        expected = query["stages"]["sca"]["ids"]
+        assert settled[query["query_id"]][: len(expected)] == expected

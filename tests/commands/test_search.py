@@ -1,0 +1,313 @@
+"""`tpas search` on a plain folder of pictures, and the sheets that it writes."""
+
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import debug_launcher
+from PIL import Image, ImageOps
+
+from tpas.commands import gallery as manage_gallery
+from tpas.commands.search import main
+from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.models.lora import load_model
+from tpas.processing_tpas import TPASProcessor
+from tpas.search import building, folder_gallery
+from tpas.search.folder_gallery import place_of_gallery
+from tpas.search.manifest import GalleryError
+
+ROOT = Path(__file__).parents[2]
+MODEL = str(ROOT / "demo_start")
+TEXT = "A woman in a red coat is lying on the pavement."
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    """A folder of six pictures of drawn people, not to be changed."""
+    root = draw_pab(tmp_path_factory.mktemp("drawn") / "pab", train_pairs=4, test_pairs=6, workers=1)
+    return root / "test" / "imgs"
+
+
+@pytest.fixture
+def folder(drawn, tmp_path) -> Path:
+    return Path(shutil.copytree(drawn, tmp_path / "pictures"))
+
+
+@pytest.fixture(autouse=True)
+def encoded(monkeypatch) -> list[int]:
+    """How many pictures each pass of the model encodes."""
+    counts = []
+    encode = building.encode_pixels
+
+    def count(encoder, pixel_values, tokens):
+        counts.append(len(pixel_values))
+        return encode(encoder, pixel_values, tokens)
+
+    monkeypatch.setattr(building, "encode_pixels", count)
+    return counts
+
+
+@pytest.fixture
+def found(folder, capsys):
+    """Searches the folder and returns each hit's fields by id."""
+
+    def search(*words: str) -> dict[str, dict]:
+        main([str(folder), TEXT, "--model", MODEL, "--json", *words])
+        (answer,) = json.loads(capsys.readouterr().out)
+        assert answer["text"] == TEXT
+        return {hit["id"]: hit for hit in answer["hits"]}
+
+    return search
+
+
+def test_a_folder_is_encoded_once_and_then_brought_up_to_date(folder, found, encoded):
+    names = sorted(os.listdir(folder))
+    first = found()
+    assert sorted(first) == names
+    assert [hit["rank"] for hit in first.values()] == [1, 2, 3, 4, 5, 6]
+    assert all(Path(hit["path"]).samefile(folder / name) for name, hit in first.items())
+    assert found() == first
+    assert encoded == [6]
+    assert sorted(os.listdir(folder.parent)) == ["pictures", "pictures.gallery"]
+
+    gone, mirrored, replaced = names[:3]
+    (folder / gone).unlink()
+    shutil.copy(folder / mirrored, folder / "new.jpg")
+    with Image.open(folder / replaced) as image:
+        turned = ImageOps.mirror(image)
+    turned.save(folder / replaced)
+    second = found()
+    assert sorted(second) == sorted({*names, "new.jpg"} - {gone})
+    assert encoded == [6, 2]
+    assert second["new.jpg"]["match_logit"] == pytest.approx(first[mirrored]["match_logit"], abs=1e-5)
+    assert second[replaced]["match_logit"] != pytest.approx(first[replaced]["match_logit"], abs=1e-3)
+    for name in names[3:]:
+        assert second[name]["match_logit"] == pytest.approx(first[name]["match_logit"], abs=1e-5)
+
+
+def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys, encoded):
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(drawn, before / "pictures" / "street")
+    for parent in (before, after):
+        main([str(parent / "pictures"), TEXT, "--model", MODEL, "--json"])
+        (answer,) = json.loads(capsys.readouterr().out)
+        for hit in answer["hits"]:
+            assert Path(hit["path"]).samefile(parent / "pictures" / hit["id"])
+        if parent == before:
+            before.rename(after)
+    assert encoded == [6]
+
+
+def test_a_broken_picture_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
+    name = sorted(os.listdir(folder))[0]
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:200])
+    assert name not in found()
+    assert f"left out {name}" in caplog.text
+    assert len(found()) == 5
+    assert encoded == [5]
+    (folder / name).write_bytes(whole)
+    assert name in found()
+    assert encoded == [5, 1]
+
+
+def test_what_only_looks_like_pictures_is_left_out(folder, found, encoded):
+    names = sorted(os.listdir(folder))
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
+    (folder / "folder.jpg").mkdir()
+    assert sorted(found()) == names
+    assert sorted(found()) == names
+    assert encoded == [6]
+
+
+def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_picture(
+    folder, found, encoded, monkeypatch
+):
+    """The shard was finished, and then a picture was changed, before the gallery was."""
+
+    def stop(directory, settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "_finish", stop)
+        with pytest.raises(SystemExit) as ended:
+            found()
+    assert ended.value.code == 130
+    changed, other = sorted(os.listdir(folder))[:2]
+    shutil.copy(folder / other, folder / changed)
+    hits = found()
+    assert encoded == [6, 1]
+    assert hits[changed]["match_logit"] == pytest.approx(hits[other]["match_logit"], abs=1e-5)
+
+
+def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch, fresh_accelerator):
+    def stop(directory, settings):
+        raise KeyboardInterrupt
+
+    path = str(tmp_path / "gallery")
+    monkeypatch.setattr(building, "_finish", stop)
+    with pytest.raises(SystemExit):
+        manage_gallery.main(["build", str(folder), "--model", MODEL, "--path", path])
+    with pytest.raises(SystemExit, match="the gallery .* is not finished: do the same build again"):
+        main([path, TEXT, "--model", MODEL])
+
+
+def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys):
+    found()
+    other = load_model(MODEL)
+    other.matching_head.classifier.bias.data += 1
+    shutil.copytree(MODEL, tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    main([str(folder), TEXT, "--model", str(tmp_path / "other"), "--json"])
+    assert len(os.listdir(place_of_gallery(folder))) == 2
+
+
+def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_path, capsys, encoded):
+    first = found()
+    shutil.copytree(MODEL, tmp_path / "other")
+    processor = TPASProcessor.from_pretrained(MODEL)
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    processor.save_pretrained(tmp_path / "other")
+    main([str(folder), TEXT, "--model", str(tmp_path / "other"), "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert encoded == [6, 6]
+    cosines = {hit["id"]: hit["cosine"] for hit in answer["hits"]}
+    assert any(abs(cosines[name] - hit["cosine"]) > 1e-3 for name, hit in first.items())
+    assert found() == first
+    assert encoded == [6, 6]
+
+
+def test_beside_a_folder_that_cannot_be_written_to_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    beside = tmp_path / "pictures"
+    assert place_of_gallery(beside) == tmp_path / "pictures.gallery"
+    monkeypatch.setattr(folder_gallery.os, "access", lambda path, mode: False)
+    kept = place_of_gallery(beside)
+    assert kept.parent == tmp_path / "cache" / "tpas"
+    assert kept != place_of_gallery(tmp_path / "other" / "pictures")
+    assert place_of_gallery(Path("/")).parent == kept.parent
+
+
+def test_a_damaged_record_is_named(folder, found):
+    found()
+    (record,) = place_of_gallery(folder).glob("*/files.json")
+    record.write_text("{")
+    with pytest.raises(SystemExit, match=r"tpas search: \S*files\.json is damaged .*: remove "):
+        found()
+    with pytest.raises(GalleryError):
+        found("--debug")
+    record.unlink()
+    with pytest.raises(SystemExit, match=r"tpas search: \S*files\.json is missing: remove "):
+        found()
+
+
+def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "more.txt").write_text("from a file\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO("piped\n\n twice \n"))
+    monkeypatch.setenv("TPAS_MODEL", MODEL)
+    main([str(folder), "first", "-", "--texts-file", str(tmp_path / "more.txt"), "--json", "--top_k", "1"])
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["text"] for answer in answers] == ["first", "piped", "twice", "from a file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "code"),
+    [
+        (["nowhere", TEXT], "nowhere is neither a folder of pictures nor a gallery", None),
+        ([".", TEXT], r"\. holds no pictures", None),
+        (["."], "there is no text to look for", 2),
+        ([".", TEXT, "--open"], "--open needs --sheet", 2),
+        ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),
+        ([".", TEXT, "--sheet", "/dev/null/a.html"], "no place for /dev/null/a.html: .*", None),
+        ([".", TEXT, "--top_k", "0"], "Invalid value for '--top_k'", 2),
+        ([".", TEXT, "--images_root", "x"], r"--images_root is for a gallery, and \. is a folder", 2),
+        ([".", TEXT, "--index", "exakt"], "the index must be 'exact', 'faiss', or .*, got 'exakt'", None),
+        ([".", TEXT, "--cascade", "--bf16"], "the gallery was opened to match in bfloat16", None),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(tmp_path, monkeypatch, words, message, code):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"tpas search: {message}") as ended:
+        main([*words, "--model", MODEL])
+    assert code in (None, ended.value.code)
+    assert not os.listdir(tmp_path)
+
+
+def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.delenv("TPAS_MODEL", raising=False)
+    with pytest.raises(SystemExit, match="give --model or set TPAS_MODEL") as ended:
+        main([str(tmp_path), TEXT])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("demo_strat", "demo_strat: there is no such folder, and the Hub names models OWNER/NAME"),
+        ("./demo/start", r"\./demo/start: there is no such folder"),
+        ("outputs/runs/best", "outputs/runs/best: there is no such folder"),
+        ("pictures/best", "pictures/best: there is no such folder"),  # there is a folder `pictures`
+        (f"{MODEL}/config.json", r".*/config\.json is a file: give the folder of the model"),
+        ("nobody/knows", "the model nobody/knows cannot be loaded: .*"),
+    ],
+)
+def test_a_model_that_is_not_there_is_named(folder, monkeypatch, model, message):
+    """The conftest keeps the Hub out of reach, so what is asked of it fails without a wait."""
+    monkeypatch.chdir(folder.parent)
+    with pytest.raises(SystemExit, match=f"tpas search: {message}"):
+        main([str(folder), TEXT, "--model", model])
+
+
+def test_a_name_cannot_steer_the_terminal(folder, capsys):
+    (folder / sorted(os.listdir(folder))[0]).rename(folder / "\x1b[2Ja\nb é.jpg")
+    main([str(folder), TEXT, "--model", MODEL])
+    assert "\\x1b[2Ja\\nb é.jpg" in capsys.readouterr().out
+
+
+def test_a_sheet_shows_the_pictures_in_their_order(folder, found, tmp_path, monkeypatch, capsys):
+    opened = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    name = sorted(os.listdir(folder))[0]
+    (folder / name).rename(folder / "<b>.jpg")
+    page, figure = tmp_path / "sheets" / "page.html", tmp_path / "sheets" / "figure.png"
+    hits = found("--sheet", str(page), "--open", "--top_k", "4")
+    assert opened == [page.as_uri()]
+    shown = page.read_text(encoding="utf-8")
+    captions = re.findall(r"<b>(\d)</b> · ([-.\d]+)<br>(.*?)</figcaption>", shown)
+    expected = [
+        (str(hit["rank"]), f"{hit['score']:.3f}", name.replace("<b>", "&lt;b&gt;"))
+        for name, hit in hits.items()
+    ]
+    assert captions == expected
+    assert shown.count("data:image/jpeg;base64,") == 4
+    assert "http" not in shown  # it needs no network
+    found("--sheet", str(figure), "--top_k", "4")
+    with Image.open(figure) as image:
+        assert image.width > 500
+
+
+def build_in_a_process(words: list[str]) -> None:
+    torch.set_num_threads(1)
+    manage_gallery.main(words)
+
+
+def test_two_processes_build_a_gallery_and_one_tells(folder, tmp_path, capfd):
+    words = ["build", str(folder), "--model", MODEL, "--path", str(tmp_path / "gallery"), "--json"]
+    debug_launcher(build_in_a_process, ([*words, "--shard_size", "2"],), num_processes=2)
+    told = json.loads(capfd.readouterr().out)  # one document
+    assert (told["pictures"], told["shards"]) == (6, 3)
+
+
+def test_a_picture_that_is_gone_since_leaves_a_placeholder(folder, found, tmp_path, capsys):
+    found()
+    (gallery,) = place_of_gallery(folder).iterdir()
+    name = sorted(os.listdir(folder))[0]
+    (folder / name).unlink()
+    main([str(gallery), TEXT, "--model", MODEL, "--sheet", str(tmp_path / "page.html")])
+    assert (tmp_path / "page.html").read_text().count('class="absent"') == 1

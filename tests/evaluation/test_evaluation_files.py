@@ -1,0 +1,369 @@
+"""What an evaluation reads beside PAB (distractors) and writes: scores, Markdown, plots; the comparison."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot
+from PIL import Image
+
+from tpas.commands.compare import main as compare
+from tpas.commands.evaluate import main as evaluate
+from tpas.data.image_files import find_distractors, pictures_listed
+from tpas.data.pab import load_pab, retrieval_split
+from tpas.evaluation.result_files import write_beside, write_text
+from tpas.figures.evaluation_plots import claim_graph, right_places
+from tpas.reranking.score_files import read_score_file
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+@pytest.fixture
+def noise(tmp_path) -> Path:
+    """A folder of seven pictures of noise, two of them one folder deeper, and a text file."""
+    folder = tmp_path / "noise"
+    generator = np.random.default_rng(0)
+    for number in range(7):
+        path = folder / ("deeper" if number > 4 else "") / f"{number:03}.{'png' if number % 2 else 'jpg'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def run(start: Path, root: Path, *flags: object) -> None:
+    evaluate(["--model", str(start), "--data_root", str(root), *map(str, flags)])
+
+
+# Distractors
+
+
+def test_distractors_enlarge_the_gallery_and_answer_nothing(start, small_pab, noise, tmp_path):
+    run(start, small_pab, "--output", tmp_path / "alone.json")
+    run(
+        start, small_pab, "--gallery", noise, "--output", tmp_path / "more.json", "--rankings", tmp_path / "r"
+    )
+    alone, more = (json.loads((tmp_path / name).read_text()) for name in ("alone.json", "more.json"))
+    assert (alone["gallery"], more["gallery"], more["distractors"]) == (12, 19, 7)
+    assert alone["data_fingerprint"] != more["data_fingerprint"]
+    gallery = json.loads((tmp_path / "r").read_text())["gallery"]
+    assert gallery["noise/deeper/006.jpg"] == str(noise / "deeper" / "006.jpg")
+    # Among embeddings alone a distractor can only push a right picture down.
+    ranks = [results["outcomes"]["relevant_ranks"]["embeddings"] for results in (alone, more)]
+    assert all(before[0] <= after[0] <= before[0] + 7 for before, after in zip(*ranks, strict=True))
+
+
+def test_pictures_of_the_gallery_and_copies_of_them_are_no_distractors(small_pab, noise, caplog):
+    own = retrieval_split(load_pab(small_pab, "test")).gallery_ids
+    (noise / "copy.jpg").write_bytes((small_pab / own[0]).read_bytes())
+    with caplog.at_level("INFO"):
+        assert "noise/copy.jpg" not in find_distractors(noise, small_pab, own)
+    assert "1 of 8 distractors are in the gallery already" in caplog.text
+    inside = find_distractors(small_pab, small_pab, own)  # the training pictures, by their own paths
+    assert len(inside) == 24
+    assert all((small_pab / name).is_file() and name.startswith("train/") for name in inside)
+
+
+def test_a_list_of_pictures_names_its_own_folder(noise, small_pab):
+    listing = noise / "list.txt"
+    listing.write_text("000.jpg\n\n deeper/005.png \n")
+    assert pictures_listed(listing) == [noise / "000.jpg", noise / "deeper" / "005.png"]
+    assert list(find_distractors(listing, small_pab, [])) == ["noise/000.jpg", "noise/deeper/005.png"]
+    listing.write_text("\ufeff000.jpg\r\n", encoding="utf-8")  # as Windows writes it
+    assert pictures_listed(listing) == [noise / "000.jpg"]
+    with pytest.raises(ValueError, match=r"000.jpg: neither a folder nor a list"):
+        find_distractors(noise / "000.jpg", small_pab, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        ("000.jpg\n../000.jpg", ValueError, r"list.txt, line 2: '../000.jpg' leaves"),
+        ("/000.jpg", ValueError, "list.txt, line 1: '/000.jpg' leaves"),
+        ("000.jpg\n002.jpg\n./000.jpg", ValueError, "line 3: './000.jpg' is the picture of line 1 again"),
+        ("000.jpg\n999.jpg", FileNotFoundError, "list.txt, line 2: no such picture: .*999.jpg"),
+        ("\n", ValueError, "list.txt: the list is empty"),
+    ],
+)
+def test_a_bad_list_is_named_with_its_line(noise, content, error, message):
+    (noise / "list.txt").write_text(content)
+    with pytest.raises(error, match=message):
+        pictures_listed(noise / "list.txt")
+
+
+def test_a_folder_without_pictures_and_a_taken_name_are_refused(noise, small_pab, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no picture in it"):
+        find_distractors(small_pab / "annotation", small_pab, [])
+    with pytest.raises(ValueError, match=r"000.jpg: the gallery has another picture named 'noise/000.jpg'"):
+        find_distractors(noise, small_pab, ["noise/000.jpg"])
+
+
+def test_a_broken_distractor_is_named(start, small_pab, noise):
+    (noise / "000.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit, match=r"tpas evaluate: .*noise/000.jpg: not an image"):
+        run(start, small_pab, "--gallery", noise)
+
+
+# Several relevant pictures
+
+
+def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path, caplog):
+    root = tmp_path / "pab"
+    shutil.copytree(small_pab, root)
+    rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
+    for number, row in enumerate(rows):
+        row["image_id"] = f"{number // 3:02}"  # three pictures answer each sentence
+    (root / "annotation/test/ucc.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    run(start, root, "--split", "ucc", "--k", 1, 12, "--output", tmp_path / "ucc.json")
+    assert "relevant to up to 3 queries, but SCA lets it answer 1: SCA may lower recall" in caplog.text
+    caplog.clear()
+    run(start, root, "--split", "ucc", "--sca_capacity", 3)
+    run(start, small_pab)
+    assert "may lower recall" not in caplog.text
+    results = json.loads((tmp_path / "ucc.json").read_text())
+    figures = results["stages"]["sca"]["all"]
+    assert figures["hit_rate@1"] == pytest.approx(3 * figures["recall@1"])
+    assert figures["recall@12"] == figures["hit_rate@12"] == 1
+    assert 0 < figures["hit_rate@1"] < 1
+    ranks = [sorted(row) for row in results["outcomes"]["relevant_ranks"]["sca"]]
+    assert {len(row) for row in ranks} == {3}
+    assert figures["mINP"] == pytest.approx(np.mean([3 / row[-1] for row in ranks]))
+    assert figures["median_rank"] == np.median([row[0] for row in ranks])
+
+
+# Sizes
+
+
+def test_image_size_and_text_length_reach_model_and_processor(start, small_pab, tmp_path):
+    run(start, small_pab, "--output", tmp_path / "own.json")
+    run(
+        start,
+        small_pab,
+        *("--image_size", 64, "--max_text_length", 9, "--output", tmp_path / "other.json"),
+    )
+    own, other = (json.loads((tmp_path / name).read_text()) for name in ("own.json", "other.json"))
+    assert (own["image_size"], own["max_text_length"]) == (32, 24)
+    assert (other["image_size"], other["max_text_length"]) == (64, 9)
+    assert own["outcomes"] != other["outcomes"]
+
+
+# Files
+
+
+@pytest.fixture
+def written(start, small_pab, tmp_path) -> Path:
+    folder = tmp_path / "written"
+    flags = ("--fusion_weight", 0.3, "--shortlist", 10, "--output", folder / "results.json")
+    flags += ("--markdown", folder / "results.md", "--scores", folder / "s.npz")
+    run(start, small_pab, *flags, "--rankings", folder / "rankings.json")
+    return folder
+
+
+def test_score_files_hold_the_lists_by_id(written, small_pab):
+    rankings = json.loads((written / "rankings.json").read_text())["queries"]
+    assert sorted(path.name for path in written.glob("*.npz")) == [
+        "s.embeddings.npz",
+        "s.fused.npz",
+        "s.matching.npz",
+    ]
+    for stage in ("embeddings", "matching", "fused"):
+        with np.load(written / f"s.{stage}.npz", allow_pickle=False) as arrays:
+            assert arrays["query_ids"].tolist() == [query["query_id"] for query in rankings]
+            assert arrays["scores"].dtype == np.float32
+            for query, indices, scores in zip(rankings, arrays["indices"], arrays["scores"], strict=True):
+                listed = query["stages"][stage]
+                assert arrays["gallery_ids"][indices].tolist() == listed["ids"]
+                assert scores.tolist() == pytest.approx(listed["scores"])
+
+
+def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
+    run(start, small_pab, "--scores", tmp_path / "s.safetensors", "--token_memory", "inf")
+    assert read_score_file(tmp_path / "s.matching.safetensors").describe() == "12 queries, 12 images, top 12"
+    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz or .safetensors"):
+        run(tmp_path / "no model is read", small_pab, "--scores", tmp_path / "s.csv")
+
+
+def test_markdown_says_what_the_json_says(written):
+    text = (written / "results.md").read_text()
+    results = json.loads((written / "results.json").read_text())
+    assert text.startswith(
+        f"# {results['model']} on Drawn PAB, test\n\n## all (12 queries)\n\n| stage | Recall@1"
+    )
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    final = [row for row in rows if row[0] == "+ SCA"]
+    figures, intervals = results["stages"]["sca"]["all"], results["confidence"]["stages"]["sca"]["all"]
+    low, high = intervals["recall@1"]
+    assert final[0][1] == f"{100 * figures['recall@1']:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+    assert final[0][-1] == f"{figures['median_rank']:g}"
+    first = results["first_answers"]["sca"]
+    assert final[3][1:] == [f"{100 * first['coverage']:.2f}", f"{100 * first['collision_rate']:.2f}"]
+    pair = results["pair_confusion"]["sca"]["anomaly"]
+    assert final[6][1:4] == ["anomaly", "6", f"{100 * pair['right']:.2f}"]
+    widths = {len(row) for row in rows}
+    assert widths == {10, 3, 7}  # every table is even
+
+
+def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
+    plots = tmp_path / "plots"
+    run(start, small_pab, "--plots", plots)
+    assert sorted(path.name for path in plots.iterdir()) == [
+        "collisions.png",
+        "failures.jpg",
+        "recall_curve.png",
+        "score_distributions.png",
+        "settled.jpg",
+        "successes.jpg",
+    ]
+    for path in plots.iterdir():
+        with Image.open(path) as image:
+            assert min(image.size) > 60
+            assert len(image.convert("L").getcolors()) > 20
+    assert pyplot.get_fignums() == []
+
+
+def test_the_sheets_show_queries_of_their_kind(start, small_pab, tmp_path, monkeypatch):
+    figures = {}
+    monkeypatch.setattr(
+        "tpas.figures.evaluation_plots.save_figure",
+        lambda figure, path: figures.setdefault(path.name, figure),
+    )
+    run(start, small_pab, "--plots", tmp_path / "plots", "--rankings", tmp_path / "rankings.json")
+    queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]
+    right = [query["stages"]["sca"]["ids"][0] in query["relevant"] for query in queries]
+    assert 0 < sum(right) < len(queries)
+    for name, kind in (("successes.jpg", True), ("failures.jpg", False)):
+        words = " ".join(text.get_text() for text in figures[name].texts)
+        shown = [
+            one
+            for one, found in zip(queries, right, strict=True)
+            if one["caption"] in words and found == kind
+        ]
+        others = [one for one, found in zip(queries, right, strict=True) if found != kind]
+        assert len(shown) == min(6, right.count(kind))
+        assert not any(one["caption"] in words for one in others)
+        assert words.count("✓ right") == len(shown)  # the right one is always to be seen
+    moved = [query for query in queries if query["moved"]]
+    words = " ".join(text.get_text() for text in figures["settled.jpg"].texts)
+    assert moved
+    assert sum(query["caption"] in words for query in moved) >= min(4, len(moved))
+    assert words.count("moves on: ") == min(4, len(moved))
+
+
+def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
+    path = tmp_path / "results.txt"
+
+    def write_while_another_does(file):
+        file.write(b"first, ")
+        file.flush()
+        write_text(path, "another")
+        assert path.read_text() == "another"
+        file.write(b"second")
+
+    write_beside(path, write_while_another_does)
+    assert path.read_text() == "first, second"
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_beside(path, fail)
+    assert path.read_text() == "first, second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_right_places_and_claims_by_hand():
+    indices = torch.tensor([[3, 1, 2], [0, 2, 3]])
+    assert right_places(indices, [np.array([2, 3]), np.array([1])]).tolist() == [
+        [True, False, True],
+        [False, False, False],
+    ]
+    graph = claim_graph(np.array([5, 9, 5]), np.array([0, 2]))
+    edges = {frozenset(edge) for edge in graph.edges}
+    assert edges == {frozenset({("query", row), ("picture", 5)}) for row in (0, 2)}
+
+
+# The comparison
+
+
+def results_file(path: Path, ranks: dict[str, list[int]], fingerprint: str = "f", k: tuple = (1, 2)) -> Path:
+    outcomes = {"query_ids": list(ranks), "relevant_ranks": {"sca": list(ranks.values())}}
+    path.write_text(json.dumps({"data_fingerprint": fingerprint, "k": k, "outcomes": outcomes}))
+    return path
+
+
+def test_the_comparison_aligns_by_id(tmp_path, capsys):
+    ranks = {"a": [1], "b": [2], "c": [4, 1], "d": [3]}
+    first = results_file(tmp_path / "a.json", ranks)
+    better = {"d": [1], "a": [1], "c": [1, 2], "b": [2]}
+    second = results_file(tmp_path / "b.json", better, k=(1, 2, 3))
+    compare([str(first), str(second), "--output", str(tmp_path / "c.json")])
+    figures = json.loads((tmp_path / "c.json").read_text())["figures"]
+    assert figures["recall@1"]["first"] == (1 + 0 + 0.5 + 0) / 4
+    assert figures["recall@1"]["second"] == (1 + 0 + 0.5 + 1) / 4
+    assert figures["recall@2"]["difference"] == pytest.approx((0.5 + 1) / 4)
+    assert "recall@3" not in figures
+    assert figures["mINP"]["second"] == pytest.approx((1 + 0.5 + 1 + 1) / 4)
+    printed = capsys.readouterr().out
+    assert "4 queries" in printed
+    assert "recall@1       37.50   62.50  +25.00" in printed
+
+
+def test_two_stages_of_one_file_compare(written, capsys):
+    results = str(written / "results.json")
+    compare([results, results, "--stage", "embeddings", "sca"])
+    stages = json.loads(Path(results).read_text())["stages"]
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mAP"))
+    expected = [f"{100 * stages[stage]['all']['mAP']:.2f}" for stage in ("embeddings", "sca")]
+    assert row.split()[1:3] == expected
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"fingerprint": "g"}, "a.json .data f. and .*b.json .data g. were measured on different"),
+        ({"ranks": {"a": [1], "x": [1]}}, "only one of them has query b"),
+        ({"k": (7,)}, "Recall@k for k in .1, 2., .*b.json for .7."),
+        ({"ranks": {"a": [1], "b": [0]}}, "b.json: the ranks of query b must be integers from 1, .* got .0."),
+        ({"ranks": {"a": [1], "b": []}}, "b.json: the ranks of query b must be integers from 1"),
+        ({"ranks": {"a": [1], "b": [2, 2]}}, "b.json: the ranks of query b .* each once, got .2, 2."),
+        ({"ranks": {}}, "b.json: needs query_ids"),
+        ({"k": ("1",)}, "b.json: needs .* integers as k"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(tmp_path, second, message):
+    first = results_file(tmp_path / "a.json", {"a": [1], "b": [2]})
+    other = {"ranks": {"a": [1], "b": [2]}} | second
+    with pytest.raises(SystemExit, match=message):
+        compare([str(first), str(results_file(tmp_path / "b.json", **other))])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "b.json: not a JSON file"),
+        ("{}", "b.json: no outcomes in it"),
+        ("[]", "b.json: no outcomes"),
+        (
+            '{"outcomes": {"query_ids": ["a"], "relevant_ranks": {"sca": null}}, "data_fingerprint": "f", '
+            '"k": [1]}',
+            "b.json: no outcomes for 1 different query ids",
+        ),
+        (
+            '{"outcomes": {"query_ids": [[]], "relevant_ranks": ["sca"]}, "data_fingerprint": "f", "k": 1}',
+            "b.json: needs query_ids and relevant_ranks by stage in outcomes, and integers as k",
+        ),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(tmp_path, content, message):
+    first = results_file(tmp_path / "a.json", {"a": [1], "b": [2]})
+    (tmp_path / "b.json").write_text(content)
+    with pytest.raises(SystemExit, match=message):
+        compare([str(first), str(tmp_path / "b.json")])
+    with pytest.raises(SystemExit, match="a.json: no stage 'fused', it has sca"):
+        compare([str(first), str(first), "--stage", "fused"])

@@ -1,0 +1,258 @@
+"""evaluation/ranking.py: the same bit for any batch size, memory, order and number of processes; memory."""
+
+import gc
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from PIL import Image
+from tiny_inputs import WORDS, tiny_processor
+
+from tpas.configuration_tpas import TPASConfig
+from tpas.engine import pair_matching as matching
+from tpas.engine.fast_matching import FastMatcher
+from tpas.engine.pair_matching import PADDED_PAIRS_IN_A_PASS
+from tpas.evaluation import ranking
+from tpas.evaluation.ranking import IMAGES_IN_A_PASS, Rankings, rank_gallery
+from tpas.evaluation.settings import SCASettings
+from tpas.modeling_tpas import TPASModel
+from tpas.models.lora import add_lora
+from tpas.processing_tpas import TPASProcessor
+
+PICTURES, QUERIES, SHORTLIST = 70, 15, 20  # five passes of pictures, the last not full
+PASS_OF_TOKENS = IMAGES_IN_A_PASS * 17 * 32 * 4  # bytes, of the tiny model
+
+
+def alike_pictures() -> list[Image.Image]:
+    """Pictures that differ in one pixel by one step, so that scores differ in their last digits only."""
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(1, 255, (32, 32, 3), dtype=np.uint8)
+    pictures = []
+    for _ in range(PICTURES):
+        other = pixels.copy()
+        other[tuple(generator.integers(0, 32, 2))] += 1
+        pictures.append(Image.fromarray(other))
+    return pictures
+
+
+def build(config: TPASConfig) -> tuple[TPASModel, TPASProcessor]:
+    torch.manual_seed(0)
+    return TPASModel(config), tiny_processor(config)
+
+
+def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -> Rankings:
+    """The alike pictures, ranked; the orders permute what is given, not what is asked."""
+    model, processor = build(config)
+    generator = np.random.default_rng(1)
+    captions = [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
+    query_order = range(QUERIES) if query_order is None else query_order
+    gallery_order = range(PICTURES) if gallery_order is None else gallery_order
+    pictures = alike_pictures()
+    return rank_gallery(
+        model,
+        processor,
+        [captions[row] for row in query_order],
+        [f"query {row:02}" for row in query_order],
+        [pictures[column] for column in gallery_order],
+        [f"picture {column:02}" for column in gallery_order],
+        shortlist=SHORTLIST,
+        fusion_weight=0.4,
+        sca=SCASettings(max_shift=3),
+        watched=[[gallery_order.index(row), gallery_order.index(69 - row)] for row in query_order],
+        **settings,
+    )
+
+
+def assert_equal(one: Rankings, other: Rankings) -> None:
+    assert one.indices.keys() == other.indices.keys()
+    for stage in one.indices:
+        assert torch.equal(one.indices[stage], other.indices[stage]), stage
+        assert torch.equal(one.scores[stage], other.scores[stage]), stage
+        np.testing.assert_array_equal(one.watched_ranks[stage], other.watched_ranks[stage])
+    assert torch.equal(one.moved, other.moved)
+    assert one.sca_report == other.sca_report
+
+
+@pytest.fixture
+def reference(tiny_config) -> Rankings:
+    return rank(tiny_config)
+
+
+def test_neighbours_are_close_enough_for_the_last_digit_to_matter(reference):
+    """Else the tests below would show nothing: a pass of another shape moves scores by about 1e-7."""
+    gaps = -reference.scores["matching"].diff(dim=1)
+    assert (gaps < 1e-7).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("passes_kept", [0, 2.5, 100])
+def test_batch_size_and_memory_change_nothing(tiny_config, reference, batch_size, passes_kept):
+    memory = int(passes_kept * PASS_OF_TOKENS)
+    assert_equal(rank(tiny_config, batch_size=batch_size, token_memory=memory), reference)
+
+
+def test_the_order_of_queries_and_gallery_changes_nothing(tiny_config, reference):
+    generator = np.random.default_rng(2)
+    query_order, gallery_order = (generator.permutation(count).tolist() for count in (QUERIES, PICTURES))
+    permuted = rank(tiny_config, query_order, gallery_order, batch_size=20)
+    restored = torch.tensor(gallery_order)
+    for stage in reference.indices:
+        assert torch.equal(restored[permuted.indices[stage]], reference.indices[stage][query_order]), stage
+        assert torch.equal(permuted.scores[stage], reference.scores[stage][query_order]), stage
+        np.testing.assert_array_equal(
+            permuted.watched_ranks[stage], np.array(reference.watched_ranks[stage])[query_order]
+        )
+    assert permuted.sca_report == reference.sca_report
+
+
+def test_scores_are_those_of_single_pairs_and_ranks_those_of_whole_rankings(tiny_config, reference):
+    model, processor = build(tiny_config)
+    model.eval()
+    generator = np.random.default_rng(1)
+    captions = [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
+    pictures = alike_pictures()
+    with torch.no_grad():
+        images = model.get_image_features(processor(images=pictures)["pixel_values"])
+        for row in (0, 7, 14):
+            inputs = processor(text=[captions[row]])
+            text = model.get_text_features(**inputs)
+            cosines = (images.pooler_output @ text.pooler_output[0])[reference.indices["embeddings"][row]]
+            torch.testing.assert_close(reference.scores["embeddings"][row], cosines, atol=1e-6, rtol=0)
+            tokens = images.last_hidden_state[reference.indices["matching"][row]]
+            logits = model.match(
+                tokens,
+                text.last_hidden_state.expand(SHORTLIST, -1, -1),
+                inputs["attention_mask"].expand(SHORTLIST, -1),
+            )[:, 1]
+            torch.testing.assert_close(reference.scores["matching"][row], logits, atol=1e-6, rtol=0)
+
+    whole = rank_gallery(  # a shortlist of all: each stage's list is the whole ranking
+        *build(tiny_config),
+        captions,
+        [f"query {row:02}" for row in range(QUERIES)],
+        pictures,
+        [f"picture {column:02}" for column in range(PICTURES)],
+        shortlist=PICTURES,
+    )
+    first = whole.indices["embeddings"]
+    assert torch.equal(first[:, :SHORTLIST], reference.indices["embeddings"])
+    for stage, head in reference.indices.items():
+        order = torch.cat(
+            [head, first[:, SHORTLIST:]], dim=1
+        ).tolist()  # beyond the head, the embeddings' order
+        for row in range(QUERIES):
+            expected = [order[row].index(row) + 1, order[row].index(69 - row) + 1]
+            assert reference.watched_ranks[stage][row].tolist() == expected, stage
+
+
+def rank_on_two_processes(folder: Path, config: TPASConfig) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator()
+    ranked = rank(config, batch_size=3, token_memory=2 * PASS_OF_TOKENS, accelerator=accelerator)
+    name = f"{accelerator.process_index}_of_{accelerator.num_processes}.pt"
+    torch.save([ranked.indices, ranked.scores, ranked.watched_ranks, ranked.moved], folder / name)
+
+
+def test_two_processes_give_the_bits_of_one(tiny_config, reference, tmp_path):
+    debug_launcher(rank_on_two_processes, (tmp_path, tiny_config), num_processes=2)
+    for name in ("0_of_2.pt", "1_of_2.pt"):
+        indices, scores, watched_ranks, moved = torch.load(tmp_path / name, weights_only=False)  # ours
+        both = Rankings(indices, scores, watched_ranks, "fused", moved, reference.sca_report)
+        assert_equal(both, reference)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monkeypatch, fast):
+    width = tiny_config.vision_config.hidden_size
+    held, calls = [], itertools.count()
+    matcher = FastMatcher if fast else TPASModel
+    if not fast:
+        monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
+
+    def bytes_of_tokens():
+        everything = [item for item in gc.get_objects() if type(item) is torch.Tensor]
+        storages = {
+            item.untyped_storage().data_ptr(): item.untyped_storage().nbytes()
+            for item in everything
+            if item.ndim == 3 and item.shape[1:] == (17, width)
+        }
+        return sum(storages.values())
+
+    def count(*arguments):
+        if next(calls) % 8 == 0:  # to look at every object takes long
+            held.append(bytes_of_tokens() - before)
+        return match(*arguments)
+
+    before = bytes_of_tokens()  # other tests may have left some
+    match = matcher.match
+    monkeypatch.setattr(matcher, "match", count)
+    copied = 1 if fast else PADDED_PAIRS_IN_A_PASS / IMAGES_IN_A_PASS  # passes of pictures, for pairs
+    for passes_kept, bounded in ((0, True), (2, True), (100, False)):
+        held.clear()
+        rank(tiny_config, batch_size=IMAGES_IN_A_PASS, token_memory=passes_kept * PASS_OF_TOKENS)
+        # The kept passes, the one being matched, and the pairs' copy of their pictures' tokens.
+        bound = (min(passes_kept, 2) + 1 + copied) * PASS_OF_TOKENS
+        assert max(held) > 0
+        assert (max(held) <= bound) == bounded
+
+
+def test_the_fast_way_gives_the_models_scores_and_an_adapter_goes_the_other(
+    tiny_config, reference, monkeypatch
+):
+    monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
+    padded = rank(tiny_config)
+    assert torch.equal(padded.indices["embeddings"], reference.indices["embeddings"])
+    by_picture = [
+        scores.gather(1, indices.argsort(dim=1))
+        for scores, indices in ((r.scores["matching"], r.indices["matching"]) for r in (padded, reference))
+    ]
+    torch.testing.assert_close(*by_picture, atol=1e-5, rtol=0)
+    assert not torch.equal(*by_picture)  # another way, other last digits
+    monkeypatch.undo()
+
+    model, processor = build(tiny_config)
+    adapted = add_lora(model, 2, 4, 0.0)  # a new adapter changes nothing
+    captions, ids = ["a man", "red hat"], ["1", "2"]
+    pictures = alike_pictures()[:3]
+    asked = []
+    match = TPASModel.match
+    monkeypatch.setattr(TPASModel, "match", lambda *a: (asked.append(len(a[1])), match(*a))[1])
+    ranked = rank_gallery(
+        adapted.base_model.model, processor, captions, ids, pictures, ["a", "b", "c"], shortlist=3
+    )
+    assert asked == [6]
+    plain = rank_gallery(*build(tiny_config), captions, ids, pictures, ["a", "b", "c"], shortlist=3)
+    assert asked == [6]
+    torch.testing.assert_close(ranked.scores["matching"], plain.scores["matching"], atol=1e-5, rtol=0)
+
+
+def test_impossible_numbers_are_refused(tiny_config):
+    with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
+        rank(tiny_config, batch_size=0)
+    with pytest.raises(ValueError, match="memory for tokens must be at least 0 bytes, got -1"):
+        rank(tiny_config, token_memory=-1)
+    with pytest.raises(ValueError, match="max_shift must be at least 0, got -1"):
+        SCASettings(max_shift=-1)
+
+
+@pytest.mark.parametrize(("encoder", "kind", "of_all"), [("image", "picture", 70), ("text", "query", 15)])
+def test_an_embedding_that_is_not_finite_is_named_before_the_matching(
+    tiny_config, monkeypatch, encoder, kind, of_all
+):
+    encode = getattr(TPASModel, f"get_{encoder}_features")
+
+    def overflowing(self, *inputs):
+        output = encode(self, *inputs)
+        output.pooler_output[0, 0] = torch.nan  # once in each pass
+        return output
+
+    monkeypatch.setattr(TPASModel, f"get_{encoder}_features", overflowing)
+    monkeypatch.setattr(ranking, "pair_matching", lambda *arguments: pytest.fail("it matched"))
+    with pytest.raises(
+        ValueError, match=f"of {of_all} embeddings are not finite, the first of {kind} '{kind} 0"
+    ):
+        rank(tiny_config)

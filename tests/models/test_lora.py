@@ -1,0 +1,210 @@
+"""LoRA: small adapters that load, merge and resume."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from tpas.commands.evaluate import main as evaluate
+from tpas.modeling_tpas import TPASModel
+from tpas.models.lora import add_lora, load_model
+from tpas.processing_tpas import TPASProcessor
+from tpas.train_accelerate import main
+from tpas.training.log import LossMeans
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
+
+
+def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list[str]:
+    settings = {
+        "data_root": small_pab,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "lora_rank": 4,
+        "num_train_epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-2,
+        "validation_fraction": 0.34,
+        "num_workers": 0,
+        "report_to": "none",
+    } | changes
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+@torch.no_grad()
+def answers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 3, 32, 32, generator=generator)
+    output = model.eval()(pixels, torch.randint(5, 60, (3, 9), generator=generator))
+    return {name: output[name] for name in OUTPUTS}
+
+
+def assert_same_answers(one, other, tolerance=1e-6):
+    for name in OUTPUTS:
+        torch.testing.assert_close(one[name], other[name], atol=tolerance, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's question
+def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(
+    small_pab, start, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    main(flags(small_pab, start, run, merge=True))
+    for name in ("best", "last"):
+        assert not list((run / name).glob("model*.safetensors"))
+        assert (run / name / "adapter_model.safetensors").stat().st_size < 100_000
+        TPASProcessor.from_pretrained(run / name)
+    sizes = json.loads((run / "training_arguments.json").read_text())
+    assert 0 < sizes["trained_parameters"] < 0.4 * sizes["parameters"]
+
+    before = TPASModel.from_pretrained(start)
+    base = AutoModel.from_pretrained(start, trust_remote_code=True)
+    assert type(base) is not TPASModel
+    expected = answers(PeftModel.from_pretrained(base, run / "best"))
+    assert not torch.allclose(expected["match_logits"], answers(before)["match_logits"], atol=1e-3)
+    assert_same_answers(answers(load_model(str(run / "best"))), expected)
+    merged = TPASModel.from_pretrained(run / "merged")
+    assert_same_answers(answers(merged), expected)
+    TPASProcessor.from_pretrained(run / "merged")
+    # What is trained whole came along; what is frozen has not moved.
+    assert merged.temperature.value != before.temperature.value
+    frozen = "text_model.embeddings.word_embeddings.weight"
+    assert torch.equal(merged.state_dict()[frozen], before.state_dict()[frozen])
+
+    capsys.readouterr()
+    evaluate(["--model", str(run / "best"), "--data_root", str(small_pab)])
+    from_adapter = capsys.readouterr().out
+    evaluate(["--model", str(run / "merged"), "--data_root", str(small_pab)])
+    assert capsys.readouterr().out == from_adapter
+
+
+def test_low_rank_updates_are_in_all_three_encoders(start):
+    model = add_lora(TPASModel.from_pretrained(start), rank=2, alpha=4, dropout=0.0)
+    updated = {
+        name.removeprefix("base_model.model.").partition(".")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    assert updated == {
+        *("vision_model", "text_model", "cross_modal_encoder"),
+        *("image_projection", "text_projection", "matching_head", "temperature"),
+    }
+
+
+def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
+    small_pab, start, tmp_path, fresh_accelerator
+):
+    main(flags(small_pab, start, tmp_path / "run", lora_targets=r"text_model\..*\.dense", max_train_steps=1))
+    written = load_file(tmp_path / "run" / "last" / "adapter_model.safetensors")
+    layers = {name for name in written if ".lora_" in name}
+    assert layers
+    assert all("text_model" in name and ".dense." in name for name in layers)
+    fresh_accelerator()
+    with pytest.raises(SystemExit, match="--lora_targets 'wing' fits no layer of the model"):
+        main(flags(small_pab, start, tmp_path / "other", lora_targets="wing"))
+    with pytest.raises(SystemExit, match=r"--lora_targets '\(' is no regular expression"):
+        main(flags(small_pab, start, tmp_path / "other", lora_targets="("))
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lora_rank": -1}, "--lora_rank must be at least 0, got -1"),
+        ({"lora_rank": 0, "merge": True}, "--merge .* needs --lora_rank"),
+        ({"lora_rank": 0, "lora_alpha": 8.0}, "--lora_alpha has no effect without --lora_rank"),
+        ({"lora_rank": 0, "lora_targets": "q"}, "--lora_targets has no effect without --lora_rank"),
+        (
+            {"masked_share": 0.3},
+            "--masked_share has no effect without --masked_language_modelling_weight",
+        ),
+        ({"lora_dropout": 1.5}, "--lora_dropout must be between 0 and 1, got 1.5"),
+    ],
+)
+def test_impossible_settings_are_refused(small_pab, start, tmp_path, changes, message):
+    with pytest.raises(SystemExit, match=message):
+        main(flags(small_pab, start, tmp_path / "run", **changes))
+
+
+def test_an_adapter_over_random_weights_is_refused(small_pab, start, tmp_path):
+    words = flags(small_pab, start, tmp_path / "run")
+    words[words.index("--model_name_or_path")] = "--config_name"
+    with pytest.raises(SystemExit, match="--lora_rank keeps an adapter alone.*give --model_name_or_path"):
+        main(words)
+
+
+def test_an_adapter_without_its_start_names_it(small_pab, start, tmp_path):
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    start.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match=r"last is an adapter of \S*start, which cannot be loaded"):
+        load_model(str(tmp_path / "run" / "last"))
+
+
+def test_an_adapter_is_made_over_a_start_that_can_be_loaded_again(
+    small_pab, start, tmp_path, fresh_accelerator
+):
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    fresh_accelerator()
+    with pytest.raises(SystemExit, match=r"over what the adapter \S*last makes of its start.*--merge"):
+        main(flags(small_pab, tmp_path / "run" / "last", tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
+    # All weights may go on from an adapter: they are saved whole.
+    main(flags(small_pab, tmp_path / "run" / "last", tmp_path / "other", lora_rank=0, max_train_steps=1))
+    TPASModel.from_pretrained(tmp_path / "other" / "last")
+
+
+def test_an_adapter_of_another_architecture_is_refused(small_pab, start, tmp_path):
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
+    with pytest.raises(ValueError, match="start is a model of type 'bert', not 'tpas'"):
+        load_model(str(tmp_path / "run" / "last"))
+
+
+def test_a_start_in_half_precision_is_merged_in_the_precision_of_training(small_pab, start, tmp_path):
+    TPASModel.from_pretrained(start).to(torch.bfloat16).save_pretrained(start)
+    main(flags(small_pab, start, tmp_path / "run", max_train_steps=1, merge=True))
+    merged = TPASModel.from_pretrained(tmp_path / "run" / "merged")
+    assert merged.dtype == torch.float32
+    trained = load_model(str(tmp_path / "run" / "best"), dtype=torch.float32)
+    assert_same_answers(answers(merged), answers(trained))
+
+
+def test_gradient_checkpointing_changes_nothing(small_pab, start, tmp_path, fresh_accelerator):
+    for name, checkpointing in (("plain", False), ("checkpointed", True)):
+        main(flags(small_pab, start, tmp_path / name, gradient_checkpointing=checkpointing))
+        fresh_accelerator()
+    plain, other = (
+        load_file(tmp_path / name / "last" / "adapter_model.safetensors")
+        for name in ("plain", "checkpointed")
+    )
+    for name, tensor in plain.items():
+        torch.testing.assert_close(other[name], tensor, atol=1e-6, rtol=0)
+
+
+def test_a_stopped_run_goes_on_bit_equal(small_pab, start, tmp_path, monkeypatch, fresh_accelerator):
+    main(flags(small_pab, start, tmp_path / "whole"))
+    fresh_accelerator()
+    add, calls = LossMeans.add, []
+
+    def add_and_stop(self, losses):
+        add(self, losses)
+        calls.append(losses)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LossMeans, "add", add_and_stop)
+    with pytest.raises(SystemExit, match="143"):
+        main(flags(small_pab, start, tmp_path / "run"))
+    monkeypatch.undo()
+    fresh_accelerator()
+    main([*flags(small_pab, start, tmp_path / "run"), "--resume_from_checkpoint", "last"])
+    whole, run = (load_file(tmp_path / n / "last" / "adapter_model.safetensors") for n in ("whole", "run"))
+    assert all(torch.equal(tensor, run[name]) for name, tensor in whole.items())

@@ -1,0 +1,336 @@
+"""A vision-language model as stage 2: real classes, at toy size, with random weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
+from PIL import Image
+from tiny_retrieval_models import SIZE, save_tiny
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import is_torchvision_available
+
+from tpas.commands.evaluate import main as evaluate_main
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary
+from tpas.evaluation.ranking import rank_gallery
+from tpas.models.loading import load_matcher, load_retrieval_model
+from tpas.models.vision_language_matcher import QUESTION
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+CPU = torch.device("cpu")
+CAPTIONS = ["a man in a red coat is running", "a woman is lying on the grass", "a woman in a blue shirt"]
+PICTURES = 18
+QWEN_WORDS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
+    "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% endif %}"
+)
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "<image>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %} {% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+
+def word_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
+    split = pre_tokenizers.Whitespace()
+    asked = [word for word, _ in split.pre_tokenize_str(QUESTION.format(caption="") + " USER ASSISTANT")]
+    words = dict.fromkeys(["<pad>", "<unk>", *special, "yes", "no", "Yes", "No", *asked])
+    words |= dict.fromkeys(captions_vocabulary(DEMO_WORLD))
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
+    tokenizer.pre_tokenizer = split
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=special,
+        model_max_length=512,
+    )
+
+
+def save_llava(folder: Path) -> Path:
+    tokenizer = word_tokenizer(["<image>"])
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(image_size=32, patch_size=8, projection_dim=16, **SIZE),
+        text_config=LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SIZE),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=LLAVA_TEMPLATE,
+    )
+    return save(LlavaForConditionalGeneration(config), processor, folder)
+
+
+def save_qwen(folder: Path) -> Path:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessorPil,
+        Qwen2VLVideoProcessor,
+    )
+
+    tokenizer = word_tokenizer(QWEN_WORDS)
+    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in QWEN_WORDS}
+    config = Qwen2_5_VLConfig(
+        text_config=SIZE
+        | {
+            "vocab_size": len(tokenizer),
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_heads": 4,
+            "patch_size": 4,
+            "out_hidden_size": 32,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+    )
+    pixels = {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": 1024}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessorPil(**pixels),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(patch_size=4, merge_size=2),
+        chat_template=QWEN_TEMPLATE,
+    )
+    return save(Qwen2_5_VLForConditionalGeneration(config), processor, folder)
+
+
+def save(model: torch.nn.Module, processor, folder: Path) -> Path:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and "embed" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "llava",
+        pytest.param(
+            "qwen",
+            marks=pytest.mark.skipif(
+                not is_torchvision_available(),
+                reason="Qwen's processor needs torchvision, which cannot be imported beside the CPU torch",
+            ),
+        ),
+    ],
+)
+def vlm(request, tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vlm") / request.param
+    return save_llava(folder) if request.param == "llava" else save_qwen(folder)
+
+
+def pictures() -> list[Image.Image]:
+    generator = np.random.default_rng(0)
+    return [
+        Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        for height, width in generator.integers(33, 60, (PICTURES, 2))
+    ]
+
+
+def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
+    matcher = load_matcher(f"vlm:{vlm}", CPU)
+    scores = matcher.match_pictures(pictures()[:3], CAPTIONS)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(vlm).eval(),
+        AutoProcessor.from_pretrained(vlm),
+    )
+    for picture, caption, score in zip(pictures(), CAPTIONS, scores, strict=False):
+        inputs = processor(images=[[picture]], text=[matcher.prompt(caption)], return_tensors="pt")
+        with torch.no_grad():
+            chances = model(**inputs).logits[0, -1].softmax(dim=0)
+        yes, no = (
+            sum(chances[processor.tokenizer.convert_tokens_to_ids(word)] for word in words)
+            for words in (("yes", "Yes"), ("no", "No"))
+        )
+        assert score.item() == pytest.approx((yes.log() - no.log()).item(), abs=1e-4)
+    assert scores.std() > 1e-3
+    assert CAPTIONS[0] in matcher.prompt(CAPTIONS[0])
+
+
+def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
+    model, processor = load_retrieval_model(str(save_tiny("clip", tmp_path / "clip")))
+
+    def rank(**settings):
+        return rank_gallery(
+            model,
+            processor,
+            CAPTIONS,
+            ["b", "a", "c"],
+            pictures(),
+            [f"picture {column:02}" for column in range(PICTURES)],
+            shortlist=8,
+            matcher=load_matcher(f"vlm:{vlm}", CPU),
+            matcher_shortlist=5,
+            watched=[list(range(PICTURES))] * 3,
+            fusion_weight=0.5,
+            **settings,
+        )
+
+    ranked = rank()
+    assert list(ranked.indices) == ["embeddings", "embeddings_sca", "matching", "fused", "sca"]
+    assert ranked.indices["matching"].shape == (3, 5)
+    first, second = ranked.indices["embeddings"], ranked.indices["matching"]
+    assert torch.equal(first[:, :5].sort(dim=1).values, second.sort(dim=1).values)
+    assert not torch.equal(first[:, :5], second)
+    for row in range(3):  # beyond its few, the embeddings' order
+        ranks = ranked.watched_ranks["matching"][row]
+        assert sorted(ranks) == list(range(1, PICTURES + 1))
+        assert [ranks[column] for column in first[row, 5:].tolist()] == [6, 7, 8]
+    other = rank(batch_size=1, token_memory=0)
+    assert torch.equal(other.scores["matching"], ranked.scores["matching"])
+
+
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [("<image>", "< image>"), ("<pad>", "< pad>"), ("<<image>image>", "<< image>image>")],
+)
+def test_a_caption_with_the_models_own_words_is_read_as_text(tmp_path, word, read):
+    torch.manual_seed(0)
+    matcher = load_matcher(f"vlm:{save_llava(tmp_path / 'llava')}", CPU)
+    captions = [CAPTIONS[0], f"a man {word} in a red coat", CAPTIONS[1]]
+    scores = matcher.match_pictures(pictures()[:3], captions)
+    assert scores.isfinite().all()
+    alone = matcher.match_pictures(pictures()[:1], captions[:1])
+    torch.testing.assert_close(scores[:1], alone, atol=1e-4, rtol=0)  # the other two as without it
+    prompt = matcher.prompt(captions[1])
+    assert f"a man {read} in a red coat" in prompt
+    assert prompt.count("<image>") == 1  # the picture's own
+
+
+def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    ranked = match(clip, vlm, accelerator=accelerator)
+    torch.save(ranked.scores["matching"], output / f"{accelerator.process_index}.pt")
+
+
+def match(clip: Path, vlm: Path, **settings):
+    model, processor = load_retrieval_model(str(clip))
+    ids = [f"picture {column:02}" for column in range(PICTURES)]
+    matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
+    return rank_gallery(
+        *(model, processor, CAPTIONS, ["b", "a", "c"], pictures(), ids), shortlist=8, **matcher, **settings
+    )
+
+
+def test_two_processes_match_to_the_bits_of_one(tmp_path):
+    torch.manual_seed(0)
+    clip, llava = save_tiny("clip", tmp_path / "clip"), save_llava(tmp_path / "llava")
+    debug_launcher(match_on_two_processes, (tmp_path, clip, llava), num_processes=2)
+    expected = match(clip, llava).scores["matching"]
+    for process in range(2):
+        assert torch.equal(torch.load(tmp_path / f"{process}.pt", weights_only=True), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*queries share .* candidate images")  # as those of random weights do
+def test_the_command_takes_a_matcher(vlm, start, small_pab, tmp_path):
+    output = tmp_path / "results.json"
+    arguments = ["--model", str(start), "--data_root", str(small_pab), "--output", str(output)]
+    evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "3"])
+    results = json.loads(output.read_text())
+    assert results["matcher"] == f"vlm:{vlm}"
+    assert results["final_stage"] == "matching"
+    top_3 = [
+        sum(rank <= 3 for ranks in results["outcomes"]["relevant_ranks"][stage] for rank in ranks)
+        for stage in ("embeddings", "matching")
+    ]
+    assert top_3[0] == top_3[1]  # it only reorders them
+    evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "1000"])
+    whole = json.loads(output.read_text())  # the gallery's 12, which is no more than the shortlist
+    evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "12", "--shortlist", "500"])
+    assert json.loads(output.read_text())["outcomes"] == whole["outcomes"]
+    assert whole["shortlist"] == whole["gallery"] == 12
+
+
+def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path):
+    def refusal(*more: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            evaluate_main(["--model", str(start), "--data_root", str(small_pab), *more])
+        assert "\n" not in str(stopped.value)
+        return str(stopped.value)
+
+    clip = save_tiny("clip", tmp_path / "clip")
+    assert "--matcher_shortlist 3 has no effect without --matcher" in refusal("--matcher_shortlist", "3")
+    assert "give vlm:NAME" in refusal("--matcher", str(clip))
+    assert "is no vision-language model: transformers has none of type clip" in refusal(
+        "--matcher", f"vlm:{clip}"
+    )
+    silent = save_llava(tmp_path / "silent")
+    (silent / "chat_template.jinja").unlink()
+    assert "has no chat template" in refusal("--matcher", f"vlm:{silent}")
+    message = refusal("--matcher", f"vlm:{save_llava(tmp_path / 'llava')}", "--matcher_shortlist", "0")
+    assert "the matcher's shortlist must be between 1 and the shortlist's 12 pictures, got 0" in message
+
+
+def test_a_commit_is_asked_for_by_its_name(monkeypatch):
+    from tpas.models import loading, vision_language_matcher
+
+    commit = "0123456789" * 4
+    asked = []
+    config = {"auto_map": {"AutoModel": "mine.Model"}}
+    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
+    monkeypatch.setattr(
+        vision_language_matcher, "load_vision_language_matcher", lambda *arguments: asked.append(arguments)
+    )
+    with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
+        load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
+    load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
+    config.clear()
+    load_matcher("vlm:some/vlm", CPU)
+    assert asked == [("some/vlm", CPU, commit, True), ("some/vlm", CPU, None, False)]
+
+
+def test_a_tokenizer_without_padding_can_be_asked(tmp_path):
+    folder = save_llava(tmp_path / "llava")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["eos_token"] = config.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    matcher = load_matcher(f"vlm:{folder}", CPU)
+    together = matcher.match_pictures(pictures()[:3], CAPTIONS)
+    alone = [
+        matcher.match_pictures([one], [caption]) for one, caption in zip(pictures(), CAPTIONS, strict=False)
+    ]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)

@@ -1,0 +1,283 @@
+"""Score files: what is written is what is read, ids decide the order, and broken files are named."""
+
+import io
+import json
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_tensors
+
+from tpas.reranking.score_files import (
+    ScoreFile,
+    align,
+    align_gallery,
+    by_digest,
+    read_score_file,
+    write_score_file,
+)
+
+QUERIES, GALLERY = ("q1", "q2", "Frage drei ü"), ("007", "7", "a b", "图")
+DENSE = ScoreFile(np.arange(12, dtype=np.float32).reshape(3, 4), None, QUERIES, GALLERY)
+LISTS = ScoreFile(
+    np.array([[0.9, 0.1], [2.0, 2.0], [-1, -3]]), np.array([[0, 1], [3, 2], [1, 3]]), QUERIES, GALLERY
+)
+SETTLED = replace(
+    LISTS, scores=np.array([[0.1, 0.9], [2.0, 2.0], [-1, -3]]), moved=np.array([True, False, False])
+)
+
+
+def assert_equal(one, other):
+    for name in ("scores", "indices", "moved"):
+        left, right = getattr(one, name), getattr(other, name)
+        assert (left is None) == (right is None)
+        if left is not None:
+            assert name == "indices" or left.dtype == right.dtype
+            np.testing.assert_array_equal(left, right)
+    assert (one.query_ids, one.gallery_ids) == (other.query_ids, other.gallery_ids)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize("content", [DENSE, LISTS, SETTLED], ids=["dense", "lists", "settled"])
+def test_what_is_written_is_read(content, suffix, tmp_path):
+    path = tmp_path / "new" / f"scores{suffix}"
+    for _ in range(2):  # the second time over the first
+        write_score_file(path, content)
+        assert_equal(read_score_file(path), content)
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_view_that_is_not_contiguous_is_written_right(suffix, tmp_path):
+    content = ScoreFile(np.arange(12.0).reshape(4, 3).T, None, QUERIES, GALLERY)
+    write_score_file(tmp_path / f"scores{suffix}", content)
+    assert_equal(read_score_file(tmp_path / f"scores{suffix}"), content)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_failed_write_leaves_the_old_file(suffix, tmp_path, monkeypatch):
+    path = tmp_path / f"scores{suffix}"
+    write_score_file(path, DENSE)
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("tpas.reranking.score_files.os.replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        write_score_file(path, LISTS)
+    assert os.listdir(tmp_path) == [path.name]
+    assert_equal(read_score_file(path), DENSE)
+
+
+def test_files_of_other_systems_are_read(tmp_path):
+    """As numpy and torch write them, without this module."""
+    np.savez_compressed(
+        tmp_path / "a.npz", scores=np.ones((1, 2), np.float16), query_ids=["q"], gallery_ids=["x", "y"]
+    )
+    assert read_score_file(tmp_path / "a.npz").gallery_ids == ("x", "y")
+    ids = {"query_ids": json.dumps(["q"]), "gallery_ids": json.dumps(["x", "y"])}
+    tensors = {"scores": torch.ones(1, 1), "indices": torch.ones(1, 1, dtype=torch.int32)}
+    save_tensors(tensors, tmp_path / "b.safetensors", ids)
+    assert read_score_file(tmp_path / "b.safetensors").indices.tolist() == [[1]]
+    save_tensors({"scores": torch.ones(1, 2).bfloat16()}, tmp_path / "c.safetensors", ids)
+    with pytest.raises(ValueError, match=r"c\.safetensors: .*numpy has no bfloat16 .*: use float32"):
+        read_score_file(tmp_path / "c.safetensors")
+    save_tensors({"scores": torch.ones(1, 2).to(torch.float8_e4m3fn)}, tmp_path / "d.safetensors", ids)
+    with pytest.raises(ValueError, match=r"d\.safetensors: .*numpy has no bfloat16 or float8: use float32"):
+        read_score_file(tmp_path / "d.safetensors")
+
+
+def test_what_a_file_holds_besides_is_not_read(tmp_path):
+    besides = {"captions": np.array(["a man", None], dtype=object)}  # it could not be: it needs pickle
+    np.savez(tmp_path / "a.npz", scores=[[2.0]], query_ids=["q"], gallery_ids=["x"], **besides)
+    assert read_score_file(tmp_path / "a.npz").scores.tolist() == [[2.0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scores": np.array([[0.9, 0.1], [2, np.nan], [0, 0]])}, "query 'q2' has the score nan: .* finite"),
+        ({"scores": np.array([[0.9, -np.inf], [2, 1], [0, 0]])}, "query 'q1' has the score -inf"),
+        (
+            {"scores": np.array([[0.9, 0.1], [2, 1], [0, 1]])},
+            "'Frage drei ü' is not sorted, .* 1.0 .*sort",
+        ),
+        ({"scores": np.ones((3, 2), complex)}, "scores must be real numbers, got complex128"),
+        ({"scores": np.ones(3)}, r"scores must be \(queries, images\), got shape \(3,\)"),
+        ({"scores": np.ones((3, 0))}, r"got shape \(3, 0\)"),
+        ({"scores": np.ones((4, 2))}, "3 query ids for 4 rows"),
+        ({"scores": np.ones((3, 3))}, r"one shape, got \(3, 2\) and \(3, 3\)"),
+        ({"indices": None}, "4 gallery ids for 2 columns of scores; top-K lists need indices"),
+        ({"indices": np.ones((3, 2))}, "indices must be integers, got float64"),
+        (
+            {"indices": np.array([[0, 1], [3, 4], [1, 0]])},
+            "'q2' has index 4, but the gallery has 4",
+        ),
+        ({"indices": np.array([[0, 1], [3, -1], [1, 0]])}, "query 'q2' has fewer candidates than the others"),
+        ({"indices": np.array([[0, 1], [3, 3], [1, 0]])}, "query 'q2' lists '图' twice .candidate 2"),
+        ({"query_ids": ("q1", "q2", "q1")}, "query id 'q1' is there 2 times"),
+        ({"gallery_ids": ("a", "b", "b", "c")}, "gallery id 'b' is there 2 times"),
+        ({"gallery_ids": ("a", "b", "", "c")}, "gallery ids must not be empty .* got ''"),
+        ({"query_ids": ("q1", "q2", "q3\0")}, "a zero character"),
+        ({"moved": np.array([True, False])}, r"moved must be \(3,\) bool, got \(2,\) bool"),
+        ({"moved": np.array([1, 0, 0])}, r"moved must be \(3,\) bool, got \(3,\) int64"),
+    ],
+)
+def test_broken_content_is_refused_by_the_query(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(LISTS, **changes)
+
+
+def test_a_moved_row_must_descend_after_its_first():
+    with pytest.raises(ValueError, match="query 'q' is not sorted"):
+        ScoreFile(np.array([[1.0, 2, 3]]), np.array([[0, 1, 2]]), ("q",), ("a", "b", "c"), np.array([True]))
+    with pytest.raises(ValueError, match="query 'q' is not sorted"):
+        ScoreFile(np.array([[1.0, 2]]), np.array([[0, 1]]), ("q",), ("a", "b"), np.array([False]))
+    with pytest.raises(ValueError, match="moved belongs to lists"):
+        replace(DENSE, moved=np.zeros(3, dtype=bool))
+
+
+def npz(**changes):
+    arrays = {"scores": np.ones((1, 2)), "query_ids": np.array(["q"]), "gallery_ids": np.array(["x", "y"])}
+    arrays |= changes
+    return lambda path: np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+
+
+def safetensors(**changes):
+    metadata = {"query_ids": '["q"]', "gallery_ids": '["x", "y"]'} | changes
+    return lambda path: save_file(
+        {"scores": np.ones((1, 2))}, path, {name: text for name, text in metadata.items() if text is not None}
+    )
+
+
+def ids_as_tensor(path):
+    tensors = {"scores": np.ones((1, 2)), "query_ids": np.array([7])}
+    save_file(tensors, path, {"gallery_ids": '["x", "y"]'})
+
+
+def one_array(array):
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def truncated(write):
+    def write_half(path):
+        write(path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return write_half
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "message"),
+    [
+        ("a.npz", npz(scores=None), "has no scores, only gallery_ids, query_ids"),
+        (
+            "a.npz",
+            npz(query_ids=None, gallery_ids=None),
+            "has no query_ids and no gallery_ids, only scores",
+        ),
+        ("a.npz", npz(query_ids=np.array([7])), r"query_ids must be a list of strings, got int64 .*astype"),
+        (
+            "a.npz",
+            npz(query_ids=np.array(["q"], dtype=object)),
+            r"allow_pickle=False; query_ids holds Python objects: .*query_ids.astype\(str\)",
+        ),
+        (
+            "a.npz",
+            npz(indices=np.array([[0, 1], [0]], dtype=object)),
+            "rows of different lengths .* give every query as many candidates",
+        ),
+        ("a.npz", truncated(npz()), "no readable score file"),
+        ("a.npz", lambda path: path.write_bytes(b"PK\3\4 and no more"), "no readable score file"),
+        ("a.npz", lambda path: path.write_bytes(b""), "no readable score file"),
+        ("a.npz", lambda path: path.write_bytes(one_array(np.ones(3))), "no readable score file"),
+        (
+            "a.npz",
+            lambda path: path.write_bytes(one_array(np.array([None]))),
+            "no readable score file",
+        ),
+        ("a.safetensors", safetensors(query_ids=None), "has no query_ids, only gallery_ids, scores"),
+        ("a.safetensors", safetensors(query_ids="q"), "query_ids must be a JSON list of strings: Expecting"),
+        ("a.safetensors", safetensors(query_ids='{"q": 1}'), "query_ids must be a JSON list of strings"),
+        ("a.safetensors", ids_as_tensor, "query_ids is a tensor: it must be a JSON list"),
+        ("a.safetensors", safetensors(query_ids="[1]"), "query_ids must be a JSON list of strings"),
+        ("a.safetensors", truncated(safetensors()), "no readable score file"),
+        ("a.safetensors", lambda path: path.write_bytes(b""), "no readable score file"),
+        ("a.csv", lambda path: path.write_text("q,x,1"), r"ends in .npz or .safetensors, not in '.csv'"),
+    ],
+)
+def test_what_is_no_score_file_is_refused_by_name(name, write, message, tmp_path):
+    write(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
+        read_score_file(tmp_path / name)
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    for name in ("a.npz", "a.safetensors"):
+        with pytest.raises(OSError, match="a\\."):
+            read_score_file(tmp_path / name)
+
+
+@settings(max_examples=60)
+@given(st.booleans(), st.randoms(use_true_random=False))
+def test_alignment_is_by_id_and_never_by_position(dense, random):
+    content = DENSE if dense else SETTLED
+    rows, columns = random.sample(range(3), 3), random.sample(range(4), 4)
+    shuffled = ScoreFile(
+        scores=content.scores[rows][:, columns] if dense else content.scores[rows],
+        indices=None if dense else np.argsort(columns)[content.indices[rows]],
+        query_ids=tuple(QUERIES[row] for row in rows),
+        gallery_ids=tuple(GALLERY[column] for column in columns),
+        moved=None if dense else content.moved[rows],
+    )
+    first, aligned = align([content, shuffled], ["a", "b"])
+    assert first is content
+    assert_equal(aligned, content)
+    # A gallery alone, as that of a bank with other queries.
+    bank = align_gallery(replace(shuffled, query_ids=("x", "y", "z")), "bank", GALLERY, "a")
+    assert bank.gallery_ids == GALLERY
+    in_order = align([content, replace(bank, query_ids=shuffled.query_ids)], "ab")[1]
+    assert_equal(in_order, content)
+
+
+def test_small_indices_are_aligned_with_a_gallery_that_is_larger():
+    gallery = tuple(f"{number:03}" for number in range(300))
+    content = ScoreFile(np.ones((1, 256)), np.arange(256, dtype=np.uint8)[None], ("q",), gallery)
+    aligned = align_gallery(content, "a", gallery[::-1], "b")
+    assert [aligned.gallery_ids[column] for column in aligned.indices[0]] == list(gallery[:256])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"query_ids": ("q1", "x", "y")},
+            r"b and a are not about the same queries: of 3 and 3 query ids, "
+            r"2 of a are not in b \('q2', 'Frage drei ü'\); 2 of b are not in a \('x', 'y'\)",
+        ),
+        (
+            {"gallery_ids": ("7", "007", "a b", "x")},
+            r"same images: of 4 and 4 .* 1 of a .* \('图'\)",
+        ),
+        (
+            {"gallery_ids": (*GALLERY, *"vwxyz"), "scores": LISTS.scores},
+            r"of 9 and 4 gallery ids, 5 of b are not in a \('v', 'w', 'x', \.\.\.\)",
+        ),
+    ],
+)
+def test_other_ids_are_refused_with_the_first_that_differ(changes, message):
+    with pytest.raises(ValueError, match=message):
+        align([LISTS, replace(LISTS, **changes)], ["a", "b"])
+
+
+def test_the_order_by_digest_depends_on_the_set_alone():
+    names = [f"{number:03}" for number in range(50)]
+    assert by_digest(names) == by_digest(names[::-1])
+    assert sorted(by_digest(names)) == names != list(by_digest(names))

@@ -1,0 +1,1240 @@
+"""Building, keeping and searching a gallery on disk."""
+
+import errno
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from datasets import Dataset, Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+from PIL import Image, ImageSequence
+from tiny_inputs import noise_picture, spread_match_logits
+from transformers import BertTokenizer
+
+from tpas.commands.gallery import main as manage_gallery
+from tpas.commands.search import main as search_gallery
+from tpas.data import image_sources as pictures
+from tpas.engine.fast_encoding import FastEncoder
+from tpas.engine.retrieval_stages import (
+    encode_images,
+    encode_texts,
+    match_shortlists,
+    model_fingerprint,
+    rank_by_embeddings,
+    reorder,
+)
+from tpas.modeling_tpas import TPASModel
+from tpas.models.lora import add_lora
+from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.sca import sca_rerank
+from tpas.search import building, image_tokens, manifest, shards, stored_gallery
+from tpas.search import gallery as search
+from tpas.search.building import probe_pass_sizes
+from tpas.search.gallery import Gallery
+from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
+from tpas.search.manifest import (
+    EMBEDDINGS,
+    LOCK,
+    MANIFEST,
+    PICTURES,
+    SHARDS,
+    THUMBNAILS,
+    TOKENS,
+    GalleryError,
+    builder_lock,
+    explained_write_errors,
+    write_beside,
+)
+from tpas.search.shards import id_hash
+
+TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """20 pictures in two folders."""
+    return draw_pictures(tmp_path / "pictures", 20)
+
+
+def draw_pictures(folder: Path, count: int, first: int = 0) -> Path:
+    for number in range(first, first + count):
+        path = folder / f"camera {number % 2}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(number).save(path)
+    return folder
+
+
+def file_digests(path: Path) -> dict[str, str]:
+    """Every file of a gallery but its lock, with its content; the gallery's random name left out."""
+    digests = {}
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and file.name != LOCK:
+            content = file.read_bytes()
+            if file.name == MANIFEST:
+                content = json.dumps(json.loads(content) | {"name": ""}).encode()
+            digests[file.relative_to(path).as_posix()] = hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def fields(answers) -> list[list[tuple]]:
+    return [
+        [(hit.id, hit.rank, hit.score, hit.cosine, hit.match_logit, hit.embedding_rank) for hit in hits]
+        for hits in answers
+    ]
+
+
+# Searching, against the stages over tensors in memory
+
+
+@pytest.mark.parametrize("tokens", ["float32", None])
+def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, tokens):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=tokens, shard_size=7)
+    answers = gallery.search(TEXTS, top_k=10, shortlist=6)
+
+    ids = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    assert gallery.ids == ids
+    images = encode_images(model, processor, [load_image(folder / name) for name in ids])
+    texts = encode_texts(model, processor, TEXTS)
+    ranking, cosines = rank_by_embeddings(texts.embeds, images.embeds, ids)
+    scores = match_shortlists(model, images, texts, ranking[:, :6])
+    head, head_scores = reorder(ranking[:, :6], scores)
+    for query, hits in enumerate(answers):
+        expected = head[query].tolist() + ranking[query, 6:10].tolist()
+        assert [hit.id for hit in hits] == [ids[row] for row in expected]
+        assert [hit.rank for hit in hits] == list(range(1, 11))
+        by_cosine = ranking[query].tolist()
+        assert [hit.embedding_rank for hit in hits] == [by_cosine.index(row) + 1 for row in expected]
+        assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
+        assert [hit.match_logit for hit in hits[6:]] == [None] * 4
+        pair = [
+            images.hidden_states[expected[:1]],
+            texts.hidden_states[query][None],
+            texts.attention_mask[query][None],
+        ]
+        probability = model.match(*pair).softmax(dim=1)[0, 1].item()
+        assert hits[0].match_probability == pytest.approx(probability, abs=1e-6)
+        assert [hit.match_probability for hit in hits[6:]] == [None] * 4
+        assert [hit.cosine for hit in hits] == pytest.approx(
+            [cosines[query, by_cosine.index(row)].item() for row in expected], abs=1e-6
+        )
+        assert [hit.path for hit in hits] == [folder.resolve() / hit.id for hit in hits]
+
+
+def test_search_without_matching(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    for hits in gallery.search(TEXTS, top_k=20, rerank=False):
+        assert [hit.rank for hit in hits] == [hit.embedding_rank for hit in hits] == list(range(1, 21))
+        assert all(hit.match_logit is None and hit.score == hit.cosine for hit in hits)
+        assert hits == sorted(hits, key=lambda hit: -hit.cosine)
+
+
+@pytest.mark.parametrize("rerank", [False, True])
+def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_path, rerank):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    texts = [*TEXTS, TEXTS[0]]  # the last and the first collide
+    ids = gallery.ids
+    plain = gallery.search(texts, top_k=8, shortlist=8, rerank=rerank)
+    rows = np.array([[ids.index(hit.id) for hit in hits] for hits in plain])
+    scores = np.array([[hit.score for hit in hits] for hits in plain])
+    expected = sca_rerank(rows, scores, confidence="margin").indices
+    assert not np.array_equal(expected, rows)
+    settled = gallery.search(texts, top_k=3, shortlist=8, rerank=rerank, sca="margin")
+    assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
+
+
+def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
+    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
+    for settings in ({"top_k": 2}, {"top_k": 1, "sca": "margin"}, {"top_k": 3, "shortlist": 9}):
+        expected = gallery.search(TEXTS, **settings)
+        assert gallery.cascade_report is None
+        answers = gallery.search(TEXTS, **settings, cascade=True)
+        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
+            assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
+        assert gallery.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
+        assert gallery.cascade_report.share_saved > 0
+
+
+def test_more_texts_than_are_held_in_memory_at_once(model, processor, folder, tmp_path, monkeypatch):
+    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
+    for settings in ({}, {"rerank": False}, {"sca": "margin"}, {"cascade": True, "top_k": 1}):
+        expected = gallery.search(TEXTS, **settings)
+        monkeypatch.setattr(search, "TEXTS_AT_ONCE", 2)
+        answers = gallery.search(TEXTS, **settings)
+        monkeypatch.undo()
+        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
+            assert own.score == pytest.approx(other.score, abs=1e-5)
+    assert gallery.cascade_report.pairs == len(TEXTS) * 20
+
+
+@pytest.mark.parametrize(
+    ("opened", "asked", "reason"),
+    [
+        ({}, {"rerank": False}, "nothing to save without re-ranking"),
+        ({"matching_dtype": "bfloat16"}, {}, "opened to match in bfloat16"),
+        ({}, {"sca": "softmax"}, "SCA by softmax reads every score"),
+    ],
+)
+def test_a_cascade_that_cannot_help_is_refused(model, processor, folder, tmp_path, opened, asked, reason):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    with pytest.raises(ValueError, match=reason):
+        Gallery.open(path, model, processor, **opened).search(TEXTS, cascade=True, **asked)
+
+
+def test_an_unknown_confidence_is_refused_before_anything_is_matched(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    with pytest.raises(ValueError, match="sca must be None or one of .*, got 'scores'"):
+        gallery.search(TEXTS, sca="scores")
+    assert "_matcher" not in vars(gallery)
+
+
+def test_a_cascade_without_tokens_is_refused(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None)
+    with pytest.raises(ValueError, match="the gallery keeps no tokens"):
+        gallery.search(TEXTS, cascade=True)
+
+
+def test_matching_in_bf16_is_close(model, processor, folder, tmp_path):
+    path = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery").path
+    exact, fast = (
+        Gallery.open(path, model, processor, matching_dtype=dtype).search(TEXTS, top_k=20)
+        for dtype in ("float32", "bfloat16")
+    )
+    for own, other in zip(fast, exact, strict=True):
+        logits = {hit.id: hit.match_logit for hit in other}
+        errors = [abs(hit.match_logit - logits[hit.id]) for hit in own]
+        assert 1e-5 < max(errors) < 0.1
+    with pytest.raises(ValueError, match=r"one of .'float32', 'bfloat16'., got 'float16'"):
+        Gallery.open(path, model, processor, matching_dtype="float16")
+
+
+def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model.train(), processor, folder, tmp_path / "gallery")
+    expected = fields(gallery.search(TEXTS, rerank=False)), fields(gallery.search(TEXTS))
+    model.train()
+    assert fields(gallery.search(TEXTS, rerank=False)) == expected[0]
+    model.train()
+    assert fields(gallery.search(TEXTS)) == expected[1]
+
+
+def test_search_takes_what_there_is(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    assert [len(hits) for hits in gallery.search(TEXTS, top_k=50)] == [20] * 3
+    assert gallery.search([]) == []
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        gallery.search(TEXTS, top_k=0)
+    for texts in ("a man", 7, None):
+        with pytest.raises(TypeError, match=f"texts must be an iterable of strings, got {texts!r}"):
+            gallery.search(texts)
+    with pytest.raises(TypeError, match="each text must be a string, got 7"):
+        gallery.search(["a man", 7])
+    answers = fields(gallery.search(TEXTS))
+    for texts in (tuple(TEXTS), np.array(TEXTS), (text for text in TEXTS), dict.fromkeys(TEXTS)):
+        assert fields(gallery.search(texts)) == answers
+    for texts in ((), np.array([]), iter([])):
+        assert gallery.search(texts) == []
+    with pytest.raises(ValueError, match="with its model and processor"):
+        Gallery.open(gallery.path).search(TEXTS)
+    gallery.delete(gallery.ids)
+    assert (len(gallery), gallery.search(TEXTS)) == (0, [[], [], []])
+
+
+def test_tokens_read_as_an_array(model, processor, folder, tmp_path):
+    kept = Gallery.build(model, processor, folder, tmp_path / "kept", tokens="float32", shard_size=7)
+    left = Gallery.build(model, processor, folder, tmp_path / "left", tokens=None, shard_size=7)
+    images = encode_images(model, processor, [load_image(folder / name) for name in kept.ids])
+    expected = images.hidden_states.numpy()
+    for tokens in (
+        ImageTokens(kept.stored),
+        RecomputedImageTokens(left.stored, model, processor, None, batch_size=4),
+    ):
+        assert len(tokens) == 20
+        for rows in (3, slice(5, 9), [8, 2, 19], np.array([6, 7]), torch.tensor([0, 13])):
+            np.testing.assert_allclose(tokens[rows], expected[rows], atol=1e-6)
+    assert kept.stored.tokens_shape == expected.shape
+
+
+# What pictures come from
+
+
+def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
+    outside = draw_pictures(tmp_path / "outside", 1, first=77)
+    (folder / "link.png").symlink_to(outside / "camera 1" / "077.png")
+    (folder / "linked").symlink_to(outside)
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "camera 0" / "again.png").symlink_to(folder / "camera 0" / "000.png")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    assert len(gallery) == 21
+    assert "camera 0/again.png" in gallery.ids
+    assert "left out link.png: it leads out of the folder" in caplog.text
+    with pytest.raises(ValueError, match="leads out of"):
+        pictures.load_inside(str(folder), "../outside/camera 1/077.png")
+
+
+def opened(files):
+    """Each file's name and image, not decoded, and closed before the next."""
+    for file in files:
+        with Image.open(file) as image:
+            yield file.stem, image
+
+
+def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))
+    names = [file.stem for file in files]
+    columns = {"name": names, "picture": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+    features = Features({"name": Value("string"), "picture": ImageFeature()})
+    sources = {
+        "dataset": Dataset.from_dict(columns, features=features),
+        "files": zip(names, files, strict=True),
+        "pictures": opened(files),
+    }
+    answers = {}
+    for name, images in sources.items():
+        gallery = Gallery.build(
+            model, processor, images, tmp_path / name, id_column="name" if name == "dataset" else None
+        )
+        answers[name] = gallery.search(TEXTS)
+    assert fields(answers["dataset"]) == fields(answers["files"]) == fields(answers["pictures"])
+    assert answers["files"][0][0].path in files
+    assert answers["dataset"][0][0].path is None
+    with pytest.raises(FileNotFoundError, match="was no file, and the gallery keeps no thumbnails"):
+        answers["dataset"][0][0].picture()
+    numbered = Gallery.build(model, processor, sources["dataset"], tmp_path / "numbered")
+    assert numbered.ids == [str(number) for number in range(20)]
+
+
+def test_files_that_are_links_or_share_a_name(model, processor, folder, tmp_path):
+    """Each file of a Hub snapshot is a link out of its folder."""
+    blobs = sorted(folder.rglob("*.png"))
+    files = [tmp_path / "home" / camera / "1.png" for camera in ("x", "y")]
+    for file, blob in zip(files, blobs, strict=False):
+        file.parent.mkdir(parents=True)
+        file.symlink_to(os.path.relpath(blob, file.parent))
+    pairs = [(file.parent.name, file) for file in files]
+    path = Gallery.build(model, processor, pairs, tmp_path / "gallery", tokens=None).path
+
+    def found(**opened_as):
+        gallery = Gallery.open(path, model, processor, **opened_as)
+        hits = gallery.search(TEXTS[:1])[0]  # which computes the tokens from the files
+        return {hit.id: (hit.path, hit.picture().tobytes()) for hit in hits}
+
+    content = [load_image(blob).tobytes() for blob in blobs[:2]]
+    assert found() == {"x": (files[0], content[0]), "y": (files[1], content[1])}
+    for file, blob in zip(files, blobs, strict=False):
+        moved = tmp_path / "disk" / file.relative_to("/")
+        moved.parent.mkdir(parents=True)
+        shutil.copy(blob, moved)
+        file.unlink()
+    moved = [tmp_path / "disk" / file.relative_to("/") for file in files]
+    assert found(images_root=tmp_path / "disk") == {"x": (moved[0], content[0]), "y": (moved[1], content[1])}
+    with pytest.raises(GalleryError, match="no such image file"):
+        found(images_root=tmp_path)
+
+
+def test_only_a_few_of_the_images_given_are_in_memory(model, processor, tmp_path):
+    gone, alive = [], []
+
+    def images():
+        for number in range(64):
+            image = noise_picture(number)
+            weakref.finalize(image, gone.append, number)
+            alive.append(number + 1 - len(gone))
+            yield str(number), image
+            del image
+
+    gallery = Gallery.build(model, processor, images(), tmp_path / "gallery", batch_size=4, workers=1)
+    assert len(gallery) == 64
+    assert max(alive) <= 3 * 4  # a batch at the model, one that is read, and the next
+
+
+def test_images_that_were_not_decoded_stay_so(model, processor, folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))[:6]
+    images = [(file.name, Image.open(file)) for file in files]
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery")
+    assert gallery.ids == [file.name for file in files]
+    for file, (_, image) in zip(files, images, strict=True):
+        assert image.tile  # what is still to be decoded
+        assert image.convert("RGB").tobytes() == load_image(file).tobytes()
+
+
+def test_the_frames_of_one_image_are_pictures(model, processor, tmp_path):
+    frames = [noise_picture(number) for number in range(6)]
+    frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
+    names = [str(number) for number in range(6)]
+    with Image.open(tmp_path / "frames.tif") as image:
+        pairs = zip(names, ImageSequence.Iterator(image), strict=True)
+        gallery = Gallery.build(model, processor, pairs, tmp_path / "gallery")
+    expected = Gallery.build(model, processor, zip(names, frames, strict=True), tmp_path / "expected")
+    assert fields(gallery.search(TEXTS)) == fields(expected.search(TEXTS))
+
+
+def test_thumbnails_are_small_copies(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", thumbnail_size=10, shard_size=8)
+    file = sorted(folder.rglob("*.png"))[12]
+    shutil.copy(file, tmp_path / "copy.png")
+    (hit,) = [hit for hit in gallery.search(TEXTS[:1], top_k=20)[0] if hit.path == file.resolve()]
+    file.unlink()
+    expected = Image.open(tmp_path / "copy.png")
+    expected.thumbnail((10, 10))
+    stream = io.BytesIO()
+    expected.save(stream, "JPEG", quality=85)
+    assert hit.picture().size == (6, 10)
+    assert hit.picture().tobytes() == Image.open(stream).convert("RGB").tobytes()
+
+
+def test_unreadable_pictures_are_left_out_and_named(model, processor, folder, tmp_path, caplog, monkeypatch):
+    broken = folder / "camera 0" / "004.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    (folder / "camera 1" / "005.png").write_text("no picture")
+    monkeypatch.setattr("tpas.processing_tpas.MAX_IMAGE_PIXELS", 2000)
+    Image.new("RGB", (50, 50)).save(folder / "large.png")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=1)
+    assert sorted(gallery.unreadable) == ["camera 0/004.png", "camera 1/005.png", "large.png"]
+    assert "50x50 pixels are more than 2000" in gallery.unreadable["large.png"]
+    assert "left out camera 1/005.png" in caplog.text
+    assert len(gallery) == 18 == len(list((gallery.path / SHARDS).iterdir()))
+
+    broken.write_bytes(whole)  # repaired
+    gallery.append(folder)
+    assert sorted(gallery.unreadable) == ["camera 1/005.png", "large.png"]
+    assert len(gallery) == 19
+
+
+def test_a_broken_picture_from_anywhere_is_left_out_and_named(model, processor, folder, tmp_path):
+    whole = sorted(folder.rglob("*.png"))[0]
+    broken = folder / "broken.png"
+    noise_picture(50).save(broken, exif=b"II*\0")  # Pillow: struct.error
+    gallery = Gallery.build(model, processor, folder, tmp_path / "folder")
+    assert list(gallery.unreadable) == ["broken.png"]
+    assert gallery.unreadable["broken.png"].startswith(f"{broken}: broken image")
+
+    images = [
+        (name, Image.open(io.BytesIO(file.read_bytes()))) for name, file in (("a", broken), ("b", whole))
+    ]
+    for image in (Image.open(broken), noise_picture(1)):
+        image.close()
+        images.append((f"closed {len(images)}", image))
+    gallery = Gallery.build(model, processor, images, tmp_path / "images")
+    assert gallery.ids == ["b"]
+    assert sorted(gallery.unreadable) == ["a", "closed 2", "closed 3"]
+    assert gallery.unreadable["a"].startswith("a: broken image")
+
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in (broken, whole)]
+    rows += [None, {"bytes": None, "path": str(whole)}]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
+    gallery = Gallery.build(model, processor, dataset, tmp_path / "dataset")
+    assert gallery.ids == ["1", "3"]
+    assert gallery.unreadable["0"].startswith("0: broken image")
+    assert gallery.unreadable["2"] == "2: the dataset's row has no image"
+
+
+def unknown_columns():
+    dataset = IterableDataset.from_generator(lambda: iter([{"image": Image.new("RGB", (9, 9))}]))
+    assert dataset.features is None
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (["a.jpg", "b.jpg"], r"pairs \(id, image\), such as \[\(path.name, path\) .*, got 'a.jpg'"),
+        (["ab", "cd"], "pairs .*, got 'ab'"),
+        ({"a": "a.jpg"}, "pairs .*, got 'a'"),
+        ([Path("a.jpg")], "pairs .*, got PosixPath"),
+        ([("a", "a.jpg", "a man")], "pairs .*, got .'a', 'a.jpg', 'a man'"),
+        ([(7, "a.jpg")], "id must be a string that is not empty, got 7"),
+        (unknown_columns, "columns of the streaming dataset are not known: give pairs"),
+    ],
+)
+def test_what_is_no_pair_is_refused_and_leaves_nothing(model, processor, tmp_path, images, message):
+    with pytest.raises(TypeError, match=message):
+        Gallery.build(model, processor, images() if callable(images) else images, tmp_path / "gallery")
+    assert not (tmp_path / "gallery").exists()
+
+
+def test_a_streaming_dataset(model, processor, folder, tmp_path):
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in sorted(folder.rglob("*.png"))]
+    dataset = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
+    gallery = Gallery.build(model, processor, dataset.to_iterable_dataset(), tmp_path / "stream")
+    expected = Gallery.build(model, processor, dataset, tmp_path / "gallery")
+    assert fields(gallery.search(TEXTS)) == fields(expected.search(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        ([("a", Image.new("RGB", (9, 9)))] * 2, ValueError, "two pictures have the id 'a'"),
+        ([("", Image.new("RGB", (9, 9)))], TypeError, "must be a string that is not empty"),
+        ([("a", b"bytes")], TypeError, "picture 'a' must be a path or a PIL image"),
+        (7, TypeError, "images must be a folder, a datasets.Dataset or pairs"),
+        ("nowhere", NotADirectoryError, "nowhere is no folder of pictures"),
+    ],
+)
+def test_what_is_no_source_of_pictures_is_refused(model, processor, tmp_path, images, error, message):
+    with pytest.raises(error, match=message):
+        Gallery.build(model, processor, images, tmp_path / "gallery")
+
+
+def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
+    images = [("a", Image.new("RGB", (9, 9)))]
+    with pytest.raises(GalleryError, match="'a' is no file to compute its tokens from again"):
+        Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
+
+
+@pytest.mark.parametrize(
+    ("layer", "value", "message"),
+    [
+        ("image_projection", torch.nan, "embedding of picture '.*' is not finite: its weights are damaged"),
+        ("vision_model.layernorm", 1e6, "tokens of picture '.*' are too large for float16: .*tokens=float32"),
+    ],
+)
+def test_what_no_search_could_place_is_refused(model, processor, folder, tmp_path, layer, value, message):
+    model.get_submodule(layer).bias.data[3] = value
+    with pytest.raises(GalleryError, match=message):
+        Gallery.build(model, processor, folder, tmp_path / "gallery")
+
+
+def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
+    folder = draw_pictures(tmp_path / "Bilder ä 日本", 2)
+    (folder / "camera 0" / "000.png").rename(folder / "ü 7.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    (folder / "lost.png").symlink_to(folder / "nowhere.png")
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "folder.jpg").mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (tmp_path / "link").symlink_to(folder)
+    gallery = Gallery.build(model, processor, tmp_path / "link", tmp_path / "galerie ß")
+    assert gallery.ids == ["camera 1/001.png", "ü 7.png"]
+    assert sorted(gallery.unreadable) == ["circle.png", "empty.jpg", "lost.png", "pipe.jpg", "text.jpg"]
+    assert {hit.path for hit in gallery.search(TEXTS)[0]} == {folder / name for name in gallery.ids}
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_gallery_of_hardly_any_pictures(model, processor, tmp_path, count):
+    images = [("007", Image.new("RGB", (9, 9), "red")), ("7", Image.new("RGB", (9, 9), "blue"))]
+    gallery = Gallery.build(model, processor, images[:count], tmp_path / "gallery")
+    for settings in ({}, {"sca": "margin"}, {"rerank": False}, {"shortlist": 1}):
+        assert [[hit.id for hit in hits] for hits in gallery.search(["man"], **settings)] == [["007"][:count]]
+    if not count:
+        with pytest.raises(ValueError, match="has no pictures to make an index of"):
+            gallery.write_index("faiss")
+    else:
+        with pytest.raises(ValueError, match="no texts to measure"):
+            gallery.write_index("faiss", [])
+    gallery.append(images)
+    assert gallery.ids == ["007", "7"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
+    model, processor, folder, tmp_path, monkeypatch, dtype
+):
+    model = model.to(dtype)
+    encoders = []
+    encode = building.encode_pixels
+    for module in (building, image_tokens):
+        monkeypatch.setattr(module, "encode_pixels", lambda *a: (encoders.append(a[0]), encode(*a))[1])
+    gallery = Gallery.build(
+        model, processor, folder, tmp_path / "gallery", tokens=None, shard_size=8, batch_size=3
+    )
+    built = len(encoders)
+    gallery.search(TEXTS)
+    gallery.search(TEXTS)
+    assert built == 8  # of 3, 3 and 2; of 3 and 1
+    assert len(encoders) > built + 1
+    assert len(set(encoders)) == (2 if dtype == torch.float32 else 1)  # one to build, one to search
+    assert {type(encoder) for encoder in encoders} == {FastEncoder if dtype == torch.float32 else TPASModel}
+    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+
+
+def test_a_probe_finds_the_quickest_pass(model, processor, folder, tmp_path, monkeypatch):
+    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.98}  # of a pass: 8 pictures gain less than 3 % over 4
+    now, sizes = [0.0], []
+
+    def encode(encoder, pixels, tokens):
+        sizes.append((len(pixels), encoder.images_per_pass))
+        now[0] += seconds.get(len(pixels), 9.0) * (9 if sizes.count(sizes[-1]) == 1 else 1)
+        return encode_really(encoder, pixels, tokens)
+
+    encode_really = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", encode)
+    monkeypatch.setattr(building.time, "perf_counter", lambda: now[0])
+    encoder = FastEncoder(model)
+    own = encoder.images_per_pass
+    assert probe_pass_sizes(encoder, 32) == pytest.approx({1: 1.0, 2: 0.75, 4: 0.5, 8: 3.98 / 8})
+    assert encoder.images_per_pass == own
+    assert list(probe_pass_sizes(encoder, 32, largest=2)) == [1, 2]
+    seconds[4], seconds[8] = 2.0, 5.0
+    sizes.clear()
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", batch_size="auto")
+    assert sizes[-5:] == [(4, 4)] * 5
+    monkeypatch.undo()
+    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 'all'"):
+        Gallery.build(model, processor, folder, tmp_path / "other", batch_size="all")
+
+
+def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
+    model, processor, folder, tmp_path
+):
+    adapted = add_lora(model, 2, 4, 0.0)
+    with pytest.raises(TypeError, match="an adapter must be merged first"):
+        Gallery.build(adapted, processor, folder, tmp_path / "adapted")
+    gallery = Gallery.build(adapted.merge_and_unload(), processor, folder, tmp_path / "merged")
+    assert [len(hits) for hits in gallery.search(TEXTS)] == [10] * 3
+
+
+# Appending and deleting
+
+
+def test_ids_are_any_strings(model, processor, tmp_path):
+    ids = ["0001", "001", "1", "é", "e\u0301", "a b", "日本/ß.jpg", "..", "x\ny"]
+    images = [(name, Image.new("RGB", (9, 9), (20 * row, 9, 9))) for row, name in enumerate(ids)]
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery", shard_size=4)
+    assert gallery.ids == ids
+    assert {hit.id for hit in gallery.search(TEXTS)[0]} == set(ids)
+    with pytest.raises(TypeError, match="got the string '1'"):
+        gallery.delete("1")
+    gallery.delete(["001", "é", "日本/ß.jpg", "001"])
+    assert gallery.ids == ["0001", "1", "e\u0301", "a b", "..", "x\ny"]
+
+
+def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    reader = Gallery.open(gallery.path, model, processor)
+    before = fields(reader.search(TEXTS))
+    names = {path.name for path in (gallery.path / SHARDS).iterdir()}
+
+    draw_pictures(folder, 9, first=20)
+    gallery.append(folder, shard_size=8)
+    assert names < {path.name for path in (gallery.path / SHARDS).iterdir()}
+    assert (len(reader), len(gallery)) == (20, 29)
+    assert fields(Gallery.open(gallery.path, model, processor).search(TEXTS)) == fields(gallery.search(TEXTS))
+    late = Gallery(reader.stored, model, processor, "exact", None)  # reads all of it only now
+    assert fields(late.search(TEXTS)) == before
+
+    whole = Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=8)
+    for own, other in zip(gallery.search(TEXTS), whole.search(TEXTS), strict=True):
+        assert [hit.id for hit in own] == [hit.id for hit in other]
+
+
+def append_and_index(model, processor, folder, path):
+    gallery = Gallery.open(path, model, processor)
+    gallery.append(folder)
+    gallery.write_index("faiss")
+
+
+def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
+        Gallery.open(gallery.path, model, processor, index="faiss")
+    assert Gallery.open(gallery.path, index="faiss").ids == gallery.ids  # which cannot search, so needs none
+    gallery.write_index("faiss")
+    reader = Gallery.open(gallery.path, model, processor, index="faiss")
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_and_index, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert (len(reader), fields(reader.search(TEXTS))) == (20, fields(gallery.search(TEXTS)))
+    reader.append(folder)  # which opens it anew, and with it the new index
+    exact = Gallery.open(gallery.path, model, processor)
+    assert (len(reader), fields(reader.search(TEXTS))) == (29, fields(exact.search(TEXTS)))
+
+
+def test_an_opened_gallery_is_not_read(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    gallery = Gallery.open(path, model, processor)
+    assert "_opened_index" not in vars(gallery)
+    assert "embeddings" not in vars(gallery.stored)
+
+
+def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8, thumbnail_size=8)
+    reader = Gallery.open(gallery.path, model, processor)
+    gone = [gallery.ids[0], *gallery.ids[8:16]]
+    left = [name for name in gallery.ids if name not in gone]
+    before = {hit.id: hit for hit in gallery.search(TEXTS[:1], top_k=20)[0]}
+    thumbnails = {name: hit.picture().tobytes() for name, hit in before.items()}
+    gallery.delete(gone)
+    assert gallery.ids == left
+    assert not [p for p in gallery.path.rglob("*.json") if gone[0] in p.read_text()]
+    gallery.verify()
+    after = gallery.search(TEXTS[:1], top_k=20)[0]
+    assert {hit.id for hit in after} == set(left)
+    assert all(hit.match_logit == pytest.approx(before[hit.id].match_logit, abs=1e-6) for hit in after)
+    assert all(hit.picture().tobytes() == thumbnails[hit.id] for hit in after)
+    with pytest.raises(GalleryError, match="were deleted: open it again"):
+        before[gone[0]].picture()
+    with pytest.raises(GalleryError, match="were deleted: open it again"):
+        reader.search(TEXTS)
+    with pytest.raises(KeyError, match="has no pictures"):
+        gallery.delete([left[0], gone[0]])
+    assert len(gallery) == len(left)
+    gallery.append(folder)
+    assert sorted(gallery.ids) == sorted(left + gone)
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_a_database_forgets_a_gallery_that_was_emptied(model, processor, folder, tmp_path):
+    pytest.importorskip("milvus_lite")
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    address = str(tmp_path / "milvus.db")
+    assert gallery.write_index(address).startswith("20 pictures are in")
+    gallery.delete(gallery.ids)
+    assert gallery.write_index(address).startswith("0 pictures are in")
+
+
+def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, monkeypatch):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    gone = gallery.ids[3]
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_gallery, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            gallery.delete([gone])
+    assert gone in Gallery.open(gallery.path).ids
+    gallery.delete([gone])
+    assert gone not in gallery.ids
+    assert len(list((gallery.path / SHARDS).iterdir())) == 3
+
+
+# Faults
+
+
+def build_and_die(model, processor, folder, path, log, survives):
+    """Encodes `survives` batches, whose sizes it writes to `log`, and is killed as the system kills."""
+    encode = building.encode_pixels
+
+    def counted(model, pixel_values, tokens):
+        if len(Path(log).read_text().split()) == survives:
+            os.kill(os.getpid(), signal.SIGKILL)
+        with open(log, "a") as stream:
+            stream.write(f"{len(pixel_values)}\n")
+        return encode(model, pixel_values, tokens)
+
+    building.encode_pixels = counted
+    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
+
+
+def test_a_killed_build_goes_on(model, processor, folder, tmp_path, monkeypatch):
+    path, log = tmp_path / "gallery", tmp_path / "log"
+    log.write_text("")
+    process = multiprocessing.get_context("fork").Process(
+        target=build_and_die, args=(model, processor, folder, path, log, 5)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert log.read_text().split() == ["3"] * 5  # two shards, and half of the third
+    with pytest.raises(GalleryError, match="is not finished: do the same build again"):
+        Gallery.open(path)
+
+    encoded = []
+    encode = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
+    assert sum(encoded) == 20 - 12
+    monkeypatch.undo()
+    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=6, batch_size=3)
+    assert file_digests(path) == file_digests(tmp_path / "whole")
+
+
+def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp_path, monkeypatch):
+    """New pictures shift the others into other shards; what is finished is still not encoded again."""
+    path = tmp_path / "gallery"
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, processor, folder, path, shard_size=6)
+    for number in (100, 101, 102, 103):  # of which two sort before most others
+        draw_pictures(folder, 1, first=number)
+    encoded = []
+    encode = building.encode_pixels
+    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    gallery = Gallery.build(model, processor, folder, path, shard_size=6)
+    assert sum(encoded) == 4
+    assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+
+@pytest.mark.parametrize("shard_size", [1, 6])
+def test_a_killed_build_that_met_unreadable_pictures_goes_on(
+    model, processor, folder, tmp_path, monkeypatch, shard_size
+):
+    broken = folder / "camera 0" / "004.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:60])
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "encode_pixels", None)
+        gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    assert list(gallery.unreadable) == ["camera 0/004.png"]
+    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=shard_size)
+    assert file_digests(gallery.path) == file_digests(tmp_path / "whole")
+
+    broken.write_bytes(whole)
+    gallery.append(folder)
+    assert not gallery.unreadable
+    assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
+
+
+def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    before = file_digests(gallery.path)
+    monkeypatch.setattr(building, "encode_pixels", None)
+    with caplog.at_level("INFO"):
+        Gallery.build(model, processor, folder, gallery.path)
+    assert file_digests(gallery.path) == before
+    assert "20 pictures were not read: their ids are in the gallery" in caplog.text
+
+
+def append_with_little_room(model, processor, folder, path):
+    """Under a limit that the system puts on the length of files, in place of a disk that is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
+    gallery = Gallery.open(path, model, processor)
+    with pytest.raises(GalleryError, match=r"could not write to the gallery .*do the same again"):
+        gallery.append(folder, shard_size=9)  # 9 pictures have 9792 bytes of tokens
+
+
+def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    before = file_digests(gallery.path)
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_with_little_room, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert file_digests(gallery.path) == before
+    gallery.append(folder, shard_size=9)
+    assert len(gallery) == 29
+    gallery.verify()
+
+
+def test_an_error_of_a_full_disk_says_so(tmp_path):
+    message = "the disk is full: make room, then do the same again"
+    with pytest.raises(GalleryError, match=message), explained_write_errors(tmp_path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def write_in_turn(path, word, times):
+    for _ in range(times):
+        write_beside(path, word * 2000)
+
+
+def test_two_who_write_one_file_leave_the_whole_of_one(tmp_path):
+    path, context = tmp_path / "file", multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_in_turn, args=(path, word, 60)) for word in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            assert path.read_text() in ("a" * 2000, "b" * 2000)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(UnicodeEncodeError):
+        write_beside(path, "\udc80")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def append_and_die(model, processor, folder, path):
+    """Is killed when the manifest is written, and not yet in its place."""
+    manifest.os.replace = lambda source, target: (
+        os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == MANIFEST else os.rename(source, target)
+    )
+    Gallery.open(path, model, processor).append(folder)
+
+
+def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(model, processor, folder, tmp_path):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+    draw_pictures(folder, 9, first=20)
+    process = multiprocessing.get_context("fork").Process(
+        target=append_and_die, args=(model, processor, folder, gallery.path)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert list(gallery.path.glob(".gallery.json.*.partial"))
+    assert len(Gallery.open(gallery.path)) == 20
+    gallery.append(folder)
+    assert len(gallery) == 29
+    assert not list(gallery.path.glob(".*"))
+    gallery.verify()
+
+
+@pytest.mark.parametrize("file", [EMBEDDINGS, TOKENS, PICTURES])
+def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
+    target = sorted(path.glob(f"shards/*/{file}"))[1]
+    content = target.read_bytes()
+    target.write_bytes(content[:-1])
+    with pytest.raises(GalleryError, match=rf"{target} is damaged \(it has {len(content) - 1} bytes instead"):
+        Gallery.open(path)
+    target.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    gallery = Gallery.open(path, model, processor)
+    with pytest.raises(GalleryError, match=f"{target} is damaged"):
+        gallery.search(TEXTS, top_k=20)
+    with pytest.raises(GalleryError, match=f"{target} is damaged .its checksum differs"):
+        gallery.verify()
+    target.unlink()
+    with pytest.raises(GalleryError, match=f"{target} is damaged .*No such file"):
+        Gallery.open(path)
+
+
+def test_a_damaged_hash_of_an_id_stops_an_append(model, processor, folder, tmp_path):
+    """It would encode a picture again, under an id that is there already."""
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    (target,) = path.glob(f"shards/*/{EMBEDDINGS}")
+    content = bytearray(target.read_bytes())
+    place = content.index(id_hash("camera 0/004.png").to_bytes(8, "little", signed=True))
+    content[place] ^= 1
+    target.write_bytes(content)
+    with pytest.raises(GalleryError, match=f"{target} is damaged .its checksum differs"):
+        Gallery.build(model, processor, folder, path)
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        (EMBEDDINGS, "embeddings"),
+        (EMBEDDINGS, "id_hashes"),
+        (EMBEDDINGS, "token_checksums"),
+        (TOKENS, "tokens"),
+    ],
+)
+def test_a_renamed_tensor_is_named(model, processor, folder, tmp_path, file, name):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
+    target = sorted(path.glob(f"shards/*/{file}"))[1]
+    target.write_bytes(target.read_bytes().replace(name.encode(), name.upper().encode(), 1))
+    message = f"{target} is damaged .its '{name}' are not 8 rows of"
+    if file == TOKENS:  # which are mapped when they are asked for
+        with pytest.raises(GalleryError, match=message):
+            Gallery.open(path, model, processor).search(TEXTS)
+    else:
+        with pytest.raises(SystemExit, match=message):
+            manage_gallery(["info", str(path), "--verify"])
+
+
+def read_all(path: Path) -> None:
+    stored = stored_gallery.StoredGallery(path)
+    stored.rows_of(list(stored.ids()))
+    for row in range(len(stored)):
+        stored.shard_row(row)
+
+
+@pytest.mark.parametrize("file", [MANIFEST, EMBEDDINGS, TOKENS, THUMBNAILS])
+def test_a_changed_bit_where_a_file_says_what_it_holds_ends_in_no_other_error(
+    model, processor, folder, tmp_path, file
+):
+    images = [(path.name, path) for path in sorted(folder.rglob("*.png"))[:2]]
+    path = Gallery.build(model, processor, images, tmp_path / "gallery", thumbnail_size=8).path
+    (target,) = path.rglob(file)
+    content = target.read_bytes()
+    tensors_from = 8 + int.from_bytes(content[:8], "little")
+    places = {MANIFEST: range(len(content)), THUMBNAILS: range(len(content) - 150, len(content))}
+    places = places.get(file, range(tensors_from))
+    found = 0
+    for place in places:
+        target.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        try:
+            read_all(path)
+        except GalleryError:
+            found += 1
+    assert found > len(places) / 4
+    target.write_bytes(content)
+    read_all(path)
+
+
+def open_with_little_room(path):
+    """Under a limit of the addresses that the process may use, in place of one of the files it may map."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + 40 * 2**20, resource.RLIM_INFINITY))
+    with pytest.raises(GalleryError, match="has 100 shards, and the system maps no more .*larger shard_size"):
+        stored_gallery.StoredGallery(path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="it reads how Linux accounts for memory")
+def test_more_shards_than_the_system_maps_are_named(tmp_path):
+    settings = manifest.GallerySettings("0" * 16, None, None)
+    content, name = manifest.new_manifest(settings), shards.shard_name(0, [])
+    embeddings = torch.zeros(2000, 256)
+    rows = [shards.ShardRow(str(row), own, None, None, None, None) for row, own in enumerate(embeddings)]
+    shards.write_shard(tmp_path, name, settings, rows, {})
+    shards.list_shards(tmp_path, content, [name])
+    content["shards"] *= 100  # 2 MB each
+    manifest.write_manifest(tmp_path, content)
+    assert len(stored_gallery.StoredGallery(tmp_path)) == 200_000
+    process = multiprocessing.get_context("fork").Process(target=open_with_little_room, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    file = path / MANIFEST
+    content = json.loads(file.read_text())
+    for change in ({"format": 99}, {"settings": {}}):
+        file.write_text(json.dumps(content | change))
+        with pytest.raises(GalleryError, match="build the gallery again"):
+            Gallery.open(path)
+    shard = content["shards"][0] | {"name": "../../elsewhere"}
+    file.write_text(json.dumps(content | {"shards": [shard]}))
+    with pytest.raises(GalleryError, match="damaged"):
+        Gallery.open(path)
+    with pytest.raises(FileNotFoundError, match="is no gallery"):
+        Gallery.open(tmp_path)
+
+
+def hold_lock(path, ready, done):
+    with builder_lock(path):
+        ready.set()
+        done.wait(60)
+
+
+def test_a_second_builder_is_refused(model, processor, folder, tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready, done = context.Event(), context.Event()
+    holder = context.Process(target=hold_lock, args=(tmp_path / "gallery", ready, done))
+    holder.start()
+    try:
+        assert ready.wait(60)
+        with pytest.raises(GalleryError, match="another process is writing to the gallery"):
+            Gallery.build(model, processor, folder, tmp_path / "gallery")
+    finally:
+        done.set()
+        holder.join()
+    assert len(Gallery.build(model, processor, folder, tmp_path / "gallery")) == 20
+
+
+def test_another_model_or_other_settings_are_refused(model, processor, folder, tmp_path, tiny_config):
+    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    other = TPASModel(tiny_config).eval()
+    for work in (
+        lambda: Gallery.open(gallery.path, other, processor),
+        lambda: Gallery.build(other, processor, folder, gallery.path),
+    ):
+        with pytest.raises(
+            GalleryError, match=r"was made by the model [0-9a-f]{16}, and this one is [0-9a-f]{16}"
+        ):
+            work()
+    with pytest.raises(GalleryError, match="was begun with tokens=float16, and tokens=None was asked for"):
+        Gallery.build(model, processor, folder, gallery.path, tokens=None)
+
+
+def changed_activation(model, processor):
+    model.config.vision_config.hidden_act = "relu"
+
+
+def changed_image_size(model, processor):
+    model.config.vision_config.image_size = processor.image_size = 64
+
+
+def changed_mean(model, processor):
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+
+
+def changed_resampling(model, processor):
+    processor.image_processor.resample = Image.Resampling.NEAREST
+
+
+@pytest.mark.parametrize("change", [changed_activation, changed_image_size, changed_mean, changed_resampling])
+def test_what_decides_features_under_equal_weights_is_compared(model, processor, folder, tmp_path, change):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "saved")
+    revision = [kind.from_pretrained(tmp_path / "saved") for kind in (TPASModel, TPASProcessor)]
+    revision[1].tokenizer = BertTokenizer(vocab={"[UNK]": 0, "man": 1})  # texts are encoded at each search
+    assert len(Gallery.open(path, *revision)) == 20
+    change(*revision)
+    assert model_fingerprint(revision[0]) == model_fingerprint(model)
+    for work in (
+        lambda: Gallery.open(path, *revision),
+        lambda: Gallery.build(*revision, folder, path),
+    ):
+        with pytest.raises(
+            GalleryError, match=r"made with the picture settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
+        ):
+            work()
+    content = json.loads((path / MANIFEST).read_text())
+    del content["settings"]["picture_fingerprint"]  # as before it was kept
+    (path / MANIFEST).write_text(json.dumps(content))
+    assert len(Gallery.open(path, *revision)) == 20
+
+
+def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    expected = fields(Gallery.open(path, model, processor).search(TEXTS))
+    before = file_digests(path)
+    (path / LOCK).unlink()
+    everything = [path, *path.rglob("*")]
+    for item in everything:
+        item.chmod(0o555 if item.is_dir() else 0o444)
+    try:
+        gallery = Gallery.open(path, model, processor)
+        assert fields(gallery.search(TEXTS)) == expected
+        if os.geteuid() != 0:  # to whom nothing is read-only
+            with pytest.raises(GalleryError, match="cannot be written to"):
+                gallery.append(folder)
+        assert not (path / LOCK).exists()
+    finally:
+        for item in everything:
+            item.chmod(0o755)
+    assert file_digests(path) == before
+
+
+def test_a_directory_that_cannot_be_made_is_named(model, processor, folder, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(GalleryError, match="gallery cannot be written to"):
+        Gallery.build(model, processor, folder, tmp_path / "file" / "gallery")
+
+
+def test_tokens_left_out_need_the_same_pictures(model, processor, folder, tmp_path):
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None).path
+    moved = tmp_path / "moved"
+    folder.rename(moved)
+    with pytest.raises(
+        GalleryError, match=r"picture 'camera \d/\d+.png' cannot be read: .*no such image file"
+    ):
+        Gallery.open(path, model, processor).search(TEXTS)
+    with pytest.raises(NotADirectoryError, match="images_root .*pictures is no folder"):
+        Gallery.open(path, model, processor, images_root=folder)
+    gallery = Gallery.open(path, model, processor, images_root=moved)
+    hit = gallery.search(TEXTS)[0][0]
+    assert hit.path == moved / hit.id
+    Image.new("RGB", (24, 40), "red").save(hit.path)
+    with pytest.raises(GalleryError, match=f"picture '{hit.id}' is not the one that the gallery"):
+        gallery.search(TEXTS)
+
+
+# Several processes
+
+
+def build_on_two_processes(model, processor, folder, path):
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    gallery = Gallery.build(
+        model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator
+    )
+    assert len(gallery) == 19
+    assert sorted(gallery.unreadable) == ["camera 0/008.png"]
+
+
+def fail_on_one_of_two_processes(model, processor, folder, path):
+    accelerator = Accelerator()
+    if accelerator.process_index == 1:
+
+        def full(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        building.write_shard = full
+    message = (
+        "the disk is full" if accelerator.process_index == 1 else "another process stopped: could not write"
+    )
+    with pytest.raises(GalleryError, match=message):
+        Gallery.build(model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator)
+
+
+def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path, fresh_accelerator):
+    (folder / "camera 0" / "008.png").write_text("no picture")
+    path = tmp_path / "two"
+    # The first attempt leaves the shards of one process, which the second takes up.
+    debug_launcher(fail_on_one_of_two_processes, (model, processor, folder, path), num_processes=2)
+    assert len(list((path / SHARDS).iterdir())) == 4
+    debug_launcher(build_on_two_processes, (model, processor, folder, path), num_processes=2)
+    Gallery.build(model, processor, folder, tmp_path / "one", shard_size=3, batch_size=2)
+    assert file_digests(path) == file_digests(tmp_path / "one")
+
+
+# The commands
+
+
+def test_the_commands(start, folder, tmp_path, capsys):
+    path = str(tmp_path / "gallery")
+    manage_gallery(
+        [
+            "build",
+            str(folder),
+            "--model",
+            str(start),
+            "--path",
+            path,
+            "--shard_size",
+            "8",
+            "--batch_size",
+            "auto",
+        ]
+    )
+    assert "20 pictures in 3 shards" in capsys.readouterr().out
+    draw_pictures(folder, 3, first=20)
+    manage_gallery(["append", str(folder), "--model", str(start), "--path", path])
+    manage_gallery(["delete", path, "camera 0/000.png"])
+    manage_gallery(["info", path, "--verify", "--unreadable"])
+    printed = capsys.readouterr().out
+    assert "1 pictures removed, 22 left" in printed
+    assert "every file agrees with its checksum" in printed
+
+    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca"])
+    answers = json.loads(capsys.readouterr().out)
+    gallery = Gallery.open(path, TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start))
+    expected = gallery.search(TEXTS, top_k=4, sca="score")
+    assert [answer["text"] for answer in answers] == TEXTS
+    assert all(0 < hit["match_probability"] < 1 for answer in answers for hit in answer["hits"])
+    assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
+        [hit.id for hit in hits] for hits in expected
+    ]
+    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca", "--cascade"])
+    captured = capsys.readouterr()
+    assert [[hit["id"] for hit in a["hits"]] for a in json.loads(captured.out)] == [
+        [hit.id for hit in hits] for hits in expected
+    ]
+    assert captured.err.splitlines()[-1].startswith("cascade: of 66 pairs fp32 read ")
+    search_gallery([path, TEXTS[0], "--model", str(start), "--bf16"])
+    assert expected[0][0].id in capsys.readouterr().out
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    texts = ["--texts", str(tmp_path / "texts"), "--model", str(start)]
+    manage_gallery(["index", path, "--index", "faiss", *texts])
+    assert "of 22 pictures, recall@128 of 1.0000 measured on 3 texts" in capsys.readouterr().out
+    by_faiss = ["--index", "faiss", "--no_rerank", "--top_k", "1"]
+    search_gallery([path, TEXTS[0], "--model", str(start), *by_faiss])
+    assert str(gallery.search(TEXTS[:1], rerank=False)[0][0].path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["info", "nowhere"], "nowhere is no gallery"),
+        (
+            ["index", "GALLERY", "--index", "nothing"],
+            "the index must be 'exact', 'faiss', or a Milvus address",
+        ),
+        (["delete", "GALLERY", "nobody"], r"has no pictures \['nobody'\]"),
+    ],
+)
+def test_bad_input_to_the_command_is_one_line(start, folder, tmp_path, command, message):
+    model, processor = TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start)
+    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+    with pytest.raises(SystemExit, match=message) as caught:
+        manage_gallery([str(path) if word == "GALLERY" else word for word in command])
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,541 @@
+"""What ranks a gallery's embeddings, against a sort of all cosines in double precision."""
+
+import builtins
+import hashlib
+import traceback
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tpas.commands.gallery import main as manage_gallery
+from tpas.engine.retrieval_stages import rank_by_embeddings
+from tpas.search import exact_index, indexes, stored_gallery
+from tpas.search.exact_index import ExactIndex
+from tpas.search.faiss_index import FaissIndex
+from tpas.search.indexes import open_index, write_index
+from tpas.search.manifest import (
+    EMBEDDINGS,
+    GalleryError,
+    GallerySettings,
+    file_checksum,
+    new_manifest,
+    read_manifest,
+)
+from tpas.search.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
+from tpas.search.stored_gallery import StoredGallery, delete_pictures
+
+SETTINGS = GallerySettings("0" * 16, None, None)
+
+
+def recall_of(found: Tensor, wanted: Tensor) -> float:
+    """The share of the rows `wanted` (Q, K) that are in `found` (Q, K)."""
+    pairs = zip(found.tolist(), wanted.tolist(), strict=True)
+    return sum(len({*own} & {*best}) for own, best in pairs) / wanted.numel()
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def clustered(rows: int, size: int, clusters: int = 50, seed: int = 1) -> Tensor:
+    """Unit vectors around a few centres, as pictures of a few scenes and actions are."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = F.normalize(torch.randn(clusters, size, generator=generator), dim=1)
+    chosen = torch.randint(clusters, (rows,), generator=generator)
+    return F.normalize(
+        centres[chosen] + 0.7 * F.normalize(torch.randn(rows, size, generator=generator)), dim=1
+    )
+
+
+def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: str = "picture"):
+    """A gallery of embeddings alone."""
+    (directory / "shards").mkdir(parents=True, exist_ok=True)
+    manifest = read_manifest(directory) or new_manifest(SETTINGS)
+    names = []
+    for number, part in enumerate(embeddings.split(shard_size)):
+        ids = [f"{prefix} {number * shard_size + row}" for row in range(len(part))]
+        names.append(shard_name(manifest["next_shard"] + number, ids))
+        rows = [
+            ShardRow(name, embedding, None, None, None, None)
+            for name, embedding in zip(ids, part, strict=True)
+        ]
+        write_shard(directory, names[-1], SETTINGS, rows, {})
+    list_shards(directory, manifest, names)
+    return StoredGallery(directory)
+
+
+# Exact search
+
+
+@pytest.fixture
+def small_spans(monkeypatch):
+    """So that a gallery of some hundred rows is looked through in several steps."""
+    for name, rows in (("SPAN_ROWS", 192), ("GROUP_ROWS", 8), ("ROUNDED_FROM", 0)):
+        monkeypatch.setattr(exact_index, name, rows)
+
+
+@pytest.mark.parametrize("product", ["torch", "fp32", "bf16"])
+@pytest.mark.parametrize(("queries", "count"), [(1, 1), (5, 17), (32, 128), (3, 900)])
+def test_exact_search_is_a_sort_in_double(monkeypatch, small_spans, queries, count, product):
+    if product == "torch":
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
+    images, texts = clustered(900, 16), unit(queries, 16)
+    images[500:700] = images[:200].clone()  # every one of these twice
+    ids = [f"picture {row}" for row in range(900)]
+    hashes = torch.tensor([id_hash(name) for name in ids])
+    for sizes in ([900], [100] * 9, [1, 200, 63, 64, 65, 507]):
+        rows, cosines = ExactIndex(images.split(sizes), hashes).search(texts, count)
+        expected_rows, expected_cosines = rank_by_embeddings(texts, images, ids)
+        assert torch.equal(rows, expected_rows[:, :count])
+        assert torch.equal(cosines, expected_cosines[:, :count])
+
+
+@pytest.mark.parametrize("sizes", [[900], [100] * 9])
+def test_exact_search_where_most_spans_hold_nothing_of_interest(small_spans, sizes):
+    texts = unit(2, 16)
+    images = F.normalize(unit(900, 16) - 3 * texts.sum(dim=0), dim=1)
+    images[:30] = F.normalize(texts[0] + unit(30, 16), dim=1)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(sizes), torch.tensor([id_hash(name) for name in ids]))
+    assert torch.equal(index.search(texts, 5)[0], rank_by_embeddings(texts, images, ids)[0][:, :5])
+
+
+def test_rounded_rows_keep_every_pair_that_reaches_a_cosine_and_few_others():
+    if not exact_index._multiplies_bf16_faster():
+        pytest.skip("products of bf16 need a CPU with instructions for them")
+    images, texts = unit(5000, 64), unit(7, 64)
+    true = texts.double() @ images.double().t()
+    asked = true.topk(100).values[:, -1].float() - 1e-5
+    span = exact_index.RoundedRows(images.split(700)).cosines(texts)
+    query, rows = exact_index.reaching(span.computed, span.computed_of(asked))
+    found = set(zip(query.tolist(), rows.tolist(), strict=True))
+    assert len(found) == len(rows) < 1.5 * 700
+    assert found >= {tuple(pair) for pair in (true >= asked[:, None]).nonzero().tolist()}
+    computed = span.computed[query, rows]
+    assert (span.lower_bounds(computed, query) <= true[query, rows]).all()
+    assert (span.upper_bounds(computed, query) >= true[query, rows]).all()
+
+
+def test_rows_beyond_what_is_kept_in_memory_are_searched_as_well(monkeypatch, small_spans):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(exact_index, "ROUNDED_BYTES", 2 * 2 * 192 * 16)
+    monkeypatch.setattr(exact_index, "ROUNDED_FROM", 10)
+    images, texts = clustered(900, 16), unit(5, 16)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    for kept in ([], [], [0, 1], [0, 1]):  # it is not known before the 11th query that there will be so many
+        assert torch.equal(index.search(texts, 17)[0], rank_by_embeddings(texts, images, ids)[0][:, :17])
+        assert sorted(index.rounded) == kept
+
+
+def test_exact_search_where_all_pictures_are_equal(small_spans):
+    images = unit(1, 16).expand(500, 16).contiguous()
+    hashes = torch.randperm(500)
+    rows, cosines = ExactIndex([images], hashes).search(unit(3, 16), 20)
+    assert torch.equal(rows, hashes.argsort()[:20].expand(3, 20))
+    assert torch.equal(cosines, cosines[:, :1].expand(3, 20))
+
+
+def test_exact_search_finds_what_fp32_alone_would_miss():
+    """Cosines that differ in the last places of fp32 only, so that its sum may swap them."""
+    text = unit(1, 256)
+    images = F.normalize(text + 1e-4 * torch.randn(3000, 256), dim=1)
+    ids = [str(row) for row in range(3000)]
+    rows, _ = ExactIndex([images], torch.tensor([id_hash(name) for name in ids])).search(text, 50)
+    assert torch.equal(rows, rank_by_embeddings(text, images, ids)[0][:, :50])
+
+
+def embeddings_made_to_mislead(kind: str, texts: Tensor, rows: int) -> Tensor:
+    """Vectors of unit norm at most whose cosines with the texts (Q, D) are hard to tell apart, or to compute.
+
+    The first text may be changed for it.
+    """
+    size = texts.shape[1]
+    if kind == "steps of one bit":  # about a cosine of 0.7, thousands within what bf16 and fp32 round away
+        images = F.normalize(texts[:1] + unit(1, size), dim=1).repeat(rows, 1)
+        bits = images.view(torch.int32)
+        bits += torch.randint(-2, 3, bits.shape, dtype=torch.int32)
+    elif kind == "rounding against the best":
+        # Every coordinate of the text and of the best rows is rounded to bf16 down as far as can be, of the
+        # others up.
+        is_best = (torch.arange(rows) % 40 == 0)[:, None]
+        images = texts[:1] * torch.where(is_best, 0.997, 0.97)
+        bits = images.view(torch.int32)
+        bits.bitwise_and_(-0x10000)
+        bits += torch.where(is_best, 0x7FFF, 0x8001).int() - torch.randint(64, bits.shape).int()
+        texts[0] = images[0]
+    elif kind == "subnormal":
+        images = 1e-39 * torch.randn(rows, size)
+        images[torch.arange(rows), torch.randint(size, (rows,))] = 1.0
+        images[: rows // 2] *= -1
+    elif kind == "zeros":
+        images = unit(rows, size)
+        images[torch.rand(rows) < 0.9] = 0.0  # all tie
+    return images[torch.randperm(rows)]
+
+
+@pytest.mark.parametrize("product", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["steps of one bit", "rounding against the best", "subnormal", "zeros"])
+def test_exact_search_where_cosines_are_made_to_mislead(monkeypatch, kind, product):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
+    monkeypatch.setattr(exact_index, "SPAN_ROWS", 1024)
+    monkeypatch.setattr(exact_index, "ROUNDED_FROM", 0)
+    texts = unit(6, 64)
+    texts[1] = texts[1].to(torch.bfloat16).float()  # nothing of it is lost
+    images = embeddings_made_to_mislead(kind, texts, 6000)
+    ids = [str(row) for row in range(6000)]
+    index = ExactIndex(images.split(700), torch.tensor([id_hash(name) for name in ids]))
+    for asked, count in ((texts, 1), (texts[:1], 1), (texts[:1], 128), (texts, 2000)):
+        rows, cosines = index.search(asked, count)
+        expected_rows, expected_cosines = rank_by_embeddings(asked, images, ids)
+        assert torch.equal(rows, expected_rows[:, :count])
+        assert torch.equal(cosines, expected_cosines[:, :count])
+
+
+def test_exact_search_under_autocast(monkeypatch, small_spans):
+    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: False)
+    texts = unit(5, 16)
+    images = embeddings_made_to_mislead("rounding against the best", texts, 900)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    with torch.autocast("cpu"):
+        rows, _ = index.search(texts, 17)
+    assert torch.equal(rows, rank_by_embeddings(texts, images, ids)[0][:, :17])
+
+
+def test_many_rows_are_gathered_in_chunks(monkeypatch, small_spans):
+    gathered = []
+
+    def gather_rows(segments, starts, rows):
+        gathered.append(len(rows))
+        return stored_gallery.gather_rows(segments, starts, rows)
+
+    monkeypatch.setattr(exact_index, "gather_rows", gather_rows)
+    monkeypatch.setattr(exact_index, "PAIRS_AT_ONCE", 1024)
+    images, texts = clustered(900, 16), unit(4, 16)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    assert torch.equal(index.search(texts, 900)[0], rank_by_embeddings(texts, images, ids)[0])
+    assert sum(gathered) == 3600
+    assert max(gathered) == 1024
+
+
+def test_exact_search_where_torch_was_told_to_round_products_in_fp32(monkeypatch, small_spans):
+    """As a CPU with AMX does in "medium" precision, in every product."""
+    linear = F.linear
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.setattr(F, "linear", lambda rows, *more: linear(rows.bfloat16().float(), *more))
+    texts = unit(5, 16).bfloat16().float()
+    images = embeddings_made_to_mislead("rounding against the best", texts, 900)
+    ids = [str(row) for row in range(900)]
+    index = ExactIndex(images.split(100), torch.tensor([id_hash(name) for name in ids]))
+    expected, _ = rank_by_embeddings(texts, images, ids)
+    assert not torch.equal(index.search(texts, 17)[0], expected[:, :17])  # unless it is told as well
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(index.search(texts, 17)[0], expected[:, :17])
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_a_query_that_is_not_finite_is_refused(number):
+    texts = unit(3, 8)
+    texts[1, 5] = number
+    with pytest.raises(ValueError, match="the embedding of query 1 is not finite"):
+        ExactIndex([unit(10, 8)], torch.arange(10)).search(texts, 2)
+
+
+@pytest.mark.parametrize("count", [0, 11])
+def test_more_rows_than_there_are_are_refused(count):
+    with pytest.raises(ValueError, match=f"between 1 and 10 rows can be found, {count} were asked for"):
+        ExactIndex([unit(10, 8)], torch.arange(10)).search(unit(1, 8), count)
+
+
+def test_hashes_order_as_the_digests_do():
+    ids = [f"picture {number}" for number in range(300)]
+    by_digest = sorted(ids, key=lambda name: hashlib.blake2b(name.encode()).digest())
+    assert sorted(ids, key=id_hash) == by_digest
+    assert all(-(2**63) <= id_hash(name) < 2**63 for name in ids)
+
+
+# faiss
+
+
+@pytest.mark.parametrize("kind", ["clustered", "random"])
+def test_faiss_reaches_the_recall_that_it_was_set_for(kind):
+    images = clustered(6000, 32) if kind == "clustered" else unit(6000, 32)
+    exact = ExactIndex(images.split(500), torch.randperm(6000))
+    index, measured = FaissIndex.train(exact)
+    assert measured >= 0.99
+    # Queries that it has not seen, further from the pictures than its own.
+    texts = F.normalize(images[torch.randint(6000, (100,))] + 2 * unit(100, 32), dim=1)
+    rows, cosines = index.search(texts, 128)
+    wanted, wanted_cosines = exact.search(texts, 128)
+    assert recall_of(rows, wanted) >= 0.99
+    assert index.recall(texts, wanted) >= recall_of(rows, wanted)
+    if kind == "clustered":
+        assert index.lists.nprobe < index.lists.nlist / 2  # it did not get there by reading everything
+    # What is found is scored and ordered as by exact search.
+    same = rows == wanted
+    assert torch.equal(cosines[same], wanted_cosines[same])
+    assert torch.equal(cosines, cosines.sort(dim=1, descending=True).values)
+
+
+def test_faiss_reads_all_where_its_lists_hold_too_little():
+    exact = ExactIndex([clustered(500, 16)], torch.arange(500))
+    index, _ = FaissIndex.train(exact)
+    index.lists.nprobe = 1
+    texts = unit(4, 16)
+    wanted, _ = exact.search(texts, 400)
+    assert torch.equal(index.search(texts, 400)[0], wanted)
+    assert index.recall(texts, wanted) < 0.5  # which the lists alone do not find
+
+
+def test_a_faiss_index_on_disk(tmp_path, capsys):
+    images = clustered(1000, 16)
+    stored = write_gallery(tmp_path / "gallery", images)
+    with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
+        open_index("faiss", stored)
+    manage_gallery(["index", str(stored.directory), "--index", "faiss"])
+    assert "recall@128 of" in capsys.readouterr().out
+    texts = F.normalize(images[:50] + unit(50, 16), dim=1)
+    rows, _ = open_index("faiss", stored).search(texts, 128)
+    assert recall_of(rows, open_index("exact", stored).search(texts, 128)[0]) >= 0.99
+
+    file = stored.directory / "faiss.index"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(GalleryError, match="faiss.index is damaged"):
+        open_index("faiss", stored)
+    file.write_bytes(content)
+    open_index("faiss", stored)
+    changed = write_gallery(stored.directory, images[:10], prefix="other")
+    with pytest.raises(GalleryError, match="faiss.index is older than the gallery's last change"):
+        open_index("faiss", changed)
+    delete_pictures(stored.directory, ["picture 7"])
+    assert not file.exists()  # it held what was computed from the picture
+    with pytest.raises(GalleryError, match="has no faiss index"):
+        open_index("faiss", StoredGallery(stored.directory))
+
+
+def damaged_shards(stored: StoredGallery, numbers: list[int]) -> None:
+    """Changes a bit of an embedding in each of these shards."""
+    for number in numbers:
+        path = stored.directory / "shards" / stored.shards[number]["name"] / EMBEDDINGS
+        content = bytearray(path.read_bytes())
+        place = content.index(stored.mapped_embeddings[number][3].numpy().tobytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.fixture
+def checked_files(monkeypatch) -> list[str]:
+    """The shards whose files are compared with their checksums."""
+    checked = []
+
+    def checksum(path):
+        checked.append(path.parent.name)
+        return file_checksum(path)
+
+    monkeypatch.setattr(stored_gallery, "file_checksum", checksum)
+    return checked
+
+
+def rows_near(images: Tensor, shard: int) -> Tensor:
+    """A query whose best rows are those of the shard."""
+    return F.normalize(images[100 * shard : 100 * (shard + 1)].mean(dim=0, keepdim=True), dim=1)
+
+
+def shards_apart(shards: int, size: int) -> Tensor:
+    """Embeddings (100 * shards, size) of which each shard's 100 are near to each other, and to no others'."""
+    centres = torch.linalg.qr(torch.randn(size, shards))[0].t()
+    return F.normalize(centres.repeat_interleave(100, dim=0) + 0.3 * unit(100 * shards, size), dim=1)
+
+
+def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path, checked_files):
+    images = shards_apart(8, 16)
+    write_index("faiss", write_gallery(tmp_path / "gallery", images))
+    stored = StoredGallery(tmp_path / "gallery")
+    damaged_shards(stored, [2])
+    checked_files.clear()
+    index = open_index("faiss", stored)
+    assert not checked_files
+    for _ in range(2):
+        index.search(rows_near(images, 5), 20)
+        assert checked_files == [stored.shards[5]["name"]]
+    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
+        index.search(rows_near(images, 2), 20)
+    index.lists.nprobe = 1
+    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
+        index.search(rows_near(images, 5), 700)  # for which all rows are read
+
+
+def test_one_picture_is_deleted_without_reading_all_others(tmp_path, checked_files):
+    stored = write_gallery(tmp_path / "gallery", shards_apart(5, 16))
+    embeddings = stored.mapped_embeddings[3].clone()
+    changed = stored.shards[3]["name"]
+    damaged_shards(stored, [1])
+    checked_files.clear()
+    delete_pictures(stored.directory, ["picture 307"])
+    assert set(checked_files) == {changed}
+    stored = StoredGallery(stored.directory)
+    assert torch.equal(stored.mapped_embeddings[3], torch.cat([embeddings[:7], embeddings[8:]]))
+
+
+def test_a_faiss_index_over_another_change_is_told_from_a_gallery_to_be_opened_again(tmp_path):
+    images = clustered(300, 16)
+    before = write_gallery(tmp_path / "gallery", images)
+    write_index("faiss", before)
+    after = write_gallery(tmp_path / "gallery", images[:10], prefix="other")
+    with pytest.raises(GalleryError, match="older than the gallery's last change: run `tpas gallery index"):
+        open_index("faiss", after)
+    write_index("faiss", after)
+    for work in (open_index, write_index):
+        with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+            work("faiss", before)
+    open_index("faiss", after)
+    delete_pictures(after.directory, ["other 3"])
+    with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+        open_index("faiss", after)
+
+
+# Milvus, in its embedded form
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_answers_as_exact_search(tmp_path):
+    pytest.importorskip("milvus_lite")
+    images, texts = clustered(700, 16), unit(6, 16)
+    stored = write_gallery(tmp_path / "gallery", images)
+    address = str(tmp_path / "milvus.db")
+    with pytest.raises(GalleryError, match="does not hold the gallery .*run `tpas gallery index"):
+        open_index(address, stored)
+    assert "700 pictures are in the database" in write_index(address, stored)
+
+    def answers_as_exact(gallery):
+        index = open_index(address, gallery)
+        found = index.search(texts, 20)
+        index.close()
+        expected = open_index("exact", gallery).search(texts, 20)
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+    answers_as_exact(stored)
+    delete_pictures(stored.directory, [f"picture {row}" for row in range(90, 130)])
+    changed = write_gallery(stored.directory, unit(40, 16), prefix="other")  # as many as before
+    with pytest.raises(GalleryError, match="holds the gallery .* as of another change"):
+        open_index(address, changed)
+    write_index(address, changed)
+    answers_as_exact(changed)
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, checked_files):
+    pytest.importorskip("milvus_lite")
+    images, address = shards_apart(7, 16), str(tmp_path / "milvus.db")
+    before = write_gallery(tmp_path / "gallery", images)
+    write_index(address, before)
+    before = StoredGallery(before.directory)
+    reader = open_index(address, before)
+    # Of many more, each nearer to the query than all that were there; to the other query none is near.
+    query, other = rows_near(images, 3), rows_near(images, 5)
+    nearer = F.normalize(query + 0.01 * unit(300, 16), dim=1)
+    after = write_gallery(tmp_path / "gallery", nearer, prefix="other")
+    write_index(address, after)
+    queries = torch.cat([other, query])
+    checked_files.clear()
+    found = reader.search(queries, 20)
+    assert sorted(checked_files) == [before.shards[number]["name"] for number in (3, 5)]
+    expected = open_index("exact", before).search(queries, 20)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+        open_index(address, before)
+    delete_pictures(after.directory, [f"picture {row}" for row in range(690)])
+    write_index(address, StoredGallery(after.directory))
+    with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
+        reader.search(queries, 20)
+    reader.close()
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_takes_the_new_embedding_of_a_picture_that_was_replaced(tmp_path):
+    pytest.importorskip("milvus_lite")
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    address = str(tmp_path / "milvus.db")
+    write_index(address, stored)
+    delete_pictures(stored.directory, [f"picture {row}" for row in range(10)])
+    replaced = write_gallery(stored.directory, unit(10, 8))  # the same ids
+    write_index(address, replaced)
+    index = open_index(address, replaced)
+    for row, embedding in enumerate(replaced.embeddings[0]):
+        (answer,) = index.client.search(
+            index.collection, data=[embedding.numpy()], anns_field="embedding", limit=1, output_fields=["id"]
+        )
+        assert (answer[0]["entity"]["id"], answer[0]["distance"]) == (
+            f"picture {row}",
+            pytest.approx(1, abs=1e-5),
+        )
+    with pytest.raises(GalleryError, match="at most 16384 pictures, not 20000"):
+        index.search(unit(1, 8), 20_000)
+    index.close()
+
+
+def test_an_unreachable_database_is_named(tmp_path):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    with pytest.raises(GalleryError, match="the Milvus database at http://127.0.0.1:9 refused"):
+        open_index("http://127.0.0.1:9", stored)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:secret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 refused"),
+        ("http://user:s/e@cret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 is no address"),
+        (
+            "httpx://user:secret@127.0.0.1:9",
+            "refused: .* httpx://user:[*]{3}@127.0.0.1:9 is illegal",
+        ),
+        ("user:secret@127.0.0.1:9", "got 'user:[*]{3}@127.0.0.1:9'"),
+    ],
+)
+def test_a_password_is_not_shown(tmp_path, address, shown):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    for work in (open_index, write_index):
+        with pytest.raises((GalleryError, ValueError), match=shown) as raised:
+            work(address, stored)
+        assert "cret" not in "".join(traceback.format_exception(raised.value))
+
+
+def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monkeypatch, capsys):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    monkeypatch.setattr(indexes, "MilvusIndex", Mock())
+    manage_gallery(["index", str(stored.directory), "--index", "http://user:secret@host:19530", "--json"])
+    printed = capsys.readouterr()
+    assert printed.out.count("http://user:***@host:19530") == 2
+    assert "secret" not in printed.out + printed.err
+
+
+# What is missing
+
+
+@pytest.mark.parametrize(
+    ("library", "index", "extra"), [("faiss", "faiss", "index"), ("pymilvus", "milvus.db", "milvus")]
+)
+def test_a_missing_library_names_its_extra(tmp_path, monkeypatch, library, index, extra):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    importing = builtins.__import__
+
+    def without(name, *arguments):
+        if name == library:
+            raise ImportError(name)
+        return importing(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ImportError, match=rf"pip install -e '\.\[{extra}\]'"):
+        open_index(index, stored)

@@ -1,0 +1,161 @@
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from tiny_inputs import WORDS
+
+from tpas.engine.retrieval_stages import (
+    encode_images,
+    encode_texts,
+    fuse,
+    match_shortlists,
+    rank_by_embeddings,
+    reorder,
+    replace_head,
+    resolve_shortlist,
+)
+
+
+@pytest.fixture
+def captions() -> list[str]:
+    generator = np.random.default_rng(1)
+    return [" ".join(generator.choice(WORDS, length)) for length in (12, 3, 20, 7, 7, 1)]
+
+
+def random_embeds(rows: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, 8), dim=1)
+
+
+# Stage 1
+
+
+def test_ranking_is_by_cosine_and_ties_are_by_hash_of_the_id():
+    texts = random_embeds(5)
+    images = random_embeds(12)
+    images[[3, 7, 9]] = images[0].clone()
+    ids = [f"picture {number}" for number in range(12)]
+    indices, cosines = rank_by_embeddings(texts, images, ids)
+
+    for query in range(5):
+        exact = (texts[query].double() @ images.double().t()).float().tolist()
+        expected = sorted(range(12), key=lambda g: (-exact[g], hashlib.blake2b(ids[g].encode()).digest()))
+        assert indices[query].tolist() == expected
+        assert cosines[query].tolist() == [exact[g] for g in expected]
+
+
+def test_ranking_does_not_depend_on_the_order_of_the_gallery():
+    texts, images = random_embeds(6), random_embeds(40)
+    images[20:] = images[:20].clone()  # every picture twice
+    ids = [str(number) for number in range(40)]
+    indices, cosines = rank_by_embeddings(texts, images, ids)
+    order = torch.randperm(40)
+    shuffled, shuffled_cosines = rank_by_embeddings(texts, images[order], [ids[row] for row in order])
+    assert torch.equal(order[shuffled], indices)
+    assert torch.equal(shuffled_cosines, cosines)
+
+
+# The shortlist's size
+
+
+def test_the_default_shortlist_is_128_or_the_whole_gallery(caplog):
+    assert resolve_shortlist(None, 1978) == 128
+    assert not caplog.records
+    with caplog.at_level("INFO"):
+        assert resolve_shortlist(None, 40) == 40
+    assert "the gallery has 40 pictures: all of them are re-ranked" in caplog.text
+    assert resolve_shortlist(40, 40) == 40
+    assert resolve_shortlist(41, 40) == 40
+
+
+@pytest.mark.parametrize("shortlist", [0, -1])
+def test_a_shortlist_of_nothing_is_refused(shortlist):
+    with pytest.raises(ValueError, match=f"the shortlist must be at least 1, got {shortlist}"):
+        resolve_shortlist(shortlist, 40)
+
+
+# Encoding and stage 2, against the model's own forward pass over one pair at a time
+
+
+@torch.no_grad()
+def forward_each_pair(model, processor, pictures, captions):
+    """Embeddings and match logits (Q, G) without batches, padding or shortlists."""
+    logits = torch.empty(len(captions), len(pictures))
+    cosines = torch.empty(len(captions), len(pictures))
+    for query, caption in enumerate(captions):
+        for row, picture in enumerate(pictures):
+            output = model(**processor(images=[picture], text=[caption]))
+            logits[query, row] = output.match_logits[0, 1]
+            cosines[query, row] = output.text_embeds[0] @ output.image_embeds[0]
+    return cosines, logits
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 1000])
+def test_encoding_and_matching_equal_the_model_on_single_pairs(
+    model, processor, pictures, captions, batch_size
+):
+    cosines, logits = forward_each_pair(model, processor, pictures, captions)
+    images = encode_images(model, processor, pictures, batch_size=batch_size)
+    texts = encode_texts(model, processor, captions, batch_size=batch_size)
+    torch.testing.assert_close(texts.embeds @ images.embeds.t(), cosines, atol=1e-6, rtol=0)
+
+    shortlists = torch.stack([torch.randperm(len(pictures))[:3] for _ in captions])
+    scores = match_shortlists(model, images, texts, shortlists, batch_size=batch_size)
+    torch.testing.assert_close(scores, logits.gather(1, shortlists), atol=1e-6, rtol=0)
+
+
+def test_pictures_are_read_one_at_a_time_and_once(model, processor, pictures):
+    class Reader(list):
+        def __getitem__(self, row):
+            reads.append(row)
+            return super().__getitem__(row)
+
+    reads = []
+    encode_images(model, processor, Reader(pictures), batch_size=3)
+    assert reads == list(range(len(pictures)))
+
+
+def test_a_batch_of_none_is_refused(model, processor, captions):
+    with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
+        encode_texts(model, processor, captions, batch_size=0)
+
+
+# Scores and orders
+
+
+def test_fusion_is_the_weighted_sum_of_standardised_scores():
+    matching, embedding = torch.randn(4, 6) * 9 + 5, torch.randn(4, 6) / 7
+    fused = fuse(matching, embedding, 0.3)
+    for query in range(4):
+        m, e = matching[query].double().numpy(), embedding[query].double().numpy()
+        expected = 0.7 * (m - m.mean()) / m.std() + 0.3 * (e - e.mean()) / e.std()
+        np.testing.assert_allclose(fused[query].numpy(), expected, rtol=1e-5)
+    torch.testing.assert_close(fuse(matching * 4 - 3, embedding, 0.3), fused)
+
+
+def test_fusion_weight_zero_leaves_the_match_logits_untouched():
+    matching = torch.randn(3, 5)
+    assert fuse(matching, torch.randn(3, 5), 0.0) is matching
+
+
+def test_equal_scores_take_no_part_in_a_fusion():
+    matching = torch.full((1, 3), 0.1)
+    assert fuse(matching, torch.tensor([[3.0, 2.0, 1.0]]), 0.5)[0].tolist() == pytest.approx(
+        [0.5 * 1.5**0.5, 0.0, -0.5 * 1.5**0.5]
+    )
+    assert fuse(matching[:, :1], matching[:, :1], 0.5).tolist() == [[0.0]]
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5])
+def test_a_fusion_weight_out_of_range_is_refused(weight):
+    with pytest.raises(ValueError, match=f"between 0 .* and 1, got {weight}"):
+        fuse(torch.zeros(1, 2), torch.zeros(1, 2), weight)
+
+
+def test_reordered_shortlists_keep_the_tail_and_equal_scores_keep_their_order():
+    ranking = torch.tensor([[4, 2, 0, 3, 1], [1, 0, 2, 4, 3]])
+    scores = torch.tensor([[0.1, 0.9, 0.1], [0.5, 0.5, 0.7]])
+    head, sorted_scores = reorder(ranking[:, :3], scores)
+    assert head.tolist() == [[2, 4, 0], [2, 1, 0]]
+    assert sorted_scores.tolist() == [pytest.approx([0.9, 0.1, 0.1]), pytest.approx([0.7, 0.5, 0.5])]
+    assert replace_head(ranking, head).tolist() == [[2, 4, 0, 3, 1], [2, 1, 0, 4, 3]]

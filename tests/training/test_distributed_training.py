@@ -1,0 +1,118 @@
+"""Training through `accelerate launch` with the shipped configurations, as far as it goes without GPUs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+
+from tpas.modeling_tpas import TPASModel
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "recipes" / "accelerate"
+
+# accelerate gives FSDP to GPUs alone. torch's own works over gloo, so the run is told that it has some.
+FSDP_WITHOUT_GPU = """
+import sys
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from tpas.train_accelerate import main
+
+PartialState(cpu=True)
+PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+main(sys.argv[1:])
+"""
+
+
+def launch(config: str, program: Path, data_root: Path, start: Path, output: Path, *more: object) -> None:
+    flags = {
+        "data_root": data_root,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "num_train_epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "validation_fraction": 0.34,
+        "log_every": 1,
+        "checkpoint_every": 1,
+        "num_workers": 0,
+        "report_to": "none",
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / config]
+    process = subprocess.run(
+        [*map(str, [*command, "--mixed_precision", "no", "--main_process_port", 0, program, *words, *more])],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+
+
+def losses_of(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "training_log.jsonl").read_text().splitlines())
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return TPASModel.from_pretrained(run / "last").state_dict()
+
+
+@pytest.fixture
+def start(start: Path) -> Path:
+    """Without dropout, so that runs on other processes can be compared."""
+    config = json.loads((start / "config.json").read_text())
+    config["text_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config["vision_config"]["drop_path_rate"] = 0.0
+    (start / "config.json").write_text(json.dumps(config))
+    return start
+
+
+def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start, tmp_path):
+    program = tmp_path / "fsdp.py"
+    program.write_text(FSDP_WITHOUT_GPU)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    launch("cpu_two_processes.yaml", ROOT / "train_accelerate.py", small_pab, start, whole)
+    settings = json.loads((whole / "training_arguments.json").read_text())
+    assert (settings["num_processes"], settings["effective_batch"], settings["total_steps"]) == (2, 8, 4)
+
+    launch("fsdp.yaml", program, small_pab, start, cut)
+    assert losses_of(cut) == pytest.approx(losses_of(whole), abs=1e-5)
+    expected = weights_of(whole)
+    ended = weights_of(cut)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(ended[name], tensor, atol=1e-5, rtol=0)
+
+    # As if it had been killed in its last step.
+    shutil.rmtree(cut / "checkpoints" / "step_00000004")
+    assert (cut / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()
+    launch("fsdp.yaml", program, small_pab, start, cut, "--resume_from_checkpoint", "last")
+    for name, tensor in weights_of(cut).items():
+        assert torch.equal(tensor, ended[name]), name
+
+
+def test_several_seeds_follow_each_other_on_two_processes(small_pab, start, tmp_path):
+    program, run = ROOT / "train_accelerate.py", tmp_path / "run"
+    more = ("--seeds", 2, "--seed", 7, "--max_train_steps", 1)
+    launch("cpu_two_processes.yaml", program, small_pab, start, run, *more)
+    assert json.loads((run / "seeds.json").read_text())["seeds"] == [7, 8]
+    for seed in (7, 8):
+        settings = json.loads((run / f"seed_{seed}" / "training_arguments.json").read_text())
+        assert settings["num_processes"] == 2
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_accelerate_reads_every_configuration(path):
+    config = load_config_from_file(str(path))
+    assert config.num_processes >= 1
+    assert config.compute_environment == "LOCAL_MACHINE"
+    written = yaml.safe_load(path.read_text())
+    if written["distributed_type"] == "FSDP":
+        wrapped = set(written["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"].split(","))
+        assert wrapped == set(TPASModel._no_split_modules)

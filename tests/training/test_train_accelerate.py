@@ -1,0 +1,475 @@
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import debug_launcher
+from accelerate.state import AcceleratorState
+from torch.utils.data import DataLoader
+from transformers import BertTokenizer
+
+from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.pab import load_pab, retrieval_split
+from tpas.evaluation.retrieval import evaluate
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor, clean_caption
+from tpas.train_accelerate import main
+from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, stable_number
+from tpas.training.image_augmentation import Augmentation
+from tpas.training.optimizer import LearningRates, build_optimizer
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+CUT = {"validation_fraction": 0.2, "max_validation_pairs": 1000}
+
+
+@pytest.fixture(scope="module")
+def drawn_root(tmp_path_factory) -> Path:
+    return draw_pab(
+        tmp_path_factory.mktemp("drawn") / "pab", train_pairs=24, test_pairs=2, image_size=48, workers=1
+    )
+
+
+@pytest.fixture
+def config(tiny_config):
+    tiny_config.text_config.vocab_size = 300
+    # Without dropout one process and two can be compared.
+    tiny_config.text_config.hidden_dropout_prob = 0.0
+    tiny_config.text_config.attention_probs_dropout_prob = 0.0
+    tiny_config.vision_config.drop_path_rate = 0.0
+    return tiny_config
+
+
+@pytest.fixture
+def processor(config, drawn_root) -> TPASProcessor:
+    captions = load_pab(drawn_root, "train", validation_fraction=0)["caption"]
+    words = sorted({word for caption in captions for word in clean_caption(caption).split()})
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words][: config.text_config.vocab_size]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(known)})
+    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=config.max_text_length)
+
+
+@pytest.fixture
+def start(config, processor, tmp_path) -> Path:
+    TPASModel(config).save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
+    """A run of two epochs of two steps, without workers or a tracker."""
+    settings = {
+        "data_root": root,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "num_train_epochs": 2,
+        "batch_size": 8,
+        "learning_rate": 1e-3,
+        "validation_fraction": CUT["validation_fraction"],
+        "log_every": 1,
+        "num_workers": 0,
+        "report_to": "none",
+    } | changes
+    return [
+        word for name, value in settings.items() if value is not None for word in (f"--{name}", str(value))
+    ]
+
+
+def read_log(output: Path) -> tuple[list[dict], list[dict]]:
+    """The entries of steps and of evaluations."""
+    entries = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    return [e for e in entries if "loss" in e], [e for e in entries if "evaluation" in e]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return TPASModel.from_pretrained(folder).state_dict()
+
+
+def test_a_run_leaves_models_log_arguments_and_tracker_files(drawn_root, start, tmp_path):
+    output = tmp_path / "run"
+    main(flags(drawn_root, start, output, report_to="tensorboard", num_workers=1))
+    assert {path.name for path in output.iterdir()} == {
+        *("best", "last", "checkpoints", "tensorboard", "training_arguments.json", "training_log.jsonl")
+    }
+    assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
+    arguments = json.loads((output / "training_arguments.json").read_text())
+    assert arguments["learning_rate"] == 1e-3
+    assert (arguments["num_processes"], arguments["total_steps"], arguments["new_parameters"]) == (1, 4, 0)
+    assert arguments["training_pairs"] == len(load_pab(drawn_root, "train", **CUT))
+
+    steps, evaluations = read_log(output)
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
+    assert [entry["epoch"] for entry in steps] == [0.5, 1.0, 1.5, 2.0]
+    assert [entry["learning_rate"] for entry in steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    for entry in steps:
+        assert entry["loss"] == pytest.approx(entry["contrastive_loss"] + entry["matching_loss"], rel=1e-5)
+        assert 0.001 <= entry["temperature"] <= 0.5
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+
+    # What was logged is what the saved models do.
+    recalls = [entry["evaluation"]["matching"]["all"]["recall@1"] for entry in evaluations]
+    best = evaluations[recalls.index(max(recalls))]
+    benchmark = retrieval_split(load_pab(drawn_root, "validation", **CUT))
+    for folder, logged in (("best", best), ("last", evaluations[-1])):
+        model, processor = (kind.from_pretrained(output / folder) for kind in (TPASModel, TPASProcessor))
+        assert evaluate(model, processor, benchmark, drawn_root).stages == logged["evaluation"]
+
+
+def test_the_loss_falls_on_pairs_seen_again_and_again(drawn_root, start, tmp_path):
+    output = tmp_path / "run"
+    main(
+        flags(
+            *(drawn_root, start, output),
+            **{
+                "pairs": 8,
+                "max_train_steps": 40,
+                "learning_rate": 5e-3,
+                "augmentation": False,
+                "log_every": 20,
+            },
+            **{"evaluate_every": 0, "warmup_ratio": 0.25, "max_grad_norm": 1.0},
+        )
+    )
+    steps, evaluations = read_log(output)
+    assert [entry["step"] for entry in steps] == [20, 40]
+    assert steps[1]["contrastive_loss"] < 0.8 * steps[0]["contrastive_loss"]
+    assert steps[1]["learning_rate"] == pytest.approx(5e-3 / 30)  # rises for 10 steps, falls to 0 in 30
+    assert not evaluations
+    assert not (output / "best").exists()
+
+
+def test_the_same_seed_gives_the_same_model(drawn_root, start, tmp_path):
+    for name, seed in (("first", 1), ("second", 1), ("third", 2)):
+        main(flags(drawn_root, start, tmp_path / name, seed=seed, evaluate_every=0))
+    first, second, third = (weights(tmp_path / name / "last") for name in ("first", "second", "third"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_steps_and_evaluations_are_counted_with_accumulation(drawn_root, start, tmp_path):
+    output = tmp_path / "run"
+    changes = {"batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 5, "evaluate_every": 2}
+    main(flags(drawn_root, start, output, **changes))
+    steps, evaluations = read_log(output)
+    batches = len(load_pab(drawn_root, "train", **CUT)) // 4
+    per_epoch = -(-batches // 2)
+    assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
+    assert [entry["epoch"] for entry in steps] == pytest.approx([step / per_epoch for step in range(1, 6)])
+    assert evaluations[-1]["step"] == 5  # the end is always evaluated
+
+
+def test_a_step_of_fewer_batches_is_their_mean_as_well(drawn_root, start, tmp_path):
+    """With an epsilon that makes Adam's steps grow with the gradient, which they otherwise hardly do."""
+    assert len(load_pab(drawn_root, "train", **CUT)) // 8 == 2  # batches of an epoch
+    changes = {"adam_epsilon": 1.0, "learning_rate": 1.0, "num_train_epochs": 1, "evaluate_every": 0}
+    changes["augmentation"] = False
+    for accumulated in (2, 5):
+        output = tmp_path / str(accumulated)
+        main(flags(drawn_root, start, output, gradient_accumulation_steps=accumulated, **changes))
+        assert len(read_log(output)[0]) == 1
+    whole, short, before = (weights(folder) for folder in (tmp_path / "2/last", tmp_path / "5/last", start))
+    assert max((whole[name] - before[name]).abs().max() for name in before) > 1e-3
+    for name, expected in whole.items():
+        torch.testing.assert_close(short[name], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_random_weights_from_a_config(drawn_root, start, tmp_path):
+    (start / "model.safetensors").unlink()
+    output = tmp_path / "run"
+    main(flags(drawn_root, None, output, config_name=start, max_train_steps=1))
+    assert json.loads((output / "training_arguments.json").read_text())["new_parameters"] == 0
+    assert weights(output / "last")
+
+
+def train_on_two_processes(words):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(words)
+
+
+def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(drawn_root, start, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    words = flags(drawn_root, start, two, batch_size=4, negatives="global")
+    debug_launcher(train_on_two_processes, (words,), num_processes=2)
+    main(flags(drawn_root, start, one, batch_size=8, negatives="global"))
+
+    arguments = json.loads((two / "training_arguments.json").read_text())
+    assert (arguments["num_processes"], arguments["total_steps"]) == (2, 4)
+    steps_of_one, _ = read_log(one)
+    steps_of_two, evaluations = read_log(two)
+    assert len(steps_of_two) == len(steps_of_one) == 4
+    # The contrastive loss is over the gathered batch, and the hard negatives are drawn from it.
+    for two_said, one_said in zip(steps_of_two, steps_of_one, strict=True):
+        for name in ("contrastive_loss", "matching_loss"):
+            assert two_said[name] == pytest.approx(one_said[name], abs=1e-4)
+    assert [e["learning_rate"] for e in steps_of_two] == [e["learning_rate"] for e in steps_of_one]
+
+    model, processor = (kind.from_pretrained(two / "last") for kind in (TPASModel, TPASProcessor))
+    benchmark = retrieval_split(load_pab(drawn_root, "validation", **CUT))
+    assert evaluate(model, processor, benchmark, drawn_root).stages == evaluations[-1]["evaluation"]
+
+
+# Parts
+
+
+def test_learning_rate_and_decay_of_each_parameter(config):
+    model = TPASModel(config)
+    new = {"matching_head.classifier.weight", "matching_head.classifier.bias"}
+    settings = {"config": config, "weight_decay": 0.01, "betas": (0.9, 0.98), "epsilon": 1e-8}
+    optimizer = build_optimizer(model, LearningRates(3e-5, multiplier=2.0), new_parameters=new, **settings)
+    assert optimizer.defaults["betas"] == (0.9, 0.98)
+    assert optimizer.defaults["eps"] == 1e-8
+    settings = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    norms = {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)
+    }
+    assert len(settings) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        rate = 6e-5 if name in new else 3e-5
+        decay = 0.0 if "bias" in name or name in norms else 0.01
+        assert settings[id(parameter)] == (rate, decay), name
+    assert optimizer.param_groups[0]["lr"] == 3e-5  # the rate that is logged
+
+
+@pytest.mark.parametrize("lora_rank", [0, 2])
+def test_parameters_that_the_checkpoint_lacks_are_new(
+    drawn_root, config, processor, tmp_path, monkeypatch, lora_rank
+):
+    model = TPASModel(config)
+    state = {name: value for name, value in model.state_dict().items() if "matching_head" not in name}
+    model.save_pretrained(tmp_path / "partial", state_dict=state)
+    processor.save_pretrained(tmp_path / "partial")
+    rates = {}
+
+    def build_and_keep(*arguments, **settings):
+        optimizer = build_optimizer(*arguments, **settings)
+        rates.update({name: g["lr"] for g in optimizer.param_groups for name in g["param_names"]})
+        return optimizer
+
+    monkeypatch.setattr("tpas.training.fine_tuning.build_optimizer", build_and_keep)
+    changes = {"max_train_steps": 1, "evaluate_every": 0, "masked_language_modelling_weight": 1.0}
+    run = tmp_path / "run"
+    main(flags(drawn_root, tmp_path / "partial", run, lora_rank=lora_rank, **changes))
+    arguments = json.loads((run / "training_arguments.json").read_text())
+    assert arguments["new_parameters"] == len(list(model.matching_head.parameters()))
+    doubled = {name for name, rate in rates.items() if rate == 2e-3}
+    assert doubled == {name for name in rates if "matching_head" in name or "masked_language" in name}
+    assert set(rates.values()) == {1e-3, 2e-3}
+
+
+def training_pairs(root: Path, **changes: object) -> TrainingPairs:
+    settings = {"augmentation": Augmentation(32), "seed": 1, "skip_bad_images": False} | changes
+    return TrainingPairs(load_pab(root, "train", **CUT), root, **settings)
+
+
+def test_augmentation_depends_on_seed_epoch_and_row_only(drawn_root):
+    pairs = training_pairs(drawn_root)
+    first = [pairs[row]["image"].tobytes() for row in range(4)]
+    assert [pairs[row]["image"].tobytes() for row in (3, 1, 0, 2)] == [first[row] for row in (3, 1, 0, 2)]
+    pairs.begin_epoch(1)
+    assert pairs[0]["image"].tobytes() != first[0]
+    assert training_pairs(drawn_root, seed=2)[0]["image"].tobytes() != first[0]
+    plain = training_pairs(drawn_root, augmentation=None)
+    assert plain[0]["image"].size == (48, 48)
+
+
+def test_batches_are_the_same_with_and_without_workers(drawn_root, processor):
+    batches = [
+        list(DataLoader(training_pairs(drawn_root), 5, num_workers=count, collate_fn=PairCollator(processor)))
+        for count in (0, 2)
+    ]
+    for here, there in zip(*batches, strict=True):
+        assert here.keys() == there.keys()
+        for name in ("pixel_values", "input_ids", "attention_mask", "image_ids"):
+            assert torch.equal(here[name], there[name])
+
+
+def test_stable_numbers_tell_ids_apart_and_never_change():
+    numbers = [stable_number(str(number)) for number in range(1000)] + [stable_number("01")]
+    assert len(set(numbers)) == 1001
+    assert all(0 <= number < 2**63 for number in numbers)
+    assert torch.tensor(numbers).dtype == torch.int64
+    assert stable_number("0") == 4761921975702974394
+
+
+# Bad input
+
+
+@pytest.fixture
+def broken_root(drawn_root, tmp_path) -> Path:
+    """A copy of the drawn PAB whose second training pair's picture is cut off."""
+    root = tmp_path / "broken"
+    shutil.copytree(drawn_root, root)
+    picture = root / load_pab(root, "train", **CUT)[1]["image"]
+    picture.write_bytes(picture.read_bytes()[:200])
+    return root
+
+
+def place(root: Path, split: str, row: int) -> str:
+    pair = load_pab(root, split, **CUT)[row]
+    return f"{pair['file']}, line {pair['line']}: "
+
+
+def test_a_broken_picture_stops_the_run_and_is_named(broken_root, start, tmp_path):
+    with pytest.raises(SystemExit, match="broken image") as error:
+        main(flags(broken_root, start, tmp_path / "run"))
+    assert place(broken_root, "train", 1) in str(error.value)
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_missing_picture_stops_the_run_and_is_named(broken_root, start, tmp_path):
+    (broken_root / load_pab(broken_root, "train", **CUT)[1]["image"]).unlink()
+    with pytest.raises(SystemExit, match="no such image file") as error:
+        main(flags(broken_root, start, tmp_path / "run"))
+    assert place(broken_root, "train", 1) in str(error.value)
+
+
+def test_a_skipped_picture_is_counted_and_named_once(broken_root, start, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip", num_train_epochs=3))
+    where = place(broken_root, "train", 1)
+    named = [r for r in caplog.records if where in r.getMessage()]
+    assert [record.levelname for record in named] == ["WARNING", "INFO"]  # when met, and at the end
+    size = len(load_pab(broken_root, "train", **CUT))
+    assert f"1 of {size} training pairs were skipped, unreadable" in caplog.text
+    steps, _ = read_log(tmp_path / "run")
+    assert len(steps) == 3 * (size // 8)
+
+
+def test_the_next_readable_pair_stands_in_for_a_broken_one(broken_root):
+    pairs = training_pairs(broken_root, skip_bad_images=True)
+    item = pairs[1]
+    assert item["image_id"] == pairs.dataset[2]["image_id"]
+    assert item["caption"] == pairs.dataset[2]["caption"]
+    assert item["image"].tobytes() == pairs[2]["image"].tobytes()
+    assert len(item["unreadable"]) == 1
+    assert item["unreadable"][0].startswith(place(broken_root, "train", 1))
+
+
+def test_a_run_without_any_readable_picture_is_refused(broken_root, start, tmp_path):
+    for picture in broken_root.glob("train/**/*.jpg"):
+        picture.write_bytes(b"")
+    pairs = training_pairs(broken_root, skip_bad_images=True)
+    with pytest.raises(ValueError, match=f"none of the {len(pairs)} training pictures can be read"):
+        pairs[3]
+    with pytest.raises(SystemExit, match="validation pictures can be read"):
+        main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_validation_picture_is_found_before_the_first_step(drawn_root, start, tmp_path, caplog):
+    root = tmp_path / "root"
+    shutil.copytree(drawn_root, root)
+    (root / load_pab(root, "validation", **CUT)[0]["image"]).unlink()
+    where = place(root, "validation", 0)
+    with pytest.raises(SystemExit, match="no such image file") as error:
+        main(flags(root, start, tmp_path / "run"))
+    assert str(error.value).startswith(f"tpas train: {where}")
+    assert not (tmp_path / "run").exists()
+
+    main(flags(root, start, tmp_path / "run", on_bad_image="skip", max_train_steps=1))
+    assert f"left out of the validation split: {where}" in caplog.text
+
+
+def test_a_folder_with_a_run_is_left_alone_unless_told(drawn_root, start, tmp_path):
+    output = tmp_path / "run"
+    (output / "last").mkdir(parents=True)
+    (output / "last" / "old").touch()
+    (output / "notes.txt").write_text("mine")
+    changes = {"max_train_steps": 1, "evaluate_every": 0}
+    with pytest.raises(SystemExit, match="holds a run already .last.: .*--overwrite_output_dir"):
+        main(flags(drawn_root, start, output, **changes))
+    with pytest.raises(SystemExit, match="do not fill one batch"):  # refused later, and still nothing is lost
+        main(flags(drawn_root, start, output, overwrite_output_dir=True, batch_size=1000, **changes))
+    assert (output / "last" / "old").exists()
+
+    main(flags(drawn_root, start, output, overwrite_output_dir=True, **changes))
+    assert not (output / "last" / "old").exists()
+    assert (output / "last" / "model.safetensors").exists()
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 1}, "--batch_size must be at least 2, got 1"),
+        ({"batch_size": 1000}, "training pairs do not fill one batch of 1000"),
+        ({"model_name_or_path": None}, "give either --model_name_or_path.*tpas convert"),
+        ({"config_name": "folder"}, "give either --model_name_or_path"),
+        ({"num_train_epochs": 0}, "--num_train_epochs must be at least 1, got 0"),
+        ({"max_train_steps": 0}, "--max_train_steps must be at least 1, got 0"),
+        ({"validation_fraction": 0}, "--evaluate_every 0"),
+        ({"evaluation_shortlist": 0}, "the shortlist must be at least 1, got 0"),
+        ({"fusion_weight": 1.5}, "the fusion weight must be between 0"),
+    ],
+)
+def test_impossible_runs_are_refused_before_anything_is_written(
+    drawn_root, start, tmp_path, changes, message
+):
+    with pytest.raises(SystemExit, match=message):
+        main(flags(drawn_root, start, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+# --- batches of hard pairs --------------------------------------------------------------------------------
+
+
+def grouped_order(videos, group_size, seed=0):
+    sampler = SourceGroupedSampler(np.array(videos), group_size, torch.Generator().manual_seed(seed))
+    assert len(sampler) == len(videos)
+    return sampler
+
+
+def test_grouped_rows_follow_each_other_and_each_row_comes_once():
+    videos = np.repeat(np.arange(20), 4)[np.random.default_rng(0).permutation(80)]
+    sampler = grouped_order(videos, 2)
+    passes = [list(sampler), list(sampler)]
+    for order in passes:
+        assert sorted(order) == list(range(80))
+        groups = videos[order].reshape(-1, 2)
+        assert (groups[:, 0] == groups[:, 1]).all()
+        assert len({tuple(group) for group in np.sort(np.reshape(order, (-1, 2)))}) == 40
+        # A video's two groups are dealt apart, not laid side by side.
+        assert (groups[:-1, 0] == groups[1:, 0]).sum() < 10
+    assert passes[0] != passes[1]
+    assert list(grouped_order(videos, 2)) == passes[0] != list(grouped_order(videos, 2, seed=1))
+
+
+def test_a_video_smaller_than_the_group_loses_nothing():
+    order = list(grouped_order([5, 3, 5, 5, 9], 2))
+    assert sorted(order) == [0, 1, 2, 3, 4]
+    of_five = [order.index(row) for row in (0, 2, 3)]
+    assert 1 in np.diff(sorted(of_five))
+
+
+def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(
+    drawn_root, start, tmp_path, monkeypatch
+):
+    seen = []
+    collate = PairCollator.__call__
+
+    def spy(self, items):
+        seen.append([item["image_id"] for item in items])
+        return collate(self, items)
+
+    monkeypatch.setattr(PairCollator, "__call__", spy)
+    main(
+        flags(
+            drawn_root,
+            start,
+            tmp_path / "run",
+            source_group_size=2,
+            batch_size=4,
+            evaluate_every=0,
+            num_train_epochs=1,
+        )
+    )
+    rows = load_pab(drawn_root, "train", **CUT)
+    source = {row["image_id"]: row["source_id"].split("_")[0] for row in rows}
+    assert len(seen) == len(rows) // 4
+    assert all(len({source[image_id] for image_id in batch}) == 2 for batch in seen)

@@ -1,0 +1,460 @@
+"""What can be switched on beside the paper's recipe, each through the command a user types."""
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import ImageChops, ImageOps
+from safetensors.torch import load_file
+from transformers import BertConfig, BertModel
+
+from tpas.configuration_tpas import TPASConfig
+from tpas.data.image_files import open_picture
+from tpas.data.pab import load_pab
+from tpas.engine.retrieval_stages import encode_texts
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.train_accelerate import main
+from tpas.training.arguments import FineTuningArguments
+from tpas.training.caption_augmentation import swap_left_right
+from tpas.training.data import PairCollator, TrainingPairs
+from tpas.training.image_augmentation import Augmentation
+from tpas.training.log import LossMeans
+from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
+from tpas.training.subsets import diverse_subset
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+FRACTION = 0.34  # of the pairs, for validation: 16 are left to train on
+
+
+def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list[str]:
+    """Two epochs of four steps."""
+    settings = {
+        "data_root": small_pab,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "num_train_epochs": 2,
+        "batch_size": 4,
+        "learning_rate": 1e-3,
+        "validation_fraction": FRACTION,
+        "evaluate_every": 0,
+        "log_every": 1,
+        "num_workers": 0,
+        "report_to": "none",
+    } | changes
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def read_log(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return TPASModel.from_pretrained(folder).state_dict()
+
+
+def checkpoint_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    state = load_file(run / "checkpoints" / f"step_{step:08d}" / "model.safetensors")
+    return {name.removeprefix("model."): tensor for name, tensor in state.items()}
+
+
+def training_rows(small_pab: Path):
+    return load_pab(small_pab, "train", validation_fraction=FRACTION)
+
+
+# Everything together
+
+
+def test_a_run_with_every_addition_goes_on_bit_equal(
+    small_pab, start, tmp_path, monkeypatch, fresh_accelerator
+):
+    everything = {
+        "evaluate_every": 1,
+        "negatives": "global",
+        "counterparts": True,
+        "second_view_weight": 0.8,
+        "masked_language_modelling_weight": 1.0,
+        "label_smoothing": 0.1,
+        "crop_probability": 0.5,
+        "erasing_probability": 0.6,
+        "swap_left_right": True,
+        "group_by_length": True,
+        "cached_chunk_size": 3,
+        "layer_decay": 0.9,
+        "multiplied_parameters": "projection",
+        "ema_decay": 0.9,
+        "average_last_epochs": 2,
+        "mixed_precision": "bf16",
+    }
+    main(flags(small_pab, start, tmp_path / "whole", **everything))
+    fresh_accelerator()
+    add, calls = LossMeans.add, []
+
+    def add_and_stop(self, losses):
+        add(self, losses)
+        calls.append(losses)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LossMeans, "add", add_and_stop)
+    with pytest.raises(SystemExit, match="143"):
+        main(flags(small_pab, start, tmp_path / "run", **everything))
+    monkeypatch.undo()
+    fresh_accelerator()
+    main([*flags(small_pab, start, tmp_path / "run", **everything), "--resume_from_checkpoint", "last"])
+
+    assert read_log(tmp_path / "run") == read_log(tmp_path / "whole")
+    for name in ("best", "last", "averaged"):
+        whole, run = weights(tmp_path / "whole" / name), weights(tmp_path / "run" / name)
+        assert all(torch.equal(tensor, run[key]) for key, tensor in whole.items()), name
+    entries = read_log(tmp_path / "whole")
+    assert "masked_language_modelling_loss" in entries[0]
+    assert [entry.get("weights") for entry in entries if "evaluation" in entry] == [None, None, "averaged"]
+
+
+# Averages of weights
+
+
+def test_the_moving_average_is_what_is_kept(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    changes = {"ema_decay": 0.75, "max_train_steps": 3, "checkpoint_every": 1, "checkpoints_kept": 9}
+    main(flags(small_pab, start, run, **changes))
+    first, second, third = (checkpoint_weights(run, step) for step in (1, 2, 3))
+    kept = weights(run / "last")
+    for name in ("image_projection.weight", "matching_head.classifier.bias", "temperature.value"):
+        average = 0.75 * (0.75 * first[name] + 0.25 * second[name]) + 0.25 * third[name]
+        torch.testing.assert_close(kept[name], average)
+        assert not torch.equal(kept[name], third[name])
+
+
+def test_the_last_epochs_are_averaged(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    main(flags(small_pab, start, run, average_last_epochs=2, num_train_epochs=3, checkpoints_kept=9))
+    steps = [int(path.name[5:]) for path in sorted((run / "checkpoints").iterdir())]
+    assert len(steps) == 3
+    _, second, third = (checkpoint_weights(run, step) for step in steps)
+    averaged, last = weights(run / "averaged"), weights(run / "last")
+    for name in ("image_projection.weight", "matching_head.classifier.bias"):
+        torch.testing.assert_close(averaged[name], (second[name] + third[name]) / 2)
+        assert torch.equal(last[name], third[name])
+
+
+# Batches and steps
+
+
+def test_a_run_stops_early_and_stays_stopped(small_pab, start, tmp_path, caplog, fresh_accelerator):
+    caplog.set_level("INFO")
+    changes = {"evaluate_every": 1, "early_stopping_patience": 2, "num_train_epochs": 9, "learning_rate": 0.0}
+    arguments = flags(small_pab, start, tmp_path / "run", **changes)
+    main(arguments)
+    log = read_log(tmp_path / "run")
+    steps_per_epoch = len(training_rows(small_pab)) // 4
+    assert [entry["step"] for entry in log if "evaluation" in entry] == [
+        steps_per_epoch * epoch for epoch in (1, 2, 3)
+    ]
+    assert f"stopped after step {3 * steps_per_epoch} of {9 * steps_per_epoch}" in caplog.text
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert read_log(tmp_path / "run") == log
+
+
+def test_subsets_can_be_compared_at_equal_steps(small_pab, start, tmp_path):
+    main(flags(small_pab, start, tmp_path / "run", pairs=8, steps_as_pairs=17, num_train_epochs=3))
+    settings = json.loads((tmp_path / "run" / "training_arguments.json").read_text())
+    assert (settings["steps_per_epoch"], settings["total_steps"]) == (2, 3 * (17 // 4))
+
+
+def test_captions_of_similar_length_share_a_batch(small_pab, start, tmp_path, monkeypatch):
+    def spread(**changes) -> float:
+        seen, collate = [], PairCollator.__call__
+
+        def spy(self, items):
+            seen.append([len(item["caption"].split()) for item in items])
+            return collate(self, items)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PairCollator, "__call__", spy)
+            output = tmp_path / f"run{len(changes)}"
+            main(flags(small_pab, start, output, num_train_epochs=4, batch_size=2, **changes))
+        assert len(seen) == 4 * (len(training_rows(small_pab)) // 2)
+        return sum(max(lengths) - min(lengths) for lengths in seen)
+
+    assert spread(group_by_length=True) < 0.7 * spread()
+
+
+@pytest.mark.parametrize("subset", ["first", "balanced", "diverse"])
+def test_subsets(small_pab, start, tmp_path, monkeypatch, subset):
+    seen, collate = set(), PairCollator.__call__
+
+    def spy(self, items):
+        seen.update(item["caption"] for item in items)
+        return collate(self, items)
+
+    monkeypatch.setattr(PairCollator, "__call__", spy)
+    main(flags(small_pab, start, tmp_path / "run", pairs=8, subset=subset, num_train_epochs=1))
+    rows = training_rows(small_pab)
+    if subset == "diverse":
+        model, processor = TPASModel.from_pretrained(start).eval(), TPASProcessor.from_pretrained(start)
+        expected = sorted(
+            diverse_subset(encode_texts(model, processor, rows["caption"]).embeds, 8, 42).tolist()
+        )
+        assert json.loads((tmp_path / "run" / "subset.json").read_text()) == expected
+        captions = rows.select(expected)["caption"]
+    else:
+        cut = {"validation_fraction": FRACTION}
+        captions = load_pab(small_pab, "train", pairs=8, seed=42, subset=subset, **cut)["caption"]
+        assert not (tmp_path / "run" / "subset.json").exists()
+    assert seen == set(captions)
+
+
+def test_a_diverse_subset_stays_when_the_run_goes_on(small_pab, start, tmp_path, fresh_accelerator):
+    run = tmp_path / "run"
+    arguments = flags(small_pab, start, run, pairs=8, subset="diverse", num_train_epochs=1)
+    main(arguments)
+    chosen = [row for row in range(16) if row not in json.loads((run / "subset.json").read_text())][:8]
+    (run / "subset.json").write_text(json.dumps(chosen))  # as if another machine had rounded otherwise
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert json.loads((run / "subset.json").read_text()) == chosen
+
+
+def test_several_seeds_are_summed_up(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=2))
+    summary = json.loads((run / "seeds.json").read_text())
+    assert summary["seeds"] == [7, 8]
+    values = []
+    for seed in (7, 8):
+        (evaluation,) = (e["evaluation"] for e in read_log(run / f"seed_{seed}") if "evaluation" in e)
+        values.append(evaluation["embeddings"]["all"]["mAP"])
+    figures = summary["stages"]["embeddings"]["mAP"]
+    assert figures["values"] == values
+    assert figures["mean"] == pytest.approx(sum(values) / 2)
+    assert figures["deviation"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)
+
+
+def test_seeds_go_on_where_they_were_stopped(small_pab, start, tmp_path, fresh_accelerator):
+    run = tmp_path / "run"
+    arguments = flags(small_pab, start, run, seeds=2, evaluate_every=1, num_train_epochs=1)
+    main(arguments)
+    whole = (run / "seeds.json").read_text()
+    shutil.rmtree(run / "seed_43")
+    (run / "seeds.json").unlink()
+    fresh_accelerator()
+    main([*arguments, "--resume_from_checkpoint", "last"])
+    assert (run / "seeds.json").read_text() == whole
+
+
+def test_no_seed_is_run_if_a_later_one_has_a_run_already(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    (run / "seed_8" / "last").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="seed_8 holds a run already"):
+        main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
+    assert not (run / "seed_7").exists()
+
+
+def test_seeds_do_not_go_into_the_folder_of_a_single_run(small_pab, start, tmp_path):
+    run = tmp_path / "run"
+    (run / "best").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"run holds a run already \(best\)"):
+        main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
+    assert not (run / "seed_7").exists()
+
+
+# Raised within the compiler, of tensors that it looks at.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_encoders_train_alike(small_pab, start, tmp_path):
+    for name, compiled in (("plain", False), ("compiled", True)):
+        changes = {"torch_compile": compiled, "torch_compile_backend": "aot_eager", "max_train_steps": 2}
+        main(flags(small_pab, start, tmp_path / name, **changes))
+    plain, compiled = (read_log(tmp_path / name) for name in ("plain", "compiled"))
+    for one, other in zip(plain, compiled, strict=True):
+        assert other["loss"] == pytest.approx(one["loss"], abs=1e-4)
+
+
+# Learning rates
+
+
+def test_learning_rates_fall_from_layer_to_layer(tiny_config):
+    vision = replace_config(tiny_config.vision_config, depths=[2, 1])
+    config = TPASConfig(
+        vision_config=vision,
+        text_config=replace_config(tiny_config.text_config, num_hidden_layers=2),
+        num_cross_modal_layers=2,
+        projection_dim=16,
+    )
+    model = TPASModel(config)
+    rates = LearningRates(1.0, multiplier=3.0, multiplied=r"^matching_head", layer_decay=0.5)
+    settings = {"config": config, "weight_decay": 0.01, "betas": (0.9, 0.98), "epsilon": 1e-8}
+    optimizer = build_optimizer(model, rates, new_parameters={"text_projection.bias"}, **settings)
+    rate = {name: group["lr"] for group in optimizer.param_groups for name in group["param_names"]}
+    assert len(rate) == len(list(model.parameters()))
+    expected = {
+        "image_projection.weight": 1.0,
+        "text_projection.bias": 3.0,
+        "matching_head.dense.weight": 3.0,
+        "temperature.value": 1.0,
+        "vision_model.layernorm.weight": 1.0,
+        "vision_model.encoder.layers.1.blocks.0.mlp.fc1.weight": 0.5,
+        "vision_model.encoder.layers.0.downsample.reduction.weight": 0.25,
+        "vision_model.encoder.layers.0.blocks.1.mlp.fc1.weight": 0.25,
+        "vision_model.encoder.layers.0.blocks.0.mlp.fc1.weight": 0.125,
+        "vision_model.embeddings.patch_embeddings.projection.weight": 0.0625,
+        "cross_modal_encoder.layers.1.output.weight": 0.5,
+        "cross_modal_encoder.layers.0.output.weight": 0.25,
+        "text_model.encoder.layer.1.output.dense.weight": 0.125,
+        "text_model.encoder.layer.0.output.dense.weight": 0.0625,
+        "text_model.embeddings.word_embeddings.weight": 0.03125,
+    }
+    assert {name: rate[name] for name in expected} == expected
+    lines = describe_groups(optimizer)
+    assert lines[0].startswith("learning rate 3 on ")
+    assert "matching_head.dense.weight" in lines[0]
+    assert len(lines) == len(set(rate.values()))
+
+
+def replace_config(config, **changes):
+    return config.to_dict() | changes
+
+
+@pytest.mark.parametrize(
+    ("multiplied", "message"),
+    [("nowhere", "'nowhere' fits none of the trained parameters"), ("(", "is no regular expression")],
+)
+def test_a_multiplier_that_fits_nothing_is_refused(small_pab, start, tmp_path, multiplied, message):
+    with pytest.raises(SystemExit, match=message):
+        main(flags(small_pab, start, tmp_path / "run", multiplied_parameters=multiplied))
+    assert not (tmp_path / "run").exists()
+
+
+# Pictures and captions
+
+
+def test_counterparts_are_those_that_the_annotation_names(small_pab, start):
+    rows = training_rows(small_pab)
+    pairs = TrainingPairs(rows, small_pab, seed=1, counterparts=True)
+    image, caption = pairs[0]["counterpart"]
+    assert caption == rows[0]["hard_c"]
+    expected = open_picture(small_pab, rows[0]["hard_i"], "")
+    assert not ImageChops.difference(image, expected).getbbox()
+
+    def changed(row, **fields):
+        return row | fields
+
+    itself = {"hard_i": rows[0]["image"], "hard_i_id": None}
+    for fields in ({"hard_i": None}, {"hard_c": None}, {"hard_i_id": rows[0]["image_id"]}, itself):
+        without = TrainingPairs(rows.map(changed, fn_kwargs=fields), small_pab, seed=1, counterparts=True)
+        assert without[0]["counterpart"] is None
+
+    batch = PairCollator(TPASProcessor.from_pretrained(start))([without[0], pairs[1]])
+    assert batch["has_counterpart"].tolist() == [False, True]
+    assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 4
+    assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][2])  # its place is filled
+    assert not torch.equal(batch["pixel_values"][1], batch["pixel_values"][3])
+
+
+def test_a_broken_counterpart_is_named_or_passed_over(small_pab, tmp_path):
+    rows = training_rows(small_pab).map(lambda row: row | {"hard_i": "train/gone.jpg"})
+    with pytest.raises(FileNotFoundError, match=f"{rows[0]['file']}, line {rows[0]['line']}: .*gone.jpg"):
+        TrainingPairs(rows, small_pab, seed=1, counterparts=True)[0]
+    item = TrainingPairs(rows, small_pab, seed=1, counterparts=True, skip_bad_images=True)[0]
+    assert item["counterpart"] is None
+    assert "gone.jpg" in item["unreadable"][0]
+
+
+def test_left_and_right_follow_a_mirrored_picture(small_pab):
+    rows = training_rows(small_pab).map(lambda row: row | {"caption": "On the left of a man."})
+    mirror = Augmentation(32, crop_probability=0.0, flip_probability=1.0, operations=0)
+    plain = Augmentation(32, crop_probability=0.0, flip_probability=0.0, operations=0)
+    items = {}
+    for name, augmentation, swap in (
+        ("swapped", mirror, True),
+        ("kept", mirror, False),
+        ("plain", plain, True),
+    ):
+        pairs = TrainingPairs(rows, small_pab, seed=1, augmentation=augmentation, swap_left_right=swap)
+        items[name] = pairs[0]
+    assert items["swapped"]["caption"] == swap_left_right("On the left of a man.") == "On the right of a man."
+    assert items["kept"]["caption"] == items["plain"]["caption"] == "On the left of a man."
+    mirrored = ImageOps.mirror(items["plain"]["image"])
+    assert not ImageChops.difference(items["swapped"]["image"], mirrored).getbbox()
+
+
+def test_second_views_differ_by_epoch_and_follow_the_captions_in_a_batch(small_pab, start):
+    rows, processor = training_rows(small_pab), TPASProcessor.from_pretrained(start)
+    pairs = TrainingPairs(rows, small_pab, seed=1, second_view=lambda caption, rng: f"{rng.random()} a man")
+    batch = PairCollator(processor)([pairs[0], pairs[1]])
+    assert batch["input_ids"].shape[0] == 4
+    captions = processor.tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+    assert all(caption.endswith("a man") for caption in captions[2:])
+    view = pairs[0]["second_view"]
+    assert pairs[0]["second_view"] == view
+    pairs.begin_epoch(1)
+    assert pairs[0]["second_view"] != view
+
+
+# Bad input
+
+
+def test_a_model_of_another_architecture_is_refused(small_pab, tmp_path):
+    config = BertConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
+    )
+    BertModel(config).save_pretrained(tmp_path / "bert")
+    with pytest.raises(SystemExit, match="bert: BertModel has no get_image_features and no get_text_"):
+        main(flags(small_pab, tmp_path / "bert", tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_processor_of_another_image_size_is_refused(small_pab, start, tmp_path):
+    processor = TPASProcessor.from_pretrained(start)
+    processor.image_size = 64
+    processor.save_pretrained(start)
+    with pytest.raises(SystemExit, match="takes images of 32 pixels a side, its processor makes them 64"):
+        main(flags(small_pab, start, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_named(small_pab, start, tmp_path, monkeypatch):
+    monkeypatch.setattr("tpas.training.fine_tuning.find_spec", lambda name: None)
+    with pytest.raises(
+        SystemExit, match="--report_to wandb needs a package that is not there: pip install wandb"
+    ):
+        main(flags(small_pab, start, tmp_path / "run", report_to="wandb"))
+    assert not (tmp_path / "run").exists()
+
+
+GIVEN = FineTuningArguments("root", "output", model_name_or_path="start")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cached_chunk_size": -1}, "--cached_chunk_size must be at least 0, got -1"),
+        ({"checkpoint_every": -1}, "--checkpoint_every must be at least 0, got -1"),
+        ({"evaluate_every": -1}, "--evaluate_every must be at least 0, got -1"),
+        ({"max_grad_norm": -1.0}, "--max_grad_norm must be at least 0, got -1"),
+        ({"warmup_ratio": 500.0}, "--warmup_ratio must be between 0 and 1, got 500"),
+        ({"crop_probability": 1.5}, "--crop_probability must be between 0 and 1, got 1.5"),
+        ({"ema_decay": 1.0}, "--ema_decay must be at least 0 and below 1, got 1.0"),
+        ({"layer_decay": 0.0}, "--layer_decay must be above 0 and at most 1, got 0.0"),
+        ({"max_train_steps": 3, "steps_as_pairs": 9}, "both say how many steps"),
+        ({"source_group_size": 2, "group_by_length": True}, "both fill the batches"),
+        ({"subset": "first"}, "--subset first needs --pairs"),
+        ({"seeds": 2, "evaluate_every": 0}, "--seeds needs evaluations"),
+        ({"early_stopping_patience": 1, "evaluate_every": 0}, "--early_stopping_patience needs evaluations"),
+        ({"seeds": 2, "resume_from_checkpoint": "here"}, "--resume_from_checkpoint last is of each"),
+        ({"masked_language_modelling_weight": 1.0, "masked_share": 0.0}, "nothing to predict"),
+        ({"early_stopping_patience": 1, "average_last_epochs": 1}, "choose one"),
+        ({"augmentation": False, "swap_left_right": True}, "--swap_left_right has no effect"),
+        ({"augmentation": False, "crop_probability": 0.5}, "--crop_probability has no effect"),
+    ],
+)
+def test_contradictions_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(GIVEN, **changes)
