@@ -1,4 +1,4 @@
-"""Text-based person anomaly search: a sentence in, the matching pictures out of a large gallery.
+"""Text-based person anomaly search: a text in, the matching images out of a large gallery.
 
 tpas search gallery "a woman in a red coat is lying on the pavement" --model demo_start
 """
@@ -22,12 +22,12 @@ COMMANDS = {
         "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
     ),
     "evaluate": ("commands.evaluate", "measure retrieval on PAB, stage by stage"),
-    "gallery": ("commands.gallery", "encode pictures into a gallery; append to it, delete from it"),
-    "search": ("commands.search", "find the pictures of a gallery that answer a text"),
-    "app": ("commands.app", "open a web page to search a gallery, and to see why a picture was found"),
+    "gallery": ("commands.gallery", "encode images into a gallery; append to it, delete from it"),
+    "search": ("commands.search", "find the images of a gallery that answer a text"),
+    "app": ("commands.app", "open a web page to search a gallery, and to see why an image was found"),
     "compare": ("commands.compare", "test one evaluation against another, query by query"),
     "submit": ("commands.submit", "write or check a challenge's answer file"),
-    "rerank": ("commands.rerank", "settle collisions or hubs in a score file of any system"),
+    "rerank": ("commands.rerank", "resolve collisions or hubs in a score file of any system"),
     "fuse": ("commands.fuse", "fuse score files of several systems"),
     "draw": ("data.drawn.synthetic_pab", "draw a small PAB"),
     "push": ("commands.push", "upload a model with its card to the Hugging Face Hub"),

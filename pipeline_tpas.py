@@ -1,4 +1,4 @@
-"""`transformers.pipeline` for TPAS models: how well do a picture and a sentence belong together?"""
+"""`transformers.pipeline` for TPAS models: how well do an image and a text belong together?"""
 
 from pathlib import Path
 
@@ -11,26 +11,26 @@ from .processing_tpas import load_image, upright_rgb
 
 
 class ImageTextMatchingPipeline(Pipeline):
-    """Scores pictures against sentences.
+    """Scores images against texts.
 
         match = pipeline("image-text-matching", model="user/name", trust_remote_code=True)
         match({"image": "street.jpg", "text": "A man in a red coat is lying on the pavement."})
-        match([{"image": picture, "text": [one, another]} for picture in pictures], batch_size=8)
+        match([{"image": image, "text": [one, another]} for image in images], batch_size=8)
 
-    An item has a picture (`image`: a PIL image or the path of a file) and a sentence or several (`text`). For
-    one sentence the answer is a dictionary, for several a list of them in the order of the sentences:
+    An item has an image (`image`: a PIL image or the path of a file) and a text or several (`text`). For
+    one text the answer is a dictionary, for several a list of them in the order of the texts:
 
-    - `text`: the sentence.
+    - `text`: the text.
     - `match_probability`: that the pair matches, by the cross-modal encoder; not calibrated.
     - `match_logit`: what search ranks by.
     - `cosine`: of the embeddings, what search draws its shortlist by.
 
     A list of items gives a list of answers; a generator or a `datasets.Dataset` gives them as they are ready.
-    `batch_size` is in pictures. Nothing is downloaded: an address in place of a path is refused.
+    `batch_size` is in images. Nothing is downloaded: an address in place of a path is refused.
     """
 
     TASK = "image-text-matching"
-    PAIRS_PER_PASS = 64  # of the cross-modal encoder, which bounds the memory that many sentences take
+    PAIRS_PER_PASS = 64  # of the cross-modal encoder, which bounds the memory that many texts take
 
     _load_processor = True
     _load_tokenizer = False
@@ -60,38 +60,36 @@ class ImageTextMatchingPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, item):
-        """An item's picture (1, 3, H, W), and the tokens of its T sentences, (T, L)."""
+        """An item's image (1, 3, H, W), and the tokens of its T texts, (T, L)."""
         if not isinstance(item, dict) or not {"image", "text"} <= item.keys():
             given = sorted(item) if isinstance(item, dict) else type(item).__name__
-            raise ValueError(
-                f'an item is {{"image": picture or path, "text": sentence or several}}, got {given}'
-            )
+            raise ValueError(f'an item is {{"image": image or path, "text": text or several}}, got {given}')
         one = isinstance(item["text"], str)
-        sentences = [item["text"]] if one else list(item["text"])
-        if not sentences:
-            raise ValueError("an item's text is an empty list: give a sentence or several")
-        pixels = self.processor(images=[open_picture(item["image"])]).pixel_values
-        tokens = self.processor(text=sentences)
-        texts = {"sentences": sentences, "one": one, "tokens": dict(tokens)}
+        strings = [item["text"]] if one else list(item["text"])
+        if not strings:
+            raise ValueError("an item's text is an empty list: give a text or several")
+        pixels = self.processor(images=[open_image(item["image"])]).pixel_values
+        tokens = self.processor(text=strings)
+        texts = {"strings": strings, "one": one, "tokens": dict(tokens)}
         return {"pixel_values": pixels.to(self.model.dtype), "texts": [texts]}
 
     def _forward(self, inputs):
         # Collated from several items each is a list of its own; a single item comes as preprocess left it.
         texts = [text[0] if isinstance(text, list) else text for text in inputs["texts"]]
-        counts = torch.tensor([len(text["sentences"]) for text in texts], device=self.device)
-        pictures = torch.arange(len(texts), device=self.device).repeat_interleave(counts)  # (pairs,)
+        counts = torch.tensor([len(text["strings"]) for text in texts], device=self.device)
+        images = torch.arange(len(texts), device=self.device).repeat_interleave(counts)  # (pairs,)
         input_ids = pad_together([text["tokens"]["input_ids"] for text in texts], self.tokenizer.pad_token_id)
         masks = pad_together([text["tokens"]["attention_mask"] for text in texts], 0)
 
         image = self.model.get_image_features(inputs["pixel_values"])
         cosines, logits = [], []
-        for pairs in torch.arange(len(pictures), device=self.device).split(self.PAIRS_PER_PASS):
-            rows, mask = pictures[pairs], masks[pairs]
+        for pairs in torch.arange(len(images), device=self.device).split(self.PAIRS_PER_PASS):
+            rows, mask = images[pairs], masks[pairs]
             text = self.model.get_text_features(input_ids[pairs], mask)
             cosines.append((text.pooler_output * image.pooler_output[rows]).sum(dim=-1))
             logits.append(self.model.match(image.last_hidden_state[rows], text.last_hidden_state, mask))
-        cosines = torch.cat(cosines).split(counts.tolist())  # of each picture, (T,)
-        logits = torch.cat(logits).split(counts.tolist())  # of each picture, (T, 2)
+        cosines = torch.cat(cosines).split(counts.tolist())  # of each image, (T,)
+        logits = torch.cat(logits).split(counts.tolist())  # of each image, (T, 2)
         each = zip(texts, cosines, logits, strict=True)
         return {"answers": [{**text, "cosine": cosine, "logits": logit} for text, cosine, logit in each]}
 
@@ -101,9 +99,9 @@ class ImageTextMatchingPipeline(Pipeline):
         logits = answer["logits"].float()  # (T, 2)
         columns = (logits.softmax(dim=-1)[:, 1], logits[:, 1], answer["cosine"].float())
         scored = [
-            {"text": sentence, "match_probability": probability, "match_logit": logit, "cosine": cosine}
-            for sentence, probability, logit, cosine in zip(
-                answer["sentences"], *(column.tolist() for column in columns), strict=True
+            {"text": text, "match_probability": probability, "match_logit": logit, "cosine": cosine}
+            for text, probability, logit, cosine in zip(
+                answer["strings"], *(column.tolist() for column in columns), strict=True
             )
         ]
         return scored[0] if answer["one"] else scored
@@ -114,7 +112,7 @@ class ImageTextMatchingPipeline(Pipeline):
         self.processor.save_pretrained(save_directory)
 
 
-def open_picture(image):
+def open_image(image):
     """A PIL image, or the file of that path, upright and in RGB.
 
     Raises:

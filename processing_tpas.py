@@ -1,4 +1,4 @@
-"""Pictures and captions to the tensors that [`TPASModel`] reads."""
+"""Images and captions to the tensors that [`TPASModel`] reads."""
 
 import re
 import warnings
@@ -28,11 +28,11 @@ def clean_caption(caption: str) -> str:
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """Reads a picture as upright RGB.
+    """Reads an image as upright RGB.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no picture of [`IMAGE_FORMATS`], is cut off, or has more than
+        ValueError: it is no image of [`IMAGE_FORMATS`], is cut off, or has more than
             [`MAX_IMAGE_PIXELS`] pixels; the message names the file.
     """
     try:
@@ -72,7 +72,7 @@ def _broken(name: str | Path, error: Exception) -> ValueError:
 
 
 class TPASProcessor(ProcessorMixin):
-    """Pictures to squares of CLIP's mean and deviation by bicubic interpolation, captions to tokens.
+    """Images to squares of CLIP's mean and deviation by bicubic interpolation, captions to tokens.
 
     Args:
         image_processor: a `CLIPImageProcessorPil`; see [`TPASProcessor.build`] for X-VLM's settings.
@@ -96,7 +96,7 @@ class TPASProcessor(ProcessorMixin):
 
     @classmethod
     def build(cls, tokenizer, image_size: int = 384, **kwargs) -> "TPASProcessor":
-        """A processor with X-VLM's picture settings: the whole picture squeezed to a square, no crop."""
+        """A processor with X-VLM's image settings: the whole image squeezed to a square, no crop."""
         image_processor = CLIPImageProcessorPil(
             size={"height": image_size, "width": image_size}, do_center_crop=False
         )
@@ -118,7 +118,7 @@ class TPASProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         **text_kwargs,
     ) -> BatchFeature:
-        """Pictures to `pixel_values` (I, 3, H, W), captions to `input_ids` and `attention_mask` (T, L).
+        """Images to `pixel_values` (I, 3, H, W), captions to `input_ids` and `attention_mask` (T, L).
 
         Captions are padded to the longest of the call and cut at `max_text_length` tokens;
         `text_kwargs` (such as `padding="max_length"`) go to the tokenizer.

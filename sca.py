@@ -1,4 +1,4 @@
-"""Similarity Coverage Analysis: settles the collisions between the ranked lists of many queries.
+"""Similarity Coverage Analysis: resolves the collisions between the ranked lists of many queries.
 
 Where two queries claim the same image as their first answer, the more confident one keeps it and the other
 moves on to its next one. SCA is transductive: it looks at all queries together, so it fits a batch of queries
@@ -25,7 +25,7 @@ Mode = Literal["deferred", "single_pass"]
 
 _ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
 _FAR_BELOW = 1_000  # and so many times any other score: then a score only says that there is none
-_FEW_LOSERS = 2_000  # so few queries are settled faster one by one than all at once
+_FEW_LOSERS = 2_000  # so few queries are resolved faster one by one than all at once
 
 
 def blocks(rows: int, elements_a_row: int) -> Iterator[slice]:
@@ -99,7 +99,7 @@ def sca_rerank(
 
     Every query claims its first candidate, the most confident query first. Where an image is taken, the more
     confident of claimant and holder has it. The other moves on to its next candidate and waits at the end of
-    the queue, so that all first claims are settled before any second one; after `max_shift` moves in vain it
+    the queue, so that all first claims are resolved before any second one; after `max_shift` moves in vain it
     returns to its own first answer and stays there. The defaults are the paper's SCA (Eq. 10, Table 4).
 
     What is promised:
@@ -126,13 +126,13 @@ def sca_rerank(
         max_shift: the most moves a query may make, >= 0; beyond K - 1 it changes nothing. With
             "single_pass": 0 or 1.
         tau: >= 0, in units of the confidence. Above 0, claimant and holder both stay if they are at most
-            `tau` apart. At 0, equal confidence is settled by the smaller query id.
+            `tau` apart. At 0, equal confidence is resolved by the smaller query id.
         temperature: > 0; only "softmax" reads it.
         text_embeds: (Q, D), the queries' embeddings, of any length but 0. Given together with
             `text_threshold`: claimant and holder both stay if the cosine of their texts is below it.
         text_threshold: in [-1, 1].
         query_ids: Q distinct strings (compared as text: "10" comes before "9") or Q distinct integers, which
-            settle ties. `None`: row numbers.
+            resolve ties. `None`: row numbers.
         capacity: how many queries an image may answer, >= 1. While fewer hold it, an image is free; after
             that a claimant meets its least confident holder.
         top_k: keep only the K = `top_k` best candidates of each query, before anything else. `None`: all.
@@ -155,14 +155,14 @@ def sca_rerank(
     reach = min(max_shift, candidates - 1) + 1  # candidates that a query may claim
     certainty = _confidence(values, confidence, temperature)[:, :reach]
     contest = _Contest(images[:, :reach], certainty, rank, capacity, tau, similar)
-    losers, holding = contest.settle_first_claims()
+    losers, holding = contest.resolve_first_claims()
     moves, place = 0, np.zeros(queries, dtype=np.int64)  # of the new first answer in the old list
     if reach > 1 and len(losers):
         if mode == "single_pass":
             place[losers] = 1
             moves = len(losers)
         else:
-            moves, place = contest.settle_later_claims(losers, holding)
+            moves, place = contest.resolve_later_claims(losers, holding)
 
     moved = place > 0
     new_images, new_values = put_first(images, place), put_first(values, place)
@@ -217,7 +217,7 @@ class _Contest:
     tau: float
     similar: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
 
-    def settle_first_claims(self) -> tuple[np.ndarray, np.ndarray]:
+    def resolve_first_claims(self) -> tuple[np.ndarray, np.ndarray]:
         """Lets all queries claim their first candidate at once, since most of them have no rival.
 
         The most confident claims first, so an image's first `capacity` claimants hold it; each later one
@@ -245,7 +245,7 @@ class _Contest:
             moves_on &= self.similar(challengers, rivals)
         return waiting[np.sort(by_image[late[moves_on]])], claimants[holds]
 
-    def settle_later_claims(self, losers: np.ndarray, holding: np.ndarray) -> tuple[int, np.ndarray]:
+    def resolve_later_claims(self, losers: np.ndarray, holding: np.ndarray) -> tuple[int, np.ndarray]:
         """Lets the losers, and those they displace, claim on until nobody waits.
 
         Returns the number of moves, and (Q,) the place of each query's final answer among its candidates.
@@ -253,7 +253,7 @@ class _Contest:
         reach = self.images.shape[1]
         moves, places = 0, np.zeros(len(self.images), dtype=np.int64)
         if self.capacity == 1 and self.tau == 0 and self.similar is None:
-            moves, places, losers, holding = self._settle_in_rounds(losers, holding)
+            moves, places, losers, holding = self._resolve_in_rounds(losers, holding)
         if not len(losers):
             return moves, places
 
@@ -292,7 +292,7 @@ class _Contest:
             move_on(heapq.heappushpop(heap, claim)[2])
         return moves, np.array(place)
 
-    def _settle_in_rounds(
+    def _resolve_in_rounds(
         self, losers: np.ndarray, holding: np.ndarray
     ) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
         """Lets all losers move on at once, again and again, as long as there are many of them.
@@ -548,7 +548,7 @@ def warn_where_images_are_few(queries: int, images: np.ndarray, capacity: int) -
     if queries >= (capacity + 1) * distinct:
         warnings.warn(
             f"{queries} queries share {distinct} candidate images, but capacity is {capacity}: where an image"
-            " answers several queries, to settle their collisions may lower recall; pass as capacity the"
+            " answers several queries, to resolve their collisions may lower recall; pass as capacity the"
             " number of queries an image may answer",
             UserWarning,
             stacklevel=3,

@@ -39,7 +39,7 @@ def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 @torch.inference_mode()
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--items", type=int, default=8, help="pictures and captions (default: 8)")
+    parser.add_argument("--items", type=int, default=8, help="images and captions (default: 8)")
     parser.add_argument("--threads", type=int, default=2, help="against one thread (default: 2)")
     arguments = parser.parse_args(argv)
     torch.manual_seed(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.data.image_files import PictureFiles
+from tpas.data.image_files import ImageFiles
 from tpas.data.pab import RetrievalBenchmark, load_pab, retrieval_split
 from tpas.engine.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
 from tpas.modeling_tpas import TPASModel
@@ -18,12 +18,12 @@ DEMO_START = Path(__file__).parents[1] / "demo_start"
 
 @dataclass(frozen=True)
 class DrawnPeople:
-    """The model and what it is measured on; pictures are read when they are asked for."""
+    """The model and what it is measured on; images are read when they are asked for."""
 
     model: TPASModel
     processor: TPASProcessor
     benchmark: RetrievalBenchmark
-    pictures: PictureFiles
+    images: ImageFiles
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,15 @@ def draw_people(folder: Path, pairs: int) -> DrawnPeople:
         TPASModel.from_pretrained(DEMO_START).eval(),
         TPASProcessor.from_pretrained(DEMO_START),
         benchmark,
-        PictureFiles(root, benchmark.gallery_ids),
+        ImageFiles(root, benchmark.gallery_ids),
     )
 
 
 def encode_people(pairs: int) -> EncodedPeople:
-    """Draws so many test pairs and encodes them; the pictures are not kept."""
+    """Draws so many test pairs and encodes them; the images are not kept."""
     with tempfile.TemporaryDirectory(prefix="tpas-drawn-") as folder:
         drawn = draw_people(Path(folder), pairs)
-        images = encode_images(drawn.model, drawn.processor, drawn.pictures)
+        images = encode_images(drawn.model, drawn.processor, drawn.images)
     texts = encode_texts(drawn.model, drawn.processor, drawn.benchmark.captions)
     ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, drawn.benchmark.gallery_ids)
     return EncodedPeople(drawn.model, drawn.benchmark, images.hidden_states, texts, ranking)

@@ -31,7 +31,7 @@ from tpas.search.faiss_index import FaissIndex
 
 SHARD_ROWS = 512  # of a gallery as `Gallery.build` writes it
 SQUARE = 2048  # rows and columns of the large product
-UNSEEN_COSINES = (0.7, 0.35)  # of queries with the pictures that they are made from
+UNSEEN_COSINES = (0.7, 0.35)  # of queries with the images that they are made from
 
 
 def made_embeddings(kind: str, rows: int, size: int, seed: int = 0) -> Tensor:
@@ -131,26 +131,26 @@ def measure_lists(embeddings: Tensor, queries: int, count: int, repeats: int, cp
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Exact and approximate embedding search, timed.")
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--size", type=int, default=256, help="of an embedding (default: 256)")
     parser.add_argument("--queries", type=int, default=32, help="at once (default: 32)")
-    parser.add_argument("--count", type=int, default=128, help="pictures found for each (default: 128)")
+    parser.add_argument("--count", type=int, default=128, help="images found for each (default: 128)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--lists", nargs="*", choices=["clustered", "random"], default=[])
     add_timing_arguments(parser, repeats=9)
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.pictures, arguments.repeats = 40_000, 2
+        arguments.images, arguments.repeats = 40_000, 2
     torch.set_num_threads(arguments.threads)
     faiss.omp_set_num_threads(arguments.threads)
 
-    pictures, size, count = arguments.pictures, arguments.size, arguments.count
-    embeddings = made_embeddings("random", pictures, size)
+    images, size, count = arguments.images, arguments.size, arguments.count
+    embeddings = made_embeddings("random", images, size)
     texts = made_queries(embeddings, arguments.queries, 0.5)
     timing = arguments.repeats, arguments.cpu_time
     exact = measure_exact(embeddings, texts, count, *timing)
     print(
-        f"{pictures:,} x {size}, {arguments.queries} queries, best {count}, {arguments.threads} threads: "
+        f"{images:,} x {size}, {arguments.queries} queries, best {count}, {arguments.threads} threads: "
         f"limit {exact['limit'] * 1e3:.0f} ms ({exact['bandwidth_GB_s']:.0f} GB/s, "
         f"{exact['product_GFLOP_s']:.0f} GFLOP/s)"
     )
@@ -159,9 +159,9 @@ def main(argv: list[str] | None = None) -> None:
             f"{row['name']:22}{row['seconds'] * 1e3:8.0f} ms (fastest {row['fastest'] * 1e3:.0f})"
             f"{row['times_faiss']:7.2f} x faiss flat{row['share_of_limit']:8.0%} of the limit"
         )
-    figures = {"pictures": pictures, "size": size, "queries": arguments.queries, "exact": exact, "lists": {}}
+    figures = {"images": images, "size": size, "queries": arguments.queries, "exact": exact, "lists": {}}
     for kind in arguments.lists:
-        embeddings = made_embeddings(kind, pictures, size)
+        embeddings = made_embeddings(kind, images, size)
         figures["lists"][kind] = lists = measure_lists(embeddings, arguments.queries, count, *timing)
         recall = ", ".join(f"{value:.4f} at cosine {cosine}" for cosine, value in lists["recall"].items())
         print(

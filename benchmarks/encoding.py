@@ -11,7 +11,7 @@ numbers of items a pass, which is how the defaults of `fast_encoding.py` were fo
 
 Shares of the GEMM limit count linear layers alone; "at limit" is how many times faster than the
 straightforward pass an engine would be that did its linear layers at the limit, and the rest in no time.
-The last line says how long Pillow takes for a picture, which threads of a gallery's build do meanwhile.
+The last line says how long Pillow takes for an image, which threads of a gallery's build do meanwhile.
 `--quick` only shows that the script runs.
 """
 
@@ -32,18 +32,18 @@ from tpas.engine.fast_encoding import FastEncoder
 from tpas.evaluation.result_files import write_json
 from tpas.processing_tpas import TPASProcessor, load_image
 
-PICTURE = (192, 384)  # width and height
+IMAGE = (192, 384)  # width and height
 PROBED_IMAGES, PROBED_TEXTS = (1, 2, 8), (12, 48)
 
 
 def seconds_to_decode(image_size: int) -> float:
     """Median time from a JPEG file to `pixel_values`."""
     processor = TPASProcessor.build(BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1}), image_size=image_size)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*PICTURE[::-1], 3), dtype=np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*IMAGE[::-1], 3), dtype=np.uint8))
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.jpg"
-        picture.save(path)
+        path = Path(folder) / "image.jpg"
+        image.save(path)
         for _ in range(10):
             start = time.perf_counter()
             processor(images=[load_image(path)])
@@ -126,7 +126,7 @@ def format_result(result: dict[str, Any]) -> str:
         )
     decoding, encoding = result["seconds_to_decode"], result["rows"]["image"]["engine fp32"]
     share = decoding * encoding["items_per_second"]
-    lines.append(f"decoding a picture: {1e3 * decoding:.1f} ms in one thread, {share:.1%} of its encoding")
+    lines.append(f"decoding an image: {1e3 * decoding:.1f} ms in one thread, {share:.1%} of its encoding")
     return "\n".join(lines)
 
 

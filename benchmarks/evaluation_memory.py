@@ -3,8 +3,8 @@
     python benchmarks/evaluation_memory.py --galleries 2000 10000 36773
 
 Each gallery is ranked in a fresh process with 1,978 queries and a shortlist of 128, by a model that is narrow
-but gives each picture 145 tokens, as the full one does. Pictures are made up when they are asked for. Prints
-the growth of the peak resident memory over what the process held before, beside what all pictures' tokens and
+but gives each image 145 tokens, as the full one does. Images are made up when they are asked for. Prints
+the growth of the peak resident memory over what the process held before, beside what all images' tokens and
 one whole ranking (queries x gallery) would take.
 """
 
@@ -29,8 +29,8 @@ WORDS = [f"word{number}" for number in range(50)]
 IMAGE_SIZE, WIDTH = 48, 64
 
 
-class NoisePictures(Sequence[Image.Image]):
-    """Pictures of noise, each drawn when it is asked for."""
+class NoiseImages(Sequence[Image.Image]):
+    """Images of noise, each drawn when it is asked for."""
 
     def __init__(self, count: int):
         self.count = count
@@ -71,7 +71,7 @@ def build_model() -> tuple[TPASModel, TPASProcessor]:
     )
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     model = TPASModel(config)
-    for parameter in model.parameters():  # far from its start, where all queries want the same few pictures
+    for parameter in model.parameters():  # far from its start, where all queries want the same few images
         torch.nn.init.normal_(parameter, std=0.5) if parameter.ndim > 1 else None
     return model, TPASProcessor.build(tokenizer, image_size=IMAGE_SIZE, max_text_length=16)
 
@@ -81,7 +81,7 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
-def measure(pictures: int, queries: int, shortlist: int, token_memory: int, results) -> None:
+def measure(images: int, queries: int, shortlist: int, token_memory: int, results) -> None:
     """One gallery, in a process of its own."""
     torch.set_num_threads(1)
     model, processor = build_model()
@@ -92,11 +92,11 @@ def measure(pictures: int, queries: int, shortlist: int, token_memory: int, resu
     def rank(count: int, texts: list[str], **more) -> None:
         ids = [f"{number:06}" for number in range(count)]
         query_ids = [f"{number:06}" for number in range(len(texts))]
-        rank_gallery(model, processor, texts, query_ids, NoisePictures(count), ids, **more)
+        rank_gallery(model, processor, texts, query_ids, NoiseImages(count), ids, **more)
 
     rank(200, captions[:32], shortlist=100)  # what the libraries allocate once
     before, started = peak(), time.perf_counter()
-    rank(pictures, captions, shortlist=shortlist, **settings)
+    rank(images, captions, shortlist=shortlist, **settings)
     results.put((peak() - before, time.perf_counter() - started))
 
 
@@ -106,24 +106,24 @@ def main(argv: list[str] | None = None) -> None:
     add("--galleries", type=int, nargs="+", default=[2000, 10000, 36773], help="default: 2000 10000 36773")
     add("--queries", type=int, default=1978, help="default: 1978")
     add("--shortlist", type=int, default=128, help="default: 128")
-    add("--token_memory", type=int, default=64, metavar="MIB", help="of picture tokens (default: 64)")
+    add("--token_memory", type=int, default=64, metavar="MIB", help="of image tokens (default: 64)")
     arguments = parser.parse_args(argv)
     context = multiprocessing.get_context("spawn")
     tokens = (IMAGE_SIZE // 4) ** 2 + 1
-    print(f"{'pictures':>9}{'growth, MiB':>13}{'all tokens, MiB':>17}{'one ranking, MiB':>18}{'seconds':>9}")
-    for pictures in arguments.galleries:
+    print(f"{'images':>9}{'growth, MiB':>13}{'all tokens, MiB':>17}{'one ranking, MiB':>18}{'seconds':>9}")
+    for images in arguments.galleries:
         results = context.Queue()
-        job = (pictures, arguments.queries, arguments.shortlist, arguments.token_memory * MEBIBYTE, results)
+        job = (images, arguments.queries, arguments.shortlist, arguments.token_memory * MEBIBYTE, results)
         process = context.Process(target=measure, args=job)
         process.start()
         process.join()
         if process.exitcode:
-            raise SystemExit(f"evaluation_memory: the process for {pictures} pictures ended with an error")
+            raise SystemExit(f"evaluation_memory: the process for {images} images ended with an error")
         growth, seconds = results.get()
-        all_tokens = pictures * tokens * WIDTH * 4
-        ranking = pictures * arguments.queries * 8
+        all_tokens = images * tokens * WIDTH * 4
+        ranking = images * arguments.queries * 8
         print(
-            f"{pictures:9,}{growth / MEBIBYTE:13.0f}{all_tokens / MEBIBYTE:17.0f}"
+            f"{images:9,}{growth / MEBIBYTE:13.0f}{all_tokens / MEBIBYTE:17.0f}"
             f"{ranking / MEBIBYTE:18.0f}{seconds:9.0f}",
             flush=True,
         )

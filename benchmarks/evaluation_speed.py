@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=2 python benchmarks/evaluation_speed.py --output evaluation_speed.json
 
-Times the whole of `rank_gallery` (what `tpas evaluate` waits for: reading and encoding pictures and captions,
+Times the whole of `rank_gallery` (what `tpas evaluate` waits for: reading and encoding images and captions,
 all stages), and its matching alone, in turn on both ways: for the small trained model in demo_start/ on drawn
-people, and for a model of full size with random weights. On PAB's test set a picture is in 128 shortlists on
+people, and for a model of full size with random weights. On PAB's test set an image is in 128 shortlists on
 average, here in a few: so there the whole gains more than it does here. `--quick` only shows that the script
 runs.
 """
@@ -41,7 +41,7 @@ def on_drawn_people(folder: Path, pairs: int, shortlist: int) -> Callable[[], Ra
         people.processor,
         benchmark.captions,
         benchmark.query_ids,
-        people.pictures,
+        people.images,
         benchmark.gallery_ids,
         shortlist=shortlist,
     )
@@ -52,7 +52,7 @@ def at_full_size(queries: int, shortlist: int, quick: bool) -> Callable[[], Rank
     count = max(queries, shortlist)
     generator = np.random.default_rng(0)
     size = model.config.vision_config.image_size
-    pictures = [
+    images = [
         Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)
     ]
     lengths = np.linspace(*CAPTION_WORDS, queries).round().astype(int)
@@ -62,7 +62,7 @@ def at_full_size(queries: int, shortlist: int, quick: bool) -> Callable[[], Rank
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     processor = TPASProcessor.build(tokenizer, size)
     ids = [[f"{number:04}" for number in range(many)] for many in (queries, count)]
-    return lambda: rank_gallery(model, processor, captions, ids[0], pictures, ids[1], shortlist=shortlist)
+    return lambda: rank_gallery(model, processor, captions, ids[0], images, ids[1], shortlist=shortlist)
 
 
 def measure(rank: Callable[[], Rankings], repeats: int, cpu_time: bool) -> dict[str, float | int]:
@@ -94,7 +94,7 @@ def measure(rank: Callable[[], Rankings], repeats: int, cpu_time: bool) -> dict[
     seconds = time_in_turn(programs, repeats, cpu_time)
     slow, fast = (results[way] for way in WAYS)
     pairs = fast.indices["matching"].numel()
-    by_picture = [
+    by_image = [
         ranked.scores["matching"].gather(1, ranked.indices["matching"].argsort(dim=1))
         for ranked in (slow, fast)
     ]
@@ -106,7 +106,7 @@ def measure(rank: Callable[[], Rankings], repeats: int, cpu_time: bool) -> dict[
         "times_faster": median_ratio(seconds, *WAYS),
         "matching_pairs_per_second": {way: pairs / statistics.median(of_matching[way]) for way in WAYS},
         "matching_times_faster": median_ratio(of_matching, *WAYS),
-        "largest_score_difference": (by_picture[0] - by_picture[1]).abs().max().item(),
+        "largest_score_difference": (by_image[0] - by_image[1]).abs().max().item(),
         "queries_of_equal_order": int(equal.sum()),
     }
 

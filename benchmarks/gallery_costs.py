@@ -1,10 +1,10 @@
-"""What a gallery of 2k, 37k, 1M and 100M pictures costs on this CPU, from unit costs measured in minutes.
+"""What a gallery of 2k, 37k, 1M and 100M images costs on this CPU, from unit costs measured in minutes.
 
     python benchmarks/gallery_costs.py --output benchmarks/gallery_costs.json
 
-Encodes, searches and re-ranks a few pictures with a model of X-VLM base's size and random weights, and ranks
+Encodes, searches and re-ranks a few images with a model of X-VLM base's size and random weights, and ranks
 made embeddings. Prints a Markdown table, in which what was not measured at its size is marked; `--output`
-writes it as JSON and as Markdown. Disk and memory follow from bytes a picture; times a picture grow in
+writes it as JSON and as Markdown. Disk and memory follow from bytes an image; times an image grow in
 proportion.
 """
 
@@ -45,7 +45,7 @@ def seconds_of(work: Callable[[], object], repeats: int) -> float:
     return statistics.median(times)
 
 
-def made_pictures(count: int) -> list[tuple[str, Image.Image]]:
+def made_images(count: int) -> list[tuple[str, Image.Image]]:
     generator = np.random.default_rng(0)
     shape = (480, 320, 3)
     return [
@@ -60,16 +60,16 @@ def made_texts(count: int) -> list[str]:
     return [" ".join(generator.choice(WORDS, words)) for _ in range(count)]
 
 
-def measure_units(folder: Path, pictures: int, texts: int, repeats: int, quick: bool) -> dict[str, float]:
-    """Seconds and bytes of one picture, text and pair, through [`Gallery`] alone.
+def measure_units(folder: Path, count: int, texts: int, repeats: int, quick: bool) -> dict[str, float]:
+    """Seconds and bytes of one image, text and pair, through [`Gallery`] alone.
 
-    A pair is one of a single query, which reads each picture for itself.
+    A pair is one of a single query, which reads each image for itself.
     """
     model = build_model(quick)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     processor = TPASProcessor.build(tokenizer, model.config.vision_config.image_size)
-    images, captions = made_pictures(pictures), made_texts(texts)
+    images, captions = made_images(count), made_texts(texts)
     numbers = itertools.count()
 
     def build(number: int) -> Gallery:
@@ -77,23 +77,23 @@ def measure_units(folder: Path, pictures: int, texts: int, repeats: int, quick: 
 
     gallery = build(next(numbers))  # a first run that does not count
     encoding = seconds_of(lambda: build(next(numbers)), repeats)
-    encoding -= seconds_of(lambda: build(0), repeats)  # finds all encoded: what does not grow with pictures
+    encoding -= seconds_of(lambda: build(0), repeats)  # finds all encoded: what does not grow with images
     turns = itertools.cycle(captions)
 
     def search(**settings) -> None:
         gallery.search([next(turns)], **settings)
 
-    search(shortlist=pictures)  # as above
+    search(shortlist=count)  # as above
     by_embeddings = seconds_of(lambda: search(rerank=False), texts)
-    matched = seconds_of(lambda: search(shortlist=pictures), texts)
+    matched = seconds_of(lambda: search(shortlist=count), texts)
     shard = gallery.stored.shards[0]
     tokens = shard["files"]["tokens.safetensors"]["bytes"]
     return {
-        "picture_seconds": encoding / pictures,
+        "image_seconds": encoding / count,
         "text_seconds": by_embeddings,
-        "pair_seconds": max(0.0, matched - by_embeddings) / pictures,
-        "token_bytes": tokens / pictures,
-        "other_bytes": sum(file["bytes"] for file in shard["files"].values()) / pictures - tokens / pictures,
+        "pair_seconds": max(0.0, matched - by_embeddings) / count,
+        "token_bytes": tokens / count,
+        "other_bytes": sum(file["bytes"] for file in shard["files"].values()) / count - tokens / count,
         "model_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
         "process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "embedding_size": model.config.projection_dim,
@@ -101,20 +101,20 @@ def measure_units(folder: Path, pictures: int, texts: int, repeats: int, quick: 
 
 
 def measure_ranking(sizes: list[int], size: int, repeats: int) -> tuple[dict[int, float], float]:
-    """Seconds of exact search for one query, the best 128: by pictures for the first queries that an index is
-    asked, and for the most pictures once it was asked many.
+    """Seconds of exact search for one query, the best 128: by images for the first queries that an index is
+    asked, and for the most images once it was asked many.
     """
     seconds = {}
-    for pictures in sizes:
-        embeddings = F.normalize(torch.randn(pictures, size), dim=1)
-        hashes = torch.randperm(pictures)
+    for images in sizes:
+        embeddings = F.normalize(torch.randn(images, size), dim=1)
+        hashes = torch.randperm(images)
         query = F.normalize(torch.randn(1, size), dim=1)
 
         def first_search(embeddings=embeddings, hashes=hashes, query=query):
             ExactIndex([embeddings], hashes).search(query, SHORTLIST)
 
         first_search()
-        seconds[pictures] = seconds_of(first_search, repeats)
+        seconds[images] = seconds_of(first_search, repeats)
     index = ExactIndex([embeddings], hashes)
     index.search(query.expand(ROUNDED_FROM + 1, -1), SHORTLIST)
     return seconds, seconds_of(lambda: index.search(query, SHORTLIST), repeats)
@@ -124,19 +124,19 @@ def cost_rows(units: dict[str, float], ranking: dict[int, float]) -> list[dict[s
     """The figures of each size; `ranked` says whether stage 1 was measured at that size."""
     largest = max(ranking)
     rows = []
-    for pictures in SIZES:
-        ranked = pictures in ranking
-        embedding = ranking[pictures] if ranked else ranking[largest] * pictures / largest
+    for images in SIZES:
+        ranked = images in ranking
+        embedding = ranking[images] if ranked else ranking[largest] * images / largest
         rows.append(
             {
-                "pictures": pictures,
-                "build_hours": pictures * units["picture_seconds"] / 3600,
+                "images": images,
+                "build_hours": images * units["image_seconds"] / 3600,
                 "embedding_seconds": units["text_seconds"] + embedding,
                 "matching_seconds": units["text_seconds"] + embedding + SHORTLIST * units["pair_seconds"],
                 "ranked": ranked,
-                "mapped_GB": pictures * 4 * units["embedding_size"] / 1e9,
-                "disk_GB": pictures * (units["token_bytes"] + units["other_bytes"]) / 1e9,
-                "disk_without_tokens_GB": pictures * units["other_bytes"] / 1e9,
+                "mapped_GB": images * 4 * units["embedding_size"] / 1e9,
+                "disk_GB": images * (units["token_bytes"] + units["other_bytes"]) / 1e9,
+                "disk_without_tokens_GB": images * units["other_bytes"] / 1e9,
             }
         )
     return rows
@@ -153,28 +153,28 @@ def markdown(
     rows: list[dict[str, float | bool]], units: dict[str, float], later: float, settings: dict[str, int]
 ) -> str:
     process = units["process_bytes"] / 1e9
-    ranked = ", ".join(f"{row['pictures']:,}" for row in rows if row["ranked"])
+    ranked = ", ".join(f"{row['images']:,}" for row in rows if row["ranked"])
     lines = [
-        "| pictures | build | query, embeddings | + matching of 128 | memory | disk | without tokens |",
+        "| images | build | query, embeddings | + matching of 128 | memory | disk | without tokens |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         mark = "" if row["ranked"] else "*"
         lines.append(
-            f"| {row['pictures']:,} | {duration(3600 * row['build_hours'])}* "
+            f"| {row['images']:,} | {duration(3600 * row['build_hours'])}* "
             f"| {duration(row['embedding_seconds'])}{mark} | {duration(row['matching_seconds'])}* "
             f"| {process:.1f} GB + {row['mapped_GB']:,.2f} GB mapped* "
             f"| {row['disk_GB']:,.1f} GB* | {row['disk_without_tokens_GB']:,.2f} GB* |"
         )
     lines += [
         "",
-        f"\\* extrapolated from {settings['pictures']} pictures and {settings['texts']} single queries on "
-        f"{settings['threads']} CPU threads: {units['picture_seconds']:.3f} s a picture, "
+        f"\\* extrapolated from {settings['images']} images and {settings['texts']} single queries on "
+        f"{settings['threads']} CPU threads: {units['image_seconds']:.3f} s an image, "
         f"{units['text_seconds']:.3f} s a text, {units['pair_seconds']:.4f} s a pair, "
         f"{units['token_bytes'] / 1e3:.0f} KB of tokens and {units['other_bytes'] / 1e3:.2f} KB of the rest "
-        f"a picture. Embeddings were ranked at {ranked}, exactly, by an index that is asked for the first "
+        f"an image. Embeddings were ranked at {ranked}, exactly, by an index that is asked for the first "
         f"time. One that was asked more than {ROUNDED_FROM} queries takes {later:.3f} s among the most of "
-        f"them, and holds {2 * units['embedding_size'] / 1e3:.2f} KB more a picture, at most "
+        f"them, and holds {2 * units['embedding_size'] / 1e3:.2f} KB more an image, at most "
         f"{ROUNDED_BYTES / 1e9:.1f} GB. What of the mapped part does not fit into the memory is read "
         "from the disk by each search, which is not in the figures.",
     ]
@@ -183,7 +183,7 @@ def markdown(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A table of what a gallery costs, by its size.")
-    parser.add_argument("--sample", type=int, default=48, help="pictures encoded and re-ranked (default: 48)")
+    parser.add_argument("--sample", type=int, default=48, help="images encoded and re-ranked (default: 48)")
     parser.add_argument("--texts", type=int, default=5, help="single queries (default: 5)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = [size for size in SIZES if size <= (37_000 if arguments.quick else 1_000_000)]
     ranking, later = measure_ranking(sizes, int(units["embedding_size"]), arguments.repeats)
     rows = cost_rows(units, ranking)
-    settings = {"pictures": arguments.sample, "texts": arguments.texts, "threads": arguments.threads}
+    settings = {"images": arguments.sample, "texts": arguments.texts, "threads": arguments.threads}
     table = markdown(rows, units, later, settings)
     print(table, end="")
     if arguments.output:

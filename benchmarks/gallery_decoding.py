@@ -1,12 +1,12 @@
-"""Does the encoder wait for pictures while a gallery is built, and what is the best number of them in a pass?
+"""Does the encoder wait for images while a gallery is built, and what is the best number of them in a pass?
 
     OMP_NUM_THREADS=2 python benchmarks/gallery_decoding.py --output gallery_decoding.json
 
 Builds galleries of JPEG files with a model of full size and random weights, as `tpas gallery build` does:
 threads read the next batch while the encoder is at work. What it waits is the time between two of its
 batches, which includes writing the shard; the first batch, which nobody could have read ahead, is left out.
-Pictures are read at two sizes: such as PAB's, and of a camera. Then the probe of `--batch_size auto` says how
-long a picture takes by the number in a pass. `--quick` only shows that
+Images are read at two sizes: such as PAB's, and of a camera. Then the probe of `--batch_size auto` says how
+long an image takes by the number in a pass. `--quick` only shows that
 the script runs.
 """
 
@@ -34,7 +34,7 @@ SIZES = {"as PAB's": (192, 384), "a camera's": (1080, 1920)}  # width and height
 BATCH_SIZE = 4
 
 
-def save_pictures(folder: Path, size: tuple[int, int], count: int) -> Path:
+def save_images(folder: Path, size: tuple[int, int], count: int) -> Path:
     """Noise enlarged four times, which makes JPEG files of the length of photographs'."""
     folder.mkdir()
     generator = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def seconds_to_read(folder: Path, processor: TPASProcessor) -> float:
     return statistics.median(seconds)
 
 
-def measure_waiting(model, processor, pictures: Path, workers: int) -> dict[str, float]:
+def measure_waiting(model, processor, images: Path, workers: int) -> dict[str, float]:
     spans = []
     encode = building.encode_pixels
 
@@ -65,47 +65,47 @@ def measure_waiting(model, processor, pictures: Path, workers: int) -> dict[str,
         return output
 
     with tempfile.TemporaryDirectory() as path, mock.patch.object(building, "encode_pixels", timed):
-        Gallery.build(model, processor, pictures, path, batch_size=BATCH_SIZE, workers=workers)
+        Gallery.build(model, processor, images, path, batch_size=BATCH_SIZE, workers=workers)
     spans = spans[1:]  # before the first of these the second batch could be read
     encoding = sum(stop - start for start, stop in spans)
     return {
-        "seconds_a_picture": encoding / (BATCH_SIZE * len(spans)),
+        "seconds_an_image": encoding / (BATCH_SIZE * len(spans)),
         "waited_share": 1 - encoding / (spans[-1][1] - spans[0][0]),
     }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pictures", type=int, default=16, help="in a gallery (default: 16)")
+    parser.add_argument("--images", type=int, default=16, help="in a gallery (default: 16)")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
     arguments = parser.parse_args(argv)
-    if arguments.pictures < 3 * BATCH_SIZE or arguments.pictures % BATCH_SIZE:
-        parser.error(f"--pictures must be a multiple of {BATCH_SIZE}, and at least {3 * BATCH_SIZE}")
+    if arguments.images < 3 * BATCH_SIZE or arguments.images % BATCH_SIZE:
+        parser.error(f"--images must be a multiple of {BATCH_SIZE}, and at least {3 * BATCH_SIZE}")
     model = build_model(arguments.quick)
     size = model.config.vision_config.image_size
     processor = TPASProcessor.build(BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1}), size)
     rows = {}
     with tempfile.TemporaryDirectory(prefix="tpas-decoding-") as folder:
-        for number, (name, picture_size) in enumerate(SIZES.items()):
-            pictures = save_pictures(Path(folder) / str(number), picture_size, arguments.pictures)
-            rows[name] = {"seconds_to_read": seconds_to_read(pictures, processor)}
+        for number, (name, image_size) in enumerate(SIZES.items()):
+            images = save_images(Path(folder) / str(number), image_size, arguments.images)
+            rows[name] = {"seconds_to_read": seconds_to_read(images, processor)}
             for workers in (1, 2):
-                rows[name][f"{workers} threads"] = measure_waiting(model, processor, pictures, workers)
+                rows[name][f"{workers} threads"] = measure_waiting(model, processor, images, workers)
     probed = probe_pass_sizes(fastest_encoder(model), size)
     for name, row in rows.items():
-        print(f"pictures {name}: {1e3 * row['seconds_to_read']:.1f} ms to read one in one thread")
+        print(f"images {name}: {1e3 * row['seconds_to_read']:.1f} ms to read one in one thread")
         for workers in (1, 2):
             waiting = row[f"{workers} threads"]
             print(
-                f"  {workers} threads: {waiting['seconds_a_picture']:.3f} s to encode one; it waited "
+                f"  {workers} threads: {waiting['seconds_an_image']:.3f} s to encode one; it waited "
                 f"{waiting['waited_share']:.1%} of the time"
             )
     for count, seconds in probed.items():
-        print(f"{count} in a pass: {seconds:.3f} s a picture")
+        print(f"{count} in a pass: {seconds:.3f} s an image")
     print(f"{torch.get_num_threads()} threads of the encoder")
     if arguments.output:
-        content = {"rows": rows, "seconds_a_picture_by_pass": probed, "threads": torch.get_num_threads()}
+        content = {"rows": rows, "seconds_an_image_by_pass": probed, "threads": torch.get_num_threads()}
         write_json(arguments.output, content)
 
 

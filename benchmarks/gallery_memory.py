@@ -1,6 +1,6 @@
 """How much memory a search of a PAB-sized gallery takes: embeddings, tokens on disk, shortlist 128.
 
-    python benchmarks/gallery_memory.py --folder /a/disk/with/12GB        # 36,773 pictures, 10.9 GB of tokens
+    python benchmarks/gallery_memory.py --folder /a/disk/with/12GB        # 36,773 images, 10.9 GB of tokens
     python benchmarks/gallery_memory.py --full_size --queries 32          # with the whole model's arithmetic
     python benchmarks/gallery_memory.py --quick
 
@@ -58,16 +58,16 @@ def build_model(full_size: bool) -> tuple[TPASModel, TPASProcessor]:
     return TPASModel(config).eval(), TPASProcessor.build(tokenizer)
 
 
-def write_gallery(directory: Path, pictures: int, full_size: bool) -> int:
-    """A gallery of made embeddings; its tokens repeat those of 512 pictures. Returns its bytes on disk."""
+def write_gallery(directory: Path, images: int, full_size: bool) -> int:
+    """A gallery of made embeddings; its tokens repeat those of 512 images. Returns its bytes on disk."""
     model, _ = build_model(full_size)
     settings = GallerySettings(model_fingerprint(model), "float16", None)
     (directory / "shards").mkdir(parents=True)
     tokens = torch.randn(SHARD_ROWS, TOKENS, WIDTH).half()
     names = []
-    for first in range(0, pictures, SHARD_ROWS):
-        embeddings = F.normalize(torch.randn(min(SHARD_ROWS, pictures - first), 256), dim=1)
-        ids = [f"picture {first + row}" for row in range(len(embeddings))]
+    for first in range(0, images, SHARD_ROWS):
+        embeddings = F.normalize(torch.randn(min(SHARD_ROWS, images - first), 256), dim=1)
+        ids = [f"image {first + row}" for row in range(len(embeddings))]
         parts = zip(ids, embeddings, tokens, strict=False)
         rows = [ShardRow(name, embedding, own, None, None, None) for name, embedding, own in parts]
         names.append(shard_name(first // SHARD_ROWS, ids))
@@ -96,32 +96,30 @@ def measure(directory: Path, queries: int, full_size: bool) -> dict[str, Any]:
     start = time.perf_counter()
     answers = gallery.search(texts, shortlist=128)
     figures["search_seconds"], figures["search"] = time.perf_counter() - start, peak()
-    figures["pictures"], figures["hits"] = len(gallery), sum(map(len, answers))
+    figures["images"], figures["hits"] = len(gallery), sum(map(len, answers))
     return figures
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Peak memory of searching a PAB-sized gallery.")
-    parser.add_argument("--pictures", type=int, default=36_773)
+    parser.add_argument("--images", type=int, default=36_773)
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--full_size", action="store_true", help="the model's: 214 M parameters")
     parser.add_argument("--folder", type=Path, help="where the temporary gallery is written")
-    parser.add_argument("--quick", action="store_true", help="600 pictures, 4 queries: shows that it runs")
+    parser.add_argument("--quick", action="store_true", help="600 images, 4 queries: shows that it runs")
     parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.pictures, arguments.queries = 600, 4
+        arguments.images, arguments.queries = 600, 4
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         directory = Path(temporary) / "gallery"
         # Each in a fresh process, whose peak begins at that of the one that starts it: this one stays small.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as executor:
-            disk = executor.submit(write_gallery, directory, arguments.pictures, arguments.full_size).result()
+            disk = executor.submit(write_gallery, directory, arguments.images, arguments.full_size).result()
             figures = executor.submit(measure, directory, arguments.queries, arguments.full_size).result()
     figures |= {"disk_bytes": disk, "queries": arguments.queries}
-    print(
-        f"{figures['pictures']:,} pictures, {disk / 1e9:.1f} GB on disk, {arguments.queries} queries at once"
-    )
+    print(f"{figures['images']:,} images, {disk / 1e9:.1f} GB on disk, {arguments.queries} queries at once")
     for name in ("imports_and_model", "opened", "embeddings", "search"):
         print(f"peak memory, {name.replace('_', ' '):18}{figures[name]:8.0f} MiB")
     print(

@@ -62,7 +62,7 @@ def agreement(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
 
 
 def recall_on_drawn_people(test_pairs: int) -> dict[str, float]:
-    """Recall@1 of demo_start/ after matching, with fp32 and bf16 arithmetic, every picture re-ranked."""
+    """Recall@1 of demo_start/ after matching, with fp32 and bf16 arithmetic, every image re-ranked."""
     people, recalls = encode_people(test_pairs), {}
     gallery_ids, relevant = people.benchmark.gallery_ids, people.benchmark.relevant
     for dtype in (torch.float32, torch.bfloat16):

@@ -34,7 +34,7 @@ SETTINGS = {
     "rerank": ["--queries", "7", "--shortlist", "48", "--test_pairs", "50"],
     "sca_scale": ["--queries", "100000", "400000", "--repeats", "1"],
     "training_step": ["--pairs", "2", "--repeats", "3"],
-    "gallery_memory": ["--pictures", "4096"],
+    "gallery_memory": ["--images", "4096"],
 }
 LONGEST = 300  # seconds of one script
 
@@ -89,7 +89,7 @@ def embedding_search_rows(result: dict[str, Any]) -> Iterator[Row]:
     rows = {row["name"]: row for row in result["exact"]["rows"]}
     for name in ("ours", "ours, shards of 512"):
         yield Row(
-            f"search of {result['pictures']:,} embeddings, {name}",
+            f"search of {result['images']:,} embeddings, {name}",
             1e3 * rows[name]["seconds"],
             "ms",
             "faiss flat",
@@ -134,7 +134,7 @@ def training_step_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 def gallery_memory_rows(result: dict[str, Any]) -> Iterator[Row]:
     yield Row(
-        f"peak memory, search of {result['pictures']:,} pictures",
+        f"peak memory, search of {result['images']:,} images",
         result["search"] / 1024,
         "GiB",
         "imports, narrow model",

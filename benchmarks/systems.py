@@ -1,9 +1,9 @@
-"""The retrieval models side by side: parameters, what each needs, pictures and pairs a second at full size.
+"""The retrieval models side by side: parameters, what each needs, images and pairs a second at full size.
 
     OMP_NUM_THREADS=1 python benchmarks/systems.py --output benchmarks/systems.md
 
 Networks are built from their configurations with random weights, so nothing is downloaded; speed does not
-depend on the weights, and recall is not measured here. A system's pictures, captions and pairs are timed in
+depend on the weights, and recall is not measured here. A system's images, captions and pairs are timed in
 turn, in the process's own time on one thread and in fp32, and the least time counts: what else the machine
 does can only add to it. open_clip's and LLM2CLIP's are listed where torchvision can be imported. `--quick`
 builds small networks and only shows that the script runs.
@@ -201,11 +201,11 @@ def markdown(measured: dict[str, dict[str, Any]], arguments: argparse.Namespace)
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"The paper's figures are of {PAPER}; of ours on PAB there are none, its pictures and the weights "
+        f"The paper's figures are of {PAPER}; of ours on PAB there are none, its images and the weights "
         f"were out of reach. Speed: random weights at full size, fp32, one thread ({platform.machine()}), "
-        f"torch {torch.__version__}; {arguments.images} pictures, {arguments.pairs} captions or pairs of "
+        f"torch {torch.__version__}; {arguments.images} images, {arguments.pairs} captions or pairs of "
         f"{TOKENS} tokens at a time (SigLIP 64, EVA-CLIP 77), least of {arguments.repeats} repeats. A pair "
-        "is one caption beside one picture, both encoded already.",
+        "is one caption beside one image, both encoded already.",
     ]
     if arguments.quick:
         lines += ["", "Small networks: nothing of this is a measurement."]
@@ -216,7 +216,7 @@ def markdown(measured: dict[str, dict[str, Any]], arguments: argparse.Namespace)
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=2, help="pictures at a time (default: 2)")
+    parser.add_argument("--images", type=int, default=2, help="images at a time (default: 2)")
     parser.add_argument("--pairs", type=int, default=4, help="captions and pairs at a time (default: 4)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--quick", action="store_true", help="small networks: shows that the script runs")

@@ -31,11 +31,11 @@ from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.evaluation.result_files import write_json, write_text
 
 BASELINE = "recipe alone"
-# Name to flags. The demo's grouped batches are a variant here, since they do what counterparts do.
+# Name to flags. The demo's grouped batches are a variant here, since they do what hard negatives do.
 VARIANTS: dict[str, dict[str, object]] = {
     BASELINE: {},
     "grouped batches (source_group_size 2)": {"source_group_size": 2},
-    "counterparts (hard_i, hard_c)": {"counterparts": True},
+    "hard negatives (hard_i, hard_c)": {"hard_negatives": True},
     "second view (EDA, weight 0.8)": {"second_view_weight": 0.8},
     "label smoothing 0.2": {"label_smoothing": 0.2},
     "moving average 0.99": {"ema_decay": 0.99},

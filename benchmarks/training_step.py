@@ -47,7 +47,7 @@ OPTIONS = {
 
 
 def batch_of(model: TPASModel, pairs: int) -> dict[str, Tensor]:
-    """Pictures of noise, captions of 40 to 60 tokens beside [CLS] and [SEP], padded to the longest."""
+    """Images of noise, captions of 40 to 60 tokens beside [CLS] and [SEP], padded to the longest."""
     generator = torch.Generator().manual_seed(1)
     size, vocabulary = model.config.vision_config.image_size, model.config.text_config.vocab_size
     lengths = torch.randint(42, 63, (pairs, 1), generator=generator)

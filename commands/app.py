@@ -1,4 +1,4 @@
-"""Opens a web page to search a gallery with sentences, and to see why each picture was found.
+"""Opens a web page to search a gallery with texts, and to see why each image was found.
 
     tpas app --gallery gallery --model demo_start
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-FIRST_PICTURES = 20  # of a gallery, looked for before the page opens
+FIRST_IMAGES = 20  # of a gallery, looked for before the page opens
 
 app = CommandLine("tpas app", __doc__)
 
@@ -41,9 +41,9 @@ def serve_page(
         ),
     ] = None,
     images_root: Annotated[
-        Path | None, Option(help="the folder where the pictures lie now, if it was moved since the build")
+        Path | None, Option(help="the folder where the images lie now, if it was moved since the build")
     ] = None,
-    shortlist: Annotated[int, Option(help="pictures re-ranked for each sentence", min=1)] = 128,
+    shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     host: Annotated[
         str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
     ] = None,
@@ -56,7 +56,7 @@ def serve_page(
     from ..models.lora import load_model
     from ..processing_tpas import TPASProcessor
     from ..search.gallery import Gallery
-    from ..search_page.desk import SearchDesk
+    from ..search_page.desk import SearchRequests
     from ..search_page.labels import read_labels
 
     try:
@@ -67,19 +67,19 @@ def serve_page(
     network = load_model(model, dtype=torch.float32).eval()
     opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)
     if not len(opened):
-        raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` pictures first")
-    look_for_pictures(opened)
-    serve(SearchDesk(opened, labels, shortlist=shortlist), host, port)
+        raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
+    look_for_images(opened)
+    serve(SearchRequests(opened, labels, shortlist=shortlist), host, port)
 
 
-def look_for_pictures(gallery: "Gallery") -> None:
-    """Says at the start, and not at the first search, that a gallery's pictures were moved away.
+def look_for_images(gallery: "Gallery") -> None:
+    """Says at the start, and not at the first search, that a gallery's images were moved away.
 
     Raises:
         FileNotFoundError: it can rank nothing without them.
     """
     stored = gallery.stored
-    records = map(stored.record, range(min(len(stored), FIRST_PICTURES)))
+    records = map(stored.record, range(min(len(stored), FIRST_IMAGES)))
     files = [Path(gallery.images_root or each["root"], each["path"]) for each in records if each["path"]]
     if not files or any(file.exists() for file in files):
         return

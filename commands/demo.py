@@ -4,7 +4,7 @@
 
 Draws a small PAB, evaluates the start checkpoint as it is (zero-shot), fine-tunes it through ``accelerate
 launch``, evaluates again, and writes ``index.html``: one page with the table, the loss curves, and ranked
-pictures. It runs the commands that a user of a real PAB would run; the page ends with them.
+images. It runs the commands that a user of a real PAB would run; the page ends with them.
 """
 
 import json
@@ -52,7 +52,7 @@ class DemoSettings:
     test_pairs: int = 200
     max_train_steps: int = 300
     batch_size: int = 48
-    source_group_size: int = 2  # a person's normal and abnormal picture, as each other's hard negatives
+    source_group_size: int = 2  # a person's normal and abnormal image, as each other's hard negatives
     learning_rate: float = 4e-4
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
@@ -424,7 +424,7 @@ def write_page(
         experiment.zero_shot,
         experiment.fine_tuned,
         training_log=experiment.training_log,
-        picture_root=experiment.data_root,
+        image_root=experiment.data_root,
         **context,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")

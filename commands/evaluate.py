@@ -2,7 +2,7 @@
 
     tpas evaluate --model MODEL --data_root PAB --output results.json
 
-Stages: the embeddings alone; their best pictures re-ranked by cross-modal matching; with `--fusion_weight` a
+Stages: the embeddings alone; their best images re-ranked by cross-modal matching; with `--fusion_weight` a
 weighted sum of both; Similarity Coverage Analysis (SCA) on top. Prints Recall@k and mAP in percent, over all
 queries and over the normal and the anomalous ones; the files hold all else. `accelerate launch` shares the
 work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another. Models of others,
@@ -43,7 +43,7 @@ def evaluate(
     gallery: Annotated[
         Path | None,
         Option(
-            help="pictures to add to the gallery: a folder, or a text file with a path a line, relative to it"
+            help="images to add to the gallery: a folder, or a text file with a path a line, relative to it"
         ),
     ] = None,
     k: Annotated[list[int] | None, Option(help="cutoffs of Recall@k (default: 1 5 10)")] = None,
@@ -51,10 +51,10 @@ def evaluate(
     output: Annotated[
         Path | None, Option(help="write all figures, and every query's outcome, as JSON")
     ] = None,
-    rankings: Annotated[Path | None, Option(help="write each query's best pictures, as JSON")] = None,
+    rankings: Annotated[Path | None, Option(help="write each query's best images, as JSON")] = None,
     markdown: Annotated[Path | None, Option(help="write all figures as a Markdown table")] = None,
     plots: Annotated[
-        Path | None, Option(help="folder to draw curves, collisions, and some queries with their pictures in")
+        Path | None, Option(help="folder to draw curves, collisions, and some queries with their images in")
     ] = None,
     scores: Annotated[
         Path | None,

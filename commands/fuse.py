@@ -52,8 +52,8 @@ def fuse(
     lines = []
     for path, content in zip(scores, files, strict=True):
         lines.append(f"{path}: {content.describe()}")
-        if content.settled:
-            raise ValueError(f"{path}: first answers are settled already: fuse first, settle the result")
+        if content.reranked:
+            raise ValueError(f"{path}: first answers are resolved already: fuse first, resolve the result")
     names = list(map(str, scores))
     # Equal scores of a dense file are ranked by column, so columns must not follow names.
     first = align_gallery(files[0], names[0], by_digest(files[0].gallery_ids), names[0])

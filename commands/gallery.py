@@ -1,6 +1,6 @@
-"""Makes and keeps a gallery: pictures encoded once into a directory, which `tpas search` then searches.
+"""Makes and keeps a gallery: images encoded once into a directory, which `tpas search` then searches.
 
-    tpas gallery build pictures --model demo_start --path gallery
+    tpas gallery build images --model demo_start --path gallery
 
 `accelerate launch -m tpas gallery build ...` shares the encoding out over processes and machines.
 """
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 app = CommandLine("tpas gallery", __doc__)
 
-Images = Annotated[Path, Argument(help="the folder of pictures; ids are paths below it")]
+Images = Annotated[Path, Argument(help="the folder of images; ids are paths below it")]
 Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
-ShardSize = Annotated[int, Option("--shard_size", help="pictures in a file")]
+ShardSize = Annotated[int, Option("--shard_size", help="images in a file")]
 BatchSize = Annotated[
     str,
     Option(
         "--batch_size",
-        help="pictures encoded together; auto: a probe finds the quickest number in a pass",
+        help="images encoded together; auto: a probe finds the quickest number in a pass",
         parser=lambda text: text if text == "auto" else int(text),
         metavar="N|auto",
     ),
 ]
-Workers = Annotated[int, Option("--workers", help="threads that read pictures")]
+Workers = Annotated[int, Option("--workers", help="threads that read images")]
 
 
 @app.command()
@@ -55,9 +55,9 @@ def build(
     batch_size: BatchSize = "16",
     workers: Workers = 2,
 ) -> CommandResult:
-    """Encodes a folder of pictures; goes on where a killed build stopped.
+    """Encodes a folder of images; goes on where a killed build stopped.
 
-    tpas gallery build pictures --model demo_start --path gallery
+    tpas gallery build images --model demo_start --path gallery
     """
     from ..search.gallery import Gallery
 
@@ -78,9 +78,9 @@ def append(
     batch_size: BatchSize = "16",
     workers: Workers = 2,
 ) -> CommandResult:
-    """Encodes the pictures whose ids a gallery lacks.
+    """Encodes the images whose ids a gallery lacks.
 
-    tpas gallery append more_pictures --model demo_start --path gallery
+    tpas gallery append more_images --model demo_start --path gallery
     """
     from ..search.gallery import Gallery
 
@@ -94,7 +94,7 @@ def append(
 
 @app.command()
 def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) -> CommandResult:
-    """Removes pictures and what was computed from them; the picture files stay.
+    """Removes images and what was computed from them; the image files stay.
 
     tpas gallery delete gallery 0001.jpg street/0002.jpg
     """
@@ -103,8 +103,8 @@ def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) ->
     gallery = Gallery.open(path)
     gallery.delete(ids)
     return CommandResult(
-        {"path": str(path), "removed": ids, "pictures": len(gallery)},
-        f"{len(ids)} pictures removed, {len(gallery):,} left",
+        {"path": str(path), "removed": ids, "images": len(gallery)},
+        f"{len(ids)} images removed, {len(gallery):,} left",
     )
 
 
@@ -142,7 +142,7 @@ def info(
     verify: Annotated[
         bool, Option(help="compare every file with its checksum; exit code 3 if one differs")
     ] = False,
-    unreadable: Annotated[bool, Option(help="list the pictures that could not be read")] = False,
+    unreadable: Annotated[bool, Option(help="list the images that could not be read")] = False,
 ) -> CommandResult:
     """Says what a gallery holds.
 
@@ -187,7 +187,7 @@ def description(gallery: "Gallery") -> CommandResult:
     stored = gallery.stored
     content = {
         "path": str(gallery.path),
-        "pictures": len(gallery),
+        "images": len(gallery),
         "shards": len(stored.shards),
         "bytes": stored.size_on_disk,
         "model_fingerprint": stored.settings.model_fingerprint,
@@ -197,12 +197,12 @@ def description(gallery: "Gallery") -> CommandResult:
         "unreadable": gallery.unreadable,
     }
     lines = (
-        f"{gallery.path}: {len(gallery):,} pictures in {len(stored.shards)} shards, "
+        f"{gallery.path}: {len(gallery):,} images in {len(stored.shards)} shards, "
         f"{stored.size_on_disk / 1e6:,.1f} MB",
         f"model {stored.settings.model_fingerprint}, tokens {stored.settings.tokens or 'left out'}, "
         f"thumbnails {stored.settings.thumbnail_size or 'none'}, "
         f"faiss index {'there' if content['faiss_index'] else 'none'}",
-        f"{len(gallery.unreadable)} pictures could not be read",
+        f"{len(gallery.unreadable)} images could not be read",
     )
     return CommandResult(content, "\n".join(lines))
 

@@ -116,7 +116,7 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
         heads = [name.replace("recall", "Recall") for name in metrics]
         measured += (
             f"\nMeasured on {result['data_name']}, {result['split']} split, {result['queries']:,} queries, "
-            f"{result['gallery']:,} pictures (fingerprint {result['data_fingerprint']}), in percent:\n\n"
+            f"{result['gallery']:,} images (fingerprint {result['data_fingerprint']}), in percent:\n\n"
             f"| stage | {' | '.join(heads)} |\n|---{'|---' * len(metrics)}|\n"
         )
         for stage, groups in result["stages"].items():

@@ -111,7 +111,7 @@ def start_processor() -> TPASProcessor:
 
 
 class DrawnPairs:
-    """All pictures (P, H, W, 3) uint8 and tokenised captions of some sources, in memory.
+    """All images (P, H, W, 3) uint8 and tokenised captions of some sources, in memory.
 
     Attributes:
         families: (F, 4) rows of two people who may look alike, each normal and abnormal.
@@ -127,15 +127,15 @@ class DrawnPairs:
         show_progress: bool = True,
     ):
         size = (processor.image_size, processor.image_size)
-        pictures, captions, made_up = [], [], []
+        images, captions, made_up = [], [], []
         made_up_places = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
         for source in tqdm(sources, desc="drawing", disable=not show_progress):
             for example in draw_source(PRETRAINING_WORLD, seed, source, longest_caption=longest_caption):
-                pictures.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
+                images.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
                 captions.append(example.caption)
                 made_up.append(example.scene in made_up_places)
-        self.pictures = np.stack(pictures)
-        self.families = np.arange(len(pictures)).reshape(-1, 4)
+        self.images = np.stack(images)
+        self.families = np.arange(len(images)).reshape(-1, 4)
         self.made_up = np.array(made_up)[self.families].any(axis=1)
         encoded = processor(text=captions)
         self.input_ids, self.attention_mask = encoded.input_ids, encoded.attention_mask
@@ -143,11 +143,11 @@ class DrawnPairs:
         self.deviation = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
 
     def __len__(self):
-        return len(self.pictures)
+        return len(self.images)
 
     def batch(self, rows: np.ndarray):
         """`pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, L) of the rows, cut to L."""
-        pixels = torch.from_numpy(self.pictures[rows]).permute(0, 3, 1, 2).float() / 255
+        pixels = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2).float() / 255
         mask = self.attention_mask[rows]
         length = int(mask.sum(dim=1).max())
         return (pixels - self.mean) / self.deviation, self.input_ids[rows, :length], mask[:, :length]
@@ -166,7 +166,7 @@ class PretrainingObjective(nn.Module):
     """X-VLM's losses of a batch of pairs, but for the one that needs boxes.
 
     For contrastive and matching loss up to `unknown_share` of a caption's words, in every other caption none,
-    read [MASK], as do the words that fine-tuning will bring: the start must be used to sentences with gaps.
+    read [MASK], as do the words that fine-tuning will bring: the start must be used to texts with gaps.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Settles collisions or hubs in a score file of any system.
+"""Resolves collisions or hubs in a score file of any system.
 
-    tpas rerank scores.npz --method margin-sca --output settled.npz
+    tpas rerank scores.npz --method margin-sca --output reranked.npz
     tpas rerank scores.npz --method qb-norm --bank bank.npz --temperature 0.05 --output normed.npz
 
 A score file (`score_files.py` says what it holds) is dense or top-K lists; what is written are lists, best
@@ -82,8 +82,8 @@ def rerank_score_file(content: ScoreFile, method: str, options: dict[str, Any]) 
     Raises:
         ValueError: a method or option that does not fit the content.
     """
-    if content.settled:
-        raise ValueError("the file's first answers are settled already: its scores no longer say the order")
+    if content.reranked:
+        raise ValueError("the file's first answers are resolved already: its scores no longer say the order")
     chosen = METHODS[method]
     content = align_gallery(content, "the file", by_digest(content.gallery_ids), "the file")
     if method == "qb-norm":
@@ -91,14 +91,14 @@ def rerank_score_file(content: ScoreFile, method: str, options: dict[str, Any]) 
     if chosen.puts_first:
         options = options | {"query_ids": content.query_ids}
     result = chosen.rerank(content.indices, content.scores, **options)
-    settled = ScoreFile(
+    reranked = ScoreFile(
         scores=result.scores,
         indices=result.indices,
         query_ids=content.query_ids,
         gallery_ids=content.gallery_ids,
         moved=result.moved if chosen.puts_first else None,
     )
-    return settled, result.report
+    return reranked, result.report
 
 
 def _with_query_bank(options: dict[str, Any], gallery_ids: tuple[str, ...]) -> dict[str, Any]:
@@ -172,18 +172,18 @@ def rerank(
         lines.append(f"{options.bank}: {given['bank'].describe()}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        settled, report = rerank_score_file(content, method, given)
+        reranked, report = rerank_score_file(content, method, given)
     for warning in caught:
         flag = " (--capacity)" if "capacity" in str(warning.message) else ""
         logger.warning("tpas rerank: warning: %s%s", warning.message, flag)
-    write_score_file(output, settled)
+    write_score_file(output, reranked)
     of_all = "it looks at all queries together" if report.transductive else "each query by itself"
     lines += [
         f"{method}: {'' if report.transductive else 'not '}transductive, {of_all}",
         f"collisions  {report.collisions_before:>9,} -> {report.collisions_after:>9,} queries",
         f"coverage    {report.coverage_before:>9.2%} -> {report.coverage_after:>9.2%} of the queries",
         f"moved       {report.moved:>9,} queries",
-        f"{output}: {settled.describe()}",
+        f"{output}: {reranked.describe()}",
     ]
     written = {"output": str(output), "method": method, "transductive": report.transductive}
     return CommandResult(written | asdict(report), "\n".join(lines))

@@ -1,9 +1,9 @@
-"""Finds the pictures of a folder, or of a gallery, that answer a text.
+"""Finds the images of a folder, or of a gallery, that answer a text.
 
-    tpas search pictures "a woman in a red coat is lying on the pavement" --model demo_start
-    tpas search pictures "a man falls" "a child runs" --model demo_start --sheet results.html --open
+    tpas search images "a woman in a red coat is lying on the pavement" --model demo_start
+    tpas search images "a man falls" "a child runs" --model demo_start --sheet results.html --open
 
-A folder's pictures are encoded once, into PICTURES.gallery beside it; a later search encodes only what is new
+A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
 """
 
@@ -26,7 +26,7 @@ app = CommandLine("tpas search", __doc__)
 
 @app.command()
 def search(
-    folder: Annotated[Path, Argument(help="pictures, or a gallery that `tpas gallery build` made")],
+    folder: Annotated[Path, Argument(help="images, or a gallery that `tpas gallery build` made")],
     texts: Annotated[
         list[str] | None,
         Argument(help="what to look for; - reads the standard input, a text a line"),
@@ -40,12 +40,12 @@ def search(
             help="its folder, or its name on the Hub; of a gallery, the one that built it",
         ),
     ] = None,
-    top_k: Annotated[int, Option(help="pictures shown for each text", min=1)] = 10,
-    shortlist: Annotated[int, Option(help="pictures re-ranked for each text", min=1)] = 128,
+    top_k: Annotated[int, Option(help="images shown for each text", min=1)] = 10,
+    shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
     sca: Annotated[
         Confidence | None,
-        Option(help="settle collisions between the texts, by this confidence (bare: score)"),
+        Option(help="resolve collisions between the texts, by this confidence (bare: score)"),
         IfBare("score"),
     ] = None,
     bf16: Annotated[bool, Option(help="re-rank in bfloat16: faster, and close ones change places")] = False,
@@ -55,10 +55,10 @@ def search(
     ] = False,
     index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
     images_root: Annotated[
-        Path | None, Option(help="the folder where a gallery's pictures lie now, if it was moved")
+        Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,
     sheet: Annotated[
-        Path | None, Option(help="write the pictures found as a page (.html) or a figure (.png, .pdf, ...)")
+        Path | None, Option(help="write the images found as a page (.html) or a figure (.png, .pdf, ...)")
     ] = None,
     open_sheet: Annotated[bool, Option("--open", help="open the sheet in the browser")] = False,
 ) -> CommandResult:
@@ -80,15 +80,15 @@ def search(
     from ..search.indexes import check_index
     from ..search.manifest import LOCK, MANIFEST, SHARDS
 
-    # What can be refused is, before pictures are encoded for hours.
+    # What can be refused is, before images are encoded for hours.
     if sheet is not None:
         check_sheet(sheet)
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is neither a folder of pictures nor a gallery")
-    # One whose first build was killed has no manifest yet: to be named so, not searched for pictures.
+        raise NotADirectoryError(f"{folder} is neither a folder of images nor a gallery")
+    # One whose first build was killed has no manifest yet: to be named so, not searched for images.
     is_gallery = (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
     if images_root is not None and not is_gallery:
-        raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of pictures")
+        raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
     check_index(index)
     matching_dtype = "bfloat16" if bf16 else "float32"
     if cascade:
@@ -133,11 +133,11 @@ def hit_fields(hit: "SearchHit") -> dict[str, object]:
 
 
 def table(hits: Sequence["SearchHit"]) -> str:
-    lines = [f"{'rank':>4} {'match':>8} {'cosine':>7} {'by cosine':>9}  picture"]
+    lines = [f"{'rank':>4} {'match':>8} {'cosine':>7} {'by cosine':>9}  image"]
     for hit in hits:
         match = "" if hit.match_logit is None else f"{hit.match_logit:.3f}"
-        picture = printable(str(hit.path or hit.id))
-        lines.append(f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {picture}")
+        image = printable(str(hit.path or hit.id))
+        lines.append(f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {image}")
     return "\n".join(lines)
 
 

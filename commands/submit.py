@@ -1,7 +1,7 @@
 """Writes or checks the answer file of a text-based person anomaly search challenge.
 
     tpas submit name-masked_test-set --model MODEL --output answer.txt
-    tpas submit name-masked_test-set --from_scores settled.npz --output answer.txt
+    tpas submit name-masked_test-set --from_scores reranked.npz --output answer.txt
     tpas submit name-masked_test-set --validate answer.txt
 
 For the WWW 2025 workshop and AI City Challenge 2026, Track 4; `challenge.py` says what is known of their
@@ -96,7 +96,7 @@ def write(
     from accelerate import Accelerator
 
     from ..data.challenge import ANSWERS, write_answers
-    from ..data.image_files import PictureFiles
+    from ..data.image_files import ImageFiles
     from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
     from ..evaluation.ranking import rank_gallery
     from ..evaluation.result_files import write_scores
@@ -104,13 +104,13 @@ def write(
     from ..reranking.score_files import check_suffix
 
     accelerator = Accelerator()
-    names = sorted(challenge.pictures)
+    names = sorted(challenge.images)
     shortlist = resolve_shortlist(ranking.shortlist, len(names))
     if shortlist < ANSWERS:
-        raise ValueError(f"an answer names {ANSWERS} pictures, but --shortlist is {shortlist}")
+        raise ValueError(f"an answer names {ANSWERS} images, but --shortlist is {shortlist}")
     if ranking.matcher and ranking.matcher_shortlist < ANSWERS:
         raise ValueError(
-            f"an answer names {ANSWERS} pictures, but --matcher_shortlist is {ranking.matcher_shortlist}"
+            f"an answer names {ANSWERS} images, but --matcher_shortlist is {ranking.matcher_shortlist}"
         )
     check_fusion_weight(ranking.fusion_weight)
     if scores:
@@ -127,7 +127,7 @@ def write(
         processor,
         challenge.captions,
         challenge.query_ids,
-        PictureFiles(test_set, names, elsewhere=challenge.pictures),
+        ImageFiles(test_set, names, elsewhere=challenge.images),
         names,
         shortlist=shortlist,
         matcher=ranking.load_matcher(accelerator.device),
@@ -142,27 +142,27 @@ def write(
     accelerator.end_training()
     answers = len(challenge.query_ids)
     return CommandResult(
-        {"output": str(output), "answers": answers, "pictures": len(names), "stage": stage},
+        {"output": str(output), "answers": answers, "images": len(names), "stage": stage},
         f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
     )
 
 
 def write_from_scores(path: Path, challenge: "Challenge", output: Path) -> CommandResult:
-    """Writes the best pictures of a score file, whose ids are the challenge's."""
+    """Writes the best images of a score file, whose ids are the challenge's."""
     from ..data.challenge import ANSWERS, write_answers
     from ..reranking.score_files import align_gallery, align_queries, by_digest, read_score_file
     from ..sca import best_columns
 
-    names = by_digest(challenge.pictures)
+    names = by_digest(challenge.images)
     file = align_queries(read_score_file(path), str(path), tuple(challenge.query_ids), "the challenge")
     file = align_gallery(file, str(path), names, "the challenge")
     if file.scores.shape[1] < ANSWERS:
-        raise ValueError(f"an answer names {ANSWERS} pictures, but {path} lists {file.scores.shape[1]}")
+        raise ValueError(f"an answer names {ANSWERS} images, but {path} lists {file.scores.shape[1]}")
     best = best_columns(file.scores, ANSWERS) if file.indices is None else file.indices[:, :ANSWERS]
     write_answers(output, [[names[column] for column in row] for row in best.tolist()], challenge)
     answers = len(challenge.query_ids)
     return CommandResult(
-        {"output": str(output), "answers": answers, "pictures": len(names), "from_scores": str(path)},
+        {"output": str(output), "answers": answers, "images": len(names), "from_scores": str(path)},
         f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
     )
 

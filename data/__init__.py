@@ -1,1 +1,1 @@
-"""What comes in: PAB, challenges, score files' neighbours, picture files and drawn people."""
+"""What comes in: PAB, challenges, score files' neighbours, image files and drawn people."""

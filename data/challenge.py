@@ -7,9 +7,9 @@ Track 4, whose gallery has 34,795 distractors as well.
   `query_index`, the query's id, and `caption`. Other fields are not read.
 - `query_index.txt`: the ids, one a line; an answer file follows its order. Where it is absent, the query
   file's order counts.
-- `gallery/`: pictures under masked names, at times one folder deeper, as they were unpacked.
+- `gallery/`: images under masked names, at times one folder deeper, as they were unpacked.
 
-An answer file has one line a query: the names, without suffix, of the ten best pictures, best first,
+An answer file has one line a query: the names, without suffix, of the ten best images, best first,
 separated by spaces. Names and ids are text: zeros in front stay.
 
 What is certain and what is not: `query_index.txt` and an example `answer.txt` are published in
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.result_files import write_text
-from .image_files import pictures_in
+from .image_files import images_in
 
 QUERY_FILES = ("query_text.json", "query.json")
 ORDER_FILE = "query_index.txt"
@@ -40,12 +40,12 @@ class Challenge:
 
     Attributes:
         query_ids, captions: Q.
-        pictures: name without suffix to file.
+        images: name without suffix to file.
     """
 
     query_ids: list[str]
     captions: list[str]
-    pictures: dict[str, Path]
+    images: dict[str, Path]
 
 
 def read_challenge(folder: Path) -> Challenge:
@@ -67,24 +67,24 @@ def read_challenge(folder: Path) -> Challenge:
 
 
 def read_gallery(folder: Path) -> dict[str, Path]:
-    """The pictures of a test set, by their names without suffix.
+    """The images of a test set, by their names without suffix.
 
     Raises:
-        FileNotFoundError, ValueError: no gallery, no picture in it, or two of one name.
+        FileNotFoundError, ValueError: no gallery, no image in it, or two of one name.
     """
     gallery = folder / GALLERY
     if not gallery.is_dir():
         raise FileNotFoundError(f"{folder}: no folder {GALLERY}/ in it: unpack the gallery there")
-    pictures: dict[str, Path] = {}
-    for path in pictures_in(gallery):
-        if path.stem in pictures:
-            raise ValueError(f"{path}: the name {path.stem!r} is that of {pictures[path.stem]} as well")
+    images: dict[str, Path] = {}
+    for path in images_in(gallery):
+        if path.stem in images:
+            raise ValueError(f"{path}: the name {path.stem!r} is that of {images[path.stem]} as well")
         if path.stem.split() != [path.stem]:
             raise ValueError(f"{path}: a name with a space in it cannot stand in an answer file")
-        pictures[path.stem] = path
-    if len(pictures) < ANSWERS:
-        raise ValueError(f"{gallery}: {len(pictures)} pictures, but an answer names {ANSWERS}")
-    return pictures
+        images[path.stem] = path
+    if len(images) < ANSWERS:
+        raise ValueError(f"{gallery}: {len(images)} images, but an answer names {ANSWERS}")
+    return images
 
 
 def read_text(path: Path) -> str:
@@ -117,7 +117,7 @@ def write_answers(path: Path, rankings: Sequence[Sequence[str]], challenge: Chal
 
 
 def find_mistakes(text: str, challenge: Challenge) -> list[str]:
-    """What is wrong with the content of an answer file, one sentence each, none for a right file.
+    """What is wrong with the content of an answer file, one text each, none for a right file.
 
     Whether each line answers the query of its place cannot be seen from names: only their count is checked.
     """
@@ -128,13 +128,13 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
             f"{len(lines)} lines for {len(challenge.query_ids)} queries: "
             "one line a query, in the order of the query file"
         )
-    without_zeros: dict[str, str] = {name.lstrip("0"): name for name in challenge.pictures}
+    without_zeros: dict[str, str] = {name.lstrip("0"): name for name in challenge.images}
     known_queries = set(challenge.query_ids)
     for number, line in enumerate(lines, start=1):
         names = line.split()
         query_id = challenge.query_ids[number - 1] if number <= len(challenge.query_ids) else None
         where = f"line {number}" + (f" (query {query_id})" if query_id is not None else "")
-        if names and names[0] in known_queries and names[0] not in challenge.pictures:
+        if names and names[0] in known_queries and names[0] not in challenge.images:
             whose = "its own" if names[0] == query_id else "another"
             mistakes.append(f"{where}: begins with {whose} query id {names[0]!r}: a line holds names only")
             continue
@@ -143,10 +143,10 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
         if repeated := next((name for name in names if names.count(name) > 1), None):
             mistakes.append(f"{where}: {repeated!r} stands {names.count(repeated)} times")
         for name in dict.fromkeys(names):
-            if name in challenge.pictures:
+            if name in challenge.images:
                 continue
             hint = ""
-            if Path(name).stem in challenge.pictures:
+            if Path(name).stem in challenge.images:
                 hint = f": write {Path(name).stem!r}, without suffix or folder"
             elif name.lstrip("0") in without_zeros:
                 hint = f", but {without_zeros[name.lstrip('0')]!r} is: names are text, zeros in front count"
@@ -162,7 +162,7 @@ def _read_captions(path: Path) -> dict[str, str]:
             records = list(enumerate(json.loads(text), start=1))
             unit = "item"
         else:
-            lines = enumerate(text.split("\n"), start=1)  # a sentence may hold other ends of a line
+            lines = enumerate(text.split("\n"), start=1)  # a text may hold other ends of a line
             unit = "line"
             records = [(number, _parsed(line, path, number)) for number, line in lines if line.strip()]
     except json.JSONDecodeError as error:
@@ -195,7 +195,7 @@ def _fields(record: Any, where: str) -> tuple[str, str]:
     if not isinstance(query_id, str) or query_id.split() != [query_id]:
         raise ValueError(f"{where}: 'query_index' must be text without spaces, got {query_id!r:.80}")
     if not isinstance(caption, str) or not any(map(str.isalnum, caption)):
-        raise ValueError(f"{where}: 'caption' must be a sentence, got {caption!r:.80}")
+        raise ValueError(f"{where}: 'caption' must be a text, got {caption!r:.80}")
     return query_id, caption
 
 

@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: those of the benchmark, and distractors from a folder or a list of files."""
+"""The images of an evaluation: those of the benchmark, and distractors from a folder or a list of files."""
 
 import hashlib
 import logging
@@ -13,11 +13,11 @@ from .pab import image_path
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-class PictureFiles(Sequence[Image.Image]):
-    """Pictures by their paths relative to a root, each read when it is asked for.
+class ImageFiles(Sequence[Image.Image]):
+    """Images by their paths relative to a root, each read when it is asked for.
 
     Args:
         annotated_at: where each path is written, such as "attr.json, line 3", for the message of an error.
@@ -43,11 +43,11 @@ class PictureFiles(Sequence[Image.Image]):
         image = self.images[index]
         if image in self.elsewhere:
             return load_image(self.elsewhere[image])
-        return open_picture(self.root, image, self.annotated_at.get(image, image))
+        return open_image(self.root, image, self.annotated_at.get(image, image))
 
 
-def open_picture(root: Path, image: str, place: str) -> Image.Image:
-    """The picture at the relative path `image`.
+def open_image(root: Path, image: str, place: str) -> Image.Image:
+    """The image at the relative path `image`.
 
     Raises:
         FileNotFoundError, ValueError: it is missing, or cannot be read; both begin with `place`.
@@ -61,25 +61,25 @@ def open_picture(root: Path, image: str, place: str) -> Image.Image:
 
 
 def annotation_places(dataset: Dataset) -> dict[str, str]:
-    """File and line of each picture of `load_pab`'s dataset."""
+    """File and line of each image of `load_pab`'s dataset."""
     columns = (dataset["image"], dataset["file"], dataset["line"])
     return {image: f"{file}, line {line}" for image, file, line in zip(*columns, strict=True)}
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """Every picture below a folder, by its suffix, in the order of the names.
+def images_in(folder: Path) -> list[Path]:
+    """Every image below a folder, by its suffix, in the order of the names.
 
     Raises:
         FileNotFoundError: there is none.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise FileNotFoundError(f"{folder}: no picture in it ({', '.join(PICTURE_SUFFIXES)})")
+        raise FileNotFoundError(f"{folder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
     return found
 
 
-def pictures_listed(listing: Path) -> list[Path]:
-    """The pictures that a text file names, one path a line, relative to the file's own folder.
+def images_listed(listing: Path) -> list[Path]:
+    """The images that a text file names, one path a line, relative to the file's own folder.
 
     Raises:
         ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
@@ -98,9 +98,9 @@ def pictures_listed(listing: Path) -> list[Path]:
         if PurePosixPath(name).is_absolute() or not path.is_relative_to(folder):
             raise ValueError(f"{where}: {name!r} leaves {folder}: give paths below the list's own folder")
         if path in lines:
-            raise ValueError(f"{where}: {name!r} is the picture of line {lines[path]} again")
+            raise ValueError(f"{where}: {name!r} is the image of line {lines[path]} again")
         if not path.is_file():
-            raise FileNotFoundError(f"{where}: no such picture: {path}")
+            raise FileNotFoundError(f"{where}: no such image: {path}")
         lines[path] = number
     if not lines:
         raise ValueError(f"{listing}: the list is empty")
@@ -108,26 +108,26 @@ def pictures_listed(listing: Path) -> list[Path]:
 
 
 def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> dict[str, Path]:
-    """Pictures to add to a benchmark's gallery: gallery id to file.
+    """Images to add to a benchmark's gallery: gallery id to file.
 
     An id is the path relative to the root, or where the file lies outside of it, relative to the parent of
     the source's folder. What the gallery holds already is left out, also as a copy of equal bytes: the
-    challenge's gallery holds PAB's test pictures under other names, and a copy of a right answer would count
+    challenge's gallery holds PAB's test images under other names, and a copy of a right answer would count
     as a wrong one.
 
     Args:
-        source: a folder, searched with all folders below, or a text file; see `pictures_listed`.
-        gallery_ids: the benchmark's own pictures, relative to the root.
+        source: a folder, searched with all folders below, or a text file; see `images_listed`.
+        gallery_ids: the benchmark's own images, relative to the root.
 
     Raises:
-        FileNotFoundError, ValueError: no such source, no picture in it, or an id that is taken.
+        FileNotFoundError, ValueError: no such source, no image in it, or an id that is taken.
     """
     if source.is_dir():
-        found = pictures_in(source)
+        found = images_in(source)
     elif source.is_file():
-        found = pictures_listed(source)
+        found = images_listed(source)
     else:
-        raise FileNotFoundError(f"{source}: neither a folder of pictures nor a list of them")
+        raise FileNotFoundError(f"{source}: neither a folder of images nor a list of them")
     root = root.resolve()
     base = (source if source.is_dir() else source.resolve().parent).resolve().parent
 
@@ -149,8 +149,7 @@ def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> di
         gallery_id = path.relative_to(root if path.is_relative_to(root) else base).as_posix()
         if gallery_id in own_names or gallery_id in distractors:
             raise ValueError(
-                f"{path}: the gallery has another picture named {gallery_id!r}: "
-                "rename the distractors' folder"
+                f"{path}: the gallery has another image named {gallery_id!r}: rename the distractors' folder"
             )
         distractors[gallery_id] = path
     if copies:

@@ -1,4 +1,4 @@
-"""Where a gallery's pictures come from: a folder, a `datasets.Dataset`, or pairs of an id and a picture."""
+"""Where a gallery's images come from: a folder, a `datasets.Dataset`, or pairs of an id and an image."""
 
 import io
 import logging
@@ -21,8 +21,8 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture that has not been read yet.
+class SourceImage:
+    """An image that has not been read yet.
 
     Attributes:
         id: its name in the gallery.
@@ -35,26 +35,26 @@ class Picture:
     root: str | None = None
     path: str | None = None
 
-    def held(self) -> "Picture":
+    def until_read(self) -> "SourceImage":
         """The same, to be read later, when what it comes from may have gone on to the next."""
         return self
 
 
 @dataclass(frozen=True, kw_only=True)
-class _ImagePicture(Picture):
+class _OpenedImage(SourceImage):
     image: Image.Image
 
-    def held(self) -> Picture:
-        return Picture(self.id, partial(upright_rgb, _held(self.image), self.id))
+    def until_read(self) -> SourceImage:
+        return SourceImage(self.id, partial(upright_rgb, _kept_until_read(self.image), self.id))
 
 
-def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture]:
-    """The pictures of `images`, in a fixed order; with a length where it is known.
+def find_images(images: Any, id_column: str | None = None) -> Iterable[SourceImage]:
+    """The images of `images`, in a fixed order; with a length where it is known.
 
     Args:
         images: a folder, whose files get their relative POSIX path as id; a `datasets.Dataset` with an Image
-            column; an iterable of (id, picture), the picture a path or a `PIL.Image.Image`; or a list of
-            [`Picture`], which is returned as it is.
+            column; an iterable of (id, image), the image a path or a `PIL.Image.Image`; or a list of
+            [`SourceImage`], which is returned as it is.
         id_column: the dataset's column of ids; `None`: the row numbers.
 
     Raises:
@@ -63,19 +63,19 @@ def find_pictures(images: Any, id_column: str | None = None) -> Iterable[Picture
     if isinstance(images, str | Path):
         return _in_folder(Path(images))
     if hasattr(images, "features"):
-        return _DatasetPictures(images, id_column)
-    if isinstance(images, list) and all(isinstance(picture, Picture) for picture in images):
+        return _DatasetImages(images, id_column)
+    if isinstance(images, list) and all(isinstance(image, SourceImage) for image in images):
         return images
     if isinstance(images, Iterable):
-        return _NamedPictures(images)
+        return _NamedImages(images)
     raise TypeError(f"images must be a folder, a datasets.Dataset or {PAIRS}, got {type(images)}")
 
 
 def load_inside(root: str, path: str) -> Image.Image:
-    """The picture `root`/`path`.
+    """The image `root`/`path`.
 
     Raises:
-        ValueError: it is no picture, or lies outside `root`, be it through a link.
+        ValueError: it is no image, or lies outside `root`, be it through a link.
         FileNotFoundError: there is no such file.
     """
     folder = Path(os.path.realpath(root))
@@ -87,9 +87,9 @@ def load_inside(root: str, path: str) -> Image.Image:
     return load_image(file)
 
 
-def _in_folder(folder: Path) -> list[Picture]:
+def _in_folder(folder: Path) -> list[SourceImage]:
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder of pictures")
+        raise NotADirectoryError(f"{folder} is no folder of images")
     root = Path(os.path.realpath(folder))
     paths = []
     for parent, _, names in os.walk(root):  # does not follow links to folders
@@ -106,8 +106,10 @@ def _in_folder(folder: Path) -> list[Picture]:
             else:
                 paths.append(path)
     if not paths:
-        raise ValueError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return [Picture(path, partial(load_inside, str(root), path), str(root), path) for path in sorted(paths)]
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return [
+        SourceImage(path, partial(load_inside, str(root), path), str(root), path) for path in sorted(paths)
+    ]
 
 
 def _is_unicode(name: str) -> bool:
@@ -118,11 +120,13 @@ def _is_unicode(name: str) -> bool:
     return True
 
 
-class _DatasetPictures:
+class _DatasetImages:
     def __init__(self, dataset: Any, id_column: str | None):
         if dataset.features is None:
             raise TypeError(f"the columns of the streaming dataset are not known: give {PAIRS}")
-        columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
+        columns = [
+            name for name, feature in dataset.features.items() if type(feature).__name__ == "SourceImage"
+        ]
         if len(columns) != 1:
             raise ValueError(f"the dataset must have one Image column, it has {columns or 'none'}")
         if id_column is not None and id_column not in dataset.features:
@@ -136,16 +140,16 @@ class _DatasetPictures:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[SourceImage]:
         for number, row in enumerate(self.dataset):
             name = str(number) if self.id_column is None else str(row[self.id_column])
             image = row[self.column]
             if image is not None and image["bytes"] is not None:
-                yield Picture(name, partial(load_image, _NamedBytes(image["bytes"], name)))
+                yield SourceImage(name, partial(load_image, _NamedBytes(image["bytes"], name)))
             elif image is not None and image["path"] is not None:
-                yield _file_picture(name, Path(image["path"]))
+                yield _image_file(name, Path(image["path"]))
             else:
-                yield Picture(name, partial(_missing, name))
+                yield SourceImage(name, partial(_missing, name))
 
 
 def _missing(name: str) -> Image.Image:
@@ -163,37 +167,37 @@ class _NamedBytes(io.BytesIO):
         return self.name
 
 
-class _NamedPictures:
+class _NamedImages:
     def __init__(self, pairs: Iterable[tuple[str, Any]]):
         self.pairs = pairs
 
     def __length_hint__(self) -> int:
         return len(self.pairs) if hasattr(self.pairs, "__len__") else NotImplemented
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[SourceImage]:
         for pair in self.pairs:
             if not isinstance(pair, tuple | list) or len(pair) != 2:
                 raise TypeError(f"images must be {PAIRS}, got {reprlib.repr(pair)}")
             name, image = pair
             if not isinstance(name, str) or not name:
-                raise TypeError(f"a picture's id must be a string that is not empty, got {name!r}")
+                raise TypeError(f"an image's id must be a string that is not empty, got {name!r}")
             if isinstance(image, str | Path):
-                yield _file_picture(name, Path(image))
+                yield _image_file(name, Path(image))
             elif isinstance(image, Image.Image):
-                yield _ImagePicture(name, partial(upright_rgb, image, name), image=image)
+                yield _OpenedImage(name, partial(upright_rgb, image, name), image=image)
             else:
-                raise TypeError(f"picture {name!r} must be a path or a PIL image, got {type(image)}")
+                raise TypeError(f"image {name!r} must be a path or a PIL image, got {type(image)}")
 
 
-def _file_picture(name: str, file: Path) -> Picture:
+def _image_file(name: str, file: Path) -> SourceImage:
     file = file.absolute()
     # The root is not the file's folder: under a new root, x/1.jpg and y/1.jpg would be one. And the file may
     # be a link to anywhere, as each of a Hub snapshot is: it is the caller who named it.
     root, path = file.anchor, file.relative_to(file.anchor).as_posix()
-    return Picture(name, partial(load_inside, root, path), root, path)
+    return SourceImage(name, partial(load_inside, root, path), root, path)
 
 
-def _held(image: Image.Image) -> Image.Image:
+def _kept_until_read(image: Image.Image) -> Image.Image:
     """What to keep of a caller's image until it is read: one that is not decoded yet stays so.
 
     To decode it would fill the memory where the caller keeps a list of them, and a generator may have closed

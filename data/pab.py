@@ -175,16 +175,16 @@ def image_path(root: str | Path, image: str) -> Path:
 
 @dataclass(frozen=True)
 class RetrievalBenchmark:
-    """Sentences, a gallery, and which images answer which sentence.
+    """Texts, a gallery, and which images answer which text.
 
     All but `gallery_ids` have one entry per query, in the order of the dataset; `relevant[i]` are the ids of
     `gallery_ids`, at least one, that answer query i. A gallery id is the image's path relative to the root.
     Behaviour, action and scene may be None.
 
-    `counterparts[i]` are the ids of `gallery_ids` that show the same person behaving the other way: images of
-    query i's source video (`source_id` before its underscore) that are annotated with the other behaviour
+    `hard_negatives[i]` are the ids of `gallery_ids` that show the same person behaving the other way: images
+    of query i's source video (`source_id` before its underscore) that are annotated with the other behaviour
     and do not answer it; without a `source_id`, its `hard_i` where that is such an image. Often there is
-    none. `counterparts` itself is None where nothing is known about sources.
+    none. `hard_negatives` itself is None where nothing is known about sources.
     """
 
     query_ids: list[str]
@@ -194,11 +194,11 @@ class RetrievalBenchmark:
     query_scenes: list[str | None]
     gallery_ids: list[str]
     relevant: list[list[str]]
-    counterparts: list[list[str]] | None = None
+    hard_negatives: list[list[str]] | None = None
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that stand for queries, gallery and relevance, not for the pictures."""
+        """16 hexadecimal digits that stand for queries, gallery and relevance, not for the images."""
         content = [self.query_ids, self.captions, self.gallery_ids, self.relevant]
         return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
 
@@ -257,11 +257,11 @@ def retrieval_split(dataset: Dataset, gallery: Iterable[str] | None = None) -> R
         query_scenes=rows["scene"],
         gallery_ids=gallery_ids,
         relevant=relevant,
-        counterparts=_counterparts(rows, relevant, position),
+        hard_negatives=_hard_negatives(rows, relevant, position),
     )
 
 
-def _counterparts(
+def _hard_negatives(
     rows: dict[str, list[Any]], relevant: list[list[str]], position: dict[str, int]
 ) -> list[list[str]]:
     """See `RetrievalBenchmark`; `position` has the gallery's images as keys."""
@@ -270,7 +270,7 @@ def _counterparts(
     for image, source_id in zip(rows["image"], rows["source_id"], strict=True):
         if source_id is not None and image in position:
             images_of.setdefault(source_id.partition("_")[0], set()).add(image)
-    counterparts = []
+    hard_negatives = []
     for row, behaviour in enumerate(rows["behaviour"]):
         source_id, hard_image = rows["source_id"][row], rows["hard_i"][row]
         if source_id is not None:
@@ -282,8 +282,8 @@ def _counterparts(
             for image in candidates.difference(relevant[row])
             if behaviour is not None and behaviour_of.get(image) not in (None, behaviour)
         ]
-        counterparts.append(sorted(found, key=position.__getitem__))
-    return counterparts
+        hard_negatives.append(sorted(found, key=position.__getitem__))
+    return hard_negatives
 
 
 def _digest(text: str) -> str:
@@ -552,9 +552,14 @@ def _cut_by_source(dataset: Dataset, fraction: float) -> tuple[np.ndarray, np.nd
     held_out = _is_in(videos, names.take(pa.array(order[:taken])))
 
     # A training pair also brings its hard negative, so that must not be a held-out image either.
-    held_ids, held_images = image_ids.filter(held_out), dataset.data.column("image").filter(held_out)
+    validation_ids, validation_images = (
+        image_ids.filter(held_out),
+        dataset.data.column("image").filter(held_out),
+    )
     hard_ids, hard_images = dataset.data.column("hard_i_id"), dataset.data.column("hard_i")
-    touches = pc.or_(held_out, pc.or_(_is_in(hard_ids, held_ids), _is_in(hard_images, held_images)))
+    touches = pc.or_(
+        held_out, pc.or_(_is_in(hard_ids, validation_ids), _is_in(hard_images, validation_images))
+    )
     rest = np.flatnonzero(pc.invert(touches))
     if not len(rest):
         raise ValueError(

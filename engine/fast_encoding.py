@@ -4,7 +4,7 @@ The linear layers run on the machine's fastest GEMM with the activation fused in
 padding (`packed_layers.py`), images lie in the order of their windows (`packed_swin.py`), and a batch goes
 through in small passes, so that more of what a layer writes stays in the cache; on a CPU each thread takes
 one (`passes.py`). A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of
-`retrieval_stages.py`, and encodes the pictures of a gallery.
+`retrieval_stages.py`, and encodes the images of a gallery.
 """
 
 from collections.abc import Callable

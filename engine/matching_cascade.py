@@ -1,7 +1,7 @@
 """Re-ranks shortlists in two steps: bf16 reads every pair, fp32 those that can still be among the best.
 
 bf16 is faster and wrong by some hundredths of a logit, so it cannot say which of two close
-pictures is the better one, but it can say which are out of the question. How wrong it is, is learnt on the
+images is the better one, but it can say which are out of the question. How wrong it is, is learnt on the
 way from the pairs that both have read. `benchmarks/cascade.py` measures what is saved, and whether the best
 stay the same.
 """
@@ -80,7 +80,7 @@ class MatchingCascade:
     ) -> tuple[Tensor, CascadeReport]:
         """As [`FastMatcher.logits_of_shortlists`], exact for the best `top_k` of each query.
 
-        Every picture whose bf16 logit is within the error bound of the `top_k`-th fp32 logit is read in fp32,
+        Every image whose bf16 logit is within the error bound of the `top_k`-th fp32 logit is read in fp32,
         until none is left. So the best `top_k` have the logits of fp32, and are those that fp32 would choose,
         in its order, unless an error of bf16 exceeds the bound; all others have their bf16 logits, or fp32's,
         and rank below.
@@ -107,6 +107,6 @@ class MatchingCascade:
             errors = (logits[query, place, 1] - screened[query, place]).abs()
             self.largest_error = max(self.largest_error, errors.max().item())
             known = logits[:, :, 1].masked_fill(~is_exact, -np.inf)
-            least = known.topk(top_k).values[:, -1:]  # (Q, 1) what another picture would have to beat
+            least = known.topk(top_k).values[:, -1:]  # (Q, 1) what another image would have to beat
             wanted = ~is_exact & (screened + self.error_bound >= least)
         return logits, CascadeReport(is_exact.numel(), int(is_exact.sum()), self.error_bound)

@@ -1,4 +1,4 @@
-"""Matches the pairs of one pass of pictures, in passes of pairs whose content is fixed; for `ranking.py`."""
+"""Matches the pairs of one pass of images, in passes of pairs whose content is fixed; for `ranking.py`."""
 
 from collections.abc import Callable, Sequence
 

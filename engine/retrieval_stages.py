@@ -1,8 +1,8 @@
 """The stages of a search on tensors in memory: encode, rank by embeddings, match the shortlists, fuse.
 
-A query's ranking depends on its caption, the pictures and their ids, not on the order of the gallery or the
-number of processes. Ties are settled by a hash of the gallery id: PAB's file names say which pictures are
-normal, and rows follow file names, so neither may settle them.
+A query's ranking depends on its caption, the images and their ids, not on the order of the gallery or the
+number of processes. Ties are resolved by a hash of the gallery id: PAB's file names say which images are
+normal, and rows follow file names, so neither may resolve them.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ from ..reranking.fusion import SystemScores, weighted_sum
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SHORTLIST = 128  # pictures that are re-ranked for each query
-# What decides a picture's features beside the weights; by name, since new versions of transformers add more.
+DEFAULT_SHORTLIST = 128  # images that are re-ranked for each query
+# What decides an image's features beside the weights; by name, since new versions of transformers add more.
 VISION_SETTINGS = (
     *("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size"),
     *("mlp_ratio", "qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps"),
@@ -47,8 +47,8 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def picture_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
-    """16 hexadecimal digits for what decides pictures' features beside the weights.
+def image_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
+    """16 hexadecimal digits for what decides images' features beside the weights.
 
     That is the image encoder's configuration and the image processor's settings. A tokenizer's are left out:
     texts are encoded anew for each search, so it may change.
@@ -64,7 +64,7 @@ def picture_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """G pictures, fp32 on the CPU.
+    """G images, fp32 on the CPU.
 
     Attributes:
         embeds: (G, projection_dim), unit norm.
@@ -98,9 +98,9 @@ def encode_images(
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
 ) -> EncodedImages:
-    """Encodes the pictures, rows in the order given.
+    """Encodes the images, rows in the order given.
 
-    `images` is asked for one picture at a time, so it may read them from disk. The processes of
+    `images` is asked for one image at a time, so it may read them from disk. The processes of
     `accelerator` share the work, and each gets the whole result.
     """
 
@@ -110,7 +110,7 @@ def encode_images(
         return output.pooler_output.float().cpu(), output.last_hidden_state.float().cpu()
 
     batches = _batches(range(len(images)), batch_size)
-    outputs = map_batches(encode, batches, accelerator, "encoding pictures")
+    outputs = map_batches(encode, batches, accelerator, "encoding images")
     return EncodedImages(
         embeds=torch.cat([embeds for embeds, _ in outputs]),
         hidden_states=torch.cat([hidden_states for _, hidden_states in outputs]),
@@ -170,7 +170,7 @@ def rank_by_embeddings(
     """
     digests = [hashlib.blake2b(gallery_id.encode()).digest() for gallery_id in gallery_ids]
     by_digest = torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))  # (G,)
-    # Summed in double and rounded, so that equal pictures get equal scores wherever they lie in the matrix.
+    # Summed in double and rounded, so that equal images get equal scores wherever they lie in the matrix.
     cosines = (text_embeds.double() @ image_embeds[by_digest].double().t()).float()  # (Q, G)
     cosines, order = cosines.sort(dim=1, descending=True, stable=True)
     return by_digest[order], cosines
@@ -186,7 +186,7 @@ def resolve_shortlist(shortlist: int | None, gallery_size: int) -> int:
     if shortlist < 1:
         raise ValueError(f"the shortlist must be at least 1, got {shortlist}")
     if gallery_size < shortlist:
-        logger.info("the gallery has %d pictures: all of them are re-ranked", gallery_size)
+        logger.info("the gallery has %d images: all of them are re-ranked", gallery_size)
     return min(shortlist, gallery_size)
 
 
@@ -199,7 +199,7 @@ def match_shortlists(
     batch_size: int = 64,
     accelerator: Accelerator | None = None,
 ) -> Tensor:
-    """Stage 2: the match logit of each query with the pictures of its shortlist.
+    """Stage 2: the match logit of each query with the images of its shortlist.
 
     Args:
         shortlists: (Q, K) indices into the gallery.
@@ -255,7 +255,7 @@ def reorder(shortlists: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def replace_head(ranking: Tensor, head: Tensor) -> Tensor:
-    """A full ranking (Q, G) with its first K pictures in the new order `head` (Q, K)."""
+    """A full ranking (Q, G) with its first K images in the new order `head` (Q, K)."""
     return torch.cat([head, ranking[:, head.shape[1] :]], dim=1)
 
 

@@ -10,7 +10,7 @@ from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 if TYPE_CHECKING:
     import torch
 
-    from ..models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+    from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 
 STAGE_NAMES = {
     "embeddings": "embeddings",
@@ -30,7 +30,7 @@ class RankingArguments:
     """How a gallery is ranked. Each field is a flag of `tpas evaluate` and `tpas submit`."""
 
     shortlist: int | None = _ranking(
-        None, "pictures re-ranked for each query, or the whole gallery where that is smaller (default: 128)"
+        None, "images re-ranked for each query, or the whole gallery where that is smaller (default: 128)"
     )
     matcher: str | None = _ranking(
         None,
@@ -38,7 +38,7 @@ class RankingArguments:
         "the model's stage 2",
     )
     matcher_shortlist: int = _ranking(
-        DEFAULT_MATCHER_SHORTLIST, "with it: pictures that it reads for each query, or the whole gallery"
+        DEFAULT_MATCHER_SHORTLIST, "with it: images that it reads for each query, or the whole gallery"
     )
     trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
     revision: str | None = _ranking(None, "commit of the model's Hub repository")
@@ -53,13 +53,13 @@ class RankingArguments:
     sca_mode: str = _ranking("deferred", "when a query that lost moves on", choices=get_args(Mode))
     sca_max_shift: int = _ranking(1, "places a query may move down")
     sca_tau: float = _ranking(0.0, "confidences so close are left alone")
-    sca_capacity: int = _ranking(1, "queries that a picture may answer")
+    sca_capacity: int = _ranking(1, "queries that an image may answer")
     batch_size: int = _ranking(
-        64, "pictures that a process reads at once; changes memory and speed, never a figure"
+        64, "images that a process reads at once; changes memory and speed, never a figure"
     )
     token_memory: float = _ranking(
         4.0,
-        "GiB of the pictures' tokens that a process keeps between the stages; shortlisted pictures beyond it "
+        "GiB of the images' tokens that a process keeps between the stages; shortlisted images beyond it "
         "are encoded twice",
     )
 
@@ -103,7 +103,7 @@ class RankingArguments:
             processor.max_text_length = self.max_text_length
         return model.to(device), processor
 
-    def load_matcher(self, device: "torch.device") -> "PictureMatcher | None":
+    def load_matcher(self, device: "torch.device") -> "ImageMatcher | None":
         """The stage 2 that is asked for in place of the model's own.
 
         Raises:

@@ -28,7 +28,7 @@ def query_groups(benchmark: RetrievalBenchmark) -> dict[str, list[int]]:
 
 
 def query_figures(ranks: Sequence[np.ndarray], k: Sequence[int]) -> list[dict[str, float]]:
-    """The figures of each query from the ranks of all its relevant pictures; see `figures_of_ranks`."""
+    """The figures of each query from the ranks of all its relevant images; see `figures_of_ranks`."""
     return [figures_of_ranks(sorted(row.tolist()), len(row), k) for row in ranks]
 
 
@@ -64,35 +64,35 @@ def figures_by_label(
 
 def pair_confusion(
     relevant: Sequence[np.ndarray],
-    counterparts: Sequence[np.ndarray],
+    hard_negatives: Sequence[np.ndarray],
     groups: Mapping[str, Sequence[int]],
 ) -> dict[str, dict[str, float]]:
     """Whether the search tells the two of a pair apart: the right person doing the right thing or the wrong.
 
-    Only queries with a counterpart in the gallery count (see `RetrievalBenchmark`); a group without any is
+    Only queries with a hard negative in the gallery count (see `RetrievalBenchmark`); a group without any is
     left out.
 
     Args:
-        relevant, counterparts: of each query, the ranks of its relevant pictures and of its counterparts.
+        relevant, hard_negatives: of each query, the ranks of its relevant images and of its hard negatives.
 
     Returns:
         By group "queries" (their number) and four fractions: the first answer is "right", or the
-        "counterpart", or some "other" picture (these three make 1); and "right_before_counterpart", whether
-        the first relevant picture comes before every counterpart, wherever in the ranking that is.
+        "hard_negative", or some "other" image (these three make 1); and "right_before_hard_negative", whether
+        the first relevant image comes before every hard negative, wherever in the ranking that is.
     """
     measures = {}
     for group, rows in groups.items():
         firsts = np.array(
-            [(relevant[row].min(), counterparts[row].min()) for row in rows if len(counterparts[row])]
+            [(relevant[row].min(), hard_negatives[row].min()) for row in rows if len(hard_negatives[row])]
         )  # (n, 2)
         if len(firsts):
-            right, counterpart = float((firsts[:, 0] == 1).mean()), float((firsts[:, 1] == 1).mean())
+            right, hard_negative = float((firsts[:, 0] == 1).mean()), float((firsts[:, 1] == 1).mean())
             measures[group] = {
                 "queries": len(firsts),
                 "right": right,
-                "counterpart": counterpart,
+                "hard_negative": hard_negative,
                 "other": float((firsts > 1).all(axis=1).mean()),
-                "right_before_counterpart": float((firsts[:, 0] < firsts[:, 1]).mean()),
+                "right_before_hard_negative": float((firsts[:, 0] < firsts[:, 1]).mean()),
             }
     return measures
 
@@ -100,7 +100,7 @@ def pair_confusion(
 def first_answers(indices: Tensor) -> dict[str, float]:
     """What the first answers of lists (Q, K) say without labels.
 
-    "coverage": different first answers / queries; where each query has one right picture of its own, Recall@1
+    "coverage": different first answers / queries; where each query has one right image of its own, Recall@1
     cannot be higher. "collision_rate": the share of the queries whose first answer is another's as well.
     """
     claims = np.unique(indices[:, 0].numpy(), return_counts=True)[1]

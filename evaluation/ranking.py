@@ -1,18 +1,18 @@
 """Ranks a gallery for all queries, stage by stage, at bounded memory and to the same bit wherever it runs.
 
-**The same bit.** The last digits of a score depend on the shape of the forward pass that computed it: a
-picture alone and the same picture among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
+**The same bit.** The last digits of a score depend on the shape of the forward pass that computed it: an
+image alone and the same image among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
 near neighbours. Rounding does not help, since a score may lie at a rounding boundary. So the shape is never
-left to chance: pictures, captions and pairs go through the model in passes of fixed size and fixed content,
+left to chance: images, captions and pairs go through the model in passes of fixed size and fixed content,
 made from sorted ids and the lengths of captions (those of pairs in `matching.py`). Batch size, number of
 processes, order of rows and the memory at hand decide who does a pass and when, never what is in it. (Another
 machine, or a GPU in place of a CPU, may still give other last digits.)
 
 **Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width) and on a CPU what
-`FastMatcher` reads of them, up to twice as much, lists (Q, K), and the pictures' tokens up to `token_memory`
-a process. The shortlisted pairs are visited picture by picture, and tokens that were not kept are encoded
+`FastMatcher` reads of them, up to twice as much, lists (Q, K), and the images' tokens up to `token_memory`
+a process. The shortlisted pairs are visited image by image, and tokens that were not kept are encoded
 again, by the process and in the pass that encoded them before. Of the whole ranking (Q, G) only the ranks of
-the `watched` pictures remain.
+the `watched` images remain.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,7 @@ from ..engine.pair_matching import pair_matching
 from ..engine.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
 from ..modeling_tpas import TPASModel
 from ..models.interface import (
-    PictureMatcher,
+    ImageMatcher,
     RetrievalModel,
     RetrievalProcessor,
     can_match,
@@ -52,16 +52,16 @@ TOKEN_MEMORY = 4 * 2**30  # bytes
 
 @dataclass(frozen=True)
 class Rankings:
-    """Each stage's best K pictures of each query.
+    """Each stage's best K images of each query.
 
     Attributes:
         indices: stage to (Q, K) indices into the gallery, best first. "embeddings", "embeddings_sca",
             "matching", "fused" (with a fusion weight), "sca"; without a stage 2 "embeddings" and "sca". A
             matcher of its own has shorter lists than the embeddings.
-        scores: stage to (Q, K), their scores; SCA leaves each picture its own.
-        watched_ranks: stage to, for each query, the ranks (W,) from 1 of its watched pictures in the whole
+        scores: stage to (Q, K), their scores; SCA leaves each image its own.
+        watched_ranks: stage to, for each query, the ranks (W,) from 1 of its watched images in the whole
             gallery. Beyond the best K every stage keeps the order of the embeddings.
-        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" settles.
+        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" resolves.
         moved: (Q,) bool, whether SCA changed the final stage's first answer.
         sca_report: SCA's counts on the final stage.
     """
@@ -79,11 +79,11 @@ def rank_gallery(
     processor: RetrievalProcessor,
     captions: Sequence[str],
     query_ids: Sequence[str],
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     gallery_ids: Sequence[str],
     *,
     shortlist: int,
-    matcher: PictureMatcher | None = None,
+    matcher: ImageMatcher | None = None,
     matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
     fusion_weight: float = 0.0,
     sca: SCASettings | None = None,
@@ -99,13 +99,13 @@ def rank_gallery(
 
     Args:
         captions, query_ids: Q; the ids are distinct.
-        pictures, gallery_ids: G, read one at a time and from several threads; the ids are distinct.
-        shortlist: K, the pictures that are matched with each query.
+        images, gallery_ids: G, read one at a time and from several threads; the ids are distinct.
+        shortlist: K, the images that are matched with each query.
         matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`,
             or the whole gallery where that is smaller.
-        watched: for each query the pictures whose ranks are wanted, as indices into the gallery.
-        batch_size: pictures that a process reads at once, rounded up to whole passes.
-        token_memory: bytes of picture tokens that a process may keep between the stages.
+        watched: for each query the images whose ranks are wanted, as indices into the gallery.
+        batch_size: images that a process reads at once, rounded up to whole passes.
+        token_memory: bytes of image tokens that a process may keep between the stages.
     """
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
@@ -114,7 +114,7 @@ def rank_gallery(
     matcher_shortlist = min(matcher_shortlist, len(gallery_ids))
     if matcher is not None and not 1 <= matcher_shortlist <= shortlist:
         raise ValueError(
-            f"the matcher's shortlist must be between 1 and the shortlist's {shortlist} pictures, got "
+            f"the matcher's shortlist must be between 1 and the shortlist's {shortlist} images, got "
             f"{matcher_shortlist}"
         )
     if matcher is None and not can_match(model) and fusion_weight != 0:
@@ -125,12 +125,10 @@ def rank_gallery(
     model.eval()
     encoder = _encoder(model)
     texts = encode_texts(encoder, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
-    gallery = _Gallery(
-        model, encoder, processor, pictures, gallery_ids, batch_size, token_memory, accelerator
-    )
+    gallery = _Gallery(model, encoder, processor, images, gallery_ids, batch_size, token_memory, accelerator)
     embeds = gallery.encode(texts.embeds.shape[1])  # (G, projection_dim)
     _refuse_not_finite(texts.embeds, "query", query_ids)
-    _refuse_not_finite(embeds, "picture", gallery_ids)
+    _refuse_not_finite(embeds, "image", gallery_ids)
     watched = [()] * len(captions) if watched is None else watched
     candidates, cosines, first_ranks = _rank_by_embeddings(
         texts.embeds, embeds, query_ids, gallery_ids, shortlist, watched
@@ -143,7 +141,7 @@ def rank_gallery(
             match_scores = gallery.match(texts, query_ids, candidates)  # (Q, K)
         else:
             candidates, cosines = candidates[:, :matcher_shortlist], cosines[:, :matcher_shortlist]
-            match_scores = gallery.match_pictures(matcher, captions, query_ids, candidates)
+            match_scores = gallery.match_images(matcher, captions, query_ids, candidates)
         lists["matching"] = reorder(candidates, match_scores)
         if fusion_weight != 0:
             final_stage = "fused"
@@ -151,8 +149,8 @@ def rank_gallery(
     settings = asdict(sca or SCASettings())
     # Where the embeddings are the final stage, theirs is "sca".
     for stage, name in {"embeddings": "embeddings_sca", final_stage: "sca"}.items():
-        settled = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
-        lists[name] = (settled.indices, settled.scores)
+        reranked = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
+        lists[name] = (reranked.indices, reranked.scores)
     order = ("embeddings", "embeddings_sca", "matching", "fused", "sca")
     stages = [name for name in order if name in lists]
     return Rankings(
@@ -160,8 +158,8 @@ def rank_gallery(
         scores={name: lists[name][1] for name in stages},
         watched_ranks={name: _ranks_in(lists[name][0], watched, first_ranks) for name in stages},
         final_stage=final_stage,
-        moved=settled.moved,
-        sca_report=settled.report,
+        moved=reranked.moved,
+        sca_report=reranked.report,
     )
 
 
@@ -195,17 +193,17 @@ def _rank_by_embeddings(
     shortlist: int,
     watched: Sequence[Sequence[int]],
 ) -> tuple[Tensor, Tensor, list[np.ndarray]]:
-    """Stage 1: candidates (Q, K), their cosines (Q, K), and the ranks of the watched pictures."""
-    queries, pictures = len(query_ids), len(gallery_ids)
+    """Stage 1: candidates (Q, K), their cosines (Q, K), and the ranks of the watched images."""
+    queries, images = len(query_ids), len(gallery_ids)
     candidates = torch.empty(queries, shortlist, dtype=torch.long)
     cosines = torch.empty(queries, shortlist)
     ranks: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * queries
     for rows in _slices(_by_id(query_ids), QUERIES_IN_A_PASS):
         ranking, similarity = rank_by_embeddings(text_embeds[rows], image_embeds, gallery_ids)
         candidates[rows], cosines[rows] = ranking[:, :shortlist], similarity[:, :shortlist]
-        rank = np.empty(pictures, dtype=np.int64)
+        rank = np.empty(images, dtype=np.int64)
         for row, order in zip(rows, ranking.numpy(), strict=True):
-            rank[order] = np.arange(1, pictures + 1)
+            rank[order] = np.arange(1, images + 1)
             ranks[row] = rank[list(watched[row])]
     return candidates, cosines, ranks
 
@@ -213,29 +211,29 @@ def _rank_by_embeddings(
 def _ranks_in(
     indices: Tensor, watched: Sequence[Sequence[int]], first_ranks: list[np.ndarray]
 ) -> list[np.ndarray]:
-    """The ranks of the watched pictures in lists (Q, K) that go on as the embeddings' do."""
+    """The ranks of the watched images in lists (Q, K) that go on as the embeddings' do."""
     ranks = []
-    for head, pictures, first in zip(indices.numpy(), watched, first_ranks, strict=True):
-        places = head[None, :] == np.asarray(pictures, dtype=np.int64)[:, None]  # (W, K)
+    for head, images, first in zip(indices.numpy(), watched, first_ranks, strict=True):
+        places = head[None, :] == np.asarray(images, dtype=np.int64)[:, None]  # (W, K)
         ranks.append(np.where(places.any(axis=1), places.argmax(axis=1) + 1, first))
     return ranks
 
 
 class _Gallery:
-    """Pictures in passes, dealt to the processes in units of `batch_size`; a process keeps to its own."""
+    """Images in passes, dealt to the processes in units of `batch_size`; a process keeps to its own."""
 
     def __init__(
         self,
         model: RetrievalModel,
         encoder: RetrievalModel | FastEncoder,
         processor: RetrievalProcessor,
-        pictures: Sequence[Image.Image],
+        images: Sequence[Image.Image],
         gallery_ids: Sequence[str],
         batch_size: int,
         token_memory: int,
         accelerator: Accelerator | None,
     ):
-        self.model, self.encoder, self.processor, self.pictures = model, encoder, processor, pictures
+        self.model, self.encoder, self.processor, self.images = model, encoder, processor, images
         self.accelerator = accelerator
         self.token_memory = token_memory
         self.order = np.array(sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__))  # (G,)
@@ -245,7 +243,7 @@ class _Gallery:
             (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         )
         self.own_units = units[index::count]
-        self.kept: dict[int, Tensor] = {}  # pass to tokens (pictures, 1+N, width)
+        self.kept: dict[int, Tensor] = {}  # pass to tokens (images, 1+N, width)
 
     def encode(self, width: int) -> Tensor:
         """The embeddings (G, width); as many tokens as the memory allows are kept, if there are any."""
@@ -253,7 +251,7 @@ class _Gallery:
         # challenge by gigabytes (benchmarks/evaluation_memory.py).
         embeds = torch.empty(len(self.order), width)
         filled, used = [], 0
-        for unit in self._units("encoding pictures"):
+        for unit in self._units("encoding images"):
             for number, pass_embeds, tokens in self._encode_passes(unit):
                 embeds[self.passes[number]] = pass_embeds
                 filled += self.passes[number]
@@ -271,9 +269,9 @@ class _Gallery:
         score = pair_matching(self.model, texts, _by_id(query_ids))
         return self._score_pairs(candidates, query_ids, lengths, self._tokens, score)
 
-    def match_pictures(
+    def match_images(
         self,
-        matcher: PictureMatcher,
+        matcher: ImageMatcher,
         captions: Sequence[str],
         query_ids: Sequence[str],
         candidates: Tensor,
@@ -281,10 +279,10 @@ class _Gallery:
         """The scores that `matcher` gives each query with its candidates, both (Q, K)."""
         lengths = np.array([len(caption) for caption in captions])
 
-        def score(pictures: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
+        def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
             passes = (_slices(pairs, matcher.pairs_in_a_pass) for pairs in (places, text))
             scores = [
-                matcher.match_pictures([pictures[place] for place in own], [captions[row] for row in rows])
+                matcher.match_images([images[place] for place in own], [captions[row] for row in rows])
                 for own, rows in zip(*passes, strict=True)
             ]
             return torch.cat(scores)
@@ -299,22 +297,22 @@ class _Gallery:
         content_of: Callable[[list[int]], Iterator[tuple[int, Any]]],
         score: Callable[[Any, np.ndarray, np.ndarray], Tensor],
     ) -> Tensor:
-        """A score for each query with its candidates, both (Q, K), pass by pass of pictures.
+        """A score for each query with its candidates, both (Q, K), pass by pass of images.
 
         Args:
             lengths: (Q,) of the captions: similar ones follow each other.
-            content_of: of some passes of pictures of one unit, what `score` reads of them.
-            score: of the content of a pass, and of all pairs with its pictures the places of these in it (B,)
+            content_of: of some passes of images of one unit, what `score` reads of them.
+            score: of the content of a pass, and of all pairs with its images the places of these in it (B,)
                 and the queries (B,), to scores (B,); it divides them into passes of its own fixed size.
         """
         queries, shortlist = candidates.shape
         position = np.empty(len(self.order), dtype=np.int64)
         position[self.order] = np.arange(len(self.order))
-        position = position[candidates.numpy().ravel()]  # (Q * K,) of the pair's picture
+        position = position[candidates.numpy().ravel()]  # (Q * K,) of the pair's image
         id_rank = np.empty(queries, dtype=np.int64)
         id_rank[_by_id(query_ids)] = np.arange(queries)
         query = np.arange(queries).repeat(shortlist)  # (Q * K,)
-        # Within a pass of pictures captions of similar length follow each other, which saves padding.
+        # Within a pass of images captions of similar length follow each other, which saves padding.
         pass_number = position // IMAGES_IN_A_PASS
         pairs = np.lexsort((position, id_rank[query], lengths[query], pass_number))
         starts = np.searchsorted(pass_number[pairs], np.arange(len(self.passes) + 1))
@@ -340,12 +338,12 @@ class _Gallery:
                 yield number, self.kept[number]
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Image.Image]]]:
-        """Number and pictures of each pass; all are read beforehand."""
+        """Number and images of each pass; all are read beforehand."""
         columns = [column for number in numbers for column in self.passes[number]]
         with ThreadPoolExecutor() as pool:
-            pictures = iter(list(pool.map(self.pictures.__getitem__, columns)))
+            images = iter(list(pool.map(self.images.__getitem__, columns)))
         for number in numbers:
-            yield number, [next(pictures) for _ in self.passes[number]]
+            yield number, [next(images) for _ in self.passes[number]]
 
     @torch.inference_mode()
     def _encode_passes(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor | None]]:

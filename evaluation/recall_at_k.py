@@ -1,7 +1,7 @@
 """Figures of ranked lists from ids alone: one self-contained file for `evaluate`.
 
-`evaluate.load("./evaluation/recall_at_k.py")` loads it offline, on its own. The formulas have their one home in
-`figures_of_ranks`; whoever has ranks and no lists calls that.
+`evaluate.load("./evaluation/recall_at_k.py")` loads it offline, on its own. The formulas have
+their one home in `figures_of_ranks`; whoever has ranks and no lists calls that.
 """
 
 from __future__ import annotations
@@ -154,8 +154,8 @@ class RecallAtK(evaluate.Metric):
 def rank_by_score(ids: Sequence[str], scores: Sequence[float]) -> list[str]:
     """The ids, greatest score first; equal scores by a hash of the id, as the search ranks its gallery.
 
-    Neither the order of rows nor that of names may settle a tie: PAB's files list a normal and an anomalous
-    picture in turn, and their names say which is which.
+    Neither the order of rows nor that of names may resolve a tie: PAB's files list a normal and an anomalous
+    image in turn, and their names say which is which.
     """
     by_digest = sorted(zip(scores, ids, strict=True), key=lambda pair: (_digest(pair[1]), pair[1]))
     # Stable also in reverse; scores are not negated, because unsigned numbers would wrap round.

@@ -1,4 +1,4 @@
-"""The files of an evaluation: figures and outcomes (JSON), listed pictures (JSON), score files."""
+"""The files of an evaluation: figures and outcomes (JSON), listed images (JSON), score files."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from .retrieval import EvaluationResult
 from .significance import LEVEL, RESAMPLES
 from .tables import Intervals
 
-LISTED_PICTURES = 10  # per query and stage in the rankings file
+LISTED_IMAGES = 10  # per query and stage in the rankings file
 SYSTEM_STAGES = ("embeddings", "matching", "fused")  # those that rank by a score of their own
 
 
@@ -54,14 +54,14 @@ def results_json(
 def rankings_json(
     result: EvaluationResult, benchmark: RetrievalBenchmark, elsewhere: dict[str, Path]
 ) -> dict[str, Any]:
-    """What `--rankings` holds: for each query and stage the best pictures that have that stage's score."""
+    """What `--rankings` holds: for each query and stage the best images that have that stage's score."""
     ids = benchmark.gallery_ids
     queries = []
     for row, caption in enumerate(benchmark.captions):
         stages = {}
         for stage, scores in result.scores.items():
-            columns = result.rankings[stage][row, :LISTED_PICTURES].tolist()
-            listed = scores[row, :LISTED_PICTURES].tolist()
+            columns = result.rankings[stage][row, :LISTED_IMAGES].tolist()
+            listed = scores[row, :LISTED_IMAGES].tolist()
             stages[stage] = {"ids": [ids[column] for column in columns], "scores": listed}
         queries.append(
             {
@@ -73,7 +73,7 @@ def rankings_json(
                 "moved": bool(result.moved[row]),
             }
         )
-    # A gallery id is the picture's path relative to the data's root, but for distractors from elsewhere.
+    # A gallery id is the image's path relative to the data's root, but for distractors from elsewhere.
     return {"gallery": {name: str(elsewhere.get(name, name)) for name in ids}, "queries": queries}
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.image_files import PictureFiles
+from ..data.image_files import ImageFiles
 from ..data.pab import RetrievalBenchmark
 from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
-from ..models.interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 from ..sca import SCAReport
 from .measures import (
     figures_by_label,
@@ -42,11 +42,11 @@ class EvaluationResult:
         pair_confusion: by stage and group, see there; a stage without any pair has no group.
         first_answers: by stage "coverage" and "collision_rate", which need no labels.
         group_rows: the rows of each group's queries.
-        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" settles.
+        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" resolves.
         k: the cutoffs.
         rankings: stage to (Q, K) indices into the benchmark's gallery, best first.
-        scores: stage to (Q, K), their scores; SCA leaves each picture its own.
-        relevant_ranks: stage to the ranks in the whole gallery of each query's relevant pictures, in the
+        scores: stage to (Q, K), their scores; SCA leaves each image its own.
+        relevant_ranks: stage to the ranks in the whole gallery of each query's relevant images, in the
             order of the benchmark's `relevant`.
         moved: (Q,) bool, whether SCA changed the final stage's first answer.
         sca_report: SCA's counts on the final stage.
@@ -86,7 +86,7 @@ def evaluate(
     root: Path,
     *,
     shortlist: int | None = None,
-    matcher: PictureMatcher | None = None,
+    matcher: ImageMatcher | None = None,
     matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
     fusion_weight: float = 0.0,
     sca: SCASettings | None = None,
@@ -104,18 +104,18 @@ def evaluate(
     batch size, nor on the memory, to the bit; see `tpas.evaluation.ranking`.
 
     Args:
-        shortlist: pictures that are re-ranked for each query (`None`: 128), or the whole gallery where that
+        shortlist: images that are re-ranked for each query (`None`: 128), or the whole gallery where that
             is smaller.
         sca: `None`: the paper's settings.
         matcher, matcher_shortlist: see `rank_gallery`.
         batch_size, token_memory: see `rank_gallery`.
         k: cutoffs of Recall@k; `None`: those of 1, 5 and 10 that the gallery allows.
-        annotated_at, elsewhere: see `PictureFiles`.
+        annotated_at, elsewhere: see `ImageFiles`.
 
     Raises:
         ValueError: for a k above the gallery's size, a shortlist, fusion weight or SCA setting out of range,
-            and an unreadable picture.
-        FileNotFoundError: for a missing picture.
+            and an unreadable image.
+        FileNotFoundError: for a missing image.
     """
     gallery_ids = benchmark.gallery_ids
     shortlist = resolve_shortlist(shortlist, len(gallery_ids))
@@ -125,17 +125,17 @@ def evaluate(
     _warn_of_shared_answers(benchmark, sca.capacity)
 
     column = {gallery_id: index for index, gallery_id in enumerate(gallery_ids)}
-    counterparts = benchmark.counterparts or [[]] * len(benchmark.captions)
+    hard_negatives = benchmark.hard_negatives or [[]] * len(benchmark.captions)
     watched = [
         [column[gallery_id] for gallery_id in (*relevant, *others)]
-        for relevant, others in zip(benchmark.relevant, counterparts, strict=True)
+        for relevant, others in zip(benchmark.relevant, hard_negatives, strict=True)
     ]
     ranked = rank_gallery(
         model,
         processor,
         benchmark.captions,
         benchmark.query_ids,
-        PictureFiles(root, gallery_ids, annotated_at, elsewhere),
+        ImageFiles(root, gallery_ids, annotated_at, elsewhere),
         gallery_ids,
         shortlist=shortlist,
         matcher=matcher,
@@ -153,8 +153,8 @@ def evaluate(
     for stage, ranks in ranked.watched_ranks.items():
         counts = [len(relevant) for relevant in benchmark.relevant]
         relevant_ranks[stage] = [row[:count] for row, count in zip(ranks, counts, strict=True)]
-        counterpart_ranks = [row[count:] for row, count in zip(ranks, counts, strict=True)]
-        confusion[stage] = pair_confusion(relevant_ranks[stage], counterpart_ranks, groups)
+        hard_negative_ranks = [row[count:] for row, count in zip(ranks, counts, strict=True)]
+        confusion[stage] = pair_confusion(relevant_ranks[stage], hard_negative_ranks, groups)
     figures = {stage: query_figures(ranks, cutoffs) for stage, ranks in relevant_ranks.items()}
     return EvaluationResult(
         stages={stage: group_figures(queries, groups) for stage, queries in figures.items()},
@@ -177,12 +177,12 @@ def evaluate(
 
 
 def _warn_of_shared_answers(benchmark: RetrievalBenchmark, capacity: int) -> None:
-    """SCA itself sees only images that are few; here it is known which picture answers how many queries."""
+    """SCA itself sees only images that are few; here it is known which image answers how many queries."""
     answered = Counter(gallery_id for relevant in benchmark.relevant for gallery_id in relevant)
     most = max(answered.values())
     if most > capacity:
         logger.warning(
-            "a picture is relevant to up to %d queries, but SCA lets it answer %d: SCA may lower recall; a "
+            "an image is relevant to up to %d queries, but SCA lets it answer %d: SCA may lower recall; a "
             "greater capacity (--sca_capacity) lets it answer more",
             most,
             capacity,
@@ -198,9 +198,9 @@ def resolve_k(k: Sequence[int] | None, gallery_size: int) -> list[int]:
     if k is None:
         allowed = [cutoff for cutoff in DEFAULT_K if cutoff <= gallery_size]
         if len(allowed) < len(DEFAULT_K):
-            logger.info("the gallery has %d pictures: Recall@k for k in %s", gallery_size, allowed)
+            logger.info("the gallery has %d images: Recall@k for k in %s", gallery_size, allowed)
         return allowed
     for cutoff in k:
         if not 1 <= cutoff <= gallery_size:
-            raise ValueError(f"k must be between 1 and the gallery's {gallery_size} pictures, got {cutoff}")
+            raise ValueError(f"k must be between 1 and the gallery's {gallery_size} images, got {cutoff}")
     return sorted(set(k))

@@ -11,7 +11,7 @@ DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 
 @dataclass(frozen=True)
 class SCASettings:
-    """How SCA settles collisions; see `sca_rerank`. The defaults are the paper's."""
+    """How SCA resolves collisions; see `sca_rerank`. The defaults are the paper's."""
 
     confidence: Confidence = "score"
     mode: Mode = "deferred"

@@ -40,9 +40,9 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
     parts.append(
         f"## First answers, without labels\n\n{_table(heads, rows)}\n\n"
         "Coverage: different first answers / queries, an upper bound of Recall@1 where each query has one "
-        "right picture of its own."
+        "right image of its own."
     )
-    shares = ("right", "counterpart", "other", "right_before_counterpart")
+    shares = ("right", "hard_negative", "other", "right_before_hard_negative")
     heads = ["stage", "queries of", "number", *(share.replace("_", " ") for share in shares)]
     rows = [
         [STAGE_NAMES[stage], group, f"{figures['queries']:,}", *_percent(figures, shares)]
@@ -52,7 +52,7 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
     if rows:
         parts.append(
             f"## The two of a pair\n\n{_table(heads, rows)}\n\n"
-            "The first answer is the right picture, or its counterpart (the same source video, the other "
+            "The first answer is the right image, or its hard negative (the same source video, the other "
             "behaviour: the right person doing the wrong thing), or another."
         )
     parts.append(

@@ -1,1 +1,1 @@
-"""Figures for people: ranked pictures, settled collisions, training curves. Drawn without pyplot."""
+"""Figures for people: ranked images, resolved collisions, training curves. Drawn without pyplot."""

@@ -1,4 +1,4 @@
-"""What SCA or a relative of it changed: who kept a picture that two sentences claimed, and who moved on."""
+"""What SCA or a relative of it changed: who kept an image that two texts claimed, and who moved on."""
 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from .sheet import (
     QUIET,
     RIGHT,
     WRONG,
+    ImageSource,
     Paragraph,
-    Picture,
-    RankedPicture,
+    RankedImage,
     Sheet,
     box_for,
     open_or_none,
 )
 
 MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches
-PICTURE_HEIGHT, NARROWEST, WIDEST = 1.3, 0.75, 1.6
+IMAGE_HEIGHT, NARROWEST, WIDEST = 1.3, 0.75, 1.6
 TEXT_WIDTH, ARROW_WIDTH, BETWEEN_SIDES = 2.3, 0.3, 0.4
 HEADING_HEIGHT = CAPTION_HEIGHT + 0.1
 
@@ -54,16 +54,16 @@ def find_moves(
     """The queries whose first answer changed, in their order.
 
     Args:
-        before: each query's pictures, best first, as ids or indices.
+        before: each query's images, best first, as ids or indices.
         scores: their scores.
-        after: the same lists once they are settled; only the first picture of each is looked at.
+        after: the same lists once they are resolved; only the first image of each is looked at.
     """
     now: dict[Hashable, list[int]] = {}
     for query, row in enumerate(after):
         now.setdefault(row[0], []).append(query)
     moves = []
-    for query, (row, settled) in enumerate(zip(before, after, strict=True)):
-        claimed, taken = row[0], settled[0]
+    for query, (row, reranked) in enumerate(zip(before, after, strict=True)):
+        claimed, taken = row[0], reranked[0]
         if claimed == taken:
             continue
         claims = {
@@ -76,44 +76,44 @@ def find_moves(
 
 
 @dataclass(frozen=True)
-class SettledCollision:
+class ResolvedCollision:
     """A `Move` with what can be seen of it; without a holder, `holder` and `kept` are None."""
 
-    sentence: str
-    before: RankedPicture
-    after: RankedPicture
+    text: str
+    before: RankedImage
+    after: RankedImage
     holder: str | None = None
-    kept: RankedPicture | None = None
+    kept: RankedImage | None = None
     outcome: str = ""
 
 
-def settled_collisions(
-    sentences: Sequence[str],
+def resolved_collisions(
+    texts: Sequence[str],
     scores: Any,
-    settled: SCAResult,
-    pictures: Sequence[Picture],
+    reranked: SCAResult,
+    images: Sequence[ImageSource],
     relevant: Sequence[Collection[int]] | None = None,
-) -> list[SettledCollision]:
-    """What `sca_rerank` moved, ready to be drawn, in the order of the sentences.
+) -> list[ResolvedCollision]:
+    """What `sca_rerank` moved, ready to be drawn, in the order of the texts.
 
-        settled = sca_rerank(None, scores, top_k=10)
-        plot_settled(settled_collisions(sentences, scores, settled, pictures))
+        reranked = sca_rerank(None, scores, top_k=10)
+        plot_collisions(resolved_collisions(texts, scores, reranked, images))
 
     Args:
-        scores: (Q, G), those that were settled, a number for each picture.
-        settled: their re-ranking, over all G pictures.
-        pictures: G of them.
-        relevant: each sentence's right pictures, as indices; None: not known.
+        scores: (Q, G), those that were reranked, a number for each image.
+        reranked: their re-ranking, over all G images.
+        images: G of them.
+        relevant: each text's right images, as indices; None: not known.
     """
     scores = np.asarray(scores)
     order = np.argsort(-scores, axis=1, kind="stable")
     before, descending = order.tolist(), np.take_along_axis(scores, order, axis=1).tolist()
-    after = np.asarray(settled.indices).tolist()
+    after = np.asarray(reranked.indices).tolist()
 
-    def ranked(query: int, picture: int) -> RankedPicture:
-        right = None if relevant is None else picture in relevant[query]
-        rank = before[query].index(picture) + 1
-        return RankedPicture(pictures[picture], float(scores[query, picture]), right, rank)
+    def ranked(query: int, image: int) -> RankedImage:
+        right = None if relevant is None else image in relevant[query]
+        rank = before[query].index(image) + 1
+        return RankedImage(images[image], float(scores[query, image]), right, rank)
 
     collisions = []
     for move in find_moves(before, descending, after):
@@ -122,16 +122,16 @@ def settled_collisions(
         if relevant is not None:
             spoilt_or_not = "spoilt" if claimed.right else "wrong before and after"
             outcome = "corrected" if taken.right else spoilt_or_not
-        holder = None if move.holder is None else sentences[move.holder]
+        holder = None if move.holder is None else texts[move.holder]
         kept = None if move.holder is None else ranked(move.holder, move.claimed)
-        collisions.append(SettledCollision(sentences[move.query], claimed, taken, holder, kept, outcome))
+        collisions.append(ResolvedCollision(texts[move.query], claimed, taken, holder, kept, outcome))
     return collisions
 
 
-def plot_settled(collisions: Sequence[SettledCollision]) -> Figure:
-    """For each collision: the sentence that keeps the picture; the one that moves on, before and after.
+def plot_collisions(collisions: Sequence[ResolvedCollision]) -> Figure:
+    """For each collision: the text that keeps the image; the one that moves on, before and after.
 
-    Frames are green where a picture is right for the sentence beside it, and red where it is known not to be.
+    Frames are green where an image is right for the text beside it, and red where it is known not to be.
 
     Raises:
         ValueError: there is no collision to show.
@@ -140,24 +140,24 @@ def plot_settled(collisions: Sequence[SettledCollision]) -> Figure:
         raise ValueError("there is no collision to show: nothing was moved")
     images = [
         [
-            None if ranked is None else open_or_none(ranked.picture)
+            None if ranked is None else open_or_none(ranked.image)
             for ranked in (one.kept, one.before, one.after)
         ]
         for one in collisions
     ]
-    box = box_for([image for row in images for image in row], PICTURE_HEIGHT, NARROWEST, WIDEST)
+    box = box_for([image for row in images for image in row], IMAGE_HEIGHT, NARROWEST, WIDEST)
     pair = 2 * box + ARROW_WIDTH + 2 * GAP
     right_side = MARGIN + box + GAP + TEXT_WIDTH + BETWEEN_SIDES
-    picture_block = PICTURE_HEIGHT + PADDING + 2 * CAPTION_HEIGHT
+    image_block = IMAGE_HEIGHT + PADDING + 2 * CAPTION_HEIGHT
     texts = [
         (
             None if one.holder is None else Paragraph.fit(one.holder, TEXT_WIDTH, 9, max_lines=10),
-            Paragraph.fit(one.sentence, TEXT_WIDTH, 9, max_lines=10),
+            Paragraph.fit(one.text, TEXT_WIDTH, 9, max_lines=10),
         )
         for one in collisions
     ]
     heights = [
-        HEADING_HEIGHT + max(picture_block, *(text.height for text in pairs if text is not None))
+        HEADING_HEIGHT + max(image_block, *(text.height for text in pairs if text is not None))
         for pairs in texts
     ]
     sheet = Sheet(
@@ -170,18 +170,18 @@ def plot_settled(collisions: Sequence[SettledCollision]) -> Figure:
             sheet.rule(top - BETWEEN_ROWS / 2, MARGIN)
         below = top + HEADING_HEIGHT
         if one.kept is not None and holder_text is not None:
-            _heading(sheet, "keeps the picture", MARGIN, top)
-            draw_ranked(sheet, one.kept, opened[0], MARGIN, below, box, PICTURE_HEIGHT)
+            _heading(sheet, "keeps the image", MARGIN, top)
+            draw_ranked(sheet, one.kept, opened[0], MARGIN, below, box, IMAGE_HEIGHT)
             sheet.paragraph(holder_text, MARGIN + box + GAP, below, TEXT_WIDTH)
         outcome = f": {one.outcome}" if one.outcome else ""
         colour = {True: RIGHT, False: WRONG, None: QUIET}[one.after.right]
         _heading(sheet, f"wanted it too and moves on{outcome}", right_side, top, colour)
         left = right_side
-        draw_ranked(sheet, one.before, opened[1], left, below, box, PICTURE_HEIGHT)
+        draw_ranked(sheet, one.before, opened[1], left, below, box, IMAGE_HEIGHT)
         left += box + GAP
-        sheet.arrow(left, below + PICTURE_HEIGHT / 2, ARROW_WIDTH)
+        sheet.arrow(left, below + IMAGE_HEIGHT / 2, ARROW_WIDTH)
         left += ARROW_WIDTH + GAP
-        draw_ranked(sheet, one.after, opened[2], left, below, box, PICTURE_HEIGHT)
+        draw_ranked(sheet, one.after, opened[2], left, below, box, IMAGE_HEIGHT)
         sheet.paragraph(text, left + box + GAP, below, TEXT_WIDTH)
         top += height + BETWEEN_ROWS
     return sheet.figure

@@ -1,4 +1,4 @@
-"""What a search found, as a page or a picture to look at."""
+"""What a search found, as a page or an image to look at."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 Answers = Sequence[tuple[str, Sequence[SearchHit]]]
 PAGES = (".html", ".htm")
-PICTURE_SIZE = 320  # pixels, of the longest side
+IMAGE_SIZE = 320  # pixels, of the longest side
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -36,7 +36,7 @@ figcaption {{ font-size: .85rem; overflow-wrap: anywhere; }}
 </html>
 """
 ANSWER = "<section><h2>{text}</h2>\n<ol>\n{hits}\n</ol></section>"
-HIT = "<li><figure>{picture}<figcaption><b>{rank}</b> · {score:.3f}<br>{name}</figcaption></figure></li>"
+HIT = "<li><figure>{image}<figcaption><b>{rank}</b> · {score:.3f}<br>{name}</figcaption></figure></li>"
 
 
 def check_sheet(path: Path) -> None:
@@ -56,7 +56,7 @@ def check_sheet(path: Path) -> None:
 
 
 def write_contact_sheet(path: Path, answers: Answers) -> None:
-    """Writes a page that holds its pictures itself (.html), or a figure (.png, .jpg, .webp, .svg, .pdf).
+    """Writes a page that holds its images itself (.html), or a figure (.png, .jpg, .webp, .svg, .pdf).
 
     Raises:
         ValueError: a figure of nothing.
@@ -72,21 +72,21 @@ def write_contact_sheet(path: Path, answers: Answers) -> None:
 
 def _answer(text: str, hits: Sequence[SearchHit]) -> str:
     items = (
-        HIT.format(picture=_picture(hit), rank=hit.rank, score=hit.score, name=html.escape(hit.id))
+        HIT.format(image=_image(hit), rank=hit.rank, score=hit.score, name=html.escape(hit.id))
         for hit in hits
     )
     return ANSWER.format(text=html.escape(text), hits="\n".join(items))
 
 
-def _picture(hit: SearchHit) -> str:
-    """The picture, small, inside the page; it may be gone since it was encoded."""
+def _image(hit: SearchHit) -> str:
+    """The image, small, inside the page; it may be gone since it was encoded."""
     try:
-        picture = hit.picture()
+        image = hit.image()
     except (OSError, ValueError) as error:
         logger.warning("%s; a placeholder stands in its place", error)
-        return '<div class="absent">no picture</div>'
-    picture.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+        return '<div class="absent">no image</div>'
+    image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=85)
     content = base64.b64encode(file.getvalue()).decode()
     return f'<img alt="{html.escape(hit.id)}" src="data:image/jpeg;base64,{content}">'

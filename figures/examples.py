@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from .collisions import find_moves
 
 SCA_OUTCOMES = ("corrected", "spoilt", "wrong before and after")
-PICTURES_SHOWN = 6  # of each query
+IMAGES_SHOWN = 6  # of each query
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A picture as an answer to a query; without rank and score where it is not among those listed."""
+    """An image as an answer to a query; without rank and score where it is not among those listed."""
 
     id: str
     rank: int | None
@@ -24,8 +24,8 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Settled:
-    """A query that SCA moved, and the one that kept the picture which both had claimed, if it is known."""
+class Resolved:
+    """A query that SCA moved, and the one that kept the image which both had claimed, if it is known."""
 
     query: Mapping
     outcome: str
@@ -36,14 +36,14 @@ class Settled:
 
 
 def is_right(query: Mapping, stage: str) -> bool:
-    """Whether the query's first answer at that stage is a relevant picture."""
+    """Whether the query's first answer at that stage is a relevant image."""
     return query["stages"][stage]["ids"][0] in query["relevant"]
 
 
 def sca_outcome(query: Mapping, before: str) -> str:
-    """What SCA did to a query that it moved, one of `SCA_OUTCOMES`; `before` is the stage that it settled.
+    """What SCA did to a query that it moved, one of `SCA_OUTCOMES`; `before` is the stage that it reranked.
 
-    Where a query has several relevant pictures and SCA moved it from one to another, nothing is lost:
+    Where a query has several relevant images and SCA moved it from one to another, nothing is lost:
     that counts as "corrected".
     """
     if is_right(query, "sca"):
@@ -81,7 +81,7 @@ def moved_queries(queries: Sequence[Mapping], before: str) -> dict[str, list[Map
     return moved
 
 
-def choose_settled(queries: Sequence[Mapping], before: str, *, count: int, seed: int) -> list[Settled]:
+def choose_collisions(queries: Sequence[Mapping], before: str, *, count: int, seed: int) -> list[Resolved]:
     """Up to `count` queries that SCA moved, the outcomes in turn; among those of one outcome `seed` draws."""
     chosen = _take_in_turn(moved_queries(queries, before).values(), count, seed)
     listed = [query["stages"][before] for query in queries]
@@ -91,12 +91,12 @@ def choose_settled(queries: Sequence[Mapping], before: str, *, count: int, seed:
         [query["stages"]["sca"]["ids"] for query in queries],
     )
     by_query = {queries[move.query]["query_id"]: move for move in moves}
-    settled = []
+    reranked = []
     for query in chosen:
         move = by_query[query["query_id"]]
         holder = None if move.holder is None else queries[move.holder]
-        settled.append(
-            Settled(
+        reranked.append(
+            Resolved(
                 query,
                 sca_outcome(query, before),
                 answer(query, before, move.claimed),
@@ -105,7 +105,7 @@ def choose_settled(queries: Sequence[Mapping], before: str, *, count: int, seed:
                 None if holder is None else answer(holder, before, move.claimed),
             )
         )
-    return settled
+    return reranked
 
 
 def _take_in_turn(groups: Iterable[Sequence[Mapping]], count: int, seed: int) -> list[Mapping]:
@@ -117,7 +117,7 @@ def _take_in_turn(groups: Iterable[Sequence[Mapping]], count: int, seed: int) ->
 
 
 def answer(query: Mapping, stage: str, identifier: str) -> Answer:
-    """A picture as this query's answer at that stage."""
+    """An image as this query's answer at that stage."""
     ids, scores = query["stages"][stage]["ids"], query["stages"][stage]["scores"]
     right = identifier in query["relevant"]
     if identifier not in ids:
@@ -127,20 +127,20 @@ def answer(query: Mapping, stage: str, identifier: str) -> Answer:
 
 
 def shown_answers(query: Mapping) -> list[Answer]:
-    """The best `PICTURES_SHOWN` of the last stage.
+    """The best `IMAGES_SHOWN` of the last stage.
 
     Where no right one is among them, the best of those takes the last place: what was missed is to be seen.
     """
     ids = query["stages"]["sca"]["ids"]
-    shown = ids[:PICTURES_SHOWN]
+    shown = ids[:IMAGES_SHOWN]
     if not set(shown) & set(query["relevant"]):
         missed = [name for name in ids if name in query["relevant"]] or query["relevant"]
-        shown = [*shown[: PICTURES_SHOWN - 1], missed[0]]
+        shown = [*shown[: IMAGES_SHOWN - 1], missed[0]]
     return [answer(query, "sca", identifier) for identifier in shown]
 
 
 def rank_of_right(query: Mapping, stage: str) -> str:
-    """The best rank of a relevant picture, or that it is beyond the listed ones."""
+    """The best rank of a relevant image, or that it is beyond the listed ones."""
     ids = query["stages"][stage]["ids"]
     ranks = [str(rank) for rank, name in enumerate(ids, start=1) if name in query["relevant"]]
     return ranks[0] if ranks else f"> {len(ids)}"

@@ -1,7 +1,7 @@
-"""One page that shows what an evaluation found: pictures in reports.
+"""One page that shows what an evaluation found: images in reports.
 
 `build_report` turns what `tpas evaluate` and `train_accelerate.py` wrote for a start and for the
-model fine-tuned from it into one HTML page. The page needs nothing beside itself: pictures are inside it,
+model fine-tuned from it into one HTML page. The page needs nothing beside itself: images are inside it,
 it runs no script and asks no server, so it opens from a disk, a mail or a CI artefact.
 """
 
@@ -18,9 +18,9 @@ from ..data.pab import image_path
 from ..processing_tpas import load_image
 from .examples import (
     Answer,
-    Settled,
+    Resolved,
+    choose_collisions,
     choose_queries,
-    choose_settled,
     is_right,
     moved_queries,
     rank_of_right,
@@ -73,7 +73,7 @@ class Evaluation:
 
     @property
     def stage_before_sca(self) -> str:
-        """The stage whose collisions SCA settled: "fused" where scores were fused, else "matching"."""
+        """The stage whose collisions SCA reranked: "fused" where scores were fused, else "matching"."""
         return "fused" if "fused" in self.results["stages"] else "matching"
 
 
@@ -121,7 +121,7 @@ def build_report(
     fine_tuned: Evaluation,
     *,
     training_log: Sequence[Mapping],
-    picture_root: Path,
+    image_root: Path,
     arguments: Mapping[str, object],
     versions: Mapping[str, str],
     durations: Mapping[str, float],
@@ -129,31 +129,31 @@ def build_report(
 ) -> str:
     """The page, as one string of HTML.
 
-    `training_log` holds the lines of `training_log.jsonl`; `picture_root` is the folder to which the
+    `training_log` holds the lines of `training_log.jsonl`; `image_root` is the folder to which the
     paths in the rankings' gallery are relative; `arguments`, `versions`, `durations` (seconds by step) and
     `commands` are printed as they are. The queries that are shown are drawn with `arguments["seed"]`, so
-    the same input gives the same page. Raises what `image_path` and `load_image` raise for a picture that
-    lies outside `picture_root`, is absent or broken.
+    the same input gives the same page. Raises what `image_path` and `load_image` raise for an image that
+    lies outside `image_root`, is absent or broken.
     """
     before, seed = fine_tuned.stage_before_sca, arguments.get("seed", 0)
-    pictures = _Pictures(picture_root, fine_tuned.rankings)
+    images = _Images(image_root, fine_tuned.rankings)
     queries = fine_tuned.rankings["queries"]
     at_start = {query["query_id"]: query for query in zero_shot.rankings["queries"]}
     moved = moved_queries(queries, before)
     shown = choose_queries(queries, before, count=CARDS, seed=seed)
-    shown_moves = choose_settled(queries, before, count=COLLISIONS, seed=seed)
+    shown_moves = choose_collisions(queries, before, count=COLLISIONS, seed=seed)
     page = _environment().get_template("page")
     return page.render(
         tables={"Zero-shot": stage_rows(zero_shot.results), "Fine-tuned": stage_rows(fine_tuned.results)},
         ladder=_ladder(zero_shot.results, fine_tuned.results, before),
         query_count=len(queries),
-        gallery_count=len(pictures.paths),
+        gallery_count=len(images.paths),
         shortlist=fine_tuned.results["shortlist"],
         fused=before == "fused",
         charts=_charts(training_log),
-        cards=[_card(query, at_start.get(query["query_id"]), before, pictures) for query in shown],
+        cards=[_card(query, at_start.get(query["query_id"]), before, images) for query in shown],
         moved={outcome: len(moved_so) for outcome, moved_so in moved.items()},
-        collisions=[_collision(settled, before, pictures) for settled in shown_moves],
+        collisions=[_collision(resolved, before, images) for resolved in shown_moves],
         sca_report=fine_tuned.results["sca_report"],
         arguments=arguments,
         versions=versions,
@@ -162,37 +162,37 @@ def build_report(
     )
 
 
-# ------------------------------------------------------------------------------------------- pictures, cards
+# ------------------------------------------------------------------------------------------- images, cards
 
 
-class _Pictures:
-    """The gallery's pictures as data addresses, with the sentence that each of them answers."""
+class _Images:
+    """The gallery's images as data addresses, with the text that each of them answers."""
 
     def __init__(self, root: Path, rankings: Mapping) -> None:
         self.root = root
         self.paths = rankings["gallery"]
-        self.sentences = {
+        self.texts = {
             identifier: query["caption"] for query in rankings["queries"] for identifier in query["relevant"]
         }
         self.encoded: dict[str, str] = {}
 
     def address(self, identifier: str) -> str:
         if identifier not in self.encoded:
-            picture = load_image(image_path(self.root, self.paths[identifier]))
-            picture.thumbnail((THUMBNAIL_EDGE, THUMBNAIL_EDGE))
+            image = load_image(image_path(self.root, self.paths[identifier]))
+            image.thumbnail((THUMBNAIL_EDGE, THUMBNAIL_EDGE))
             buffer = io.BytesIO()
-            picture.save(buffer, format="JPEG", quality=85)
+            image.save(buffer, format="JPEG", quality=85)
             self.encoded[identifier] = (
                 "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
             )
         return self.encoded[identifier]
 
     def tile(self, answer: Answer) -> dict:
-        """What the page shows of one picture as an answer to one query."""
+        """What the page shows of one image as an answer to one query."""
         alternative = f"Ranked {answer.rank}, " if answer.rank else "Not in the first ten, "
-        alternative += "the right picture." if answer.right else "not the right picture."
-        if answer.id in self.sentences:
-            alternative += f" Its own sentence: {self.sentences[answer.id]}"
+        alternative += "the right image." if answer.right else "not the right image."
+        if answer.id in self.texts:
+            alternative += f" Its own text: {self.texts[answer.id]}"
         return {
             "address": self.address(answer.id),
             "rank": answer.rank,
@@ -202,31 +202,31 @@ class _Pictures:
         }
 
 
-def _card(query: Mapping, at_start: Mapping | None, before: str, pictures: _Pictures) -> dict:
+def _card(query: Mapping, at_start: Mapping | None, before: str, images: _Images) -> dict:
     ranks = {"the start's embeddings": rank_of_right(at_start, "embeddings")} if at_start else {}
     ranks["fine-tuned embeddings"] = rank_of_right(query, "embeddings")
     ranks["matching"] = rank_of_right(query, before)
     ranks["SCA"] = rank_of_right(query, "sca")
     return {
-        "sentence": query["caption"],
+        "text": query["caption"],
         "behaviour": query["behaviour"],
         "verdict": verdict(query, before),
         "right": is_right(query, "sca"),
         "ranks": ranks,
-        "tiles": [pictures.tile(answer) for answer in shown_answers(query)],
+        "tiles": [images.tile(answer) for answer in shown_answers(query)],
     }
 
 
-def _collision(settled: Settled, before: str, pictures: _Pictures) -> dict:
+def _collision(reranked: Resolved, before: str, images: _Images) -> dict:
     holder = None
-    if settled.holder is not None:
-        holder = {"sentence": settled.holder["caption"], "tile": pictures.tile(settled.kept)}
+    if reranked.holder is not None:
+        holder = {"text": reranked.holder["caption"], "tile": images.tile(reranked.kept)}
     return {
-        "outcome": settled.outcome,
-        "sentence": settled.query["caption"],
-        "before": pictures.tile(settled.before),
-        "after": pictures.tile(settled.after),
-        "right_rank": rank_of_right(settled.query, before),
+        "outcome": reranked.outcome,
+        "text": reranked.query["caption"],
+        "before": images.tile(reranked.before),
+        "after": images.tile(reranked.after),
+        "right_rank": rank_of_right(reranked.query, before),
         "holder": holder,
     }
 
@@ -344,7 +344,7 @@ td.bar {
 .tag.good { color: var(--good); }
 .tag.bad { color: var(--bad); }
 blockquote { margin: 0 0 .7rem; max-width: 58rem; }
-.pictures {
+.images {
   list-style: none; margin: 0; padding: 0;
   display: grid; gap: .6rem; grid-template-columns: repeat(6, minmax(0, 1fr));
 }
@@ -377,7 +377,7 @@ pre {
   background: var(--soft); padding: .8rem; border-radius: .5rem;
 }
 @media (max-width: 40rem) {
-  .pictures { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  .images { grid-template-columns: repeat(3, minmax(0, 1fr)); }
   .duel { grid-template-columns: 1fr; }
   th, td { padding: .4rem .45rem; font-size: .85rem; }
   th:first-child { padding-left: .8rem; }
@@ -389,14 +389,14 @@ _PAGE = """\
 {% macro points(gain, unit="") %}
 <span class="{{ "good" if gain > 0 else "bad" if gain < 0 }}">{{ gain | points }}{{ unit }}</span>
 {% endmacro %}
-{% macro picture(tile, label="") %}
+{% macro image(tile, label="") %}
 <figure class="{{ "right" if tile.right }}{{ " missed" if tile.right and tile.rank != 1 and not label }}">
   <img src="{{ tile.address }}" alt="{{ tile.alternative }}" title="{{ tile.alternative }}">
   <figcaption>
     {{ label or ("rank %d" % tile.rank if tile.rank else "not in the first ten") -}}
     {{ " · %.2f" % tile.score if tile.score is not none }}
     {% if tile.right %}
-    <br><strong>✓ right picture</strong>
+    <br><strong>✓ right image</strong>
     {% endif %}
   </figcaption>
 </figure>
@@ -415,14 +415,14 @@ _PAGE = """\
 </head>
 <body>
 <header>
-  <h1>One sentence in, the right person out</h1>
-  <p>Text-based person anomaly search finds, for a sentence about a person's looks, action and surroundings,
-    the one picture that it describes. A small model that had learnt from drawn people of other looks in
-    other places was fine-tuned on newly drawn ones, then searched {{ gallery_count | thousands }} pictures
-    that it had never seen with {{ query_count | thousands }} sentences. Every person is among them twice,
+  <h1>One text in, the right person out</h1>
+  <p>Text-based person anomaly search finds, for a text about a person's looks, action and surroundings,
+    the one image that it describes. A small model that had learnt from drawn people of other looks in
+    other places was fine-tuned on newly drawn ones, then searched {{ gallery_count | thousands }} images
+    that it had never seen with {{ query_count | thousands }} texts. Every person is among them twice,
     behaving normally and not, and many have a lookalike, so that neither looks nor action alone give the
     answer.</p>
-  <p class="quiet over">How often the first picture is the right one (Recall@1):</p>
+  <p class="quiet over">How often the first image is the right one (Recall@1):</p>
   <ol class="ladder">
 {% for step in ladder %}
     <li class="card">
@@ -441,12 +441,12 @@ _PAGE = """\
 
 <section aria-labelledby="table">
   <h2 id="table">What each stage adds</h2>
-  <p>Embeddings rank the whole gallery by cosine. Cross-modal matching reads sentence and picture together and
+  <p>Embeddings rank the whole gallery by cosine. Cross-modal matching reads text and image together and
     re-scores the best {{ shortlist }}. Similarity Coverage Analysis (SCA) looks at all queries at once and
-    settles collisions: where two sentences claim the same picture, the more confident one keeps it and the
+    resolves collisions: where two texts claim the same image, the more confident one keeps it and the
     other takes its next one.</p>
   <p class="quiet" id="units">Recall@k and mean average precision over {{ query_count | thousands }} unseen
-    sentences, in %. The gain is in Recall@1, in points, over the stage that it builds on.</p>
+    texts, in %. The gain is in Recall@1, in points, over the stage that it builds on.</p>
   <div class="card scroll">
   <table aria-labelledby="table" aria-describedby="units">
     <thead>
@@ -492,12 +492,12 @@ _PAGE = """\
 
 <section aria-labelledby="queries">
   <h2 id="queries">{{ cards | length }} queries and what was found</h2>
-  <p>The fine-tuned model's answers after the last stage, best first. The right picture is framed in green; a
-    dashed frame means that it was not the first answer. The number under a picture is its score,
+  <p>The fine-tuned model's answers after the last stage, best first. The right image is framed in green; a
+    dashed frame means that it was not the first answer. The number under an image is its score,
     {{ "match logit and cosine, each brought to one scale within the query, in a weighted mean" if fused
        else "the logit of a match" }}. The queries were picked so that every kind of success and failure is
-    seen, so they say nothing about how often each happens: the table does. Point at a picture to read its own
-    sentence.</p>
+    seen, so they say nothing about how often each happens: the table does. Point at an image to read its own
+    text.</p>
   <div class="stack">
 {% for card in cards %}
   <article class="card">
@@ -507,13 +507,13 @@ _PAGE = """\
       <span class="tag">{{ card.behaviour }}</span>
 {% endif %}
     </h3>
-    <blockquote>{{ card.sentence }}</blockquote>
-    <ol class="pictures">
+    <blockquote>{{ card.text }}</blockquote>
+    <ol class="images">
 {% for tile in card.tiles %}
-      <li>{{ picture(tile) }}</li>
+      <li>{{ image(tile) }}</li>
 {% endfor %}
     </ol>
-    <p class="ranks">Rank of the right picture by
+    <p class="ranks">Rank of the right image by
 {% for name, rank in card.ranks.items() %}
       {{ name }}: <b>{{ rank }}</b>{{ " → " if not loop.last }}
 {% endfor %}
@@ -524,17 +524,17 @@ _PAGE = """\
 </section>
 
 <section aria-labelledby="collisions">
-  <h2 id="collisions">Collisions settled by SCA</h2>
+  <h2 id="collisions">Collisions resolved by SCA</h2>
 {% if collisions %}
-  <p>SCA moved {{ moved.values() | sum }} of {{ query_count | thousands }} queries to another picture:
+  <p>SCA moved {{ moved.values() | sum }} of {{ query_count | thousands }} queries to another image:
     <b class="good">{{ moved["corrected"] }} corrected</b>,
     <b class="bad">{{ moved["spoilt"] }} spoilt</b> (a right answer given up),
     {{ moved["wrong before and after"] }} wrong before and after.
     {{ "These are they:" if collisions | length == moved.values() | sum else "A few of each kind:" }}</p>
   <p class="quiet">Queries that share their first answer with another: {{ sca_report.collisions_before }}
-    before, {{ sca_report.collisions_after }} after. Different pictures among the first answers:
+    before, {{ sca_report.collisions_after }} after. Different images among the first answers:
     {{ sca_report.coverage_before | percent }} % of the queries before,
-    {{ sca_report.coverage_after | percent }} % after; where each picture answers one query, Recall@1 cannot
+    {{ sca_report.coverage_after | percent }} % after; where each image answers one query, Recall@1 cannot
     be higher than that.</p>
   <div class="stack">
 {% for collision in collisions %}
@@ -546,21 +546,21 @@ _PAGE = """\
     <div class="duel">
 {% if collision.holder %}
       <div>
-        <h4>This sentence keeps the picture</h4>
-        <blockquote>{{ collision.holder.sentence }}</blockquote>
-        <div class="alone">{{ picture(collision.holder.tile, "kept") }}</div>
+        <h4>This text keeps the image</h4>
+        <blockquote>{{ collision.holder.text }}</blockquote>
+        <div class="alone">{{ image(collision.holder.tile, "kept") }}</div>
       </div>
 {% endif %}
       <div>
         <h4>This one wanted it too, and moves on</h4>
-        <blockquote>{{ collision.sentence }}</blockquote>
+        <blockquote>{{ collision.text }}</blockquote>
         <div class="pair">
-          {{ picture(collision.before, "before") }}
+          {{ image(collision.before, "before") }}
           <span class="arrow" aria-hidden="true">→</span>
-          {{ picture(collision.after, "after") }}
+          {{ image(collision.after, "after") }}
         </div>
 {% if not collision.after.right %}
-        <p class="ranks">Its right picture was at rank <b>{{ collision.right_rank }}</b> before SCA.</p>
+        <p class="ranks">Its right image was at rank <b>{{ collision.right_rank }}</b> before SCA.</p>
 {% endif %}
       </div>
     </div>
@@ -568,7 +568,7 @@ _PAGE = """\
 {% endfor %}
   </div>
 {% else %}
-  <p>No two queries claimed the same picture, or neither was the more confident: SCA moved nothing.</p>
+  <p>No two queries claimed the same image, or neither was the more confident: SCA moved nothing.</p>
 {% endif %}
 </section>
 
@@ -576,7 +576,7 @@ _PAGE = """\
 <footer>
   <p><strong>What this page does not show.</strong> All people here are drawn. The numbers say that the code
     learns and that its stages work together; they say nothing about performance on the real Pedestrian
-    Anomaly Behavior set. SCA uses the whole query set and assumes that each picture answers one query, which
+    Anomaly Behavior set. SCA uses the whole query set and assumes that each image answers one query, which
     holds here by construction.</p>
   <div class="facts">
 {% for title, facts in (("Arguments", arguments), ("Versions", versions), ("Seconds", seconds)) %}

@@ -1,4 +1,4 @@
-"""A sheet of pictures and sentences, laid out in inches from its upper left corner."""
+"""A sheet of images and texts, laid out in inches from its upper left corner."""
 
 import logging
 from collections.abc import Sequence
@@ -15,28 +15,28 @@ from .text import drawable, is_right_to_left, wrap
 logger = logging.getLogger(__name__)
 
 RIGHT, WRONG, NEUTRAL, TEXT, QUIET = "#1b7f4d", "#b3382c", "#b9bcbf", "#1d1f21", "#62666b"
-SENTENCE_SIZE, CAPTION_SIZE = 10.0, 8.0  # points
+TEXT_SIZE, CAPTION_SIZE = 10.0, 8.0  # points
 LINE_SPACING = 1.3
 ASCENT = 0.93  # of the letters' size, above the baseline
-FRAME_GAP = 0.025  # inches between picture and frame
-PADDING = 0.09  # inches between sentence, picture and caption
-LARGEST_SIDE = 700  # pixels kept of a picture, which is shown at two inches or so
+FRAME_GAP = 0.025  # inches between image and frame
+PADDING = 0.09  # inches between text, image and caption
+LARGEST_SIDE = 700  # pixels kept of an image, which is shown at two inches or so
 
-Picture = Image.Image | str | Path | None
+ImageSource = Image.Image | str | Path | None
 
 
 @dataclass(frozen=True)
-class RankedPicture:
-    """A picture as the answer to a sentence.
+class RankedImage:
+    """An image as the answer to a text.
 
     Attributes:
-        picture: a PIL image or a path; None, or what cannot be read, becomes a grey placeholder.
+        image: a PIL image or a path; None, or what cannot be read, becomes a grey placeholder.
         score: shown under it; None: no score.
         right: whether it is the one looked for; None: not known.
         rank: its place in the answer, from 1; None: not known, or not among those listed.
     """
 
-    picture: Picture
+    image: Image
     score: float | None = None
     right: bool | None = None
     rank: int | None = None
@@ -49,15 +49,15 @@ class RankedPicture:
         return " · ".join(part for part in (rank, score) if part)
 
 
-def open_or_none(picture: Picture) -> Image.Image | None:
-    """The picture, upright RGB and no larger than a sheet shows it, or None, and the log says why."""
-    if picture is None:
+def open_or_none(source: ImageSource) -> Image.Image | None:
+    """The image, upright RGB and no larger than a sheet shows it, or None, and the log says why."""
+    if source is None:
         return None
-    if isinstance(picture, Image.Image):
-        image = ImageOps.exif_transpose(picture).convert("RGB")
+    if isinstance(source, Image.Image):
+        image = ImageOps.exif_transpose(source).convert("RGB")
     else:
         try:
-            image = load_image(picture)
+            image = load_image(source)
         except (OSError, ValueError) as error:
             logger.warning("%s; a placeholder stands in its place", error)
             return None
@@ -67,7 +67,7 @@ def open_or_none(picture: Picture) -> Image.Image | None:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A sentence as lines that fit."""
+    """A text as lines that fit."""
 
     lines: list[str]
     families: list[str]
@@ -75,7 +75,7 @@ class Paragraph:
     size: float
 
     @classmethod
-    def fit(cls, text: str, width: float, size: float = SENTENCE_SIZE, max_lines: int = 8) -> "Paragraph":
+    def fit(cls, text: str, width: float, size: float = TEXT_SIZE, max_lines: int = 8) -> "Paragraph":
         """The text in lines of at most `width` inches."""
         text, families = drawable(text)
         return cls(wrap(text, width, size, families, max_lines), families, is_right_to_left(text), size)
@@ -113,7 +113,7 @@ class Sheet:
         text, families = drawable(text)
         self._text(text, left + width / 2, top, CAPTION_SIZE, family=families, ha="center", **style)
 
-    def picture(
+    def image(
         self,
         image: Image.Image | None,
         left: float,
@@ -124,7 +124,7 @@ class Sheet:
         frame: str = NEUTRAL,
         frame_width: float = 1.0,
     ) -> None:
-        """A picture as large as the box allows, centred, with a frame (`frame_width` in points) around it."""
+        """An image as large as the box allows, centred, with a frame (`frame_width` in points) around it."""
         across, down = fitted_size(image, width, height)
         left, top = left + (width - across) / 2, top + (height - down) / 2
         bottom = self.height - top - down
@@ -135,7 +135,7 @@ class Sheet:
                 )
             )
             middle = top + (down - CAPTION_SIZE / 72) / 2
-            self.caption("no picture", left, middle, across, color=QUIET)
+            self.caption("no image", left, middle, across, color=QUIET)
         else:
             place = (left / self.width, bottom / self.height, across / self.width, down / self.height)
             axes = self.figure.add_axes(place)
@@ -190,14 +190,14 @@ class Sheet:
             text,
             fontsize=size,
             va="baseline",  # "top" would set lines with and without tall letters at different heights
-            parse_math=False,  # a $ in a sentence is a $
+            parse_math=False,  # a $ in a text is a $
             transform=self.figure.dpi_scale_trans,
             **({"color": TEXT} | style),
         )
 
 
 def fitted_size(image: Image.Image | None, width: float, height: float) -> tuple[float, float]:
-    """Width and height of a picture, in its own proportions, as large as the box allows."""
+    """Width and height of an image, in its own proportions, as large as the box allows."""
     if image is None:
         return width, height
     scale = min(width / image.width, height / image.height)
@@ -205,7 +205,7 @@ def fitted_size(image: Image.Image | None, width: float, height: float) -> tuple
 
 
 def box_for(images: Sequence[Image.Image | None], height: float, narrowest: float, widest: float) -> float:
-    """The width of a box of that height in which all the pictures have it, within bounds."""
+    """The width of a box of that height in which all the images have it, within bounds."""
     widths = [height * image.width / image.height for image in images if image is not None]
     return min(max([narrowest, *widths]), widest)
 

@@ -1,4 +1,4 @@
-"""Sentences of any language in a figure: fonts that have their characters, and lines that fit a width."""
+"""Texts of any language in a figure: fonts that have their characters, and lines that fit a width."""
 
 import logging
 import unicodedata

@@ -20,13 +20,13 @@ LONGEST_CAPTION = 512  # BLIP was trained on 35 tokens, but has positions for so
 
 
 class BlipRetriever(DualEncoder):
-    """`BlipForImageTextRetrieval` in parts, so that a picture is encoded once for all its pairs.
+    """`BlipForImageTextRetrieval` in parts, so that an image is encoded once for all its pairs.
 
-    BLIP's text encoder reads the picture in every layer, so what `match` needs of a caption are its embedded
+    BLIP's text encoder reads the image in every layer, so what `match` needs of a caption are its embedded
     words, before the first layer: these are the captions' `last_hidden_state`.
 
     Args:
-        encoder_token: the id of [ENC], which stands in the place of [CLS] where a picture is read; None:
+        encoder_token: the id of [ENC], which stands in the place of [CLS] where an image is read; None:
             [CLS] stays.
     """
 

@@ -67,7 +67,7 @@ LEFT_OUT = {
     "the ImageNet classifier": r"^vision_encoder\.head\.",
 }
 # What CMP (https://arxiv.org/abs/2411.17776) has and X-VLM has not. Its embeddings are projections of three
-# pooled parts of a picture or caption, through a BatchNorm, in place of X-VLM's of one token.
+# pooled parts of an image or caption, through a BatchNorm, in place of X-VLM's of one token.
 CMP_PARTS = {
     "CMP's pose blocks": r"^pose_(block|conv)\.",
     "CMP's projections of pooled parts": r"^(vision|text)_proj\.\d+\.",

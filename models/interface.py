@@ -2,7 +2,7 @@
 
 `TPASModel` with its `TPASProcessor` is one such pair as it is; the other files of this folder bring others
 into the same form. Stage 2 is optional: a model without `match` ranks by its embeddings alone, unless a
-`PictureMatcher` is given beside it.
+`ImageMatcher` is given beside it.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 
 class RetrievalModel(Protocol):
-    """Encodes pictures and captions to unit-norm embeddings of one width.
+    """Encodes images and captions to unit-norm embeddings of one width.
 
     Attributes:
         temperature: a module whose call gives the temperature of the contrastive loss.
@@ -33,7 +33,7 @@ class RetrievalModel(Protocol):
     def get_image_features(self, pixel_values: Tensor, *more: Tensor) -> BaseModelOutputWithPooling:
         """The processor's image inputs in its order: `pooler_output` (B, D), unit norm.
 
-        `last_hidden_state` (B, N, width) is what `match` reads of a picture, None without `match`.
+        `last_hidden_state` (B, N, width) is what `match` reads of an image, None without `match`.
         """
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling:
@@ -53,7 +53,7 @@ class MatchingModel(RetrievalModel, Protocol):
 
 
 class RetrievalProcessor(Protocol):
-    """Pictures and captions to a model's inputs.
+    """Images and captions to a model's inputs.
 
     Attributes:
         image_size: pixels a side of what the model sees.
@@ -66,13 +66,13 @@ class RetrievalProcessor(Protocol):
     def __call__(
         self, images: list[Image.Image] | None = None, text: list[str] | None = None
     ) -> BatchFeature:
-        """`pixel_values` and whatever else the pictures need; `input_ids` and `attention_mask` (T, L)."""
+        """`pixel_values` and whatever else the images need; `input_ids` and `attention_mask` (T, L)."""
 
     def save_pretrained(self, folder: str | Path) -> None: ...
 
 
-class PictureMatcher(Protocol):
-    """A stage 2 that reads pictures and captions themselves, and not what a first stage made of them.
+class ImageMatcher(Protocol):
+    """A stage 2 that reads images and captions themselves, and not what a first stage made of them.
 
     Attributes:
         pairs_in_a_pass: how many it is given at once. Fixed, because another number rounds otherwise.
@@ -80,7 +80,7 @@ class PictureMatcher(Protocol):
 
     pairs_in_a_pass: int
 
-    def match_pictures(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+    def match_images(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
         """Scores (B,) of B pairs, fp32 on the CPU; higher is a better match."""
 
 

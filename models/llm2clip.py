@@ -1,4 +1,4 @@
-"""LLM2CLIP (https://arxiv.org/abs/2411.04997): EVA-02's picture tower beside a language model's captions.
+"""LLM2CLIP (https://arxiv.org/abs/2411.04997): EVA-02's image tower beside a language model's captions.
 
     llm2clip:microsoft/LLM2CLIP-Llama3.2-1B-EVA02-L-14-336
 
@@ -61,7 +61,7 @@ def build_adapter(width: int, inner_width: int, embedding_size: int) -> nn.Seque
 
 
 class LLM2CLIPNetwork(nn.Module):
-    """Picture tower, adapter and temperature; the language model."""
+    """Image tower, adapter and temperature; the language model."""
 
     def __init__(self, visual: nn.Module, adapter: nn.Module, language_model: nn.Module):
         super().__init__()

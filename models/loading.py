@@ -6,7 +6,7 @@ What a name may be:
     transformers:openai/clip-vit-base-patch16 CLIP, SigLIP, SigLIP 2, AltCLIP, ...; the kind may be left out
     blip:Salesforce/blip-itm-base-coco        with a stage 2; the kind may be left out
     open_clip:EVA02-B-16/merged2b_s8b_b131k   ARCHITECTURE/PRETRAINED of open_clip, a Hub name or a folder
-    llm2clip:FOLDER_OR_HUB_NAME               LLM2CLIP's picture tower and adapter, with its Llama
+    llm2clip:FOLDER_OR_HUB_NAME               LLM2CLIP's image tower and adapter, with its Llama
 """
 
 import json
@@ -17,7 +17,7 @@ import torch
 
 from ..configuration_tpas import TPASConfig
 from ..processing_tpas import TPASProcessor
-from .interface import PictureMatcher, RetrievalModel, RetrievalProcessor
+from .interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 from .lora import is_adapter, load_model, merge_adapter, read_config, start_of_adapter
 
 KINDS = ("tpas", "transformers", "blip", "open_clip", "llm2clip")
@@ -128,7 +128,7 @@ def may_run_code(
     return True
 
 
-def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = False) -> PictureMatcher:
+def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = False) -> ImageMatcher:
     """The stage 2 that "vlm:NAME" or "vlm:NAME@COMMIT" names.
 
     Raises:

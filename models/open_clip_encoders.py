@@ -69,10 +69,10 @@ class OpenClipEncoder(DualEncoder):
 
 
 class OpenClipProcessor:
-    """open_clip's own transform of pictures and its tokenizer as a `RetrievalProcessor`.
+    """open_clip's own transform of images and its tokenizer as a `RetrievalProcessor`.
 
     Args:
-        transform: a picture to (3, H, W).
+        transform: an image to (3, H, W).
         tokenizer: captions to ids (T, positions).
     """
 

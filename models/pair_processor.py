@@ -15,7 +15,7 @@ IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
 
 class PairProcessor:
-    """Pictures and captions as the model was trained on them; pixels come from Pillow, on every machine.
+    """Images and captions as the model was trained on them; pixels come from Pillow, on every machine.
 
     Args:
         image_size: pixels a side of what the model sees.

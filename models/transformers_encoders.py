@@ -93,7 +93,7 @@ def refuse_incomplete(name: str, loading: dict[str, Any]) -> None:
 
 
 def image_size_of(name: str, config: Any) -> int:
-    """Pixels a side, or what a square picture would have where pictures keep their shape.
+    """Pixels a side, or what a square image would have where images keep their shape.
 
     Raises:
         ValueError: the configuration does not say.
@@ -103,7 +103,7 @@ def image_size_of(name: str, config: Any) -> int:
         return size if isinstance(size, int) else size[0]
     if (patches := getattr(vision, "num_patches", None)) is not None:
         return round(patches**0.5) * vision.patch_size
-    raise ValueError(f"{name}: its configuration does not say how large its pictures are")
+    raise ValueError(f"{name}: its configuration does not say how large its images are")
 
 
 def positions_of(name: str, config: Any) -> int:

@@ -1,4 +1,4 @@
-"""Stage 2 by a vision-language model: how surely it says that the caption describes the picture.
+"""Stage 2 by a vision-language model: how surely it says that the caption describes the image.
 
 The score is log P(yes) - log P(no) of the answer's first word, each summed over its spellings: with the prior
 out of the way, pairs of different queries can be compared, as SCA and fusion do.
@@ -23,16 +23,16 @@ from .baselines_extra import missing_from_baselines
 
 PAIRS_IN_A_PASS = 4
 QUESTION = (
-    "Does this description match the picture in every detail: person, clothes, action, place? "
+    "Does this description match the image in every detail: person, clothes, action, place? "
     '"{caption}" Answer with yes or no.'
 )
 
 
 class VisionLanguageMatcher:
-    """A `PictureMatcher`.
+    """A `ImageMatcher`.
 
     Args:
-        processor: with a chat template that takes a picture.
+        processor: with a chat template that takes an image.
         question: with `{caption}` in it.
 
     Raises:
@@ -73,16 +73,16 @@ class VisionLanguageMatcher:
         tokenizer = self.processor.tokenizer
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
         words = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
-        # What a processor puts a picture's tokens in place of need not be special to the tokenizer.
+        # What a processor puts an image's tokens in place of need not be special to the tokenizer.
         own = (value for name, value in vars(self.processor).items() if name.endswith("_token"))
         words.update(value for value in own if isinstance(value, str))
         words = {word.strip() for word in words}
         return sorted((word for word in words if len(word) > 1), key=lambda word: (-len(word), word))
 
     def prompt(self, caption: str) -> str:
-        """The question about a picture, as the model's chat template has it.
+        """The question about an image, as the model's chat template has it.
 
-        A control word in the caption, such as a placeholder of a picture, is read as text: a space parts it.
+        A control word in the caption, such as a placeholder of an image, is read as text: a space parts it.
         """
         while self.control_word is not None and self.control_word.search(caption):
             caption = self.control_word.sub(lambda found: f"{found[0][0]} {found[0][1:]}", caption)
@@ -92,10 +92,10 @@ class VisionLanguageMatcher:
         )
 
     @torch.inference_mode()
-    def match_pictures(self, pictures: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
-        """See `PictureMatcher`."""
+    def match_images(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+        """See `ImageMatcher`."""
         inputs = self.processor(
-            images=[[picture] for picture in pictures],
+            images=[[image] for image in images],
             text=[self.prompt(caption) for caption in captions],
             padding=True,
             return_tensors="pt",

@@ -3,9 +3,9 @@
     python recipes/stronger_than_the_paper.py --model xvlm --data_root PAB
 
 Fine-tunes the paper's recipe, and twice with PAB's hard negatives; fuses matching with embeddings, then the
-two models; settles collisions. Prints Recall@1, @5, @10 after each step. What each is expected to bring, and
-whence: recipes/README.md. One-to-one assignment and SCA look at all queries together and assume that a
-picture answers one: right for PAB's test set, not for a gallery at large.
+two models; resolves collisions. Prints Recall@1, @5, @10 after each step. What each is expected to bring, and
+whence: recipes/README.md. One-to-one assignment and SCA look at all queries together and assume that an
+image answers one: right for PAB's test set, not for a gallery at large.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def fine_tune(place: Workplace, arguments: argparse.Namespace, kind: str, seed: 
     folder = Path("fine_tuned", f"{RECIPE}_{kind}_{seed}")
     command = fine_tuning_command(row, place, seed, folder, arguments)
     if kind == "hard_negatives":
-        command += as_flags({"counterparts": True})
+        command += as_flags({"hard_negatives": True})
     run_once(place, command, f"fine_tune_{RECIPE}_{kind}_{seed}", folder / arguments.weights, place.model)
     weights = folder / arguments.weights
     evaluation = {
@@ -98,7 +98,7 @@ def fine_tune(place: Workplace, arguments: argparse.Namespace, kind: str, seed: 
 
 
 def combine(place: Workplace, seeds: Sequence[int]) -> None:
-    """The two models fused, and what settles their collisions."""
+    """The two models fused, and what resolves their collisions."""
     scores = Path("scores")
     models = [scores / f"hard_negatives_{seed}.fused.npz" for seed in seeds]
     fused = scores / "two_models.npz"
@@ -118,9 +118,9 @@ def combine(place: Workplace, seeds: Sequence[int]) -> None:
         ("margin_sca", ["--method", "margin-sca"]),
         ("assignment", ["--method", "assignment", "--top_k", str(ASSIGNED_AMONG)]),
     ):
-        settled = scores / f"{name}.npz"
-        command = [*TPAS, "rerank", fused, *options, "--output", settled]
-        run_anew(place, command, f"settle_{name}", settled)
+        reranked = scores / f"{name}.npz"
+        command = [*TPAS, "rerank", fused, *options, "--output", reranked]
+        run_anew(place, command, f"rerank_{name}", reranked)
 
 
 def run_anew(place: Workplace, command: list, name: str, product: Path) -> None:
@@ -151,8 +151,8 @@ def table(ladder: dict[str, list[float]], results: dict, miniature: bool) -> str
         lines.append(f"| {name} | {' | '.join(f'{value:.2f}' for value in figures)} | {gained} |")
     lines += [
         "",
-        f"In %, {shown_data(results)}. Gained: over the step before; for each way to settle collisions, over "
-        f"the two models fused. The paper's best ({PAPER}, Table 3): Recall@1 {PAPER_BEST}.",
+        f"In %, {shown_data(results)}. Gained: over the step before; for each way to resolve collisions, "
+        f"over the two models fused. The paper's best ({PAPER}, Table 3): Recall@1 {PAPER_BEST}.",
     ]
     return "\n".join([*lines, *notes(not miniature and is_pab([results]), miniature)]) + "\n"
 

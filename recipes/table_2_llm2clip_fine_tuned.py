@@ -3,7 +3,7 @@
     python recipes/table_2_llm2clip_fine_tuned.py --data_root PAB \\
         --config_file recipes/accelerate/multi_gpu.yaml
 
-The picture tower of EVA02-L-14-336 beside a Llama of 1 B tuned on captions: pip install -e '.[baselines]'.
+The image tower of EVA02-L-14-336 beside a Llama of 1 B tuned on captions: pip install -e '.[baselines]'.
 The paper gives no numbers of this fine-tuning; here those of X-VLM's, with the contrastive loss alone. The
 Llama stays as it is, as in LLM2CLIP's own training.
 """

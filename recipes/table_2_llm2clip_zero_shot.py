@@ -2,7 +2,7 @@
 
     python recipes/table_2_llm2clip_zero_shot.py --data_root PAB
 
-The picture tower of EVA02-L-14-336 beside a Llama of 1 B tuned on captions: pip install -e '.[baselines]'.
+The image tower of EVA02-L-14-336 beside a Llama of 1 B tuned on captions: pip install -e '.[baselines]'.
 The paper does not say which checkpoint; its text encoder's size says that one.
 """
 

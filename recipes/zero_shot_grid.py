@@ -80,7 +80,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--image_sizes", type=int, nargs="+", default=[None], help="pixels a side (default: each model's own)"
     )
     add("--max_text_lengths", type=int, nargs="+", default=[30, 70], help="tokens (default: 30 70)")
-    add("--shortlists", type=int, nargs="+", default=[None], help="pictures re-ranked (default: 128, or all)")
+    add("--shortlists", type=int, nargs="+", default=[None], help="images re-ranked (default: 128, or all)")
     files = parser.add_argument_group("to convert files (see tpas convert)")
     files.add_argument("--tokenizer", help="folder or Hub id (default: bert-base-uncased)")
     files.add_argument("--vision_config", type=Path, help="upstream's configuration of Swin, JSON")

@@ -47,7 +47,7 @@ def weighted_sum(
     query. Candidates are the images that any system scores. One that a system does not list counts with the
     lowest score that this system gives the query: its own, if known, could not be higher. Where all scores of
     a system for a query are equal, as in a list of one image, they tell nothing apart and add 0: for lists of
-    one image each the sum is 0, and ties are settled by image number.
+    one image each the sum is 0, and ties are resolved by image number.
 
     Args:
         systems: of the same queries and images.

@@ -84,10 +84,10 @@ def bounded_assignment(
     component = _components(query, image, len(images))  # (Q,)
     first = image[place == 0]  # (Q,): every query's first candidate is allowed
     collides = (np.bincount(first) > capacity)[first]
-    unsettled = np.zeros(component.max() + 1, dtype=bool)
-    unsettled[component[collides]] = True
+    unresolved = np.zeros(component.max() + 1, dtype=bool)
+    unresolved[component[collides]] = True
 
-    kept = unsettled[component[query]]
+    kept = unresolved[component[query]]
     query, place, image = query[kept], place[kept], image[kept]
     # Components after each other, in each the queries by id, so that ties do not depend on rows.
     order = np.lexsort((place, rank[query], component[query]))

@@ -1,1 +1,1 @@
-"""Galleries: pictures encoded once into a folder, then searched in two stages by everybody."""
+"""Galleries: images encoded once into a folder, then searched in two stages by everybody."""

@@ -1,4 +1,4 @@
-"""Encodes pictures into a gallery's shards: over any number of processes, from where a kill stopped it."""
+"""Encodes images into a gallery's shards: over any number of processes, from where a kill stopped it."""
 
 import logging
 import shutil
@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.image_sources import Picture
+from ..data.image_sources import SourceImage
 from ..engine.fast_encoding import FastEncoder, fastest_encoder
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
@@ -46,17 +46,17 @@ from .stored_gallery import StoredGallery
 
 logger = logging.getLogger(__name__)
 
-LEAST_GAIN = 0.97  # of the time a picture: a larger pass has to save 3 % for the probe to go on
+LEAST_GAIN = 0.97  # of the time an image: a larger pass has to save 3 % for the probe to go on
 
 
 @dataclass(frozen=True)
-class PreparedPicture:
-    """A picture as the model takes it.
+class PreparedImage:
+    """An image as the model takes it.
 
     Attributes:
         pixel_values: (3, H, W).
         thumbnail: JPEG, or None where none is kept.
-        root, path: as in `Picture`.
+        root, path: as in `SourceImage`.
     """
 
     pixel_values: Tensor
@@ -68,7 +68,7 @@ class PreparedPicture:
 def build_shards(
     model: TPASModel,
     processor: TPASProcessor,
-    pictures: Iterable[Picture],
+    images: Iterable[SourceImage],
     directory: Path,
     settings: GallerySettings,
     *,
@@ -77,11 +77,11 @@ def build_shards(
     workers: int,
     accelerator: Accelerator | None,
 ) -> None:
-    """Adds the pictures whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
+    """Adds the images whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
 
-    Which pictures share a shard, and a batch of the model, depends on their order alone: neither on the
+    Which images share a shard, and a batch of the model, depends on their order alone: neither on the
     number of processes nor on where an earlier build was stopped ("auto" depends on the machine). Every
-    process of `accelerator` must call it, with the same pictures; each encodes every n-th shard.
+    process of `accelerator` must call it, with the same images; each encodes every n-th shard.
 
     Raises:
         GalleryError: the gallery was made otherwise, another build runs, or the disk failed.
@@ -93,10 +93,10 @@ def build_shards(
         if isinstance(value, str) or value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
-    expected = length_hint(pictures) or None
-    with _shared_errors(processes):  # before there is a directory: the first may be no picture at all
-        pictures = iter(pictures)
-        pictures = chain(list(islice(pictures, 1)), pictures)
+    expected = length_hint(images) or None
+    with _shared_errors(processes):  # before there is a directory: the first may be no image at all
+        images = iter(images)
+        images = chain(list(islice(images, 1)), images)
     with ExitStack() as stack:
         plan = None
         with _shared_errors(processes):
@@ -108,15 +108,15 @@ def build_shards(
         plan = gather_object([plan])[0] if processes > 1 else plan
 
         progress = tqdm(
-            desc="encoding pictures",
-            unit="picture",
+            desc="encoding images",
+            unit="image",
             total=expected,
             leave=False,
             disable=None if rank == 0 else True,  # None: only on a terminal
         )
         encoder = _ShardEncoder(model, processor, directory, settings, batch_size, workers, progress)
         with _shared_errors(processes), progress, encoder, torch.inference_mode():
-            for number, shard in enumerate(_runs(plan.missing(pictures, progress), shard_size)):
+            for number, shard in enumerate(_runs(plan.missing(images, progress), shard_size)):
                 if number % processes == rank:
                     encoder.encode(plan.first_shard + number, shard, plan.finished)
                 else:
@@ -125,7 +125,7 @@ def build_shards(
 
         if rank == 0 and plan.already:
             logger.info(
-                "%d pictures were not read: their ids are in the gallery %s already", plan.already, directory
+                "%d images were not read: their ids are in the gallery %s already", plan.already, directory
             )
         with _shared_errors(processes), explained_write_errors(directory):
             if rank == 0:
@@ -154,13 +154,13 @@ class _Plan:
 
     Attributes:
         known: hashes of the gallery's ids.
-        finished: ids of the shards that a killed build finished, unreadable pictures among them.
+        finished: ids of the shards that a killed build finished, unreadable images among them.
     """
 
     first_shard: int
     known: set[int]
     finished: set[str]
-    already: int = 0  # pictures met whose ids the manifest lists
+    already: int = 0  # images met whose ids the manifest lists
 
     @classmethod
     def read(cls, directory: Path, settings: GallerySettings) -> "_Plan":
@@ -174,36 +174,36 @@ class _Plan:
         finished = set()
         first_shard = manifest["next_shard"] if manifest else 0
         for name in unlisted_shards(directory, manifest or new_manifest(settings)):
-            shard, pictures = read_shard(directory, name)
+            shard, records = read_shard(directory, name)
             settings.check_equal(shard["settings"], directory)
-            finished |= {picture["id"] for picture in pictures["pictures"]} | pictures["unreadable"].keys()
+            finished |= {image["id"] for image in records["pictures"]} | records["unreadable"].keys()
         return cls(first_shard, known, finished)
 
-    def missing(self, pictures: Iterable[Picture], progress: tqdm) -> Iterator[Picture]:
-        """The pictures that the manifest does not list; those of finished shards too, which count."""
+    def missing(self, images: Iterable[SourceImage], progress: tqdm) -> Iterator[SourceImage]:
+        """The images that the manifest does not list; those of finished shards too, which count."""
         seen = set()
-        for picture in pictures:
-            key = id_hash(picture.id)
+        for image in images:
+            key = id_hash(image.id)
             if key in seen:
-                raise ValueError(f"two pictures have the id {picture.id!r}")
+                raise ValueError(f"two images have the id {image.id!r}")
             seen.add(key)
             if key in self.known:
                 self.already += 1
                 progress.update()
             else:
-                yield picture
+                yield image
 
 
-def _runs(pictures: Iterator[Picture], size: int) -> Iterator[Iterator[Picture]]:
-    """Every `size` pictures, each run to be used up before the next: a shard may not fit into the memory."""
-    for first in pictures:
-        yield chain([first], islice(pictures, size - 1))
+def _runs(images: Iterator[SourceImage], size: int) -> Iterator[Iterator[SourceImage]]:
+    """Every `size` images, each run to be used up before the next: a shard may not fit into the memory."""
+    for first in images:
+        yield chain([first], islice(images, size - 1))
 
 
 class _ShardEncoder:
-    """Reads pictures in threads, ahead of the model, and writes what the model makes of them.
+    """Reads images in threads, ahead of the model, and writes what the model makes of them.
 
-    Threads are enough, since Pillow decodes and resizes without Python's lock, and encoding a picture takes
+    Threads are enough, since Pillow decodes and resizes without Python's lock, and encoding an image takes
     many times longer: `benchmarks/gallery_decoding.py` shows that the encoder hardly waits.
     """
 
@@ -223,7 +223,7 @@ class _ShardEncoder:
         self.settings = settings
         self.asked_batch_size = batch_size
         self.progress = progress
-        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="picture")
+        self.threads = ThreadPoolExecutor(workers, thread_name_prefix="image")
 
     def __enter__(self) -> "_ShardEncoder":
         return self
@@ -233,17 +233,17 @@ class _ShardEncoder:
 
     @cached_property
     def encoder(self) -> TPASModel | FastEncoder:
-        return fastest_encoder(self.model)  # which copies the weights: not before there is a picture
+        return fastest_encoder(self.model)  # which copies the weights: not before there is an image
 
     @cached_property
     def batch_size(self) -> int:
-        """Pictures in one batch: what was asked for, or what a probe of the encoder finds best."""
+        """Images in one batch: what was asked for, or what a probe of the encoder finds best."""
         if self.asked_batch_size != "auto":
             return self.asked_batch_size
         seconds = probe_pass_sizes(self.encoder, self.processor.image_size)
         best = min(seconds, key=seconds.__getitem__)
         logger.info(
-            "%d pictures in a pass are the quickest: %s s a picture",
+            "%d images in a pass are the quickest: %s s an image",
             best,
             ", ".join(f"{count}: {value:.3f}" for count, value in seconds.items()),
         )
@@ -251,26 +251,24 @@ class _ShardEncoder:
             self.encoder.images_per_pass = best
         return best
 
-    def encode(self, number: int, pictures: Iterator[Picture], finished: set[str]) -> None:
-        """Writes the shard of these pictures, without those that a killed build finished."""
+    def encode(self, number: int, images: Iterator[SourceImage], finished: set[str]) -> None:
+        """Writes the shard of these images, without those that a killed build finished."""
         ids, rows, unreadable = [], [], {}
-        for batch in self._ahead(pictures, finished):
+        for batch in self._ahead(images, finished):
             prepared = {}
-            for picture_id, future in batch.items():
+            for image_id, future in batch.items():
                 try:
-                    prepared[picture_id] = future.result()
+                    prepared[image_id] = future.result()
                 except (OSError, ValueError) as error:
-                    logger.warning("left out %s: %s", picture_id, error)
-                    unreadable[picture_id] = str(error)
+                    logger.warning("left out %s: %s", image_id, error)
+                    unreadable[image_id] = str(error)
             if prepared:
-                pixel_values = torch.stack([picture.pixel_values for picture in prepared.values()])
+                pixel_values = torch.stack([image.pixel_values for image in prepared.values()])
                 embeds, tokens = encode_pixels(self.encoder, pixel_values, self.settings.tokens)
                 self._check_finite(list(prepared), embeds, tokens)
-                for place, (picture_id, picture) in enumerate(prepared.items()):
+                for place, (image_id, image) in enumerate(prepared.items()):
                     own = None if tokens is None else tokens[place]
-                    row = ShardRow(
-                        picture_id, embeds[place], own, picture.root, picture.path, picture.thumbnail
-                    )
+                    row = ShardRow(image_id, embeds[place], own, image.root, image.path, image.thumbnail)
                     rows.append(row)
             ids += batch
             self.progress.update(len(batch))
@@ -279,18 +277,18 @@ class _ShardEncoder:
                 write_shard(self.directory, shard_name(number, ids), self.settings, rows, unreadable)
 
     def _ahead(
-        self, pictures: Iterator[Picture], finished: set[str]
-    ) -> Iterator[dict[str, Future[PreparedPicture]]]:
-        """Batches of pictures by id, while the threads already read the next one.
+        self, images: Iterator[SourceImage], finished: set[str]
+    ) -> Iterator[dict[str, Future[PreparedImage]]]:
+        """Batches of images by id, while the threads already read the next one.
 
-        Only the threads get the pictures themselves, which may hold an image each: it goes once it was read.
+        Only the threads get the images themselves, which may hold an image each: it goes once it was read.
         """
         ready, coming = {}, {}
-        for picture in pictures:
-            if picture.id in finished:
+        for image in images:
+            if image.id in finished:
                 self.progress.update()
                 continue
-            coming[picture.id] = self.threads.submit(self._prepare, picture.held())
+            coming[image.id] = self.threads.submit(self._prepare, image.until_read())
             if len(coming) == self.batch_size:
                 if ready:
                     yield ready
@@ -298,34 +296,34 @@ class _ShardEncoder:
         yield from filter(None, (ready, coming))
 
     def _check_finite(self, ids: Sequence[str], embeds: Tensor, tokens: Tensor | None) -> None:
-        """Raises GalleryError: a search could place such a picture nowhere."""
-        for picture_id in _not_finite(ids, embeds):
+        """Raises GalleryError: a search could place such an image nowhere."""
+        for image_id in _not_finite(ids, embeds):
             raise GalleryError(
-                f"the model's embedding of picture {picture_id!r} is not finite: its weights are damaged, or "
+                f"the model's embedding of image {image_id!r} is not finite: its weights are damaged, or "
                 f"{self.encoder.dtype} is too narrow for them"
             )
-        for picture_id in () if tokens is None else _not_finite(ids, tokens):
+        for image_id in () if tokens is None else _not_finite(ids, tokens):
             raise GalleryError(
-                f"the image tokens of picture {picture_id!r} are too large for {self.settings.tokens}: build "
+                f"the image tokens of image {image_id!r} are too large for {self.settings.tokens}: build "
                 "another gallery with tokens=float32"
             )
 
-    def _prepare(self, picture: Picture) -> PreparedPicture:
-        image = picture.load()
-        if self.settings.tokens is None and picture.path is None:
+    def _prepare(self, image: SourceImage) -> PreparedImage:
+        loaded = image.load()
+        if self.settings.tokens is None and image.path is None:
             raise GalleryError(
-                f"picture {picture.id!r} is no file to compute its tokens from again: keep the tokens"
+                f"image {image.id!r} is no file to compute its tokens from again: keep the tokens"
             )
         size = self.settings.thumbnail_size
-        thumbnail = None if size is None else jpeg_thumbnail(image, size)
-        pixel_values = self.processor(images=[image])["pixel_values"][0]
-        return PreparedPicture(pixel_values, thumbnail, picture.root, picture.path)
+        thumbnail = None if size is None else jpeg_thumbnail(loaded, size)
+        pixel_values = self.processor(images=[loaded])["pixel_values"][0]
+        return PreparedImage(pixel_values, thumbnail, image.root, image.path)
 
 
 def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:
-    """The ids of pictures whose rows, (n, ...) of n, hold NaN or infinity."""
+    """The ids of images whose rows, (n, ...) of n, hold NaN or infinity."""
     finite = rows.flatten(1).isfinite().all(dim=1).tolist()
-    return [picture_id for picture_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
+    return [image_id for image_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
 
 
 def encode_pixels(
@@ -343,7 +341,7 @@ def encode_pixels(
 def probe_pass_sizes(
     encoder: TPASModel | FastEncoder, image_size: int, largest: int = 256
 ) -> dict[int, float]:
-    """Seconds a picture by the number of them in a pass: 1, 2, 4, ..., until it is no longer worth it.
+    """Seconds an image by the number of them in a pass: 1, 2, 4, ..., until it is no longer worth it.
 
     Another number changes features in their last digits only (1e-5).
     """
@@ -378,11 +376,11 @@ def _finish(directory: Path, settings: GallerySettings) -> None:
     list_shards(directory, manifest, unlisted_shards(directory, manifest))
     listed = {shard["name"] for shard in manifest["shards"]}
     for path in (directory / SHARDS).iterdir():
-        if path.name not in listed:  # none of its pictures could be read
+        if path.name not in listed:  # none of its images could be read
             shutil.rmtree(path)
     if manifest["unreadable"]:
         logger.warning(
-            "%d pictures could not be read and are not in the gallery %s",
+            "%d images could not be read and are not in the gallery %s",
             len(manifest["unreadable"]),
             directory,
         )

@@ -35,7 +35,7 @@ class ExactIndex:
 
     Args:
         segments: (n, D) fp32 each.
-        id_hashes: (G,) int64, which settle ties: the smaller first.
+        id_hashes: (G,) int64, which resolve ties: the smaller first.
     """
 
     def __init__(self, segments: Sequence[Tensor], id_hashes: Tensor):
@@ -274,7 +274,7 @@ def rank_candidates(
         embeds = gather_rows(index.segments, index.starts, chunk)  # (c, D)
         for part, own in zip(embeds.split(PAIRS_IN_DOUBLE), asked.split(PAIRS_IN_DOUBLE), strict=True):
             products.append((part.double() * queries[own].double()).sum(dim=1))
-    # Rounded, so that equal pictures get equal cosines wherever they lie.
+    # Rounded, so that equal images get equal cosines wherever they lie.
     cosines = torch.cat(products).float()  # (C,)
     order = np.lexsort((index.id_hashes[rows].numpy(), -cosines.numpy(), query.numpy()))
     first = sizes.cumsum(0) - sizes  # (Q,) of each query in `order`

@@ -1,8 +1,8 @@
-"""Why a sentence and a picture match: where each word looks, and which words speak for it or against it.
+"""Why a text and an image match: where each word looks, and which words speak for it or against it.
 
 Where a word looks is Grad-CAM (https://arxiv.org/abs/1610.02391) on a cross-modal layer's attention, as in
 ALBEF (https://arxiv.org/abs/2107.07651, section 6.3) and X-VLM. What a word does is measured by hiding it.
-Neither says what a picture shows, only what the model went by.
+Neither says what an image shows, only what the model went by.
 """
 
 import re
@@ -30,16 +30,16 @@ class Explanation:
     Attributes:
         words: the W words that the model read, as the processor cleans them.
         unread_words: those after its longest text, which had no influence.
-        match_logit: of the whole sentence with the picture; what a search ranks by.
+        match_logit: of the whole text with the image; what a search ranks by.
         match_probability: the softmax over both logits.
         effects: (W,) in logits: `match_logit` less that with this one word hidden, its tokens masked out of
             every attention while the others keep their places. Above 0 the word speaks for the match,
-            below 0 against it. (To write the sentence without it would move the words behind it, which
+            below 0 against it. (To write the text without it would move the words behind it, which
             alone changes the logit.)
-        maps: (W, h, w), at least 0, over the grid of the picture's patches, top left first. For each patch
+        maps: (W, h, w), at least 0, over the grid of the image's patches, top left first. For each patch
             the mean over the heads of a max(0, d match_logit / d a), where a is the attention that the word
             pays to the patch; summed over the word's wordpieces. They are comparable between words.
-        sentence_map: (h, w), the same for all tokens together, [CLS] and [SEP] included.
+        text_map: (h, w), the same for all tokens together, [CLS] and [SEP] included.
     """
 
     words: list[str]
@@ -48,13 +48,13 @@ class Explanation:
     match_probability: float
     effects: Tensor
     maps: Tensor
-    sentence_map: Tensor
+    text_map: Tensor
 
 
 def explain(
     model: TPASModel, processor: TPASProcessor, image: Image.Image, text: str, layer: int | None = None
 ) -> Explanation:
-    """Explains the match logit of one picture and one sentence; the model is put into evaluation mode.
+    """Explains the match logit of one image and one text; the model is put into evaluation mode.
 
     Args:
         layer: the cross-modal layer whose attention is shown, from 0. `None`: ALBEF's and X-VLM's choice, the
@@ -62,7 +62,7 @@ def explain(
             influence on the score, so the words' maps are all 0 there.
 
     Raises:
-        ValueError: an empty sentence, or no such layer.
+        ValueError: an empty text, or no such layer.
     """
     model.eval()
     pixel_values = processor(images=[image])["pixel_values"].to(model.device, model.dtype)
@@ -89,7 +89,7 @@ def explain_tokens(
         image_tokens = image_tokens.clone().to(model.device, model.dtype)
         logits, attention, gradient = _attention_and_gradient(model, image_tokens, text_states, layer)
     without = _logits_without_words(model, image_tokens, input_ids, word_of_token, len(words))
-    # Token 0 is the picture's mean, which lies nowhere in it.
+    # Token 0 is the image's mean, which lies nowhere in it.
     weighted = (attention * gradient.clamp(min=0))[0, :, :, 1:].mean(dim=0).float().cpu()  # (L, N)
     side = round(weighted.shape[1] ** 0.5)
     token_maps = weighted.unflatten(1, (side, side))  # (L, h, w)
@@ -104,14 +104,14 @@ def explain_tokens(
         match_probability=float(logits[0].softmax(dim=0)[1]),
         effects=float(logits[0, 1]) - without,
         maps=maps,
-        sentence_map=token_maps.sum(dim=0),
+        text_map=token_maps.sum(dim=0),
     )
 
 
 def split_into_words(
     processor: TPASProcessor, text: str
 ) -> tuple[list[str], list[str], Tensor, list[int | None]]:
-    """The words of a sentence that the model reads, those it does not, and the tokens of the former.
+    """The words of a text that the model reads, those it does not, and the tokens of the former.
 
     Returns:
         words (W), words after the longest text, token ids (1, L), each token's word (None: [CLS] or [SEP]).
@@ -131,7 +131,7 @@ def split_into_words(
 
 
 def heat_map(image: Image.Image, values: Tensor, scale: float | None = None) -> Image.Image:
-    """The picture with a map (h, w) laid over it: bright where the map is high, untouched where it is 0.
+    """The image with a map (h, w) laid over it: bright where the map is high, untouched where it is 0.
 
     Args:
         scale: the value that is shown brightest; `None`: the map's own maximum. Give the maximum of several
@@ -142,7 +142,7 @@ def heat_map(image: Image.Image, values: Tensor, scale: float | None = None) -> 
 
 
 def heat_layer(values: Tensor, scale: float | None = None) -> Image.Image:
-    """A map (h, w) as a transparent RGBA picture of w x h pixels, one a patch; `scale` as for `heat_map`."""
+    """A map (h, w) as a transparent RGBA image of w x h pixels, one a patch; `scale` as for `heat_map`."""
     scale = float(values.max()) if scale is None else scale
     share = (values.float().numpy() / scale if scale > 0 else np.zeros(values.shape)).clip(0, 1)
     stops = np.linspace(0, 1, len(HEAT_COLOURS))
@@ -154,12 +154,12 @@ def heat_layer(values: Tensor, scale: float | None = None) -> Image.Image:
 def _attention_and_gradient(
     model: TPASModel, image_tokens: Tensor, text_states: Tensor, chosen: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`model.match` of one pair, with one layer's attention to the picture left open.
+    """`model.match` of one pair, with one layer's attention to the image left open.
 
     Returns:
         logits (1, 2), the attention (1, H, L, 1+N), and the match logit's gradient with respect to it.
     """
-    # One sentence without padding needs no mask. As a leaf with a gradient it serves frozen models as well.
+    # One text without padding needs no mask. As a leaf with a gradient it serves frozen models as well.
     text_states = text_states.clone().requires_grad_()
     for number, layer in enumerate(model.cross_modal_encoder.layers):
         if number == chosen:

@@ -34,7 +34,7 @@ CANDIDATES = 2  # rows that are scored again for each one asked for
 TRAINING_ROWS_PER_LIST = 64
 CALIBRATION_COUNT = 128  # the recall is that of this many best rows
 CALIBRATION_QUERIES = 128
-# Cosines of calibration queries with the pictures that they were made from: texts lie apart from pictures.
+# Cosines of calibration queries with the images that they were made from: texts lie apart from images.
 CALIBRATION_COSINES = (0.5, 0.25)
 
 
@@ -61,7 +61,7 @@ class FaissIndex:
         Args:
             recall: of exact search's best 128 rows, the least share to be found, on average of the queries.
             queries: (Q, D), unit norm, to measure with: the embeddings of texts as they will be asked.
-                `None`: pictures of the gallery, made noisy, at two distances; the worse one counts.
+                `None`: images of the gallery, made noisy, at two distances; the worse one counts.
         """
         faiss = import_faiss()
         rows, size = exact.starts[-1], exact.segments[0].shape[1]
@@ -76,9 +76,9 @@ class FaissIndex:
         if queries is None:
             chosen = torch.from_numpy(generator.integers(0, rows, CALIBRATION_QUERIES))
             noise = torch.from_numpy(generator.standard_normal((len(chosen), size), dtype=np.float32))
-            pictures = gather_rows(exact.segments, exact.starts, chosen)
+            images = gather_rows(exact.segments, exact.starts, chosen)
             samples = [
-                F.normalize(pictures + (1 / cosine**2 - 1) ** 0.5 * F.normalize(noise), dim=1)
+                F.normalize(images + (1 / cosine**2 - 1) ** 0.5 * F.normalize(noise), dim=1)
                 for cosine in CALIBRATION_COSINES
             ]
         else:

@@ -1,6 +1,6 @@
-"""The gallery of a plain folder of pictures, kept beside it and brought up to date whenever it is asked for.
+"""The gallery of a plain folder of images, kept beside it and brought up to date whenever it is asked for.
 
-    PICTURES.gallery/<fingerprints>/     a model's and image processor's gallery, see `tpas.search.manifest`
+    IMAGES.gallery/<fingerprints>/     a model's and image processor's gallery, see `tpas.search.manifest`
         files.json                       the encoded files' sizes and times of change
 
 Where the folder beside cannot be written to, it is kept in the user's cache.
@@ -13,8 +13,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..data.image_sources import find_pictures
-from ..engine.retrieval_stages import model_fingerprint, picture_fingerprint
+from ..data.image_sources import find_images
+from ..engine.retrieval_stages import image_fingerprint, model_fingerprint
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from .gallery import Gallery
@@ -27,7 +27,7 @@ FileStates = dict[str, list[int]]  # by id: size in bytes, time of change in nan
 
 
 def place_of_gallery(folder: Path) -> Path:
-    """Where the galleries of a folder's pictures are kept."""
+    """Where the galleries of a folder's images are kept."""
     folder = Path(os.path.realpath(folder))
     beside = folder.with_name(f"{folder.name}.gallery") if folder.name else None
     if beside is not None and os.access(beside if beside.exists() else beside.parent, os.W_OK):
@@ -37,41 +37,41 @@ def place_of_gallery(folder: Path) -> Path:
 
 
 def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **opened_as: Any) -> Gallery:
-    """The gallery of the pictures that are in the folder now.
+    """The gallery of the images that are in the folder now.
 
-    New pictures are encoded, changed ones again (told by size and time of change), and those that are gone
+    New images are encoded, changed ones again (told by size and time of change), and those that are gone
     are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`
     other than `images_root`.
 
     Raises:
-        NotADirectoryError, ValueError: there is no such folder, or no picture in it.
+        NotADirectoryError, ValueError: there is no such folder, or no image in it.
         GalleryError: another process brings it up to date, or the disk failed.
     """
-    fingerprints = f"{model_fingerprint(model)}-{picture_fingerprint(model, processor)}"
+    fingerprints = f"{model_fingerprint(model)}-{image_fingerprint(model, processor)}"
     path = place_of_gallery(folder) / fingerprints
-    pictures = list(find_pictures(folder))
-    now = {picture.id: _state(Path(picture.root, picture.path)) for picture in pictures}
+    images = list(find_images(folder))
+    now = {image.id: _state(Path(image.root, image.path)) for image in images}
     then, finished = _read_record(path)
     if not (finished and then == now and (path / MANIFEST).exists()):
         if not finished:  # its shards may hold files as they were then
-            Gallery.build(model, processor, pictures, path)
+            Gallery.build(model, processor, images, path)
         kept = _without(path, {name for name, state in then.items() if now.get(name) != state})
-        logger.info("%s: %d of %d pictures to encode", path, len(now.keys() - kept), len(now))
+        logger.info("%s: %d of %d images to encode", path, len(now.keys() - kept), len(now))
         path.mkdir(parents=True, exist_ok=True)
         _write_record(path, now, finished=False)
-        Gallery.build(model, processor, pictures, path)
+        Gallery.build(model, processor, images, path)
         _write_record(path, now, finished=True)
     # The folder may have been moved together with its gallery.
     return Gallery.open(path, model, processor, images_root=os.path.realpath(folder), **opened_as)
 
 
 def _without(path: Path, stale: set[str]) -> set[str]:
-    """Deletes pictures from a gallery, where there is one; returns the ids that are left."""
+    """Deletes images from a gallery, where there is one; returns the ids that are left."""
     if not (path / MANIFEST).exists():
         return set()
     gallery = Gallery.open(path)
     if gone := stale.intersection(gallery.ids):
-        logger.info("%s: %d pictures are gone or were changed", path, len(gone))
+        logger.info("%s: %d images are gone or were changed", path, len(gone))
         gallery.delete(gone)
     return set(gallery.ids)
 

@@ -1,6 +1,6 @@
 """Two-stage search: rank a gallery by embeddings, re-score each query's shortlist by cross-modal matching.
 
-[`Gallery`] does so over a directory of encoded pictures, which may be far larger than the memory.
+[`Gallery`] does so over a directory of encoded images, which may be far larger than the memory.
 """
 
 import io
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from ..data.image_sources import find_pictures, load_inside
+from ..data.image_sources import find_images, load_inside
 from ..engine.fast_encoding import FastTextEncoder, fastest_text_encoder
 from ..engine.fast_matching import FastMatcher
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
@@ -24,8 +24,8 @@ from ..engine.retrieval_stages import (
     DEFAULT_SHORTLIST,
     EncodedTexts,
     encode_texts,
+    image_fingerprint,
     model_fingerprint,
-    picture_fingerprint,
     reorder,
     replace_head,
 )
@@ -36,7 +36,7 @@ from .building import build_shards
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, check_index, open_index, write_index
 from .manifest import GallerySettings
-from .stored_gallery import StoredGallery, delete_pictures
+from .stored_gallery import StoredGallery, delete_images
 
 logger = logging.getLogger(__name__)
 
@@ -47,19 +47,19 @@ SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by 
 
 @dataclass(frozen=True)
 class SearchHit:
-    """A picture that answers a query.
+    """An image that answers a query.
 
     Attributes:
-        id: the picture's name in the gallery.
+        id: the image's name in the gallery.
         rank: its place in the answer, from 1.
         score: what the answer is ordered by: the match logit where there is one, otherwise the cosine. With
-            SCA a picture keeps its score, so the first one's may be lower than the second one's.
-        cosine: of the embeddings of text and picture.
+            SCA an image keeps its score, so the first one's may be lower than the second one's.
+        cosine: of the embeddings of text and image.
         match_logit: of the cross-modal encoder; None where it did not read the pair.
         match_probability: that the pair matches, the softmax over both of its logits; not what the answer is
             ordered by. None as above.
         embedding_rank: its place by cosine alone, from 1.
-        path: where its file was when the gallery was built; None for a picture that was no file.
+        path: where its file was when the gallery was built; None for an image that was no file.
     """
 
     id: str
@@ -72,8 +72,8 @@ class SearchHit:
     path: Path | None
     _open: Callable[[], Image.Image] = field(repr=False, compare=False)
 
-    def picture(self) -> Image.Image:
-        """The picture's thumbnail, or without one the file itself.
+    def image(self) -> Image.Image:
+        """The image's thumbnail, or without one the file itself.
 
         Raises:
             FileNotFoundError, ValueError: there is neither, or it cannot be read.
@@ -83,9 +83,9 @@ class SearchHit:
 
 
 class Gallery:
-    """Pictures encoded once into a directory, then searched as often as asked.
+    """Images encoded once into a directory, then searched as often as asked.
 
-        gallery = Gallery.build(model, processor, "pictures/", "gallery/")
+        gallery = Gallery.build(model, processor, "images/", "gallery/")
         hits = Gallery.open("gallery/", model, processor).search(["a man in a red coat is lying on the road"])
 
     A gallery shows the directory as it was when it was opened; its own `append` and `delete` open it anew.
@@ -127,34 +127,34 @@ class Gallery:
         workers: int = 2,
         accelerator: Accelerator | None = None,
     ) -> "Gallery":
-        """Encodes pictures into the directory `path`, and opens it.
+        """Encodes images into the directory `path`, and opens it.
 
-        It may be repeated at any time, with the same pictures or more: those whose ids are in the gallery are
-        not encoded again, nor are those that a killed build had finished. A picture that cannot be read is
+        It may be repeated at any time, with the same images or more: those whose ids are in the gallery are
+        not encoded again, nor are those that a killed build had finished. An image that cannot be read is
         left out, and `unreadable` tells why. The model is put into evaluation mode and left in it; in
         fp32 on a CPU a `FastEncoder` takes its place, with its values to 1e-5.
 
         Args:
             images: a folder (ids are relative paths; links that lead out of it are left out), a
                 `datasets.Dataset` with an Image column, or an iterable of (id, path or PIL image), which is
-                read a few pictures at a time; PIL images that were opened lazily stay so.
-            tokens: the type of the image tokens kept for re-ranking, 297 KB a picture at full size in
+                read a few images at a time; PIL images that were opened lazily stay so.
+            tokens: the type of the image tokens kept for re-ranking, 297 KB an image at full size in
                 "float16"; `None`: they are computed again from the files when a query needs them.
-            thumbnail_size: the longest side in pixels of a small copy to keep of each picture; `None`: none.
+            thumbnail_size: the longest side in pixels of a small copy to keep of each image; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
-            shard_size: pictures in a shard. A kill loses what is done of one shard a process. A shard is one
+            shard_size: images in a shard. A kill loses what is done of one shard a process. A shard is one
                 of the files that the system maps for a process, of which Linux by default allows 65,530: 33
-                million pictures at 512. What a build keeps in memory, mostly tokens, grows with it.
-            batch_size: pictures read and encoded together; a `FastEncoder` divides them into passes of its
+                million images at 512. What a build keeps in memory, mostly tokens, grows with it.
+            batch_size: images read and encoded together; a `FastEncoder` divides them into passes of its
                 own fixed size. "auto": a probe of some seconds finds the quickest pass on this machine; the
                 last digits of the features depend on it.
-            workers: threads that read pictures, in each process.
+            workers: threads that read images, in each process.
             accelerator: its processes share the work; each must call this, and gets the gallery.
 
         Raises:
             GalleryError: the gallery there is another model's or has other settings, another process writes
                 to it, or the disk failed; what is there stays whole.
-            ValueError, TypeError: for a folder without pictures, items that are no such pairs, an id that
+            ValueError, TypeError: for a folder without images, items that are no such pairs, an id that
                 occurs twice, and a model whose adapter is not merged.
         """
         if tokens not in ("float16", "float32", None):
@@ -164,10 +164,10 @@ class Gallery:
         build_shards(
             model.eval(),
             processor,
-            find_pictures(images, id_column),
+            find_images(images, id_column),
             Path(path),
             GallerySettings(
-                model_fingerprint(model), tokens, thumbnail_size, picture_fingerprint(model, processor)
+                model_fingerprint(model), tokens, thumbnail_size, image_fingerprint(model, processor)
             ),
             shard_size=shard_size,
             batch_size=batch_size,
@@ -196,17 +196,17 @@ class Gallery:
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
                 address of a Milvus database, "http://host:19530", or a file "*.db" for milvus-lite. It is
                 opened at once where there is a model to search with.
-            images_root: the folder where the pictures lie now, if they were moved since: of a gallery of a
+            images_root: the folder where the images lie now, if they were moved since: of a gallery of a
                 folder that folder; for files that were given one by one the folder that takes the place of
                 "/", so that /data/1.jpg is looked for at images_root/data/1.jpg.
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
-                it and on a GPU, and changes the places of pictures whose scores are close
+                it and on a GPU, and changes the places of images whose scores are close
                 (`benchmarks/rerank.py`: what that does to Recall@1).
 
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or was made by another model or with other settings of
-                the pictures (both fingerprints are named), or its index is missing, damaged or older.
+                the images (both fingerprints are named), or its index is missing, damaged or older.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
@@ -221,7 +221,7 @@ class Gallery:
             own = replace(
                 expected,
                 model_fingerprint=model_fingerprint(model),
-                picture_fingerprint=None if processor is None else picture_fingerprint(model, processor),
+                image_fingerprint=None if processor is None else image_fingerprint(model, processor),
             )
             own.check_equal(expected, stored.directory)
         root = None if images_root is None else str(images_root)
@@ -240,12 +240,12 @@ class Gallery:
 
     @property
     def ids(self) -> list[str]:
-        """Every picture's id, in the order of its rows."""
+        """Every image's id, in the order of its rows."""
         return list(self.stored.ids())
 
     @property
     def unreadable(self) -> dict[str, str]:
-        """By id, why a picture that was to be encoded is not in the gallery."""
+        """By id, why an image that was to be encoded is not in the gallery."""
         return dict(self.stored.manifest["unreadable"])
 
     def verify(self) -> None:
@@ -253,13 +253,13 @@ class Gallery:
         self.stored.verify()
 
     def append(self, images: Any, **settings: Any) -> None:
-        """Encodes the pictures whose ids are new; `settings` are `build`'s that the gallery does not fix."""
+        """Encodes the images whose ids are new; `settings` are `build`'s that the gallery does not fix."""
         model, processor = self._encoders()
         fixed = {"tokens": self.stored.settings.tokens, "thumbnail_size": self.stored.settings.thumbnail_size}
         self._reopen(Gallery.build(model, processor, images, self.path, **fixed, **settings).stored)
 
     def delete(self, ids: Collection[str]) -> None:
-        """Removes pictures and all that was computed from them; the picture files themselves stay.
+        """Removes images and all that was computed from them; the image files themselves stay.
 
         A faiss index goes as well. A Milvus database forgets them with the next `write_index`.
 
@@ -268,7 +268,7 @@ class Gallery:
         """
         if isinstance(ids, str):
             raise TypeError(f"ids must be a collection of strings, got the string {ids!r}")
-        delete_pictures(self.path, ids)
+        delete_images(self.path, ids)
         self._reopen(StoredGallery(self.path))
 
     def write_index(self, index: str, texts: Iterable[str] | None = None) -> str:
@@ -281,7 +281,7 @@ class Gallery:
             GalleryError: the gallery was changed since it was opened, or the index cannot be written.
         """
         if index == "faiss" and not len(self):  # a Milvus database still has to forget the deleted ones
-            raise ValueError(f"the gallery {self.path} has no pictures to make an index of")
+            raise ValueError(f"the gallery {self.path} has no images to make an index of")
         queries = None
         if texts is not None:
             texts = _listed(texts)
@@ -301,17 +301,17 @@ class Gallery:
         cascade: bool = False,
         batch_size: int = 64,
     ) -> list[list[SearchHit]]:
-        """The best pictures for each text, best first.
+        """The best images for each text, best first.
 
         Args:
             texts: any iterable of strings; one string is refused. They go through the model in blocks of
                 `TEXTS_AT_ONCE`, to bound the memory.
-            top_k: pictures in each answer, or the whole gallery where that is smaller.
-            shortlist: pictures that the cross-modal encoder reads for each text, or the whole gallery. What
+            top_k: images in each answer, or the whole gallery where that is smaller.
+            shortlist: images that the cross-modal encoder reads for each text, or the whole gallery. What
                 follows them in a longer answer is ordered by cosine.
             rerank: whether it reads any.
-            sca: settles the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
-                each look for a picture of their own.
+            sca: resolves the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
+                each look for an image of their own.
             cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
                 same answer in less time, unless bf16 errs by more than it was seen to, see
                 [`MatchingCascade`]. `cascade_report` says what was saved.
@@ -341,7 +341,7 @@ class Gallery:
         head = min(shortlist, len(self)) if rerank or sca else 0
         asked = min(max(top_k, head), len(self))
         read_in_fp32 = max(top_k, SCA_READS) if sca else top_k  # by a cascade
-        # For each block the shortlisted pictures are read, or without tokens encoded, again.
+        # For each block the shortlisted images are read, or without tokens encoded, again.
         at_once = len(texts) if rerank and self.stored.settings.tokens is None else TEXTS_AT_ONCE
         parts, reports = [], []
         for start in range(0, len(texts), at_once):
@@ -404,7 +404,7 @@ class Gallery:
                     match_probability=probability,
                     embedding_rank=place + 1,
                     path=None if record["path"] is None else Path(root, record["path"]),
-                    _open=partial(_picture, self.stored, row, self.images_root),
+                    _open=partial(_image, self.stored, row, self.images_root),
                 )
             )
         return hits
@@ -470,11 +470,11 @@ def _listed(texts: Iterable[str]) -> list[str]:
     return texts
 
 
-def _picture(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
+def _image(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
     thumbnail = stored.thumbnail(row)
     if thumbnail is not None:
         return Image.open(io.BytesIO(thumbnail)).convert("RGB")
     record = stored.record(row)
     if record["path"] is None:
-        raise FileNotFoundError(f"picture {record['id']!r} was no file, and the gallery keeps no thumbnails")
+        raise FileNotFoundError(f"image {record['id']!r} was no file, and the gallery keeps no thumbnails")
     return load_inside(images_root or record["root"], record["path"])

@@ -1,4 +1,4 @@
-"""The image tokens that re-ranking reads: from the gallery's disk, or computed again from the pictures."""
+"""The image tokens that re-ranking reads: from the gallery's disk, or computed again from the images."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -15,7 +15,7 @@ from .building import encode_pixels
 from .manifest import GalleryError
 from .stored_gallery import StoredGallery
 
-LEAST_COSINE = 0.98  # of a picture's embedding then and now; far below what other precision would change
+LEAST_COSINE = 0.98  # of an image's embedding then and now; far below what other precision would change
 
 
 class ImageTokens:
@@ -43,10 +43,10 @@ class ImageTokens:
 
 
 class RecomputedImageTokens(ImageTokens):
-    """For a gallery without tokens: each picture is read and encoded when it is asked for, and not kept.
+    """For a gallery without tokens: each image is read and encoded when it is asked for, and not kept.
 
     Args:
-        images_root: the folder where the pictures lie now, if they were moved.
+        images_root: the folder where the images lie now, if they were moved.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class RecomputedImageTokens(ImageTokens):
             if cosine < LEAST_COSINE:
                 name = self.stored.record(row)["id"]
                 raise GalleryError(
-                    f"picture {name!r} is not the one that the gallery {self.stored.directory} holds "
+                    f"image {name!r} is not the one that the gallery {self.stored.directory} holds "
                     f"(cosine of their embeddings: {cosine:.3f}): delete it there, and append it again"
                 )
         return list(tokens.numpy())
@@ -93,6 +93,6 @@ class RecomputedImageTokens(ImageTokens):
             return load_inside(self.images_root or record["root"], record["path"])
         except (OSError, ValueError) as error:
             raise GalleryError(
-                f"the gallery {self.stored.directory} holds no tokens, and to compute them picture "
+                f"the gallery {self.stored.directory} holds no tokens, and to compute them image "
                 f"{record['id']!r} cannot be read: {error}"
             ) from error

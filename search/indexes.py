@@ -52,7 +52,7 @@ def open_index(index: str, stored: StoredGallery) -> Index:
 
 
 def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None) -> str:
-    """Makes or renews what `open_index` opens, and says in a sentence what was done.
+    """Makes or renews what `open_index` opens, and says in a text what was done.
 
     Args:
         queries: embeddings (Q, D) of texts as they will be asked, on which a faiss index measures its recall.
@@ -67,12 +67,12 @@ def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None
         return "exact search needs no index"
     if index == "faiss":
         recall = write_faiss_index(stored, exact, queries=queries)
-        sample = "noisy pictures" if queries is None else f"{len(queries)} texts"
-        return f"faiss index of {len(stored)} pictures, recall@128 of {recall:.4f} measured on {sample}"
+        sample = "noisy images" if queries is None else f"{len(queries)} texts"
+        return f"faiss index of {len(stored)} images, recall@128 of {recall:.4f} measured on {sample}"
     database = MilvusIndex(index, stored, exact)
     database.synchronise()
     database.close()
-    return f"{len(stored)} pictures are in the database at {without_password(index)}"
+    return f"{len(stored)} images are in the database at {without_password(index)}"
 
 
 def _is_address(index: str) -> bool:

@@ -1,10 +1,10 @@
-"""A gallery's directory: shards of encoded pictures, and a manifest that says which of them count.
+"""A gallery's directory: shards of encoded images, and a manifest that says which of them count.
 
     gallery.json                the manifest, written last: a shard that it does not name does not count
     builder.lock                held by the one build that may write
     faiss.index  faiss.json     an approximate index of the embeddings, and what it was made from; optional
-    shards/000003-5f0c2a91/     some hundred pictures, written beside and renamed
-        pictures.json           ids and files of the pictures, and what could not be read
+    shards/000003-5f0c2a91/     some hundred images, written beside and renamed
+        pictures.json         ids and files of the images, and what could not be read
         embeddings.safetensors  embeddings (n, D) fp32, id_hashes (n,) and token_checksums (n,) int64
         tokens.safetensors      tokens (n, 1+N, image width), fp16 or fp32; optional
         thumbnails.zip          0.jpg, 1.jpg, ...; optional
@@ -39,7 +39,7 @@ UNFINISHED = ".partial"  # how names end of what is being written
 SHARDS = "shards"
 SHARD = "shard.json"
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
-PICTURES, EMBEDDINGS, TOKENS, THUMBNAILS = (
+IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS = (
     "pictures.json",
     "embeddings.safetensors",
     "tokens.safetensors",
@@ -59,29 +59,39 @@ class GallerySettings:
         model_fingerprint: of the model that encoded it.
         tokens: "float16" or "float32", or None where they are left out.
         thumbnail_size: the longest side in pixels, or None for no thumbnails.
-        picture_fingerprint: of what else decides the pictures' features, not the texts'; None where it was
+        image_fingerprint: of what else decides the images' features, not the texts'; None where it was
             not kept, in galleries of early versions, or is not known.
     """
 
     model_fingerprint: str
     tokens: str | None
     thumbnail_size: int | None
-    picture_fingerprint: str | None = None
+    image_fingerprint: str | None = None
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "GallerySettings":
+        """What `to_json` made; it may lack the image fingerprint, as in galleries of early versions."""
+        settings = dict(content)
+        return cls(image_fingerprint=settings.pop("picture_fingerprint", None), **settings)
+
+    def to_json(self) -> dict[str, Any]:
+        settings = asdict(self)
+        return settings | {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
 
     def check_equal(self, other: "GallerySettings", directory: Path) -> None:
         """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`.
 
-        A picture fingerprint that is None on either side differs from none.
+        An image fingerprint that is None on either side differs from none.
         """
         if self.model_fingerprint != other.model_fingerprint:
             raise GalleryError(
                 f"the gallery {directory} was made by the model {other.model_fingerprint}, and this one is "
                 f"{self.model_fingerprint}: use that model, or build another gallery with this one"
             )
-        own, there = self.picture_fingerprint, other.picture_fingerprint
+        own, there = self.image_fingerprint, other.image_fingerprint
         if None not in (own, there) and own != there:
             raise GalleryError(
-                f"the gallery {directory} was made with the picture settings {there}, and these are {own}: "
+                f"the gallery {directory} was made with the image settings {there}, and these are {own}: "
                 "under the same weights, the image encoder's configuration or the image processor differs. "
                 "Use the model's revision that made it, or build another gallery with this one"
             )
@@ -105,14 +115,14 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         found = manifest["format"]
         if found == FORMAT:
-            manifest["settings"] = GallerySettings(**manifest["settings"])
+            manifest["settings"] = GallerySettings.from_json(manifest["settings"])
             if manifest["settings"].tokens not in ("float16", "float32", None):
                 raise ValueError(f"there are no tokens of type {manifest['settings'].tokens}")
             _check_keys(manifest, {"name", "next_shard", "shards", "unreadable"})
             for shard in manifest["shards"]:
                 _check_keys(shard, {"name", "rows", "files"})
                 shard_number(shard["name"])
-                if not {*shard["files"]} <= {PICTURES, EMBEDDINGS, TOKENS, THUMBNAILS}:
+                if not {*shard["files"]} <= {IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS}:
                     raise ValueError(f"shard {shard['name']} names files that do not belong there")
                 for file in shard["files"].values():
                     _check_keys(file, {"bytes", "blake2b"})
@@ -146,7 +156,7 @@ def new_manifest(settings: GallerySettings) -> dict[str, Any]:
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    content = manifest | {"settings": asdict(manifest["settings"])}
+    content = manifest | {"settings": manifest["settings"].to_json()}
     write_beside(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 

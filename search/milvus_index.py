@@ -1,7 +1,7 @@
 """A gallery's embeddings in a Milvus vector database (the extra `milvus`), for more than one machine holds.
 
 Milvus finds candidates by its own index; the gallery's embeddings on disk score them again, so cosines and
-ties are those of exact search. Embeddings go by the hash of the picture's id, which is the primary key.
+ties are those of exact search. Embeddings go by the hash of the image's id, which is the primary key.
 """
 
 import re
@@ -27,7 +27,7 @@ class MilvusIndex:
     """See [`ExactIndex`]; how many of the best rows its search misses depends on the database's settings.
 
     A collection holds one gallery. Its alias says as of which change, so that an old one is not searched. One
-    that was loaded before a change goes on: pictures that its gallery does not know are left out.
+    that was loaded before a change goes on: images that its gallery does not know are left out.
 
     Args:
         address: "http://host:19530", with a login as "http://user:password@host:19530"; or a file "*.db" for
@@ -61,7 +61,7 @@ class MilvusIndex:
         """Readies the database for searching.
 
         Raises:
-            GalleryError: it holds nothing of the gallery, or its pictures before or after another change.
+            GalleryError: it holds nothing of the gallery, or its images before or after another change.
         """
         with self._explained_errors():
             if not self.client.has_collection(self.collection):
@@ -85,7 +85,7 @@ class MilvusIndex:
             rows: list[dict[str, Any]] = []
             for key, name, embedding in zip(keys, ids, embeddings, strict=True):
                 checksum = zlib.crc32(embedding.numpy())
-                if there.pop(key, None) != checksum:  # new, or deleted and appended as another picture
+                if there.pop(key, None) != checksum:  # new, or deleted and appended as another image
                     row = {"key": key, "id": name, "checksum": checksum, "embedding": embedding.numpy()}
                     rows.append(row)
                 if len(rows) == ROWS_AT_ONCE:
@@ -101,16 +101,16 @@ class MilvusIndex:
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """As `ExactIndex.search`: rows (Q, count) and cosines (Q, count)."""
         if count > MOST_CANDIDATES:
-            raise GalleryError(f"a Milvus search finds at most {MOST_CANDIDATES} pictures, not {count}")
+            raise GalleryError(f"a Milvus search finds at most {MOST_CANDIDATES} images, not {count}")
         candidates = [torch.empty(0, dtype=torch.long)] * len(queries)
-        waiting = list(range(len(queries)))  # for more of the pictures that the gallery knows
+        waiting = list(range(len(queries)))  # for more of the images that the gallery knows
         limit = min(CANDIDATES * count, len(self.stored), MOST_CANDIDATES)
         while waiting:
             found = self._nearest(queries[waiting], limit)
             for query, keys in zip(waiting, found, strict=True):
                 candidates[query] = self._known_rows(keys)
                 if len(candidates[query]) < count and (limit == MOST_CANDIDATES or len(keys) < limit):
-                    raise self._lacking(f"found fewer than {count} pictures")
+                    raise self._lacking(f"found fewer than {count} images")
             waiting = [query for query in waiting if len(candidates[query]) < count]
             limit = min(2 * limit, MOST_CANDIDATES)
         self.stored.check_rows(torch.cat(candidates))
@@ -129,7 +129,7 @@ class MilvusIndex:
         return [[hit["key"] for hit in answer] for answer in answers]
 
     def _known_rows(self, keys: list[int]) -> Tensor:
-        """The rows of the keys, without those that the gallery lacks: pictures that were appended since."""
+        """The rows of the keys, without those that the gallery lacks: images that were appended since."""
         hashes, order = self.stored.sorted_hashes
         wanted = torch.tensor(keys, dtype=torch.long)
         places = torch.searchsorted(hashes, wanted).clamp(max=len(hashes) - 1)

@@ -8,7 +8,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .manifest import (
     EMBEDDINGS,
-    PICTURES,
+    IMAGES,
     SHARD,
     SHARD_NAME,
     SHARDS,
@@ -36,7 +36,7 @@ from .manifest import (
 
 @dataclass(frozen=True)
 class ShardRow:
-    """An encoded picture on its way into a shard.
+    """An encoded image on its way into a shard.
 
     Attributes:
         embedding: (D,) fp32.
@@ -53,13 +53,13 @@ class ShardRow:
     thumbnail: bytes | None
 
 
-def id_hash(picture_id: str) -> int:
+def id_hash(image_id: str) -> int:
     """The first 8 bytes of the id's blake2b as int64 of the same order."""
-    return int.from_bytes(hashlib.blake2b(picture_id.encode()).digest()[:8], "big") - 2**63
+    return int.from_bytes(hashlib.blake2b(image_id.encode()).digest()[:8], "big") - 2**63
 
 
 def shard_name(number: int, ids: Sequence[str]) -> str:
-    """Of the shard at `number` that was to hold pictures of these ids."""
+    """Of the shard at `number` that was to hold images of these ids."""
     digest = hashlib.blake2b(json.dumps(list(ids)).encode(), digest_size=8)
     return f"{number:06d}-{digest.hexdigest()}"
 
@@ -74,30 +74,30 @@ def write_shard(
     """Writes the shard `name` in full, or not at all.
 
     Args:
-        unreadable: by id, why a picture that belongs here could not be read.
+        unreadable: by id, why an image that belongs here could not be read.
     """
     partial = directory / SHARDS / f".{name}{UNFINISHED}"
     target = directory / SHARDS / name
     shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
     try:
         partial.mkdir(parents=True)
-        pictures = {
+        images = {
             "pictures": [{"id": row.id, "root": row.root, "path": row.path} for row in rows],
             "unreadable": unreadable,
         }
-        (partial / PICTURES).write_text(json.dumps(pictures, indent=0) + "\n", encoding="utf-8")
+        (partial / IMAGES).write_text(json.dumps(images, indent=0) + "\n", encoding="utf-8")
         if rows:
             _write_tensors(partial, rows, settings)
         if rows and settings.thumbnail_size is not None:
             with zipfile.ZipFile(partial / THUMBNAILS, "w") as archive:
                 for number, row in enumerate(rows):
-                    # A fixed date, so that equal pictures make equal files.
+                    # A fixed date, so that equal images make equal files.
                     archive.writestr(zipfile.ZipInfo(f"{number}.jpg"), row.thumbnail)
         files = {
             path.name: {"bytes": path.stat().st_size, "blake2b": file_checksum(path)}
             for path in sorted(partial.iterdir())
         }
-        content = {"settings": asdict(settings), "rows": len(rows), "files": files}
+        content = {"settings": settings.to_json(), "rows": len(rows), "files": files}
         (partial / SHARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         for path in (*partial.iterdir(), partial):
             flush(path)
@@ -120,11 +120,11 @@ def _write_tensors(partial: Path, rows: Sequence[ShardRow], settings: GallerySet
 
 
 def read_shard(directory: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What shard.json and pictures.json of a shard say."""
+    """What shard.json and images.json of a shard say."""
     folder = directory / SHARDS / name
     try:
-        contents = [json.loads((folder / file).read_text(encoding="utf-8")) for file in (SHARD, PICTURES)]
-        return contents[0] | {"settings": GallerySettings(**contents[0]["settings"])}, contents[1]
+        contents = [json.loads((folder / file).read_text(encoding="utf-8")) for file in (SHARD, IMAGES)]
+        return contents[0] | {"settings": GallerySettings.from_json(contents[0]["settings"])}, contents[1]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GalleryError(f"{folder} is damaged ({error!r}): remove it, and build again") from error
 
@@ -150,10 +150,10 @@ def unlisted_shards(directory: Path, manifest: dict[str, Any]) -> list[str]:
 def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
     """Enters finished shards into the manifest, and writes it: the last step of a build."""
     for name in names:
-        shard, pictures = read_shard(directory, name)
-        manifest["unreadable"] |= pictures["unreadable"]
-        for picture in pictures["pictures"]:
-            manifest["unreadable"].pop(picture["id"], None)  # an earlier build could not read it
+        shard, records = read_shard(directory, name)
+        manifest["unreadable"] |= records["unreadable"]
+        for image in records["pictures"]:
+            manifest["unreadable"].pop(image["id"], None)  # an earlier build could not read it
         if shard["rows"]:
             manifest["shards"].append({"name": name, "rows": shard["rows"], "files": shard["files"]})
     if names:
@@ -162,7 +162,7 @@ def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str])
 
 
 def jpeg_thumbnail(image: Any, size: int) -> bytes:
-    """A picture within `size` x `size` pixels as JPEG; the picture itself stays as it is."""
+    """An image within `size` x `size` pixels as JPEG; the image itself stays as it is."""
     small = image.copy()
     small.thumbnail((size, size))
     stream = io.BytesIO()

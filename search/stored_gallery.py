@@ -24,8 +24,8 @@ from .manifest import (
     EMBEDDINGS,
     FAISS_DESCRIPTION,
     FAISS_INDEX,
+    IMAGES,
     MANIFEST,
-    PICTURES,
     SHARDS,
     THUMBNAILS,
     TOKENS,
@@ -86,7 +86,7 @@ class StoredGallery:
 
     @property
     def state(self) -> str:
-        """16 hexadecimal digits that stand for the pictures and their order."""
+        """16 hexadecimal digits that stand for the images and their order."""
         names = "\n".join(shard["name"] for shard in self.shards)
         return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
 
@@ -122,22 +122,22 @@ class StoredGallery:
 
     @cached_property
     def id_hashes(self) -> Tensor:
-        """(G,) int64, `id_hash` of each picture."""
+        """(G,) int64, `id_hash` of each image."""
         return torch.cat(self._id_hashes) if self._id_hashes else torch.empty(0, dtype=torch.long)
 
     def ids(self) -> Iterator[str]:
-        """Every picture's id, in the order of the rows."""
+        """Every image's id, in the order of the rows."""
         for number in range(len(self.shards)):
             for record in self._records(number):
                 yield record["id"]
 
     def record(self, row: int) -> dict[str, str | None]:
-        """A picture's `id`, `root` and `path`."""
+        """An image's `id`, `root` and `path`."""
         number, place = self._locate(row)
         return self._records(number)[place]
 
     def rows_of(self, ids: Collection[str]) -> list[int]:
-        """The rows of pictures by their ids.
+        """The rows of images by their ids.
 
         Raises:
             KeyError: naming those that are not there.
@@ -152,7 +152,7 @@ class StoredGallery:
             else:
                 missing.append(name)
         if missing:
-            raise KeyError(f"the gallery {self.directory} has no pictures {missing[:10]}")
+            raise KeyError(f"the gallery {self.directory} has no images {missing[:10]}")
         return rows
 
     @cached_property
@@ -161,13 +161,11 @@ class StoredGallery:
         return self.id_hashes.sort()
 
     def tokens(self, row: int) -> np.ndarray:
-        """A picture's image tokens (1+N, image width), checked against their checksum."""
+        """An image's image tokens (1+N, image width), checked against their checksum."""
         number, place = self._locate(row)
         tokens = self._tokens(number)[place].numpy()
         if zlib.crc32(tokens) != int(self._token_checksums[number][place]):
-            raise self._damaged(
-                self.shards[number], TOKENS, f"picture {self.record(row)['id']!r} was altered"
-            )
+            raise self._damaged(self.shards[number], TOKENS, f"image {self.record(row)['id']!r} was altered")
         return tokens
 
     @property
@@ -193,7 +191,7 @@ class StoredGallery:
         return gather_rows(self.mapped_embeddings, self.starts, rows)
 
     def shard_row(self, row: int) -> ShardRow:
-        """Everything about a picture, for a shard that is written anew."""
+        """Everything about an image, for a shard that is written anew."""
         record = self.record(row)
         tokens = None if self.settings.tokens is None else torch.from_numpy(self.tokens(row).copy())
         number, place = self._locate(row)
@@ -219,7 +217,7 @@ class StoredGallery:
 
     def _locate(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of a gallery of {len(self)} pictures")
+            raise IndexError(f"row {row} of a gallery of {len(self)} images")
         number = bisect_right(self.starts, row) - 1
         return number, row - self.starts[number]
 
@@ -253,13 +251,13 @@ class StoredGallery:
         # A deletion replaces shards under a gallery that was opened before.
         now = read_manifest(self.directory)
         if now is not None and shard["name"] not in {listed["name"] for listed in now["shards"]}:
-            return GalleryError(f"pictures of the gallery {self.directory} were deleted: open it again")
+            return GalleryError(f"images of the gallery {self.directory} were deleted: open it again")
         return GalleryError(
             f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
         )
 
     def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
-        """The tensors of these names and types, which have a row for each picture of the shard."""
+        """The tensors of these names and types, which have a row for each image of the shard."""
         # safetensors maps the file and keeps no descriptor, so a gallery may have thousands of shards.
         try:
             with safe_open(self._path(shard, file), "pt") as tensors:
@@ -284,8 +282,8 @@ class StoredGallery:
 
     def _read_records(self, number: int) -> list[dict[str, str | None]]:
         shard = self.shards[number]
-        self._check_content(shard, PICTURES)
-        return json.loads(self._path(shard, PICTURES).read_text(encoding="utf-8"))["pictures"]
+        self._check_content(shard, IMAGES)
+        return json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
 
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:
@@ -302,14 +300,14 @@ def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor)
     return gathered
 
 
-def delete_pictures(directory: Path, ids: Collection[str]) -> None:
-    """Removes pictures for good: what was computed from them is no longer in any file.
+def delete_images(directory: Path, ids: Collection[str]) -> None:
+    """Removes images for good: what was computed from them is no longer in any file.
 
     The shards that held them are written anew without them, and a faiss index is removed. A gallery opened
     before can no longer read those shards' tokens, and says so.
 
     Raises:
-        KeyError: a picture is not there; then none is removed.
+        KeyError: an image is not there; then none is removed.
         GalleryError: the gallery is damaged or cannot be written to.
     """
     with builder_lock(directory), explained_write_errors(directory):

@@ -1,1 +1,1 @@
-"""What the search page (`app.py`) does, without the page: searching, private pictures, and their HTML."""
+"""What the search page (`app.py`) does, without the page: searching, private images, and their HTML."""

@@ -4,7 +4,7 @@ element.addEventListener("click", (event) => {
   if (card) {
     const { answer, place } = card.dataset;
     document.dispatchEvent(new CustomEvent("tpas-asked", { detail: { card, answer, place } }));
-    trigger("picture", { answer: Number(answer), place: Number(place) });
+    trigger("image", { answer: Number(answer), place: Number(place) });
   }
   if (event.target.closest("[data-sheet]")) trigger("sheet", {});
   const example = event.target.closest("[data-example]");

@@ -2,7 +2,7 @@
 document.getElementById("tpas-dialog")?.remove();
 const dialog = document.createElement("dialog");
 dialog.id = "tpas-dialog";
-dialog.setAttribute("aria-label", "Why this picture was found");
+dialog.setAttribute("aria-label", "Why this image was found");
 (element.closest(".gradio-container") ?? document.body).append(dialog);
 
 let asked = null; // the card whose explanation is awaited or shown
@@ -31,7 +31,7 @@ watch("value", () => {
 });
 
 dialog.addEventListener("change", (event) => {
-  if (!dialog.querySelector(".tpas-layer")) return; // the picture itself is gone
+  if (!dialog.querySelector(".tpas-layer")) return; // the image itself is gone
   dialog.querySelector(".tpas-layer").src = event.target.dataset.heat;
   dialog.querySelector("[data-shown]").textContent = event.target.dataset.name;
 });

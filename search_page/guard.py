@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 # Gradio's addresses that read a path or another server's address, or hand what was sent to ffmpeg. The page's
-# pictures and files are inside its answers, so it needs none of them.
+# images and files are inside its answers, so it needs none of them.
 REFUSED = ("/file=", "/file/", "/proxy=", "/stream/", "/custom_component/", "/process_recording")
 UPLOAD = "/upload"
 # The browser itself then refuses to load or send anything elsewhere. Gradio compiles its templates and
@@ -29,7 +29,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
 )
 
 
-class PageGuard:
+class RequestLimits:
     """ASGI middleware.
 
     Args:

@@ -1,4 +1,4 @@
-"""What is known about the pictures of a gallery beside themselves: behaviour, action, scene, a caption."""
+"""What is known about the images of a gallery beside themselves: behaviour, action, scene, a caption."""
 
 import csv
 import json
@@ -11,8 +11,8 @@ BEHAVIOURS = ("normal", "anomaly")
 
 
 @dataclass(frozen=True)
-class PictureLabel:
-    """What an annotation file says of one picture; what it does not say is None."""
+class ImageLabel:
+    """What an annotation file says of one image; what it does not say is None."""
 
     behaviour: str | None = None
     action: str | None = None
@@ -20,13 +20,13 @@ class PictureLabel:
     caption: str | None = None
 
 
-def read_labels(path: Path) -> dict[str, PictureLabel]:
-    """The labels in a file, by the picture's path as it is written there.
+def read_labels(path: Path) -> dict[str, ImageLabel]:
+    """The labels in a file, by the image's path as it is written there.
 
     It is one of PAB's annotation files (JSON Lines with `image`, `normal` or `anomaly`, `scene`, `caption`),
-    `datasets`' metadata.jsonl, or a .csv file with a header; the latter two name the picture in `file_name`
+    `datasets`' metadata.jsonl, or a .csv file with a header; the latter two name the image in `file_name`
     and have columns `behaviour` ("normal" or "anomaly"), `action`, `scene`, `caption`, as far as known. Of
-    several lines about one picture the first counts.
+    several lines about one image the first counts.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -34,27 +34,27 @@ def read_labels(path: Path) -> dict[str, PictureLabel]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such annotation file")
-    labels: dict[str, PictureLabel] = {}
+    labels: dict[str, ImageLabel] = {}
     try:
         for line, row in _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path):
-            picture, label = _parse_row(row, f"{path}, line {line}")
-            labels.setdefault(picture, label)
+            image, label = _parse_row(row, f"{path}, line {line}")
+            labels.setdefault(image, label)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
     if not labels:
-        raise ValueError(f"{path}: no picture is named in it")
+        raise ValueError(f"{path}: no image is named in it")
     return labels
 
 
-def labels_of(ids: Iterable[str], labels: Mapping[str, PictureLabel]) -> list[PictureLabel | None]:
+def labels_of(ids: Iterable[str], labels: Mapping[str, ImageLabel]) -> list[ImageLabel | None]:
     """The label of each gallery id, None where there is none.
 
     Ids are paths relative to the folder that the gallery was built from, which may lie below the root that
     the annotations speak of: an id also stands for the one path that ends in it.
     """
-    by_ending: dict[str, PictureLabel | None] = {}
-    for picture, label in labels.items():
-        parts = picture.split("/")
+    by_ending: dict[str, ImageLabel | None] = {}
+    for image, label in labels.items():
+        parts = image.split("/")
         for start in range(1, len(parts)):
             ending = "/".join(parts[start:])
             by_ending[ending] = None if ending in by_ending else label  # None: more than one ends so
@@ -82,10 +82,10 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             yield number, row
 
 
-def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, PictureLabel]:
-    picture = row.get("image", row.get("file_name"))
-    if not isinstance(picture, str) or not picture:
-        raise ValueError(f"{where}: 'image' or 'file_name' must name the picture, got {picture!r:.80}")
+def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, ImageLabel]:
+    image = row.get("image", row.get("file_name"))
+    if not isinstance(image, str) or not image:
+        raise ValueError(f"{where}: 'image' or 'file_name' must name the image, got {image!r:.80}")
     behaviour, action = row.get("behaviour"), row.get("action")
     if behaviour is None:  # PAB writes the action under the behaviour's name
         behaviour = next((name for name in BEHAVIOURS if row.get(name)), None)
@@ -99,4 +99,4 @@ def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, PictureLabel]:
     for name, text in texts.items():
         if not isinstance(text, str | None):
             raise ValueError(f"{where}: {name!r} must be text, got {text!r:.80}")
-    return picture, PictureLabel(behaviour, **texts)
+    return image, ImageLabel(behaviour, **texts)

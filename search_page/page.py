@@ -15,8 +15,8 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.middleware import Middleware
 
-from .desk import RequestError, SearchDesk, Session
-from .guard import PageGuard
+from .desk import RequestError, SearchRequests, Session
+from .guard import RequestLimits
 from .rendering import Renderer, page_script, page_style
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ EXAMPLES = (
     "A woman in a black coat with a backpack is walking beside a swimming pool",
 )
 ANY = "any"
-WHERE = [("the gallery", "gallery"), ("my pictures", "own"), ("both", "both")]
+WHERE = [("the gallery", "gallery"), ("my images", "own"), ("both", "both")]
 SESSIONS = 200  # kept at a time; the one that was idle longest makes room
 WAITING_REQUESTS = 32  # more are turned away
 FORM_BYTES = 2**16  # that names and boundaries add to the files of an upload
@@ -37,25 +37,25 @@ LEFTOVERS_SECONDS = 600  # after which a file that was uploaded, but never read,
 class SearchPage:
     """The page's handlers: what a person did in, what the page shows out."""
 
-    def __init__(self, desk: SearchDesk):
+    def __init__(self, desk: SearchRequests):
         self.desk = desk
         self.renderer = Renderer(desk)
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
         self.rate = RateLimitItemPerMinute(desk.limits.requests_a_minute)
 
     def search(
-        self, session, sentences, where, behaviour, scene, shown, rerank, settle, request: gr.Request
+        self, session, texts, where, behaviour, scene, shown, rerank, resolve, request: gr.Request
     ) -> tuple[Session, str]:
         def answers() -> str:
             self.desk.search(
                 session,
-                sentences.splitlines(),
+                texts.splitlines(),
                 shown=shown,
                 where=where,
                 behaviour=None if behaviour == ANY else behaviour,
                 scene=None if scene == ANY else scene,
                 rerank=rerank,
-                settle=settle,
+                sca=resolve,
             )
             return self.renderer.answers(session)
 
@@ -76,7 +76,7 @@ class SearchPage:
         return session, self._shown(answers, request)
 
     def sheet(self, session, request: gr.Request) -> str:
-        """The answers as a picture to save."""
+        """The answers as an image to save."""
         try:
             self._admit(request)
             if not session.answers:
@@ -88,21 +88,21 @@ class SearchPage:
     def upload(self, session, files, where, request: gr.Request) -> tuple[Session, str, str]:
         """Reads the files and removes them: what stays of them is in the session."""
 
-        def own_pictures() -> str:
-            refused = self.desk.add_pictures(session, paths)
-            return self.renderer.own_pictures(session, refused)
+        def own_images() -> str:
+            refused = self.desk.add_images(session, paths)
+            return self.renderer.own_images(session, refused)
 
         paths = [Path(file) for file in files or []]
         try:
-            shown = self._shown(own_pictures, request)
+            shown = self._shown(own_images, request)
         finally:
             for path in paths:
                 path.unlink(missing_ok=True)
-        return session, shown, "both" if where == "gallery" and session.own_pictures else where
+        return session, shown, "both" if where == "gallery" and session.own_images else where
 
     def remove(self, session) -> tuple[Session, str, str, str]:
-        self.desk.remove_pictures(session)
-        return session, self.renderer.own_pictures(session, {}), "gallery", self.welcome()
+        self.desk.remove_images(session)
+        return session, self.renderer.own_images(session, {}), "gallery", self.welcome()
 
     def welcome(self) -> str:
         return self.renderer.welcome(self.desk.example_texts(3) or EXAMPLES)
@@ -125,7 +125,7 @@ class SearchPage:
             raise RequestError(f"More than {per_minute} requests in a minute: wait a little.")
 
 
-def build_page(desk: SearchDesk) -> gr.Blocks:
+def build_page(desk: SearchRequests) -> gr.Blocks:
     """The page, to be launched with `launch_settings`."""
     page, limits = SearchPage(desk), desk.limits
     # One at a time for all that needs the model; nothing can be called but by the page itself.
@@ -138,14 +138,14 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
         gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", **plain)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
-                sentences = gr.Textbox(
+                texts = gr.Textbox(
                     label="What are you looking for?",
-                    info="One sentence a line. Several are searched together, each for a picture of its own.",
+                    info="One text a line. Several are searched together, each for an image of its own.",
                     placeholder="A woman in a yellow raincoat is falling off her skateboard",
                     lines=4,
                     max_lines=12,
                     max_length=limits.texts * (limits.text_characters + 1),
-                    elem_id="tpas-sentences",
+                    elem_id="tpas-texts",
                 )
                 search = gr.Button("Search", variant="primary", elem_id="tpas-search")
                 with gr.Accordion("Filter and settings", open=False):
@@ -159,17 +159,13 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
                     scene = gr.Dropdown(
                         [ANY, *desk.scenes], value=ANY, label="Scene", visible=bool(desk.scenes)
                     )
-                    shown = gr.Slider(
-                        1, limits.pictures_shown, value=12, step=1, label="Pictures for each sentence"
-                    )
-                    rerank = gr.Checkbox(
-                        True, label=f"Read the best {desk.shortlist} with the sentence again"
-                    )
-                    settle = gr.Checkbox(True, label="Settle collisions between sentences (SCA)")
-                with gr.Accordion("My own pictures", open=False):
-                    own_pictures = gr.HTML(page.renderer.own_pictures(Session(), {}), **plain)
+                    shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images for each text")
+                    rerank = gr.Checkbox(True, label=f"Read the best {desk.shortlist} with the text again")
+                    resolve = gr.Checkbox(True, label="Resolve collisions between texts (SCA)")
+                with gr.Accordion("My own images", open=False):
+                    own_images = gr.HTML(page.renderer.own_images(Session(), {}), **plain)
                     upload = gr.UploadButton(
-                        "Add pictures", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
+                        "Add images", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
                     )
                     where = gr.Radio(
                         WHERE,
@@ -177,25 +173,25 @@ def build_page(desk: SearchDesk) -> gr.Blocks:
                         label="Search in",
                         info="Yours have no labels: a filter leaves them out.",
                     )
-                    remove = gr.Button("Remove my pictures", size="sm")
+                    remove = gr.Button("Remove my images", size="sm")
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(page.welcome(), js_on_load=page_script("answers"), min_height=160, **plain)
         # These two show nothing in their place: their scripts open a dialog, and save a file.
         saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
 
-        inputs = [session, sentences, where, behaviour, scene, shown, rerank, settle]
-        gr.on([search.click, sentences.submit], page.search, inputs, [session, answers], **modelled)
-        answers.example(_example_text, None, sentences, queue=False, api_visibility="private").then(
+        inputs = [session, texts, where, behaviour, scene, shown, rerank, resolve]
+        gr.on([search.click, texts.submit], page.search, inputs, [session, answers], **modelled)
+        answers.example(_example_text, None, texts, queue=False, api_visibility="private").then(
             page.search, inputs, [session, answers], **modelled
         )
-        answers.picture(
+        answers.image(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
         )
         answers.sheet(page.sheet, session, saved, show_progress="hidden", **modelled)
         explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
-        upload.upload(page.upload, [session, upload, where], [session, own_pictures, where], **modelled)
-        remove.click(page.remove, session, [session, own_pictures, where, answers], api_visibility="private")
+        upload.upload(page.upload, [session, upload, where], [session, own_images, where], **modelled)
+        remove.click(page.remove, session, [session, own_images, where, answers], api_visibility="private")
     blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
 
@@ -204,7 +200,7 @@ def _example_text(event: gr.EventData) -> str:
     return event.text
 
 
-def launch_settings(desk: SearchDesk) -> dict:
+def launch_settings(desk: SearchRequests) -> dict:
     """How the page is launched: its looks, its limits, and that nothing leaves it."""
     theme = gr.themes.Base(
         primary_hue="teal",
@@ -227,8 +223,8 @@ def launch_settings(desk: SearchDesk) -> dict:
     )
     limits = desk.limits
     guard = Middleware(
-        PageGuard,
-        most_upload_bytes=limits.own_pictures * limits.upload_megabytes * 2**20 + FORM_BYTES,
+        RequestLimits,
+        most_upload_bytes=limits.own_images * limits.upload_megabytes * 2**20 + FORM_BYTES,
         uploads_a_minute=limits.requests_a_minute,
     )
     return {
@@ -246,7 +242,7 @@ def launch_settings(desk: SearchDesk) -> dict:
     }
 
 
-def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) -> None:
+def serve(desk: SearchRequests, host: str | None = None, port: int | None = None) -> None:
     """Serves the page until it is interrupted.
 
     Args:
@@ -266,7 +262,7 @@ def serve(desk: SearchDesk, host: str | None = None, port: int | None = None) ->
         _, address, _ = page.launch(
             server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(desk)
         )
-        logger.info("%d pictures at %s (Ctrl+C ends it)", len(desk.gallery), address)
+        logger.info("%d images at %s (Ctrl+C ends it)", len(desk.gallery), address)
         page.block_thread()
 
 

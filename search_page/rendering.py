@@ -1,4 +1,4 @@
-"""The search page's results as HTML, pictures and files inside it: nothing of them is served from a path."""
+"""The search page's results as HTML, images and files inside it: nothing of them is served from a path."""
 
 import base64
 import io
@@ -10,8 +10,8 @@ import jinja2
 from PIL import Image
 
 from ..search.explanation import Explanation, heat_layer
-from .desk import RankedPicture, SearchDesk, Session
-from .exports import answer_file, csv_table, picture_sheet
+from .desk import RankedImage, SearchRequests, Session
+from .exports import answer_file, csv_table, image_sheet
 
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it
@@ -21,7 +21,7 @@ LEAST_EFFECT = 0.02  # logits; less is listed neither for nor against
 class Renderer:
     """Fills the templates beside this file, which escape all that is put into them."""
 
-    def __init__(self, desk: SearchDesk):
+    def __init__(self, desk: SearchRequests):
         self.desk = desk
         self.environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -35,7 +35,7 @@ class Renderer:
 
     def welcome(self, examples: Sequence[str]) -> str:
         """What is shown before the first search."""
-        return self._render("welcome.html", pictures=len(self.desk.gallery), examples=examples)
+        return self._render("welcome.html", images=len(self.desk.gallery), examples=examples)
 
     def answers(self, session: Session) -> str:
         """The session's answers, with links to save them."""
@@ -47,7 +47,7 @@ class Renderer:
         return self._render(
             "answers.html",
             answers=answers,
-            settling=session.settling,
+            sca_report=session.sca_report,
             card=self._card,
             csv=data_address(csv_table(answers).encode(), "text/csv"),
             answer_file=data_address(lines.encode(), "text/plain"),
@@ -55,15 +55,15 @@ class Renderer:
         )
 
     def sheet(self, session: Session) -> str:
-        """The address of a picture of the session's answers."""
-        content = picture_sheet(session.answers, self.desk)
+        """The address of an image of the session's answers."""
+        content = image_sheet(session.answers, self.desk)
         return data_address(content, f"image/png;request={next(self.requests)}")
 
     def explanation(
-        self, answer: int, place: int, text: str, found: RankedPicture, explanation: Explanation | None
+        self, answer: int, place: int, text: str, found: RankedImage, explanation: Explanation | None
     ) -> str:
-        """One picture large; with an explanation, each word of the sentence with its heat map."""
-        large = self.desk.large(found.picture)
+        """One image large; with an explanation, each word of the text with its heat map."""
+        large = self.desk.large(found.image)
         words, speaking_for, speaking_against = [], [], []
         if explanation is not None:
             effects = explanation.effects.tolist()
@@ -86,20 +86,20 @@ class Renderer:
             place=place,
             text=text,
             found=found,
-            picture=large and data_address(large, "image/jpeg"),
+            image=large and data_address(large, "image/jpeg"),
             explanation=explanation,
-            sentence_heat=explanation and png_address(heat_layer(explanation.sentence_map)),
+            text_heat=explanation and png_address(heat_layer(explanation.text_map)),
             words=words,
             speaking_for=speaking_for,
             speaking_against=speaking_against,
         )
 
-    def own_pictures(self, session: Session, refused: dict[str, str]) -> str:
+    def own_images(self, session: Session, refused: dict[str, str]) -> str:
         """What a person has uploaded, and what was refused and why."""
         return self._render(
-            "own_pictures.html",
-            pictures=[data_address(picture.jpeg, "image/jpeg") for picture in session.own_pictures],
-            names=[picture.name for picture in session.own_pictures],
+            "own_images.html",
+            images=[data_address(image.jpeg, "image/jpeg") for image in session.own_images],
+            names=[image.name for image in session.own_images],
             refused=refused,
             limits=self.desk.limits,
         )
@@ -108,8 +108,8 @@ class Renderer:
         """An error, in place of what was asked for."""
         return self._render("problem.html", message=message)
 
-    def _card(self, found: RankedPicture) -> str | None:
-        jpeg = self.desk.card(found.picture)
+    def _card(self, found: RankedImage) -> str | None:
+        jpeg = self.desk.card(found.image)
         return None if jpeg is None else data_address(jpeg, "image/jpeg")
 
     def _render(self, template: str, **values: object) -> str:

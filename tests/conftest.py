@@ -33,7 +33,7 @@ from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState, GradientState
 from hypothesis import HealthCheck, settings
 from PIL import Image
-from tiny_inputs import noise_picture, tiny_processor
+from tiny_inputs import noise_image, tiny_processor
 from transformers import BertTokenizer
 
 from tpas import train_accelerate
@@ -113,8 +113,8 @@ def processor(tiny_config) -> TPASProcessor:
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
-    return [noise_picture(seed) for seed in range(7)]
+def images() -> list[Image.Image]:
+    return [noise_image(seed) for seed in range(7)]
 
 
 @pytest.fixture(scope="session")

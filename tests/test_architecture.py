@@ -96,7 +96,7 @@ def called_names(tree: ast.AST) -> set[str]:
 
 
 def hub_violations(module: str, tree: ast.Module) -> list[str]:
-    """One sentence for each import by which a shipped file could not be loaded without this package."""
+    """One text for each import by which a shipped file could not be loaded without this package."""
     violations = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -129,7 +129,7 @@ def absolute_imports(module: str, tree: ast.Module) -> list[str]:
 
 
 def purity_violations(module: str, tree: ast.Module) -> list[str]:
-    """One sentence for each way in which a pure tool reaches for the disk."""
+    """One text for each way in which a pure tool reaches for the disk."""
     return [
         f"{module} is a pure tool and uses {name}: it must not touch the disk"
         for name in sorted((library_imports(tree) & DISK_MODULES) | (called_names(tree) & DISK_CALLS))
@@ -137,7 +137,7 @@ def purity_violations(module: str, tree: ast.Module) -> list[str]:
 
 
 def import_time_violations(module: str, tree: ast.Module) -> list[str]:
-    """One sentence for each statement that does something when ``module`` is imported."""
+    """One text for each statement that does something when ``module`` is imported."""
     inert = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
     violations = []
     for statement in tree.body:

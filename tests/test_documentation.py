@@ -23,7 +23,7 @@ DOCUMENTS = [
 ]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
-LARGEST_PICTURE = 200_000  # bytes
+LARGEST_IMAGE = 200_000  # bytes
 
 
 def run_command(line: str) -> None:
@@ -58,13 +58,13 @@ def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
                 for line in code.splitlines():
                     run_command(line)
     printed = capfd.readouterr().out
-    for words in ("by cosine", '"image": "pictures/0', "SCAReport(queries=3", "README.md, the model card"):
+    for words in ("by cosine", '"image": "images/0', "SCAReport(queries=3", "README.md, the model card"):
         assert words in printed
     for name in (
         "found.html",
         "found.png",
         "training.png",
-        "settled.png",
+        "reranked.png",
         "plots/failures.jpg",
         "run/merged/pipeline_tpas.py",
     ):
@@ -91,11 +91,11 @@ def test_the_names_of_the_api_can_be_imported():
             assert found.__doc__, f"{module}.{name} has no docstring"
 
 
-def test_the_readme_picture_shows_a_query_of_each_kind(tmp_path):
-    """The rule by which `docs/make_picture.py` chooses, on a demo of two queries of each kind."""
-    specification = importlib.util.spec_from_file_location("make_picture", ROOT / "docs" / "make_picture.py")
-    make_picture = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(make_picture)
+def test_the_readme_image_shows_a_query_of_each_kind(tmp_path):
+    """The rule by which `docs/make_image.py` chooses, on a demo of two queries of each kind."""
+    specification = importlib.util.spec_from_file_location("make_image", ROOT / "docs" / "make_image.py")
+    make_image = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(make_image)
     ids = [f"test/{number}.png" for number in range(6)]
     (tmp_path / "demo" / "pab" / "test").mkdir(parents=True)
     for number, name in enumerate(ids):
@@ -122,22 +122,22 @@ def test_the_readme_picture_shows_a_query_of_each_kind(tmp_path):
     (written / "results.json").write_text(json.dumps(results))
 
     evaluation = Evaluation.read(written / "results.json", written / "rankings.json")
-    chosen = [query["caption"] for query in make_picture.choose_rows(evaluation)]
+    chosen = [query["caption"] for query in make_image.choose_rows(evaluation)]
     assert chosen == ["He falls.", "He walks.", "He lies."]
-    make_picture.main([str(tmp_path / "demo"), "--output", str(tmp_path / "picture.jpg")])
-    with Image.open(tmp_path / "picture.jpg") as picture:
-        assert picture.width > 500
+    make_image.main([str(tmp_path / "demo"), "--output", str(tmp_path / "image.jpg")])
+    with Image.open(tmp_path / "image.jpg") as image:
+        assert image.width > 500
     rankings["queries"] = queries[:1]
     (written / "rankings.json").write_text(json.dumps(rankings))
     with pytest.raises(ValueError, match="no query of each kind"):
-        make_picture.main([str(tmp_path / "demo")])
+        make_image.main([str(tmp_path / "demo")])
 
 
-def test_pictures_are_small():
-    pictures = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".svg", ".jpg", ".png")]
-    assert pictures
-    for path in pictures:
-        assert path.stat().st_size <= LARGEST_PICTURE, f"{path.name} is larger than {LARGEST_PICTURE:,} bytes"
+def test_images_are_small():
+    images = [path for path in (ROOT / "docs").iterdir() if path.suffix in (".svg", ".jpg", ".png")]
+    assert images
+    for path in images:
+        assert path.stat().st_size <= LARGEST_IMAGE, f"{path.name} is larger than {LARGEST_IMAGE:,} bytes"
 
 
 def test_citation_and_changelog_are_of_this_version():

@@ -540,11 +540,11 @@ def test_loading_at_another_size_interpolates_the_tables(tiny_config, tmp_path):
         assert torch.equal(after[name], expected), name
     loaded.save_pretrained(tmp_path / "large")
     again = TPASModel.from_pretrained(tmp_path / "large").eval()
-    pictures = torch.randn(2, 3, 48, 48)
+    images = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
-        features = loaded.eval().get_image_features(pictures)
+        features = loaded.eval().get_image_features(images)
         assert features.last_hidden_state.shape == (2, 1 + 36, 32)
-        assert_close(again.get_image_features(pictures).pooler_output, features.pooler_output, 1e-6)
+        assert_close(again.get_image_features(images).pooler_output, features.pooler_output, 1e-6)
 
 
 def test_the_size_it_has_changes_nothing(tiny_config, tmp_path):
@@ -554,7 +554,7 @@ def test_the_size_it_has_changes_nothing(tiny_config, tmp_path):
     assert all(torch.equal(tensor, sizes[name]) for name, tensor in plain.state_dict().items())
 
 
-def test_pictures_of_another_size_are_refused(tiny_config):
+def test_images_of_another_size_are_refused(tiny_config):
     with pytest.raises(ValueError, match="takes images of 32x32 pixels, got 48x32"):
         TPASModel(tiny_config).get_image_features(torch.zeros(1, 3, 48, 32))
     with pytest.raises(ValueError, match="multiple of 8 pixels, got 36"):

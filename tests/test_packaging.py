@@ -96,7 +96,7 @@ def test_no_file_names_a_private_path():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
-            continue  # a picture or weights
+            continue  # an image or weights
         found = PRIVATE_PATH.search(text)
         assert not found, f"{path.relative_to(ROOT)} contains {text[found.start() : found.start() + 60]!r}"
 

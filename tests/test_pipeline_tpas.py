@@ -15,13 +15,13 @@ from tpas.pipeline_tpas import ImageTextMatchingPipeline
 from tpas.processing_tpas import TPASProcessor
 
 ROOT = Path(__file__).parents[1]
-SENTENCES = ["A man is falling on a lawn.", "A woman in red walks along a street.", "A boy."]
+TEXTS = ["A man is falling on a lawn.", "A woman in red walks along a street.", "A boy."]
 FRESH_PROCESS = """
 import json
 from transformers import pipeline
 
-directory, picture, copy = sys.argv[1:]
-item = {"image": picture, "text": ["A man is falling on a lawn.", "A boy."]}
+directory, image, copy = sys.argv[1:]
+item = {"image": image, "text": ["A man is falling on a lawn.", "A boy."]}
 match = pipeline("image-text-matching", model=directory, trust_remote_code=True, device="cpu")
 answer = match(item)
 match.save_pretrained(copy)
@@ -32,7 +32,7 @@ print(json.dumps(answer), file=open("answer.json", "w"))
 
 
 @pytest.fixture
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 256, (40, 30, 3), dtype=np.uint8)) for _ in range(5)]
 
@@ -44,15 +44,15 @@ def match(start) -> ImageTextMatchingPipeline:
     )
 
 
-def expected_answer(match: ImageTextMatchingPipeline, picture: Image.Image, sentence: str) -> dict:
+def expected_answer(match: ImageTextMatchingPipeline, image: Image.Image, text: str) -> dict:
     """One pair by the model alone."""
     model, processor = match.model, match.processor
     with torch.no_grad():
-        output = model(**processor(images=[picture], text=[sentence]))
+        output = model(**processor(images=[image], text=[text]))
     cosine = output.image_embeds[0] @ output.text_embeds[0]
     logits = output.match_logits[0]
     return {
-        "text": sentence,
+        "text": text,
         "match_probability": pytest.approx(logits.softmax(dim=0)[1].item(), abs=1e-5),
         "match_logit": pytest.approx(logits[1].item(), abs=1e-5),
         "cosine": pytest.approx(cosine.item(), abs=1e-5),
@@ -61,44 +61,44 @@ def expected_answer(match: ImageTextMatchingPipeline, picture: Image.Image, sent
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 @pytest.mark.parametrize("pairs_per_pass", [2, 64])
-def test_every_pair_is_scored_as_by_the_model(match, pictures, batch_size, pairs_per_pass, monkeypatch):
+def test_every_pair_is_scored_as_by_the_model(match, images, batch_size, pairs_per_pass, monkeypatch):
     monkeypatch.setattr(ImageTextMatchingPipeline, "PAIRS_PER_PASS", pairs_per_pass)
-    texts = [SENTENCES[0], SENTENCES, SENTENCES[1:], (SENTENCES[2],), SENTENCES[1]]
-    items = [{"image": picture, "text": text} for picture, text in zip(pictures, texts, strict=True)]
+    texts = [TEXTS[0], TEXTS, TEXTS[1:], (TEXTS[2],), TEXTS[1]]
+    items = [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]
     answers = match(items, batch_size=batch_size)
-    for picture, text, answer in zip(pictures, texts, answers, strict=True):
-        if isinstance(text, str):
-            assert answer == expected_answer(match, picture, text)
+    for image, text_or_texts, answer in zip(images, texts, answers, strict=True):
+        if isinstance(text_or_texts, str):
+            assert answer == expected_answer(match, image, text_or_texts)
         else:
-            assert answer == [expected_answer(match, picture, sentence) for sentence in text]
+            assert answer == [expected_answer(match, image, text) for text in text_or_texts]
     streamed = list(match((item for item in items), batch_size=batch_size))
     assert streamed == answers
 
 
-def test_a_single_item_and_none(match, pictures, tmp_path):
-    pictures[0].save(tmp_path / "picture.png")
-    expected = expected_answer(match, pictures[0], SENTENCES[0])
-    for image in (pictures[0], tmp_path / "picture.png", str(tmp_path / "picture.png")):
-        assert match({"image": image, "text": SENTENCES[0]}) == expected
+def test_a_single_item_and_none(match, images, tmp_path):
+    images[0].save(tmp_path / "image.png")
+    expected = expected_answer(match, images[0], TEXTS[0])
+    for image in (images[0], tmp_path / "image.png", str(tmp_path / "image.png")):
+        assert match({"image": image, "text": TEXTS[0]}) == expected
     assert match([]) == []
-    grey = pictures[0].convert("L")
+    grey = images[0].convert("L")
     assert match({"image": grey, "text": "A boy."}) == expected_answer(match, grey.convert("RGB"), "A boy.")
 
 
-def test_a_model_in_training_mode_is_put_into_evaluation_mode(start, pictures):
+def test_a_model_in_training_mode_is_put_into_evaluation_mode(start, images):
     model = TPASModel.from_pretrained(start).train()
     match = ImageTextMatchingPipeline(
         model=model, processor=TPASProcessor.from_pretrained(start), device="cpu"
     )
-    item = {"image": pictures[0], "text": SENTENCES}
+    item = {"image": images[0], "text": TEXTS}
     assert match(item) == match(item)
 
 
 @pytest.mark.parametrize(
     ("item", "error", "message"),
     [
-        ("picture.jpg", ValueError, "an item is .* got str"),
-        ({"image": "picture.jpg"}, ValueError, r"got \['image'\]"),
+        ("image.jpg", ValueError, "an item is .* got str"),
+        ({"image": "image.jpg"}, ValueError, r"got \['image'\]"),
         ({"image": Image.new("RGB", (8, 8)), "text": []}, ValueError, "empty list"),
         ({"image": Image.new("RGB", (8, 8)), "text": ["A boy.", " "]}, ValueError, "caption 1 is empty"),
         ({"image": "nowhere.jpg", "text": "A boy."}, FileNotFoundError, "nowhere.jpg: no such image file"),
@@ -111,20 +111,20 @@ def test_what_is_no_pair_is_refused(match, item, error, message):
         match(item)
 
 
-def test_an_unknown_setting_is_refused(match, pictures):
+def test_an_unknown_setting_is_refused(match, images):
     with pytest.raises(TypeError, match="takes no top_k"):
-        match({"image": pictures[0], "text": "A boy."}, top_k=3)
+        match({"image": images[0], "text": "A boy."}, top_k=3)
 
 
-def test_what_is_pushed_works_where_tpas_is_not_installed(match, start, pictures, tmp_path, run_without_tpas):
+def test_what_is_pushed_works_where_tpas_is_not_installed(match, start, images, tmp_path, run_without_tpas):
     pushed = tmp_path / "pushed"
     pushed.mkdir()
     for name, path in prepare(start, "user/tpas", [], None).files.items():
         shutil.copy(path, pushed / name)
-    pictures[0].save(tmp_path / "picture.png")
-    run_without_tpas(FRESH_PROCESS, pushed, tmp_path / "picture.png", tmp_path / "copy", cwd=tmp_path)
+    images[0].save(tmp_path / "image.png")
+    run_without_tpas(FRESH_PROCESS, pushed, tmp_path / "image.png", tmp_path / "copy", cwd=tmp_path)
     answer = json.loads((tmp_path / "answer.json").read_text())
-    assert answer == [expected_answer(match, pictures[0], sentence) for sentence in (SENTENCES[0], "A boy.")]
+    assert answer == [expected_answer(match, images[0], text) for text in (TEXTS[0], "A boy.")]
 
 
 def test_a_saved_model_brings_the_pipeline_and_so_does_the_demos(start):

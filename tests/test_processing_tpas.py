@@ -1,4 +1,4 @@
-"""Pictures and captions to tensors, against Pillow and arithmetic by hand."""
+"""Images and captions to tensors, against Pillow and arithmetic by hand."""
 
 import io
 import struct
@@ -25,16 +25,16 @@ def processor() -> TPASProcessor:
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
-def test_pictures_are_squeezed_by_bicubic_and_normalised_as_clip(processor, picture):
-    resized = np.asarray(picture.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
+def test_images_are_squeezed_by_bicubic_and_normalised_as_clip(processor, image):
+    resized = np.asarray(image.resize((32, 32), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     mean, deviation = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
     expected = torch.tensor((resized - mean) / deviation).permute(2, 0, 1)
-    pixel_values = processor(images=[picture, picture.rotate(90)]).pixel_values
+    pixel_values = processor(images=[image, image.rotate(90)]).pixel_values
     assert pixel_values.shape == (2, 3, 32, 32)
     torch.testing.assert_close(pixel_values[0].double(), expected, atol=1e-6, rtol=0)
 
@@ -79,63 +79,63 @@ def test_an_empty_caption_is_refused_by_its_position(processor, caption):
         processor(text=["a man", caption])
 
 
-def test_neither_pictures_nor_captions_is_refused(processor):
+def test_neither_images_nor_captions_is_refused(processor):
     with pytest.raises(ValueError, match="give images, text, or both"):
         processor()
 
 
-def test_settings_and_outputs_survive_saving(tmp_path, picture):
+def test_settings_and_outputs_survive_saving(tmp_path, image):
     processor = TPASProcessor.build(
         BertTokenizer(vocab=VOCABULARY), image_size=48, max_text_length=5, clean_captions=False
     )
     processor.save_pretrained(tmp_path)
     loaded = TPASProcessor.from_pretrained(tmp_path)
     assert (loaded.image_size, loaded.max_text_length, loaded.clean_captions) == (48, 5, False)
-    expected, inputs = (p(images=picture, text="a man in blue shorts") for p in (processor, loaded))
+    expected, inputs = (p(images=image, text="a man in blue shorts") for p in (processor, loaded))
     for name in ("pixel_values", "input_ids", "attention_mask"):
         assert torch.equal(inputs[name], expected[name])
 
 
-def test_load_image_turns_a_picture_upright_and_to_rgb(tmp_path):
-    picture = Image.new("L", (4, 2), 200)
+def test_load_image_turns_an_image_upright_and_to_rgb(tmp_path):
+    image = Image.new("L", (4, 2), 200)
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
-    picture.save(tmp_path / "side.jpg", exif=exif)
+    image.save(tmp_path / "side.jpg", exif=exif)
     loaded = load_image(tmp_path / "side.jpg")
     assert (loaded.mode, loaded.size) == ("RGB", (2, 4))
 
 
-def test_a_missing_a_foreign_and_a_cut_off_file_are_named(tmp_path, picture):
+def test_a_missing_a_foreign_and_a_cut_off_file_are_named(tmp_path, image):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg: no such image file"):
         load_image(tmp_path / "gone.jpg")
-    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ValueError, match=r"text\.jpg: not an image"):
         load_image(tmp_path / "text.jpg")
     encoded = io.BytesIO()
-    picture.save(encoded, format="JPEG")
+    image.save(encoded, format="JPEG")
     (tmp_path / "cut.jpg").write_bytes(encoded.getvalue()[: len(encoded.getvalue()) // 2])
     with pytest.raises(ValueError, match=r"cut\.jpg: broken image"):
         load_image(tmp_path / "cut.jpg")
 
 
-def test_a_file_is_read_as_one_of_few_formats_whatever_its_name(tmp_path, picture):
+def test_a_file_is_read_as_one_of_few_formats_whatever_its_name(tmp_path, image):
     """Pillow would hand PostScript to Ghostscript."""
-    picture.save(tmp_path / "postscript.eps")
+    image.save(tmp_path / "postscript.eps")
     disguised = (tmp_path / "postscript.eps").rename(tmp_path / "holiday.jpg")
-    with Image.open(disguised) as image:
-        assert image.format == "EPS"
+    with Image.open(disguised) as opened:
+        assert opened.format == "EPS"
     with pytest.raises(ValueError, match=r"holiday\.jpg: not an image, or none of JPEG, PNG, WEBP"):
         load_image(disguised)
     for suffix in ("jpg", "png", "webp", "bmp", "gif", "tif", "ppm", "jp2"):
-        picture.save(tmp_path / f"picture.{suffix}")
-        assert load_image(tmp_path / f"picture.{suffix}").size == picture.size
+        image.save(tmp_path / f"image.{suffix}")
+        assert load_image(tmp_path / f"image.{suffix}").size == image.size
 
 
 @pytest.mark.parametrize("suffix", ["png", "webp"])
-def test_a_picture_whose_exif_is_cut_off_is_broken(tmp_path, picture, suffix):
+def test_an_image_whose_exif_is_cut_off_is_broken(tmp_path, image, suffix):
     """Pillow raises struct.error there, which is neither an OSError nor a ValueError."""
     file = tmp_path / f"short.{suffix}"
-    picture.save(file, exif=b"II*\0")
+    image.save(file, exif=b"II*\0")
     with pytest.raises(ValueError, match=rf"short\.{suffix}: broken image"):
         load_image(file)
     with pytest.raises(ValueError, match="^short: broken image"):
@@ -144,12 +144,12 @@ def test_a_picture_whose_exif_is_cut_off_is_broken(tmp_path, picture, suffix):
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
-def test_altered_bytes_make_a_picture_or_a_value_error(tmp_path, picture, image_format):
+def test_altered_bytes_make_an_image_or_a_value_error(tmp_path, image, image_format):
     exif = Image.Exif()
     exif[0x0112] = 6
     takes_exif = image_format in ("JPEG", "PNG", "WEBP", "TIFF", "AVIF")
     encoded = io.BytesIO()
-    picture.resize((12, 10)).save(encoded, image_format, **{"exif": exif} if takes_exif else {})
+    image.resize((12, 10)).save(encoded, image_format, **{"exif": exif} if takes_exif else {})
     content = np.frombuffer(encoded.getvalue(), dtype=np.uint8)
     generator = np.random.default_rng(0)
     file = tmp_path / "altered"

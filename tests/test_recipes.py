@@ -207,16 +207,16 @@ def test_the_ladder_beyond_the_paper_is_what_its_score_files_say(calls, miniatur
         results = json.loads((folder / f"stronger_than_the_paper_{run}" / "results.json").read_text())
         assert " / ".join(rows[row][1:4]) == figures(results, stage)
     trained = {
-        path.parent.name: json.loads(path.read_text())["counterparts"]
+        path.parent.name: json.loads(path.read_text())["hard_negatives"]
         for path in output.glob("fine_tuned/*/training_arguments.json")
     }
     assert sorted(trained.values()) == [False, True, True]
-    assert all(("hard_negatives" in name) == counterparts for name, counterparts in trained.items())
+    assert all(("hard_negatives" in name) == hard_negatives for name, hard_negatives in trained.items())
     gained = float(rows[2][1]) - float(rows[1][1])
     assert float(rows[2][4]) == pytest.approx(gained, abs=0.011)
     calls.clear()
     run_recipe("stronger_than_the_paper", *miniature, "--seeds", "1", "2", "--fusion_weight", "0.4")
-    assert all(name.startswith(("fuse", "settle")) for name in calls)  # the models are made once
+    assert all(name.startswith(("fuse", "resolve")) for name in calls)  # the models are made once
     with pytest.raises(SystemExit):
         run_recipe("stronger_than_the_paper", *miniature, "--seeds", "1", "1")
     assert "two models need two seeds, got 1 twice" in capsys.readouterr().err

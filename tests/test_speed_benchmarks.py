@@ -60,7 +60,7 @@ def test_encoding(tmp_path):
             assert row["times_faster_at_the_limit"] == pytest.approx(
                 row["times_faster"] / row["share_of_gemm_limit"]
             )
-    assert "decoding a picture" in printed
+    assert "decoding an image" in printed
     assert [row.unit for row in rows_of("encoding", result)] == 2 * ["images/s"] + 2 * ["texts/s"]
 
 
@@ -80,9 +80,9 @@ def test_evaluation_speed(tmp_path):
 
 
 def test_gallery_decoding(tmp_path):
-    printed, result = run("gallery_decoding", tmp_path / "gallery_decoding.json", "--pictures", "12")
+    printed, result = run("gallery_decoding", tmp_path / "gallery_decoding.json", "--images", "12")
     assert all(0 <= row["1 threads"]["waited_share"] < 1 for row in result["rows"].values())
-    assert min(result["seconds_a_picture_by_pass"].values()) > 0
+    assert min(result["seconds_an_image_by_pass"].values()) > 0
     assert "the encoder" in printed
 
 

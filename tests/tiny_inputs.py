@@ -1,4 +1,4 @@
-"""What tests of searching share beside conftest's fixtures: words, a processor, pictures, clear scores."""
+"""What tests of searching share beside conftest's fixtures: words, a processor, images, clear scores."""
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def tiny_processor(config: TPASConfig) -> TPASProcessor:
     return TPASProcessor.build(tokenizer, image_size=32, max_text_length=config.max_text_length)
 
 
-def noise_picture(seed: int) -> Image.Image:
+def noise_image(seed: int) -> Image.Image:
     generator = np.random.default_rng(seed)
     return Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8))
 

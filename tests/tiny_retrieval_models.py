@@ -28,7 +28,7 @@ from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-PICTURES = {"image_size": 32, "patch_size": 8}
+IMAGES = {"image_size": 32, "patch_size": 8}
 FAMILIES = ("clip", "siglip", "siglip2", "altclip", "blip")
 
 
@@ -53,12 +53,10 @@ def save_tiny(family: str, folder: Path) -> Path:
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     text = SIZE | {"vocab_size": len(tokenizer), "max_position_embeddings": length} | ids
     if family == "clip":
-        model = CLIPModel(
-            CLIPConfig(text_config=text, vision_config=SIZE | PICTURES, projection_dim=16, **ids)
-        )
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZE | IMAGES, projection_dim=16, **ids))
         images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
     elif family == "siglip":
-        model = SiglipModel(SiglipConfig(text_config=text, vision_config=SIZE | PICTURES))
+        model = SiglipModel(SiglipConfig(text_config=text, vision_config=SIZE | IMAGES))
         images = SiglipImageProcessorPil(size=size)
     elif family == "siglip2":
         # Byte pairs, as its class has them; the last token of a caption is pooled, so padding comes first.
@@ -71,9 +69,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         images = Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16)
     elif family == "altclip":
         text |= {"max_position_embeddings": length + 1, "project_dim": 32, "type_vocab_size": 1}
-        model = AltCLIPModel(
-            AltCLIPConfig(text_config=text, vision_config=SIZE | PICTURES, projection_dim=16)
-        )
+        model = AltCLIPModel(AltCLIPConfig(text_config=text, vision_config=SIZE | IMAGES, projection_dim=16))
         images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=size)
     else:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
@@ -81,7 +77,7 @@ def save_tiny(family: str, folder: Path) -> Path:
         tokenizer.model_max_length = length
         text |= {"vocab_size": len(words) + 2, "encoder_hidden_size": 32}  # [DEC] and [ENC], as on the Hub
         model = BlipForImageTextRetrieval(
-            BlipConfig(text_config=text, vision_config=SIZE | PICTURES, image_text_hidden_size=16)
+            BlipConfig(text_config=text, vision_config=SIZE | IMAGES, image_text_hidden_size=16)
         )
         images = BlipImageProcessorPil(size=size)
     for name, parameter in model.named_parameters():  # far from the start, where all captions look alike

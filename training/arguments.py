@@ -79,7 +79,7 @@ class FineTuningArguments:
         "processes, then drawn alike for any number of them",
         choices=["local", "global"],
     )
-    counterparts: bool = flag(
+    hard_negatives: bool = flag(
         False,
         "PAB's hard_i and hard_c as two more negative pairs each (PAB's own baseline, arXiv:2411.17776)",
     )
@@ -95,11 +95,11 @@ class FineTuningArguments:
     # Augmentation
     augmentation: bool = flag(True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)")
     crop_probability: float = flag(
-        1.0, "with it: of cropping (local view); otherwise the whole picture is squeezed (global view)"
+        1.0, "with it: of cropping (local view); otherwise the whole image is squeezed (global view)"
     )
-    swap_left_right: bool = flag(False, "with it: swap left and right in the caption of a mirrored picture")
+    swap_left_right: bool = flag(False, "with it: swap left and right in the caption of a mirrored image")
     erasing_probability: float = flag(
-        0.0, "of erasing a rectangle of the picture (random erasing, arXiv:1708.04896; APTM: 0.6)"
+        0.0, "of erasing a rectangle of the image (random erasing, arXiv:1708.04896; APTM: 0.6)"
     )
 
     # Optimiser
@@ -164,7 +164,7 @@ class FineTuningArguments:
     early_stopping_patience: int = flag(
         0, "stop after this many evaluations without a better Recall@1; 0: never"
     )
-    evaluation_shortlist: int | None = flag(None, "pictures re-ranked for each query; left out: 128, or all")
+    evaluation_shortlist: int | None = flag(None, "images re-ranked for each query; left out: 128, or all")
     evaluation_batch_size: int = flag(64, "images, captions or pairs in one forward pass of an evaluation")
     fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
     log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")

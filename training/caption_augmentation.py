@@ -1,4 +1,4 @@
-"""Captions that follow a mirrored picture, and a second view of a caption: EDA (Wei and Zou 2019).
+"""Captions that follow a mirrored image, and a second view of a caption: EDA (Wei and Zou 2019).
 
 Two of EDA's four operations need no thesaurus and are here, deletion and swap. Synonym replacement and
 insertion are not: no maintained library brings its thesaurus inside the package (nltk, wn, nlpaug and
@@ -24,7 +24,7 @@ SIDE_AFTER = {"the", "a", "his", "her", "their", "its", "to", "on", "far"}
 
 
 def swap_left_right(caption: str) -> str:
-    """The caption of the mirrored picture: each left becomes right and each right left, their case kept.
+    """The caption of the mirrored image: each left becomes right and each right left, their case kept.
 
     Whole words only ("bright" and "upright" stay), with what hangs on them: "leftmost", "right-hand",
     "leftward". A bare word stays where its neighbour says that it is no side: "left" after has, have, had,

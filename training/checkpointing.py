@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 
 PROGRESS = "progress.json"
 WRITING_FAILED = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have errors of their own
+RENAMED_SETTINGS = {"counterparts": "hard_negatives"}  # as earlier versions wrote them
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -35,7 +36,7 @@ class Progress:
         log_bytes: length of the log.
         generator_state: of the data order's generator when the epoch began, hexadecimal.
         losses: of the batches since the last line of the log, by process and batch.
-        skipped: what was said about unreadable pictures.
+        skipped: what was said about unreadable images.
     """
 
     step: int = 0
@@ -123,6 +124,11 @@ def set_aside(checkpoint: Path) -> Path:
     return checkpoint.rename(checkpoint.with_name(f".{checkpoint.name}.discarded"))
 
 
+def under_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run wrote, also one of an earlier version."""
+    return {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
+
+
 def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:
     """The progress of a checkpoint.
 
@@ -134,7 +140,7 @@ def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:
     if not path.is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint: there is no {PROGRESS} in it")
     content = json.loads(path.read_text(encoding="utf-8"))
-    before, now = content["settings"], json.loads(json.dumps(settings))
+    before, now = under_todays_names(content["settings"]), json.loads(json.dumps(settings))
     changed = [
         f"{name} {before.get(name)!r} (now {now.get(name)!r})"
         for name in sorted(before.keys() | now.keys())

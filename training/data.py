@@ -1,4 +1,4 @@
-"""The pairs that a training step reads: pictures and captions from disk, augmented, as the model's inputs."""
+"""The pairs that a training step reads: images and captions from disk, augmented, as the model's inputs."""
 
 import hashlib
 import logging
@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ..data.image_files import open_picture
+from ..data.image_files import open_image
 from ..data.pab import RetrievalBenchmark, retrieval_split
 from ..models.interface import RetrievalProcessor
 from .caption_augmentation import swap_left_right
@@ -26,19 +26,19 @@ CaptionView = Callable[[str, random.Random], str]
 
 
 class TrainingPairs(torch.utils.data.Dataset):
-    """The pairs of `load_pab` with their pictures read and augmented.
+    """The pairs of `load_pab` with their images read and augmented.
 
     What is random about a pair depends on the seed, the epoch and its row, not on the worker or the process.
-    An unreadable picture raises, or with `skip_bad_images` the next readable pair takes its place: so all
+    An unreadable image raises, or with `skip_bad_images` the next readable pair takes its place: so all
     batches keep their size, which the contrastive loss over all processes needs. An item's `unreadable`
-    names the pictures that were passed over.
+    names the images that were passed over.
 
     Args:
-        augmentation: of the pictures, or None.
-        swap_left_right: swap left and right in the caption of a mirrored picture.
+        augmentation: of the images, or None.
+        swap_left_right: swap left and right in the caption of a mirrored image.
         second_view: makes an item's `second_view` of its caption, or None.
-        counterparts: read the pictures of `hard_i` too. An item's `counterpart` is picture and caption, or
-            None where the row names none, or the same image, or a picture that is passed over.
+        hard_negatives: read the images of `hard_i` too. An item's `hard_negative` is image and caption, or
+            None where the row names none, or the same image, or an image that is passed over.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         augmentation: Augmentation | None = None,
         swap_left_right: bool = False,
         second_view: CaptionView | None = None,
-        counterparts: bool = False,
+        hard_negatives: bool = False,
         skip_bad_images: bool = False,
     ):
         self.dataset = dataset
@@ -59,7 +59,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         self.augmentation = augmentation
         self.swap_left_right = swap_left_right
         self.second_view = second_view
-        self.counterparts = counterparts
+        self.hard_negatives = hard_negatives
         self.skip_bad_images = skip_bad_images
         self.epoch = 0
 
@@ -81,15 +81,15 @@ class TrainingPairs(torch.utils.data.Dataset):
             if self.second_view is not None:
                 rng = random.Random(f"{self.seed} {self.epoch} {candidate} view")
                 item["second_view"] = self.second_view(caption, rng)
-            if self.counterparts:
-                item["counterpart"] = self._counterpart(pair, candidate, unreadable)
+            if self.hard_negatives:
+                item["hard_negative"] = self._hard_negative(pair, candidate, unreadable)
             return item | {"unreadable": unreadable}
-        raise ValueError(f"none of the {len(self)} training pictures can be read: {unreadable[0]}")
+        raise ValueError(f"none of the {len(self)} training images can be read: {unreadable[0]}")
 
     def _read(self, pair: dict[str, Any], column: str, unreadable: list[str]) -> Image.Image | None:
-        """The picture; None, and a line in `unreadable`, for one to be passed over."""
+        """The image; None, and a line in `unreadable`, for one to be passed over."""
         try:
-            return open_picture(self.root, pair[column], place_of(pair))
+            return open_image(self.root, pair[column], place_of(pair))
         except (FileNotFoundError, ValueError) as error:
             if not self.skip_bad_images:
                 raise
@@ -102,7 +102,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         image, mirrored = self.augmentation(image, random.Random(seed))
         return image, swap_left_right(caption) if mirrored and self.swap_left_right else caption
 
-    def _counterpart(
+    def _hard_negative(
         self, pair: dict[str, Any], row: int, unreadable: list[str]
     ) -> tuple[Image.Image, str] | None:
         same_image = pair["hard_i_id"] == pair["image_id"] or pair["hard_i"] == pair["image"]
@@ -159,12 +159,12 @@ class PairCollator:
         inputs = {"image_ids": torch.tensor([stable_number(item["image_id"]) for item in items])}
         if "second_view" in items[0]:
             captions += [item["second_view"] for item in items]
-        if "counterpart" in items[0]:
+        if "hard_negative" in items[0]:
             # A pair without one fills its place with itself; the objective leaves it out.
-            counterparts = [item["counterpart"] or (item["image"], item["caption"]) for item in items]
-            images += [image for image, _ in counterparts]
-            captions += [caption for _, caption in counterparts]
-            inputs["has_counterpart"] = torch.tensor([item["counterpart"] is not None for item in items])
+            hard_negatives = [item["hard_negative"] or (item["image"], item["caption"]) for item in items]
+            images += [image for image, _ in hard_negatives]
+            captions += [caption for _, caption in hard_negatives]
+            inputs["has_hard_negative"] = torch.tensor([item["hard_negative"] is not None for item in items])
         unreadable = [message for item in items for message in item["unreadable"]]
         return dict(self.processor(images=images, text=captions)) | inputs | {"unreadable": unreadable}
 
@@ -175,15 +175,15 @@ def stable_number(text: str) -> int:
 
 
 def validation_benchmark(dataset: Dataset, root: Path, *, skip_bad_images: bool) -> RetrievalBenchmark:
-    """The validation split's benchmark. Reads each picture once, lest the first epoch end in an error.
+    """The validation split's benchmark. Reads each image once, lest the first epoch end in an error.
 
     Raises:
-        FileNotFoundError, ValueError: for an unreadable picture; with `skip_bad_images`, if all are.
+        FileNotFoundError, ValueError: for an unreadable image; with `skip_bad_images`, if all are.
     """
     readable = []
     for row, pair in enumerate(dataset):
         try:
-            open_picture(root, pair["image"], place_of(pair))
+            open_image(root, pair["image"], place_of(pair))
         except (FileNotFoundError, ValueError) as error:
             if not skip_bad_images:
                 raise
@@ -191,5 +191,5 @@ def validation_benchmark(dataset: Dataset, root: Path, *, skip_bad_images: bool)
         else:
             readable.append(row)
     if not readable:
-        raise ValueError(f"none of the {len(dataset)} validation pictures can be read")
+        raise ValueError(f"none of the {len(dataset)} validation images can be read")
     return retrieval_split(dataset.select(readable))

@@ -122,7 +122,7 @@ def refuse_with_other_models(arguments: FineTuningArguments, model: RetrievalMod
     """Raises ValueError for what TPAS models alone have, or matching models alone, and this one has not."""
     standard = FineTuningArguments(data_root="", output_dir="", model_name_or_path="")
     of_ours = ("masked_language_modelling_weight", "layer_decay", "torch_compile")
-    of_matching = () if can_match(model) else ("counterparts", "negatives", "fusion_weight")
+    of_matching = () if can_match(model) else ("hard_negatives", "negatives", "fusion_weight")
     for names, models in ((of_ours, "TPAS models"), (of_matching, "models with a stage 2 of their own")):
         for name in names:
             if (value := getattr(arguments, name)) != getattr(standard, name):
@@ -202,7 +202,7 @@ def build_loader(
         augmentation=augmentation,
         swap_left_right=arguments.swap_left_right,
         second_view=eda_view if arguments.second_view_weight else None,
-        counterparts=arguments.counterparts,
+        hard_negatives=arguments.hard_negatives,
         skip_bad_images=arguments.on_bad_image == "skip",
     )
     sampler: Sampler | None = None

@@ -78,7 +78,7 @@ def backward_in_chunks(
             images.embeds,
             texts.embeds,
             batch["image_ids"],
-            batch.get("has_counterpart"),
+            batch.get("has_hard_negative"),
             batch.get("draw_seed"),
         )
         accelerator.backward(contrastive)

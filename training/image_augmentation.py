@@ -1,8 +1,8 @@
 """X-VLM's fine-tuning augmentation on PIL images: crop and resize, mirror, RandAugment(2, 7).
 
 Upstream's `train_transform`, without torchvision and OpenCV, and two options from the field, off by default:
-whole pictures among the crops, and random erasing. Every random choice comes from the `random.Random` that
-is handed in, so the same generator state gives the same picture; an option that is off draws nothing.
+whole images among the crops, and random erasing. Every random choice comes from the `random.Random` that
+is handed in, so the same generator state gives the same image; an option that is off draws nothing.
 """
 
 import math
@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from PIL import Image, ImageEnhance, ImageOps
 
-FILL = (128, 128, 128)  # what upstream shows where a shifted picture leaves a gap
+FILL = (128, 128, 128)  # what upstream shows where a shifted image leaves a gap
 CLIP_MEAN = (123, 117, 104)  # the processor's mean colour: within 0.004 of 0 once normalised
 ERASED_SHARE = (0.02, 0.4)  # of the area, as in APTM
 ERASED_RATIO = (0.3, 1 / 0.3)  # width / height

@@ -1,4 +1,4 @@
-"""Masked language modelling in the cross-modal encoder: words from the picture and the other words."""
+"""Masked language modelling in the cross-modal encoder: words from the image and the other words."""
 
 import torch
 import torch.nn.functional as F

@@ -22,7 +22,7 @@ from .masked_language_modelling import MaskedLanguageModelling
 
 @dataclass(frozen=True)
 class MatchPairs:
-    """P picture-caption pairs for the cross-modal encoder; the matching loss is their weighted sum.
+    """P image-caption pairs for the cross-modal encoder; the matching loss is their weighted sum.
 
     Attributes:
         images, texts: (P,) rows of what `FineTuningObjective.candidates` returns.
@@ -45,9 +45,9 @@ class FineTuningObjective(nn.Module):
 
     A model without a stage 2 has the contrastive loss (Eq. 5-7) alone.
 
-    A batch holds the pictures of the pairs, then those of their counterparts; the captions, then their second
-    views, then the captions of the counterparts (`training.data.PairCollator` makes it). A pair's counterpart
-    is the same person behaving the other way, PAB's `hard_i` and `hard_c`.
+    A batch holds the images of the pairs, then those of their hard negatives; the captions, then their second
+    views, then the captions of the hard negatives (`training.data.PairCollator` makes it). A pair's hard
+    negative is the same person behaving the other way, PAB's `hard_i` and `hard_c`.
 
     Args:
         model: the network, or the adapter over it.
@@ -57,7 +57,7 @@ class FineTuningObjective(nn.Module):
             torch's generator, as upstream.
         second_view_weight: what the losses of the captions' second views count; 0: there are none. As in APTM
             (https://arxiv.org/abs/2306.02898), where it is 0.8.
-        masked_language_modelling: the head that predicts masked words from picture and caption, or None.
+        masked_language_modelling: the head that predicts masked words from image and caption, or None.
         masked_language_modelling_weight: what its loss counts.
     """
 
@@ -104,7 +104,7 @@ class FineTuningObjective(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_ids: Tensor,
-        has_counterpart: Tensor | None = None,
+        has_hard_negative: Tensor | None = None,
         draw_seed: int | None = None,
         **more_of_images: Tensor,
     ) -> dict[str, Tensor]:
@@ -114,15 +114,15 @@ class FineTuningObjective(nn.Module):
             pixel_values: (B or 2B, 3, H, W).
             input_ids, attention_mask: (B, 2B or 3B, L).
             image_ids: (B,) integers; pairs of equal id show the same image, so none is another's negative.
-            has_counterpart: (B,) bool, or None if the batch holds no counterparts. Where it is false, the
-                counterpart's rows are anything.
+            has_hard_negative: (B,) bool, or None if the batch holds no hard negatives. Where it is false, the
+                hard negative's rows are anything.
             draw_seed: of the hard negatives, the same in every process; needed for `global_negatives`.
-            more_of_images: what the model reads of pictures beside `pixel_values`, in its order.
+            more_of_images: what the model reads of images beside `pixel_values`, in its order.
         """
         input_ids, attention_mask = self.equal_length(input_ids, attention_mask)
         image_embeds, image_states = self.encode_images(pixel_values, *more_of_images.values())
         text_embeds, text_states = self.encode_texts(input_ids, attention_mask)
-        contrastive, pairs = self.compare(image_embeds, text_embeds, image_ids, has_counterpart, draw_seed)
+        contrastive, pairs = self.compare(image_embeds, text_embeds, image_ids, has_hard_negative, draw_seed)
         losses = {"contrastive_loss": contrastive}
         if self.matches:
             candidates = self.candidates(image_states, text_states, attention_mask, len(image_ids))
@@ -167,14 +167,14 @@ class FineTuningObjective(nn.Module):
         image_embeds: Tensor,
         text_embeds: Tensor,
         image_ids: Tensor,
-        has_counterpart: Tensor | None,
+        has_hard_negative: Tensor | None,
         draw_seed: int | None,
     ) -> tuple[Tensor, MatchPairs | None]:
         """The contrastive loss over the batches of all processes, and this process's pairs to match.
 
         There are none without a stage 2. These are, for the captions and again for their second views: the B
-        pairs, each caption with another picture, each picture with another caption; then each caption with
-        its counterpart's picture and each picture with its counterpart's caption, as two more negatives.
+        pairs, each caption with another image, each image with another caption; then each caption with
+        its hard negative's image and each image with its hard negative's caption, as two more negatives.
         """
         batch, device = len(image_ids), image_ids.device
         images = gather_with_gradient(image_embeds[:batch])  # (W * B, D) of W processes
@@ -209,11 +209,11 @@ class FineTuningObjective(nn.Module):
                 first_text = view * drawn_from
                 rows_of_images = [own, image_negatives, own]
                 rows_of_texts = [own + first_text, own + first_text, text_negatives + first_text]
-                if view == 0 and has_counterpart is not None:
-                    counterparts = torch.arange(batch, device=device)
-                    rows_of_images += [counterparts + drawn_from, own]
-                    rows_of_texts += [own, counterparts + len(self.view_weights) * drawn_from]
-                    labels = torch.cat([labels, torch.where(has_counterpart, 0, IGNORED_LABEL).repeat(2)])
+                if view == 0 and has_hard_negative is not None:
+                    hard_negatives = torch.arange(batch, device=device)
+                    rows_of_images += [hard_negatives + drawn_from, own]
+                    rows_of_texts += [own, hard_negatives + len(self.view_weights) * drawn_from]
+                    labels = torch.cat([labels, torch.where(has_hard_negative, 0, IGNORED_LABEL).repeat(2)])
                 counted = (labels != IGNORED_LABEL).float()
                 mean_count = gather_with_gradient(counted.sum()[None]).mean()  # over the processes
                 pairs.append(

@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 
 from ..models.interface import RetrievalModel, RetrievalProcessor
-from .checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress
+from .checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress, under_todays_names
 
 MODELS = ("best", "last", "averaged", "merged")
 SUBSET_FILE = "subset.json"
@@ -70,7 +70,8 @@ def find_progress(
 
 def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError if `training_arguments.json` is of a run with other settings than these."""
-    before, now = json.loads(arguments_file.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    before = under_todays_names(json.loads(arguments_file.read_text(encoding="utf-8")))
+    now = json.loads(json.dumps(settings))
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         raise ValueError(

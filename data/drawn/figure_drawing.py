@@ -1,4 +1,4 @@
-"""Draws one articulated person doing something in a scene, as a small RGB picture.
+"""Draws one articulated person doing something in a scene, as a small RGB image.
 
 The subject is geometry and paint only: which looks, scenes and actions exist together, and which words
 describe them, is told by `synthetic_worlds`. Everything random comes from the `random.Random` passed in.
@@ -870,7 +870,7 @@ def _attacker(canvas: Image.Image, action: str, body: Body, rng: random.Random) 
     FigurePainter(canvas, other, Body(placed, body.unit, body.ground)).paint()
 
 
-# --- the picture ------------------------------------------------------------------------------------------
+# --- the image ------------------------------------------------------------------------------------------
 
 # Room that an action's things need around the person: behind, in front, above.
 MARGINS: dict[str, tuple[float, float, float]] = {
@@ -918,12 +918,12 @@ def _recede(canvas: Image.Image) -> None:
     canvas.paste(pale.filter(ImageFilter.BoxBlur(0.005 * canvas.width)))
 
 
-def draw_picture(
+def draw_image(
     figure: Figure, action: str, scene: str, sky: str, *, scene_seed: int, rng: random.Random, image_size: int
 ) -> Image.Image:
-    """An (image_size, image_size) RGB picture of the figure doing `action` (a key of `POSES`) in `scene`.
+    """An (image_size, image_size) RGB image of the figure doing `action` (a key of `POSES`) in `scene`.
 
-    `scene_seed` fixes the scene's details, so that two pictures can show one place; pose, size, position,
+    `scene_seed` fixes the scene's details, so that two images can show one place; pose, size, position,
     light and mirroring come from `rng`. ValueError for an action, scene or sky that cannot be drawn.
     """
     if action not in POSES or scene not in SCENES or sky not in SKIES:
@@ -950,12 +950,12 @@ def draw_picture(
     for hand in HANDS_IN_FRONT.get(action, ()):
         brush.disc(*body[hand], 0.026, figure.skin)
 
-    picture = canvas.reduce(SUPERSAMPLING)
+    image = canvas.reduce(SUPERSAMPLING)
     if rng.random() < 0.5:
-        picture = ImageOps.mirror(picture)
+        image = ImageOps.mirror(image)
     grain = np.random.default_rng(rng.getrandbits(64)).integers(
         -5, 6, (image_size, image_size, 1), dtype=np.int16
     )
     light = rng.uniform(0.9, 1.08)
-    pixels = (np.asarray(picture, dtype=np.float32) * light).astype(np.int16) + grain
+    pixels = (np.asarray(image, dtype=np.float32) * light).astype(np.int16) + grain
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

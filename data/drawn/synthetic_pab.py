@@ -1,7 +1,7 @@
-"""Draws a small Pedestrian Anomaly Behavior set (PAB) in PAB's own layout: pictures, sentences, annotations.
+"""Draws a small Pedestrian Anomaly Behavior set (PAB) in PAB's own layout: images, texts, annotations.
 
 Every person is drawn twice in one scene, doing something normal and something abnormal. About half of the
-persons have a lookalike that differs in a single attribute, so that a search must read the whole sentence.
+persons have a lookalike that differs in a single attribute, so that a search must read the whole text.
 What exists is told by `synthetic_worlds`, how it is painted by `figure_drawing` and `scene_drawing`.
 
     tpas draw ROOT --train_pairs 2000 --test_pairs 200 --seed 0
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from typer import Argument, Option
 
 from ...commands.command_line import CommandLine, CommandResult
-from .figure_drawing import SKINS, Figure, Garment, draw_picture
+from .figure_drawing import SKINS, Figure, Garment, draw_image
 from .scene_drawing import SKIES, Colour, jittered
 from .synthetic_worlds import (
     DEMO_WORLD,
@@ -226,7 +226,7 @@ _OPENINGS = (
     "{person} wearing {clothes} is {action} {place}.",
     "{person} in {clothes} is {action} {place}.",
     "the image shows {person} in {clothes}, {action} {place}.",
-    "this picture captures {person} {action} {place}. {pronoun} wears {clothes}.",
+    "this image captures {person} {action} {place}. {pronoun} wears {clothes}.",
     "{place}, {person} dressed in {clothes} is {action}.",
     "{place}, we see {person} {action}. {pronoun} is wearing {clothes}.",
     "{person} is {action} {place}. {possessive} outfit consists of {clothes}.",
@@ -250,24 +250,24 @@ _PERSONS = {
     "elderly": ("elderly {noun}", "old {noun}", "{noun}", "{noun}"),
 }
 _BUILD_WORDS = {"slim": ("slim", "thin"), "average": (), "stocky": ("stocky", "heavy")}
-_HAIR_SENTENCES = (
+_HAIR_TEXTS = (
     "{pronoun} has {thing}.",
     "one can see {thing} on {object}.",
     "{possessive} look includes {thing}.",
 )
-_SHOES_SENTENCES = ("{pronoun} wears {thing}.", "on {possessive} feet are {thing}.")
+_SHOES_TEXTS = ("{pronoun} wears {thing}.", "on {possessive} feet are {thing}.")
 _SHOES = ("shoes", "sneakers")
-_HEADWEAR_SENTENCES = (
+_HEADWEAR_TEXTS = (
     "{pronoun} has {thing} on {possessive} head.",
     "{possessive} head is covered by {thing}.",
 )
-_CARRIED_SENTENCES = ("{pronoun} has {thing} along.", "{pronoun} also carries {thing}.")
-_BACKGROUND_SENTENCES = (
+_CARRIED_TEXTS = ("{pronoun} has {thing} along.", "{pronoun} also carries {thing}.")
+_BACKGROUND_TEXTS = (
     "{thing} can be seen in the background.",
     "behind {object} one can see {thing}.",
     "the background shows {thing}.",
 )
-_SKY_SENTENCES = {
+_SKY_TEXTS = {
     "clear": ("the sky is clear and blue.", "it is a sunny day."),
     "cloudy": ("the sky is cloudy and gray.", "it is an overcast day."),
     "sunset": ("the sun is setting.", "the evening sky glows orange."),
@@ -287,7 +287,7 @@ _MOODS = {
 }
 _FILLERS = (
     "the whole body of the person is visible.",
-    "the picture shows one moment of the scene in detail.",
+    "the image shows one moment of the scene in detail.",
     "no other details stand out in the image.",
 )
 _PRONOUNS = {
@@ -320,7 +320,7 @@ def _clothes(look: Look, rng: random.Random) -> list[str]:
 
 
 def _caption(source: Source, action: Action, rng: random.Random, longest: int = LONGEST_CAPTION) -> str:
-    """20 to 60 words about one picture of a source; garments, action and place always, the rest by chance.
+    """20 to 60 words about one image of a source; garments, action and place always, the rest by chance.
 
     Of the rest only what fits into `longest` words.
     """
@@ -338,41 +338,41 @@ def _caption(source: Source, action: Action, rng: random.Random, longest: int = 
     worn = _clothes(look, rng)
     hair = rng.choice(look.hair_colour.words)
     hair = rng.choice(look.hair.words).format(colour=hair)
-    sentences: list[str] = []
+    texts: list[str] = []
     if said("hair", 0.25):
-        sentences.append(rng.choice(_HAIR_SENTENCES).format(thing=hair, **pronouns))
+        texts.append(rng.choice(_HAIR_TEXTS).format(thing=hair, **pronouns))
 
     def mention(thing: str, templates: tuple[str, ...]) -> None:
-        """Among the clothes or in a sentence of its own."""
+        """Among the clothes or in a text of its own."""
         if rng.random() < 0.5:
             worn.append(thing)
         else:
-            sentences.append(rng.choice(templates).format(thing=thing, **pronouns))
+            texts.append(rng.choice(templates).format(thing=thing, **pronouns))
 
     shoes = _coloured(look.shoes_colour, rng.choice(_SHOES), rng)
     if said("shoes", 0.22):
-        mention(shoes, _SHOES_SENTENCES)
+        mention(shoes, _SHOES_TEXTS)
     if look.headwear is not None:
         headwear = _article(_coloured(look.headwear_colour, rng.choice(look.headwear.words), rng))
         if said("headwear", 0.5):
-            mention(headwear, _HEADWEAR_SENTENCES)
+            mention(headwear, _HEADWEAR_TEXTS)
     if look.carried is not None:
         carried = _article(_coloured(look.carried_colour, rng.choice(look.carried.words), rng))
         if said("carried", 0.5):
-            mention(carried, _CARRIED_SENTENCES)
+            mention(carried, _CARRIED_TEXTS)
 
-    detail, background = f"{rng.choice(action.details)}.", rng.choice(_BACKGROUND_SENTENCES)
+    detail, background = f"{rng.choice(action.details)}.", rng.choice(_BACKGROUND_TEXTS)
     optional = [
         (0.35, detail),
         (0.2, background.replace("{thing}", rng.choice(source.scene.backgrounds))),
         (0.15, rng.choice(_MOODS[action.behaviour])),
     ]
     if source.scene.outdoors:
-        optional.append((0.12, rng.choice(_SKY_SENTENCES[source.sky])))
+        optional.append((0.12, rng.choice(_SKY_TEXTS[source.sky])))
     chosen, left_out = [], []
     for probability, template in optional:
         (chosen if rng.random() < probability else left_out).append(template.format(**pronouns))
-    for group in (sentences, chosen, left_out):
+    for group in (texts, chosen, left_out):
         rng.shuffle(group)
     opening = rng.choice(_OPENINGS).format(
         person=_article(person),
@@ -381,13 +381,13 @@ def _caption(source: Source, action: Action, rng: random.Random, longest: int = 
         place=rng.choice(source.scene.places),
         **pronouns,
     )
-    sentences = [opening, *sentences, *chosen]
+    texts = [opening, *texts, *chosen]
     spare = [*left_out, *_FILLERS]
-    while len(" ".join(sentences).split()) < SHORTEST_CAPTION:
-        sentences.append(spare.pop(0))
-    while len(sentences) > 1 and len(" ".join(sentences).split()) > longest:
-        sentences.pop()
-    return re.sub(r"(^|[.] )([a-z])", lambda match: match[1] + match[2].upper(), " ".join(sentences))
+    while len(" ".join(texts).split()) < SHORTEST_CAPTION:
+        texts.append(spare.pop(0))
+    while len(texts) > 1 and len(" ".join(texts).split()) > longest:
+        texts.pop()
+    return re.sub(r"(^|[.] )([a-z])", lambda match: match[1] + match[2].upper(), " ".join(texts))
 
 
 def _words(text: str) -> list[str]:
@@ -417,21 +417,21 @@ def _told(world: World) -> Iterator[str]:
 
 def _told_in_every_world() -> Iterator[str]:
     """The phrases about build, age and sky, which no world chooses."""
-    for table in (_PERSONS, _BUILD_WORDS, _SKY_SENTENCES):
+    for table in (_PERSONS, _BUILD_WORDS, _SKY_TEXTS):
         for phrases in table.values():
             yield from phrases
 
 
 def _put_around() -> Iterator[str]:
-    """The sentences that are put around what is told."""
+    """The texts that are put around what is told."""
     for templates in (
         _OPENINGS,
-        _HAIR_SENTENCES,
-        _SHOES_SENTENCES,
+        _HAIR_TEXTS,
+        _SHOES_TEXTS,
         _SHOES,
-        _HEADWEAR_SENTENCES,
-        _CARRIED_SENTENCES,
-        _BACKGROUND_SENTENCES,
+        _HEADWEAR_TEXTS,
+        _CARRIED_TEXTS,
+        _BACKGROUND_TEXTS,
         *_MOODS.values(),
         _FILLERS,
         _GLUE,
@@ -458,7 +458,7 @@ def telling_words(*worlds: World) -> list[str]:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with its sentence; `source_id` is "<source>_<frame>", and a person's two share the source."""
+    """An image with its text; `source_id` is "<source>_<frame>", and a person's two share the source."""
 
     image: Image.Image
     caption: str
@@ -483,7 +483,7 @@ def draw_source(
     examples = []
     for frame, action in enumerate((source.normal, source.anomaly)):
         figure = _figure(source.look, rng)
-        image = draw_picture(
+        image = draw_image(
             figure,
             action.pose,
             source.scene.name,
@@ -508,7 +508,7 @@ def draw_source(
 
 
 def draw_examples(world: World, count: int, seed: int | str, image_size: int = 192) -> Iterator[Example]:
-    """`count` examples; 2i and 2i+1 are the normal and the abnormal picture of one person."""
+    """`count` examples; 2i and 2i+1 are the normal and the abnormal image of one person."""
     for index in range((count + 1) // 2):
         yield from draw_source(world, seed, index, image_size)[: count - 2 * index]
 
@@ -519,7 +519,7 @@ def draw_examples(world: World, count: int, seed: int | str, image_size: int = 1
 def _save_source(
     job: tuple[int, str, str], *, root: str, world: World, seed: str, image_size: int
 ) -> list[dict[str, str]]:
-    """Draws and writes one source's two pictures; returns what the annotation says about them."""
+    """Draws and writes one source's two images; returns what the annotation says about them."""
     index, *files = job
     said = []
     for example, file in zip(draw_source(world, seed, index, image_size), files, strict=True):
@@ -544,7 +544,7 @@ def _rows(
     split: str,
     rng: random.Random,
 ) -> list[dict]:
-    """Annotation rows with PAB's keys, neighbours being the normal and the abnormal picture of one source."""
+    """Annotation rows with PAB's keys, neighbours being the normal and the abnormal image of one source."""
     rows = []
     for position, (pair, number) in enumerate(zip(said, source_numbers, strict=True)):
         frames = rng.sample(range(10), 2)
@@ -637,7 +637,7 @@ def _draw_into(
     image_size: int,
     workers: int,
 ) -> None:
-    # Names, ids and orders are drawn apart from the contents, so that none of them tells about a picture.
+    # Names, ids and orders are drawn apart from the contents, so that none of them tells about an image.
     names = random.Random(f"names|{seed}")
     sources = train_sources + test_sources
     source_numbers = names.sample(range(10 * sources), sources)

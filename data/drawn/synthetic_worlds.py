@@ -1,4 +1,4 @@
-"""The worlds that synthetic pictures are drawn from: what exists in them, and the words for it.
+"""The worlds that synthetic images are drawn from: what exists in them, and the words for it.
 
 `PRETRAINING_WORLD` is for a start checkpoint, `DEMO_WORLD` for what is searched. They share no scene; of
 colours (in other shades), garments, hair, things carried and actions they share a part.
@@ -44,7 +44,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Action:
-    """Something done: the pose's key, participle phrases for it, and sentences about how it looks."""
+    """Something done: the pose's key, participle phrases for it, and texts about how it looks."""
 
     name: str
     pose: str
@@ -56,7 +56,7 @@ class Action:
 
 @dataclass(frozen=True)
 class World:
-    """The looks, scenes and actions that a set of pictures is drawn from."""
+    """The looks, scenes and actions that a set of images is drawn from."""
 
     name: str
     colours: tuple[Paint, ...]

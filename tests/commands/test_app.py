@@ -18,12 +18,12 @@ from urllib.request import Request, urlopen
 import pytest
 from huggingface_hub import RepoCard
 
-from tpas.commands.app import look_for_pictures, main
+from tpas.commands.app import look_for_images, main
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.gallery import Gallery
-from tpas.search_page.desk import Limits, SearchDesk, Session
+from tpas.search_page.desk import Limits, SearchRequests, Session
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -31,7 +31,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from starlette.responses import PlainTextResponse  # noqa: E402 (comes with the extra, as these do)
 from starlette.testclient import TestClient  # noqa: E402
 
-from tpas.search_page.guard import PageGuard  # noqa: E402
+from tpas.search_page.guard import RequestLimits  # noqa: E402
 from tpas.search_page.page import SearchPage  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def pab(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def rows(pab):
-    """The annotations of the gallery's pictures, each with its gallery id."""
+    """The annotations of the gallery's images, each with its gallery id."""
     lines = map(json.loads, (pab / "annotation/test/attr.json").read_text().splitlines())
     return [row | {"id": row["image"].removeprefix("test/")} for row in lines]
 
@@ -83,7 +83,7 @@ def server(pab, gallery, tmp_path_factory):
     process = subprocess.Popen([sys.executable, "app.py"], cwd=space, env=environment, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{port}/"
     for _ in range(300):
-        if process.poll() is not None or "pictures at" in (space / "log").read_text():
+        if process.poll() is not None or "images at" in (space / "log").read_text():
             break
         time.sleep(0.2)
     else:
@@ -138,14 +138,14 @@ def visit(browser, server):
     assert not mistakes
 
 
-def search(page, *sentences):
-    page.fill("#tpas-sentences textarea", "\n".join(sentences))
+def search(page, *texts):
+    page.fill("#tpas-texts textarea", "\n".join(texts))
     page.click("#tpas-search")
     page.wait_for_selector(".tpas-cards")
 
 
 def upload(page, *files):
-    page.get_by_text("My own pictures").click()
+    page.get_by_text("My own images").click()
     page.set_input_files("input[type=file]", [str(file) for file in files])
 
 
@@ -156,7 +156,7 @@ def downloaded(page, button):
 
 
 def well_found(gallery, rows):
-    """A row whose picture the model finds first, by the library's own search."""
+    """A row whose image the model finds first, by the library's own search."""
     hits = gallery.search([row["caption"][0] for row in rows], top_k=1)
     return next(row for row, (hit,) in zip(rows, hits, strict=True) if hit.id == row["id"])
 
@@ -180,7 +180,7 @@ def test_type_search_look_and_save(visit, gallery, rows):
     assert f"“{word.inner_text()}”" in page.locator(".tpas-caption").inner_text()
     numbers = re.findall(r"[+−]\d\.\d\d", page.locator(".tpas-sides").inner_text())
     assert numbers
-    heat.evaluate("image => image.remove()")  # as where the picture's file is gone
+    heat.evaluate("image => image.remove()")  # as where the image's file is gone
     page.locator(".tpas-words label").nth(1).click()
 
     page.keyboard.press("Escape")
@@ -189,29 +189,29 @@ def test_type_search_look_and_save(visit, gallery, rows):
     assert name == "tpas-results.csv"
     table = list(csv.DictReader(content.splitlines()))
     assert len(table) == 12
-    assert table[0]["picture"] == row["id"]
-    assert table[0]["sentence"] == row["caption"][0]
+    assert table[0]["image"] == row["id"]
+    assert table[0]["text"] == row["caption"][0]
     name, content = downloaded(page, "Save as answer file")
     assert name == "answer.txt"
-    assert content == " ".join(Path(line["picture"]).stem for line in table[:10]) + "\n"
+    assert content == " ".join(Path(line["image"]).stem for line in table[:10]) + "\n"
 
 
-def test_the_answers_are_saved_as_a_picture(visit, tmp_path):
+def test_the_answers_are_saved_as_an_image(visit, tmp_path):
     page = visit()
     search(page, "a man in a coat", "a woman in a red dress")
     for _ in range(2):  # the same once more is saved once more
         with page.expect_download() as download:
-            page.get_by_text("Save as picture").click()
+            page.get_by_text("Save as image").click()
         assert download.value.suggested_filename == "tpas-results.png"
         download.value.save_as(tmp_path / "sheet.png")
         sheet = load_image(tmp_path / "sheet.png")
-    assert sheet.width > sheet.height > 400  # two rows of six pictures
+    assert sheet.width > sheet.height > 400  # two rows of six images
 
 
 def test_by_keyboard_alone_on_a_phone(visit, rows):
     page = visit(PHONE)
     page.get_by_text("Filter and settings").click()
-    page.locator("#tpas-sentences textarea").focus()
+    page.locator("#tpas-texts textarea").focus()
     page.keyboard.type("A woman in a red dress at " + 80 * "W")  # an address is as long
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".tpas-cards")
@@ -233,11 +233,11 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
     assert page.evaluate("document.activeElement.title") == card
 
 
-def test_sentences_that_claim_one_picture_are_settled(visit, rows):
+def test_texts_that_claim_one_image_are_resolved(visit, rows):
     page, caption = visit(), rows[0]["caption"][0]
     search(page, caption, f"{caption} and")
-    text = page.locator(".tpas-settling").inner_text()
-    assert text.startswith("2 of 2 sentences claimed")
+    text = page.locator(".tpas-sca").inner_text()
+    assert text.startswith("2 of 2 texts claimed")
     assert page.locator("h2 + p .tpas-moved").count() == 1
     assert page.locator(".tpas-card .tpas-moved").first.inner_text() in ("SCA 2 → 1", "SCA 1 → 2")
     firsts = [
@@ -247,7 +247,7 @@ def test_sentences_that_claim_one_picture_are_settled(visit, rows):
     assert firsts[0] != firsts[1]
 
 
-def test_a_filter_and_similar_pictures(visit, rows):
+def test_a_filter_and_similar_images(visit, rows):
     behaviour = {row["id"]: "normal" if "normal" in row else "anomaly" for row in rows}
     page = visit()
     page.get_by_text("Filter and settings").click()
@@ -257,12 +257,12 @@ def test_a_filter_and_similar_pictures(visit, rows):
     assert {behaviour[title] for title in titles} == {"anomaly"}
 
     page.locator(".tpas-card").nth(1).click()
-    page.get_by_text("Find similar pictures").click()
+    page.get_by_text("Find similar images").click()
     page.wait_for_selector(f"h2:has-text('Similar to {titles[1]}')")
     similar = page.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
     assert titles[1] not in similar
     page.locator(".tpas-card").first.click()
-    page.wait_for_selector("#tpas-dialog h2:has-text('This picture')")
+    page.wait_for_selector("#tpas-dialog h2:has-text('This image')")
     assert page.locator(".tpas-words").count() == 0
 
 
@@ -273,14 +273,14 @@ def test_an_example_is_searched(visit, rows):
     assert text in [row["caption"][0] for row in rows]
     example.click()
     page.wait_for_selector(f".tpas-answers h2:has-text('{text}')")
-    assert page.locator("#tpas-sentences textarea").input_value() == text
+    assert page.locator("#tpas-texts textarea").input_value() == text
 
 
 def test_mistakes_are_explained_in_place(visit, tmp_path):
     page = visit()
     page.click("#tpas-search")
     page.wait_for_selector("[role=alert]:has-text('Write what you are looking for')")
-    (tmp_path / "letter.png").write_text("not a picture")
+    (tmp_path / "letter.png").write_text("not an image")
     upload(page, tmp_path / "letter.png")
     page.wait_for_selector("[role=alert]:has-text('letter.png: not an image')")
 
@@ -296,7 +296,7 @@ def test_uploads_are_seen_by_nobody_else_and_stay_on_no_disk(visit, server, pab,
     titles = alice.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
     assert "holiday.png" in titles[:3]
 
-    bob.get_by_text("My own pictures").click()
+    bob.get_by_text("My own images").click()
     bob.get_by_text("both", exact=True).click()
     search(bob, rows[0]["caption"][0])
     assert "holiday.png" not in bob.content()
@@ -304,7 +304,7 @@ def test_uploads_are_seen_by_nobody_else_and_stay_on_no_disk(visit, server, pab,
     (folder,) = uploads.glob("tpas-app-*")
     assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size]
 
-    alice.get_by_text("Remove my pictures").click()
+    alice.get_by_text("Remove my images").click()
     alice.wait_for_selector(".tpas-strip", state="detached")
     assert "holiday.png" not in alice.content()
 
@@ -335,9 +335,9 @@ def status_of(address, data=None):
 
 def test_files_are_not_served(server, pab, rows, gallery):
     address, _ = server
-    picture = pab / rows[0]["image"]
-    assert load_image(picture).size == (192, 192)
-    files = (picture, gallery.path / "manifest.json", ROOT / "app.py", "/etc/passwd")
+    image = pab / rows[0]["image"]
+    assert load_image(image).size == (192, 192)
+    files = (image, gallery.path / "manifest.json", ROOT / "app.py", "/etc/passwd")
     for file in files:
         for route in ("file=", "file/", "gradio_api/file=", "gradio_api/file/", "gradio_api/proxy="):
             assert status_of(f"{address}{route}{file}")[0] in (403, 404), (route, file)
@@ -361,7 +361,7 @@ def test_uploads_are_bounded_before_they_are_written():
         taken.append(scope["path"])
         await PlainTextResponse("taken")(scope, receive, send)
 
-    client = TestClient(PageGuard(take, most_upload_bytes=100, uploads_a_minute=2))
+    client = TestClient(RequestLimits(take, most_upload_bytes=100, uploads_a_minute=2))
     assert client.post("/gradio_api/upload", content=bytes(101)).status_code == 413
     assert client.post("/gradio_api/upload", content=iter([b"of no known length"])).status_code == 413
     paths = ("/upload", "/upload/", "/upload")
@@ -380,27 +380,27 @@ def test_a_port_that_is_taken_is_said_in_one_line(gallery):
             main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
 
 
-def test_pictures_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
+def test_images_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
     model, processor = TPASModel.from_pretrained(START), TPASProcessor.from_pretrained(START)
-    pictures = shutil.copytree(pab / "train", tmp_path / "pictures")
+    images = shutil.copytree(pab / "train", tmp_path / "images")
     kinds = {"tokens": {}, "thumbnails": {"thumbnail_size": 32}, "neither": {"tokens": None}}
     for name, kept in kinds.items():
-        Gallery.build(model, processor, pictures, tmp_path / name, **kept)
-    pictures.rename(tmp_path / "moved")
+        Gallery.build(model, processor, images, tmp_path / name, **kept)
+    images.rename(tmp_path / "moved")
     for name in kinds:
-        look_for_pictures(Gallery.open(tmp_path / name, images_root=tmp_path / "moved"))
-    look_for_pictures(Gallery.open(tmp_path / "thumbnails"))
+        look_for_images(Gallery.open(tmp_path / name, images_root=tmp_path / "moved"))
+    look_for_images(Gallery.open(tmp_path / "thumbnails"))
     assert not caplog.records
-    look_for_pictures(Gallery.open(tmp_path / "tokens"))
+    look_for_images(Gallery.open(tmp_path / "tokens"))
     assert "--images_root" in caplog.text
     with pytest.raises(FileNotFoundError, match="--images_root names the folder"):
-        look_for_pictures(Gallery.open(tmp_path / "neither"))
+        look_for_images(Gallery.open(tmp_path / "neither"))
 
 
 def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):
     """A browser may claim to have uploaded any path; that file must be neither read nor removed."""
     address, _ = server
-    picture = pab / rows[0]["image"]
+    image = pab / rows[0]["image"]
     _, config = status_of(f"{address}config")
     config = json.loads(config)
     (event,) = [
@@ -408,18 +408,18 @@ def test_an_upload_cannot_name_a_file_of_the_server(server, pab, rows):
         for dependency in config["dependencies"]
         if [target[1] for target in dependency["targets"]] == ["upload"]
     ]
-    file = {"path": str(picture), "meta": {"_type": "gradio.FileData"}}
+    file = {"path": str(image), "meta": {"_type": "gradio.FileData"}}
     body = {"data": [None, [file], "own"], "fn_index": event["id"], "session_hash": "mallory"}
     assert status_of(f"{address}gradio_api/queue/join", json.dumps(body).encode())[0] == 200
     _, events = status_of(f"{address}gradio_api/queue/data?session_hash=mallory")
     assert '"success":false' in events
     assert "data:image" not in events
-    assert picture.exists()
+    assert image.exists()
 
 
 def test_too_many_requests_of_one_address_are_refused(gallery):
     limits = Limits(requests_a_minute=2)
-    page = SearchPage(SearchDesk(gallery, limits=limits))
+    page = SearchPage(SearchRequests(gallery, limits=limits))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
     question = (Session(), "a man in a coat", "gallery", "any", "any", 3, True, True)
@@ -430,7 +430,7 @@ def test_too_many_requests_of_one_address_are_refused(gallery):
 
 
 def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):
-    page = SearchPage(SearchDesk(gallery))
+    page = SearchPage(SearchRequests(gallery))
     monkeypatch.setattr(page.desk, "search", lambda *arguments, **settings: 1 / 0)
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     _, shown = page.search(Session(), "a man", "gallery", "any", "any", 3, True, True, request)

@@ -181,7 +181,7 @@ def scores(tmp_path, monkeypatch):
 def test_json_is_one_document_and_all_else_goes_to_the_standard_error(scores):
     fused = run_tpas("fuse", "one.npz", "two.npz", "--rrf", "--output", "fused.npz", "--json", cwd=scores)
     assert json.loads(fused.stdout) == {"output": "fused.npz", "queries": 3, "images": 3}
-    words = ("rerank", "one.npz", "--method", "sca", "--output", "settled.npz", "--json")
+    words = ("rerank", "one.npz", "--method", "sca", "--output", "reranked.npz", "--json")
     assert json.loads(run_tpas(*words, cwd=scores).stdout)["collisions_after"] == 0
 
 
@@ -213,7 +213,7 @@ def failing(error: BaseException) -> CommandLine:
     ("error", "message"),
     [
         (ValueError("no good:\n  x.npz"), "tpas try: no good: x.npz"),
-        (KeyError("no picture 'a'"), "tpas try: no picture 'a'"),
+        (KeyError("no image 'a'"), "tpas try: no image 'a'"),
         (AssertionError("odd"), "tpas try: AssertionError: odd (--debug shows where)"),
     ],
 )

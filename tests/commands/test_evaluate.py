@@ -67,9 +67,9 @@ def score_each_pair(model, processor, benchmark, root) -> tuple[np.ndarray, np.n
     cosines = np.empty((len(benchmark.captions), len(benchmark.gallery_ids)))
     logits = np.empty_like(cosines)
     for column, image in enumerate(benchmark.gallery_ids):
-        picture = load_image(image_path(root, image))
+        image = load_image(image_path(root, image))
         for row, caption in enumerate(benchmark.captions):
-            output = model(**processor(images=[picture], text=[caption]))
+            output = model(**processor(images=[image], text=[caption]))
             cosines[row, column] = output.text_embeds[0] @ output.image_embeds[0]
             logits[row, column] = output.match_logits[0, 1]
     return cosines, logits
@@ -113,11 +113,11 @@ def test_stages_equal_a_naive_search(model, processor, benchmark, drawn_root, sh
         orders["matching"].append([head[place] for place in np.argsort(-match)] + tail)
         orders["fused"].append([head[place] for place in np.argsort(-fused)] + tail)
         final_scores.append(np.sort(fused if fusion_weight else match)[::-1])
-    settled = sca_rerank(
+    reranked = sca_rerank(
         np.array(orders[final])[:, :size], np.array(final_scores), query_ids=benchmark.query_ids
     )
     orders["sca"] = [
-        head + order[size:] for head, order in zip(settled.indices.tolist(), orders[final], strict=True)
+        head + order[size:] for head, order in zip(reranked.indices.tolist(), orders[final], strict=True)
     ]
 
     assert result.final_stage == final
@@ -137,20 +137,20 @@ def test_stages_equal_a_naive_search(model, processor, benchmark, drawn_root, sh
         for group, rows in groups.items():
             expected = naive_measures(ids, benchmark.relevant, rows)
             assert headline(result.stages[stage][group]) == pytest.approx(expected)
-        # One relevant picture each, and its counterpart: the other one of the drawn pair.
+        # One relevant image each, and its hard_negative: the other one of the drawn pair.
         right = [ids[row].index(benchmark.relevant[row][0]) for row in range(TEST_PAIRS)]
-        other = [ids[row].index(benchmark.counterparts[row][0]) for row in range(TEST_PAIRS)]
+        other = [ids[row].index(benchmark.hard_negatives[row][0]) for row in range(TEST_PAIRS)]
         confusion = result.pair_confusion[stage]["all"]
         assert confusion["queries"] == TEST_PAIRS
         assert confusion["right"] == np.mean(np.array(right) == 0)
-        assert confusion["counterpart"] == np.mean(np.array(other) == 0)
-        assert confusion["right_before_counterpart"] == np.mean(np.array(right) < np.array(other))
+        assert confusion["hard_negative"] == np.mean(np.array(other) == 0)
+        assert confusion["right_before_hard_negative"] == np.mean(np.array(right) < np.array(other))
         first = [order[0] for order in orders[stage]]
         assert result.first_answers[stage]["coverage"] == len(set(first)) / TEST_PAIRS
-        shared = sum(first.count(picture) > 1 for picture in first)
+        shared = sum(first.count(image) > 1 for image in first)
         assert result.first_answers[stage]["collision_rate"] == shared / TEST_PAIRS
-    assert result.moved.tolist() == settled.moved.tolist()
-    assert result.sca_report == settled.report
+    assert result.moved.tolist() == reranked.moved.tolist()
+    assert result.sca_report == reranked.report
 
 
 def test_the_result_does_not_depend_on_batch_size_or_gallery_order(model, processor, benchmark, drawn_root):
@@ -198,10 +198,10 @@ def test_cutoffs_are_those_that_the_gallery_allows(caplog):
     assert resolve_k(None, 10) == [1, 5, 10]
     with caplog.at_level("INFO"):
         assert resolve_k(None, 7) == [1, 5]
-    assert "the gallery has 7 pictures" in caplog.text
+    assert "the gallery has 7 images" in caplog.text
     assert resolve_k([3, 1], 7) == [1, 3]
     for k in (0, 8):
-        with pytest.raises(ValueError, match=f"between 1 and the gallery's 7 pictures, got {k}"):
+        with pytest.raises(ValueError, match=f"between 1 and the gallery's 7 images, got {k}"):
             resolve_k([1, k], 7)
 
 
@@ -304,38 +304,38 @@ def test_two_processes_write_the_same_bytes_as_one(start, drawn_root, tmp_path, 
 
 @pytest.fixture
 def broken_root(drawn_root, tmp_path) -> tuple[Path, Path, str]:
-    """A copy of the drawn PAB, the picture of the test split's third pair, and where that is written."""
+    """A copy of the drawn PAB, the image of the test split's third pair, and where that is written."""
     root = tmp_path / "broken"
     shutil.copytree(drawn_root, root)
     pair = load_pab(root, "test")[2]
     return root, root / pair["image"], f"{pair['file']}, line {pair['line']}: "
 
 
-def test_a_missing_picture_is_named_with_its_annotation(start, broken_root, tmp_path):
-    root, picture, place = broken_root
-    picture.unlink()
+def test_a_missing_image_is_named_with_its_annotation(start, broken_root, tmp_path):
+    root, image, place = broken_root
+    image.unlink()
     output = tmp_path / "results.json"
     with pytest.raises(SystemExit) as error:
         main(["--model", str(start), "--data_root", str(root), "--output", str(output)])
     assert str(error.value).startswith(f"tpas evaluate: {place}")
-    assert str(picture) in str(error.value)
+    assert str(image) in str(error.value)
     assert not output.exists()
 
 
-def test_a_corrupt_picture_is_named_with_its_annotation(start, broken_root):
-    root, picture, place = broken_root
-    picture.write_bytes(picture.read_bytes()[:200])
+def test_a_corrupt_image_is_named_with_its_annotation(start, broken_root):
+    root, image, place = broken_root
+    image.write_bytes(image.read_bytes()[:200])
     with pytest.raises(SystemExit, match="broken image") as error:
         main(["--model", str(start), "--data_root", str(root)])
     assert str(error.value).startswith(f"tpas evaluate: {place}")
-    assert str(picture) in str(error.value)
+    assert str(image) in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--shortlist", "0"], "the shortlist must be at least 1, got 0"),
-        (["--k", "1", "13"], "k must be between 1 and the gallery's 12 pictures, got 13"),
+        (["--k", "1", "13"], "k must be between 1 and the gallery's 12 images, got 13"),
         (["--fusion_weight", "2"], "fusion weight must be between 0"),
         (["--batch_size", "0"], "batch size must be at least 1"),
         (
@@ -344,7 +344,7 @@ def test_a_corrupt_picture_is_named_with_its_annotation(start, broken_root):
         ),
         (["--image_size", "30"], "image_size"),
         (["--sca_max_shift", "2", "--sca_mode", "single_pass"], "max_shift must be 0 or 1, got 2"),
-        (["--gallery", "nowhere"], "nowhere: neither a folder of pictures nor a list of them"),
+        (["--gallery", "nowhere"], "nowhere: neither a folder of images nor a list of them"),
     ],
 )
 def test_impossible_numbers_are_refused(start, drawn_root, tmp_path, flags, message):

@@ -141,7 +141,7 @@ def test_ties_do_not_follow_the_order_of_the_images(tmp_path, monkeypatch):
             r"other.npz and a.npz are not about the same queries: of 3 and 3 query ids, 1 of a.npz are not in"
             r" other.npz \('b'\); 1 of other.npz are not in a.npz \('q'\)",
         ),
-        ("a.npz settled.npz --rrf", "settled.npz: first answers are settled already: fuse first"),
+        ("a.npz reranked.npz --rrf", "reranked.npz: first answers are resolved already: fuse first"),
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message, folder):
@@ -149,7 +149,7 @@ def test_what_cannot_be_fused_is_refused(options, message, folder):
     write_score_file("other.npz", replace(dense, query_ids=("a", "q", "c")))
     lists = read_score_file("c.npz")
     moved = np.array([True, False, False])
-    write_score_file("settled.npz", replace(lists, moved=moved))
+    write_score_file("reranked.npz", replace(lists, moved=moved))
     with pytest.raises(SystemExit) as ended:
         main([*options.split(), "--output", "out.npz"])
     assert re.fullmatch(rf"tpas fuse: .*{message}.*", str(ended.value)), ended.value

@@ -57,7 +57,7 @@ def test_batches_are_of_whole_families_and_use_each_row_once_a_pass():
     assert sorted(np.concatenate(batches)) == list(range(40))
 
 
-def test_drawn_pairs_are_what_the_processor_makes_of_the_pictures():
+def test_drawn_pairs_are_what_the_processor_makes_of_the_images():
     processor = start_processor()
     pairs = DrawnPairs(processor, range(2, 6), seed=7, longest_caption=24, show_progress=False)
     examples = [

@@ -108,8 +108,8 @@ def test_the_command_is_the_function(method, options, rerank, kind, paths, monke
     shares = [f"{report.coverage_before:.2%}", "->", f"{report.coverage_after:.2%}"]
     assert ["coverage", *shares, "of", "the", "queries"] in numbers
     assert report.moved > 0
-    # What was settled is marked, so that nobody takes its scores for an order.
-    assert written.settled == METHODS[method].puts_first
+    # What was resolved is marked, so that nobody takes its scores for an order.
+    assert written.reranked == METHODS[method].puts_first
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -232,10 +232,10 @@ def test_a_bank_of_another_gallery_is_refused(paths, monkeypatch):
     assert "1 of the bank are not in the file ('new.jpg')" in error
 
 
-def test_a_settled_file_is_not_settled_again(paths, monkeypatch):
+def test_a_resolved_file_is_not_resolved_again(paths, monkeypatch):
     monkeypatch.chdir(paths)
-    main(["lists.npz", "--method", "sca", "--output", "settled.npz"])
-    assert "settled already" in refusal("settled.npz", "--method", "csls", "--output", "out.npz")
+    main(["lists.npz", "--method", "sca", "--output", "reranked.npz"])
+    assert "resolved already" in refusal("reranked.npz", "--method", "csls", "--output", "out.npz")
 
 
 @pytest.mark.parametrize("method", ["sca", "margin-sca", "single-pass", "assignment", "greedy", "sinkhorn"])
@@ -260,14 +260,14 @@ def test_tpas_knows_the_command(paths, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerator")
-def test_what_an_evaluation_writes_is_settled_as_the_evaluation_does(small_pab, start, tmp_path):
+def test_what_an_evaluation_writes_is_resolved_as_the_evaluation_does(small_pab, start, tmp_path):
     words = ["--model", start, "--data_root", small_pab, "--rankings", tmp_path / "rankings.json"]
     evaluate([str(word) for word in [*words, "--scores", tmp_path / "scores.npz"]])
-    written, settled = (str(tmp_path / name) for name in ("scores.matching.npz", "settled.npz"))
-    main([written, "--method", "sca", "--output", settled])
+    written, reranked = (str(tmp_path / name) for name in ("scores.matching.npz", "reranked.npz"))
+    main([written, "--method", "sca", "--output", reranked])
     queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]
-    settled = named(read_score_file(settled))
+    reranked = named(read_score_file(reranked))
     assert any(query["moved"] for query in queries)
     for query in queries:
         expected = query["stages"]["sca"]["ids"]
-        assert settled[query["query_id"]][: len(expected)] == expected
+        assert reranked[query["query_id"]][: len(expected)] == expected

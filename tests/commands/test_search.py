@@ -1,4 +1,4 @@
-"""`tpas search` on a plain folder of pictures, and the sheets that it writes."""
+"""`tpas search` on a plain folder of images, and the sheets that it writes."""
 
 import io
 import json
@@ -28,19 +28,19 @@ TEXT = "A woman in a red coat is lying on the pavement."
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory) -> Path:
-    """A folder of six pictures of drawn people, not to be changed."""
+    """A folder of six images of drawn people, not to be changed."""
     root = draw_pab(tmp_path_factory.mktemp("drawn") / "pab", train_pairs=4, test_pairs=6, workers=1)
     return root / "test" / "imgs"
 
 
 @pytest.fixture
 def folder(drawn, tmp_path) -> Path:
-    return Path(shutil.copytree(drawn, tmp_path / "pictures"))
+    return Path(shutil.copytree(drawn, tmp_path / "images"))
 
 
 @pytest.fixture(autouse=True)
 def encoded(monkeypatch) -> list[int]:
-    """How many pictures each pass of the model encodes."""
+    """How many images each pass of the model encodes."""
     counts = []
     encode = building.encode_pixels
 
@@ -73,7 +73,7 @@ def test_a_folder_is_encoded_once_and_then_brought_up_to_date(folder, found, enc
     assert all(Path(hit["path"]).samefile(folder / name) for name, hit in first.items())
     assert found() == first
     assert encoded == [6]
-    assert sorted(os.listdir(folder.parent)) == ["pictures", "pictures.gallery"]
+    assert sorted(os.listdir(folder.parent)) == ["images", "images.gallery"]
 
     gone, mirrored, replaced = names[:3]
     (folder / gone).unlink()
@@ -92,18 +92,18 @@ def test_a_folder_is_encoded_once_and_then_brought_up_to_date(folder, found, enc
 
 def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys, encoded):
     before, after = tmp_path / "before", tmp_path / "after"
-    shutil.copytree(drawn, before / "pictures" / "street")
+    shutil.copytree(drawn, before / "images" / "street")
     for parent in (before, after):
-        main([str(parent / "pictures"), TEXT, "--model", MODEL, "--json"])
+        main([str(parent / "images"), TEXT, "--model", MODEL, "--json"])
         (answer,) = json.loads(capsys.readouterr().out)
         for hit in answer["hits"]:
-            assert Path(hit["path"]).samefile(parent / "pictures" / hit["id"])
+            assert Path(hit["path"]).samefile(parent / "images" / hit["id"])
         if parent == before:
             before.rename(after)
     assert encoded == [6]
 
 
-def test_a_broken_picture_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
+def test_a_broken_image_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
     name = sorted(os.listdir(folder))[0]
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:200])
@@ -116,7 +116,7 @@ def test_a_broken_picture_is_left_out_and_tried_again_once_it_is_whole(folder, f
     assert encoded == [5, 1]
 
 
-def test_what_only_looks_like_pictures_is_left_out(folder, found, encoded):
+def test_what_only_looks_like_images_is_left_out(folder, found, encoded):
     names = sorted(os.listdir(folder))
     os.mkfifo(folder / "pipe.jpg")
     (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
@@ -126,10 +126,10 @@ def test_what_only_looks_like_pictures_is_left_out(folder, found, encoded):
     assert encoded == [6]
 
 
-def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_picture(
+def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_image(
     folder, found, encoded, monkeypatch
 ):
-    """The shard was finished, and then a picture was changed, before the gallery was."""
+    """The shard was finished, and then an image was changed, before the gallery was."""
 
     def stop(directory, settings):
         raise KeyboardInterrupt
@@ -185,12 +185,12 @@ def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_pat
 
 def test_beside_a_folder_that_cannot_be_written_to_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    beside = tmp_path / "pictures"
-    assert place_of_gallery(beside) == tmp_path / "pictures.gallery"
+    beside = tmp_path / "images"
+    assert place_of_gallery(beside) == tmp_path / "images.gallery"
     monkeypatch.setattr(folder_gallery.os, "access", lambda path, mode: False)
     kept = place_of_gallery(beside)
     assert kept.parent == tmp_path / "cache" / "tpas"
-    assert kept != place_of_gallery(tmp_path / "other" / "pictures")
+    assert kept != place_of_gallery(tmp_path / "other" / "images")
     assert place_of_gallery(Path("/")).parent == kept.parent
 
 
@@ -219,8 +219,8 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
-        (["nowhere", TEXT], "nowhere is neither a folder of pictures nor a gallery", None),
-        ([".", TEXT], r"\. holds no pictures", None),
+        (["nowhere", TEXT], "nowhere is neither a folder of images nor a gallery", None),
+        ([".", TEXT], r"\. holds no images", None),
         (["."], "there is no text to look for", 2),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),
         ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),
@@ -252,7 +252,7 @@ def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch):
         ("demo_strat", "demo_strat: there is no such folder, and the Hub names models OWNER/NAME"),
         ("./demo/start", r"\./demo/start: there is no such folder"),
         ("outputs/runs/best", "outputs/runs/best: there is no such folder"),
-        ("pictures/best", "pictures/best: there is no such folder"),  # there is a folder `pictures`
+        ("images/best", "images/best: there is no such folder"),  # there is a folder `images`
         (f"{MODEL}/config.json", r".*/config\.json is a file: give the folder of the model"),
         ("nobody/knows", "the model nobody/knows cannot be loaded: .*"),
     ],
@@ -270,7 +270,7 @@ def test_a_name_cannot_steer_the_terminal(folder, capsys):
     assert "\\x1b[2Ja\\nb é.jpg" in capsys.readouterr().out
 
 
-def test_a_sheet_shows_the_pictures_in_their_order(folder, found, tmp_path, monkeypatch, capsys):
+def test_a_sheet_shows_the_images_in_their_order(folder, found, tmp_path, monkeypatch, capsys):
     opened = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     name = sorted(os.listdir(folder))[0]
@@ -301,10 +301,10 @@ def test_two_processes_build_a_gallery_and_one_tells(folder, tmp_path, capfd):
     words = ["build", str(folder), "--model", MODEL, "--path", str(tmp_path / "gallery"), "--json"]
     debug_launcher(build_in_a_process, ([*words, "--shard_size", "2"],), num_processes=2)
     told = json.loads(capfd.readouterr().out)  # one document
-    assert (told["pictures"], told["shards"]) == (6, 3)
+    assert (told["images"], told["shards"]) == (6, 3)
 
 
-def test_a_picture_that_is_gone_since_leaves_a_placeholder(folder, found, tmp_path, capsys):
+def test_an_image_that_is_gone_since_leaves_a_placeholder(folder, found, tmp_path, capsys):
     found()
     (gallery,) = place_of_gallery(folder).iterdir()
     name = sorted(os.listdir(folder))[0]

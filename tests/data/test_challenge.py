@@ -36,7 +36,7 @@ def test_set(small_pab, tmp_path) -> Path:
 
 @pytest.fixture
 def right_lines(test_set) -> list[str]:
-    names = sorted(read_challenge(test_set).pictures)
+    names = sorted(read_challenge(test_set).images)
     return [" ".join((names[row:] + names[:row])[:10]) for row in range(12)]
 
 
@@ -45,7 +45,7 @@ def test_the_order_is_that_of_the_index_file(test_set, small_pab):
     captions = load_pab(small_pab, "test")["caption"]
     assert challenge.query_ids == [f"Q{number:03}" for number in range(11, -1, -1)]
     assert challenge.captions == list(captions)[::-1]
-    assert challenge.pictures["00003"] == test_set / "gallery" / "00003.jpg"
+    assert challenge.images["00003"] == test_set / "gallery" / "00003.jpg"
 
     (test_set / "query_index.txt").unlink()
     assert read_challenge(test_set).query_ids == [f"Q{number:03}" for number in range(12)]
@@ -63,11 +63,11 @@ def test_the_older_layout_and_a_gallery_one_folder_deeper(test_set):
     (test_set / "unpacked").rename(test_set / "gallery" / "gallery")
     challenge = read_challenge(test_set)
     assert (challenge.query_ids, challenge.captions) == (whole.query_ids, whole.captions)
-    assert challenge.pictures.keys() == whole.pictures.keys()
+    assert challenge.images.keys() == whole.images.keys()
 
 
 @pytest.mark.parametrize("stage", ["embeddings", "sca"])
-def test_answers_are_the_evaluation_s_best_pictures(start, small_pab, test_set, tmp_path, capsys, stage):
+def test_answers_are_the_evaluation_s_best_images(start, small_pab, test_set, tmp_path, capsys, stage):
     answer = tmp_path / "answers" / "answer.txt"
     flags = ["--model", str(start), "--fusion_weight", "0.3"]
     scores = tmp_path / "answers" / "s.npz"
@@ -94,7 +94,7 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
     challenge = read_challenge(test_set)
     generator = np.random.default_rng(0)
     query_ids = tuple(generator.permutation(challenge.query_ids).tolist())
-    names = tuple(generator.permutation(sorted(challenge.pictures)).tolist())
+    names = tuple(generator.permutation(sorted(challenge.images)).tolist())
     scores = generator.standard_normal((12, 12))
     order = np.argsort(-scores, axis=1)
     path, answer = tmp_path / "theirs.npz", tmp_path / "answer.txt"
@@ -111,7 +111,7 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
 
     few = ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names)
     write_score_file(path, few)
-    with pytest.raises(SystemExit, match="an answer names 10 pictures, but .* lists 1"):
+    with pytest.raises(SystemExit, match="an answer names 10 images, but .* lists 1"):
         submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
     write_score_file(path, ScoreFile(scores[:11], None, query_ids[:11], names))
     with pytest.raises(SystemExit, match="are not about the same queries"):
@@ -188,9 +188,9 @@ def change(path: Path, line: int, content: str) -> None:
             "line 2: 'query_index' must be text .*, got 7",
         ),
         ('{"query_index": "a b", "caption": "x"}', "line 2: 'query_index' must be text without spaces"),
-        ('{"query_index": "Q001", "caption": " "}', "line 2: 'caption' must be a sentence, got ' '"),
-        ('{"query_index": "Q001", "caption": "?!"}', "line 2: 'caption' must be a sentence, got '\\?!'"),
-        ('{"query_index": "Q001"}', "line 2: 'caption' must be a sentence, got None"),
+        ('{"query_index": "Q001", "caption": " "}', "line 2: 'caption' must be a text, got ' '"),
+        ('{"query_index": "Q001", "caption": "?!"}', "line 2: 'caption' must be a text, got '\\?!'"),
+        ('{"query_index": "Q001"}', "line 2: 'caption' must be a text, got None"),
         ('{"query_index": "Q000", "caption": "x"}', "line 2: the query_index 'Q000' is there twice"),
         (
             '{"query_index": "Q999", "caption": "x"}',
@@ -204,7 +204,7 @@ def test_a_broken_query_file_is_named_with_its_line(test_set, content, message):
         read_challenge(test_set)
 
 
-def test_a_sentence_may_hold_other_ends_of_a_line(test_set):
+def test_a_text_may_hold_other_ends_of_a_line(test_set):
     caption = "a man\u2028runs\x85away"
     record = json.dumps({"query_index": "Q001", "caption": caption}, ensure_ascii=False)
     path = test_set / "query_text.json"
@@ -240,7 +240,7 @@ def test_a_broken_layout_is_named(test_set, tmp_path):
 
     for number in range(3):
         (test_set / "gallery" / f"{number:05}.jpg").unlink()
-    with pytest.raises(ValueError, match="gallery: 9 pictures, but an answer names 10"):
+    with pytest.raises(ValueError, match="gallery: 9 images, but an answer names 10"):
         read_challenge(test_set)
     shutil.rmtree(test_set / "gallery")
     with pytest.raises(FileNotFoundError, match="no folder gallery/ in it"):
@@ -258,7 +258,7 @@ def test_a_broken_layout_is_named(test_set, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--shortlist", "9"], "an answer names 10 pictures, but --shortlist is 9"),
+        (["--shortlist", "9"], "an answer names 10 images, but --shortlist is 9"),
         (["--stage", "fused"], "--stage fused needs a --fusion_weight above 0"),
         (["--max_text_length", "2"], "--max_text_length must be between 3"),
         (["--scores", "s.csv"], "s.csv: a score file ends in .npz or .safetensors"),

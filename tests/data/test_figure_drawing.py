@@ -1,4 +1,4 @@
-"""Whatever a person wears and does, the picture shows it, and a skeleton stays a skeleton."""
+"""Whatever a person wears and does, the image shows it, and a skeleton stays a skeleton."""
 
 import itertools
 import math
@@ -12,7 +12,7 @@ from tpas.data.drawn.figure_drawing import (
     UPPER_SHAPES,
     Figure,
     Garment,
-    draw_picture,
+    draw_image,
     jittered_pose,
     skeleton,
 )
@@ -37,15 +37,13 @@ def person(upper: str = "t-shirt", colour=MAGENTA, pattern: str = "plain", **oth
 
 
 def draw(figure: Figure, action: str = "standing", scene: str = "lawn", seed: int = 0) -> np.ndarray:
-    picture = draw_picture(
-        figure, action, scene, "clear", scene_seed=7, rng=random.Random(seed), image_size=96
-    )
-    assert (picture.mode, picture.size) == ("RGB", (96, 96))
-    return np.asarray(picture).astype(int)
+    image = draw_image(figure, action, scene, "clear", scene_seed=7, rng=random.Random(seed), image_size=96)
+    assert (image.mode, image.size) == ("RGB", (96, 96))
+    return np.asarray(image).astype(int)
 
 
 def changed(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Where two pictures of the same random draws differ."""
+    """Where two images of the same random draws differ."""
     return (np.abs(first - second) > 24).any(axis=2)
 
 
@@ -57,7 +55,7 @@ def test_the_upper_garment_is_well_visible_in_every_action(action):
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_a_person_fills_much_of_the_picture_and_lies_inside_it(action):
+def test_a_person_fills_much_of_the_image_and_lies_inside_it(action):
     dressed = {
         "skin": MAGENTA,
         "shoes": MAGENTA,
@@ -71,7 +69,7 @@ def test_a_person_fills_much_of_the_picture_and_lies_inside_it(action):
         )
         rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
         longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
-        # One hit by a car or kicked by another person shares the picture with them.
+        # One hit by a car or kicked by another person shares the image with them.
         assert 0.36 * 96 <= longest <= 0.97 * 96
         assert rows[-1] < 95
         assert columns[0] > 0 or columns[-1] < 95
@@ -92,20 +90,20 @@ def test_each_upper_shape_pattern_and_addition_looks_different():
     styles = ("bald", "long", "bun", "ponytail", "afro", "mohawk")
     looks |= {style: person(hair_style=style) for style in styles}
     looks["woman"] = person(woman=True)
-    pictures = {name: draw(look) for name, look in looks.items()}
-    for (name, picture), (other, other_picture) in itertools.combinations(pictures.items(), 2):
-        assert changed(picture, other_picture).sum() >= 12, (name, other)
+    images = {name: draw(look) for name, look in looks.items()}
+    for (name, image), (other, other_image) in itertools.combinations(images.items(), 2):
+        assert changed(image, other_image).sum() >= 12, (name, other)
 
 
 def test_scenes_are_told_apart_by_their_colours():
     named = [scene for world in WORLDS.values() for scene in world.scenes if not scene.made_up]
     assert len(named) == 16
-    pictures = {scene.name: draw(person(), scene=scene.name) for scene in named}
-    for (name, picture), (other, other_picture) in itertools.combinations(pictures.items(), 2):
-        assert changed(picture, other_picture).mean() > 0.3, (name, other)
+    images = {scene.name: draw(person(), scene=scene.name) for scene in named}
+    for (name, image), (other, other_image) in itertools.combinations(images.items(), 2):
+        assert changed(image, other_image).mean() > 0.3, (name, other)
 
 
-def test_a_picture_depends_on_its_seeds_alone():
+def test_an_image_depends_on_its_seeds_alone():
     first, again, another = (draw(person(), "falling_forward", seed=seed) for seed in (3, 3, 4))
     assert np.array_equal(first, again)
     assert not np.array_equal(first, another)
@@ -144,7 +142,7 @@ def test_one_who_stands_is_upright_and_one_who_lies_is_flat():
 def test_what_cannot_be_drawn_is_named(unknown):
     named = {"action": "standing", "scene": "lawn", "sky": "clear"} | {unknown: "flying"}
     with pytest.raises(ValueError, match="flying"):
-        draw_picture(person(), **named, scene_seed=0, rng=random.Random(0), image_size=64)
+        draw_image(person(), **named, scene_seed=0, rng=random.Random(0), image_size=64)
 
 
 def test_unknown_patterns_and_headwear_are_named():

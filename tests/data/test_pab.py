@@ -485,22 +485,23 @@ def test_no_video_and_no_hard_negative_is_on_both_sides(root: Path, load, seed: 
     train, held = (load(split, validation_fraction=fraction) for split in ("train", "validation"))
 
     video_of = {record["image_id"]: record["source_id"].split("_")[0] for record in records}
-    held_videos = {video_of[name] for name in held["image_id"]}
+    validation_videos = {video_of[name] for name in held["image_id"]}
     assert 0 < len(held) <= fraction * 500
     # Oracle, row by row: held out if of a held-out video; in train unless it mentions a held-out image.
     expected_train, expected_held = [], []
     for record in records:
-        if video_of[record["image_id"]] in held_videos:
+        if video_of[record["image_id"]] in validation_videos:
             expected_held.append(record["image_id"])
             continue
         mentioned = {record.get("hard_i_id"), "0_" + Path(record.get("hard_i", "")).stem}
-        if not any(video_of.get(name) in held_videos for name in mentioned):
+        if not any(video_of.get(name) in validation_videos for name in mentioned):
             expected_train.append(record["image_id"])
     assert held["image_id"][:] == expected_held
     assert train["image_id"][:] == expected_train
     # As many videos as fit: whichever is next in their fixed order would have gone beyond the bound.
     sizes = [
-        sum(video == other for other in video_of.values()) for video in set(video_of.values()) - held_videos
+        sum(video == other for other in video_of.values())
+        for video in set(video_of.values()) - validation_videos
     ]
     assert len(held) + max(sizes) > fraction * 500
 
@@ -681,7 +682,7 @@ def test_neither_ids_nor_order_tell_the_answer(root: Path, load) -> None:
     )
 
 
-def test_counterparts_show_the_same_source_behaving_the_other_way(root: Path, load) -> None:
+def test_hard_negatives_show_the_same_source_behaving_the_other_way(root: Path, load) -> None:
     def row(number: int, behaviour: str | None, source_id: str | None, hard_i: str | None = None) -> dict:
         fields = {"image": f"test/{number}.jpg", "caption": [f"c {number}"], "image_id": number}
         optional = {"source_id": source_id, "hard_i": hard_i}
@@ -700,7 +701,7 @@ def test_counterparts_show_the_same_source_behaving_the_other_way(root: Path, lo
     ]
     write_lines(root / "annotation/test/attr.json", *rows)
     benchmark = retrieval_split(load("test"))
-    names = [{int(Path(image).stem) for image in images} for images in benchmark.counterparts]
+    names = [{int(Path(image).stem) for image in images} for images in benchmark.hard_negatives]
     assert names == [{1, 2}, {0}, {0}, set(), {3}, set(), set(), set()]
     without = retrieval_split(load("test"), [f"test/{number}.jpg" for number in (7, 6, 5, 4, 3, 2, 1, 0)])
-    assert without.counterparts == benchmark.counterparts
+    assert without.hard_negatives == benchmark.hard_negatives

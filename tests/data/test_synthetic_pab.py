@@ -1,4 +1,4 @@
-"""A drawn PAB has PAB's layout, equal bytes for equal seeds, sentences about what is seen, and no leaks."""
+"""A drawn PAB has PAB's layout, equal bytes for equal seeds, texts about what is seen, and no leaks."""
 
 import json
 import random
@@ -236,7 +236,7 @@ def test_nothing_is_worn_unseen():
                 assert lower.name not in ("shorts", "skirt")
 
 
-# --- sentences --------------------------------------------------------------------------------------------
+# --- texts --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=list(WORLDS))
@@ -248,12 +248,12 @@ def test_captions_have_20_to_60_words_of_the_vocabulary(world):
         assert set(words) <= vocabulary
         lengths.append(len(caption.split()))
         assert re.search(r"[{}]|\s\s|\s[.,;]|\.\.", caption) is None
-        assert all(sentence[0].isupper() for sentence in caption.split(". "))
+        assert all(text[0].isupper() for text in caption.split(". "))
         assert not re.search(r"\ba [aeio]|\ban [^aeiou]", caption)
     assert min(lengths) >= 20
     assert max(lengths) <= 60
     assert 28 <= np.mean(lengths) <= 38
-    # Pictures are mirrored in training, so no sentence may tell the sides apart.
+    # Images are mirrored in training, so no text may tell the sides apart.
     assert not vocabulary & {"left", "right"}
 
 

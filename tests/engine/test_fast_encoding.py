@@ -52,9 +52,9 @@ def test_without_a_mask_every_token_counts(model):
     assert_close(actual.last_hidden_state, model.get_text_features(input_ids).last_hidden_state)
 
 
-def test_it_stands_in_for_the_model_in_search(model, processor, pictures):
+def test_it_stands_in_for_the_model_in_search(model, processor, images):
     encoder, captions = FastEncoder(model), ["a person runs", "red shirt", "a a a a street"]
-    expected, actual = (encode_images(m, processor, pictures, batch_size=3) for m in (model, encoder))
+    expected, actual = (encode_images(m, processor, images, batch_size=3) for m in (model, encoder))
     assert_close(actual.hidden_states, expected.hidden_states)
     assert_close(actual.embeds, expected.embeds)
     expected, actual = (encode_texts(m, processor, captions) for m in (model, encoder))
@@ -62,9 +62,9 @@ def test_it_stands_in_for_the_model_in_search(model, processor, pictures):
     assert torch.equal(actual.attention_mask, expected.attention_mask)
 
 
-def test_bf16_is_close(model, processor, pictures):
-    expected = encode_images(model, processor, pictures)
-    actual = encode_images(FastEncoder(model, torch.bfloat16), processor, pictures)
+def test_bf16_is_close(model, processor, images):
+    expected = encode_images(model, processor, images)
+    actual = encode_images(FastEncoder(model, torch.bfloat16), processor, images)
     assert actual.embeds.dtype == torch.float32
     assert (actual.embeds * expected.embeds).sum(dim=1).min() > 0.999
     assert not torch.equal(actual.embeds, expected.embeds)

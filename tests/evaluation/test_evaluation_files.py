@@ -12,7 +12,7 @@ from PIL import Image
 
 from tpas.commands.compare import main as compare
 from tpas.commands.evaluate import main as evaluate
-from tpas.data.image_files import find_distractors, pictures_listed
+from tpas.data.image_files import find_distractors, images_listed
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.result_files import write_beside, write_text
 from tpas.figures.evaluation_plots import claim_graph, right_places
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 @pytest.fixture
 def noise(tmp_path) -> Path:
-    """A folder of seven pictures of noise, two of them one folder deeper, and a text file."""
+    """A folder of seven images of noise, two of them one folder deeper, and a text file."""
     folder = tmp_path / "noise"
     generator = np.random.default_rng(0)
     for number in range(7):
         path = folder / ("deeper" if number > 4 else "") / f"{number:03}.{'png' if number % 2 else 'jpg'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -51,29 +51,29 @@ def test_distractors_enlarge_the_gallery_and_answer_nothing(start, small_pab, no
     assert alone["data_fingerprint"] != more["data_fingerprint"]
     gallery = json.loads((tmp_path / "r").read_text())["gallery"]
     assert gallery["noise/deeper/006.jpg"] == str(noise / "deeper" / "006.jpg")
-    # Among embeddings alone a distractor can only push a right picture down.
+    # Among embeddings alone a distractor can only push a right image down.
     ranks = [results["outcomes"]["relevant_ranks"]["embeddings"] for results in (alone, more)]
     assert all(before[0] <= after[0] <= before[0] + 7 for before, after in zip(*ranks, strict=True))
 
 
-def test_pictures_of_the_gallery_and_copies_of_them_are_no_distractors(small_pab, noise, caplog):
+def test_images_of_the_gallery_and_copies_of_them_are_no_distractors(small_pab, noise, caplog):
     own = retrieval_split(load_pab(small_pab, "test")).gallery_ids
     (noise / "copy.jpg").write_bytes((small_pab / own[0]).read_bytes())
     with caplog.at_level("INFO"):
         assert "noise/copy.jpg" not in find_distractors(noise, small_pab, own)
     assert "1 of 8 distractors are in the gallery already" in caplog.text
-    inside = find_distractors(small_pab, small_pab, own)  # the training pictures, by their own paths
+    inside = find_distractors(small_pab, small_pab, own)  # the training images, by their own paths
     assert len(inside) == 24
     assert all((small_pab / name).is_file() and name.startswith("train/") for name in inside)
 
 
-def test_a_list_of_pictures_names_its_own_folder(noise, small_pab):
+def test_a_list_of_images_names_its_own_folder(noise, small_pab):
     listing = noise / "list.txt"
     listing.write_text("000.jpg\n\n deeper/005.png \n")
-    assert pictures_listed(listing) == [noise / "000.jpg", noise / "deeper" / "005.png"]
+    assert images_listed(listing) == [noise / "000.jpg", noise / "deeper" / "005.png"]
     assert list(find_distractors(listing, small_pab, [])) == ["noise/000.jpg", "noise/deeper/005.png"]
     listing.write_text("\ufeff000.jpg\r\n", encoding="utf-8")  # as Windows writes it
-    assert pictures_listed(listing) == [noise / "000.jpg"]
+    assert images_listed(listing) == [noise / "000.jpg"]
     with pytest.raises(ValueError, match=r"000.jpg: neither a folder nor a list"):
         find_distractors(noise / "000.jpg", small_pab, [])
 
@@ -83,39 +83,39 @@ def test_a_list_of_pictures_names_its_own_folder(noise, small_pab):
     [
         ("000.jpg\n../000.jpg", ValueError, r"list.txt, line 2: '../000.jpg' leaves"),
         ("/000.jpg", ValueError, "list.txt, line 1: '/000.jpg' leaves"),
-        ("000.jpg\n002.jpg\n./000.jpg", ValueError, "line 3: './000.jpg' is the picture of line 1 again"),
-        ("000.jpg\n999.jpg", FileNotFoundError, "list.txt, line 2: no such picture: .*999.jpg"),
+        ("000.jpg\n002.jpg\n./000.jpg", ValueError, "line 3: './000.jpg' is the image of line 1 again"),
+        ("000.jpg\n999.jpg", FileNotFoundError, "list.txt, line 2: no such image: .*999.jpg"),
         ("\n", ValueError, "list.txt: the list is empty"),
     ],
 )
 def test_a_bad_list_is_named_with_its_line(noise, content, error, message):
     (noise / "list.txt").write_text(content)
     with pytest.raises(error, match=message):
-        pictures_listed(noise / "list.txt")
+        images_listed(noise / "list.txt")
 
 
-def test_a_folder_without_pictures_and_a_taken_name_are_refused(noise, small_pab, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no picture in it"):
+def test_a_folder_without_images_and_a_taken_name_are_refused(noise, small_pab, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no image in it"):
         find_distractors(small_pab / "annotation", small_pab, [])
-    with pytest.raises(ValueError, match=r"000.jpg: the gallery has another picture named 'noise/000.jpg'"):
+    with pytest.raises(ValueError, match=r"000.jpg: the gallery has another image named 'noise/000.jpg'"):
         find_distractors(noise, small_pab, ["noise/000.jpg"])
 
 
 def test_a_broken_distractor_is_named(start, small_pab, noise):
-    (noise / "000.jpg").write_bytes(b"no picture")
+    (noise / "000.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit, match=r"tpas evaluate: .*noise/000.jpg: not an image"):
         run(start, small_pab, "--gallery", noise)
 
 
-# Several relevant pictures
+# Several relevant images
 
 
-def test_hit_rate_and_recall_differ_where_several_pictures_answer(start, small_pab, tmp_path, caplog):
+def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab, tmp_path, caplog):
     root = tmp_path / "pab"
     shutil.copytree(small_pab, root)
     rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
     for number, row in enumerate(rows):
-        row["image_id"] = f"{number // 3:02}"  # three pictures answer each sentence
+        row["image_id"] = f"{number // 3:02}"  # three images answer each text
     (root / "annotation/test/ucc.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run(start, root, "--split", "ucc", "--k", 1, 12, "--output", tmp_path / "ucc.json")
     assert "relevant to up to 3 queries, but SCA lets it answer 1: SCA may lower recall" in caplog.text
@@ -208,7 +208,7 @@ def test_markdown_says_what_the_json_says(written):
     assert widths == {10, 3, 7}  # every table is even
 
 
-def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
+def test_plots_are_images_and_leave_no_state(start, small_pab, tmp_path):
     plots = tmp_path / "plots"
     run(start, small_pab, "--plots", plots)
     assert sorted(path.name for path in plots.iterdir()) == [
@@ -216,7 +216,7 @@ def test_plots_are_pictures_and_leave_no_state(start, small_pab, tmp_path):
         "failures.jpg",
         "recall_curve.png",
         "score_distributions.png",
-        "settled.jpg",
+        "collisions.jpg",
         "successes.jpg",
     ]
     for path in plots.iterdir():
@@ -248,7 +248,7 @@ def test_the_sheets_show_queries_of_their_kind(start, small_pab, tmp_path, monke
         assert not any(one["caption"] in words for one in others)
         assert words.count("✓ right") == len(shown)  # the right one is always to be seen
     moved = [query for query in queries if query["moved"]]
-    words = " ".join(text.get_text() for text in figures["settled.jpg"].texts)
+    words = " ".join(text.get_text() for text in figures["collisions.jpg"].texts)
     assert moved
     assert sum(query["caption"] in words for query in moved) >= min(4, len(moved))
     assert words.count("moves on: ") == min(4, len(moved))
@@ -285,7 +285,7 @@ def test_right_places_and_claims_by_hand():
     ]
     graph = claim_graph(np.array([5, 9, 5]), np.array([0, 2]))
     edges = {frozenset(edge) for edge in graph.edges}
-    assert edges == {frozenset({("query", row), ("picture", 5)}) for row in (0, 2)}
+    assert edges == {frozenset({("query", row), ("image", 5)}) for row in (0, 2)}
 
 
 # The comparison

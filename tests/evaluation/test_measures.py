@@ -15,7 +15,7 @@ from tpas.evaluation.significance import confidence_intervals, paired_comparison
 
 
 def random_rankings(seed: int) -> tuple[list[list[str]], list[list[str]], list[np.ndarray]]:
-    """20 whole rankings of 15 pictures, 1 to 4 relevant ones each, and the ranks of these."""
+    """20 whole rankings of 15 images, 1 to 4 relevant ones each, and the ranks of these."""
     generator = np.random.default_rng(seed)
     ids = [f"{number:02}" for number in range(15)]
     rankings = [generator.permutation(ids).tolist() for _ in range(20)]
@@ -39,22 +39,22 @@ def test_figures_from_ranks_equal_the_metric_on_whole_rankings():
 
 def test_confusion_of_pairs_by_hand():
     relevant = [np.array([1]), np.array([5, 2]), np.array([3]), np.array([1]), np.array([9])]
-    counterparts = [np.array([2]), np.array([1]), np.array([4, 7]), np.array([], dtype=int), np.array([2])]
+    hard_negatives = [np.array([2]), np.array([1]), np.array([4, 7]), np.array([], dtype=int), np.array([2])]
     groups = {"all": [0, 1, 2, 3, 4], "normal": [0, 2], "anomaly": [3]}
-    assert pair_confusion(relevant, counterparts, groups) == {
+    assert pair_confusion(relevant, hard_negatives, groups) == {
         "all": {
             "queries": 4,
             "right": 1 / 4,
-            "counterpart": 1 / 4,
+            "hard_negative": 1 / 4,
             "other": 2 / 4,
-            "right_before_counterpart": 2 / 4,
+            "right_before_hard_negative": 2 / 4,
         },
         "normal": {
             "queries": 2,
             "right": 1 / 2,
-            "counterpart": 0.0,
+            "hard_negative": 0.0,
             "other": 1 / 2,
-            "right_before_counterpart": 1.0,
+            "right_before_hard_negative": 1.0,
         },
     }
 

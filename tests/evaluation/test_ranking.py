@@ -23,20 +23,20 @@ from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor
 
-PICTURES, QUERIES, SHORTLIST = 70, 15, 20  # five passes of pictures, the last not full
+IMAGES, QUERIES, SHORTLIST = 70, 15, 20  # five passes of images, the last not full
 PASS_OF_TOKENS = IMAGES_IN_A_PASS * 17 * 32 * 4  # bytes, of the tiny model
 
 
-def alike_pictures() -> list[Image.Image]:
-    """Pictures that differ in one pixel by one step, so that scores differ in their last digits only."""
+def alike_images() -> list[Image.Image]:
+    """Images that differ in one pixel by one step, so that scores differ in their last digits only."""
     generator = np.random.default_rng(0)
     pixels = generator.integers(1, 255, (32, 32, 3), dtype=np.uint8)
-    pictures = []
-    for _ in range(PICTURES):
+    images = []
+    for _ in range(IMAGES):
         other = pixels.copy()
         other[tuple(generator.integers(0, 32, 2))] += 1
-        pictures.append(Image.fromarray(other))
-    return pictures
+        images.append(Image.fromarray(other))
+    return images
 
 
 def build(config: TPASConfig) -> tuple[TPASModel, TPASProcessor]:
@@ -45,20 +45,20 @@ def build(config: TPASConfig) -> tuple[TPASModel, TPASProcessor]:
 
 
 def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -> Rankings:
-    """The alike pictures, ranked; the orders permute what is given, not what is asked."""
+    """The alike images, ranked; the orders permute what is given, not what is asked."""
     model, processor = build(config)
     generator = np.random.default_rng(1)
     captions = [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
     query_order = range(QUERIES) if query_order is None else query_order
-    gallery_order = range(PICTURES) if gallery_order is None else gallery_order
-    pictures = alike_pictures()
+    gallery_order = range(IMAGES) if gallery_order is None else gallery_order
+    images = alike_images()
     return rank_gallery(
         model,
         processor,
         [captions[row] for row in query_order],
         [f"query {row:02}" for row in query_order],
-        [pictures[column] for column in gallery_order],
-        [f"picture {column:02}" for column in gallery_order],
+        [images[column] for column in gallery_order],
+        [f"image {column:02}" for column in gallery_order],
         shortlist=SHORTLIST,
         fusion_weight=0.4,
         sca=SCASettings(max_shift=3),
@@ -97,7 +97,7 @@ def test_batch_size_and_memory_change_nothing(tiny_config, reference, batch_size
 
 def test_the_order_of_queries_and_gallery_changes_nothing(tiny_config, reference):
     generator = np.random.default_rng(2)
-    query_order, gallery_order = (generator.permutation(count).tolist() for count in (QUERIES, PICTURES))
+    query_order, gallery_order = (generator.permutation(count).tolist() for count in (QUERIES, IMAGES))
     permuted = rank(tiny_config, query_order, gallery_order, batch_size=20)
     restored = torch.tensor(gallery_order)
     for stage in reference.indices:
@@ -114,15 +114,15 @@ def test_scores_are_those_of_single_pairs_and_ranks_those_of_whole_rankings(tiny
     model.eval()
     generator = np.random.default_rng(1)
     captions = [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
-    pictures = alike_pictures()
+    images = alike_images()
     with torch.no_grad():
-        images = model.get_image_features(processor(images=pictures)["pixel_values"])
+        features = model.get_image_features(processor(images=images)["pixel_values"])
         for row in (0, 7, 14):
             inputs = processor(text=[captions[row]])
             text = model.get_text_features(**inputs)
-            cosines = (images.pooler_output @ text.pooler_output[0])[reference.indices["embeddings"][row]]
+            cosines = (features.pooler_output @ text.pooler_output[0])[reference.indices["embeddings"][row]]
             torch.testing.assert_close(reference.scores["embeddings"][row], cosines, atol=1e-6, rtol=0)
-            tokens = images.last_hidden_state[reference.indices["matching"][row]]
+            tokens = features.last_hidden_state[reference.indices["matching"][row]]
             logits = model.match(
                 tokens,
                 text.last_hidden_state.expand(SHORTLIST, -1, -1),
@@ -134,9 +134,9 @@ def test_scores_are_those_of_single_pairs_and_ranks_those_of_whole_rankings(tiny
         *build(tiny_config),
         captions,
         [f"query {row:02}" for row in range(QUERIES)],
-        pictures,
-        [f"picture {column:02}" for column in range(PICTURES)],
-        shortlist=PICTURES,
+        images,
+        [f"image {column:02}" for column in range(IMAGES)],
+        shortlist=IMAGES,
     )
     first = whole.indices["embeddings"]
     assert torch.equal(first[:, :SHORTLIST], reference.indices["embeddings"])
@@ -190,11 +190,11 @@ def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monke
     before = bytes_of_tokens()  # other tests may have left some
     match = matcher.match
     monkeypatch.setattr(matcher, "match", count)
-    copied = 1 if fast else PADDED_PAIRS_IN_A_PASS / IMAGES_IN_A_PASS  # passes of pictures, for pairs
+    copied = 1 if fast else PADDED_PAIRS_IN_A_PASS / IMAGES_IN_A_PASS  # passes of images, for pairs
     for passes_kept, bounded in ((0, True), (2, True), (100, False)):
         held.clear()
         rank(tiny_config, batch_size=IMAGES_IN_A_PASS, token_memory=passes_kept * PASS_OF_TOKENS)
-        # The kept passes, the one being matched, and the pairs' copy of their pictures' tokens.
+        # The kept passes, the one being matched, and the pairs' copy of their images' tokens.
         bound = (min(passes_kept, 2) + 1 + copied) * PASS_OF_TOKENS
         assert max(held) > 0
         assert (max(held) <= bound) == bounded
@@ -206,26 +206,26 @@ def test_the_fast_way_gives_the_models_scores_and_an_adapter_goes_the_other(
     monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
     padded = rank(tiny_config)
     assert torch.equal(padded.indices["embeddings"], reference.indices["embeddings"])
-    by_picture = [
+    by_image = [
         scores.gather(1, indices.argsort(dim=1))
         for scores, indices in ((r.scores["matching"], r.indices["matching"]) for r in (padded, reference))
     ]
-    torch.testing.assert_close(*by_picture, atol=1e-5, rtol=0)
-    assert not torch.equal(*by_picture)  # another way, other last digits
+    torch.testing.assert_close(*by_image, atol=1e-5, rtol=0)
+    assert not torch.equal(*by_image)  # another way, other last digits
     monkeypatch.undo()
 
     model, processor = build(tiny_config)
     adapted = add_lora(model, 2, 4, 0.0)  # a new adapter changes nothing
     captions, ids = ["a man", "red hat"], ["1", "2"]
-    pictures = alike_pictures()[:3]
+    images = alike_images()[:3]
     asked = []
     match = TPASModel.match
     monkeypatch.setattr(TPASModel, "match", lambda *a: (asked.append(len(a[1])), match(*a))[1])
     ranked = rank_gallery(
-        adapted.base_model.model, processor, captions, ids, pictures, ["a", "b", "c"], shortlist=3
+        adapted.base_model.model, processor, captions, ids, images, ["a", "b", "c"], shortlist=3
     )
     assert asked == [6]
-    plain = rank_gallery(*build(tiny_config), captions, ids, pictures, ["a", "b", "c"], shortlist=3)
+    plain = rank_gallery(*build(tiny_config), captions, ids, images, ["a", "b", "c"], shortlist=3)
     assert asked == [6]
     torch.testing.assert_close(ranked.scores["matching"], plain.scores["matching"], atol=1e-5, rtol=0)
 
@@ -239,7 +239,7 @@ def test_impossible_numbers_are_refused(tiny_config):
         SCASettings(max_shift=-1)
 
 
-@pytest.mark.parametrize(("encoder", "kind", "of_all"), [("image", "picture", 70), ("text", "query", 15)])
+@pytest.mark.parametrize(("encoder", "kind", "of_all"), [("image", "image", 70), ("text", "query", 15)])
 def test_an_embedding_that_is_not_finite_is_named_before_the_matching(
     tiny_config, monkeypatch, encoder, kind, of_all
 ):

@@ -258,8 +258,8 @@ def test_unsigned_scores_do_not_wrap_round():
     assert rank_by_score(["a", "b", "c", "d"], np.array([0, 255, 1, 128], dtype=np.uint8)) == list("bdca")
 
 
-def test_ties_are_settled_as_the_search_settles_them():
-    ids = [f"picture {number}" for number in range(30)]
+def test_ties_are_resolved_as_the_search_resolves_them():
+    ids = [f"image {number}" for number in range(30)]
     texts = torch.nn.functional.normalize(torch.randn(2, 4), dim=1)
     images = torch.nn.functional.normalize(torch.randn(6, 4), dim=1)[torch.arange(30) % 6]
     indices, cosines = rank_by_embeddings(texts, images, ids)

@@ -1,4 +1,4 @@
-"""Figures: the right picture has the green frame, sentences fit, and what is missing is shown as such."""
+"""Figures: the right image has the green frame, texts fit, and what is missing is shown as such."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tpas.figures.collisions import SettledCollision, find_moves, plot_settled, settled_collisions
+from tpas.figures.collisions import ResolvedCollision, find_moves, plot_collisions, resolved_collisions
 from tpas.figures.results import ResultRow, plot_result_rows, plot_results
 from tpas.figures.saving import save_figure, svg_of
 from tpas.figures.sheet import (
@@ -23,7 +23,7 @@ from tpas.figures.sheet import (
     RIGHT,
     WRONG,
     Paragraph,
-    RankedPicture,
+    RankedImage,
     box_for,
     fitted_size,
     plot_note,
@@ -34,7 +34,7 @@ from tpas.sca import sca_rerank
 from tpas.training.log import read_training_log
 
 COLOURS = [(200, 30, 30), (30, 30, 200), (200, 200, 30), (30, 200, 200)]
-PICTURES = [Image.new("RGB", (40, 60), colour) for colour in COLOURS]
+IMAGES = [Image.new("RGB", (40, 60), colour) for colour in COLOURS]
 DOTS = 288  # an inch, four a point
 LONG = "A man in a red coat is lying on the pavement beside his bicycle. " * 4
 
@@ -50,7 +50,7 @@ def columns_with(image: np.ndarray, colour: tuple, tolerance: int = 6, at_least:
 
 
 def framed(image: np.ndarray, frame: str) -> list[int]:
-    """Which of PICTURES stand inside a frame of that colour: its sides are just outside of theirs."""
+    """Which of IMAGES stand inside a frame of that colour: its sides are just outside of theirs."""
     sides = columns_with(image, [round(255 * part) for part in to_rgb(frame)], at_least=100)
     found = []
     for number, colour in enumerate(COLOURS):
@@ -64,8 +64,8 @@ def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.texts]
 
 
-def test_pictures_stand_in_order_in_frames_that_say_how_good_they_are(tmp_path):
-    figure = plot_results("A man falls.", PICTURES, [3.25, 2, -1.5, -2], [False, True, False, False])
+def test_images_stand_in_order_in_frames_that_say_how_good_they_are(tmp_path):
+    figure = plot_results("A man falls.", IMAGES, [3.25, 2, -1.5, -2], [False, True, False, False])
     image = pixels(figure, tmp_path)
     lefts = [columns_with(image, colour)[0] for colour in COLOURS]
     assert lefts == sorted(lefts)
@@ -76,7 +76,7 @@ def test_pictures_stand_in_order_in_frames_that_say_how_good_they_are(tmp_path):
 
 
 def test_without_knowledge_every_frame_is_neutral(tmp_path):
-    figure = plot_results("A man falls.", PICTURES)
+    figure = plot_results("A man falls.", IMAGES)
     image = pixels(figure, tmp_path)
     assert framed(image, NEUTRAL) == [0, 1, 2, 3]
     assert framed(image, RIGHT) == framed(image, WRONG) == []
@@ -90,21 +90,21 @@ def test_proportions_are_kept(tmp_path):
     columns = columns_with(image, COLOURS[0])
     assert len(columns) / len(rows) == pytest.approx(3, rel=0.05)
     assert fitted_size(wide, 2.0, 2.0) == (2.0, pytest.approx(2 / 3))
-    assert box_for([wide, PICTURES[0]], 1.5, 0.75, 2.25) == 2.25
-    assert box_for([PICTURES[0]], 1.5, 0.75, 2.25) == 1.0
+    assert box_for([wide, IMAGES[0]], 1.5, 0.75, 2.25) == 2.25
+    assert box_for([IMAGES[0]], 1.5, 0.75, 2.25) == 1.0
 
 
-def test_files_and_pictures_give_the_same_figure(tmp_path):
-    PICTURES[0].save(tmp_path / "one.png")
-    from_memory = pixels(plot_results("A man.", [PICTURES[0]]), tmp_path)
+def test_files_and_images_give_the_same_figure(tmp_path):
+    IMAGES[0].save(tmp_path / "one.png")
+    from_memory = pixels(plot_results("A man.", [IMAGES[0]]), tmp_path)
     for path in (tmp_path / "one.png", str(tmp_path / "one.png")):
         np.testing.assert_array_equal(pixels(plot_results("A man.", [path]), tmp_path), from_memory)
 
 
 def test_what_cannot_be_had_is_a_placeholder_and_the_log_says_why(tmp_path, caplog):
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    figure = plot_results("A man.", [tmp_path / "gone.jpg", tmp_path / "broken.jpg", None, PICTURES[0]])
-    assert texts(figure).count("no picture") == 3
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    figure = plot_results("A man.", [tmp_path / "gone.jpg", tmp_path / "broken.jpg", None, IMAGES[0]])
+    assert texts(figure).count("no image") == 3
     assert "gone.jpg: no such image file" in caplog.text
     assert "broken.jpg: not an image" in caplog.text
     assert len(caplog.records) == 2
@@ -113,12 +113,10 @@ def test_what_cannot_be_had_is_a_placeholder_and_the_log_says_why(tmp_path, capl
 
 def test_rows_share_their_columns_and_keep_given_ranks(tmp_path):
     rows = [
-        ResultRow(
-            "A man.", [RankedPicture(PICTURES[0], 1.0, True, 1), RankedPicture(PICTURES[1], 0.5, False, 2)]
-        ),
+        ResultRow("A man.", [RankedImage(IMAGES[0], 1.0, True, 1), RankedImage(IMAGES[1], 0.5, False, 2)]),
         ResultRow(
             "A woman.",
-            [RankedPicture(PICTURES[2], 1.0, False, 1), RankedPicture(PICTURES[3], None, True)],
+            [RankedImage(IMAGES[2], 1.0, False, 1), RankedImage(IMAGES[3], None, True)],
             "x",
         ),
     ]
@@ -134,8 +132,8 @@ def test_rows_share_their_columns_and_keep_given_ranks(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((["a"], [1.0, 2.0]), "scores must have one value a picture, got 2 for 1"),
-        ((PICTURES, None, [True]), "right must have one value a picture, got 1 for 4"),
+        ((["a"], [1.0, 2.0]), "scores must have one value an image, got 2 for 1"),
+        ((IMAGES, None, [True]), "right must have one value an image, got 1 for 4"),
         (([],), "nothing to show"),
     ],
 )
@@ -146,32 +144,32 @@ def test_what_does_not_fit_is_refused(arguments, message):
 
 def test_hits_of_a_search(tmp_path):
     class Hit:
-        def __init__(self, rank, picture):
+        def __init__(self, rank, image):
             self.id, self.rank, self.score, self.path = (
                 f"{rank}.jpg",
                 rank,
                 1.0 / rank,
                 tmp_path / f"{rank}.jpg",
             )
-            self.shown = picture
+            self.shown = image
 
-        def picture(self):
+        def image(self):
             if self.shown is None:
                 raise FileNotFoundError(self.path)
             return self.shown
 
-    hits = [Hit(1, PICTURES[0]), Hit(2, None), Hit(3, PICTURES[2])]
+    hits = [Hit(1, IMAGES[0]), Hit(2, None), Hit(3, IMAGES[2])]
     row = ResultRow.of_hits("A man.", hits, relevant={"3.jpg"})
-    assert [(ranked.rank, ranked.score, ranked.right) for ranked in row.pictures] == [
+    assert [(ranked.rank, ranked.score, ranked.right) for ranked in row.images] == [
         (1, 1.0, False),
         (2, 0.5, False),
         (3, 1 / 3, True),
     ]
-    assert texts(plot_result_rows([row])).count("no picture") == 1
-    assert all(ranked.right is None for ranked in ResultRow.of_hits("A man.", hits).pictures)
+    assert texts(plot_result_rows([row])).count("no image") == 1
+    assert all(ranked.right is None for ranked in ResultRow.of_hits("A man.", hits).images)
 
 
-# Sentences
+# Texts
 
 
 def width_of(line: str, size: float) -> float:
@@ -210,7 +208,7 @@ def test_too_long_a_text_ends_in_an_ellipsis():
 
 
 def test_a_dollar_is_a_dollar_and_white_space_is_one_space(tmp_path):
-    figure = plot_results("from $5\tto\n\n$6 \\frac\x00", PICTURES)
+    figure = plot_results("from $5\tto\n\n$6 \\frac\x00", IMAGES)
     assert texts(figure)[0] == "from $5 to $6 \\frac"
     pixels(figure, tmp_path)  # as mathematics it could not be drawn
 
@@ -221,7 +219,7 @@ def test_right_to_left_text_starts_at_the_right(tmp_path):
     assert is_right_to_left("12 رجل")
     assert not is_right_to_left("12 men, רחוב")
     assert not is_right_to_left("")
-    image = pixels(plot_results(hebrew, PICTURES[:1]), tmp_path)
+    image = pixels(plot_results(hebrew, IMAGES[:1]), tmp_path)
     dark = np.flatnonzero((image[: DOTS // 2].max(axis=2) < 120).any(axis=0))
     assert dark.min() > image.shape[1] / 3
     assert dark.max() > image.shape[1] - DOTS // 3
@@ -234,7 +232,7 @@ def test_characters_without_a_font_become_boxes_and_the_log_names_them(monkeypat
     assert families == ["DejaVu Sans"]
     assert "'走' (U+8D70)" in caplog.text
     assert "install a font" in caplog.text
-    pixels(plot_results("走", PICTURES), tmp_path)  # matplotlib has nothing to warn of
+    pixels(plot_results("走", IMAGES), tmp_path)  # matplotlib has nothing to warn of
 
 
 def test_another_font_helps_out(monkeypatch, caplog):
@@ -247,35 +245,33 @@ def test_another_font_helps_out(monkeypatch, caplog):
     assert not caplog.records
 
 
-# Settled collisions
+# Resolved collisions
 
 
-def test_the_sheet_of_a_collision_shows_who_kept_the_picture(tmp_path):
-    kept = RankedPicture(PICTURES[0], 3.0, True, 1)
-    figure = plot_settled(
+def test_the_sheet_of_a_collision_shows_who_kept_the_image(tmp_path):
+    kept = RankedImage(IMAGES[0], 3.0, True, 1)
+    figure = plot_collisions(
         [
-            SettledCollision(
+            ResolvedCollision(
                 "A girl runs.",
                 replace(kept, right=False, score=2.0),
-                RankedPicture(PICTURES[1], 1.0, True, 2),
+                RankedImage(IMAGES[1], 1.0, True, 2),
                 "A man falls.",
                 kept,
                 "corrected",
             ),
-            SettledCollision(
-                "A boy.", RankedPicture(PICTURES[2]), RankedPicture(None)
-            ),  # nothing else is known
+            ResolvedCollision("A boy.", RankedImage(IMAGES[2]), RankedImage(None)),  # nothing else is known
         ]
     )
     assert texts(figure) == [
-        *("keeps the picture", "1 · 3.00", "✓ right", "A man falls."),
+        *("keeps the image", "1 · 3.00", "✓ right", "A man falls."),
         *("wanted it too and moves on: corrected", "1 · 2.00", "2 · 1.00", "✓ right", "A girl runs."),
-        *("wanted it too and moves on", "", "no picture", "", "A boy."),
+        *("wanted it too and moves on", "", "no image", "", "A boy."),
     ]
     image = pixels(figure, tmp_path)
     assert framed(image, RIGHT) == [0, 1]
     with pytest.raises(ValueError, match="nothing was moved"):
-        plot_settled([])
+        plot_collisions([])
 
 
 def test_moves_are_those_of_a_brute_force():
@@ -301,13 +297,13 @@ def test_moves_are_those_of_a_brute_force():
 
 def test_collisions_of_ones_own_scores():
     scores = np.array([[0.9, 0.1, 0.2, 0.0], [0.8, 0.7, 0.3, 0.1]])
-    settled = sca_rerank(None, scores, top_k=4)
-    (collision,) = settled_collisions(["a", "b"], scores, settled, PICTURES, relevant=[[0], [1]])
-    assert (collision.sentence, collision.holder, collision.outcome) == ("b", "a", "corrected")
-    assert collision.before == RankedPicture(PICTURES[0], 0.8, False, 1)
-    assert collision.after == RankedPicture(PICTURES[1], 0.7, True, 2)
-    assert collision.kept == RankedPicture(PICTURES[0], 0.9, True, 1)
-    (unknown,) = settled_collisions(["a", "b"], scores, settled, PICTURES)
+    reranked = sca_rerank(None, scores, top_k=4)
+    (collision,) = resolved_collisions(["a", "b"], scores, reranked, IMAGES, relevant=[[0], [1]])
+    assert (collision.text, collision.holder, collision.outcome) == ("b", "a", "corrected")
+    assert collision.before == RankedImage(IMAGES[0], 0.8, False, 1)
+    assert collision.after == RankedImage(IMAGES[1], 0.7, True, 2)
+    assert collision.kept == RankedImage(IMAGES[0], 0.9, True, 1)
+    (unknown,) = resolved_collisions(["a", "b"], scores, reranked, IMAGES)
     assert unknown.outcome == ""
     assert unknown.after.right is None
 
@@ -369,7 +365,7 @@ def test_a_figure_becomes_a_file_of_its_kind_twice_the_same(suffix, tmp_path):
     begins = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml", "jpg": b"\xff\xd8", "webp": b"RIFF"}
     contents = []
     for name in ("one", "two"):
-        figure = plot_results("Ein Mann fällt – ✓.", PICTURES)
+        figure = plot_results("Ein Mann fällt – ✓.", IMAGES)
         path = save_figure(figure, tmp_path / "new" / f"{name}.{suffix}")
         contents.append(path.read_bytes())
     assert contents[0].startswith(begins[suffix])
@@ -390,5 +386,5 @@ def test_svg_for_a_page_has_no_background():
 
 
 def test_no_figure_is_left_in_pyplot():
-    plot_results("A man.", PICTURES)
+    plot_results("A man.", IMAGES)
     assert pyplot.get_fignums() == []

@@ -1,4 +1,4 @@
-"""The page says what the evaluation found, marks the right picture, and needs nothing beside itself."""
+"""The page says what the evaluation found, marks the right image, and needs nothing beside itself."""
 
 import base64
 import io
@@ -13,9 +13,9 @@ from PIL import Image
 from tpas.figures.examples import choose_queries, sca_outcome
 from tpas.figures.report import Evaluation, build_report, stage_rows
 
-# A picture's colour says which it is, JPEG's rounding included: red = 30 * number.
-PICTURES = {f"test/{number}.png": (30 * number, 100, 200 - 20 * number) for number in range(8)}
-IDS = list(PICTURES)
+# An image's colour says which it is, JPEG's rounding included: red = 30 * number.
+IMAGES = {f"test/{number}.png": (30 * number, 100, 200 - 20 * number) for number in range(8)}
+IDS = list(IMAGES)
 
 
 def ranking(*first):
@@ -71,18 +71,18 @@ TRAINING_LOG = [
 
 
 @pytest.fixture
-def picture_root(tmp_path):
+def image_root(tmp_path):
     (tmp_path / "test").mkdir()
-    for name, colour in PICTURES.items():
+    for name, colour in IMAGES.items():
         Image.new("RGB", (300, 400), colour).save(tmp_path / name)
     return tmp_path
 
 
-def make_page(picture_root, rankings=None, **changes):
+def make_page(image_root, rankings=None, **changes):
     rankings = rankings or made_rankings()
     arguments = {
         "training_log": TRAINING_LOG,
-        "picture_root": picture_root,
+        "image_root": image_root,
         "arguments": {"seed": 7, "train_pairs": 1234},
         "versions": {"torch": "2.13.0"},
         "durations": {"Draw": 1.25},
@@ -93,7 +93,7 @@ def make_page(picture_root, rankings=None, **changes):
 
 
 class Reader(HTMLParser):
-    """The pictures with the classes of their figure, the cards with theirs, table cells, and every tag."""
+    """The images with the classes of their figure, the cards with theirs, table cells, and every tag."""
 
     def __init__(self, page):
         super().__init__()
@@ -132,53 +132,53 @@ class Reader(HTMLParser):
             self.cards[-1]["text"] += data
 
 
-def picture_number(figure):
-    """Which of PICTURES the figure's data address shows."""
+def image_number(figure):
+    """Which of IMAGES the figure's data address shows."""
     kind, _, content = figure["src"].partition(",")
     assert kind == "data:image/jpeg;base64"
-    picture = Image.open(io.BytesIO(base64.b64decode(content)))
-    assert max(picture.size) <= 192
-    return round(picture.getpixel((20, 20))[0] / 30)
+    image = Image.open(io.BytesIO(base64.b64decode(content)))
+    assert max(image.size) <= 192
+    return round(image.getpixel((20, 20))[0] / 30)
 
 
-def test_the_right_picture_and_no_other_is_framed(picture_root):
-    reader = Reader(make_page(picture_root))
+def test_the_right_image_and_no_other_is_framed(image_root):
+    reader = Reader(make_page(image_root))
     captions = {entry["caption"]: number for number, entry in enumerate(made_rankings()["queries"])}
     cards = reader.cards[:6]
     assert len({captions[caption] for card in cards for caption in captions if caption in card["text"]}) == 6
     for card in cards:
         number = next(number for caption, number in captions.items() if caption in card["text"])
-        shown = [picture_number(figure) for figure in card["figures"]]
-        framed = [picture_number(figure) for figure in card["figures"] if "right" in figure["classes"]]
+        shown = [image_number(figure) for figure in card["figures"]]
+        framed = [image_number(figure) for figure in card["figures"] if "right" in figure["classes"]]
         expected = made_rankings()["queries"][number]["stages"]["sca"]["ids"]
         assert framed == [number]
         assert len(shown) == 6
-        assert [IDS[picture] for picture in shown[:5]] == expected[:5]
+        assert [IDS[image] for image in shown[:5]] == expected[:5]
         missed = [figure for figure in card["figures"] if "missed" in figure["classes"]]
         assert len(missed) == (expected[0] != IDS[number])
 
 
-def test_a_right_picture_beyond_the_shown_ones_takes_the_last_place_with_its_rank(picture_root):
+def test_a_right_image_beyond_the_shown_ones_takes_the_last_place_with_its_rank(image_root):
     rankings = made_rankings()
     rankings["queries"][3]["stages"]["sca"] = ranking(0, 1, 2, 4, 5, 6, 7, 3)
-    reader = Reader(make_page(picture_root, rankings))
+    reader = Reader(make_page(image_root, rankings))
     card = next(card for card in reader.cards if "A girl lies" in card["text"])
-    assert [picture_number(figure) for figure in card["figures"]] == [0, 1, 2, 4, 5, 3]
+    assert [image_number(figure) for figure in card["figures"]] == [0, 1, 2, 4, 5, 3]
     assert "rank 8 · 2.50" in card["text"]
     # ... and when the evaluation did not even list it, the page says that instead of a rank.
     for part in rankings["queries"][3]["stages"].values():
         part["ids"], part["scores"] = part["ids"][:7], part["scores"][:7]
     rankings["queries"][3]["stages"]["sca"] = {"ids": IDS[:3] + IDS[4:], "scores": [1.0] * 7}
     card = next(
-        card for card in Reader(make_page(picture_root, rankings)).cards if "A girl lies" in card["text"]
+        card for card in Reader(make_page(image_root, rankings)).cards if "A girl lies" in card["text"]
     )
-    assert picture_number(card["figures"][-1]) == 3
+    assert image_number(card["figures"][-1]) == 3
     assert "not in the first ten" in card["text"]
     assert "> 7" in card["text"]
 
 
-def test_what_others_wrote_cannot_become_markup(picture_root):
-    page = make_page(picture_root)
+def test_what_others_wrote_cannot_become_markup(image_root):
+    page = make_page(image_root)
     assert "&lt;script&gt;alert(&#39;red&#39;)&lt;/script&gt; coat &amp; hat" in page
     reader = Reader(page)
     assert not [tag for tag, _ in reader.tags if tag == "script"]
@@ -191,13 +191,13 @@ def test_what_others_wrote_cannot_become_markup(picture_root):
     assert {tag for tag, _ in reader.tags} <= set(known.split())
 
 
-def test_the_page_needs_nothing_beside_itself(picture_root):
-    page = make_page(picture_root)
+def test_the_page_needs_nothing_beside_itself(image_root):
+    page = make_page(image_root)
     assert not re.findall(r"https?://|//[a-z]+\.|file:|url\(|@import", page)
     reader = Reader(page)
     assert reader.addresses
     assert all(address.startswith("data:") for address in reader.addresses)
-    assert str(picture_root) not in page
+    assert str(image_root) not in page
     assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
     headings = [int(tag[1]) for tag, _ in reader.tags if re.fullmatch(r"h\d", tag)]
     assert headings[0] == 1
@@ -205,15 +205,15 @@ def test_the_page_needs_nothing_beside_itself(picture_root):
     assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
 
 
-def test_the_table_holds_the_numbers_of_the_results(picture_root):
-    rows = Reader(make_page(picture_root)).rows
+def test_the_table_holds_the_numbers_of_the_results(image_root):
+    rows = Reader(make_page(image_root)).rows
     assert ["Embeddings alone", "4.4", "14.4", "24.4", "9.4", "3.3", "5.5", "–"] in rows
     assert ["Embeddings alone", "43.2", "53.2", "63.2", "48.2", "42.1", "44.3", "–"] in rows
     assert ["+ cross-modal matching", "45.2", "55.2", "65.2", "50.2", "44.1", "46.3", "+2.0"] in rows
     assert ["+ SCA", "39.2", "49.2", "59.2", "44.2", "38.1", "40.3", "−6.0"] in rows  # a loss is shown as one
 
 
-def test_sca_is_compared_with_the_stage_it_settled():
+def test_sca_is_compared_with_the_stage_it_resolved():
     rows = {row.stage: row for row in stage_rows(made_results(0.5, fused=True))}
     assert list(rows) == ["embeddings", "embeddings_sca", "matching", "fused", "sca"]
     assert rows["sca"].gain == pytest.approx(-0.07)
@@ -227,38 +227,38 @@ def test_groups_without_queries_are_left_open():
     assert stage_rows(results)[-1].normal is None
 
 
-def test_collisions_show_who_kept_the_picture_and_own_up_to_the_losses(picture_root):
-    reader = Reader(make_page(picture_root))
+def test_collisions_show_who_kept_the_image_and_own_up_to_the_losses(image_root):
+    reader = Reader(make_page(image_root))
     collisions = {card["text"].split()[0]: card for card in reader.cards[6:]}
     assert set(collisions) == {"corrected", "spoilt", "wrong"}
     corrected, spoilt = collisions["corrected"], collisions["spoilt"]
     # kept, before, after
-    assert [picture_number(figure) for figure in corrected["figures"]] == [0, 0, 1]
+    assert [image_number(figure) for figure in corrected["figures"]] == [0, 0, 1]
     assert ["right" in figure["classes"] for figure in corrected["figures"]] == [True, False, True]
     assert corrected["text"].index("coat & hat") < corrected["text"].index("A woman in blue")
-    assert [picture_number(figure) for figure in spoilt["figures"]] == [2, 2, 3]
+    assert [image_number(figure) for figure in spoilt["figures"]] == [2, 2, 3]
     assert ["right" in figure["classes"] for figure in spoilt["figures"]] == [False, True, False]
-    page = make_page(picture_root)
+    page = make_page(image_root)
     for words in ("3 of 6 queries", "1 corrected", "1 spoilt", "1 wrong before and after"):
         assert words in re.sub(r"<[^>]+>", "", page)
 
 
-def test_of_several_that_kept_the_picture_the_most_confident_is_shown(picture_root):
+def test_of_several_that_kept_the_image_the_most_confident_is_shown(image_root):
     rankings = made_rankings()
     weaker = query(6, "A shy man, less sure.", "normal", [0], [0], [0])
     weaker["stages"]["matching"]["scores"] = [score - 1 for score in weaker["stages"]["matching"]["scores"]]
     rankings["queries"].insert(0, weaker)
-    collisions = Reader(make_page(picture_root, rankings)).cards[7:]
+    collisions = Reader(make_page(image_root, rankings)).cards[7:]
     corrected = next(card["text"] for card in collisions if card["text"].split()[0] == "corrected")
     assert "coat & hat" in corrected
     assert "less sure" not in corrected
 
 
-def test_no_collision_is_said_so(picture_root):
+def test_no_collision_is_said_so(image_root):
     rankings = made_rankings()
     for entry in rankings["queries"]:
         entry["stages"]["sca"], entry["moved"] = entry["stages"]["matching"], False
-    assert "SCA moved nothing" in make_page(picture_root, rankings)
+    assert "SCA moved nothing" in make_page(image_root, rankings)
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,12 @@ def test_the_choice_mixes_kinds_and_behaviours_and_is_seeded():
     assert len(choose_queries(queries, "matching", count=100, seed=1)) == len(queries)
 
 
-def test_the_same_input_gives_the_same_page(picture_root):
-    assert make_page(picture_root) == make_page(picture_root)
+def test_the_same_input_gives_the_same_page(image_root):
+    assert make_page(image_root) == make_page(image_root)
 
 
-def test_the_curves_are_pictures_with_their_ends_in_words(picture_root):
-    images = [attributes for tag, attributes in Reader(make_page(picture_root)).tags if tag == "img"]
+def test_the_curves_are_images_with_their_ends_in_words(image_root):
+    images = [attributes for tag, attributes in Reader(make_page(image_root)).tags if tag == "img"]
     charts = [image for image in images if image["src"].startswith("data:image/svg+xml;base64,")]
     assert [chart["alt"] for chart in charts] == [
         "Contrastive loss by step. each step: from 4 to 0.5.",
@@ -303,17 +303,17 @@ def test_the_curves_are_pictures_with_their_ends_in_words(picture_root):
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_a_picture_outside_the_root_is_refused(picture_root):
+def test_an_image_outside_the_root_is_refused(image_root):
     rankings = made_rankings()
     rankings["gallery"][IDS[0]] = "../0.png"
     with pytest.raises(ValueError, match=r"\.\./0\.png"):
-        make_page(picture_root, rankings)
+        make_page(image_root, rankings)
 
 
-def test_a_missing_picture_is_named(picture_root):
-    (picture_root / IDS[0]).unlink()
+def test_a_missing_image_is_named(image_root):
+    (image_root / IDS[0]).unlink()
     with pytest.raises(FileNotFoundError, match=r"0\.png"):
-        make_page(picture_root)
+        make_page(image_root)
 
 
 @pytest.mark.parametrize(

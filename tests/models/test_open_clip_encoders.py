@@ -51,8 +51,8 @@ def tiny(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("open_clip") / "tiny"
     folder.mkdir()
-    picture = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
-    content = {"model_cfg": TINY, "preprocess_cfg": picture | {"resize_mode": "shortest"}}
+    image = {"mean": [0.48, 0.46, 0.41], "std": [0.27, 0.26, 0.28], "interpolation": "bicubic"}
+    content = {"model_cfg": TINY, "preprocess_cfg": image | {"resize_mode": "shortest"}}
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     torch.manual_seed(0)
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
@@ -60,7 +60,7 @@ def tiny(tmp_path_factory) -> Path:
     return folder
 
 
-def pictures(count: int) -> list[Image.Image]:
+def noise_images(count: int) -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(count)]
 
@@ -72,12 +72,12 @@ def test_embeddings_are_open_clips(tiny):
     captions = ["a man in a red coat", "a woman is running"]
     model, processor = load_retrieval_model(f"open_clip:{tiny}")
     library, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny}")
-    inputs = processor(images=pictures(3), text=captions)
+    inputs = processor(images=noise_images(3), text=captions)
     with torch.no_grad():
         images = model.eval().get_image_features(inputs["pixel_values"]).pooler_output
         texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         tokens = open_clip.get_tokenizer(f"local-dir:{tiny}")(captions)
-        pixels = torch.stack([transform(picture) for picture in pictures(3)])
+        pixels = torch.stack([transform(image) for image in noise_images(3)])
         expected_images, expected_texts, scale = library.eval()(pixels, tokens)
     torch.testing.assert_close(images, expected_images)
     torch.testing.assert_close(texts, expected_texts)

@@ -35,7 +35,7 @@ CAPTIONS = [
     "an old man in a blue shirt",
     "a woman in a red coat is walking on the street",
 ]
-PICTURES = 20  # two passes
+IMAGES = 20  # two passes
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {family: save_tiny(family, root / family) for family in FAMILIES}
 
 
-def pictures(count: int = PICTURES) -> list[Image.Image]:
+def noise_images(count: int = IMAGES) -> list[Image.Image]:
     """Of several shapes, no two alike."""
     generator = np.random.default_rng(0)
     shapes = generator.integers(33, 60, (count, 2))
@@ -61,8 +61,8 @@ def rank(folder: Path, accelerator: Accelerator | None = None, **settings):
         processor,
         CAPTIONS,
         [f"query {row}" for row in range(len(CAPTIONS))],
-        pictures(),
-        [f"picture {column:02}" for column in range(PICTURES)],
+        noise_images(),
+        [f"image {column:02}" for column in range(IMAGES)],
         shortlist=8,
         accelerator=accelerator,
         **settings,
@@ -75,7 +75,7 @@ def test_embeddings_are_those_of_the_library_itself(folders, family):
     folder = folders[family]
     model, processor = load_retrieval_model(str(folder))
     model.eval()
-    images = pictures(3)
+    images = noise_images(3)
     inputs = processor(images=images, text=CAPTIONS)
     texts = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
     library = type(model.network).from_pretrained(folder).eval()
@@ -105,8 +105,8 @@ def test_inputs_are_those_of_the_librarys_processor(folders, family):
     _, processor = load_retrieval_model(str(folders[family]))
     own = AutoProcessor.from_pretrained(folders[family], backend="pil")
     padding = "longest" if family == "clip" else "max_length"
-    expected = own(images=pictures(3), text=CAPTIONS, padding=padding, return_tensors="pt")
-    inputs = processor(images=pictures(3), text=CAPTIONS)
+    expected = own(images=noise_images(3), text=CAPTIONS, padding=padding, return_tensors="pt")
+    inputs = processor(images=noise_images(3), text=CAPTIONS)
     assert torch.equal(inputs["input_ids"], expected["input_ids"])
     torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"], atol=0.02, rtol=0)
 
@@ -114,7 +114,7 @@ def test_inputs_are_those_of_the_librarys_processor(folders, family):
 def test_match_logits_are_blips(folders):
     model, processor = load_retrieval_model(str(folders["blip"]))
     library = BlipForImageTextRetrieval.from_pretrained(folders["blip"]).eval()
-    inputs = processor(images=pictures(len(CAPTIONS)), text=CAPTIONS)
+    inputs = processor(images=noise_images(len(CAPTIONS)), text=CAPTIONS)
     with torch.no_grad():
         image = model.eval().get_image_features(inputs["pixel_values"])
         text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
@@ -345,7 +345,7 @@ def test_a_revision_reaches_every_file_of_our_own_model(start, monkeypatch):
 def test_sizes_that_a_configuration_does_not_say_are_refused():
     vision = SimpleNamespace(image_size=[32, 32])
     assert image_size_of("x", SimpleNamespace(vision_config=vision)) == 32
-    with pytest.raises(ValueError, match="x: its configuration does not say how large its pictures are"):
+    with pytest.raises(ValueError, match="x: its configuration does not say how large its images are"):
         image_size_of("x", SimpleNamespace())
     with pytest.raises(ValueError, match="x: its configuration does not say how many tokens it takes"):
         positions_of("x", SimpleNamespace(text_config=None))

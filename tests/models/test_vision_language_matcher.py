@@ -33,7 +33,7 @@ from tpas.models.vision_language_matcher import QUESTION
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CPU = torch.device("cpu")
 CAPTIONS = ["a man in a red coat is running", "a woman is lying on the grass", "a woman in a blue shirt"]
-PICTURES = 18
+IMAGES = 18
 QWEN_WORDS = [
     "<|im_start|>",
     "<|im_end|>",
@@ -161,23 +161,23 @@ def vlm(request, tmp_path_factory) -> Path:
     return save_llava(folder) if request.param == "llava" else save_qwen(folder)
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     generator = np.random.default_rng(0)
     return [
         Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
-        for height, width in generator.integers(33, 60, (PICTURES, 2))
+        for height, width in generator.integers(33, 60, (IMAGES, 2))
     ]
 
 
 def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
     matcher = load_matcher(f"vlm:{vlm}", CPU)
-    scores = matcher.match_pictures(pictures()[:3], CAPTIONS)
+    scores = matcher.match_images(images()[:3], CAPTIONS)
     model, processor = (
         AutoModelForImageTextToText.from_pretrained(vlm).eval(),
         AutoProcessor.from_pretrained(vlm),
     )
-    for picture, caption, score in zip(pictures(), CAPTIONS, scores, strict=False):
-        inputs = processor(images=[[picture]], text=[matcher.prompt(caption)], return_tensors="pt")
+    for image, caption, score in zip(images(), CAPTIONS, scores, strict=False):
+        inputs = processor(images=[[image]], text=[matcher.prompt(caption)], return_tensors="pt")
         with torch.no_grad():
             chances = model(**inputs).logits[0, -1].softmax(dim=0)
         yes, no = (
@@ -198,12 +198,12 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
             processor,
             CAPTIONS,
             ["b", "a", "c"],
-            pictures(),
-            [f"picture {column:02}" for column in range(PICTURES)],
+            images(),
+            [f"image {column:02}" for column in range(IMAGES)],
             shortlist=8,
             matcher=load_matcher(f"vlm:{vlm}", CPU),
             matcher_shortlist=5,
-            watched=[list(range(PICTURES))] * 3,
+            watched=[list(range(IMAGES))] * 3,
             fusion_weight=0.5,
             **settings,
         )
@@ -216,7 +216,7 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
     assert not torch.equal(first[:, :5], second)
     for row in range(3):  # beyond its few, the embeddings' order
         ranks = ranked.watched_ranks["matching"][row]
-        assert sorted(ranks) == list(range(1, PICTURES + 1))
+        assert sorted(ranks) == list(range(1, IMAGES + 1))
         assert [ranks[column] for column in first[row, 5:].tolist()] == [6, 7, 8]
     other = rank(batch_size=1, token_memory=0)
     assert torch.equal(other.scores["matching"], ranked.scores["matching"])
@@ -230,13 +230,13 @@ def test_a_caption_with_the_models_own_words_is_read_as_text(tmp_path, word, rea
     torch.manual_seed(0)
     matcher = load_matcher(f"vlm:{save_llava(tmp_path / 'llava')}", CPU)
     captions = [CAPTIONS[0], f"a man {word} in a red coat", CAPTIONS[1]]
-    scores = matcher.match_pictures(pictures()[:3], captions)
+    scores = matcher.match_images(images()[:3], captions)
     assert scores.isfinite().all()
-    alone = matcher.match_pictures(pictures()[:1], captions[:1])
+    alone = matcher.match_images(images()[:1], captions[:1])
     torch.testing.assert_close(scores[:1], alone, atol=1e-4, rtol=0)  # the other two as without it
     prompt = matcher.prompt(captions[1])
     assert f"a man {read} in a red coat" in prompt
-    assert prompt.count("<image>") == 1  # the picture's own
+    assert prompt.count("<image>") == 1  # the image's own
 
 
 def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
@@ -249,10 +249,10 @@ def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
 
 def match(clip: Path, vlm: Path, **settings):
     model, processor = load_retrieval_model(str(clip))
-    ids = [f"picture {column:02}" for column in range(PICTURES)]
+    ids = [f"image {column:02}" for column in range(IMAGES)]
     matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
     return rank_gallery(
-        *(model, processor, CAPTIONS, ["b", "a", "c"], pictures(), ids), shortlist=8, **matcher, **settings
+        *(model, processor, CAPTIONS, ["b", "a", "c"], images(), ids), shortlist=8, **matcher, **settings
     )
 
 
@@ -302,7 +302,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
     (silent / "chat_template.jinja").unlink()
     assert "has no chat template" in refusal("--matcher", f"vlm:{silent}")
     message = refusal("--matcher", f"vlm:{save_llava(tmp_path / 'llava')}", "--matcher_shortlist", "0")
-    assert "the matcher's shortlist must be between 1 and the shortlist's 12 pictures, got 0" in message
+    assert "the matcher's shortlist must be between 1 and the shortlist's 12 images, got 0" in message
 
 
 def test_a_commit_is_asked_for_by_its_name(monkeypatch):
@@ -329,8 +329,6 @@ def test_a_tokenizer_without_padding_can_be_asked(tmp_path):
     config["eos_token"] = config.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     matcher = load_matcher(f"vlm:{folder}", CPU)
-    together = matcher.match_pictures(pictures()[:3], CAPTIONS)
-    alone = [
-        matcher.match_pictures([one], [caption]) for one, caption in zip(pictures(), CAPTIONS, strict=False)
-    ]
+    together = matcher.match_images(images()[:3], CAPTIONS)
+    alone = [matcher.match_images([one], [caption]) for one, caption in zip(images(), CAPTIONS, strict=False)]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)

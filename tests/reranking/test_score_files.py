@@ -27,7 +27,7 @@ DENSE = ScoreFile(np.arange(12, dtype=np.float32).reshape(3, 4), None, QUERIES, 
 LISTS = ScoreFile(
     np.array([[0.9, 0.1], [2.0, 2.0], [-1, -3]]), np.array([[0, 1], [3, 2], [1, 3]]), QUERIES, GALLERY
 )
-SETTLED = replace(
+RERANKED = replace(
     LISTS, scores=np.array([[0.1, 0.9], [2.0, 2.0], [-1, -3]]), moved=np.array([True, False, False])
 )
 
@@ -43,7 +43,7 @@ def assert_equal(one, other):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-@pytest.mark.parametrize("content", [DENSE, LISTS, SETTLED], ids=["dense", "lists", "settled"])
+@pytest.mark.parametrize("content", [DENSE, LISTS, RERANKED], ids=["dense", "lists", "resolved"])
 def test_what_is_written_is_read(content, suffix, tmp_path):
     path = tmp_path / "new" / f"scores{suffix}"
     for _ in range(2):  # the second time over the first
@@ -228,7 +228,7 @@ def test_a_missing_file_is_an_os_error(tmp_path):
 @settings(max_examples=60)
 @given(st.booleans(), st.randoms(use_true_random=False))
 def test_alignment_is_by_id_and_never_by_position(dense, random):
-    content = DENSE if dense else SETTLED
+    content = DENSE if dense else RERANKED
     rows, columns = random.sample(range(3), 3), random.sample(range(4), 4)
     shuffled = ScoreFile(
         scores=content.scores[rows][:, columns] if dense else content.scores[rows],

@@ -8,7 +8,7 @@ from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search.explanation import explain, explain_tokens, heat_layer, heat_map
 
-SENTENCE = "A man, in a red coat, is running."
+TEXT = "A man, in a red coat, is running."
 WORDS = ["a", "man", "in", "a", "red", "coat", "is", "running"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS[1:-1], "run", "##ning", "walk", "##ing"]
 
@@ -34,8 +34,8 @@ def image():
     return Image.fromarray((torch.rand(40, 30, 3) * 255).byte().numpy())
 
 
-def match_logit(model, processor, image, sentence, mask=None):
-    inputs = processor(images=[image], text=[sentence])
+def match_logit(model, processor, image, text, mask=None):
+    inputs = processor(images=[image], text=[text])
     inputs["attention_mask"] = inputs["attention_mask"] if mask is None else mask
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     with torch.inference_mode():
@@ -59,7 +59,7 @@ def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
         return (moved @ value).transpose(1, 2), weights
 
     monkeypatch.setattr(tpas.modeling_tpas, "eager_attention", moved_attention)
-    inputs = processor(images=[image], text=[SENTENCE])
+    inputs = processor(images=[image], text=[TEXT])
     with torch.inference_mode():
         pair = (
             model.get_image_features(inputs["pixel_values"].double()).last_hidden_state,
@@ -81,60 +81,60 @@ def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
 
 @pytest.mark.parametrize("layer", [0, 1])
 def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, monkeypatch):
-    explanation = explain(model, processor, image, SENTENCE, layer)
+    explanation = explain(model, processor, image, TEXT, layer)
     tokens = grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch)
     assert len(tokens) == 11  # [CLS], seven words of one piece, run ##ning, [SEP]
     words = torch.cat([tokens[1:8], tokens[8:10].sum(dim=0, keepdim=True)]).view(8, 4, 4)
     assert words.max() > 1e-5
     torch.testing.assert_close(explanation.maps.double(), words, atol=1e-9, rtol=1e-3)
     torch.testing.assert_close(
-        explanation.sentence_map.double(), tokens.sum(dim=0).view(4, 4), atol=1e-9, rtol=1e-3
+        explanation.text_map.double(), tokens.sum(dim=0).view(4, 4), atol=1e-9, rtol=1e-3
     )
 
 
 def test_the_middle_layer_is_the_default(model, processor, image):
     default, middle = (
-        explain(model, processor, image, SENTENCE),
-        explain(model, processor, image, SENTENCE, 1),
+        explain(model, processor, image, TEXT),
+        explain(model, processor, image, TEXT, 1),
     )
     assert torch.equal(default.maps, middle.maps)
 
 
 def test_effects_are_what_hiding_the_word_costs(model, processor, image):
-    """Each sentence on its own, through the whole model, with the word's columns masked by hand."""
-    explanation = explain(model, processor, image, SENTENCE)
+    """Each text on its own, through the whole model, with the word's columns masked by hand."""
+    explanation = explain(model, processor, image, TEXT)
     assert explanation.words == WORDS
-    whole = match_logit(model, processor, image, SENTENCE)
+    whole = match_logit(model, processor, image, TEXT)
     assert explanation.match_logit == pytest.approx(whole)
     tokens_of_words = [[1], [2], [3], [4], [5], [6], [7], [8, 9]]  # behind [CLS]; run ##ning
     for tokens, effect in zip(tokens_of_words, explanation.effects.tolist(), strict=True):
         mask = torch.ones(1, 11, dtype=torch.long)
         mask[0, tokens] = 0
-        hidden = match_logit(model, processor, image, SENTENCE, mask)
+        hidden = match_logit(model, processor, image, TEXT, mask)
         assert abs(effect) > 1e-5
         assert effect == pytest.approx(whole - hidden, abs=1e-6)
 
 
 def test_the_probability_is_the_softmax(model, processor, image):
-    inputs = processor(images=[image], text=[SENTENCE])
+    inputs = processor(images=[image], text=[TEXT])
     logits = model(inputs["pixel_values"].double(), inputs["input_ids"]).match_logits[0]
-    explanation = explain(model, processor, image, SENTENCE)
+    explanation = explain(model, processor, image, TEXT)
     assert explanation.match_probability == pytest.approx(logits.softmax(dim=0)[1].item())
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_frozen_models_and_inference_mode_change_nothing(model, processor, image, implementation):
-    expected = explain(model, processor, image, SENTENCE)
+    expected = explain(model, processor, image, TEXT)
     model.requires_grad_(False).train().set_attn_implementation(implementation)
     with torch.inference_mode():
-        explanation = explain(model, processor, image, SENTENCE)
+        explanation = explain(model, processor, image, TEXT)
     torch.testing.assert_close(explanation.maps, expected.maps)
     torch.testing.assert_close(explanation.effects, expected.effects)
     assert model.config.text_config._attn_implementation == implementation
 
 
 def test_no_gradient_is_left_behind(model, processor, image):
-    explain(model, processor, image, SENTENCE)
+    explain(model, processor, image, TEXT)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -142,20 +142,20 @@ def test_image_tokens_of_a_gallery_explain_the_same(model, processor, image):
     pixels = processor(images=[image])["pixel_values"].double()
     with torch.inference_mode():
         tokens = model.get_image_features(pixels).last_hidden_state
-    explanation = explain_tokens(model, processor, tokens, SENTENCE)
-    assert torch.equal(explanation.maps, explain(model, processor, image, SENTENCE).maps)
+    explanation = explain_tokens(model, processor, tokens, TEXT)
+    assert torch.equal(explanation.maps, explain(model, processor, image, TEXT).maps)
 
 
 def test_words_look_nowhere_in_the_last_layer(model, processor, image):
     """The score is read at [CLS], which after the last layer looks at no other token."""
-    explanation = explain(model, processor, image, SENTENCE, layer=2)
+    explanation = explain(model, processor, image, TEXT, layer=2)
     assert not explanation.maps.any()
-    assert explanation.sentence_map.any()
+    assert explanation.text_map.any()
 
 
 def test_words_beyond_the_longest_text_are_named(model, processor, image):
     processor.max_text_length = 6
-    explanation = explain(model, processor, image, SENTENCE)
+    explanation = explain(model, processor, image, TEXT)
     assert explanation.words == WORDS[:4]
     assert explanation.unread_words == WORDS[4:]
     assert len(explanation.maps) == len(explanation.effects) == 4
@@ -170,10 +170,10 @@ def test_uncleaned_captions_keep_their_punctuation_with_its_word(model, processo
 
 def test_a_layer_that_is_not_there_is_refused(model, processor, image):
     with pytest.raises(ValueError, match="layers 0 to 2, got 3"):
-        explain(model, processor, image, SENTENCE, layer=3)
+        explain(model, processor, image, TEXT, layer=3)
 
 
-def test_an_empty_sentence_is_refused(model, processor, image):
+def test_an_empty_text_is_refused(model, processor, image):
     with pytest.raises(ValueError, match="empty"):
         explain(model, processor, image, " ,. ")
     with pytest.raises(ValueError, match="has no words that the model reads"):

@@ -19,12 +19,12 @@ from accelerate import Accelerator, debug_launcher
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageSequence
-from tiny_inputs import noise_picture, spread_match_logits
+from tiny_inputs import noise_image, spread_match_logits
 from transformers import BertTokenizer
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_gallery
-from tpas.data import image_sources as pictures
+from tpas.data import image_sources
 from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.retrieval_stages import (
     encode_images,
@@ -45,9 +45,9 @@ from tpas.search.gallery import Gallery
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.search.manifest import (
     EMBEDDINGS,
+    IMAGES,
     LOCK,
     MANIFEST,
-    PICTURES,
     SHARDS,
     THUMBNAILS,
     TOKENS,
@@ -63,15 +63,15 @@ TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """20 pictures in two folders."""
-    return draw_pictures(tmp_path / "pictures", 20)
+    """20 images in two folders."""
+    return draw_images(tmp_path / "images", 20)
 
 
-def draw_pictures(folder: Path, count: int, first: int = 0) -> Path:
+def draw_images(folder: Path, count: int, first: int = 0) -> Path:
     for number in range(first, first + count):
         path = folder / f"camera {number % 2}" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise_picture(number).save(path)
+        noise_image(number).save(path)
     return folder
 
 
@@ -140,7 +140,7 @@ def test_search_without_matching(model, processor, folder, tmp_path):
 
 
 @pytest.mark.parametrize("rerank", [False, True])
-def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_path, rerank):
+def test_search_with_sca_resolves_the_shortlists(model, processor, folder, tmp_path, rerank):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     texts = [*TEXTS, TEXTS[0]]  # the last and the first collide
     ids = gallery.ids
@@ -149,8 +149,8 @@ def test_search_with_sca_settles_the_shortlists(model, processor, folder, tmp_pa
     scores = np.array([[hit.score for hit in hits] for hits in plain])
     expected = sca_rerank(rows, scores, confidence="margin").indices
     assert not np.array_equal(expected, rows)
-    settled = gallery.search(texts, top_k=3, shortlist=8, rerank=rerank, sca="margin")
-    assert [[ids.index(hit.id) for hit in hits] for hits in settled] == expected[:, :3].tolist()
+    reranked = gallery.search(texts, top_k=3, shortlist=8, rerank=rerank, sca="margin")
+    assert [[ids.index(hit.id) for hit in hits] for hits in reranked] == expected[:, :3].tolist()
 
 
 def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
@@ -266,21 +266,21 @@ def test_tokens_read_as_an_array(model, processor, folder, tmp_path):
     assert kept.stored.tokens_shape == expected.shape
 
 
-# What pictures come from
+# What images come from
 
 
 def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
-    outside = draw_pictures(tmp_path / "outside", 1, first=77)
+    outside = draw_images(tmp_path / "outside", 1, first=77)
     (folder / "link.png").symlink_to(outside / "camera 1" / "077.png")
     (folder / "linked").symlink_to(outside)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     (folder / "camera 0" / "again.png").symlink_to(folder / "camera 0" / "000.png")
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     assert len(gallery) == 21
     assert "camera 0/again.png" in gallery.ids
     assert "left out link.png: it leads out of the folder" in caplog.text
     with pytest.raises(ValueError, match="leads out of"):
-        pictures.load_inside(str(folder), "../outside/camera 1/077.png")
+        image_sources.load_inside(str(folder), "../outside/camera 1/077.png")
 
 
 def opened(files):
@@ -293,12 +293,12 @@ def opened(files):
 def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_path):
     files = sorted(folder.rglob("*.png"))
     names = [file.stem for file in files]
-    columns = {"name": names, "picture": [{"bytes": file.read_bytes(), "path": None} for file in files]}
-    features = Features({"name": Value("string"), "picture": ImageFeature()})
+    columns = {"name": names, "image": [{"bytes": file.read_bytes(), "path": None} for file in files]}
+    features = Features({"name": Value("string"), "image": ImageFeature()})
     sources = {
         "dataset": Dataset.from_dict(columns, features=features),
         "files": zip(names, files, strict=True),
-        "pictures": opened(files),
+        "images": opened(files),
     }
     answers = {}
     for name, images in sources.items():
@@ -306,11 +306,11 @@ def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_
             model, processor, images, tmp_path / name, id_column="name" if name == "dataset" else None
         )
         answers[name] = gallery.search(TEXTS)
-    assert fields(answers["dataset"]) == fields(answers["files"]) == fields(answers["pictures"])
+    assert fields(answers["dataset"]) == fields(answers["files"]) == fields(answers["images"])
     assert answers["files"][0][0].path in files
     assert answers["dataset"][0][0].path is None
     with pytest.raises(FileNotFoundError, match="was no file, and the gallery keeps no thumbnails"):
-        answers["dataset"][0][0].picture()
+        answers["dataset"][0][0].image()
     numbered = Gallery.build(model, processor, sources["dataset"], tmp_path / "numbered")
     assert numbered.ids == [str(number) for number in range(20)]
 
@@ -328,7 +328,7 @@ def test_files_that_are_links_or_share_a_name(model, processor, folder, tmp_path
     def found(**opened_as):
         gallery = Gallery.open(path, model, processor, **opened_as)
         hits = gallery.search(TEXTS[:1])[0]  # which computes the tokens from the files
-        return {hit.id: (hit.path, hit.picture().tobytes()) for hit in hits}
+        return {hit.id: (hit.path, hit.image().tobytes()) for hit in hits}
 
     content = [load_image(blob).tobytes() for blob in blobs[:2]]
     assert found() == {"x": (files[0], content[0]), "y": (files[1], content[1])}
@@ -348,7 +348,7 @@ def test_only_a_few_of_the_images_given_are_in_memory(model, processor, tmp_path
 
     def images():
         for number in range(64):
-            image = noise_picture(number)
+            image = noise_image(number)
             weakref.finalize(image, gone.append, number)
             alive.append(number + 1 - len(gone))
             yield str(number), image
@@ -369,8 +369,8 @@ def test_images_that_were_not_decoded_stay_so(model, processor, folder, tmp_path
         assert image.convert("RGB").tobytes() == load_image(file).tobytes()
 
 
-def test_the_frames_of_one_image_are_pictures(model, processor, tmp_path):
-    frames = [noise_picture(number) for number in range(6)]
+def test_the_frames_of_one_image_are_images(model, processor, tmp_path):
+    frames = [noise_image(number) for number in range(6)]
     frames[0].save(tmp_path / "frames.tif", save_all=True, append_images=frames[1:])
     names = [str(number) for number in range(6)]
     with Image.open(tmp_path / "frames.tif") as image:
@@ -390,15 +390,15 @@ def test_thumbnails_are_small_copies(model, processor, folder, tmp_path):
     expected.thumbnail((10, 10))
     stream = io.BytesIO()
     expected.save(stream, "JPEG", quality=85)
-    assert hit.picture().size == (6, 10)
-    assert hit.picture().tobytes() == Image.open(stream).convert("RGB").tobytes()
+    assert hit.image().size == (6, 10)
+    assert hit.image().tobytes() == Image.open(stream).convert("RGB").tobytes()
 
 
-def test_unreadable_pictures_are_left_out_and_named(model, processor, folder, tmp_path, caplog, monkeypatch):
+def test_unreadable_images_are_left_out_and_named(model, processor, folder, tmp_path, caplog, monkeypatch):
     broken = folder / "camera 0" / "004.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
-    (folder / "camera 1" / "005.png").write_text("no picture")
+    (folder / "camera 1" / "005.png").write_text("no image")
     monkeypatch.setattr("tpas.processing_tpas.MAX_IMAGE_PIXELS", 2000)
     Image.new("RGB", (50, 50)).save(folder / "large.png")
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=1)
@@ -413,10 +413,10 @@ def test_unreadable_pictures_are_left_out_and_named(model, processor, folder, tm
     assert len(gallery) == 19
 
 
-def test_a_broken_picture_from_anywhere_is_left_out_and_named(model, processor, folder, tmp_path):
+def test_a_broken_image_from_anywhere_is_left_out_and_named(model, processor, folder, tmp_path):
     whole = sorted(folder.rglob("*.png"))[0]
     broken = folder / "broken.png"
-    noise_picture(50).save(broken, exif=b"II*\0")  # Pillow: struct.error
+    noise_image(50).save(broken, exif=b"II*\0")  # Pillow: struct.error
     gallery = Gallery.build(model, processor, folder, tmp_path / "folder")
     assert list(gallery.unreadable) == ["broken.png"]
     assert gallery.unreadable["broken.png"].startswith(f"{broken}: broken image")
@@ -424,7 +424,7 @@ def test_a_broken_picture_from_anywhere_is_left_out_and_named(model, processor, 
     images = [
         (name, Image.open(io.BytesIO(file.read_bytes()))) for name, file in (("a", broken), ("b", whole))
     ]
-    for image in (Image.open(broken), noise_picture(1)):
+    for image in (Image.open(broken), noise_image(1)):
         image.close()
         images.append((f"closed {len(images)}", image))
     gallery = Gallery.build(model, processor, images, tmp_path / "images")
@@ -476,19 +476,19 @@ def test_a_streaming_dataset(model, processor, folder, tmp_path):
 @pytest.mark.parametrize(
     ("images", "error", "message"),
     [
-        ([("a", Image.new("RGB", (9, 9)))] * 2, ValueError, "two pictures have the id 'a'"),
+        ([("a", Image.new("RGB", (9, 9)))] * 2, ValueError, "two images have the id 'a'"),
         ([("", Image.new("RGB", (9, 9)))], TypeError, "must be a string that is not empty"),
-        ([("a", b"bytes")], TypeError, "picture 'a' must be a path or a PIL image"),
+        ([("a", b"bytes")], TypeError, "image 'a' must be a path or a PIL image"),
         (7, TypeError, "images must be a folder, a datasets.Dataset or pairs"),
-        ("nowhere", NotADirectoryError, "nowhere is no folder of pictures"),
+        ("nowhere", NotADirectoryError, "nowhere is no folder of images"),
     ],
 )
-def test_what_is_no_source_of_pictures_is_refused(model, processor, tmp_path, images, error, message):
+def test_what_is_no_source_of_images_is_refused(model, processor, tmp_path, images, error, message):
     with pytest.raises(error, match=message):
         Gallery.build(model, processor, images, tmp_path / "gallery")
 
 
-def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
+def test_images_without_files_need_their_tokens(model, processor, tmp_path):
     images = [("a", Image.new("RGB", (9, 9)))]
     with pytest.raises(GalleryError, match="'a' is no file to compute its tokens from again"):
         Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
@@ -497,8 +497,8 @@ def test_pictures_without_files_need_their_tokens(model, processor, tmp_path):
 @pytest.mark.parametrize(
     ("layer", "value", "message"),
     [
-        ("image_projection", torch.nan, "embedding of picture '.*' is not finite: its weights are damaged"),
-        ("vision_model.layernorm", 1e6, "tokens of picture '.*' are too large for float16: .*tokens=float32"),
+        ("image_projection", torch.nan, "embedding of image '.*' is not finite: its weights are damaged"),
+        ("vision_model.layernorm", 1e6, "tokens of image '.*' are too large for float16: .*tokens=float32"),
     ],
 )
 def test_what_no_search_could_place_is_refused(model, processor, folder, tmp_path, layer, value, message):
@@ -508,11 +508,11 @@ def test_what_no_search_could_place_is_refused(model, processor, folder, tmp_pat
 
 
 def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
-    folder = draw_pictures(tmp_path / "Bilder ä 日本", 2)
+    folder = draw_images(tmp_path / "Bilder ä 日本", 2)
     (folder / "camera 0" / "000.png").rename(folder / "ü 7.png")
     (folder / "circle.png").symlink_to(folder / "circle.png")
     (folder / "lost.png").symlink_to(folder / "nowhere.png")
-    (folder / "text.jpg").write_text("no picture")
+    (folder / "text.jpg").write_text("no image")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "folder.jpg").mkdir()
     os.mkfifo(folder / "pipe.jpg")
@@ -524,13 +524,13 @@ def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
 
 
 @pytest.mark.parametrize("count", [0, 1])
-def test_a_gallery_of_hardly_any_pictures(model, processor, tmp_path, count):
+def test_a_gallery_of_hardly_any_images(model, processor, tmp_path, count):
     images = [("007", Image.new("RGB", (9, 9), "red")), ("7", Image.new("RGB", (9, 9), "blue"))]
     gallery = Gallery.build(model, processor, images[:count], tmp_path / "gallery")
     for settings in ({}, {"sca": "margin"}, {"rerank": False}, {"shortlist": 1}):
         assert [[hit.id for hit in hits] for hits in gallery.search(["man"], **settings)] == [["007"][:count]]
     if not count:
-        with pytest.raises(ValueError, match="has no pictures to make an index of"):
+        with pytest.raises(ValueError, match="has no images to make an index of"):
             gallery.write_index("faiss")
     else:
         with pytest.raises(ValueError, match="no texts to measure"):
@@ -540,7 +540,7 @@ def test_a_gallery_of_hardly_any_pictures(model, processor, tmp_path, count):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
+def test_images_are_encoded_by_the_fastest_with_the_models_values(
     model, processor, folder, tmp_path, monkeypatch, dtype
 ):
     model = model.to(dtype)
@@ -563,7 +563,7 @@ def test_pictures_are_encoded_by_the_fastest_with_the_models_values(
 
 
 def test_a_probe_finds_the_quickest_pass(model, processor, folder, tmp_path, monkeypatch):
-    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.98}  # of a pass: 8 pictures gain less than 3 % over 4
+    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.98}  # of a pass: 8 images gain less than 3 % over 4
     now, sizes = [0.0], []
 
     def encode(encoder, pixels, tokens):
@@ -621,7 +621,7 @@ def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path)
     before = fields(reader.search(TEXTS))
     names = {path.name for path in (gallery.path / SHARDS).iterdir()}
 
-    draw_pictures(folder, 9, first=20)
+    draw_images(folder, 9, first=20)
     gallery.append(folder, shard_size=8)
     assert names < {path.name for path in (gallery.path / SHARDS).iterdir()}
     assert (len(reader), len(gallery)) == (20, 29)
@@ -647,7 +647,7 @@ def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(model, pr
     assert Gallery.open(gallery.path, index="faiss").ids == gallery.ids  # which cannot search, so needs none
     gallery.write_index("faiss")
     reader = Gallery.open(gallery.path, model, processor, index="faiss")
-    draw_pictures(folder, 9, first=20)
+    draw_images(folder, 9, first=20)
     process = multiprocessing.get_context("fork").Process(
         target=append_and_index, args=(model, processor, folder, gallery.path)
     )
@@ -667,13 +667,13 @@ def test_an_opened_gallery_is_not_read(model, processor, folder, tmp_path):
     assert "embeddings" not in vars(gallery.stored)
 
 
-def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_path):
+def test_deleted_images_leave_nothing_behind(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8, thumbnail_size=8)
     reader = Gallery.open(gallery.path, model, processor)
     gone = [gallery.ids[0], *gallery.ids[8:16]]
     left = [name for name in gallery.ids if name not in gone]
     before = {hit.id: hit for hit in gallery.search(TEXTS[:1], top_k=20)[0]}
-    thumbnails = {name: hit.picture().tobytes() for name, hit in before.items()}
+    thumbnails = {name: hit.image().tobytes() for name, hit in before.items()}
     gallery.delete(gone)
     assert gallery.ids == left
     assert not [p for p in gallery.path.rglob("*.json") if gone[0] in p.read_text()]
@@ -681,12 +681,12 @@ def test_deleted_pictures_leave_nothing_behind(model, processor, folder, tmp_pat
     after = gallery.search(TEXTS[:1], top_k=20)[0]
     assert {hit.id for hit in after} == set(left)
     assert all(hit.match_logit == pytest.approx(before[hit.id].match_logit, abs=1e-6) for hit in after)
-    assert all(hit.picture().tobytes() == thumbnails[hit.id] for hit in after)
+    assert all(hit.image().tobytes() == thumbnails[hit.id] for hit in after)
     with pytest.raises(GalleryError, match="were deleted: open it again"):
-        before[gone[0]].picture()
+        before[gone[0]].image()
     with pytest.raises(GalleryError, match="were deleted: open it again"):
         reader.search(TEXTS)
-    with pytest.raises(KeyError, match="has no pictures"):
+    with pytest.raises(KeyError, match="has no images"):
         gallery.delete([left[0], gone[0]])
     assert len(gallery) == len(left)
     gallery.append(folder)
@@ -698,9 +698,9 @@ def test_a_database_forgets_a_gallery_that_was_emptied(model, processor, folder,
     pytest.importorskip("milvus_lite")
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     address = str(tmp_path / "milvus.db")
-    assert gallery.write_index(address).startswith("20 pictures are in")
+    assert gallery.write_index(address).startswith("20 images are in")
     gallery.delete(gallery.ids)
-    assert gallery.write_index(address).startswith("0 pictures are in")
+    assert gallery.write_index(address).startswith("0 images are in")
 
 
 def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, monkeypatch):
@@ -757,15 +757,15 @@ def test_a_killed_build_goes_on(model, processor, folder, tmp_path, monkeypatch)
     assert file_digests(path) == file_digests(tmp_path / "whole")
 
 
-def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp_path, monkeypatch):
-    """New pictures shift the others into other shards; what is finished is still not encoded again."""
+def test_a_killed_build_goes_on_with_more_images(model, processor, folder, tmp_path, monkeypatch):
+    """New images shift the others into other shards; what is finished is still not encoded again."""
     path = tmp_path / "gallery"
     with monkeypatch.context() as patch:
         patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             Gallery.build(model, processor, folder, path, shard_size=6)
     for number in (100, 101, 102, 103):  # of which two sort before most others
-        draw_pictures(folder, 1, first=number)
+        draw_images(folder, 1, first=number)
     encoded = []
     encode = building.encode_pixels
     monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
@@ -775,7 +775,7 @@ def test_a_killed_build_goes_on_with_more_pictures(model, processor, folder, tmp
 
 
 @pytest.mark.parametrize("shard_size", [1, 6])
-def test_a_killed_build_that_met_unreadable_pictures_goes_on(
+def test_a_killed_build_that_met_unreadable_images_goes_on(
     model, processor, folder, tmp_path, monkeypatch, shard_size
 ):
     broken = folder / "camera 0" / "004.png"
@@ -805,7 +805,7 @@ def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch
     with caplog.at_level("INFO"):
         Gallery.build(model, processor, folder, gallery.path)
     assert file_digests(gallery.path) == before
-    assert "20 pictures were not read: their ids are in the gallery" in caplog.text
+    assert "20 images were not read: their ids are in the gallery" in caplog.text
 
 
 def append_with_little_room(model, processor, folder, path):
@@ -813,13 +813,13 @@ def append_with_little_room(model, processor, folder, path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY))
     gallery = Gallery.open(path, model, processor)
     with pytest.raises(GalleryError, match=r"could not write to the gallery .*do the same again"):
-        gallery.append(folder, shard_size=9)  # 9 pictures have 9792 bytes of tokens
+        gallery.append(folder, shard_size=9)  # 9 images have 9792 bytes of tokens
 
 
 def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
     before = file_digests(gallery.path)
-    draw_pictures(folder, 9, first=20)
+    draw_images(folder, 9, first=20)
     process = multiprocessing.get_context("fork").Process(
         target=append_with_little_room, args=(model, processor, folder, gallery.path)
     )
@@ -868,7 +868,7 @@ def append_and_die(model, processor, folder, path):
 
 def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(model, processor, folder, tmp_path):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
-    draw_pictures(folder, 9, first=20)
+    draw_images(folder, 9, first=20)
     process = multiprocessing.get_context("fork").Process(
         target=append_and_die, args=(model, processor, folder, gallery.path)
     )
@@ -883,7 +883,7 @@ def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(model, proces
     gallery.verify()
 
 
-@pytest.mark.parametrize("file", [EMBEDDINGS, TOKENS, PICTURES])
+@pytest.mark.parametrize("file", [EMBEDDINGS, TOKENS, IMAGES])
 def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
     path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
     target = sorted(path.glob(f"shards/*/{file}"))[1]
@@ -903,7 +903,7 @@ def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
 
 
 def test_a_damaged_hash_of_an_id_stops_an_append(model, processor, folder, tmp_path):
-    """It would encode a picture again, under an id that is there already."""
+    """It would encode an image again, under an id that is there already."""
     path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
     (target,) = path.glob(f"shards/*/{EMBEDDINGS}")
     content = bytearray(target.read_bytes())
@@ -1074,11 +1074,11 @@ def test_what_decides_features_under_equal_weights_is_compared(model, processor,
         lambda: Gallery.build(*revision, folder, path),
     ):
         with pytest.raises(
-            GalleryError, match=r"made with the picture settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
+            GalleryError, match=r"made with the image settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
         ):
             work()
     content = json.loads((path / MANIFEST).read_text())
-    del content["settings"]["picture_fingerprint"]  # as before it was kept
+    del content["settings"]["image_fingerprint"]  # as before it was kept
     (path / MANIFEST).write_text(json.dumps(content))
     assert len(Gallery.open(path, *revision)) == 20
 
@@ -1110,21 +1110,19 @@ def test_a_directory_that_cannot_be_made_is_named(model, processor, folder, tmp_
         Gallery.build(model, processor, folder, tmp_path / "file" / "gallery")
 
 
-def test_tokens_left_out_need_the_same_pictures(model, processor, folder, tmp_path):
+def test_tokens_left_out_need_the_same_images(model, processor, folder, tmp_path):
     path = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None).path
     moved = tmp_path / "moved"
     folder.rename(moved)
-    with pytest.raises(
-        GalleryError, match=r"picture 'camera \d/\d+.png' cannot be read: .*no such image file"
-    ):
+    with pytest.raises(GalleryError, match=r"image 'camera \d/\d+.png' cannot be read: .*no such image file"):
         Gallery.open(path, model, processor).search(TEXTS)
-    with pytest.raises(NotADirectoryError, match="images_root .*pictures is no folder"):
+    with pytest.raises(NotADirectoryError, match="images_root .*images is no folder"):
         Gallery.open(path, model, processor, images_root=folder)
     gallery = Gallery.open(path, model, processor, images_root=moved)
     hit = gallery.search(TEXTS)[0][0]
     assert hit.path == moved / hit.id
     Image.new("RGB", (24, 40), "red").save(hit.path)
-    with pytest.raises(GalleryError, match=f"picture '{hit.id}' is not the one that the gallery"):
+    with pytest.raises(GalleryError, match=f"image '{hit.id}' is not the one that the gallery"):
         gallery.search(TEXTS)
 
 
@@ -1157,7 +1155,7 @@ def fail_on_one_of_two_processes(model, processor, folder, path):
 
 
 def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path, fresh_accelerator):
-    (folder / "camera 0" / "008.png").write_text("no picture")
+    (folder / "camera 0" / "008.png").write_text("no image")
     path = tmp_path / "two"
     # The first attempt leaves the shards of one process, which the second takes up.
     debug_launcher(fail_on_one_of_two_processes, (model, processor, folder, path), num_processes=2)
@@ -1186,13 +1184,13 @@ def test_the_commands(start, folder, tmp_path, capsys):
             "auto",
         ]
     )
-    assert "20 pictures in 3 shards" in capsys.readouterr().out
-    draw_pictures(folder, 3, first=20)
+    assert "20 images in 3 shards" in capsys.readouterr().out
+    draw_images(folder, 3, first=20)
     manage_gallery(["append", str(folder), "--model", str(start), "--path", path])
     manage_gallery(["delete", path, "camera 0/000.png"])
     manage_gallery(["info", path, "--verify", "--unreadable"])
     printed = capsys.readouterr().out
-    assert "1 pictures removed, 22 left" in printed
+    assert "1 images removed, 22 left" in printed
     assert "every file agrees with its checksum" in printed
 
     search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca"])
@@ -1215,7 +1213,7 @@ def test_the_commands(start, folder, tmp_path, capsys):
     (tmp_path / "texts").write_text("\n".join(TEXTS))
     texts = ["--texts", str(tmp_path / "texts"), "--model", str(start)]
     manage_gallery(["index", path, "--index", "faiss", *texts])
-    assert "of 22 pictures, recall@128 of 1.0000 measured on 3 texts" in capsys.readouterr().out
+    assert "of 22 images, recall@128 of 1.0000 measured on 3 texts" in capsys.readouterr().out
     by_faiss = ["--index", "faiss", "--no_rerank", "--top_k", "1"]
     search_gallery([path, TEXTS[0], "--model", str(start), *by_faiss])
     assert str(gallery.search(TEXTS[:1], rerank=False)[0][0].path) in capsys.readouterr().out
@@ -1229,7 +1227,7 @@ def test_the_commands(start, folder, tmp_path, capsys):
             ["index", "GALLERY", "--index", "nothing"],
             "the index must be 'exact', 'faiss', or a Milvus address",
         ),
-        (["delete", "GALLERY", "nobody"], r"has no pictures \['nobody'\]"),
+        (["delete", "GALLERY", "nobody"], r"has no images \['nobody'\]"),
     ],
 )
 def test_bad_input_to_the_command_is_one_line(start, folder, tmp_path, command, message):

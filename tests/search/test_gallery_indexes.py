@@ -25,7 +25,7 @@ from tpas.search.manifest import (
     read_manifest,
 )
 from tpas.search.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
-from tpas.search.stored_gallery import StoredGallery, delete_pictures
+from tpas.search.stored_gallery import StoredGallery, delete_images
 
 SETTINGS = GallerySettings("0" * 16, None, None)
 
@@ -41,7 +41,7 @@ def unit(*shape: int) -> Tensor:
 
 
 def clustered(rows: int, size: int, clusters: int = 50, seed: int = 1) -> Tensor:
-    """Unit vectors around a few centres, as pictures of a few scenes and actions are."""
+    """Unit vectors around a few centres, as images of a few scenes and actions are."""
     generator = torch.Generator().manual_seed(seed)
     centres = F.normalize(torch.randn(clusters, size, generator=generator), dim=1)
     chosen = torch.randint(clusters, (rows,), generator=generator)
@@ -50,7 +50,7 @@ def clustered(rows: int, size: int, clusters: int = 50, seed: int = 1) -> Tensor
     )
 
 
-def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: str = "picture"):
+def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: str = "image"):
     """A gallery of embeddings alone."""
     (directory / "shards").mkdir(parents=True, exist_ok=True)
     manifest = read_manifest(directory) or new_manifest(SETTINGS)
@@ -85,7 +85,7 @@ def test_exact_search_is_a_sort_in_double(monkeypatch, small_spans, queries, cou
     monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
     images, texts = clustered(900, 16), unit(queries, 16)
     images[500:700] = images[:200].clone()  # every one of these twice
-    ids = [f"picture {row}" for row in range(900)]
+    ids = [f"image {row}" for row in range(900)]
     hashes = torch.tensor([id_hash(name) for name in ids])
     for sizes in ([900], [100] * 9, [1, 200, 63, 64, 65, 507]):
         rows, cosines = ExactIndex(images.split(sizes), hashes).search(texts, count)
@@ -132,7 +132,7 @@ def test_rows_beyond_what_is_kept_in_memory_are_searched_as_well(monkeypatch, sm
         assert sorted(index.rounded) == kept
 
 
-def test_exact_search_where_all_pictures_are_equal(small_spans):
+def test_exact_search_where_all_images_are_equal(small_spans):
     images = unit(1, 16).expand(500, 16).contiguous()
     hashes = torch.randperm(500)
     rows, cosines = ExactIndex([images], hashes).search(unit(3, 16), 20)
@@ -257,7 +257,7 @@ def test_more_rows_than_there_are_are_refused(count):
 
 
 def test_hashes_order_as_the_digests_do():
-    ids = [f"picture {number}" for number in range(300)]
+    ids = [f"image {number}" for number in range(300)]
     by_digest = sorted(ids, key=lambda name: hashlib.blake2b(name.encode()).digest())
     assert sorted(ids, key=id_hash) == by_digest
     assert all(-(2**63) <= id_hash(name) < 2**63 for name in ids)
@@ -272,7 +272,7 @@ def test_faiss_reaches_the_recall_that_it_was_set_for(kind):
     exact = ExactIndex(images.split(500), torch.randperm(6000))
     index, measured = FaissIndex.train(exact)
     assert measured >= 0.99
-    # Queries that it has not seen, further from the pictures than its own.
+    # Queries that it has not seen, further from the images than its own.
     texts = F.normalize(images[torch.randint(6000, (100,))] + 2 * unit(100, 32), dim=1)
     rows, cosines = index.search(texts, 128)
     wanted, wanted_cosines = exact.search(texts, 128)
@@ -317,8 +317,8 @@ def test_a_faiss_index_on_disk(tmp_path, capsys):
     changed = write_gallery(stored.directory, images[:10], prefix="other")
     with pytest.raises(GalleryError, match="faiss.index is older than the gallery's last change"):
         open_index("faiss", changed)
-    delete_pictures(stored.directory, ["picture 7"])
-    assert not file.exists()  # it held what was computed from the picture
+    delete_images(stored.directory, ["image 7"])
+    assert not file.exists()  # it held what was computed from the image
     with pytest.raises(GalleryError, match="has no faiss index"):
         open_index("faiss", StoredGallery(stored.directory))
 
@@ -375,13 +375,13 @@ def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path, checked_files):
         index.search(rows_near(images, 5), 700)  # for which all rows are read
 
 
-def test_one_picture_is_deleted_without_reading_all_others(tmp_path, checked_files):
+def test_one_image_is_deleted_without_reading_all_others(tmp_path, checked_files):
     stored = write_gallery(tmp_path / "gallery", shards_apart(5, 16))
     embeddings = stored.mapped_embeddings[3].clone()
     changed = stored.shards[3]["name"]
     damaged_shards(stored, [1])
     checked_files.clear()
-    delete_pictures(stored.directory, ["picture 307"])
+    delete_images(stored.directory, ["image 307"])
     assert set(checked_files) == {changed}
     stored = StoredGallery(stored.directory)
     assert torch.equal(stored.mapped_embeddings[3], torch.cat([embeddings[:7], embeddings[8:]]))
@@ -399,7 +399,7 @@ def test_a_faiss_index_over_another_change_is_told_from_a_gallery_to_be_opened_a
         with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
             work("faiss", before)
     open_index("faiss", after)
-    delete_pictures(after.directory, ["other 3"])
+    delete_images(after.directory, ["other 3"])
     with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
         open_index("faiss", after)
 
@@ -415,7 +415,7 @@ def test_milvus_answers_as_exact_search(tmp_path):
     address = str(tmp_path / "milvus.db")
     with pytest.raises(GalleryError, match="does not hold the gallery .*run `tpas gallery index"):
         open_index(address, stored)
-    assert "700 pictures are in the database" in write_index(address, stored)
+    assert "700 images are in the database" in write_index(address, stored)
 
     def answers_as_exact(gallery):
         index = open_index(address, gallery)
@@ -426,7 +426,7 @@ def test_milvus_answers_as_exact_search(tmp_path):
         assert torch.equal(found[1], expected[1])
 
     answers_as_exact(stored)
-    delete_pictures(stored.directory, [f"picture {row}" for row in range(90, 130)])
+    delete_images(stored.directory, [f"image {row}" for row in range(90, 130)])
     changed = write_gallery(stored.directory, unit(40, 16), prefix="other")  # as many as before
     with pytest.raises(GalleryError, match="holds the gallery .* as of another change"):
         open_index(address, changed)
@@ -456,7 +456,7 @@ def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, checke
     assert torch.equal(found[1], expected[1])
     with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
         open_index(address, before)
-    delete_pictures(after.directory, [f"picture {row}" for row in range(690)])
+    delete_images(after.directory, [f"image {row}" for row in range(690)])
     write_index(address, StoredGallery(after.directory))
     with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
         reader.search(queries, 20)
@@ -464,12 +464,12 @@ def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, checke
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
-def test_milvus_takes_the_new_embedding_of_a_picture_that_was_replaced(tmp_path):
+def test_milvus_takes_the_new_embedding_of_an_image_that_was_replaced(tmp_path):
     pytest.importorskip("milvus_lite")
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
     address = str(tmp_path / "milvus.db")
     write_index(address, stored)
-    delete_pictures(stored.directory, [f"picture {row}" for row in range(10)])
+    delete_images(stored.directory, [f"image {row}" for row in range(10)])
     replaced = write_gallery(stored.directory, unit(10, 8))  # the same ids
     write_index(address, replaced)
     index = open_index(address, replaced)
@@ -478,10 +478,10 @@ def test_milvus_takes_the_new_embedding_of_a_picture_that_was_replaced(tmp_path)
             index.collection, data=[embedding.numpy()], anns_field="embedding", limit=1, output_fields=["id"]
         )
         assert (answer[0]["entity"]["id"], answer[0]["distance"]) == (
-            f"picture {row}",
+            f"image {row}",
             pytest.approx(1, abs=1e-5),
         )
-    with pytest.raises(GalleryError, match="at most 16384 pictures, not 20000"):
+    with pytest.raises(GalleryError, match="at most 16384 images, not 20000"):
         index.search(unit(1, 8), 20_000)
     index.close()
 

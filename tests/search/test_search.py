@@ -34,7 +34,7 @@ def test_ranking_is_by_cosine_and_ties_are_by_hash_of_the_id():
     texts = random_embeds(5)
     images = random_embeds(12)
     images[[3, 7, 9]] = images[0].clone()
-    ids = [f"picture {number}" for number in range(12)]
+    ids = [f"image {number}" for number in range(12)]
     indices, cosines = rank_by_embeddings(texts, images, ids)
 
     for query in range(5):
@@ -46,7 +46,7 @@ def test_ranking_is_by_cosine_and_ties_are_by_hash_of_the_id():
 
 def test_ranking_does_not_depend_on_the_order_of_the_gallery():
     texts, images = random_embeds(6), random_embeds(40)
-    images[20:] = images[:20].clone()  # every picture twice
+    images[20:] = images[:20].clone()  # every image twice
     ids = [str(number) for number in range(40)]
     indices, cosines = rank_by_embeddings(texts, images, ids)
     order = torch.randperm(40)
@@ -63,7 +63,7 @@ def test_the_default_shortlist_is_128_or_the_whole_gallery(caplog):
     assert not caplog.records
     with caplog.at_level("INFO"):
         assert resolve_shortlist(None, 40) == 40
-    assert "the gallery has 40 pictures: all of them are re-ranked" in caplog.text
+    assert "the gallery has 40 images: all of them are re-ranked" in caplog.text
     assert resolve_shortlist(40, 40) == 40
     assert resolve_shortlist(41, 40) == 40
 
@@ -78,13 +78,13 @@ def test_a_shortlist_of_nothing_is_refused(shortlist):
 
 
 @torch.no_grad()
-def forward_each_pair(model, processor, pictures, captions):
+def forward_each_pair(model, processor, images, captions):
     """Embeddings and match logits (Q, G) without batches, padding or shortlists."""
-    logits = torch.empty(len(captions), len(pictures))
-    cosines = torch.empty(len(captions), len(pictures))
+    logits = torch.empty(len(captions), len(images))
+    cosines = torch.empty(len(captions), len(images))
     for query, caption in enumerate(captions):
-        for row, picture in enumerate(pictures):
-            output = model(**processor(images=[picture], text=[caption]))
+        for row, image in enumerate(images):
+            output = model(**processor(images=[image], text=[caption]))
             logits[query, row] = output.match_logits[0, 1]
             cosines[query, row] = output.text_embeds[0] @ output.image_embeds[0]
     return cosines, logits
@@ -92,27 +92,27 @@ def forward_each_pair(model, processor, pictures, captions):
 
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_encoding_and_matching_equal_the_model_on_single_pairs(
-    model, processor, pictures, captions, batch_size
+    model, processor, images, captions, batch_size
 ):
-    cosines, logits = forward_each_pair(model, processor, pictures, captions)
-    images = encode_images(model, processor, pictures, batch_size=batch_size)
+    cosines, logits = forward_each_pair(model, processor, images, captions)
+    encoded = encode_images(model, processor, images, batch_size=batch_size)
     texts = encode_texts(model, processor, captions, batch_size=batch_size)
-    torch.testing.assert_close(texts.embeds @ images.embeds.t(), cosines, atol=1e-6, rtol=0)
+    torch.testing.assert_close(texts.embeds @ encoded.embeds.t(), cosines, atol=1e-6, rtol=0)
 
-    shortlists = torch.stack([torch.randperm(len(pictures))[:3] for _ in captions])
-    scores = match_shortlists(model, images, texts, shortlists, batch_size=batch_size)
+    shortlists = torch.stack([torch.randperm(len(images))[:3] for _ in captions])
+    scores = match_shortlists(model, encoded, texts, shortlists, batch_size=batch_size)
     torch.testing.assert_close(scores, logits.gather(1, shortlists), atol=1e-6, rtol=0)
 
 
-def test_pictures_are_read_one_at_a_time_and_once(model, processor, pictures):
+def test_images_are_read_one_at_a_time_and_once(model, processor, images):
     class Reader(list):
         def __getitem__(self, row):
             reads.append(row)
             return super().__getitem__(row)
 
     reads = []
-    encode_images(model, processor, Reader(pictures), batch_size=3)
-    assert reads == list(range(len(pictures)))
+    encode_images(model, processor, Reader(images), batch_size=3)
+    assert reads == list(range(len(images)))
 
 
 def test_a_batch_of_none_is_refused(model, processor, captions):

@@ -15,19 +15,19 @@ from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.explanation import explain
 from tpas.search.gallery import Gallery
-from tpas.search_page.desk import Limits, RequestError, SearchDesk, Session
+from tpas.search_page.desk import Limits, RequestError, SearchRequests, Session
 from tpas.search_page.exports import answer_file, csv_table
-from tpas.search_page.labels import PictureLabel, labels_of, read_labels
+from tpas.search_page.labels import ImageLabel, labels_of, read_labels
 from tpas.search_page.rendering import Renderer
 
 START = Path(__file__).parents[2] / "demo_start"
-PICTURES = 40
+IMAGES = 40
 
 
 @pytest.fixture(scope="module")
 def pab(tmp_path_factory):
     return draw_pab(
-        tmp_path_factory.mktemp("page") / "pab", train_pairs=2, test_pairs=PICTURES, image_size=96, workers=1
+        tmp_path_factory.mktemp("page") / "pab", train_pairs=2, test_pairs=IMAGES, image_size=96, workers=1
     )
 
 
@@ -50,39 +50,39 @@ def gallery(pab, model, processor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def desk(gallery, pab):
-    return SearchDesk(gallery, read_labels(pab / "annotation/test/attr.json"))
+    return SearchRequests(gallery, read_labels(pab / "annotation/test/attr.json"))
 
 
 @pytest.fixture(scope="module")
 def captions(pab):
-    """Every picture's caption, by gallery id."""
+    """Every image's caption, by gallery id."""
     pairs = load_pab(pab, "test", cache_dir=pab.parent / "cache")
     return dict(zip([name.removeprefix("test/") for name in pairs["image"]], pairs["caption"], strict=True))
 
 
 def match_logits(model, processor, images, text):
-    """(n, 2): every picture with the text, pair by pair through the whole model."""
+    """(n, 2): every image with the text, pair by pair through the whole model."""
     with torch.inference_mode():
         inputs = processor(images=images, text=[text] * len(images))
         return model(**inputs).match_logits
 
 
 def found(answer):
-    return [picture.picture.id for picture in answer.pictures]
+    return [image.image.id for image in answer.images]
 
 
-@pytest.mark.parametrize("settle", [False, True])
-def test_answers_are_those_of_a_gallery_search(desk, gallery, captions, settle):
+@pytest.mark.parametrize("resolve", [False, True])
+def test_answers_are_those_of_a_gallery_search(desk, gallery, captions, resolve):
     texts = list(captions.values())[:8]
-    answers = desk.search(Session(), texts, shown=15, settle=settle)
-    expected = gallery.search(texts, top_k=15, sca="score" if settle else None)
+    answers = desk.search(Session(), texts, shown=15, sca=resolve)
+    expected = gallery.search(texts, top_k=15, sca="score" if resolve else None)
     for answer, hits in zip(answers, expected, strict=True):
-        for picture, hit in zip(answer.pictures, hits, strict=True):
-            assert picture.picture.id == hit.id
-            assert (picture.rank, picture.embedding_rank) == (hit.rank, hit.embedding_rank)
-            assert picture.cosine == pytest.approx(hit.cosine, abs=1e-5)
-            assert picture.match_logit == pytest.approx(hit.match_logit, abs=1e-4)
-            assert picture.match_probability == pytest.approx(hit.match_probability, abs=1e-4)
+        for image, hit in zip(answer.images, hits, strict=True):
+            assert image.image.id == hit.id
+            assert (image.rank, image.embedding_rank) == (hit.rank, hit.embedding_rank)
+            assert image.cosine == pytest.approx(hit.cosine, abs=1e-5)
+            assert image.match_logit == pytest.approx(hit.match_logit, abs=1e-4)
+            assert image.match_probability == pytest.approx(hit.match_probability, abs=1e-4)
 
 
 def test_without_re_ranking_the_cosine_ranks(desk, gallery, captions):
@@ -90,15 +90,15 @@ def test_without_re_ranking_the_cosine_ranks(desk, gallery, captions):
     (answer,) = desk.search(Session(), [text], rerank=False)
     (hits,) = gallery.search([text], top_k=12, rerank=False)
     assert found(answer) == [hit.id for hit in hits]
-    assert all(picture.match_logit is None for picture in answer.pictures)
+    assert all(image.match_logit is None for image in answer.images)
 
 
 def test_what_sca_moved_is_told(desk, captions):
-    """The same sentence twice: both claim one picture, and one of them has to move on."""
+    """The same text twice: both claim one image, and one of them has to move on."""
     text = next(iter(captions.values()))
     session = Session()
     first, second = desk.search(session, [text, text + " and"], shown=12)
-    before = [desk.search(Session(), [sentence])[0] for sentence in (text, text + " and")]
+    before = [desk.search(Session(), [one])[0] for one in (text, text + " and")]
     claimed = found(before[0])[0]
     assert found(before[1])[0] == claimed
     moved, holder, number = (second, first, 1) if found(first)[0] == claimed else (first, second, 2)
@@ -107,8 +107,8 @@ def test_what_sca_moved_is_told(desk, captions):
     assert moved.taken_by == number
     own_before = before[1] if moved is second else before[0]
     assert found(moved)[:2] == found(own_before)[1::-1]
-    assert [picture.rank_before_settling for picture in moved.pictures[:3]] == [2, 1, 3]
-    assert (session.settling.moved, session.settling.collisions_after) == (1, 0)
+    assert [image.rank_before_sca for image in moved.images[:3]] == [2, 1, 3]
+    assert (session.sca_report.moved, session.sca_report.collisions_after) == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_filter_searches_exactly_what_is_labelled_so(
         for row in rows
         if (behaviour is None or behaviour in row) and (scene is None or row["scene"] == scene)
     ]
-    assert 0 < len(wanted) < PICTURES
+    assert 0 < len(wanted) < IMAGES
     text = next(iter(captions.values()))
     (answer,) = desk.search(Session(), [text], behaviour=behaviour, scene=scene, shown=48)
     images = [load_image(pab / "test" / name) for name in wanted]
@@ -133,54 +133,54 @@ def test_a_filter_searches_exactly_what_is_labelled_so(
 
 
 def test_a_filter_that_nothing_passes_says_so(desk):
-    with pytest.raises(RequestError, match="No picture is labelled so"):
+    with pytest.raises(RequestError, match="No image is labelled so"):
         desk.search(Session(), ["a man"], scene="moon")
 
 
-def test_own_pictures_are_searched_beside_the_gallery(desk, pab, captions, gallery):
+def test_own_images_are_searched_beside_the_gallery(desk, pab, captions, gallery):
     name, text = next(iter(captions.items()))
     session, other = Session(), Session()
-    assert not desk.add_pictures(session, [pab / "test" / name])
+    assert not desk.add_images(session, [pab / "test" / name])
     (own,) = desk.search(session, [text], where="own")
     assert found(own) == [Path(name).name]
     (both,) = desk.search(session, [text], where="both", shown=48)
-    assert len(both.pictures) == both.searched == PICTURES + 1
-    by_id = {picture.picture.id: picture for picture in both.pictures}
+    assert len(both.images) == both.searched == IMAGES + 1
+    by_id = {image.image.id: image for image in both.images}
     twin, shared = by_id[Path(name).name], by_id[name]
     assert abs(twin.rank - shared.rank) == 1
     assert twin.match_logit == pytest.approx(shared.match_logit, abs=2e-3)  # kept in fp16
-    assert len(desk.search(session, [text], where="gallery", shown=48)[0].pictures) == PICTURES
+    assert len(desk.search(session, [text], where="gallery", shown=48)[0].images) == IMAGES
 
-    assert len(desk.search(other, [text], where="both", shown=48)[0].pictures) == PICTURES
-    with pytest.raises(RequestError, match="no pictures here yet"):
+    assert len(desk.search(other, [text], where="both", shown=48)[0].images) == IMAGES
+    with pytest.raises(RequestError, match="no images here yet"):
         desk.search(other, [text], where="own")
 
 
-def test_removed_pictures_are_gone(desk, pab, captions):
+def test_removed_images_are_gone(desk, pab, captions):
     session = Session()
-    desk.add_pictures(session, [pab / "test" / name for name in list(captions)[:3]])
+    desk.add_images(session, [pab / "test" / name for name in list(captions)[:3]])
     desk.search(session, ["a man"], where="own")
-    desk.remove_pictures(session)
+    desk.remove_images(session)
     assert session == Session()
 
 
-def test_pictures_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_path):
-    desk = SearchDesk(gallery, limits=Limits(own_pictures=2, upload_megabytes=1))
-    (tmp_path / "letter.jpg").write_text("not a picture")
+def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_path):
+    desk = SearchRequests(gallery, limits=Limits(own_images=2, upload_megabytes=1))
+    (tmp_path / "letter.jpg").write_text("not an image")
     Image.new("RGB", (9000, 10000)).save(tmp_path / "huge.png")
     (tmp_path / "heavy.jpg").write_bytes(bytes(2**20 + 1))
     Image.new("RGB", (9, 9)).save(tmp_path / "short.png", exif=b"II*\0")
-    pictures = [pab / "test" / name for name in list(captions)[:3]]
+    images = [pab / "test" / name for name in list(captions)[:3]]
     session = Session()
-    refused = desk.add_pictures(session, [*tmp_path.iterdir(), *pictures])
-    assert set(refused) == {"letter.jpg", "huge.png", "heavy.jpg", "short.png", pictures[2].name}
+    refused = desk.add_images(session, [*tmp_path.iterdir(), *images])
+    assert set(refused) == {"letter.jpg", "huge.png", "heavy.jpg", "short.png", images[2].name}
     assert "not an image" in refused["letter.jpg"]
     assert "9000x10000 pixels" in refused["huge.png"]
     assert "broken image" in refused["short.png"]
     assert "larger than 1 MB" in refused["heavy.jpg"]
-    assert refused[pictures[2].name] == "more than 2 pictures"
+    assert refused[images[2].name] == "more than 2 images"
     assert not any(str(tmp_path) in reason for reason in refused.values())
-    assert [picture.name for picture in session.own_pictures] == [path.name for path in pictures[:2]]
+    assert [image.name for image in session.own_images] == [path.name for path in images[:2]]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +188,10 @@ def test_pictures_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_
     [
         ([], "Write what you are looking for"),
         (["  ", "\t"], "Write what you are looking for"),
-        (["a man", "?!."], "Sentence 2 has no words"),
-        (["\u200b"], "Sentence 1 has no words"),
-        (["a man"] * 21, "21 sentences are too many"),
-        (["a" * 1001], "Sentence 1 has 1001 characters"),
+        (["a man", "?!."], "Text 2 has no words"),
+        (["\u200b"], "Text 1 has no words"),
+        (["a man"] * 21, "21 texts are too many"),
+        (["a" * 1001], "Text 1 has 1001 characters"),
     ],
 )
 def test_texts_beyond_the_limits_are_refused(desk, texts, message):
@@ -210,26 +210,26 @@ def test_numbers_from_a_browser_point_into_the_own_result_only(desk, numbers):
 
 
 def test_an_explanation_is_of_the_ranked_pair(desk, model, processor, pab, captions):
-    text = list(captions.values())[3]
+    sentence = list(captions.values())[3]
     session = Session()
-    (answer,) = desk.search(session, [text])
-    sentence, picture, explanation = desk.explain(session, 0, 2)
-    assert sentence == text
-    assert picture is answer.pictures[2]
-    assert explanation.match_logit == pytest.approx(picture.match_logit, abs=1e-4)
-    expected = explain(model, processor, load_image(pab / "test" / picture.picture.id), text)
+    (answer,) = desk.search(session, [sentence])
+    text, image, explanation = desk.explain(session, 0, 2)
+    assert text == sentence
+    assert image is answer.images[2]
+    assert explanation.match_logit == pytest.approx(image.match_logit, abs=1e-4)
+    expected = explain(model, processor, load_image(pab / "test" / image.image.id), text)
     torch.testing.assert_close(explanation.effects, expected.effects, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_similar_pictures_are_the_nearest_embeddings(desk, model, processor, pab, captions, own):
+def test_similar_images_are_the_nearest_embeddings(desk, model, processor, pab, captions, own):
     session = Session()
     where = "gallery"
     if own:
-        desk.add_pictures(session, [pab / "test" / next(iter(captions))])
+        desk.add_images(session, [pab / "test" / next(iter(captions))])
         where = "own"
     (answer,) = desk.search(session, ["a man in a red jacket"], where=where)
-    asked = answer.pictures[0].picture
+    asked = answer.images[0].image
     similar = desk.similar(session, 0, 0, shown=5)
 
     names = list(captions)
@@ -242,26 +242,26 @@ def test_similar_pictures_are_the_nearest_embeddings(desk, model, processor, pab
         cosines[place] = -2
     best = cosines.argsort(descending=True)[:5]
     assert found(similar) == [names[place] for place in best]
-    assert [picture.cosine for picture in similar.pictures] == pytest.approx(cosines[best].tolist(), abs=1e-3)
-    assert desk.explain(session, 0, 0)[2] is None  # no sentence found them
+    assert [image.cosine for image in similar.images] == pytest.approx(cosines[best].tolist(), abs=1e-3)
+    assert desk.explain(session, 0, 0)[2] is None  # no text found them
 
 
 def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, captions, tmp_path):
     names = list(captions)[:3]
     for name in names:
-        (tmp_path / "pictures" / name).parent.mkdir(parents=True, exist_ok=True)
-        load_image(pab / "test" / name).save(tmp_path / "pictures" / name)
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        load_image(pab / "test" / name).save(tmp_path / "images" / name)
     for size, folder in ((64, "kept"), (None, "gone")):
         Gallery.build(
-            model, processor, tmp_path / "pictures", tmp_path / folder, tokens="float16", thumbnail_size=size
+            model, processor, tmp_path / "images", tmp_path / folder, tokens="float16", thumbnail_size=size
         )
     for name in names:
-        (tmp_path / "pictures" / name).unlink()
+        (tmp_path / "images" / name).unlink()
     for folder, width in (("kept", 64), ("gone", None)):
-        desk = SearchDesk(Gallery.open(tmp_path / folder, model, processor))
+        desk = SearchRequests(Gallery.open(tmp_path / folder, model, processor))
         session = Session()
-        picture = desk.search(session, ["a man"])[0].pictures[0].picture
-        for jpeg in (desk.card(picture), desk.large(picture)):
+        image = desk.search(session, ["a man"])[0].images[0].image
+        for jpeg in (desk.card(image), desk.large(image)):
             assert (jpeg and Image.open(io.BytesIO(jpeg)).width) == width
         renderer = Renderer(desk)
         page = renderer.answers(session)
@@ -274,42 +274,42 @@ def test_a_csv_holds_the_answers(desk, captions):
     session = Session()
     answers = desk.search(session, ['A "man", in a coat', next(iter(captions.values()))], shown=3)
     rows = list(csv.DictReader(io.StringIO(csv_table(answers))))
-    assert [row["sentence_number"] for row in rows] == ["1"] * 3 + ["2"] * 3
-    assert rows[0]["sentence"] == 'A "man", in a coat'
-    best = answers[1].pictures[0]
-    assert rows[3]["picture"] == best.picture.id
+    assert [row["text_number"] for row in rows] == ["1"] * 3 + ["2"] * 3
+    assert rows[0]["text"] == 'A "man", in a coat'
+    best = answers[1].images[0]
+    assert rows[3]["image"] == best.image.id
     assert float(rows[3]["match_logit"]) == pytest.approx(best.match_logit, abs=1e-6)
     assert rows[3]["rank_by_embedding"] == str(best.embedding_rank)
     assert (rows[3]["behaviour"], rows[3]["scene"]) == (
-        best.picture.label.behaviour,
-        best.picture.label.scene,
+        best.image.label.behaviour,
+        best.image.label.scene,
     )
 
 
 def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(desk):
     (answer,) = desk.search(Session(), ['-2+3+cmd|" /C calc"!A0'], shown=3)
-    first, second, third = answer.pictures
-    label = PictureLabel("normal", '=HYPERLINK("http://example.org")', "+1", None)
-    pictures = [
-        replace(first, picture=replace(first.picture, id='@SUM(1,1)\n".jpg', label=label)),
-        replace(second, picture=replace(second.picture, id="\t=1.jpg")),
+    first, second, third = answer.images
+    label = ImageLabel("normal", '=HYPERLINK("http://example.org")', "+1", None)
+    images = [
+        replace(first, image=replace(first.image, id='@SUM(1,1)\n".jpg', label=label)),
+        replace(second, image=replace(second.image, id="\t=1.jpg")),
         third,
     ]
-    rows = list(csv.reader(io.StringIO(csv_table([replace(answer, pictures=pictures)]), newline="")))
+    rows = list(csv.reader(io.StringIO(csv_table([replace(answer, images=images)]), newline="")))
     assert len(rows) == 4
     assert rows[1][1] == """'-2+3+cmd|" /C calc"!A0"""
     assert rows[1][3] == """'@SUM(1,1)\n".jpg"""
     assert rows[1][-2:] == ["""'=HYPERLINK("http://example.org")""", "'+1"]
     assert rows[2][3] == "'\t=1.jpg"
-    assert rows[3][3] == third.picture.id
+    assert rows[3][3] == third.image.id
     assert float(rows[1][6]) == pytest.approx(first.match_logit, abs=1e-6)  # a number stays one
 
 
 def test_an_answer_file_is_one_that_the_challenge_takes(desk, pab, captions):
     texts = list(captions.values())[:4]
     answers = desk.search(Session(), texts, shown=12)
-    pictures = {Path(name).stem: pab / "test" / name for name in captions}
-    challenge = Challenge([f"q{number}" for number in range(4)], texts, pictures)
+    images = {Path(name).stem: pab / "test" / name for name in captions}
+    challenge = Challenge([f"q{number}" for number in range(4)], texts, images)
     text = answer_file(answers)
     assert not find_mistakes(text, challenge)
     assert text.splitlines()[2].split()[0] == Path(found(answers[2])[0]).stem
@@ -318,12 +318,12 @@ def test_an_answer_file_is_one_that_the_challenge_takes(desk, pab, captions):
 def test_an_answer_file_that_would_be_wrong_is_refused(desk, pab, captions):
     session = Session()
     (few,) = desk.search(session, ["a man"], shown=9)
-    with pytest.raises(ValueError, match="names 10 pictures"):
+    with pytest.raises(ValueError, match="names 10 images"):
         answer_file([few])
     similar = desk.similar(session, 0, 0)
-    with pytest.raises(ValueError, match="answers to sentences"):
+    with pytest.raises(ValueError, match="answers to texts"):
         answer_file([similar])
-    desk.add_pictures(session, [pab / "test" / next(iter(captions))])
+    desk.add_images(session, [pab / "test" / next(iter(captions))])
     (own,) = desk.search(session, ["a man"], where="own")
     with pytest.raises(ValueError, match="of the gallery only"):
         answer_file([own])
@@ -331,10 +331,10 @@ def test_an_answer_file_that_would_be_wrong_is_refused(desk, pab, captions):
     (many,) = desk.search(session, ["a man"])
 
     def with_name(name):
-        first = many.pictures[0]
+        first = many.images[0]
         return replace(
             many,
-            pictures=[replace(first, picture=replace(first.picture, id=name)), *many.pictures[1:]],
+            images=[replace(first, image=replace(first.image, id=name)), *many.images[1:]],
         )
 
     with pytest.raises(ValueError, match="space in its name"):
@@ -352,7 +352,7 @@ def test_nothing_that_was_typed_becomes_markup(desk):
         renderer.explanation(0, 0, *desk.explain(session, 0, 0)),
         renderer.problem("<script>"),
         renderer.welcome(["<script>"]),
-        renderer.own_pictures(session, {"<script>.jpg": "<script>"}),
+        renderer.own_images(session, {"<script>.jpg": "<script>"}),
     ]
     for page in pages:
         assert "<script" not in page
@@ -371,14 +371,14 @@ def write(path, *lines):
 
 def test_labels_of_all_three_kinds_of_file(tmp_path):
     expected = {
-        "a/1.jpg": PictureLabel("normal", "walking", "street", "A man walks."),
-        "a/2.jpg": PictureLabel("anomaly", "falling", None, None),
+        "a/1.jpg": ImageLabel("normal", "walking", "street", "A man walks."),
+        "a/2.jpg": ImageLabel("anomaly", "falling", None, None),
     }
     pab = write(
         tmp_path / "attr.json",
         {"image": "a/1.jpg", "caption": ["A man walks."], "normal": "walking", "scene": "street"},
         {"image": "a/2.jpg", "anomaly": "falling"},
-        {"image": "a/1.jpg", "caption": "Another sentence about it.", "normal": "walking"},
+        {"image": "a/1.jpg", "caption": "Another text about it.", "normal": "walking"},
     )
     metadata = write(
         tmp_path / "metadata.jsonl",
@@ -407,7 +407,7 @@ def test_labels_of_all_three_kinds_of_file(tmp_path):
     [
         ("{", "line 2: not a line of JSON"),
         ("[1]", "line 2: expected an object"),
-        ('{"scene": "street"}', "line 2: 'image' or 'file_name' must name the picture, got None"),
+        ('{"scene": "street"}', "line 2: 'image' or 'file_name' must name the image, got None"),
         ('{"image": "b", "behaviour": "odd"}', "line 2: 'behaviour' must be normal or anomaly, got 'odd'"),
         ('{"image": "b", "scene": 3}', "line 2: 'scene' must be text, got 3"),
     ],
@@ -421,7 +421,7 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
 def test_files_that_hold_no_labels_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such annotation file"):
         read_labels(tmp_path / "none.json")
-    with pytest.raises(ValueError, match="no picture is named"):
+    with pytest.raises(ValueError, match="no image is named"):
         read_labels(write(tmp_path / "empty.json"))
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
@@ -429,7 +429,7 @@ def test_files_that_hold_no_labels_are_refused(tmp_path):
 
 
 def test_ids_below_the_annotations_root_find_their_label():
-    street, lawn, beach = (PictureLabel(scene=scene) for scene in ("street", "lawn", "beach"))
+    street, lawn, beach = (ImageLabel(scene=scene) for scene in ("street", "lawn", "beach"))
     labels = {"test/a/1.jpg": street, "test/b/1.jpg": lawn, "test/b/2.jpg": beach}
     ids = ["test/a/1.jpg", "b/1.jpg", "2.jpg", "1.jpg", "3.jpg"]
     assert labels_of(ids, labels) == [street, lawn, beach, None, None]  # 1.jpg could be either

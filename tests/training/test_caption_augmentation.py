@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tpas.processing_tpas import clean_caption
 from tpas.training.caption_augmentation import eda_view, random_deletion, random_swap, swap_left_right
 
-SENTENCE = "A man in a red coat falls off his bicycle beside the left lane of a wide, wet street"
+TEXT = "A man in a red coat falls off his bicycle beside the left lane of a wide, wet street"
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_without_doubtful_words_a_second_swap_undoes_the_first(words):
 
 
 def test_a_view_depends_on_the_generator_alone_and_has_no_new_word():
-    words = Counter(SENTENCE.split())
-    views = [eda_view(SENTENCE, random.Random(seed)) for seed in range(200)]
-    assert views == [eda_view(SENTENCE, random.Random(seed)) for seed in range(200)]
+    words = Counter(TEXT.split())
+    views = [eda_view(TEXT, random.Random(seed)) for seed in range(200)]
+    assert views == [eda_view(TEXT, random.Random(seed)) for seed in range(200)]
     assert len(set(views)) > 100
     swapped = [view for view in views if Counter(view.split()) == words]
     assert 60 < len(swapped) < 160  # some deletions delete nothing

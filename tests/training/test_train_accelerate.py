@@ -302,11 +302,11 @@ def test_stable_numbers_tell_ids_apart_and_never_change():
 
 @pytest.fixture
 def broken_root(drawn_root, tmp_path) -> Path:
-    """A copy of the drawn PAB whose second training pair's picture is cut off."""
+    """A copy of the drawn PAB whose second training pair's image is cut off."""
     root = tmp_path / "broken"
     shutil.copytree(drawn_root, root)
-    picture = root / load_pab(root, "train", **CUT)[1]["image"]
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = root / load_pab(root, "train", **CUT)[1]["image"]
+    image.write_bytes(image.read_bytes()[:200])
     return root
 
 
@@ -315,21 +315,21 @@ def place(root: Path, split: str, row: int) -> str:
     return f"{pair['file']}, line {pair['line']}: "
 
 
-def test_a_broken_picture_stops_the_run_and_is_named(broken_root, start, tmp_path):
+def test_a_broken_image_stops_the_run_and_is_named(broken_root, start, tmp_path):
     with pytest.raises(SystemExit, match="broken image") as error:
         main(flags(broken_root, start, tmp_path / "run"))
     assert place(broken_root, "train", 1) in str(error.value)
     assert not (tmp_path / "run" / "last").exists()
 
 
-def test_a_missing_picture_stops_the_run_and_is_named(broken_root, start, tmp_path):
+def test_a_missing_image_stops_the_run_and_is_named(broken_root, start, tmp_path):
     (broken_root / load_pab(broken_root, "train", **CUT)[1]["image"]).unlink()
     with pytest.raises(SystemExit, match="no such image file") as error:
         main(flags(broken_root, start, tmp_path / "run"))
     assert place(broken_root, "train", 1) in str(error.value)
 
 
-def test_a_skipped_picture_is_counted_and_named_once(broken_root, start, tmp_path, caplog):
+def test_a_skipped_image_is_counted_and_named_once(broken_root, start, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip", num_train_epochs=3))
     where = place(broken_root, "train", 1)
@@ -351,18 +351,18 @@ def test_the_next_readable_pair_stands_in_for_a_broken_one(broken_root):
     assert item["unreadable"][0].startswith(place(broken_root, "train", 1))
 
 
-def test_a_run_without_any_readable_picture_is_refused(broken_root, start, tmp_path):
-    for picture in broken_root.glob("train/**/*.jpg"):
-        picture.write_bytes(b"")
+def test_a_run_without_any_readable_image_is_refused(broken_root, start, tmp_path):
+    for image in broken_root.glob("train/**/*.jpg"):
+        image.write_bytes(b"")
     pairs = training_pairs(broken_root, skip_bad_images=True)
-    with pytest.raises(ValueError, match=f"none of the {len(pairs)} training pictures can be read"):
+    with pytest.raises(ValueError, match=f"none of the {len(pairs)} training images can be read"):
         pairs[3]
-    with pytest.raises(SystemExit, match="validation pictures can be read"):
+    with pytest.raises(SystemExit, match="validation images can be read"):
         main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip"))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_validation_picture_is_found_before_the_first_step(drawn_root, start, tmp_path, caplog):
+def test_a_broken_validation_image_is_found_before_the_first_step(drawn_root, start, tmp_path, caplog):
     root = tmp_path / "root"
     shutil.copytree(drawn_root, root)
     (root / load_pab(root, "validation", **CUT)[0]["image"]).unlink()

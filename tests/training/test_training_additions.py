@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.data.image_files import open_picture
+from tpas.data.image_files import open_image
 from tpas.data.pab import load_pab
 from tpas.engine.retrieval_stages import encode_texts
 from tpas.modeling_tpas import TPASModel
@@ -76,7 +76,7 @@ def test_a_run_with_every_addition_goes_on_bit_equal(
     everything = {
         "evaluate_every": 1,
         "negatives": "global",
-        "counterparts": True,
+        "hard_negatives": True,
         "second_view_weight": 0.8,
         "masked_language_modelling_weight": 1.0,
         "label_smoothing": 0.1,
@@ -332,15 +332,15 @@ def test_a_multiplier_that_fits_nothing_is_refused(small_pab, start, tmp_path, m
     assert not (tmp_path / "run").exists()
 
 
-# Pictures and captions
+# Images and captions
 
 
-def test_counterparts_are_those_that_the_annotation_names(small_pab, start):
+def test_hard_negatives_are_those_that_the_annotation_names(small_pab, start):
     rows = training_rows(small_pab)
-    pairs = TrainingPairs(rows, small_pab, seed=1, counterparts=True)
-    image, caption = pairs[0]["counterpart"]
+    pairs = TrainingPairs(rows, small_pab, seed=1, hard_negatives=True)
+    image, caption = pairs[0]["hard_negative"]
     assert caption == rows[0]["hard_c"]
-    expected = open_picture(small_pab, rows[0]["hard_i"], "")
+    expected = open_image(small_pab, rows[0]["hard_i"], "")
     assert not ImageChops.difference(image, expected).getbbox()
 
     def changed(row, **fields):
@@ -348,26 +348,26 @@ def test_counterparts_are_those_that_the_annotation_names(small_pab, start):
 
     itself = {"hard_i": rows[0]["image"], "hard_i_id": None}
     for fields in ({"hard_i": None}, {"hard_c": None}, {"hard_i_id": rows[0]["image_id"]}, itself):
-        without = TrainingPairs(rows.map(changed, fn_kwargs=fields), small_pab, seed=1, counterparts=True)
-        assert without[0]["counterpart"] is None
+        without = TrainingPairs(rows.map(changed, fn_kwargs=fields), small_pab, seed=1, hard_negatives=True)
+        assert without[0]["hard_negative"] is None
 
     batch = PairCollator(TPASProcessor.from_pretrained(start))([without[0], pairs[1]])
-    assert batch["has_counterpart"].tolist() == [False, True]
+    assert batch["has_hard_negative"].tolist() == [False, True]
     assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 4
     assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][2])  # its place is filled
     assert not torch.equal(batch["pixel_values"][1], batch["pixel_values"][3])
 
 
-def test_a_broken_counterpart_is_named_or_passed_over(small_pab, tmp_path):
+def test_a_broken_hard_negative_is_named_or_passed_over(small_pab, tmp_path):
     rows = training_rows(small_pab).map(lambda row: row | {"hard_i": "train/gone.jpg"})
     with pytest.raises(FileNotFoundError, match=f"{rows[0]['file']}, line {rows[0]['line']}: .*gone.jpg"):
-        TrainingPairs(rows, small_pab, seed=1, counterparts=True)[0]
-    item = TrainingPairs(rows, small_pab, seed=1, counterparts=True, skip_bad_images=True)[0]
-    assert item["counterpart"] is None
+        TrainingPairs(rows, small_pab, seed=1, hard_negatives=True)[0]
+    item = TrainingPairs(rows, small_pab, seed=1, hard_negatives=True, skip_bad_images=True)[0]
+    assert item["hard_negative"] is None
     assert "gone.jpg" in item["unreadable"][0]
 
 
-def test_left_and_right_follow_a_mirrored_picture(small_pab):
+def test_left_and_right_follow_a_mirrored_image(small_pab):
     rows = training_rows(small_pab).map(lambda row: row | {"caption": "On the left of a man."})
     mirror = Augmentation(32, crop_probability=0.0, flip_probability=1.0, operations=0)
     plain = Augmentation(32, crop_probability=0.0, flip_probability=0.0, operations=0)

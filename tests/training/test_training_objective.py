@@ -29,10 +29,10 @@ def config(tiny_config):
     return tiny_config
 
 
-def batch_of(views: int = 1, counterparts: bool = False) -> dict[str, torch.Tensor]:
+def batch_of(views: int = 1, hard_negatives: bool = False) -> dict[str, torch.Tensor]:
     """A batch as `PairCollator` makes it; the captions end in padding, pairs 1 and 4 show one image."""
     generator = torch.Generator().manual_seed(3)
-    images, texts = PAIRS * (1 + counterparts), PAIRS * (views + counterparts)
+    images, texts = PAIRS * (1 + hard_negatives), PAIRS * (views + hard_negatives)
     lengths = torch.randint(4, 12, (texts, 1), generator=generator)
     batch = {
         "pixel_values": torch.randn(images, 3, 32, 32, generator=generator, dtype=torch.float64),
@@ -40,8 +40,8 @@ def batch_of(views: int = 1, counterparts: bool = False) -> dict[str, torch.Tens
         "attention_mask": (torch.arange(12) < lengths).long(),
         "image_ids": torch.tensor([3, 7, 5, 9, 7, 2]),
     }
-    if counterparts:
-        batch["has_counterpart"] = torch.tensor([True, False, True, True, True, True])
+    if hard_negatives:
+        batch["has_hard_negative"] = torch.tensor([True, False, True, True, True, True])
     return batch
 
 
@@ -83,7 +83,7 @@ def test_a_second_view_costs_its_weight_in_both_losses(config):
     twice = FineTuningObjective(model, second_view_weight=0.8)(**one | both)
     torch.testing.assert_close(twice["contrastive_loss"], 1.8 * once["contrastive_loss"])
 
-    # Pairs and negatives are the same for each view when all pictures are, and all captions.
+    # Pairs and negatives are the same for each view when all images are, and all captions.
     for name in ("pixel_values", "input_ids", "attention_mask"):
         one[name] = one[name][:1].repeat(PAIRS, *[1] * (one[name].dim() - 1))
     both = {name: torch.cat([one[name]] * 2) for name in ("input_ids", "attention_mask")}
@@ -92,13 +92,13 @@ def test_a_second_view_costs_its_weight_in_both_losses(config):
     torch.testing.assert_close(twice["matching_loss"], 1.8 * once["matching_loss"])
 
 
-def test_counterparts_are_two_more_negatives_of_each_pair_that_has_one(config):
+def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config):
     model = TPASModel(config).double()
-    objective, batch = FineTuningObjective(model), batch_of(counterparts=True)
+    objective, batch = FineTuningObjective(model), batch_of(hard_negatives=True)
     image, image_states = objective.encode_images(batch["pixel_values"])
     text, text_states = objective.encode_texts(batch["input_ids"], batch["attention_mask"])
-    contrastive, pairs = objective.compare(image, text, batch["image_ids"], batch["has_counterpart"], None)
-    # The counterparts take no part in the contrastive loss.
+    contrastive, pairs = objective.compare(image, text, batch["image_ids"], batch["has_hard_negative"], None)
+    # The hard_negatives take no part in the contrastive loss.
     expected = contrastive_loss(image[:PAIRS], text[:PAIRS], model.temperature(), batch["image_ids"])
     torch.testing.assert_close(contrastive, expected)
 
@@ -172,7 +172,7 @@ def objective_with_everything(config) -> FineTuningObjective:
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
 def test_cached_gradients_are_those_of_the_whole_batch(config, chunk_size):
     accelerator = Accelerator()
-    objective, batch = objective_with_everything(config), batch_of(views=2, counterparts=True)
+    objective, batch = objective_with_everything(config), batch_of(views=2, hard_negatives=True)
     torch.manual_seed(7)
     expected = objective(**batch)
     expected["loss"].backward()
@@ -203,7 +203,7 @@ def test_cached_gradients_replay_dropout(tiny_config):
             encoded.append(encode(*inputs)) or encoded[-1]
         )
     backward_in_chunks(objective, batch, 3, Accelerator())
-    assert len(encoded) == 8  # two chunks of pictures and two of captions, twice
+    assert len(encoded) == 8  # two chunks of images and two of captions, twice
     for first, second in zip(encoded[:4], encoded[4:], strict=True):
         assert not first[0].requires_grad
         assert second[0].requires_grad

@@ -230,7 +230,7 @@ def test_two_processes_train_as_one(folders, drawn_root, tmp_path, family):
 @pytest.mark.parametrize(
     ("family", "setting", "message"),
     [
-        ("clip", {"counterparts": True}, "--counterparts True is for models with a stage 2 of their own"),
+        ("clip", {"hard_negatives": True}, "--hard_negatives True is for models with a stage 2 of their own"),
         ("clip", {"negatives": "global"}, "--negatives global is for models with a stage 2"),
         ("blip", {"layer_decay": 0.9}, "--layer_decay 0.9 is for TPAS models"),
         (

@@ -1,8 +1,8 @@
-"""Draws the README's picture from what `tpas demo` has written: `python docs/make_picture.py outputs/demo`.
+"""Draws the README's image from what `tpas demo` has written: `python docs/make_image.py outputs/demo`.
 
-Three sentences with the first five pictures that the fine-tuned model found, after the last stage. Which
-sentences is a rule, not a choice by eye: the shortest of those answered right at once by an anomaly, of those
-answered right at once by normal behaviour, and of those whose right picture is not first but among the five.
+Three texts with the first five images that the fine-tuned model found, after the last stage. Which
+texts is a rule, not a choice by eye: the shortest of those answered right at once by an anomaly, of those
+answered right at once by normal behaviour, and of those whose right image is not first but among the five.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from tpas.figures.examples import Answer, answer, is_right, verdict
 from tpas.figures.report import Evaluation
 from tpas.figures.results import ResultRow, plot_result_rows
 from tpas.figures.saving import save_figure
-from tpas.figures.sheet import RankedPicture
+from tpas.figures.sheet import RankedImage
 
 SHOWN = 5
 DOTS_PER_INCH = 115  # about 1,000 pixels across, which a README is shown in
@@ -29,7 +29,7 @@ def shortest(queries: Sequence[Mapping], chosen: Callable[[Mapping], bool]) -> M
 
 
 def choose_rows(evaluation: Evaluation) -> list[Mapping]:
-    """The three queries of the picture."""
+    """The three queries of the image."""
     queries, before = evaluation.rankings["queries"], evaluation.stage_before_sca
 
     def at_once(behaviour: str) -> Callable[[Mapping], bool]:
@@ -50,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     written = arguments.demo / "evaluation" / "fine_tuned"
     evaluation = Evaluation.read(written / "results.json", written / "rankings.json")
 
-    def ranked(one: Answer) -> RankedPicture:
-        picture = image_path(arguments.demo / "pab", evaluation.rankings["gallery"][one.id])
-        return RankedPicture(picture, one.score, one.right, one.rank)
+    def ranked(one: Answer) -> RankedImage:
+        image = image_path(arguments.demo / "pab", evaluation.rankings["gallery"][one.id])
+        return RankedImage(image, one.score, one.right, one.rank)
 
     rows = [
         ResultRow(

@@ -1,6 +1,6 @@
-"""What settles collisions best on drawn people: SCA, its relatives and score normalisers side by side.
+"""What resolves collisions best on drawn people: SCA, its relatives and score normalisers side by side.
 
-    python benchmarks/settling_seeds.py --seeds 2 3 4
+    python benchmarks/reranking_seeds.py --seeds 2 3 4
 
 Each seed draws a PAB, fine-tunes the demo's start on it and evaluates it, through the commands a user would
 type; each method then re-ranks the shortlists' scores of the test queries, as `tpas rerank` does. Prints
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.parallel > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
 
-    with tempfile.TemporaryDirectory(prefix="tpas-settling-") as folder:
+    with tempfile.TemporaryDirectory(prefix="tpas-sca-") as folder:
 
         def run(seed: int) -> dict[str, dict[str, float]]:
             (own := Path(folder) / str(seed)).mkdir()

@@ -1,4 +1,4 @@
-"""The pictures that one search looks through: those of the gallery that pass a filter, and a person's own."""
+"""The images that one search looks through: those of the gallery that pass a filter, and a person's own."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from torch import Tensor
 from ..search.exact_index import ExactIndex
 from ..search.image_tokens import ImageTokens
 from ..search.shards import id_hash
-from .labels import PictureLabel
+from .labels import ImageLabel
 
 
 @dataclass(frozen=True, eq=False)  # two of one content are still two
-class PrivatePicture:
-    """A picture that a person brought along; it is in this process's memory and nowhere else.
+class PrivateImage:
+    """An image that a person brought along; it is in this process's memory and nowhere else.
 
     Attributes:
         name: the file's name.
@@ -31,17 +31,17 @@ class PrivatePicture:
 
 
 @dataclass(frozen=True)
-class PoolPicture:
-    """One picture of a pool: a row of the gallery, or a private picture."""
+class PoolImage:
+    """One image of a pool: a row of the gallery, or a private image."""
 
     id: str
-    label: PictureLabel | None = None
+    label: ImageLabel | None = None
     row: int | None = None
-    private: PrivatePicture | None = field(default=None, repr=False)
+    private: PrivateImage | None = field(default=None, repr=False)
 
 
-class PicturePool:
-    """A selection of the gallery's rows, then private pictures; a place is a number in this order.
+class ImagePool:
+    """A selection of the gallery's rows, then private images; a place is a number in this order.
 
     Args:
         rows: the gallery's rows, or None for all of them; without a copy of the embeddings then.
@@ -51,9 +51,9 @@ class PicturePool:
     def __init__(
         self,
         tokens: ImageTokens,
-        labels: Sequence[PictureLabel | None],
+        labels: Sequence[ImageLabel | None],
         rows: Tensor | None,
-        private: Sequence[PrivatePicture] = (),
+        private: Sequence[PrivateImage] = (),
     ):
         stored = tokens.stored
         self.gallery_tokens = tokens
@@ -66,8 +66,8 @@ class PicturePool:
             segments = [stored.embedding_rows(rows)] if len(rows) else []
             hashes = hashes[rows]
         if private:
-            segments.append(torch.stack([picture.embedding for picture in private]))
-            own_hashes = torch.tensor([id_hash(picture.name) for picture in private], dtype=torch.long)
+            segments.append(torch.stack([image.embedding for image in private]))
+            own_hashes = torch.tensor([id_hash(image.name) for image in private], dtype=torch.long)
             hashes = torch.cat([hashes, own_hashes])
         self.index = ExactIndex(segments, hashes)
 
@@ -78,12 +78,12 @@ class PicturePool:
         """Image tokens (n, 1+N, image width) of places (n,): a pool is what a `FastMatcher` reads from."""
         return np.stack([self._tokens(int(place)) for place in places])
 
-    def picture(self, place: int) -> PoolPicture:
+    def image(self, place: int) -> PoolImage:
         if place >= self.shared:
             own = self.private[place - self.shared]
-            return PoolPicture(own.name, private=own)
+            return PoolImage(own.name, private=own)
         row = self._row(place)
-        return PoolPicture(self.gallery_tokens.stored.record(row)["id"], self.labels[row], row)
+        return PoolImage(self.gallery_tokens.stored.record(row)["id"], self.labels[row], row)
 
     def _row(self, place: int) -> int:
         return place if self.rows is None else int(self.rows[place])
