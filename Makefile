@@ -11,7 +11,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
 	@echo "make docs     write the API reference into outputs/docs, from the docstrings"
-	@echo "make quality  check style and imports (changes nothing)"
+	@echo "make quality  check style, imports and types (changes nothing)"
 	@echo "make style    repair style and order imports"
 	@echo "make clean    remove .venv, the demo's, benchmarks' and docs' output and every cache"
 	@echo "The versions are those of constraints.txt; PYTHON=... chooses the interpreter."
@@ -42,6 +42,8 @@ docs: $(READY)
 quality: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+	.venv/bin/pyright
 
 style: $(READY)
 	.venv/bin/ruff check --fix .

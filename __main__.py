@@ -29,7 +29,7 @@ COMMANDS = {
     "submit": ("commands.submit", "write or check a challenge's answer file"),
     "rerank": ("commands.rerank", "resolve collisions or hubs in a score file of any system"),
     "fuse": ("commands.fuse", "fuse score files of several systems"),
-    "draw": ("data.drawn.synthetic_pab", "draw a small PAB"),
+    "draw": ("commands.draw", "draw a small PAB"),
     "push": ("commands.push", "upload a model with its card to the Hugging Face Hub"),
 }
 

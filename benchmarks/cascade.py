@@ -29,10 +29,10 @@ from measuring import (
     time_in_turn,
 )
 
+from tpas.data.whole_files import write_json
 from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.matching_cascade import MatchingCascade
 from tpas.engine.retrieval_stages import EncodedTexts
-from tpas.evaluation.result_files import write_json
 
 BLOCKS = {"16, 32, 48, ...": 16, "32, 64, 96, ...": 32}
 

@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from measuring import add_timing_arguments, median_ratio, time_in_turn
 from torch import Tensor, nn
 
+from tpas.data.whole_files import write_json
 from tpas.engine.packed_layers import PackedLinear
-from tpas.evaluation.result_files import write_json
 from tpas.search.exact_index import ROUNDED_FROM, ExactIndex
 from tpas.search.faiss_index import FaissIndex
 

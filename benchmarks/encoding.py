@@ -28,8 +28,8 @@ from measuring import DTYPES, add_timing_arguments, build_model, compare, draw_t
 from PIL import Image
 from transformers import BertTokenizer
 
+from tpas.data.whole_files import write_json
 from tpas.engine.fast_encoding import FastEncoder
-from tpas.evaluation.result_files import write_json
 from tpas.processing_tpas import TPASProcessor, load_image
 
 IMAGE = (192, 384)  # width and height

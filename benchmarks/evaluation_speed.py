@@ -23,10 +23,10 @@ from measuring import CAPTION_WORDS, add_timing_arguments, build_model, machine,
 from PIL import Image
 from transformers import BertTokenizer
 
+from tpas.data.whole_files import write_json
 from tpas.engine import pair_matching as matching
 from tpas.evaluation import ranking
 from tpas.evaluation.ranking import Rankings, rank_gallery
-from tpas.evaluation.result_files import write_json
 from tpas.processing_tpas import TPASProcessor
 
 WORDS = [f"word{number}" for number in range(200)]

@@ -25,7 +25,7 @@ from measuring import CAPTION_WORDS, build_model
 from PIL import Image
 from transformers import BertTokenizer
 
-from tpas.evaluation.result_files import write_json, write_text
+from tpas.data.whole_files import write_json, write_text
 from tpas.processing_tpas import TPASProcessor
 from tpas.search.exact_index import ROUNDED_BYTES, ROUNDED_FROM, ExactIndex
 from tpas.search.gallery import Gallery

@@ -23,8 +23,8 @@ from measuring import build_model
 from PIL import Image
 from transformers import BertTokenizer
 
+from tpas.data.whole_files import write_json
 from tpas.engine.fast_encoding import fastest_encoder
-from tpas.evaluation.result_files import write_json
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import building
 from tpas.search.building import probe_pass_sizes

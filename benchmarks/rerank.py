@@ -33,9 +33,9 @@ from measuring import (
     machine,
 )
 
+from tpas.data.whole_files import write_json
 from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.retrieval_stages import EncodedTexts, reorder
-from tpas.evaluation.result_files import write_json
 from tpas.modeling_tpas import TPASModel
 
 PAB_PAIRS = 1978 * 128

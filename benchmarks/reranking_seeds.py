@@ -28,7 +28,7 @@ from tpas.commands.demo import (
 from tpas.commands.rerank import rerank_score_file
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.data.pab import load_pab, retrieval_split
-from tpas.evaluation.result_files import write_json, write_text
+from tpas.data.whole_files import write_json, write_text
 from tpas.reranking.score_files import ScoreFile, read_score_file
 
 STAGES = ("embeddings", "matching", "fused")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tpas.commands.demo import QUICK, REPOSITORY, DemoSettings, as_flags
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
-from tpas.evaluation.result_files import write_json, write_text
+from tpas.data.whole_files import write_json, write_text
 from tpas.figures.report import CUTOFFS
 
 RECIPE = "stronger_than_the_paper"

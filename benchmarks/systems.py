@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.evaluation.result_files import write_text
+from tpas.data.whole_files import write_text
 from tpas.modeling_tpas import TPASModel
 from tpas.models.baselines_extra import import_from_baselines
 from tpas.models.blip import BlipRetriever

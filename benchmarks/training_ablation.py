@@ -28,7 +28,7 @@ from tpas.commands.demo import (
     run_logged,
 )
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
-from tpas.evaluation.result_files import write_json, write_text
+from tpas.data.whole_files import write_json, write_text
 
 BASELINE = "recipe alone"
 # Name to flags. The demo's grouped batches are a variant here, since they do what hard negatives do.

@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from measuring import build_model, time_in_turn
 from torch import Tensor
 
-from tpas.evaluation.result_files import write_json
+from tpas.data.whole_files import write_json
 from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.objectives import contrastive_loss

@@ -26,7 +26,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -252,22 +251,6 @@ def is_main_process() -> bool:
     if accelerate is not None and accelerate.PartialState._shared_state:
         return accelerate.PartialState().is_main_process
     return os.environ.get("RANK", "0") == "0"
-
-
-def check_place(path: Path) -> None:
-    """Refuses, before hours of work, a file that could not be written after them. Makes its folder.
-
-    Raises:
-        OSError: it is a folder, or its own folder cannot be made or written to.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise type(error)(f"no place for {path}: {error}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"no place for {path}: its folder cannot be written to")
 
 
 def one_line(message: str) -> str:

@@ -70,7 +70,8 @@ def compare(
     seed: Annotated[int, Option(help="of the resampling", min=0)] = 0,
     output: Annotated[Path | None, Option(help="write the comparison, JSON")] = None,
 ) -> CommandResult:
-    from ..evaluation.result_files import read_outcomes, write_json
+    from ..data.whole_files import write_json
+    from ..evaluation.result_files import read_outcomes
     from ..evaluation.significance import LEVEL, PERMUTATIONS, RESAMPLES
 
     if len(stage) > 2:

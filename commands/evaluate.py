@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
+from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments
-from .command_line import CommandLine, CommandResult, WrongUsage, check_place
+from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
     from ..evaluation.retrieval import EvaluationResult
@@ -69,8 +70,9 @@ def evaluate(
     from ..data.drawn.synthetic_pab import MANIFEST
     from ..data.image_files import annotation_places, find_distractors
     from ..data.pab import load_pab, retrieval_split
+    from ..data.whole_files import write_json, write_text
     from ..engine.retrieval_stages import model_fingerprint
-    from ..evaluation.result_files import rankings_json, results_json, write_json, write_scores, write_text
+    from ..evaluation.result_files import rankings_json, results_json, write_scores
     from ..evaluation.retrieval import evaluate
     from ..evaluation.tables import format_table, markdown_report
     from ..reranking.score_files import check_suffix

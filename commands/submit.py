@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from ..data.whole_files import check_place
 from ..evaluation.arguments import STAGE_NAMES, RankingArguments
-from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage, check_place
+from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
     from ..data.challenge import Challenge

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.result_files import write_text
 from .image_files import images_in
+from .whole_files import write_text
 
 QUERY_FILES = ("query_text.json", "query.json")
 ORDER_FILE = "query_index.txt"

@@ -1,12 +1,10 @@
 """The files of an evaluation: figures and outcomes (JSON), listed images (JSON), score files."""
 
 import json
-import os
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -150,22 +148,3 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
 def _all_are(kind: type, values: Any) -> bool:
     """Whether `values` is a list of something, all of it exactly of that kind."""
     return isinstance(values, list) and bool(values) and all(type(value) is kind for value in values)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes beside and renames: the file is whole or is not there."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    write_beside(path, lambda file: file.write(text.encode()))
-
-
-def write_beside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Lets `write` fill a file beside, of this call alone, and renames it; if that fails, nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder) / path.name
-        with unfinished.open("wb") as file:
-            write(file)
-        os.replace(unfinished, path)

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..commands.command_line import check_place
-from ..search.gallery import SearchHit
+from ..data.whole_files import check_place
+from ..search.hits import SearchHit
 from ..search.manifest import write_beside
 
 logger = logging.getLogger(__name__)

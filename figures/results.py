@@ -24,7 +24,7 @@ from .sheet import (
 )
 
 if TYPE_CHECKING:
-    from ..search.gallery import SearchHit
+    from ..search.hits import SearchHit
 
 MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches
 IMAGE_HEIGHT, NARROWEST, WIDEST = 1.5, 0.75, 2.25

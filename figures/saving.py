@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..evaluation.result_files import write_beside
+from ..data.whole_files import write_beside
 
 FORMATS = ("png", "pdf", "svg", "jpg", "webp")
 DOTS_PER_INCH = 150

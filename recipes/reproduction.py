@@ -35,7 +35,7 @@ from tpas.commands.demo import (
     shown_command,
 )
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.evaluation.result_files import write_json, write_text
+from tpas.data.whole_files import write_json, write_text
 from tpas.evaluation.tables import STAGE_NAMES
 from tpas.figures.report import CUTOFFS
 

@@ -36,7 +36,7 @@ from reproduction import (
     table_head,
 )
 from tpas.commands.demo import TPAS, DemoError, as_flags
-from tpas.evaluation.result_files import write_json, write_text
+from tpas.data.whole_files import write_json, write_text
 
 RECIPE = "zero_shot_grid"
 STAGES = ("embeddings", "matching")

@@ -5,8 +5,8 @@
 
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -33,6 +33,7 @@ from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from ..sca import Confidence, sca_rerank
 from .building import build_shards
+from .hits import SearchHit
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, check_index, open_index, write_index
 from .manifest import GallerySettings
@@ -43,43 +44,6 @@ logger = logging.getLogger(__name__)
 MatchingDtype = Literal["float32", "bfloat16"]
 TEXTS_AT_ONCE = 4096  # whose hidden states are in memory together: some 2 GB at full size
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
-
-
-@dataclass(frozen=True)
-class SearchHit:
-    """An image that answers a query.
-
-    Attributes:
-        id: the image's name in the gallery.
-        rank: its place in the answer, from 1.
-        score: what the answer is ordered by: the match logit where there is one, otherwise the cosine. With
-            SCA an image keeps its score, so the first one's may be lower than the second one's.
-        cosine: of the embeddings of text and image.
-        match_logit: of the cross-modal encoder; None where it did not read the pair.
-        match_probability: that the pair matches, the softmax over both of its logits; not what the answer is
-            ordered by. None as above.
-        embedding_rank: its place by cosine alone, from 1.
-        path: where its file was when the gallery was built; None for an image that was no file.
-    """
-
-    id: str
-    rank: int
-    score: float
-    cosine: float
-    match_logit: float | None
-    match_probability: float | None
-    embedding_rank: int
-    path: Path | None
-    _open: Callable[[], Image.Image] = field(repr=False, compare=False)
-
-    def image(self) -> Image.Image:
-        """The image's thumbnail, or without one the file itself.
-
-        Raises:
-            FileNotFoundError, ValueError: there is neither, or it cannot be read.
-            GalleryError: the thumbnail is damaged, or was deleted since the gallery was opened.
-        """
-        return self._open()
 
 
 class Gallery:

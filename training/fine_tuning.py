@@ -28,8 +28,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..configuration_tpas import TPASConfig
 from ..data.pab import load_pab, source_videos
+from ..data.whole_files import write_json
 from ..engine.retrieval_stages import encode_texts, resolve_shortlist
-from ..evaluation.result_files import write_json
 from ..evaluation.retrieval import evaluate
 from ..evaluation.tables import format_table
 from ..modeling_tpas import TEMPERATURE_RANGE, TPASModel

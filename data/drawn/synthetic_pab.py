@@ -22,13 +22,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 from PIL import Image
 from tqdm import tqdm
-from typer import Argument, Option
 
-from ...commands.command_line import CommandLine, CommandResult
 from .figure_drawing import SKINS, Figure, Garment, draw_image
 from .scene_drawing import SKIES, Colour, jittered
 from .synthetic_worlds import (
@@ -687,34 +685,3 @@ def _save_all(jobs: list[tuple[int, str, str]], workers: int, save: partial) -> 
     # Spawned, not forked: the caller may hold threads of PyTorch, which a fork would deadlock.
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         return list(progress(pool.map(save, jobs, chunksize=16)))
-
-
-app = CommandLine("tpas draw", __doc__)
-
-
-@app.command()
-def draw(
-    root: Annotated[Path, Argument(help="new folder to draw into")],
-    world: Annotated[Literal[*sorted(WORLDS)], Option(help="looks, actions and places")] = DEMO_WORLD.name,
-    train_pairs: Annotated[int, Option(help="image-caption pairs for training")] = 2000,
-    test_pairs: Annotated[int, Option(help="image-caption pairs for testing")] = 200,
-    seed: int = 0,
-    image_size: Annotated[int, Option(help="pixels a side")] = 192,
-    workers: Annotated[int | None, Option(help="processes (default: one a core)")] = None,
-) -> CommandResult:
-    """Draws a small Pedestrian Anomaly Behavior set in PAB's own layout.
-
-    tpas draw outputs/people --train_pairs 100 --test_pairs 20
-    """
-    drawn = {"train_pairs": train_pairs, "test_pairs": test_pairs, "seed": seed, "image_size": image_size}
-    draw_pab(root, world=WORLDS[world], workers=workers, **drawn)
-    text = f"{root}: {train_pairs:,} pairs to train on, {test_pairs:,} to test"
-    return CommandResult({"root": str(root), "world": world} | drawn, text)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    app.run(argv)
-
-
-if __name__ == "__main__":
-    main()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tpas.commands import draw
 from tpas.data.drawn import synthetic_pab
 from tpas.data.drawn.figure_drawing import POSES
 from tpas.data.drawn.scene_drawing import SCENES
@@ -385,6 +386,6 @@ def test_the_command_draws(tmp_path):
         "--workers",
         "1",
     ]
-    synthetic_pab.main([str(folder), *arguments])
+    draw.main([str(folder), *arguments])
     same = draw_pab(tmp_path / "same", train_pairs=4, test_pairs=2, seed=1, image_size=SIZE, workers=1)
     assert contents(folder) == contents(same)

@@ -14,7 +14,7 @@ from tpas.commands.compare import main as compare
 from tpas.commands.evaluate import main as evaluate
 from tpas.data.image_files import find_distractors, images_listed
 from tpas.data.pab import load_pab, retrieval_split
-from tpas.evaluation.result_files import write_beside, write_text
+from tpas.data.whole_files import write_beside, write_text
 from tpas.figures.evaluation_plots import claim_graph, right_places
 from tpas.reranking.score_files import read_score_file
 

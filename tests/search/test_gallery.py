@@ -1078,7 +1078,7 @@ def test_what_decides_features_under_equal_weights_is_compared(model, processor,
         ):
             work()
     content = json.loads((path / MANIFEST).read_text())
-    del content["settings"]["image_fingerprint"]  # as before it was kept
+    del content["settings"]["picture_fingerprint"]  # as before it was kept
     (path / MANIFEST).write_text(json.dumps(content))
     assert len(Gallery.open(path, *revision)) == 20
 
