@@ -23,7 +23,7 @@ from .baselines_extra import missing_from_baselines
 
 PAIRS_IN_A_PASS = 4
 QUESTION = (
-    "Does this description match the image in every detail: person, clothes, action, place? "
+    "Does this description match the picture in every detail: person, clothes, action, place? "
     '"{caption}" Answer with yes or no.'
 )
 

@@ -224,7 +224,7 @@ _OPENINGS = (
     "{person} wearing {clothes} is {action} {place}.",
     "{person} in {clothes} is {action} {place}.",
     "the image shows {person} in {clothes}, {action} {place}.",
-    "this image captures {person} {action} {place}. {pronoun} wears {clothes}.",
+    "this picture captures {person} {action} {place}. {pronoun} wears {clothes}.",
     "{place}, {person} dressed in {clothes} is {action}.",
     "{place}, we see {person} {action}. {pronoun} is wearing {clothes}.",
     "{person} is {action} {place}. {possessive} outfit consists of {clothes}.",
@@ -285,7 +285,7 @@ _MOODS = {
 }
 _FILLERS = (
     "the whole body of the person is visible.",
-    "the image shows one moment of the scene in detail.",
+    "the picture shows one moment of the scene in detail.",
     "no other details stand out in the image.",
 )
 _PRONOUNS = {
