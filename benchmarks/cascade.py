@@ -30,9 +30,9 @@ from measuring import (
 )
 
 from tpas.data.whole_files import write_json
+from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.matching_cascade import MatchingCascade
-from tpas.engine.retrieval_stages import EncodedTexts
 
 BLOCKS = {"16, 32, 48, ...": 16, "32, 64, 96, ...": 32}
 
@@ -66,7 +66,7 @@ def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> 
 
     def run(name, matcher):
         def program():
-            results[name] = matcher.match_shortlists(images, texts, shortlists)
+            results[name] = matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1]
 
         return program
 
@@ -113,12 +113,12 @@ def measure_time(arguments: argparse.Namespace, share_saved: float) -> dict:
     kept = max(1, round((1 - share_saved) * arguments.shortlist))
 
     def in_cascade():
-        screen.match_shortlists(images, texts, shortlists)
-        exact.match_shortlists(images, texts, shortlists[:, :kept])
+        screen.logits_of_shortlists(images, texts, shortlists)[:, :, 1]
+        exact.logits_of_shortlists(images, texts, shortlists[:, :kept])[:, :, 1]
 
     programs = {
-        "fp32": lambda: exact.match_shortlists(images, texts, shortlists),
-        "bf16": lambda: screen.match_shortlists(images, texts, shortlists),
+        "fp32": lambda: exact.logits_of_shortlists(images, texts, shortlists)[:, :, 1],
+        "bf16": lambda: screen.logits_of_shortlists(images, texts, shortlists)[:, :, 1],
         "cascade": in_cascade,
     }
     for program in programs.values():

@@ -9,9 +9,11 @@ import torch
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.data.image_files import ImageFiles
 from tpas.data.pab import RetrievalBenchmark, load_pab, retrieval_split
-from tpas.engine.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
+from tpas.engine.encoding import EncodedTexts, collated, encode_images, encode_texts
+from tpas.engine.fastest import encoder_for
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.search.ranking import rank_by_embeddings
 
 DEMO_START = Path(__file__).parents[1] / "demo_start"
 
@@ -53,7 +55,8 @@ def encode_people(pairs: int) -> EncodedPeople:
     """Draws so many test pairs and encodes them; the images are not kept."""
     with tempfile.TemporaryDirectory(prefix="tpas-drawn-") as folder:
         drawn = draw_people(Path(folder), pairs)
-        images = encode_images(drawn.model, drawn.processor, drawn.images)
+        inputs = collated([drawn.processor(images=[image]) for image in drawn.images])
+        embeds, states = encode_images(encoder_for(drawn.model), inputs)
     texts = encode_texts(drawn.model, drawn.processor, drawn.benchmark.captions)
-    ranking, _ = rank_by_embeddings(texts.embeds, images.embeds, drawn.benchmark.gallery_ids)
-    return EncodedPeople(drawn.model, drawn.benchmark, images.hidden_states, texts, ranking)
+    ranking, _ = rank_by_embeddings(texts.embeds, embeds, drawn.benchmark.gallery_ids)
+    return EncodedPeople(drawn.model, drawn.benchmark, states, texts, ranking)

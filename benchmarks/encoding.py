@@ -7,7 +7,7 @@ A model of full size with random weights. The straightforward passes are `SwinMo
 `TPASModel` calls them: images in one batch, as `encode_images` makes them, texts of 40 to 60 words padded to
 70 tokens, as upstream. All rows are run in turn, so that what else the machine does falls on all alike.
 `--probe` adds the model with images one by one and texts padded to the longest, and the engine with other
-numbers of items a pass, which is how the defaults of `fast_encoding.py` were found.
+numbers of items a batch, which is how the defaults of `fast_encoding.py` were found.
 
 Shares of the GEMM limit count linear layers alone; "at limit" is how many times faster than the
 straightforward pass an engine would be that did its linear layers at the limit, and the rest in no time.
@@ -83,9 +83,11 @@ def measure(
             input_ids[:, :longest], mask[:, :longest]
         )
         for count in PROBED_IMAGES:
-            programs["image", f"engine, {count} a pass"] = image_engine(torch.float32, images_per_pass=count)
+            programs["image", f"engine, {count} a batch"] = image_engine(
+                torch.float32, images_per_batch=count
+            )
         for count in PROBED_TEXTS:
-            programs["text", f"engine, {count} a pass"] = text_engine(torch.float32, texts_per_pass=count)
+            programs["text", f"engine, {count} a batch"] = text_engine(torch.float32, texts_per_batch=count)
 
     compared = compare(programs, model.config.text_config.hidden_size, repeats, cpu_time)
     items = {"image": images, "text": texts}
@@ -134,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=16, help="in a batch (default: 16)")
     parser.add_argument("--texts", type=int, default=48, help="default: 48")
-    parser.add_argument("--probe", action="store_true", help="other numbers of items a pass as well")
+    parser.add_argument("--probe", action="store_true", help="other numbers of items a batch as well")
     add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:

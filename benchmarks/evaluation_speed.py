@@ -24,7 +24,8 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.data.whole_files import write_json
-from tpas.engine import pair_matching as matching
+from tpas.engine.fastest import matcher_for
+from tpas.engine.matching import PlainMatcher
 from tpas.evaluation import ranking
 from tpas.evaluation.ranking import Rankings, rank_gallery
 from tpas.processing_tpas import TPASProcessor
@@ -66,9 +67,8 @@ def at_full_size(queries: int, shortlist: int, quick: bool) -> Callable[[], Rank
 
 
 def measure(rank: Callable[[], Rankings], repeats: int, cpu_time: bool) -> dict[str, float | int]:
-    choose = matching.pair_matching
     results, of_matching = {}, {way: [] for way in WAYS}
-    match_all = ranking._Gallery.match
+    match_all = ranking._EncodedGallery.match
     clock = time.process_time if cpu_time else time.perf_counter
 
     def run(way: str) -> Callable[[], None]:
@@ -79,10 +79,11 @@ def measure(rank: Callable[[], Rankings], repeats: int, cpu_time: bool) -> dict[
             return scores
 
         def program() -> None:
-            padded = lambda model, texts, order: matching._padded(model, texts)  # noqa: E731
             with (
-                mock.patch.object(ranking, "pair_matching", choose if way == "FastMatcher" else padded),
-                mock.patch.object(ranking._Gallery, "match", timed_match),
+                mock.patch.object(
+                    ranking, "matcher_for", matcher_for if way == "FastMatcher" else PlainMatcher
+                ),
+                mock.patch.object(ranking._EncodedGallery, "match", timed_match),
             ):
                 results[way] = rank()
 

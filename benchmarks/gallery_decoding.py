@@ -1,13 +1,11 @@
-"""Does the encoder wait for images while a gallery is built, and what is the best number of them in a pass?
+"""Does the encoder wait for images while a gallery is built?
 
     OMP_NUM_THREADS=2 python benchmarks/gallery_decoding.py --output gallery_decoding.json
 
 Builds galleries of JPEG files with a model of full size and random weights, as `tpas gallery build` does:
 threads read the next batch while the encoder is at work. What it waits is the time between two of its
 batches, which includes writing the shard; the first batch, which nobody could have read ahead, is left out.
-Images are read at two sizes: such as PAB's, and of a camera. Then the probe of `--batch_size auto` says how
-long an image takes by the number in a pass. `--quick` only shows that
-the script runs.
+Images are read at two sizes: such as PAB's, and of a camera. `--quick` only shows that the script runs.
 """
 
 import argparse
@@ -24,10 +22,8 @@ from PIL import Image
 from transformers import BertTokenizer
 
 from tpas.data.whole_files import write_json
-from tpas.engine.fast_encoding import fastest_encoder
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import building
-from tpas.search.building import probe_pass_sizes
 from tpas.search.gallery import Gallery
 
 SIZES = {"as PAB's": (192, 384), "a camera's": (1080, 1920)}  # width and height
@@ -56,7 +52,7 @@ def seconds_to_read(folder: Path, processor: TPASProcessor) -> float:
 
 def measure_waiting(model, processor, images: Path, workers: int) -> dict[str, float]:
     spans = []
-    encode = building.encode_pixels
+    encode = building.encode_images
 
     def timed(*arguments):
         start = time.perf_counter()
@@ -64,7 +60,7 @@ def measure_waiting(model, processor, images: Path, workers: int) -> dict[str, f
         spans.append((start, time.perf_counter()))
         return output
 
-    with tempfile.TemporaryDirectory() as path, mock.patch.object(building, "encode_pixels", timed):
+    with tempfile.TemporaryDirectory() as path, mock.patch.object(building, "encode_images", timed):
         Gallery.build(model, processor, images, path, batch_size=BATCH_SIZE, workers=workers)
     spans = spans[1:]  # before the first of these the second batch could be read
     encoding = sum(stop - start for start, stop in spans)
@@ -92,7 +88,6 @@ def main(argv: list[str] | None = None) -> None:
             rows[name] = {"seconds_to_read": seconds_to_read(images, processor)}
             for workers in (1, 2):
                 rows[name][f"{workers} threads"] = measure_waiting(model, processor, images, workers)
-    probed = probe_pass_sizes(fastest_encoder(model), size)
     for name, row in rows.items():
         print(f"images {name}: {1e3 * row['seconds_to_read']:.1f} ms to read one in one thread")
         for workers in (1, 2):
@@ -101,12 +96,9 @@ def main(argv: list[str] | None = None) -> None:
                 f"  {workers} threads: {waiting['seconds_an_image']:.3f} s to encode one; it waited "
                 f"{waiting['waited_share']:.1%} of the time"
             )
-    for count, seconds in probed.items():
-        print(f"{count} in a pass: {seconds:.3f} s an image")
     print(f"{torch.get_num_threads()} threads of the encoder")
     if arguments.output:
-        content = {"rows": rows, "seconds_an_image_by_pass": probed, "threads": torch.get_num_threads()}
-        write_json(arguments.output, content)
+        write_json(arguments.output, {"rows": rows, "threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ import torch.nn.functional as F
 from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.engine.retrieval_stages import model_fingerprint
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
+from tpas.search.fingerprints import model_fingerprint
 from tpas.search.gallery import Gallery
 from tpas.search.manifest import GallerySettings, new_manifest
 from tpas.search.shards import ShardRow, list_shards, shard_name, write_shard

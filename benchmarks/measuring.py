@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from tpas.configuration_tpas import TPASConfig
+from tpas.engine.encoding import EncodedTexts
 from tpas.engine.packed_layers import PackedLinear
-from tpas.engine.retrieval_stages import EncodedTexts
 from tpas.modeling_tpas import TPASModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

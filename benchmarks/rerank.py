@@ -34,9 +34,10 @@ from measuring import (
 )
 
 from tpas.data.whole_files import write_json
+from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.retrieval_stages import EncodedTexts, reorder
 from tpas.modeling_tpas import TPASModel
+from tpas.search.ranking import reorder
 
 PAB_PAIRS = 1978 * 128
 
@@ -67,7 +68,7 @@ def recall_on_drawn_people(test_pairs: int) -> dict[str, float]:
     gallery_ids, relevant = people.benchmark.gallery_ids, people.benchmark.relevant
     for dtype in (torch.float32, torch.bfloat16):
         matcher = FastMatcher(people.model, dtype)
-        scores = matcher.match_shortlists(people.images, people.texts, people.ranking)
+        scores = matcher.logits_of_shortlists(people.images, people.texts, people.ranking)[:, :, 1]
         first = reorder(people.ranking, scores)[0][:, 0].tolist()
         hits = [gallery_ids[row] in ids for row, ids in zip(first, relevant, strict=True)]
         recalls[str(dtype).removeprefix("torch.")] = statistics.fmean(hits)
@@ -121,7 +122,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         matcher = FastMatcher(model, dtype)
 
         def run():
-            scores[name] = matcher.match_shortlists(images, texts, shortlists)
+            scores[name] = matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1]
 
         return run
 

@@ -56,8 +56,8 @@ def serve_page(
     from ..models.lora import load_model
     from ..processing_tpas import TPASProcessor
     from ..search.gallery import Gallery
-    from ..search_page.desk import SearchRequests
     from ..search_page.labels import read_labels
+    from ..search_page.requests import SearchRequests
 
     try:
         from ..search_page.page import serve

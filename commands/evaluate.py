@@ -71,11 +71,11 @@ def evaluate(
     from ..data.image_files import annotation_places, find_distractors
     from ..data.pab import load_pab, retrieval_split
     from ..data.whole_files import write_json, write_text
-    from ..engine.retrieval_stages import model_fingerprint
     from ..evaluation.result_files import rankings_json, results_json, write_scores
     from ..evaluation.retrieval import evaluate
     from ..evaluation.tables import format_table, markdown_report
     from ..reranking.score_files import check_suffix
+    from ..search.fingerprints import model_fingerprint
 
     cut = {"validation_fraction": validation_fraction, "max_validation_pairs": max_validation_pairs}
     cut = {name: value for name, value in cut.items() if value is not None}

@@ -27,15 +27,7 @@ Model = Annotated[str, Option(help="a model or adapter: its folder, or its name 
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
 ShardSize = Annotated[int, Option("--shard_size", help="images in a file")]
-BatchSize = Annotated[
-    str,
-    Option(
-        "--batch_size",
-        help="images encoded together; auto: a probe finds the quickest number in a pass",
-        parser=lambda text: text if text == "auto" else int(text),
-        metavar="N|auto",
-    ),
-]
+BatchSize = Annotated[int, Option("--batch_size", help="images encoded together")]
 Workers = Annotated[int, Option("--workers", help="threads that read images")]
 
 
@@ -52,7 +44,7 @@ def build(
         int | None, Option(help="keep small copies, this many pixels wide or high at most")
     ] = None,
     shard_size: ShardSize = 512,
-    batch_size: BatchSize = "16",
+    batch_size: BatchSize = 16,
     workers: Workers = 2,
 ) -> CommandResult:
     """Encodes a folder of images; goes on where a killed build stopped.
@@ -75,7 +67,7 @@ def append(
     model: Model,
     path: Directory,
     shard_size: ShardSize = 512,
-    batch_size: BatchSize = "16",
+    batch_size: BatchSize = 16,
     workers: Workers = 2,
 ) -> CommandResult:
     """Encodes the images whose ids a gallery lacks.

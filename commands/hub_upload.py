@@ -15,10 +15,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import EvalResult
 from huggingface_hub.utils import validate_repo_id
 
-from ..engine.retrieval_stages import model_fingerprint
 from ..evaluation.measures import headline
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
+from ..search.fingerprints import model_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD_TEMPLATE = ROOT / "model_card.md"

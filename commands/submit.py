@@ -98,11 +98,12 @@ def write(
 
     from ..data.challenge import ANSWERS, write_answers
     from ..data.image_files import ImageFiles
-    from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
     from ..evaluation.ranking import rank_gallery
     from ..evaluation.result_files import write_scores
     from ..models.interface import can_match
+    from ..reranking.fusion import check_fusion_weight
     from ..reranking.score_files import check_suffix
+    from ..search.ranking import resolve_shortlist
 
     accelerator = Accelerator()
     names = sorted(challenge.images)

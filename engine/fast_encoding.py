@@ -1,10 +1,9 @@
 """`TPASModel`'s image and text features, faster, with the same values: for encoding galleries and query sets.
 
 The linear layers run on the machine's fastest GEMM with the activation fused in, texts are packed without
-padding (`packed_layers.py`), images lie in the order of their windows (`packed_swin.py`), and a batch goes
-through in small passes, so that more of what a layer writes stays in the cache; on a CPU each thread takes
-one (`passes.py`). A [`FastEncoder`] stands in for the model in `encode_images` and `encode_texts` of
-`retrieval_stages.py`, and encodes the images of a gallery.
+padding (`packed_layers.py`), images lie in the order of their windows (`packed_swin.py`), and inputs go
+through in small batches, so that more of what a layer writes stays in the cache; on a CPU each thread takes
+one (`side_by_side.py`). `fastest.py` says where it stands in for the model.
 """
 
 from collections.abc import Callable
@@ -26,14 +25,14 @@ from .packed_layers import (
     without_autocast,
 )
 from .packed_swin import PackedSwinModel
-from .passes import side_by_side
+from .side_by_side import side_by_side
 
 # benchmarks/encoding.py compares a few of them on a CPU; another one may prefer others. It does not run on a
 # GPU, whose numbers were not measured. Fixed, because another number rounds otherwise.
-CPU_IMAGES_PER_PASS = 4
-CPU_TEXTS_PER_PASS = 24
-GPU_IMAGES_PER_PASS = 64
-GPU_TEXTS_PER_PASS = 512
+CPU_IMAGES_PER_BATCH = 4
+CPU_TEXTS_PER_BATCH = 24
+GPU_IMAGES_PER_BATCH = 64
+GPU_TEXTS_PER_BATCH = 512
 
 
 class PackedTextModel(nn.Module):
@@ -71,7 +70,7 @@ class FastTextEncoder:
     are always fp32.
 
     Args:
-        texts_per_pass: how a batch is divided; `None`: what suits the device.
+        texts_per_batch: how what it is given is divided; `None`: what suits the device.
 
     Raises:
         ValueError: the model is in training mode.
@@ -79,13 +78,13 @@ class FastTextEncoder:
     """
 
     def __init__(
-        self, model: TPASModel, dtype: torch.dtype = torch.float32, texts_per_pass: int | None = None
+        self, model: TPASModel, dtype: torch.dtype = torch.float32, texts_per_batch: int | None = None
     ):
         if model.training:
             raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
         self.device, self.dtype, self.config = model.device, dtype, model.config
         on_cpu = self.device.type == "cpu"
-        self.texts_per_pass = texts_per_pass or (CPU_TEXTS_PER_PASS if on_cpu else GPU_TEXTS_PER_PASS)
+        self.texts_per_batch = texts_per_batch or (CPU_TEXTS_PER_BATCH if on_cpu else GPU_TEXTS_PER_BATCH)
         self.text_model = PackedTextModel(model.text_model, dtype)
         self.text_projection = PackedLinear(model.text_projection, dtype=dtype)
 
@@ -99,29 +98,29 @@ class FastTextEncoder:
         """As [`TPASModel.get_text_features`], with zeros for padded tokens."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
-        passes = zip(
-            input_ids.split(self.texts_per_pass), attention_mask.split(self.texts_per_pass), strict=True
+        batches = zip(
+            input_ids.split(self.texts_per_batch), attention_mask.split(self.texts_per_batch), strict=True
         )
-        return _encode(partial(TPASModel.get_text_features, self), list(passes), self.device)
+        return _encode(partial(TPASModel.get_text_features, self), list(batches), self.device)
 
 
 class FastEncoder(FastTextEncoder):
     """The same with the image encoder beside it; outputs and errors are as those of the text encoder.
 
     Args:
-        images_per_pass, texts_per_pass: how a batch is divided; `None`: what suits the device.
+        images_per_batch, texts_per_batch: how what it is given is divided; `None`: what suits the device.
     """
 
     def __init__(
         self,
         model: TPASModel,
         dtype: torch.dtype = torch.float32,
-        images_per_pass: int | None = None,
-        texts_per_pass: int | None = None,
+        images_per_batch: int | None = None,
+        texts_per_batch: int | None = None,
     ):
-        super().__init__(model, dtype, texts_per_pass)
+        super().__init__(model, dtype, texts_per_batch)
         on_cpu = self.device.type == "cpu"
-        self.images_per_pass = images_per_pass or (CPU_IMAGES_PER_PASS if on_cpu else GPU_IMAGES_PER_PASS)
+        self.images_per_batch = images_per_batch or (CPU_IMAGES_PER_BATCH if on_cpu else GPU_IMAGES_PER_BATCH)
         self.vision_model = PackedSwinModel(model.vision_model, dtype)
         self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
 
@@ -129,38 +128,20 @@ class FastEncoder(FastTextEncoder):
     @without_autocast
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """As [`TPASModel.get_image_features`]."""
-        passes = [(pixels,) for pixels in pixel_values.split(self.images_per_pass)]
-        return _encode(partial(TPASModel.get_image_features, self), passes, self.device)
-
-
-def fastest_encoder(model: TPASModel) -> TPASModel | FastEncoder:
-    """What encodes with the model's values (to 1e-5): its `FastEncoder` on a CPU in fp32, else the model.
-
-    Raises:
-        ValueError, TypeError: as [`FastTextEncoder`].
-    """
-    return FastEncoder(model) if _is_fast(model) else model
-
-
-def fastest_text_encoder(model: TPASModel) -> TPASModel | FastTextEncoder:
-    """As [`fastest_encoder`], for texts alone: without a copy of the image encoder's weights."""
-    return FastTextEncoder(model) if _is_fast(model) else model
-
-
-def _is_fast(model: TPASModel) -> bool:
-    return model.device.type == "cpu" and model.dtype == torch.float32
+        batches = [(pixels,) for pixels in pixel_values.split(self.images_per_batch)]
+        return _encode(partial(TPASModel.get_image_features, self), batches, self.device)
 
 
 def _encode(
-    encode: Callable[..., BaseModelOutputWithPooling], passes: list[tuple[Tensor, ...]], device: torch.device
+    encode: Callable[..., BaseModelOutputWithPooling], batches: list[tuple[Tensor, ...]], device: torch.device
 ) -> BaseModelOutputWithPooling:
-    """The features of the passes' inputs, one after the other."""
+    """The features of the batches' inputs, one after the other."""
 
     @torch.inference_mode()
     def compute(inputs: tuple[Tensor, ...]) -> BaseModelOutputWithPooling:
         return encode(*inputs)
 
-    outputs = list((side_by_side if device.type == "cpu" else map)(compute, passes))
+    outputs = list((side_by_side if device.type == "cpu" else map)(compute, batches))
     embeds = torch.cat([output.pooler_output for output in outputs])
     return BaseModelOutputWithPooling(
         last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),

@@ -8,7 +8,7 @@ X-VLM's own schedule goes query by query, padded, and computes everything for ev
 - the last layer is computed for [CLS] only, the one row that the matching head reads, and for so few rows
   its key and value projections are absorbed into query and output;
 - texts are packed without padding, and linear layers run on the fast path of `packed_layers.py`;
-- on a CPU each thread takes a pass of its own (`passes.py`).
+- on a CPU each thread takes a batch of its own (`side_by_side.py`).
 
 `TPASModel.match` stays the readable definition of these scores; the tests compare with it. The speed is
 measured by `benchmarks/rerank.py`; beyond the arithmetic it depends on how much of the CPU torch's own
@@ -18,14 +18,14 @@ GEMM leaves unused.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
 from ..modeling_tpas import CrossModalAttention, CrossModalLayer, MatchingHead, TPASModel
+from .encoding import EncodedTexts
+from .matching import Matcher
 from .packed_layers import (
     PackedFeedForward,
     PackedLinear,
@@ -35,12 +35,10 @@ from .packed_layers import (
     require_linear,
     without_autocast,
 )
-from .passes import side_by_side
-from .retrieval_stages import EncodedTexts, map_batches
 
-# Pairs in one pass. On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
-CPU_BATCH_SIZE = 24
-GPU_BATCH_SIZE = 512
+# On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
+CPU_PAIRS_PER_BATCH = 24
+GPU_PAIRS_PER_BATCH = 512
 
 
 class ImageAttention(nn.Module):
@@ -122,7 +120,7 @@ class ReadTexts:
     lengths: list[int]
 
 
-class FastMatcher:
+class FastMatcher(Matcher):
     """A copy of a model's cross-modal encoder and matching head, prepared for scoring many pairs.
 
     Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
@@ -137,6 +135,7 @@ class FastMatcher:
         if model.training:
             raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
         self.device, self.dtype = model.device, dtype
+        self.pairs_per_batch = CPU_PAIRS_PER_BATCH if model.device.type == "cpu" else GPU_PAIRS_PER_BATCH
         activation = model.config.text_config.hidden_act
         first, last = model.cross_modal_encoder.layers[0], model.cross_modal_encoder.layers[-1]
         whole = model.cross_modal_encoder.layers[:-1]  # layers that are computed for all rows of text
@@ -149,90 +148,6 @@ class FastMatcher:
         self.last_feed_forward = pack_feed_forward(last, activation, dtype)
         self.matching_head: MatchingHead = deepcopy(model.matching_head).to(dtype)
 
-    def match_shortlists(
-        self,
-        image_hidden_states: Any,
-        texts: EncodedTexts,
-        shortlists: Tensor,
-        *,
-        batch_size: int | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> Tensor:
-        """(Q, K): of [`logits_of_shortlists`] those of class 1, by which X-VLM ranks."""
-        settings = {"batch_size": batch_size, "accelerator": accelerator}
-        return self.logits_of_shortlists(image_hidden_states, texts, shortlists, **settings)[:, :, 1]
-
-    def logits_of_shortlists(
-        self,
-        image_hidden_states: Any,
-        texts: EncodedTexts,
-        shortlists: Tensor,
-        *,
-        batch_size: int | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> Tensor:
-        """`model.match` of each query with the images of its shortlist (Q, K): logits (Q, K, 2).
-
-        The other arguments, and what is promised and raised, are as in [`logits_of_pairs`].
-        """
-        texts_read = self.read_texts(texts, batch_size)
-        queries = np.arange(len(shortlists)).repeat(shortlists.shape[1])  # (Q * K,)
-        settings = {"batch_size": batch_size, "accelerator": accelerator}
-        logits = self.logits_of_pairs(
-            image_hidden_states, texts_read, queries, shortlists.flatten().numpy(), **settings
-        )
-        return logits.view(*shortlists.shape, 2)
-
-    def logits_of_pairs(
-        self,
-        image_hidden_states: Any,
-        texts: ReadTexts,
-        queries: np.ndarray,
-        images: np.ndarray,
-        *,
-        batch_size: int | None = None,
-        accelerator: Accelerator | None = None,
-    ) -> Tensor:
-        """`model.match` of the texts numbered `queries` (P,) with the images numbered `images` (P,).
-
-        Args:
-            image_hidden_states: the gallery's (G, 1+N, Dv), a tensor or an array such as a mapped file, in
-                any floating precision; sorted rows of it are taken with an integer array.
-            texts: what [`read_texts`] made of them.
-            batch_size: pairs in one pass; `None`: what suits the device. An image in more pairs than that is
-                read and projected once for each `batch_size` of them.
-            accelerator: its processes share the passes out, and each gets the whole result.
-
-        Returns:
-            (P, 2) logits, class 1 = the pair matches, fp32 on the CPU. Passes are the same for any number
-            of processes: so are the logits, to the bit, with the same hardware and threads. A pair's last
-            digits depend on its pass, hence on `batch_size` and on the other pairs.
-
-        Raises:
-            ValueError: a batch size below 1.
-            IndexError: an image outside the gallery.
-        """
-        batch_size = self._batch_size(batch_size)
-        gallery_size = len(image_hidden_states)
-        if images.size and not 0 <= images.min() <= images.max() < gallery_size:
-            raise IndexError(
-                f"shortlists point to images {images.min()} to {images.max()} of {gallery_size}, from 0"
-            )
-
-        def match(pairs: np.ndarray) -> Tensor:
-            rows, counts = np.unique(images[pairs], return_counts=True)
-            tokens = image_hidden_states[rows]  # (n, 1+N, Dv)
-            tokens = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
-            return self.match(texts, queries[pairs].tolist(), tokens, counts.tolist())
-
-        passes = passes_of_pairs(images, batch_size)
-        run = side_by_side if self.device.type == "cpu" else map
-        outputs = map_batches(match, passes, accelerator, "matching pairs", run)
-        logits = torch.empty(len(images), 2)
-        for pairs, output in zip(passes, outputs, strict=True):
-            logits[torch.from_numpy(pairs)] = output
-        return logits
-
     @torch.inference_mode()
     @without_autocast
     def read_texts(self, texts: EncodedTexts, batch_size: int | None = None) -> ReadTexts:
@@ -241,12 +156,12 @@ class FastMatcher:
         Beside its input it holds 8 D bytes for each token of the texts, in fp32: 0.6 GB for 1,978 captions.
 
         Args:
-            batch_size: texts in one pass; `None`: what suits the device.
+            batch_size: texts in one batch; `None`: what suits the device.
 
         Raises:
             ValueError: a text without tokens, or a batch size below 1.
         """
-        batch_size = self._batch_size(batch_size)
+        batch_size = self.checked_batch_size(batch_size)
         for query in (texts.attention_mask[:, 0] == 0).nonzero():
             raise ValueError(f"text {query.item()} has no [CLS]: its attention mask begins with 0")
         lengths = texts.attention_mask.sum(dim=1).tolist()
@@ -262,19 +177,12 @@ class FastMatcher:
             texts_read += of_text if self.image_attentions else [rows[:1].clone() for rows in of_text]
         return ReadTexts(texts_read, lengths)
 
-    def _batch_size(self, asked: int | None) -> int:
-        if asked is None:
-            return CPU_BATCH_SIZE if self.device.type == "cpu" else GPU_BATCH_SIZE
-        if asked < 1:
-            raise ValueError(f"the batch size must be at least 1, got {asked}")
-        return asked
-
     @torch.inference_mode()
     @without_autocast
     def match(
         self, texts: ReadTexts, queries: Sequence[int], image_states: Tensor, counts: Sequence[int]
     ) -> Tensor:
-        """One pass: logits (B, 2), fp32 on the CPU, of the texts numbered `queries` (B,) with images
+        """One batch: logits (B, 2), fp32 on the CPU, of the texts numbered `queries` (B,) with images
         (n, 1+N, Dv), the first `counts[0]` of them with the first image, and so on.
         """
         texts_read = [texts.rows[query] for query in queries]
@@ -299,20 +207,3 @@ class FastMatcher:
             rows = self.last_self_attention(rows, hidden_states, [1] * len(rows), lengths)
         rows = self.last_image_attention(rows, image_states, counts, image_lengths)
         return self.matching_head(self.last_feed_forward(rows)).float().cpu()
-
-
-def passes_of_pairs(images: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Pairs by their `images` (P,), sorted by these and cut into at most `batch_size`, between images where
-    possible; those of one image keep their order.
-    """
-    order = np.argsort(images, kind="stable")
-    _, starts = np.unique(images[order], return_index=True)
-    passes = []
-    start = 0
-    for stop in [*starts[1:], len(order)]:  # one image after the other
-        if passes and len(passes[-1]) + stop - start <= batch_size:
-            passes[-1] = order[start - len(passes[-1]) : stop]
-        else:
-            passes += [order[row : min(row + batch_size, stop)] for row in range(start, stop, batch_size)]
-        start = stop
-    return passes

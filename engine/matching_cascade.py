@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..modeling_tpas import TPASModel
-from .fast_matching import FastMatcher
-from .retrieval_stages import EncodedTexts
+from ..models.interface import MatchingModel
+from .encoding import EncodedTexts
+from .fastest import matcher_for
+from .matching import Matcher
 
 LEAST_ERROR_BOUND = 0.01  # of a match logit: however well the two agreed so far
 ERROR_FACTOR = 2.0  # from the largest error seen to the largest that is reckoned with
@@ -61,13 +62,13 @@ class MatchingCascade:
         largest_error: the largest difference of a pair's two match logits so far, in all calls.
 
     Raises:
-        ValueError, TypeError: as [`FastMatcher`].
+        ValueError: as [`matcher_for`].
     """
 
-    def __init__(self, model: TPASModel, exact: FastMatcher | None = None):
+    def __init__(self, model: MatchingModel, exact: Matcher | None = None):
         """`exact`: the model's matcher in fp32, if there is one already."""
-        self.screen = FastMatcher(model, torch.bfloat16)
-        self.exact = exact or FastMatcher(model)
+        self.screen = matcher_for(model, torch.bfloat16)
+        self.exact = exact or matcher_for(model)
         self.largest_error = 0.0
 
     @property
@@ -78,7 +79,7 @@ class MatchingCascade:
     def logits_of_shortlists(
         self, image_hidden_states: Any, texts: EncodedTexts, shortlists: Tensor, top_k: int
     ) -> tuple[Tensor, CascadeReport]:
-        """As [`FastMatcher.logits_of_shortlists`], exact for the best `top_k` of each query.
+        """As [`Matcher.logits_of_shortlists`], exact for the best `top_k` of each query.
 
         Every image whose bf16 logit is within the error bound of the `top_k`-th fp32 logit is read in fp32,
         until none is left. So the best `top_k` have the logits of fp32, and are those that fp32 would choose,

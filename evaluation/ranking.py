@@ -3,15 +3,15 @@
 **The same bit.** The last digits of a score depend on the shape of the forward pass that computed it: an
 image alone and the same image among eight differ by some 1e-7 (benchmarks/batch_noise.py), enough to swap
 near neighbours. Rounding does not help, since a score may lie at a rounding boundary. So the shape is never
-left to chance: images, captions and pairs go through the model in passes of fixed size and fixed content,
-made from sorted ids and the lengths of captions (those of pairs in `matching.py`). Batch size, number of
-processes, order of rows and the memory at hand decide who does a pass and when, never what is in it. (Another
-machine, or a GPU in place of a CPU, may still give other last digits.)
+left to chance: images, captions and pairs go through the model in batches of fixed size and fixed content,
+made from sorted ids and the lengths of captions (those of pairs by `batches_of_pairs`). Batch size, number of
+processes, order of rows and the memory at hand decide who does a batch and when, never what is in it.
+(Another machine, or a GPU in place of a CPU, may still give other last digits.)
 
-**Bounded memory.** Held at once: the embeddings, the captions' tokens (Q, L, width) and on a CPU what
+**Bounded memory.** In memory at once: the embeddings, the captions' tokens (Q, L, width) and on a CPU what
 `FastMatcher` reads of them, up to twice as much, lists (Q, K), and the images' tokens up to `token_memory`
 a process. The shortlisted pairs are visited image by image, and tokens that were not kept are encoded
-again, by the process and in the pass that encoded them before. Of the whole ranking (Q, G) only the ranks of
+again, by the process and in the batch that encoded them before. Of the whole ranking (Q, G) only the ranks of
 the `watched` images remain.
 """
 
@@ -28,10 +28,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..engine.fast_encoding import FastEncoder
-from ..engine.pair_matching import pair_matching
-from ..engine.retrieval_stages import EncodedTexts, encode_texts, fuse, rank_by_embeddings, reorder
-from ..modeling_tpas import TPASModel
+from ..engine.encoding import EncodedTexts, Encoder, encode_images, encode_texts
+from ..engine.fastest import encoder_for, matcher_for
+from ..engine.matching import Matcher, batches_of_pairs
+from ..engine.side_by_side import side_by_side
 from ..models.interface import (
     ImageMatcher,
     RetrievalModel,
@@ -39,14 +39,17 @@ from ..models.interface import (
     can_match,
 )
 from ..sca import SCAReport, sca_rerank
+from ..search.ranking import fuse, rank_by_embeddings, reorder
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
-IMAGES_IN_A_PASS = 16
-CAPTIONS_IN_A_PASS = 32
+IMAGES_IN_A_BATCH = 16
+CAPTIONS_IN_A_BATCH = 32
 # Into which a `FastEncoder` divides them; its own defaults may come to depend on the machine.
-FAST_IMAGES_IN_A_PASS, FAST_CAPTIONS_IN_A_PASS = 4, 16
-QUERIES_IN_A_PASS = 64  # of the product of embeddings
+FAST_IMAGES_IN_A_BATCH, FAST_CAPTIONS_IN_A_BATCH = 4, 16
+QUERIES_IN_A_BATCH = 64  # of the product of embeddings
+# Not the engine's defaults, for the same reason.
+PAIRS_IN_A_BATCH, PAIRS_IN_A_BATCH_ON_A_GPU = 24, 256
 TOKEN_MEMORY = 4 * 2**30  # bytes
 
 
@@ -104,7 +107,7 @@ def rank_gallery(
         matcher: a stage 2 in place of the model's own, of which it reads the first `matcher_shortlist`,
             or the whole gallery where that is smaller.
         watched: for each query the images whose ranks are wanted, as indices into the gallery.
-        batch_size: images that a process reads at once, rounded up to whole passes.
+        batch_size: images that a process reads at once, rounded up to whole batches.
         token_memory: bytes of image tokens that a process may keep between the stages.
     """
     if batch_size < 1:
@@ -123,9 +126,15 @@ def rank_gallery(
             "embeddings alone"
         )
     model.eval()
-    encoder = _encoder(model)
-    texts = encode_texts(encoder, processor, captions, batch_size=CAPTIONS_IN_A_PASS, accelerator=accelerator)
-    gallery = _Gallery(model, encoder, processor, images, gallery_ids, batch_size, token_memory, accelerator)
+    encoder = encoder_for(
+        model, images_per_batch=FAST_IMAGES_IN_A_BATCH, texts_per_batch=FAST_CAPTIONS_IN_A_BATCH
+    )
+    texts = encode_texts(
+        encoder, processor, captions, batch_size=CAPTIONS_IN_A_BATCH, accelerator=accelerator
+    )
+    gallery = _EncodedGallery(
+        model, encoder, processor, images, gallery_ids, batch_size, token_memory, accelerator
+    )
     embeds = gallery.encode(texts.embeds.shape[1])  # (G, projection_dim)
     _refuse_not_finite(texts.embeds, "query", query_ids)
     _refuse_not_finite(embeds, "image", gallery_ids)
@@ -163,18 +172,6 @@ def rank_gallery(
     )
 
 
-def _encoder(model: RetrievalModel) -> RetrievalModel | FastEncoder:
-    """What encodes with the model's values (to 1e-5), in passes of fixed size."""
-    if isinstance(model, TPASModel) and model.device.type == "cpu" and model.dtype == torch.float32:
-        try:
-            return FastEncoder(
-                model, images_per_pass=FAST_IMAGES_IN_A_PASS, texts_per_pass=FAST_CAPTIONS_IN_A_PASS
-            )
-        except TypeError:
-            pass  # an adapter in training, which only the model itself computes
-    return model
-
-
 def _refuse_not_finite(embeds: Tensor, kind: str, ids: Sequence[str]) -> None:
     """Raises ValueError for embeddings (N, D) that cannot be ranked, before hours of matching."""
     broken = (~embeds.isfinite().all(dim=1)).nonzero().flatten().tolist()
@@ -198,7 +195,7 @@ def _rank_by_embeddings(
     candidates = torch.empty(queries, shortlist, dtype=torch.long)
     cosines = torch.empty(queries, shortlist)
     ranks: list[np.ndarray] = [np.empty(0, dtype=np.int64)] * queries
-    for rows in _slices(_by_id(query_ids), QUERIES_IN_A_PASS):
+    for rows in _slices(_by_id(query_ids), QUERIES_IN_A_BATCH):
         ranking, similarity = rank_by_embeddings(text_embeds[rows], image_embeds, gallery_ids)
         candidates[rows], cosines[rows] = ranking[:, :shortlist], similarity[:, :shortlist]
         rank = np.empty(images, dtype=np.int64)
@@ -219,13 +216,13 @@ def _ranks_in(
     return ranks
 
 
-class _Gallery:
-    """Images in passes, dealt to the processes in units of `batch_size`; a process keeps to its own."""
+class _EncodedGallery:
+    """Images in batches, dealt to the processes in units of `batch_size`; a process keeps to its own."""
 
     def __init__(
         self,
         model: RetrievalModel,
-        encoder: RetrievalModel | FastEncoder,
+        encoder: Encoder,
         processor: RetrievalProcessor,
         images: Sequence[Image.Image],
         gallery_ids: Sequence[str],
@@ -237,13 +234,13 @@ class _Gallery:
         self.accelerator = accelerator
         self.token_memory = token_memory
         self.order = np.array(sorted(range(len(gallery_ids)), key=gallery_ids.__getitem__))  # (G,)
-        self.passes = list(_slices(self.order.tolist(), IMAGES_IN_A_PASS))
-        units = list(_slices(range(len(self.passes)), -(-batch_size // IMAGES_IN_A_PASS)))
+        self.batches = list(_slices(self.order.tolist(), IMAGES_IN_A_BATCH))
+        units = list(_slices(range(len(self.batches)), -(-batch_size // IMAGES_IN_A_BATCH)))
         index, count = (
             (0, 1) if accelerator is None else (accelerator.process_index, accelerator.num_processes)
         )
         self.own_units = units[index::count]
-        self.kept: dict[int, Tensor] = {}  # pass to tokens (images, 1+N, width)
+        self.kept: dict[int, Tensor] = {}  # batch to tokens (images, 1+N, width)
 
     def encode(self, width: int) -> Tensor:
         """The embeddings (G, width); as many tokens as the memory allows are kept, if there are any."""
@@ -252,9 +249,9 @@ class _Gallery:
         embeds = torch.empty(len(self.order), width)
         filled, used = [], 0
         for unit in self._units("encoding images"):
-            for number, pass_embeds, tokens in self._encode_passes(unit):
-                embeds[self.passes[number]] = pass_embeds
-                filled += self.passes[number]
+            for number, batch_embeds, tokens in self._encode_batches(unit):
+                embeds[self.batches[number]] = batch_embeds
+                filled += self.batches[number]
                 if tokens is None:
                     continue
                 size = tokens.numel() * tokens.element_size()
@@ -265,8 +262,16 @@ class _Gallery:
 
     def match(self, texts: EncodedTexts, query_ids: Sequence[str], candidates: Tensor) -> Tensor:
         """The match logits of each query with its candidates, both (Q, K), by the model itself."""
+        matcher = matcher_for(self.model)
+        own_number = {row: number for number, row in enumerate(_by_id(query_ids))}
+        in_order = texts[list(own_number)]
+        texts_read = matcher.read_texts(in_order, CAPTIONS_IN_A_BATCH)
+        number = np.array([own_number[row] for row in range(len(query_ids))])  # (Q,)
+
+        def score(tokens: Tensor, places: np.ndarray, query: np.ndarray) -> Tensor:
+            return _match_batches(matcher, texts_read, tokens, places, number[query])
+
         lengths = texts.attention_mask.sum(dim=1).numpy()
-        score = pair_matching(self.model, texts, _by_id(query_ids))
         return self._score_pairs(candidates, query_ids, lengths, self._tokens, score)
 
     def match_images(
@@ -280,10 +285,10 @@ class _Gallery:
         lengths = np.array([len(caption) for caption in captions])
 
         def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
-            passes = (_slices(pairs, matcher.pairs_in_a_pass) for pairs in (places, text))
+            batches = (_slices(pairs, matcher.pairs_in_a_pass) for pairs in (places, text))
             scores = [
                 matcher.match_images([images[place] for place in own], [captions[row] for row in rows])
-                for own, rows in zip(*passes, strict=True)
+                for own, rows in zip(*batches, strict=True)
             ]
             return torch.cat(scores)
 
@@ -297,13 +302,13 @@ class _Gallery:
         content_of: Callable[[list[int]], Iterator[tuple[int, Any]]],
         score: Callable[[Any, np.ndarray, np.ndarray], Tensor],
     ) -> Tensor:
-        """A score for each query with its candidates, both (Q, K), pass by pass of images.
+        """A score for each query with its candidates, both (Q, K), batch by batch of images.
 
         Args:
             lengths: (Q,) of the captions: similar ones follow each other.
-            content_of: of some passes of images of one unit, what `score` reads of them.
-            score: of the content of a pass, and of all pairs with its images the places of these in it (B,)
-                and the queries (B,), to scores (B,); it divides them into passes of its own fixed size.
+            content_of: of some batches of images of one unit, what `score` reads of them.
+            score: of the content of a batch, and of all pairs with its images the places of these in it (B,)
+                and the queries (B,), to scores (B,); it divides them into batches of its own fixed size.
         """
         queries, shortlist = candidates.shape
         position = np.empty(len(self.order), dtype=np.int64)
@@ -312,10 +317,10 @@ class _Gallery:
         id_rank = np.empty(queries, dtype=np.int64)
         id_rank[_by_id(query_ids)] = np.arange(queries)
         query = np.arange(queries).repeat(shortlist)  # (Q * K,)
-        # Within a pass of images captions of similar length follow each other, which saves padding.
-        pass_number = position // IMAGES_IN_A_PASS
-        pairs = np.lexsort((position, id_rank[query], lengths[query], pass_number))
-        starts = np.searchsorted(pass_number[pairs], np.arange(len(self.passes) + 1))
+        # Within a batch of images captions of similar length follow each other, which saves padding.
+        batch_number = position // IMAGES_IN_A_BATCH
+        pairs = np.lexsort((position, id_rank[query], lengths[query], batch_number))
+        starts = np.searchsorted(batch_number[pairs], np.arange(len(self.batches) + 1))
 
         scores = torch.empty(queries * shortlist)
         filled = []
@@ -324,35 +329,31 @@ class _Gallery:
             for number, content in content_of(wanted):
                 own = pairs[starts[number] : starts[number + 1]]
                 filled.append(own)
-                scores[own] = score(content, position[own] - number * IMAGES_IN_A_PASS, query[own])
+                scores[own] = score(content, position[own] - number * IMAGES_IN_A_BATCH, query[own])
         own = torch.from_numpy(np.concatenate(filled)) if filled else torch.empty(0, dtype=torch.long)
         return self._filled_by_all(scores, own).view(queries, shortlist)
 
     def _tokens(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
         """Passes of one unit with their tokens, encoded again where they were not kept."""
         absent = [number for number in numbers if number not in self.kept]
-        for number, _, tokens in self._encode_passes(absent):
+        for number, _, tokens in self._encode_batches(absent):
             yield number, tokens
         for number in numbers:
             if number in self.kept:
                 yield number, self.kept[number]
 
     def _read(self, numbers: Sequence[int]) -> Iterator[tuple[int, list[Image.Image]]]:
-        """Number and images of each pass; all are read beforehand."""
-        columns = [column for number in numbers for column in self.passes[number]]
+        """Number and images of each batch; all are read beforehand."""
+        columns = [column for number in numbers for column in self.batches[number]]
         with ThreadPoolExecutor() as pool:
             images = iter(list(pool.map(self.images.__getitem__, columns)))
         for number in numbers:
-            yield number, [next(images) for _ in self.passes[number]]
+            yield number, [next(images) for _ in self.batches[number]]
 
-    @torch.inference_mode()
-    def _encode_passes(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Number, embeddings and tokens of each pass, fp32 on the CPU; without a stage 2 no tokens."""
+    def _encode_batches(self, numbers: Sequence[int]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Number, embeddings and tokens of each batch, fp32 on the CPU; without a stage 2 no tokens."""
         for number, images in self._read(numbers):
-            inputs = self.processor(images=images).to(self.model.device, self.model.dtype)
-            output = self.encoder.get_image_features(*inputs.values())
-            tokens = output.last_hidden_state
-            yield number, output.pooler_output.float().cpu(), None if tokens is None else tokens.float().cpu()
+            yield number, *encode_images(self.encoder, self.processor(images=images))
 
     def _units(self, description: str) -> Iterator[Sequence[int]]:
         hidden = None if self.accelerator is None or self.accelerator.is_main_process else True
@@ -364,6 +365,24 @@ class _Gallery:
             for rows, filled in gather_object([(own, values[own])]):
                 values[rows] = filled
         return values
+
+
+def _match_batches(
+    matcher: Matcher, texts_read: Any, tokens: Tensor, images: np.ndarray, queries: np.ndarray
+) -> Tensor:
+    """The match logits (P,) of pairs of images and queries, both (P,), in batches of fixed size."""
+
+    def match(pairs: np.ndarray) -> Tensor:
+        shown, counts = np.unique(images[pairs], return_counts=True)
+        return matcher.match(texts_read, queries[pairs].tolist(), tokens[shown], counts.tolist())[:, 1]
+
+    scores = torch.empty(len(images))
+    on_cpu = matcher.device.type == "cpu"
+    batches = batches_of_pairs(images, PAIRS_IN_A_BATCH if on_cpu else PAIRS_IN_A_BATCH_ON_A_GPU)
+    run = side_by_side if on_cpu else map
+    for pairs, own in zip(batches, run(match, batches), strict=True):
+        scores[torch.from_numpy(pairs)] = own
+    return scores
 
 
 def _by_id(ids: Sequence[str]) -> list[int]:

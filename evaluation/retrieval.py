@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ..data.image_files import ImageFiles
 from ..data.pab import RetrievalBenchmark
-from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
 from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
+from ..reranking.fusion import check_fusion_weight
 from ..sca import SCAReport
+from ..search.ranking import resolve_shortlist
 from .measures import (
     figures_by_label,
     first_answers,

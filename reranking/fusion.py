@@ -193,3 +193,9 @@ def _best_of_lists(
     starts = np.searchsorted(row, rows[:, 0])  # `row` ascends in `candidates`, as after sorting
     best = order[starts[:, None] + np.arange(length)]  # each row has at least the longest list's candidates
     return names[image[best]], total[best]
+
+
+def check_fusion_weight(fusion_weight: float) -> None:
+    """Raises ValueError for a weight that is not between 0 and 1."""
+    if not 0 <= fusion_weight <= 1:
+        raise ValueError(f"the fusion weight must be between 0 (matching alone) and 1, got {fusion_weight}")

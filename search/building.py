@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -11,7 +10,6 @@ from functools import cached_property
 from itertools import chain, islice
 from operator import length_hint
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.image_sources import SourceImage
-from ..engine.fast_encoding import FastEncoder, fastest_encoder
+from ..engine.encoding import Encoder, collated, encode_images
+from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from .manifest import (
@@ -46,20 +45,18 @@ from .stored_gallery import StoredGallery
 
 logger = logging.getLogger(__name__)
 
-LEAST_GAIN = 0.97  # of the time an image: a larger pass has to save 3 % for the probe to go on
-
 
 @dataclass(frozen=True)
 class PreparedImage:
     """An image as the model takes it.
 
     Attributes:
-        pixel_values: (3, H, W).
+        inputs: what the processor makes of it, by name, each (1, ...).
         thumbnail: JPEG, or None where none is kept.
         root, path: as in `SourceImage`.
     """
 
-    pixel_values: Tensor
+    inputs: dict[str, Tensor]
     thumbnail: bytes | None
     root: str | None
     path: str | None
@@ -73,24 +70,22 @@ def build_shards(
     settings: GallerySettings,
     *,
     shard_size: int,
-    batch_size: int | Literal["auto"],
+    batch_size: int,
     workers: int,
     accelerator: Accelerator | None,
 ) -> None:
     """Adds the images whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
 
-    Which images share a shard, and a batch of the model, depends on their order alone: neither on the
-    number of processes nor on where an earlier build was stopped ("auto" depends on the machine). Every
-    process of `accelerator` must call it, with the same images; each encodes every n-th shard.
+    Which images share a shard, and a batch of the model, depends on their order alone: neither on the number
+    of processes nor on where an earlier build was stopped. Every process of `accelerator` must call it, with
+    the same images; each encodes every n-th shard.
 
     Raises:
         GalleryError: the gallery was made otherwise, another build runs, or the disk failed.
         ValueError: an id occurs twice.
     """
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size), ("workers", workers)):
-        if value == "auto" and name == "batch_size":
-            continue
-        if isinstance(value, str) or value < 1:
+        if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     expected = length_hint(images) or None
@@ -213,7 +208,7 @@ class _ShardEncoder:
         processor: TPASProcessor,
         directory: Path,
         settings: GallerySettings,
-        batch_size: int | Literal["auto"],
+        batch_size: int,
         workers: int,
         progress: tqdm,
     ):
@@ -221,7 +216,7 @@ class _ShardEncoder:
         self.processor = processor
         self.directory = directory
         self.settings = settings
-        self.asked_batch_size = batch_size
+        self.batch_size = batch_size
         self.progress = progress
         self.threads = ThreadPoolExecutor(workers, thread_name_prefix="image")
 
@@ -232,24 +227,8 @@ class _ShardEncoder:
         self.threads.shutdown(cancel_futures=True)
 
     @cached_property
-    def encoder(self) -> TPASModel | FastEncoder:
-        return fastest_encoder(self.model)  # which copies the weights: not before there is an image
-
-    @cached_property
-    def batch_size(self) -> int:
-        """Images in one batch: what was asked for, or what a probe of the encoder finds best."""
-        if self.asked_batch_size != "auto":
-            return self.asked_batch_size
-        seconds = probe_pass_sizes(self.encoder, self.processor.image_size)
-        best = min(seconds, key=seconds.__getitem__)
-        logger.info(
-            "%d images in a pass are the quickest: %s s an image",
-            best,
-            ", ".join(f"{count}: {value:.3f}" for count, value in seconds.items()),
-        )
-        if isinstance(self.encoder, FastEncoder):  # it divides a batch into passes by itself
-            self.encoder.images_per_pass = best
-        return best
+    def encoder(self) -> Encoder:
+        return encoder_for(self.model)  # which copies the weights: not before there is an image
 
     def encode(self, number: int, images: Iterator[SourceImage], finished: set[str]) -> None:
         """Writes the shard of these images, without those that a killed build finished."""
@@ -263,8 +242,9 @@ class _ShardEncoder:
                     logger.warning("left out %s: %s", image_id, error)
                     unreadable[image_id] = str(error)
             if prepared:
-                pixel_values = torch.stack([image.pixel_values for image in prepared.values()])
-                embeds, tokens = encode_pixels(self.encoder, pixel_values, self.settings.tokens)
+                inputs = collated([image.inputs for image in prepared.values()])
+                kept = self.settings.tokens
+                embeds, tokens = encode_images(self.encoder, inputs, kept and getattr(torch, kept))
                 self._check_finite(list(prepared), embeds, tokens)
                 for place, (image_id, image) in enumerate(prepared.items()):
                     own = None if tokens is None else tokens[place]
@@ -316,59 +296,13 @@ class _ShardEncoder:
             )
         size = self.settings.thumbnail_size
         thumbnail = None if size is None else jpeg_thumbnail(loaded, size)
-        pixel_values = self.processor(images=[loaded])["pixel_values"][0]
-        return PreparedImage(pixel_values, thumbnail, image.root, image.path)
+        return PreparedImage(dict(self.processor(images=[loaded])), thumbnail, image.root, image.path)
 
 
 def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:
     """The ids of images whose rows, (n, ...) of n, hold NaN or infinity."""
     finite = rows.flatten(1).isfinite().all(dim=1).tolist()
     return [image_id for image_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
-
-
-def encode_pixels(
-    encoder: TPASModel | FastEncoder, pixel_values: Tensor, tokens_type: str | None
-) -> tuple[Tensor, Tensor | None]:
-    """Embeddings (B, D) fp32 and image tokens (B, 1+N, image width) of the type asked for, on the CPU."""
-    output = encoder.get_image_features(pixel_values.to(encoder.device, encoder.dtype))
-    tokens = None
-    if tokens_type is not None:
-        tokens = output.last_hidden_state.to("cpu", getattr(torch, tokens_type))
-    return output.pooler_output.float().cpu(), tokens
-
-
-@torch.inference_mode()
-def probe_pass_sizes(
-    encoder: TPASModel | FastEncoder, image_size: int, largest: int = 256
-) -> dict[int, float]:
-    """Seconds an image by the number of them in a pass: 1, 2, 4, ..., until it is no longer worth it.
-
-    Another number changes features in their last digits only (1e-5).
-    """
-    fixed = getattr(encoder, "images_per_pass", None)
-    seconds = {}
-    count = 1
-    try:
-        while count <= largest:
-            if fixed is not None:
-                encoder.images_per_pass = count
-            pixels = torch.zeros(count, 3, image_size, image_size)
-            times = []
-            for _ in range(3):  # the first is slow: kernels are compiled for a new shape
-                start = time.perf_counter()
-                encode_pixels(encoder, pixels, None)  # which ends on the CPU, so a GPU is done
-                times.append(time.perf_counter() - start)
-            seconds[count] = min(times[1:]) / count
-            if count > 1 and seconds[count] > LEAST_GAIN * seconds[count // 2]:
-                break
-            count *= 2
-    except torch.OutOfMemoryError:
-        if not seconds:
-            raise
-    finally:
-        if fixed is not None:
-            encoder.images_per_pass = fixed
-    return seconds
 
 
 def _finish(directory: Path, settings: GallerySettings) -> None:

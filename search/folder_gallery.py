@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.image_sources import find_images
-from ..engine.retrieval_stages import image_fingerprint, model_fingerprint
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
+from .fingerprints import image_fingerprint, model_fingerprint
 from .gallery import Gallery
 from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors, write_beside
 

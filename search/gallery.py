@@ -5,8 +5,8 @@
 
 import io
 import logging
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,26 +17,23 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.image_sources import find_images, load_inside
-from ..engine.fast_encoding import FastTextEncoder, fastest_text_encoder
-from ..engine.fast_matching import FastMatcher
+from ..engine.encoding import EncodedTexts, Encoder, TextEncoder, encode_images, encode_texts
+from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
+from ..engine.matching import Matcher
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
-from ..engine.retrieval_stages import (
-    DEFAULT_SHORTLIST,
-    EncodedTexts,
-    encode_texts,
-    image_fingerprint,
-    model_fingerprint,
-    reorder,
-    replace_head,
-)
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from ..sca import Confidence, sca_rerank
 from .building import build_shards
-from .hits import SearchHit
+from .explanation import Explanation, explain_tokens
+from .fingerprints import image_fingerprint, model_fingerprint
+from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, check_index, open_index, write_index
 from .manifest import GallerySettings
+from .ranking import DEFAULT_SHORTLIST, reorder, replace_head
+from .selection import Selection
+from .shards import jpeg_thumbnail
 from .stored_gallery import StoredGallery, delete_images
 
 logger = logging.getLogger(__name__)
@@ -53,9 +50,6 @@ class Gallery:
         hits = Gallery.open("gallery/", model, processor).search(["a man in a red coat is lying on the road"])
 
     A gallery shows the directory as it was when it was opened; its own `append` and `delete` open it anew.
-
-    Attributes:
-        cascade_report: what the cascade of the last search saved; None if it had none.
     """
 
     def __init__(
@@ -73,7 +67,6 @@ class Gallery:
         self.index = index
         self.images_root = images_root
         self.matching_dtype = matching_dtype
-        self.cascade_report: CascadeReport | None = None
 
     @classmethod
     def build(
@@ -87,7 +80,7 @@ class Gallery:
         thumbnail_size: int | None = None,
         id_column: str | None = None,
         shard_size: int = 512,
-        batch_size: int | Literal["auto"] = 16,
+        batch_size: int = 16,
         workers: int = 2,
         accelerator: Accelerator | None = None,
     ) -> "Gallery":
@@ -109,9 +102,8 @@ class Gallery:
             shard_size: images in a shard. A kill loses what is done of one shard a process. A shard is one
                 of the files that the system maps for a process, of which Linux by default allows 65,530: 33
                 million images at 512. What a build keeps in memory, mostly tokens, grows with it.
-            batch_size: images read and encoded together; a `FastEncoder` divides them into passes of its
-                own fixed size. "auto": a probe of some seconds finds the quickest pass on this machine; the
-                last digits of the features depend on it.
+            batch_size: images read and encoded together; a `FastEncoder` divides them into batches of its
+                own fixed size.
             workers: threads that read images, in each process.
             accelerator: its processes share the work; each must call this, and gets the gallery.
 
@@ -263,23 +255,31 @@ class Gallery:
         sca: Confidence | None = None,
         *,
         cascade: bool = False,
+        rows: Sequence[int] | Tensor | None = None,
+        extra: Sequence[EncodedImage] = (),
         batch_size: int = 64,
-    ) -> list[list[SearchHit]]:
+    ) -> SearchResult:
         """The best images for each text, best first.
 
         Args:
             texts: any iterable of strings; one string is refused. They go through the model in blocks of
                 `TEXTS_AT_ONCE`, to bound the memory.
-            top_k: images in each answer, or the whole gallery where that is smaller.
-            shortlist: images that the cross-modal encoder reads for each text, or the whole gallery. What
+            top_k: images in each answer, or all that are searched where these are fewer.
+            shortlist: images that the cross-modal encoder reads for each text, or all that are searched. What
                 follows them in a longer answer is ordered by cosine.
             rerank: whether it reads any.
             sca: resolves the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for an image of their own.
             cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
                 same answer in less time, unless bf16 errs by more than it was seen to, see
-                [`MatchingCascade`]. `cascade_report` says what was saved.
+                [`MatchingCascade`].
+            rows: the gallery's rows to look through, such as those that pass a filter; `None`: all. Some of
+                them are searched exactly, whatever the gallery's index.
+            extra: images to look through beside them, from `encode_image`; exactly, as above.
             batch_size: texts in one forward pass.
+
+        Returns:
+            A list of answers, with SCA's and the cascade's report.
 
         Raises:
             ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
@@ -298,96 +298,188 @@ class Gallery:
                 raise ValueError(
                     "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves"
                 )
-        self.cascade_report = None
         self._encoders()  # which says so if there are none
-        if not texts or not len(self):
-            return [[] for _ in texts]
-        head = min(shortlist, len(self)) if rerank or sca else 0
-        asked = min(max(top_k, head), len(self))
-        read_in_fp32 = max(top_k, SCA_READS) if sca else top_k  # by a cascade
+        selection = self._selection(rows, extra)
+        if not texts or not len(selection):
+            return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
+        head = min(shortlist, len(selection)) if rerank or sca else 0
+        asked = min(max(top_k, head), len(selection))
+        read_in_fp32 = None
+        if cascade:
+            read_in_fp32 = max(top_k, SCA_READS) if sca else top_k
+        stages = self._ranked(selection, texts, asked, head if rerank else 0, read_in_fp32, batch_size)
+
+        ranking, before, sca_report = stages.candidates, None, None
+        if head:
+            scores = stages.cosines[:, :head] if stages.logits is None else stages.logits[:, :, 1]
+            ranking, scores = reorder(stages.candidates[:, :head], scores)
+            if sca:
+                before = replace_head(stages.candidates, ranking)
+                resolved = sca_rerank(ranking, scores, confidence=sca)
+                ranking, sca_report = resolved.indices, resolved.report
+            ranking = replace_head(stages.candidates, ranking)
+        return SearchResult(
+            (
+                self._hits(selection, stages, query, ranking[query, :top_k], before)
+                for query in range(len(texts))
+            ),
+            texts=texts,
+            searched=len(selection),
+            sca_report=sca_report,
+            taken_by=() if before is None else _taken_by(before[:, 0], ranking[:, 0]),
+            cascade_report=stages.cascade_report,
+        )
+
+    def similar(
+        self,
+        hit: SearchHit,
+        top_k: int = 10,
+        *,
+        rows: Sequence[int] | Tensor | None = None,
+        extra: Sequence[EncodedImage] = (),
+    ) -> SearchResult:
+        """The nearest neighbours of an image that was found, by the embeddings' cosine, without itself."""
+        embedding = self._embedding_of(hit)[None]  # (1, D)
+        selection = self._selection(rows, extra)
+        count = min(top_k + 1, len(selection))  # itself is among them
+        candidates, cosines = selection.index.search(embedding, count)
+        stages = _Stages(candidates, cosines)
+        found = self._hits(selection, stages, 0, candidates[0], None)
+        others = [other for other in found if not other.is_same_image(hit)][:top_k]
+        others = [
+            replace(other, rank=rank, embedding_rank=rank) for rank, other in enumerate(others, start=1)
+        ]
+        searched = len(selection) - any(other.is_same_image(hit) for other in found)
+        return SearchResult([others], texts=[f"Similar to {hit.id}"], searched=searched, similar_to=hit)
+
+    def encode_image(self, image: Image.Image, image_id: str, thumbnail_size: int = 768) -> EncodedImage:
+        """An image to be searched beside the gallery's, which it does not change; see `extra` of `search`."""
+        _, processor = self._encoders()
+        embeds, tokens = encode_images(self._image_encoder, processor(images=[image]), torch.float16)
+        assert tokens is not None
+        return EncodedImage(image_id, embeds[0], tokens[0].numpy(), jpeg_thumbnail(image, thumbnail_size))
+
+    def explain(self, hit: SearchHit, text: str) -> Explanation:
+        """Why an image was found: see [`tpas.search.explanation.explain`]."""
+        model, processor = self._encoders()
+        tokens = self._tokens[self._row_of(hit)] if hit.extra is None else hit.extra.tokens
+        return explain_tokens(model, processor, torch.from_numpy(tokens)[None], text)
+
+    def _embedding_of(self, hit: SearchHit) -> Tensor:
+        """(D,)."""
+        if hit.extra is not None:
+            return hit.extra.embedding
+        return self.stored.embedding_rows(torch.tensor([self._row_of(hit)]))[0]
+
+    def _row_of(self, hit: SearchHit) -> int:
+        (row,) = self.stored.rows_of([hit.id])
+        return row
+
+    def _selection(self, rows: Sequence[int] | Tensor | None, extra: Sequence[EncodedImage]) -> Selection:
+        if rows is None and not extra:
+            return self._whole
+        return Selection(
+            self._tokens, None if rows is None else torch.as_tensor(rows, dtype=torch.long), extra
+        )
+
+    def _ranked(
+        self,
+        selection: Selection,
+        texts: list[str],
+        count: int,
+        shortlist: int,
+        read_in_fp32: int | None,
+        batch_size: int,
+    ) -> "_Stages":
+        """The best `count` by cosine, and the match logits of the best `shortlist` of these, block by block.
+
+        Args:
+            read_in_fp32: what a cascade reads in fp32; `None`: no cascade.
+        """
         # For each block the shortlisted images are read, or without tokens encoded, again.
-        at_once = len(texts) if rerank and self.stored.settings.tokens is None else TEXTS_AT_ONCE
-        parts, reports = [], []
+        at_once = len(texts) if shortlist and self.stored.settings.tokens is None else TEXTS_AT_ONCE
+        parts: list[_Stages] = []
         for start in range(0, len(texts), at_once):
             encoded = self._encode(texts[start : start + at_once], batch_size)
-            candidates, cosines = self._opened_index.search(encoded.embeds, asked)  # (q, K)
-            shortlists, logits = candidates[:, :head], None
-            if cascade:
+            candidates, cosines = selection.index.search(encoded.embeds, count)  # (q, K)
+            logits = report = None
+            if shortlist and read_in_fp32 is not None:
                 logits, report = self._cascade.logits_of_shortlists(
-                    self._tokens, encoded, shortlists, read_in_fp32
+                    selection, encoded, candidates[:, :shortlist], read_in_fp32
                 )
-                reports.append(report)
-            elif rerank:
-                logits = self._matcher.logits_of_shortlists(self._tokens, encoded, shortlists)
-            parts.append((candidates, cosines, logits))
-        candidates = torch.cat([part[0] for part in parts])  # (Q, K)
-        cosines = torch.cat([part[1] for part in parts])
-        logits = torch.cat([part[2] for part in parts]) if rerank else None  # (Q, head, 2)
-        if cascade:
-            self.cascade_report = sum(reports[1:], start=reports[0])
-            logger.info("cascade: %s", self.cascade_report)
-
-        ranking = candidates
-        if head:
-            scores = cosines[:, :head] if logits is None else logits[:, :, 1]
-            ranking, scores = reorder(candidates[:, :head], scores)
-            if sca:
-                ranking = sca_rerank(ranking, scores, confidence=sca).indices
-            ranking = replace_head(candidates, ranking)
-        return [
-            self._hits(
-                ranking[query, :top_k],
-                candidates[query],
-                cosines[query],
-                None if logits is None else logits[query],
-            )
-            for query in range(len(texts))
-        ]
+            elif shortlist:
+                logits = self._matcher.logits_of_shortlists(selection, encoded, candidates[:, :shortlist])
+            parts.append(_Stages(candidates, cosines, logits, report))
+        stages = _Stages.joined(parts)
+        if stages.cascade_report is not None:
+            logger.info("cascade: %s", stages.cascade_report)
+        return stages
 
     def _hits(
-        self, ranking: Tensor, candidates: Tensor, cosines: Tensor, logits: Tensor | None
+        self, selection: Selection, stages: "_Stages", query: int, ranking: Tensor, before: Tensor | None
     ) -> list[SearchHit]:
-        """One text's answer: `ranking` (top_k,) of `candidates` (K,), whose first have `logits` (n, 2)."""
-        places = {row: place for place, row in enumerate(candidates.tolist())}
+        """One text's answer: `ranking` (top_k,) of its candidates, and its ranking before SCA, of (Q, K)."""
+        candidates = {place: number for number, place in enumerate(stages.candidates[query].tolist())}
+        ranks_before = {}
+        if before is not None:
+            ranks_before = {place: rank for rank, place in enumerate(before[query].tolist(), start=1)}
         hits = []
-        for rank, row in enumerate(ranking.tolist(), start=1):
-            place = places[row]
-            cosine = cosines[place].item()
+        for rank, place in enumerate(ranking.tolist(), start=1):
+            candidate = candidates[place]
+            cosine = stages.cosines[query, candidate].item()
             logit = probability = None
-            if logits is not None and place < len(logits):
-                logit, probability = logits[place, 1].item(), logits[place].softmax(dim=0)[1].item()
-            record = self.stored.record(row)
-            root = self.images_root or record["root"]
+            if stages.logits is not None and candidate < stages.logits.shape[1]:
+                pair = stages.logits[query, candidate]  # (2,)
+                logit, probability = pair[1].item(), pair.softmax(dim=0)[1].item()
             hits.append(
                 SearchHit(
-                    id=record["id"],
                     rank=rank,
                     score=cosine if logit is None else logit,
                     cosine=cosine,
                     match_logit=logit,
                     match_probability=probability,
-                    embedding_rank=place + 1,
-                    path=None if record["path"] is None else Path(root, record["path"]),
-                    _open=partial(_image, self.stored, row, self.images_root),
+                    embedding_rank=candidate + 1,
+                    rank_before_sca=ranks_before.get(place),
+                    **self._image_of(selection, place),
                 )
             )
         return hits
+
+    def _image_of(self, selection: Selection, place: int) -> dict[str, Any]:
+        """What a hit says of its image."""
+        extra, row = selection.extra_of(place), selection.row_of(place)
+        if extra is not None:
+            return {"id": extra.id, "extra": extra, "_open": partial(_opened_jpeg, extra.thumbnail)}
+        assert row is not None
+        record = self.stored.record(row)
+        root = self.images_root or record["root"]
+        path = None if record["path"] is None else Path(root, record["path"])
+        opened = partial(_image, self.stored, row, self.images_root)
+        return {"id": record["id"], "row": row, "path": path, "_open": opened}
+
+    @cached_property
+    def _whole(self) -> Selection:
+        return Selection(self._tokens, index=self._opened_index)
 
     @cached_property
     def _opened_index(self) -> Index:
         return open_index(self.index, self.stored)
 
     @cached_property
-    def _matcher(self) -> FastMatcher:
-        return FastMatcher(self._encoders()[0], getattr(torch, self.matching_dtype))
+    def _matcher(self) -> Matcher:
+        return matcher_for(self._encoders()[0], getattr(torch, self.matching_dtype))
 
     @cached_property
     def _cascade(self) -> MatchingCascade:
         return MatchingCascade(self._encoders()[0], self._matcher)
 
     @cached_property
-    def _text_encoder(self) -> TPASModel | FastTextEncoder:
-        return fastest_text_encoder(self._encoders()[0])
+    def _text_encoder(self) -> TextEncoder:
+        return text_encoder_for(self._encoders()[0])
+
+    @cached_property
+    def _image_encoder(self) -> Encoder:
+        return encoder_for(self._encoders()[0])
 
     def _encode(self, texts: list[str], batch_size: int = 64) -> EncodedTexts:
         return encode_texts(self._text_encoder, self._encoders()[1], texts, batch_size=batch_size)
@@ -405,7 +497,7 @@ class Gallery:
 
     def _reopen(self, stored: StoredGallery) -> None:
         self.stored = stored
-        for name in ("_opened_index", "_tokens"):
+        for name in ("_opened_index", "_tokens", "_whole"):
             self.__dict__.pop(name, None)
 
 
@@ -434,11 +526,49 @@ def _listed(texts: Iterable[str]) -> list[str]:
     return texts
 
 
+@dataclass(frozen=True)
+class _Stages:
+    """What the stages of a search say of Q texts.
+
+    Attributes:
+        candidates, cosines: (Q, K), places in the selection, best first, and their cosines.
+        logits: (Q, n, 2) of the first n of them, or None.
+    """
+
+    candidates: Tensor
+    cosines: Tensor
+    logits: Tensor | None = None
+    cascade_report: CascadeReport | None = None
+
+    @classmethod
+    def joined(cls, parts: Sequence["_Stages"]) -> "_Stages":
+        """Of several blocks of texts, one after the other."""
+        logits = [part.logits for part in parts if part.logits is not None]
+        reports = [part.cascade_report for part in parts if part.cascade_report is not None]
+        return cls(
+            torch.cat([part.candidates for part in parts]),
+            torch.cat([part.cosines for part in parts]),
+            torch.cat(logits) if logits else None,
+            sum(reports[1:], start=reports[0]) if reports else None,
+        )
+
+
+def _taken_by(before: Tensor, after: Tensor) -> list[int | None]:
+    """Of first images (Q,) before and after SCA: for each query that lost its own, the query that has it."""
+    holders = {place: query for query, place in reversed(list(enumerate(after.tolist())))}
+    firsts = zip(before.tolist(), after.tolist(), strict=True)
+    return [None if first == now else holders.get(first) for first, now in firsts]
+
+
 def _image(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
     thumbnail = stored.thumbnail(row)
     if thumbnail is not None:
-        return Image.open(io.BytesIO(thumbnail)).convert("RGB")
+        return _opened_jpeg(thumbnail)
     record = stored.record(row)
     if record["path"] is None:
         raise FileNotFoundError(f"image {record['id']!r} was no file, and the gallery keeps no thumbnails")
     return load_inside(images_root or record["root"], record["path"])
+
+
+def _opened_jpeg(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")

@@ -1,10 +1,35 @@
 """What a search returns, and what pages, sheets, exports and figures draw."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
+from torch import Tensor
+
+from ..sca import SCAReport
+
+if TYPE_CHECKING:
+    from ..engine.matching_cascade import CascadeReport
+
+
+@dataclass(frozen=True, eq=False)  # two of one content are still two
+class EncodedImage:
+    """An image that is searched beside a gallery's: in memory, and nowhere on its disk.
+
+    Attributes:
+        id: its name in answers.
+        embedding: (D,) fp32, unit norm.
+        tokens: (1+N, image width), what the cross-modal encoder reads.
+        thumbnail: a copy to show, as JPEG.
+    """
+
+    id: str
+    embedding: Tensor
+    tokens: np.ndarray
+    thumbnail: bytes
 
 
 @dataclass(frozen=True)
@@ -23,6 +48,8 @@ class SearchHit:
         embedding_rank: its place by cosine alone, from 1; None as `cosine`.
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
         path: where its file was when the gallery was built; None for an image that was no file.
+        row: its row in the gallery; None of an image that is not of a gallery.
+        extra: the image itself, where it was searched beside the gallery.
     """
 
     id: str
@@ -34,6 +61,8 @@ class SearchHit:
     embedding_rank: int | None = None
     rank_before_sca: int | None = None
     path: Path | None = None
+    row: int | None = field(default=None, compare=False)
+    extra: EncodedImage | None = field(default=None, repr=False)
     _open: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
 
     def image(self) -> Image.Image:
@@ -46,3 +75,40 @@ class SearchHit:
         if self._open is None:
             raise FileNotFoundError(f"image {self.id!r} is known by its name alone")
         return self._open()
+
+    def is_same_image(self, other: "SearchHit") -> bool:
+        """Whether both show one image, in whatever answer and at whatever place."""
+        return (self.id, self.row, self.extra) == (other.id, other.row, other.extra)
+
+
+class SearchResult(list[list[SearchHit]]):
+    """The answers to some texts, in their order, each a list of hits, best first; and how they came about.
+
+    Attributes:
+        texts: what was asked.
+        searched: images that were looked through.
+        sca_report: SCA's counts; None where it was not asked for.
+        cascade_report: what a cascade saved; None where there was none.
+        taken_by: where SCA took a text's first image away, the number, from 0, of the text that has it now;
+            otherwise None.
+        similar_to: the hit that was asked about, in place of a text.
+    """
+
+    def __init__(
+        self,
+        answers: Iterable[list[SearchHit]],
+        *,
+        texts: list[str],
+        searched: int,
+        sca_report: SCAReport | None = None,
+        taken_by: Sequence[int | None] = (),
+        cascade_report: "CascadeReport | None" = None,
+        similar_to: SearchHit | None = None,
+    ):
+        super().__init__(answers)
+        self.texts = texts
+        self.searched = searched
+        self.sca_report = sca_report
+        self.taken_by = list(taken_by) or [None] * len(self)
+        self.cascade_report = cascade_report
+        self.similar_to = similar_to

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..data.image_sources import load_inside
-from ..engine.fast_encoding import FastEncoder, fastest_encoder
+from ..engine.encoding import Encoder, encode_images
+from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
-from .building import encode_pixels
 from .manifest import GalleryError
 from .stored_gallery import StoredGallery
 
@@ -64,8 +64,8 @@ class RecomputedImageTokens(ImageTokens):
         self.batch_size = batch_size
 
     @cached_property
-    def encoder(self) -> TPASModel | FastEncoder:
-        return fastest_encoder(self.model)
+    def encoder(self) -> Encoder:
+        return encoder_for(self.model)
 
     def _read(self, rows: list[int]) -> list[np.ndarray]:
         tokens = []
@@ -74,9 +74,9 @@ class RecomputedImageTokens(ImageTokens):
         return tokens
 
     def _encode(self, rows: list[int]) -> list[np.ndarray]:
-        pixel_values = self.processor(images=[self._load(row) for row in rows])["pixel_values"]
-        with torch.inference_mode():
-            embeds, tokens = encode_pixels(self.encoder, pixel_values, "float32")
+        inputs = self.processor(images=[self._load(row) for row in rows])
+        embeds, tokens = encode_images(self.encoder, inputs)
+        assert tokens is not None
         cosines = (embeds * self.stored.embedding_rows(torch.tensor(rows))).sum(dim=1)  # (n,)
         for row, cosine in zip(rows, cosines.tolist(), strict=True):
             if cosine < LEAST_COSINE:

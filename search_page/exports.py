@@ -1,8 +1,8 @@
-"""A session's answers as files: a CSV table, the lines of a challenge's answer file, an image of them."""
+"""A search's result as files: a CSV table, the lines of a challenge's answer file, an image of them."""
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from PIL import Image
@@ -11,7 +11,8 @@ from ..data.challenge import ANSWERS, answer_lines
 from ..figures.results import ResultRow, plot_result_rows
 from ..figures.saving import DOTS_PER_INCH
 from ..figures.sheet import RankedImage as DrawnImage
-from .desk import Answer, RankedImage, SearchRequests
+from ..search.hits import SearchHit, SearchResult
+from .labels import ImageLabel
 
 SHEET_IMAGES = 6  # of each text
 FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -33,7 +34,7 @@ COLUMNS = (
 )
 
 
-def csv_table(answers: Sequence[Answer]) -> str:
+def csv_table(result: SearchResult, label_of: Callable[[SearchHit], ImageLabel | None]) -> str:
     """One line for each image of each answer; what is unknown is left empty.
 
     Texts, names and labels come from anyone, and a spreadsheet would run what looks like a formula.
@@ -41,62 +42,59 @@ def csv_table(answers: Sequence[Answer]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for number, answer in enumerate(answers, start=1):
-        for found in answer.images:
-            fields = [number, answer.text, *_fields(found)]
+    for number, (text, hits) in enumerate(zip(result.texts, result, strict=True), start=1):
+        for hit in hits:
+            fields = [number, text, *_fields(hit, label_of(hit))]
             writer.writerow([_as_text(field) if isinstance(field, str) else field for field in fields])
     return stream.getvalue()
 
 
-def answer_file(answers: Sequence[Answer]) -> str:
+def answer_file(result: SearchResult) -> str:
     """The content of a challenge's answer file: of each text the ten best images' names.
 
     Raises:
         ValueError: these answers cannot be such a file; says why.
     """
-    if any(answer.similar_to for answer in answers):
+    if result.similar_to is not None:
         raise ValueError("an answer file holds answers to texts")
-    best = [[found.image for found in answer.images[:ANSWERS]] for answer in answers]
-    if any(image.private is not None for images in best for image in images):
+    best = [hits[:ANSWERS] for hits in result]
+    if any(hit.extra is not None for hits in best for hit in hits):
         raise ValueError("an answer file names images of the gallery only, not your own")
-    if any(len(images) < ANSWERS for images in best):
+    if any(len(hits) < ANSWERS for hits in best):
         raise ValueError(f"an answer file names {ANSWERS} images for each text, and fewer are shown")
-    names = {image.id: PurePosixPath(image.id).stem for images in best for image in images}
+    names = {hit.id: PurePosixPath(hit.id).stem for hits in best for hit in hits}
     if any(name.split() != [name] for name in names.values()):
         raise ValueError("an image with a space in its name cannot stand in an answer file")
     if len(set(names.values())) < len(names):
         raise ValueError("two of the images share a name, which an answer file cannot tell apart")
-    return answer_lines([[names[image.id] for image in images] for images in best])
+    return answer_lines([[names[hit.id] for hit in hits] for hits in best])
 
 
-def image_sheet(answers: Sequence[Answer], desk: SearchRequests) -> bytes:
+def image_sheet(result: SearchResult, card: Callable[[SearchHit], bytes | None]) -> bytes:
     """Each text over its best images with their ranks and scores, as PNG."""
     rows = []
-    for answer in answers:
-        best = answer.images[:SHEET_IMAGES]
-        rows.append(ResultRow(answer.text, [_drawn(found, desk.card(found.image)) for found in best]))
+    for text, hits in zip(result.texts, result, strict=True):
+        rows.append(ResultRow(text, [_drawn(hit, card(hit)) for hit in hits[:SHEET_IMAGES]]))
     stream = io.BytesIO()
     plot_result_rows(rows).savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return stream.getvalue()
 
 
-def _drawn(found: RankedImage, jpeg: bytes | None) -> DrawnImage:
+def _drawn(hit: SearchHit, jpeg: bytes | None) -> DrawnImage:
     image = None if jpeg is None else Image.open(io.BytesIO(jpeg))
-    score = found.cosine if found.match_logit is None else found.match_logit
-    return DrawnImage(image, score, rank=found.rank)
+    return DrawnImage(image, hit.score, rank=hit.rank)
 
 
-def _fields(found: RankedImage) -> list[object]:
-    image, label = found.image, found.image.label
+def _fields(hit: SearchHit, label: ImageLabel | None) -> list[object]:
     return [
-        found.rank,
-        image.id,
-        "gallery" if image.private is None else "own",
-        _rounded(found.match_probability),
-        _rounded(found.match_logit),
-        _rounded(found.cosine),
-        found.embedding_rank,
-        found.rank_before_sca,
+        hit.rank,
+        hit.id,
+        "gallery" if hit.extra is None else "own",
+        _rounded(hit.match_probability),
+        _rounded(hit.match_logit),
+        _rounded(hit.cosine),
+        hit.embedding_rank,
+        hit.rank_before_sca,
         label and label.behaviour,
         label and label.action,
         label and label.scene,

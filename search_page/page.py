@@ -15,9 +15,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.middleware import Middleware
 
-from .desk import RequestError, SearchRequests, Session
-from .guard import RequestLimits
 from .rendering import Renderer, page_script, page_style
+from .request_limits import RequestLimits
+from .requests import RequestError, SearchRequests, Session
 
 logger = logging.getLogger(__name__)
 
@@ -37,17 +37,17 @@ LEFTOVERS_SECONDS = 600  # after which a file that was uploaded, but never read,
 class SearchPage:
     """The page's handlers: what a person did in, what the page shows out."""
 
-    def __init__(self, desk: SearchRequests):
-        self.desk = desk
-        self.renderer = Renderer(desk)
+    def __init__(self, requests: SearchRequests):
+        self.requests = requests
+        self.renderer = Renderer(requests)
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
-        self.rate = RateLimitItemPerMinute(desk.limits.requests_a_minute)
+        self.rate = RateLimitItemPerMinute(requests.limits.requests_a_minute)
 
     def search(
         self, session, texts, where, behaviour, scene, shown, rerank, resolve, request: gr.Request
     ) -> tuple[Session, str]:
         def answers() -> str:
-            self.desk.search(
+            self.requests.search(
                 session,
                 texts.splitlines(),
                 shown=shown,
@@ -64,13 +64,13 @@ class SearchPage:
     def explain(self, session, event: gr.EventData, request: gr.Request) -> str:
         def explanation() -> str:
             answer, place = event.answer, event.place
-            return self.renderer.explanation(answer, place, *self.desk.explain(session, answer, place))
+            return self.renderer.explanation(answer, place, *self.requests.explain(session, answer, place))
 
         return self._shown(explanation, request)
 
     def similar(self, session, shown, event: gr.EventData, request: gr.Request) -> tuple[Session, str]:
         def answers() -> str:
-            self.desk.similar(session, event.answer, event.place, shown)
+            self.requests.similar(session, event.answer, event.place, shown)
             return self.renderer.answers(session)
 
         return session, self._shown(answers, request)
@@ -79,7 +79,7 @@ class SearchPage:
         """The answers as an image to save."""
         try:
             self._admit(request)
-            if not session.answers:
+            if session.result is None:
                 raise RequestError("This result is gone: search again.")
         except RequestError as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -89,7 +89,7 @@ class SearchPage:
         """Reads the files and removes them: what stays of them is in the session."""
 
         def own_images() -> str:
-            refused = self.desk.add_images(session, paths)
+            refused = self.requests.add_images(session, paths)
             return self.renderer.own_images(session, refused)
 
         paths = [Path(file) for file in files or []]
@@ -101,11 +101,11 @@ class SearchPage:
         return session, shown, "both" if where == "gallery" and session.own_images else where
 
     def remove(self, session) -> tuple[Session, str, str, str]:
-        self.desk.remove_images(session)
+        self.requests.remove_images(session)
         return session, self.renderer.own_images(session, {}), "gallery", self.welcome()
 
     def welcome(self) -> str:
-        return self.renderer.welcome(self.desk.example_texts(3) or EXAMPLES)
+        return self.renderer.welcome(self.requests.example_texts(3) or EXAMPLES)
 
     def _shown(self, render: Callable[[], str], request: gr.Request) -> str:
         """What `render` returns, or the reason why it cannot be shown."""
@@ -121,13 +121,13 @@ class SearchPage:
     def _admit(self, request: gr.Request) -> None:
         """Raises RequestError where this address has asked too often."""
         if not self.rate_limiter.hit(self.rate, request.client.host):
-            per_minute = self.desk.limits.requests_a_minute
+            per_minute = self.requests.limits.requests_a_minute
             raise RequestError(f"More than {per_minute} requests in a minute: wait a little.")
 
 
-def build_page(desk: SearchRequests) -> gr.Blocks:
+def build_page(requests: SearchRequests) -> gr.Blocks:
     """The page, to be launched with `launch_settings`."""
-    page, limits = SearchPage(desk), desk.limits
+    page, limits = SearchPage(requests), requests.limits
     # One at a time for all that needs the model; nothing can be called but by the page itself.
     modelled = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     plain = {"apply_default_css": False}  # Gradio's would make every button and list in it its own
@@ -150,17 +150,19 @@ def build_page(desk: SearchRequests) -> gr.Blocks:
                 search = gr.Button("Search", variant="primary", elem_id="tpas-search")
                 with gr.Accordion("Filter and settings", open=False):
                     behaviour = gr.Radio(
-                        [ANY, *desk.behaviours],
+                        [ANY, *requests.behaviours],
                         value=ANY,
                         label="Behaviour",
-                        visible=bool(desk.behaviours),
+                        visible=bool(requests.behaviours),
                         elem_id="tpas-behaviour",
                     )
                     scene = gr.Dropdown(
-                        [ANY, *desk.scenes], value=ANY, label="Scene", visible=bool(desk.scenes)
+                        [ANY, *requests.scenes], value=ANY, label="Scene", visible=bool(requests.scenes)
                     )
                     shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images for each text")
-                    rerank = gr.Checkbox(True, label=f"Read the best {desk.shortlist} with the text again")
+                    rerank = gr.Checkbox(
+                        True, label=f"Read the best {requests.shortlist} with the text again"
+                    )
                     resolve = gr.Checkbox(True, label="Resolve collisions between texts (SCA)")
                 with gr.Accordion("My own images", open=False):
                     own_images = gr.HTML(page.renderer.own_images(Session(), {}), **plain)
@@ -200,7 +202,7 @@ def _example_text(event: gr.EventData) -> str:
     return event.text
 
 
-def launch_settings(desk: SearchRequests) -> dict:
+def launch_settings(requests: SearchRequests) -> dict:
     """How the page is launched: its looks, its limits, and that nothing leaves it."""
     theme = gr.themes.Base(
         primary_hue="teal",
@@ -221,8 +223,8 @@ def launch_settings(desk: SearchRequests) -> dict:
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_300",
     )
-    limits = desk.limits
-    guard = Middleware(
+    limits = requests.limits
+    request_limits = Middleware(
         RequestLimits,
         most_upload_bytes=limits.own_images * limits.upload_megabytes * 2**20 + FORM_BYTES,
         uploads_a_minute=limits.requests_a_minute,
@@ -230,7 +232,7 @@ def launch_settings(desk: SearchRequests) -> dict:
     return {
         "theme": theme,
         "head": f"<style>{page_style()}</style>",
-        "app_kwargs": {"middleware": [guard], "docs_url": None, "redoc_url": None},
+        "app_kwargs": {"middleware": [request_limits], "docs_url": None, "redoc_url": None},
         "max_file_size": limits.upload_megabytes * 2**20,
         "state_session_capacity": SESSIONS,
         "footer_links": [],
@@ -242,7 +244,7 @@ def launch_settings(desk: SearchRequests) -> dict:
     }
 
 
-def serve(desk: SearchRequests, host: str | None = None, port: int | None = None) -> None:
+def serve(requests: SearchRequests, host: str | None = None, port: int | None = None) -> None:
     """Serves the page until it is interrupted.
 
     Args:
@@ -254,15 +256,15 @@ def serve(desk: SearchRequests, host: str | None = None, port: int | None = None
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     _check_address(host, port)
-    # Uploads pass through a folder of this process, which goes with it, also where it is told to end.
+    # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as uploads:
         os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = build_page(desk)
+        page = build_page(requests)
         _, address, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(desk)
+            server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(requests)
         )
-        logger.info("%d images at %s (Ctrl+C ends it)", len(desk.gallery), address)
+        logger.info("%d images at %s (Ctrl+C ends it)", len(requests.gallery), address)
         page.block_thread()
 
 

@@ -10,8 +10,9 @@ import jinja2
 from PIL import Image
 
 from ..search.explanation import Explanation, heat_layer
-from .desk import RankedImage, SearchRequests, Session
+from ..search.hits import SearchHit
 from .exports import answer_file, csv_table, image_sheet
+from .requests import SearchRequests, Session
 
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it
@@ -21,8 +22,8 @@ LEAST_EFFECT = 0.02  # logits; less is listed neither for nor against
 class Renderer:
     """Fills the templates beside this file, which escape all that is put into them."""
 
-    def __init__(self, desk: SearchRequests):
-        self.desk = desk
+    def __init__(self, requests: SearchRequests):
+        self.requests = requests
         self.environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader(TEMPLATES),
             autoescape=True,
@@ -31,39 +32,41 @@ class Renderer:
             undefined=jinja2.StrictUndefined,
         )
         self.environment.filters |= {"decimal": _decimal, "signed": _signed, "percent": _percent}
-        self.requests = itertools.count()
+        self.numbers = itertools.count()
 
     def welcome(self, examples: Sequence[str]) -> str:
         """What is shown before the first search."""
-        return self._render("welcome.html", images=len(self.desk.gallery), examples=examples)
+        return self._render("welcome.html", images=len(self.requests.gallery), examples=examples)
 
     def answers(self, session: Session) -> str:
         """The session's answers, with links to save them."""
-        answers = session.answers
+        result = session.result
+        assert result is not None, "there is no result yet"
         try:
-            lines, no_answer_file = answer_file(answers), None
+            lines, no_answer_file = answer_file(result), None
         except ValueError as error:
             lines, no_answer_file = "", str(error)
         return self._render(
             "answers.html",
-            answers=answers,
-            sca_report=session.sca_report,
+            result=result,
             card=self._card,
-            csv=data_address(csv_table(answers).encode(), "text/csv"),
+            label_of=self.requests.label,
+            csv=data_address(csv_table(result, self.requests.label).encode(), "text/csv"),
             answer_file=data_address(lines.encode(), "text/plain"),
             no_answer_file=no_answer_file,
         )
 
     def sheet(self, session: Session) -> str:
         """The address of an image of the session's answers."""
-        content = image_sheet(session.answers, self.desk)
-        return data_address(content, f"image/png;request={next(self.requests)}")
+        assert session.result is not None, "there is no result yet"
+        content = image_sheet(session.result, self.requests.card)
+        return data_address(content, f"image/png;request={next(self.numbers)}")
 
     def explanation(
-        self, answer: int, place: int, text: str, found: RankedImage, explanation: Explanation | None
+        self, answer: int, place: int, text: str, found: SearchHit, explanation: Explanation | None
     ) -> str:
         """One image large; with an explanation, each word of the text with its heat map."""
-        large = self.desk.large(found.image)
+        large = self.requests.large(found)
         words, speaking_for, speaking_against = [], [], []
         if explanation is not None:
             effects = explanation.effects.tolist()
@@ -98,23 +101,23 @@ class Renderer:
         """What a person has uploaded, and what was refused and why."""
         return self._render(
             "own_images.html",
-            images=[data_address(image.jpeg, "image/jpeg") for image in session.own_images],
-            names=[image.name for image in session.own_images],
+            images=[data_address(image.thumbnail, "image/jpeg") for image in session.own_images],
+            names=[image.id for image in session.own_images],
             refused=refused,
-            limits=self.desk.limits,
+            limits=self.requests.limits,
         )
 
     def problem(self, message: str) -> str:
         """An error, in place of what was asked for."""
         return self._render("problem.html", message=message)
 
-    def _card(self, found: RankedImage) -> str | None:
-        jpeg = self.desk.card(found.image)
+    def _card(self, found: SearchHit) -> str | None:
+        jpeg = self.requests.card(found)
         return None if jpeg is None else data_address(jpeg, "image/jpeg")
 
     def _render(self, template: str, **values: object) -> str:
-        # A page that is told the same twice changes nothing, and would wait for an answer that came already.
-        return self.environment.get_template(template).render(request=next(self.requests), **values)
+        # A page that is sent the same twice changes nothing, and would wait for an answer that came already.
+        return self.environment.get_template(template).render(request=next(self.numbers), **values)
 
 
 def page_style() -> str:

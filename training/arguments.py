@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..reranking.fusion import check_fusion_weight
+
 TRACKERS = ("tensorboard", "wandb", "trackio")
 SUBSETS = ("random", "first", "balanced", "diverse")
 
@@ -175,10 +177,6 @@ class FineTuningArguments:
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
     def __post_init__(self):
-        from ..engine.retrieval_stages import (
-            check_fusion_weight,  # not at the top: help must not wait for torch
-        )
-
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
                 "give either --model_name_or_path, the model to start from (tpas convert makes one "

@@ -29,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..configuration_tpas import TPASConfig
 from ..data.pab import load_pab, source_videos
 from ..data.whole_files import write_json
-from ..engine.retrieval_stages import encode_texts, resolve_shortlist
+from ..engine.encoding import encode_texts
 from ..evaluation.retrieval import evaluate
 from ..evaluation.tables import format_table
 from ..modeling_tpas import TEMPERATURE_RANGE, TPASModel
@@ -37,6 +37,7 @@ from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
 from ..models.loading import is_tpas, load_retrieval_model
 from ..models.lora import add_lora, check_architecture, is_adapter, load_model
 from ..processing_tpas import TPASProcessor
+from ..search.ranking import resolve_shortlist
 from .arguments import FineTuningArguments
 from .averaging import WeightAverages
 from .caption_augmentation import eda_view

@@ -40,15 +40,15 @@ def folder(drawn, tmp_path) -> Path:
 
 @pytest.fixture(autouse=True)
 def encoded(monkeypatch) -> list[int]:
-    """How many images each pass of the model encodes."""
+    """How many images each batch of the model holds."""
     counts = []
-    encode = building.encode_pixels
+    encode = building.encode_images
 
-    def count(encoder, pixel_values, tokens):
-        counts.append(len(pixel_values))
-        return encode(encoder, pixel_values, tokens)
+    def count(encoder, inputs, tokens):
+        counts.append(len(inputs["pixel_values"]))
+        return encode(encoder, inputs, tokens)
 
-    monkeypatch.setattr(building, "encode_pixels", count)
+    monkeypatch.setattr(building, "encode_images", count)
     return counts
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tpas.engine.encoding import encode_images, encode_texts
 from tpas.engine.fast_encoding import FastEncoder
-from tpas.engine.retrieval_stages import encode_images, encode_texts
 from tpas.modeling_tpas import TPASModel
 
 
@@ -24,23 +24,23 @@ def assert_close(actual, expected, tolerance=1e-5):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("images_per_pass", [None, 1, 100])
-def test_image_features_are_the_models(model, images_per_pass):
+@pytest.mark.parametrize("images_per_batch", [None, 1, 100])
+def test_image_features_are_the_models(model, images_per_batch):
     pixels = torch.randn(5, 3, 32, 32)
     expected = model.get_image_features(pixels)
-    actual = FastEncoder(model, images_per_pass=images_per_pass).get_image_features(pixels)
+    actual = FastEncoder(model, images_per_batch=images_per_batch).get_image_features(pixels)
     assert_close(actual.last_hidden_state, expected.last_hidden_state)
     assert_close(actual.pooler_output, expected.pooler_output)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("texts_per_pass", [None, 2])
-def test_text_features_are_the_models_and_zero_where_padded(model, texts_per_pass):
+@pytest.mark.parametrize("texts_per_batch", [None, 2])
+def test_text_features_are_the_models_and_zero_where_padded(model, texts_per_batch):
     lengths = torch.tensor([9, 2, 24, 2, 17])
     mask = (torch.arange(24) < lengths[:, None]).long()
     input_ids = torch.randint(64, mask.shape)
     expected = model.get_text_features(input_ids, mask)
-    actual = FastEncoder(model, texts_per_pass=texts_per_pass).get_text_features(input_ids, mask)
+    actual = FastEncoder(model, texts_per_batch=texts_per_batch).get_text_features(input_ids, mask)
     assert_close(actual.last_hidden_state, expected.last_hidden_state * mask[:, :, None])
     assert_close(actual.pooler_output, expected.pooler_output)
 
@@ -54,20 +54,20 @@ def test_without_a_mask_every_token_counts(model):
 
 def test_it_stands_in_for_the_model_in_search(model, processor, images):
     encoder, captions = FastEncoder(model), ["a person runs", "red shirt", "a a a a street"]
-    expected, actual = (encode_images(m, processor, images, batch_size=3) for m in (model, encoder))
-    assert_close(actual.hidden_states, expected.hidden_states)
-    assert_close(actual.embeds, expected.embeds)
+    inputs = processor(images=images)
+    for actual, expected in zip(encode_images(encoder, inputs), encode_images(model, inputs), strict=True):
+        assert_close(actual, expected)
     expected, actual = (encode_texts(m, processor, captions) for m in (model, encoder))
     assert_close(actual.hidden_states, expected.hidden_states)
     assert torch.equal(actual.attention_mask, expected.attention_mask)
 
 
 def test_bf16_is_close(model, processor, images):
-    expected = encode_images(model, processor, images)
-    actual = encode_images(FastEncoder(model, torch.bfloat16), processor, images)
-    assert actual.embeds.dtype == torch.float32
-    assert (actual.embeds * expected.embeds).sum(dim=1).min() > 0.999
-    assert not torch.equal(actual.embeds, expected.embeds)
+    expected, _ = encode_images(model, processor(images=images))
+    actual, _ = encode_images(FastEncoder(model, torch.bfloat16), processor(images=images))
+    assert actual.dtype == torch.float32
+    assert (actual * expected).sum(dim=1).min() > 0.999
+    assert not torch.equal(actual, expected)
 
 
 @torch.no_grad()

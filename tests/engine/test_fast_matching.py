@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
 from safetensors.torch import load_file
 from tiny_inputs import spread_match_logits
 
+from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.retrieval_stages import EncodedTexts
+from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.models.checkpoint_conversion import build_config, convert_state_dict
 
@@ -60,15 +60,16 @@ def assert_close(actual, expected, tolerance=TOLERANCE):
     torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("matcher", [FastMatcher, PlainMatcher])
 @pytest.mark.parametrize("batch_size", [1, 4, None, 1000])
 @pytest.mark.parametrize("layers", [1, 2, 3])
-def test_scores_are_those_of_match(build, layers, batch_size):
+def test_scores_are_those_of_match(build, layers, batch_size, matcher):
     model = build(layers)
     texts, images = random_texts([7, 2, 23, 7, 11, 2]), torch.randn(9, TOKENS, 32)
     shortlists = random_shortlists(6, 4, 8)
     shortlists[:, 1] = 8  # an image that every query has, beside those that few have
     shortlists[0, 0] = shortlists[0, 2]  # and one that a query has twice
-    scores = FastMatcher(model).match_shortlists(images, texts, shortlists, batch_size=batch_size)
+    scores = matcher(model).logits_of_shortlists(images, texts, shortlists, batch_size=batch_size)[:, :, 1]
     expected = match_each_pair(model, images, texts, shortlists)
     assert expected.std() > 0.1
     assert_close(scores, expected)
@@ -79,7 +80,7 @@ def test_scores_are_those_of_match(build, layers, batch_size):
 def test_the_activation_is_the_configurations(build, activation):
     model = build(2, activation)
     texts, images, shortlists = random_texts([5, 9]), torch.randn(3, TOKENS, 32), random_shortlists(2, 2, 3)
-    scores = FastMatcher(model).match_shortlists(images, texts, shortlists)
+    scores = FastMatcher(model).logits_of_shortlists(images, texts, shortlists)[:, :, 1]
     assert_close(scores, match_each_pair(model, images, texts, shortlists))
 
 
@@ -93,7 +94,9 @@ def test_scores_equal_upstreams():
     expected = reference["itm_logits_t2i"][:, :, 1]
     texts = EncodedTexts(reference["text_feat"], reference["text_embeds"], reference["text_atts"])
     shortlists = torch.arange(expected.shape[1]).expand(expected.shape)
-    scores = FastMatcher(model.eval()).match_shortlists(reference["image_embeds"], texts, shortlists)
+    scores = FastMatcher(model.eval()).logits_of_shortlists(reference["image_embeds"], texts, shortlists)[
+        :, :, 1
+    ]
     assert_close(scores, expected.double())
 
 
@@ -105,7 +108,7 @@ def test_tokens_may_lie_in_a_file_of_half_precision(build, tmp_path):
     written.flush()
     mapped = np.memmap(tmp_path / "tokens", dtype=np.float16, mode="r", shape=tuple(images.shape))
     shortlists = random_shortlists(3, 3, 5)
-    scores = FastMatcher(model).match_shortlists(mapped, texts, shortlists)
+    scores = FastMatcher(model).logits_of_shortlists(mapped, texts, shortlists)[:, :, 1]
     assert_close(scores, match_each_pair(model, images, texts, shortlists))
 
 
@@ -128,7 +131,9 @@ def test_each_image_is_read_once_as_sorted_rows(build, batch_size, most_reads):
     images = CountingRows(np.random.randn(12, TOKENS, 32).astype(np.float32))
     shortlists = random_shortlists(6, 4, 10)
     shortlists[:, 0] = 11
-    FastMatcher(build(1)).match_shortlists(images, random_texts([3] * 6), shortlists, batch_size=batch_size)
+    FastMatcher(build(1)).logits_of_shortlists(
+        images, random_texts([3] * 6), shortlists, batch_size=batch_size
+    )[:, :, 1]
     rows = sum(images.asked, [])
     assert set(rows) == set(shortlists.flatten().tolist())
     assert all(asked == sorted(set(asked)) for asked in images.asked)
@@ -142,7 +147,7 @@ def test_bf16_is_close(build):
     texts, images = random_texts([9, 5, 12]), torch.randn(6, TOKENS, 32)
     shortlists = random_shortlists(3, 6, 6)
     exact = match_each_pair(model, images, texts, shortlists)
-    scores = FastMatcher(model, dtype=torch.bfloat16).match_shortlists(images, texts, shortlists)
+    scores = FastMatcher(model, dtype=torch.bfloat16).logits_of_shortlists(images, texts, shortlists)[:, :, 1]
     assert scores.dtype == torch.float32
     error = (scores - exact).abs().max()
     assert 1e-4 < error < 0.15 * exact.std() + 0.02
@@ -153,13 +158,13 @@ def test_the_model_is_left_as_it_is_and_later_changes_do_not_count(build):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     texts, images, shortlists = random_texts([5, 8]), torch.randn(4, TOKENS, 32), random_shortlists(2, 3, 4)
     matchers = [FastMatcher(model, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    scores = [matcher.match_shortlists(images, texts, shortlists) for matcher in matchers]
+    scores = [matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1] for matcher in matchers]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     for matcher, expected in zip(matchers, scores, strict=True):
-        assert torch.equal(matcher.match_shortlists(images, texts, shortlists), expected)
+        assert torch.equal(matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1], expected)
 
 
 def test_a_model_in_training_is_refused(build):
@@ -170,41 +175,24 @@ def test_a_model_in_training_is_refused(build):
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_a_shortlist_outside_the_gallery_is_refused(build, wrong):
     with pytest.raises(IndexError, match="of 4, from 0"):
-        FastMatcher(build(1)).match_shortlists(
+        FastMatcher(build(1)).logits_of_shortlists(
             torch.randn(4, TOKENS, 32), random_texts([3]), torch.tensor([[0, wrong]])
-        )
+        )[:, :, 1]
 
 
 def test_a_batch_of_none_and_a_text_of_none_are_refused(build):
     matcher, images, shortlists = FastMatcher(build(1)), torch.randn(4, TOKENS, 32), torch.tensor([[0]])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        matcher.match_shortlists(images, random_texts([3]), shortlists, batch_size=0)
+        matcher.logits_of_shortlists(images, random_texts([3]), shortlists, batch_size=0)[:, :, 1]
     empty = random_texts([3])
     empty.attention_mask[:] = 0
     with pytest.raises(ValueError, match="text 0 has no"):
-        matcher.match_shortlists(images, empty, shortlists)
+        matcher.logits_of_shortlists(images, empty, shortlists)[:, :, 1]
 
 
 def test_no_queries_give_no_scores(build):
     texts = EncodedTexts(torch.empty(0, 16), torch.empty(0, 3, 32), torch.empty(0, 3, dtype=torch.long))
     shortlists = torch.empty(0, 4, dtype=torch.long)
-    assert FastMatcher(build(2)).match_shortlists(torch.randn(4, TOKENS, 32), texts, shortlists).shape == (
-        0,
-        4,
-    )
-
-
-def match_in_a_share(matcher, images, texts, shortlists, folder):
-    accelerator = Accelerator(cpu=True)
-    assert accelerator.num_processes == 2
-    scores = matcher.match_shortlists(images, texts, shortlists, batch_size=3, accelerator=accelerator)
-    torch.save(scores, folder / f"{accelerator.process_index}.pt")
-
-
-def test_two_processes_share_the_work_and_agree_with_one(build, tmp_path, fresh_accelerator):
-    matcher, texts = FastMatcher(build(2)), random_texts([5, 8, 3])
-    images, shortlists = torch.randn(6, TOKENS, 32), random_shortlists(3, 4, 6)
-    alone = matcher.match_shortlists(images, texts, shortlists, batch_size=3)
-    debug_launcher(match_in_a_share, (matcher, images, texts, shortlists, tmp_path), num_processes=2)
-    for process in range(2):
-        assert torch.equal(torch.load(tmp_path / f"{process}.pt", weights_only=True), alone)
+    assert FastMatcher(build(2)).logits_of_shortlists(torch.randn(4, TOKENS, 32), texts, shortlists)[
+        :, :, 1
+    ].shape == (0, 4)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_inputs import spread_match_logits
 
+from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.matching_cascade import ERROR_FACTOR, LEAST_ERROR_BOUND, MatchingCascade
-from tpas.engine.retrieval_stages import EncodedTexts
 from tpas.modeling_tpas import TPASModel
 
 

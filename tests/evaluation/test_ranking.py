@@ -13,18 +13,17 @@ from PIL import Image
 from tiny_inputs import WORDS, tiny_processor
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.engine import pair_matching as matching
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.pair_matching import PADDED_PAIRS_IN_A_PASS
+from tpas.engine.matching import PlainMatcher
 from tpas.evaluation import ranking
-from tpas.evaluation.ranking import IMAGES_IN_A_PASS, Rankings, rank_gallery
+from tpas.evaluation.ranking import IMAGES_IN_A_BATCH, PAIRS_IN_A_BATCH, Rankings, rank_gallery
 from tpas.evaluation.settings import SCASettings
 from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor
 
-IMAGES, QUERIES, SHORTLIST = 70, 15, 20  # five passes of images, the last not full
-PASS_OF_TOKENS = IMAGES_IN_A_PASS * 17 * 32 * 4  # bytes, of the tiny model
+IMAGES, QUERIES, SHORTLIST = 70, 15, 20  # five batches of images, the last not full
+BATCH_OF_TOKENS = IMAGES_IN_A_BATCH * 17 * 32 * 4  # bytes, of the tiny model
 
 
 def alike_images() -> list[Image.Image]:
@@ -83,15 +82,15 @@ def reference(tiny_config) -> Rankings:
 
 
 def test_neighbours_are_close_enough_for_the_last_digit_to_matter(reference):
-    """Else the tests below would show nothing: a pass of another shape moves scores by about 1e-7."""
+    """Else the tests below would show nothing: a batch of another shape moves scores by about 1e-7."""
     gaps = -reference.scores["matching"].diff(dim=1)
     assert (gaps < 1e-7).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-@pytest.mark.parametrize("passes_kept", [0, 2.5, 100])
-def test_batch_size_and_memory_change_nothing(tiny_config, reference, batch_size, passes_kept):
-    memory = int(passes_kept * PASS_OF_TOKENS)
+@pytest.mark.parametrize("batches_kept", [0, 2.5, 100])
+def test_batch_size_and_memory_change_nothing(tiny_config, reference, batch_size, batches_kept):
+    memory = int(batches_kept * BATCH_OF_TOKENS)
     assert_equal(rank(tiny_config, batch_size=batch_size, token_memory=memory), reference)
 
 
@@ -152,7 +151,7 @@ def test_scores_are_those_of_single_pairs_and_ranks_those_of_whole_rankings(tiny
 def rank_on_two_processes(folder: Path, config: TPASConfig) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator()
-    ranked = rank(config, batch_size=3, token_memory=2 * PASS_OF_TOKENS, accelerator=accelerator)
+    ranked = rank(config, batch_size=3, token_memory=2 * BATCH_OF_TOKENS, accelerator=accelerator)
     name = f"{accelerator.process_index}_of_{accelerator.num_processes}.pt"
     torch.save([ranked.indices, ranked.scores, ranked.watched_ranks, ranked.moved], folder / name)
 
@@ -166,12 +165,12 @@ def test_two_processes_give_the_bits_of_one(tiny_config, reference, tmp_path):
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monkeypatch, fast):
+def test_no_more_tokens_are_in_memory_than_allowed_and_one_unit(tiny_config, monkeypatch, fast):
     width = tiny_config.vision_config.hidden_size
-    held, calls = [], itertools.count()
+    in_memory, calls = [], itertools.count()
     matcher = FastMatcher if fast else TPASModel
     if not fast:
-        monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
+        monkeypatch.setattr(ranking, "matcher_for", PlainMatcher)
 
     def bytes_of_tokens():
         everything = [item for item in gc.get_objects() if type(item) is torch.Tensor]
@@ -184,26 +183,26 @@ def test_no_more_tokens_are_held_than_the_memory_and_one_unit(tiny_config, monke
 
     def count(*arguments):
         if next(calls) % 8 == 0:  # to look at every object takes long
-            held.append(bytes_of_tokens() - before)
+            in_memory.append(bytes_of_tokens() - before)
         return match(*arguments)
 
     before = bytes_of_tokens()  # other tests may have left some
     match = matcher.match
     monkeypatch.setattr(matcher, "match", count)
-    copied = 1 if fast else PADDED_PAIRS_IN_A_PASS / IMAGES_IN_A_PASS  # passes of images, for pairs
-    for passes_kept, bounded in ((0, True), (2, True), (100, False)):
-        held.clear()
-        rank(tiny_config, batch_size=IMAGES_IN_A_PASS, token_memory=passes_kept * PASS_OF_TOKENS)
-        # The kept passes, the one being matched, and the pairs' copy of their images' tokens.
-        bound = (min(passes_kept, 2) + 1 + copied) * PASS_OF_TOKENS
-        assert max(held) > 0
-        assert (max(held) <= bound) == bounded
+    copied = 1 if fast else PAIRS_IN_A_BATCH / IMAGES_IN_A_BATCH  # batches of images, for pairs
+    for batches_kept, bounded in ((0, True), (2, True), (100, False)):
+        in_memory.clear()
+        rank(tiny_config, batch_size=IMAGES_IN_A_BATCH, token_memory=batches_kept * BATCH_OF_TOKENS)
+        # The kept batches, the one being matched, and the pairs' copy of their images' tokens.
+        bound = (min(batches_kept, 2) + 1 + copied) * BATCH_OF_TOKENS
+        assert max(in_memory) > 0
+        assert (max(in_memory) <= bound) == bounded
 
 
 def test_the_fast_way_gives_the_models_scores_and_an_adapter_goes_the_other(
     tiny_config, reference, monkeypatch
 ):
-    monkeypatch.setattr(ranking, "pair_matching", lambda model, texts, _: matching._padded(model, texts))
+    monkeypatch.setattr(ranking, "matcher_for", PlainMatcher)
     padded = rank(tiny_config)
     assert torch.equal(padded.indices["embeddings"], reference.indices["embeddings"])
     by_image = [
@@ -247,11 +246,11 @@ def test_an_embedding_that_is_not_finite_is_named_before_the_matching(
 
     def overflowing(self, *inputs):
         output = encode(self, *inputs)
-        output.pooler_output[0, 0] = torch.nan  # once in each pass
+        output.pooler_output[0, 0] = torch.nan  # once in each batch
         return output
 
     monkeypatch.setattr(TPASModel, f"get_{encoder}_features", overflowing)
-    monkeypatch.setattr(ranking, "pair_matching", lambda *arguments: pytest.fail("it matched"))
+    monkeypatch.setattr(ranking, "matcher_for", lambda *arguments: pytest.fail("it matched"))
     with pytest.raises(
         ValueError, match=f"of {of_all} embeddings are not finite, the first of {kind} '{kind} 0"
     ):

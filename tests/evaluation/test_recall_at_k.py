@@ -16,8 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tpas.engine.retrieval_stages import rank_by_embeddings
 from tpas.evaluation.recall_at_k import RecallAtK, figures_of_ranks, rank_by_score
+from tpas.search.ranking import rank_by_embeddings
 
 SOURCE = Path(__file__).parents[2] / "evaluation" / "recall_at_k.py"
 

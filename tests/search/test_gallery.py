@@ -25,22 +25,16 @@ from transformers import BertTokenizer
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_gallery
 from tpas.data import image_sources
+from tpas.engine.encoding import encode_images, encode_texts
 from tpas.engine.fast_encoding import FastEncoder
-from tpas.engine.retrieval_stages import (
-    encode_images,
-    encode_texts,
-    match_shortlists,
-    model_fingerprint,
-    rank_by_embeddings,
-    reorder,
-)
+from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
 from tpas.search import building, image_tokens, manifest, shards, stored_gallery
 from tpas.search import gallery as search
-from tpas.search.building import probe_pass_sizes
+from tpas.search.fingerprints import model_fingerprint
 from tpas.search.gallery import Gallery
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.search.manifest import (
@@ -56,6 +50,7 @@ from tpas.search.manifest import (
     explained_write_errors,
     write_beside,
 )
+from tpas.search.ranking import rank_by_embeddings, reorder
 from tpas.search.shards import id_hash
 
 TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
@@ -104,10 +99,10 @@ def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, 
 
     ids = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
     assert gallery.ids == ids
-    images = encode_images(model, processor, [load_image(folder / name) for name in ids])
+    embeds, states = encode_images(model, processor(images=[load_image(folder / name) for name in ids]))
     texts = encode_texts(model, processor, TEXTS)
-    ranking, cosines = rank_by_embeddings(texts.embeds, images.embeds, ids)
-    scores = match_shortlists(model, images, texts, ranking[:, :6])
+    ranking, cosines = rank_by_embeddings(texts.embeds, embeds, ids)
+    scores = PlainMatcher(model).logits_of_shortlists(states, texts, ranking[:, :6])[:, :, 1]
     head, head_scores = reorder(ranking[:, :6], scores)
     for query, hits in enumerate(answers):
         expected = head[query].tolist() + ranking[query, 6:10].tolist()
@@ -118,7 +113,7 @@ def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, 
         assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
         assert [hit.match_logit for hit in hits[6:]] == [None] * 4
         pair = [
-            images.hidden_states[expected[:1]],
+            states[expected[:1]],
             texts.hidden_states[query][None],
             texts.attention_mask[query][None],
         ]
@@ -157,16 +152,16 @@ def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
     gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
     for settings in ({"top_k": 2}, {"top_k": 1, "sca": "margin"}, {"top_k": 3, "shortlist": 9}):
         expected = gallery.search(TEXTS, **settings)
-        assert gallery.cascade_report is None
+        assert expected.cascade_report is None
         answers = gallery.search(TEXTS, **settings, cascade=True)
         assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
         for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
             assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
-        assert gallery.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
-        assert gallery.cascade_report.share_saved > 0
+        assert answers.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
+        assert answers.cascade_report.share_saved > 0
 
 
-def test_more_texts_than_are_held_in_memory_at_once(model, processor, folder, tmp_path, monkeypatch):
+def test_more_texts_than_are_in_memory_at_once(model, processor, folder, tmp_path, monkeypatch):
     gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
     for settings in ({}, {"rerank": False}, {"sca": "margin"}, {"cascade": True, "top_k": 1}):
         expected = gallery.search(TEXTS, **settings)
@@ -176,7 +171,7 @@ def test_more_texts_than_are_held_in_memory_at_once(model, processor, folder, tm
         assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
         for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
             assert own.score == pytest.approx(other.score, abs=1e-5)
-    assert gallery.cascade_report.pairs == len(TEXTS) * 20
+    assert answers.cascade_report.pairs == len(TEXTS) * 20
 
 
 @pytest.mark.parametrize(
@@ -254,8 +249,8 @@ def test_search_takes_what_there_is(model, processor, folder, tmp_path):
 def test_tokens_read_as_an_array(model, processor, folder, tmp_path):
     kept = Gallery.build(model, processor, folder, tmp_path / "kept", tokens="float32", shard_size=7)
     left = Gallery.build(model, processor, folder, tmp_path / "left", tokens=None, shard_size=7)
-    images = encode_images(model, processor, [load_image(folder / name) for name in kept.ids])
-    expected = images.hidden_states.numpy()
+    _, states = encode_images(model, processor(images=[load_image(folder / name) for name in kept.ids]))
+    expected = states.numpy()
     for tokens in (
         ImageTokens(kept.stored),
         RecomputedImageTokens(left.stored, model, processor, None, batch_size=4),
@@ -545,9 +540,9 @@ def test_images_are_encoded_by_the_fastest_with_the_models_values(
 ):
     model = model.to(dtype)
     encoders = []
-    encode = building.encode_pixels
+    encode = building.encode_images
     for module in (building, image_tokens):
-        monkeypatch.setattr(module, "encode_pixels", lambda *a: (encoders.append(a[0]), encode(*a))[1])
+        monkeypatch.setattr(module, "encode_images", lambda *a: (encoders.append(a[0]), encode(*a))[1])
     gallery = Gallery.build(
         model, processor, folder, tmp_path / "gallery", tokens=None, shard_size=8, batch_size=3
     )
@@ -558,36 +553,8 @@ def test_images_are_encoded_by_the_fastest_with_the_models_values(
     assert len(encoders) > built + 1
     assert len(set(encoders)) == (2 if dtype == torch.float32 else 1)  # one to build, one to search
     assert {type(encoder) for encoder in encoders} == {FastEncoder if dtype == torch.float32 else TPASModel}
-    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
-    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
-
-
-def test_a_probe_finds_the_quickest_pass(model, processor, folder, tmp_path, monkeypatch):
-    seconds = {1: 1.0, 2: 1.5, 4: 2.0, 8: 3.98}  # of a pass: 8 images gain less than 3 % over 4
-    now, sizes = [0.0], []
-
-    def encode(encoder, pixels, tokens):
-        sizes.append((len(pixels), encoder.images_per_pass))
-        now[0] += seconds.get(len(pixels), 9.0) * (9 if sizes.count(sizes[-1]) == 1 else 1)
-        return encode_really(encoder, pixels, tokens)
-
-    encode_really = building.encode_pixels
-    monkeypatch.setattr(building, "encode_pixels", encode)
-    monkeypatch.setattr(building.time, "perf_counter", lambda: now[0])
-    encoder = FastEncoder(model)
-    own = encoder.images_per_pass
-    assert probe_pass_sizes(encoder, 32) == pytest.approx({1: 1.0, 2: 0.75, 4: 0.5, 8: 3.98 / 8})
-    assert encoder.images_per_pass == own
-    assert list(probe_pass_sizes(encoder, 32, largest=2)) == [1, 2]
-    seconds[4], seconds[8] = 2.0, 5.0
-    sizes.clear()
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", batch_size="auto")
-    assert sizes[-5:] == [(4, 4)] * 5
-    monkeypatch.undo()
-    images = encode_images(model, processor, [load_image(folder / name) for name in gallery.ids])
-    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), images.embeds, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 'all'"):
-        Gallery.build(model, processor, folder, tmp_path / "other", batch_size="all")
+    embeds, _ = encode_images(model, processor(images=[load_image(folder / name) for name in gallery.ids]))
+    torch.testing.assert_close(torch.cat(gallery.stored.embeddings), embeds, atol=1e-5, rtol=0)
 
 
 def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
@@ -719,18 +686,31 @@ def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, m
 # Faults
 
 
+def counted_batches(monkeypatch) -> list[int]:
+    """The images of each batch that is encoded from now on."""
+    sizes = []
+    encode = building.encode_images
+
+    def counted(encoder, inputs, tokens):
+        sizes.append(len(inputs["pixel_values"]))
+        return encode(encoder, inputs, tokens)
+
+    monkeypatch.setattr(building, "encode_images", counted)
+    return sizes
+
+
 def build_and_die(model, processor, folder, path, log, survives):
     """Encodes `survives` batches, whose sizes it writes to `log`, and is killed as the system kills."""
-    encode = building.encode_pixels
+    encode = building.encode_images
 
-    def counted(model, pixel_values, tokens):
+    def counted(model, inputs, tokens):
         if len(Path(log).read_text().split()) == survives:
             os.kill(os.getpid(), signal.SIGKILL)
         with open(log, "a") as stream:
-            stream.write(f"{len(pixel_values)}\n")
-        return encode(model, pixel_values, tokens)
+            stream.write(f"{len(inputs['pixel_values'])}\n")
+        return encode(model, inputs, tokens)
 
-    building.encode_pixels = counted
+    building.encode_images = counted
     Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
 
 
@@ -748,8 +728,10 @@ def test_a_killed_build_goes_on(model, processor, folder, tmp_path, monkeypatch)
         Gallery.open(path)
 
     encoded = []
-    encode = building.encode_pixels
-    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    encode = building.encode_images
+    monkeypatch.setattr(
+        building, "encode_images", lambda *a: (encoded.append(len(a[1]["pixel_values"])), encode(*a))[1]
+    )
     Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
     assert sum(encoded) == 20 - 12
     monkeypatch.undo()
@@ -767,8 +749,10 @@ def test_a_killed_build_goes_on_with_more_images(model, processor, folder, tmp_p
     for number in (100, 101, 102, 103):  # of which two sort before most others
         draw_images(folder, 1, first=number)
     encoded = []
-    encode = building.encode_pixels
-    monkeypatch.setattr(building, "encode_pixels", lambda *a: (encoded.append(len(a[1])), encode(*a))[1])
+    encode = building.encode_images
+    monkeypatch.setattr(
+        building, "encode_images", lambda *a: (encoded.append(len(a[1]["pixel_values"])), encode(*a))[1]
+    )
     gallery = Gallery.build(model, processor, folder, path, shard_size=6)
     assert sum(encoded) == 4
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
@@ -786,7 +770,7 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(
         with pytest.raises(KeyboardInterrupt):
             Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
     with monkeypatch.context() as patch:
-        patch.setattr(building, "encode_pixels", None)
+        patch.setattr(building, "encode_images", None)
         gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
     assert list(gallery.unreadable) == ["camera 0/004.png"]
     Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=shard_size)
@@ -801,7 +785,7 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(
 def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
     gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     before = file_digests(gallery.path)
-    monkeypatch.setattr(building, "encode_pixels", None)
+    monkeypatch.setattr(building, "encode_images", None)
     with caplog.at_level("INFO"):
         Gallery.build(model, processor, folder, gallery.path)
     assert file_digests(gallery.path) == before
@@ -1181,7 +1165,7 @@ def test_the_commands(start, folder, tmp_path, capsys):
             "--shard_size",
             "8",
             "--batch_size",
-            "auto",
+            "5",
         ]
     )
     assert "20 images in 3 shards" in capsys.readouterr().out

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tpas.commands.gallery import main as manage_gallery
-from tpas.engine.retrieval_stages import rank_by_embeddings
 from tpas.search import exact_index, indexes, stored_gallery
 from tpas.search.exact_index import ExactIndex
 from tpas.search.faiss_index import FaissIndex
@@ -24,6 +23,7 @@ from tpas.search.manifest import (
     new_manifest,
     read_manifest,
 )
+from tpas.search.ranking import rank_by_embeddings
 from tpas.search.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
 from tpas.search.stored_gallery import StoredGallery, delete_images
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 from tpas.configuration_tpas import TPASConfig
 from tpas.data.image_files import open_image
 from tpas.data.pab import load_pab
-from tpas.engine.retrieval_stages import encode_texts
+from tpas.engine.encoding import encode_texts
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.train_accelerate import main

@@ -1,26 +1,12 @@
+"""Rankings on tensors: their order, ties, fusion."""
+
 import hashlib
 
 import numpy as np
 import pytest
 import torch
-from tiny_inputs import WORDS
 
-from tpas.engine.retrieval_stages import (
-    encode_images,
-    encode_texts,
-    fuse,
-    match_shortlists,
-    rank_by_embeddings,
-    reorder,
-    replace_head,
-    resolve_shortlist,
-)
-
-
-@pytest.fixture
-def captions() -> list[str]:
-    generator = np.random.default_rng(1)
-    return [" ".join(generator.choice(WORDS, length)) for length in (12, 3, 20, 7, 7, 1)]
+from tpas.search.ranking import fuse, rank_by_embeddings, reorder, replace_head, resolve_shortlist
 
 
 def random_embeds(rows: int) -> torch.Tensor:
@@ -72,52 +58,6 @@ def test_the_default_shortlist_is_128_or_the_whole_gallery(caplog):
 def test_a_shortlist_of_nothing_is_refused(shortlist):
     with pytest.raises(ValueError, match=f"the shortlist must be at least 1, got {shortlist}"):
         resolve_shortlist(shortlist, 40)
-
-
-# Encoding and stage 2, against the model's own forward pass over one pair at a time
-
-
-@torch.no_grad()
-def forward_each_pair(model, processor, images, captions):
-    """Embeddings and match logits (Q, G) without batches, padding or shortlists."""
-    logits = torch.empty(len(captions), len(images))
-    cosines = torch.empty(len(captions), len(images))
-    for query, caption in enumerate(captions):
-        for row, image in enumerate(images):
-            output = model(**processor(images=[image], text=[caption]))
-            logits[query, row] = output.match_logits[0, 1]
-            cosines[query, row] = output.text_embeds[0] @ output.image_embeds[0]
-    return cosines, logits
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 1000])
-def test_encoding_and_matching_equal_the_model_on_single_pairs(
-    model, processor, images, captions, batch_size
-):
-    cosines, logits = forward_each_pair(model, processor, images, captions)
-    encoded = encode_images(model, processor, images, batch_size=batch_size)
-    texts = encode_texts(model, processor, captions, batch_size=batch_size)
-    torch.testing.assert_close(texts.embeds @ encoded.embeds.t(), cosines, atol=1e-6, rtol=0)
-
-    shortlists = torch.stack([torch.randperm(len(images))[:3] for _ in captions])
-    scores = match_shortlists(model, encoded, texts, shortlists, batch_size=batch_size)
-    torch.testing.assert_close(scores, logits.gather(1, shortlists), atol=1e-6, rtol=0)
-
-
-def test_images_are_read_one_at_a_time_and_once(model, processor, images):
-    class Reader(list):
-        def __getitem__(self, row):
-            reads.append(row)
-            return super().__getitem__(row)
-
-    reads = []
-    encode_images(model, processor, Reader(images), batch_size=3)
-    assert reads == list(range(len(images)))
-
-
-def test_a_batch_of_none_is_refused(model, processor, captions):
-    with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
-        encode_texts(model, processor, captions, batch_size=0)
 
 
 # Scores and orders

@@ -1,3 +1,5 @@
+"""What people ask on the search page: answers, limits, private images, exports, markup, labels."""
+
 import csv
 import io
 import json
@@ -15,10 +17,11 @@ from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.explanation import explain
 from tpas.search.gallery import Gallery
-from tpas.search_page.desk import Limits, RequestError, SearchRequests, Session
+from tpas.search.hits import SearchHit, SearchResult
 from tpas.search_page.exports import answer_file, csv_table
 from tpas.search_page.labels import ImageLabel, labels_of, read_labels
 from tpas.search_page.rendering import Renderer
+from tpas.search_page.requests import Limits, RequestError, SearchRequests, Session
 
 START = Path(__file__).parents[2] / "demo_start"
 IMAGES = 40
@@ -49,7 +52,7 @@ def gallery(pab, model, processor, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def desk(gallery, pab):
+def requests(gallery, pab):
     return SearchRequests(gallery, read_labels(pab / "annotation/test/attr.json"))
 
 
@@ -67,55 +70,53 @@ def match_logits(model, processor, images, text):
         return model(**inputs).match_logits
 
 
-def found(answer):
-    return [image.image.id for image in answer.images]
+def found(hits):
+    return [hit.id for hit in hits]
+
+
+def with_hits(result: SearchResult, hits: list[SearchHit]) -> SearchResult:
+    """The result of one text with other hits."""
+    return SearchResult([hits], texts=result.texts, searched=result.searched)
 
 
 @pytest.mark.parametrize("resolve", [False, True])
-def test_answers_are_those_of_a_gallery_search(desk, gallery, captions, resolve):
+def test_answers_are_those_of_a_gallery_search(requests, gallery, captions, resolve):
     texts = list(captions.values())[:8]
-    answers = desk.search(Session(), texts, shown=15, sca=resolve)
-    expected = gallery.search(texts, top_k=15, sca="score" if resolve else None)
-    for answer, hits in zip(answers, expected, strict=True):
-        for image, hit in zip(answer.images, hits, strict=True):
-            assert image.image.id == hit.id
-            assert (image.rank, image.embedding_rank) == (hit.rank, hit.embedding_rank)
-            assert image.cosine == pytest.approx(hit.cosine, abs=1e-5)
-            assert image.match_logit == pytest.approx(hit.match_logit, abs=1e-4)
-            assert image.match_probability == pytest.approx(hit.match_probability, abs=1e-4)
+    answers = requests.search(Session(), texts, shown=15, sca=resolve)
+    assert answers == gallery.search(texts, top_k=15, sca="score" if resolve else None)
+    assert (answers.sca_report is not None) == resolve
 
 
-def test_without_re_ranking_the_cosine_ranks(desk, gallery, captions):
+def test_without_re_ranking_the_cosine_ranks(requests, gallery, captions):
     text = next(iter(captions.values()))
-    (answer,) = desk.search(Session(), [text], rerank=False)
+    (answer,) = requests.search(Session(), [text], rerank=False)
     (hits,) = gallery.search([text], top_k=12, rerank=False)
     assert found(answer) == [hit.id for hit in hits]
-    assert all(image.match_logit is None for image in answer.images)
+    assert all(hit.match_logit is None for hit in answer)
 
 
-def test_what_sca_moved_is_told(desk, captions):
+def test_what_sca_moved_is_said(requests, captions):
     """The same text twice: both claim one image, and one of them has to move on."""
     text = next(iter(captions.values()))
     session = Session()
-    first, second = desk.search(session, [text, text + " and"], shown=12)
-    before = [desk.search(Session(), [one])[0] for one in (text, text + " and")]
+    first, second = result = requests.search(session, [text, text + " and"], shown=12)
+    before = [requests.search(Session(), [one])[0] for one in (text, text + " and")]
     claimed = found(before[0])[0]
     assert found(before[1])[0] == claimed
-    moved, holder, number = (second, first, 1) if found(first)[0] == claimed else (first, second, 2)
-    assert found(holder)[0] == claimed
-    assert holder.taken_by is None
-    assert moved.taken_by == number
-    own_before = before[1] if moved is second else before[0]
-    assert found(moved)[:2] == found(own_before)[1::-1]
-    assert [image.rank_before_sca for image in moved.images[:3]] == [2, 1, 3]
-    assert (session.sca_report.moved, session.sca_report.collisions_after) == (1, 0)
+    moved, holder = (1, 0) if found(first)[0] == claimed else (0, 1)
+    assert found(result[holder])[0] == claimed
+    assert result.taken_by[holder] is None
+    assert result.taken_by[moved] == holder
+    assert found(result[moved])[:2] == found(before[moved])[1::-1]
+    assert [hit.rank_before_sca for hit in result[moved][:3]] == [2, 1, 3]
+    assert (result.sca_report.moved, result.sca_report.collisions_after) == (1, 0)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "scene"), [("anomaly", None), (None, "street"), ("normal", "railway platform")]
 )
 def test_a_filter_searches_exactly_what_is_labelled_so(
-    desk, pab, captions, model, processor, behaviour, scene
+    requests, pab, captions, model, processor, behaviour, scene
 ):
     rows = map(json.loads, (pab / "annotation/test/attr.json").read_text().splitlines())
     wanted = [
@@ -125,54 +126,54 @@ def test_a_filter_searches_exactly_what_is_labelled_so(
     ]
     assert 0 < len(wanted) < IMAGES
     text = next(iter(captions.values()))
-    (answer,) = desk.search(Session(), [text], behaviour=behaviour, scene=scene, shown=48)
+    (answer,) = result = requests.search(Session(), [text], behaviour=behaviour, scene=scene, shown=48)
     images = [load_image(pab / "test" / name) for name in wanted]
     logits = match_logits(model, processor, images, text)[:, 1]
     assert found(answer) == [wanted[place] for place in logits.argsort(descending=True)]
-    assert answer.searched == len(wanted)
+    assert result.searched == len(wanted)
 
 
-def test_a_filter_that_nothing_passes_says_so(desk):
+def test_a_filter_that_nothing_passes_says_so(requests):
     with pytest.raises(RequestError, match="No image is labelled so"):
-        desk.search(Session(), ["a man"], scene="moon")
+        requests.search(Session(), ["a man"], scene="moon")
 
 
-def test_own_images_are_searched_beside_the_gallery(desk, pab, captions, gallery):
+def test_own_images_are_searched_beside_the_gallery(requests, pab, captions, gallery):
     name, text = next(iter(captions.items()))
     session, other = Session(), Session()
-    assert not desk.add_images(session, [pab / "test" / name])
-    (own,) = desk.search(session, [text], where="own")
+    assert not requests.add_images(session, [pab / "test" / name])
+    (own,) = requests.search(session, [text], where="own")
     assert found(own) == [Path(name).name]
-    (both,) = desk.search(session, [text], where="both", shown=48)
-    assert len(both.images) == both.searched == IMAGES + 1
-    by_id = {image.image.id: image for image in both.images}
+    (both,) = result = requests.search(session, [text], where="both", shown=48)
+    assert len(both) == result.searched == IMAGES + 1
+    by_id = {hit.id: hit for hit in both}
     twin, shared = by_id[Path(name).name], by_id[name]
     assert abs(twin.rank - shared.rank) == 1
     assert twin.match_logit == pytest.approx(shared.match_logit, abs=2e-3)  # kept in fp16
-    assert len(desk.search(session, [text], where="gallery", shown=48)[0].images) == IMAGES
+    assert len(requests.search(session, [text], where="gallery", shown=48)[0]) == IMAGES
 
-    assert len(desk.search(other, [text], where="both", shown=48)[0].images) == IMAGES
+    assert len(requests.search(other, [text], where="both", shown=48)[0]) == IMAGES
     with pytest.raises(RequestError, match="no images here yet"):
-        desk.search(other, [text], where="own")
+        requests.search(other, [text], where="own")
 
 
-def test_removed_images_are_gone(desk, pab, captions):
+def test_removed_images_are_gone(requests, pab, captions):
     session = Session()
-    desk.add_images(session, [pab / "test" / name for name in list(captions)[:3]])
-    desk.search(session, ["a man"], where="own")
-    desk.remove_images(session)
+    requests.add_images(session, [pab / "test" / name for name in list(captions)[:3]])
+    requests.search(session, ["a man"], where="own")
+    requests.remove_images(session)
     assert session == Session()
 
 
 def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_path):
-    desk = SearchRequests(gallery, limits=Limits(own_images=2, upload_megabytes=1))
+    requests = SearchRequests(gallery, limits=Limits(own_images=2, upload_megabytes=1))
     (tmp_path / "letter.jpg").write_text("not an image")
     Image.new("RGB", (9000, 10000)).save(tmp_path / "huge.png")
     (tmp_path / "heavy.jpg").write_bytes(bytes(2**20 + 1))
     Image.new("RGB", (9, 9)).save(tmp_path / "short.png", exif=b"II*\0")
     images = [pab / "test" / name for name in list(captions)[:3]]
     session = Session()
-    refused = desk.add_images(session, [*tmp_path.iterdir(), *images])
+    refused = requests.add_images(session, [*tmp_path.iterdir(), *images])
     assert set(refused) == {"letter.jpg", "huge.png", "heavy.jpg", "short.png", images[2].name}
     assert "not an image" in refused["letter.jpg"]
     assert "9000x10000 pixels" in refused["huge.png"]
@@ -180,7 +181,7 @@ def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_pa
     assert "larger than 1 MB" in refused["heavy.jpg"]
     assert refused[images[2].name] == "more than 2 images"
     assert not any(str(tmp_path) in reason for reason in refused.values())
-    assert [image.name for image in session.own_images] == [path.name for path in images[:2]]
+    assert [image.id for image in session.own_images] == [path.name for path in images[:2]]
 
 
 @pytest.mark.parametrize(
@@ -194,43 +195,43 @@ def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_pa
         (["a" * 1001], "Text 1 has 1001 characters"),
     ],
 )
-def test_texts_beyond_the_limits_are_refused(desk, texts, message):
+def test_texts_beyond_the_limits_are_refused(requests, texts, message):
     with pytest.raises(RequestError, match=message):
-        desk.search(Session(), texts)
+        requests.search(Session(), texts)
 
 
 @pytest.mark.parametrize("numbers", [(0, 12), (1, 0), (-1, 0), (0, -1), ("0", 0), (0, None), (0, 0.0)])
-def test_numbers_from_a_browser_point_into_the_own_result_only(desk, numbers):
+def test_numbers_from_a_browser_point_into_the_own_result_only(requests, numbers):
     session = Session()
-    desk.search(session, ["a man in a red jacket"])
+    requests.search(session, ["a man in a red jacket"])
     with pytest.raises(RequestError):
-        desk.explain(session, *numbers)
+        requests.explain(session, *numbers)
     with pytest.raises(RequestError):
-        desk.similar(Session(), 0, 0)
+        requests.similar(Session(), 0, 0)
 
 
-def test_an_explanation_is_of_the_ranked_pair(desk, model, processor, pab, captions):
+def test_an_explanation_is_of_the_ranked_pair(requests, model, processor, pab, captions):
     sentence = list(captions.values())[3]
     session = Session()
-    (answer,) = desk.search(session, [sentence])
-    text, image, explanation = desk.explain(session, 0, 2)
+    (answer,) = requests.search(session, [sentence])
+    text, hit, explanation = requests.explain(session, 0, 2)
     assert text == sentence
-    assert image is answer.images[2]
-    assert explanation.match_logit == pytest.approx(image.match_logit, abs=1e-4)
-    expected = explain(model, processor, load_image(pab / "test" / image.image.id), text)
+    assert hit is answer[2]
+    assert explanation.match_logit == pytest.approx(hit.match_logit, abs=1e-4)
+    expected = explain(model, processor, load_image(pab / "test" / hit.id), text)
     torch.testing.assert_close(explanation.effects, expected.effects, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_similar_images_are_the_nearest_embeddings(desk, model, processor, pab, captions, own):
+def test_similar_images_are_the_nearest_embeddings(requests, model, processor, pab, captions, own):
     session = Session()
     where = "gallery"
     if own:
-        desk.add_images(session, [pab / "test" / next(iter(captions))])
+        requests.add_images(session, [pab / "test" / next(iter(captions))])
         where = "own"
-    (answer,) = desk.search(session, ["a man in a red jacket"], where=where)
-    asked = answer.images[0].image
-    similar = desk.similar(session, 0, 0, shown=5)
+    (answer,) = requests.search(session, ["a man in a red jacket"], where=where)
+    asked = answer[0]
+    (similar,) = requests.similar(session, 0, 0, shown=5)
 
     names = list(captions)
     with torch.inference_mode():
@@ -242,8 +243,8 @@ def test_similar_images_are_the_nearest_embeddings(desk, model, processor, pab, 
         cosines[place] = -2
     best = cosines.argsort(descending=True)[:5]
     assert found(similar) == [names[place] for place in best]
-    assert [image.cosine for image in similar.images] == pytest.approx(cosines[best].tolist(), abs=1e-3)
-    assert desk.explain(session, 0, 0)[2] is None  # no text found them
+    assert [hit.cosine for hit in similar] == pytest.approx(cosines[best].tolist(), abs=1e-3)
+    assert requests.explain(session, 0, 0)[2] is None  # no text found them
 
 
 def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, captions, tmp_path):
@@ -258,56 +259,51 @@ def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, cap
     for name in names:
         (tmp_path / "images" / name).unlink()
     for folder, width in (("kept", 64), ("gone", None)):
-        desk = SearchRequests(Gallery.open(tmp_path / folder, model, processor))
+        requests = SearchRequests(Gallery.open(tmp_path / folder, model, processor))
         session = Session()
-        image = desk.search(session, ["a man"])[0].images[0].image
-        for jpeg in (desk.card(image), desk.large(image)):
+        hit = requests.search(session, ["a man"])[0][0]
+        for jpeg in (requests.card(hit), requests.large(hit)):
             assert (jpeg and Image.open(io.BytesIO(jpeg)).width) == width
-        renderer = Renderer(desk)
+        renderer = Renderer(requests)
         page = renderer.answers(session)
         assert page.count("cannot be read") == (0 if width else 3)
-        why = renderer.explanation(0, 0, *desk.explain(session, 0, 0))
+        why = renderer.explanation(0, 0, *requests.explain(session, 0, 0))
         assert ("looks" in why, "cannot be read" in why) == (bool(width), not width)
 
 
-def test_a_csv_holds_the_answers(desk, captions):
+def test_a_csv_holds_the_answers(requests, captions):
     session = Session()
-    answers = desk.search(session, ['A "man", in a coat', next(iter(captions.values()))], shown=3)
-    rows = list(csv.DictReader(io.StringIO(csv_table(answers))))
+    answers = requests.search(session, ['A "man", in a coat', next(iter(captions.values()))], shown=3)
+    rows = list(csv.DictReader(io.StringIO(csv_table(answers, requests.label))))
     assert [row["text_number"] for row in rows] == ["1"] * 3 + ["2"] * 3
     assert rows[0]["text"] == 'A "man", in a coat'
-    best = answers[1].images[0]
-    assert rows[3]["image"] == best.image.id
+    best = answers[1][0]
+    assert rows[3]["image"] == best.id
     assert float(rows[3]["match_logit"]) == pytest.approx(best.match_logit, abs=1e-6)
     assert rows[3]["rank_by_embedding"] == str(best.embedding_rank)
-    assert (rows[3]["behaviour"], rows[3]["scene"]) == (
-        best.image.label.behaviour,
-        best.image.label.scene,
-    )
+    label = requests.label(best)
+    assert (rows[3]["behaviour"], rows[3]["scene"]) == (label.behaviour, label.scene)
 
 
-def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(desk):
-    (answer,) = desk.search(Session(), ['-2+3+cmd|" /C calc"!A0'], shown=3)
-    first, second, third = answer.images
+def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(requests):
+    result = requests.search(Session(), ['-2+3+cmd|" /C calc"!A0'], shown=3)
+    first, second, third = result[0]
     label = ImageLabel("normal", '=HYPERLINK("http://example.org")', "+1", None)
-    images = [
-        replace(first, image=replace(first.image, id='@SUM(1,1)\n".jpg', label=label)),
-        replace(second, image=replace(second.image, id="\t=1.jpg")),
-        third,
-    ]
-    rows = list(csv.reader(io.StringIO(csv_table([replace(answer, images=images)]), newline="")))
+    hits = [replace(first, id='@SUM(1,1)\n".jpg'), replace(second, id="\t=1.jpg"), third]
+    content = csv_table(with_hits(result, hits), lambda hit: label if hit.rank == 1 else None)
+    rows = list(csv.reader(io.StringIO(content, newline="")))
     assert len(rows) == 4
     assert rows[1][1] == """'-2+3+cmd|" /C calc"!A0"""
     assert rows[1][3] == """'@SUM(1,1)\n".jpg"""
     assert rows[1][-2:] == ["""'=HYPERLINK("http://example.org")""", "'+1"]
     assert rows[2][3] == "'\t=1.jpg"
-    assert rows[3][3] == third.image.id
+    assert rows[3][3] == third.id
     assert float(rows[1][6]) == pytest.approx(first.match_logit, abs=1e-6)  # a number stays one
 
 
-def test_an_answer_file_is_one_that_the_challenge_takes(desk, pab, captions):
+def test_an_answer_file_is_one_that_the_challenge_takes(requests, pab, captions):
     texts = list(captions.values())[:4]
-    answers = desk.search(Session(), texts, shown=12)
+    answers = requests.search(Session(), texts, shown=12)
     images = {Path(name).stem: pab / "test" / name for name in captions}
     challenge = Challenge([f"q{number}" for number in range(4)], texts, images)
     text = answer_file(answers)
@@ -315,41 +311,34 @@ def test_an_answer_file_is_one_that_the_challenge_takes(desk, pab, captions):
     assert text.splitlines()[2].split()[0] == Path(found(answers[2])[0]).stem
 
 
-def test_an_answer_file_that_would_be_wrong_is_refused(desk, pab, captions):
+def test_an_answer_file_that_would_be_wrong_is_refused(requests, pab, captions):
     session = Session()
-    (few,) = desk.search(session, ["a man"], shown=9)
     with pytest.raises(ValueError, match="names 10 images"):
-        answer_file([few])
-    similar = desk.similar(session, 0, 0)
+        answer_file(requests.search(session, ["a man"], shown=9))
     with pytest.raises(ValueError, match="answers to texts"):
-        answer_file([similar])
-    desk.add_images(session, [pab / "test" / next(iter(captions))])
-    (own,) = desk.search(session, ["a man"], where="own")
+        answer_file(requests.similar(session, 0, 0))
+    requests.add_images(session, [pab / "test" / next(iter(captions))])
     with pytest.raises(ValueError, match="of the gallery only"):
-        answer_file([own])
+        answer_file(requests.search(session, ["a man"], where="own"))
 
-    (many,) = desk.search(session, ["a man"])
+    many = requests.search(session, ["a man"])
 
     def with_name(name):
-        first = many.images[0]
-        return replace(
-            many,
-            images=[replace(first, image=replace(first.image, id=name)), *many.images[1:]],
-        )
+        return with_hits(many, [replace(many[0][0], id=name), *many[0][1:]])
 
     with pytest.raises(ValueError, match="space in its name"):
-        answer_file([with_name("a b.jpg")])
+        answer_file(with_name("a b.jpg"))
     with pytest.raises(ValueError, match="share a name"):
-        answer_file([with_name("elsewhere/" + Path(found(many)[1]).name)])
+        answer_file(with_name("elsewhere/" + Path(found(many[0])[1]).name))
 
 
-def test_nothing_that_was_typed_becomes_markup(desk):
+def test_nothing_that_was_typed_becomes_markup(requests):
     session = Session()
-    desk.search(session, ["<script>alert(1)</script> man"])
-    renderer = Renderer(desk)
+    requests.search(session, ["<script>alert(1)</script> man"])
+    renderer = Renderer(requests)
     pages = [
         renderer.answers(session),
-        renderer.explanation(0, 0, *desk.explain(session, 0, 0)),
+        renderer.explanation(0, 0, *requests.explain(session, 0, 0)),
         renderer.problem("<script>"),
         renderer.welcome(["<script>"]),
         renderer.own_images(session, {"<script>.jpg": "<script>"}),
@@ -359,8 +348,8 @@ def test_nothing_that_was_typed_becomes_markup(desk):
     assert "&lt;script&gt;" in pages[0]
 
 
-def test_every_page_differs_from_the_last(desk):
-    renderer = Renderer(desk)
+def test_every_page_differs_from_the_last(requests):
+    renderer = Renderer(requests)
     assert renderer.problem("the same") != renderer.problem("the same")
 
 

@@ -1,4 +1,4 @@
-"""Passes side by side: their order, their threads, their errors, and the same numbers as one by one."""
+"""Batches side by side: their order, their threads, their errors, and the same numbers as one by one."""
 
 import threading
 import time
@@ -6,10 +6,10 @@ import time
 import pytest
 import torch
 
+from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.passes import side_by_side
-from tpas.engine.retrieval_stages import EncodedTexts
+from tpas.engine.side_by_side import side_by_side
 from tpas.modeling_tpas import TPASModel
 
 
@@ -22,7 +22,7 @@ def threads():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 9])
-def test_every_pass_is_computed_once_in_order_with_all_threads(threads, count):
+def test_every_batch_is_computed_once_in_order_with_all_threads(threads, count):
     threads(3)
     calls = []
 
@@ -36,17 +36,17 @@ def test_every_pass_is_computed_once_in_order_with_all_threads(threads, count):
     alone = count // 3 * 3
     for number, used, name in calls:
         assert used == (1 if number < alone else 3)
-        assert name.startswith("pass") == (number < alone)
+        assert name.startswith("batch") == (number < alone)
     assert torch.get_num_threads() == 3
 
 
-def test_passes_run_at_the_same_time(threads):
+def test_batches_run_at_the_same_time(threads):
     threads(2)
     both_are_here = threading.Barrier(2)
     assert len(list(side_by_side(lambda _: both_are_here.wait(timeout=10), range(4)))) == 4
 
 
-def test_an_error_ends_the_passes_that_have_not_begun(threads):
+def test_an_error_ends_the_batches_that_have_not_begun(threads):
     threads(2)
     begun = []
 
@@ -70,7 +70,7 @@ def test_one_thread_stays_in_its_own(threads):
 
 def test_features_and_logits_do_not_depend_on_the_threads(tiny_config, threads):
     model = TPASModel(tiny_config).eval()
-    encoder, matcher = FastEncoder(model, images_per_pass=2, texts_per_pass=2), FastMatcher(model)
+    encoder, matcher = FastEncoder(model, images_per_batch=2, texts_per_batch=2), FastMatcher(model)
     pixels, input_ids = torch.randn(7, 3, 32, 32), torch.randint(64, (7, 9))
     texts = EncodedTexts(torch.randn(5, 16), torch.randn(5, 9, 32), torch.ones(5, 9, dtype=torch.long))
     tokens, shortlists = torch.randn(12, 17, 32), torch.stack([torch.randperm(12)[:8] for _ in range(5)])
@@ -97,7 +97,7 @@ def test_autocast_around_the_engines_changes_nothing(tiny_config, threads):
         return [
             encoder.get_image_features(pixels).last_hidden_state,
             encoder.get_text_features(input_ids).last_hidden_state,
-            matcher.match_shortlists(torch.ones(4, 17, 32), texts, shortlists),
+            matcher.logits_of_shortlists(torch.ones(4, 17, 32), texts, shortlists)[:, :, 1],
         ]
 
     expected = results()

@@ -1,0 +1,73 @@
+"""The one place that decides what encodes and matches: this engine's own code, or the model's."""
+
+import torch
+
+from ..modeling_tpas import TPASModel
+from ..models.interface import MatchingModel, RetrievalModel
+from .encoding import Encoder, TextEncoder
+from .fast_encoding import FastEncoder, FastTextEncoder
+from .fast_matching import FastMatcher
+from .matching import Matcher, PlainMatcher
+
+
+def encoder_for(
+    model: RetrievalModel, *, images_per_batch: int | None = None, texts_per_batch: int | None = None
+) -> Encoder:
+    """What encodes with the model's values (to 1e-5): a `FastEncoder` where there is one, else the model.
+
+    There is one of a `TPASModel` in fp32 on a CPU whose adapters, if it has any, are merged. It is a copy:
+    later changes of the model do not reach it.
+
+    Args:
+        images_per_batch, texts_per_batch: what a `FastEncoder` computes at once; `None`: what suits
+            the device.
+
+    Raises:
+        ValueError: the model is in training mode.
+    """
+    if _has_fast_encoder(model):
+        try:
+            return FastEncoder(model, images_per_batch=images_per_batch, texts_per_batch=texts_per_batch)
+        except TypeError:
+            pass  # an adapter that is not merged, which only the model itself computes
+    return model
+
+
+def text_encoder_for(model: RetrievalModel) -> TextEncoder:
+    """As [`encoder_for`], for texts alone: without a copy of the image encoder's weights."""
+    if _has_fast_encoder(model):
+        try:
+            return FastTextEncoder(model)
+        except TypeError:
+            pass
+    return model
+
+
+def _has_fast_encoder(model: RetrievalModel) -> bool:
+    # On a GPU, and in other precisions, the model's own code was not found slower.
+    return isinstance(model, TPASModel) and model.device.type == "cpu" and model.dtype == torch.float32
+
+
+def matcher_for(model: MatchingModel, dtype: torch.dtype | None = None) -> Matcher:
+    """The quickest way to the model's match logits (to 1e-5 in fp32).
+
+    A `FastMatcher` of a `TPASModel` whose adapters, if it has any, are merged, and a `PlainMatcher` of every
+    other. A `FastMatcher` is a copy: later changes of the model do not reach it.
+
+    Args:
+        dtype: of weights and arithmetic; `None`: the model's. A `PlainMatcher` has no other than the model's.
+
+    Raises:
+        ValueError: the model is in training mode, or cannot match in this precision.
+    """
+    dtype = model.dtype if dtype is None else dtype
+    if isinstance(model, TPASModel):
+        try:
+            return FastMatcher(model, dtype)
+        except TypeError:
+            pass  # an adapter that is not merged, which only the model itself computes
+    if dtype != model.dtype:
+        raise ValueError(
+            f"{model.name_or_path} matches in its own precision alone, {model.dtype}, not in {dtype}"
+        )
+    return PlainMatcher(model)

@@ -1,0 +1,69 @@
+"""What a model is, in 16 hexadecimal digits: a gallery is searched by the model that encoded it."""
+
+import hashlib
+import json
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ..modeling_tpas import TPASModel
+from ..processing_tpas import TPASProcessor
+
+# What decides an image's features beside the weights; by name, since new versions of transformers add more.
+VISION_SETTINGS = (
+    *("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size"),
+    *("mlp_ratio", "qkv_bias", "hidden_act", "use_absolute_embeddings", "layer_norm_eps"),
+)
+IMAGE_PROCESSOR_SETTINGS = (
+    *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size"),
+    *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
+# A full-size model takes seconds to hash. Kept with what tells that its weights are still the same.
+_known: WeakKeyDictionary[torch.nn.Module, tuple[tuple, str]] = WeakKeyDictionary()
+
+
+def model_fingerprint(model: torch.nn.Module) -> str:
+    """16 hexadecimal digits that stand for the weights, as fp32: equal wherever the model lies.
+
+    Computed once a process, and again after weights were replaced or changed in place.
+
+    Raises:
+        TypeError: the model carries an adapter that is not merged, so its weights are not all that it is.
+    """
+    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise TypeError("an adapter must be merged first: model.merge_and_unload()")
+    state = _state_of(model)
+    if state is not None and model in _known and _known[model][0] == state:
+        return _known[model][1]
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    fingerprint = digest.hexdigest()
+    if state is not None:
+        _known[model] = (state, fingerprint)
+    return fingerprint
+
+
+def _state_of(model: torch.nn.Module) -> tuple | None:
+    """What changes whenever a weight does, by torch's count of changes in place; None where it keeps none."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if any(tensor.is_inference() for tensor in tensors):
+        return None
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+
+
+def image_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
+    """16 hexadecimal digits for what decides images' features beside the weights.
+
+    That is the image encoder's configuration and the image processor's settings. A tokenizer's are left out:
+    texts are encoded anew for each search, so it may change.
+    """
+    vision, pixels = model.config.vision_config.to_dict(), processor.image_processor.to_dict()
+    deciding = [
+        {name: settings[name] for name in names if settings.get(name) is not None}
+        for settings, names in ((vision, VISION_SETTINGS), (pixels, IMAGE_PROCESSOR_SETTINGS))
+    ]
+    text = json.dumps(deciding, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

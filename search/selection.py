@@ -1,0 +1,71 @@
+"""The images that one search looks through: a gallery's, or some of them, and images beside it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .exact_index import ExactIndex
+from .hits import EncodedImage
+from .image_tokens import ImageTokens
+from .indexes import Index
+from .shards import id_hash
+
+
+class Selection:
+    """Rows of a gallery, then images beside it; a place is a number in this order.
+
+    Args:
+        tokens: the gallery's.
+        rows: its rows, or None for all of them; without a copy of the embeddings then.
+        extra: the images beside it.
+        index: of the whole gallery, which then serves as it is.
+    """
+
+    def __init__(
+        self,
+        tokens: ImageTokens,
+        rows: Tensor | None = None,
+        extra: Sequence[EncodedImage] = (),
+        index: Index | None = None,
+    ):
+        self.tokens = tokens
+        self.rows = rows
+        self.extra = extra
+        self.of_gallery = len(tokens) if rows is None else len(rows)
+        self.index = self._exact_index() if index is None else index
+
+    def _exact_index(self) -> ExactIndex:
+        stored = self.tokens.stored
+        if self.rows is None:
+            segments, hashes = list(stored.embeddings), stored.id_hashes
+        else:
+            segments = [stored.embedding_rows(self.rows)] if len(self.rows) else []
+            hashes = stored.id_hashes[self.rows]
+        if self.extra:
+            segments.append(torch.stack([image.embedding for image in self.extra]))
+            own = torch.tensor([id_hash(image.id) for image in self.extra], dtype=torch.long)
+            hashes = torch.cat([hashes, own])
+        return ExactIndex(segments, hashes)
+
+    def __len__(self) -> int:
+        return self.of_gallery + len(self.extra)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """Image tokens (n, 1+N, image width) of places (n,): what a `Matcher` reads from."""
+        own = places < self.of_gallery
+        rows = places[own] if self.rows is None else self.rows.numpy()[places[own]]
+        of_gallery = iter(self.tokens[rows] if len(rows) else ())
+        of_extra = iter(self.extra[place - self.of_gallery].tokens for place in places[~own])
+        return np.stack([next(of_gallery if is_own else of_extra) for is_own in own])
+
+    def row_of(self, place: int) -> int | None:
+        """The gallery's row at a place, None at that of an image beside it."""
+        if place >= self.of_gallery:
+            return None
+        return place if self.rows is None else int(self.rows[place])
+
+    def extra_of(self, place: int) -> EncodedImage | None:
+        """The image beside the gallery at a place, None at that of a row."""
+        return self.extra[place - self.of_gallery] if place >= self.of_gallery else None
