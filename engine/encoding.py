@@ -75,7 +75,7 @@ def encode_images(
     tokens = output.last_hidden_state
     if tokens is not None:
         tokens = None if tokens_dtype is None else tokens.to("cpu", tokens_dtype)
-    return output.pooler_output.float().cpu(), tokens
+    return _embeds(output), tokens
 
 
 def collated(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -104,7 +104,7 @@ def encode_texts(
         output = encoder.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         states = output.last_hidden_state
         return (
-            output.pooler_output.float().cpu(),
+            _embeds(output),
             None if states is None else states.float().cpu(),
             inputs["attention_mask"].cpu(),
         )
@@ -131,6 +131,12 @@ def encode_texts(
     return EncodedTexts(embeds, states, masks)
 
 
+def _embeds(output: BaseModelOutputWithPooling) -> Tensor:
+    """(B, D), fp32 on the CPU."""
+    assert output.pooler_output is not None, "an encoder gives embeddings"
+    return output.pooler_output.float().cpu()
+
+
 def _computed_by_all(
     compute: Callable[[Sequence[int]], Any], batches: list[list[int]], accelerator: Accelerator | None
 ) -> list[Any]:
@@ -138,14 +144,16 @@ def _computed_by_all(
 
     The batches are the same for any number of processes, and with them the arithmetic.
     """
-    alone = accelerator is None or accelerator.num_processes == 1
-    hidden = True if accelerator is not None and not accelerator.is_main_process else None
     bar = {"desc": "encoding texts", "unit": "batch", "leave": False}
     with torch.inference_mode():
-        if alone:
+        if accelerator is None or accelerator.num_processes == 1:
             # None: on a terminal only.
             return [compute(batch) for batch in tqdm(batches, disable=None, **bar)]
-        with accelerator.split_between_processes(list(enumerate(batches))) as share:
-            own = [(number, compute(batch)) for number, batch in tqdm(share, disable=hidden, **bar)]
+        own = []
+        numbers = list(range(len(batches)))
+        hidden = None if accelerator.is_main_process else True
+        with accelerator.split_between_processes(numbers) as share:
+            for number in tqdm(share, disable=hidden, **bar):
+                own.append((number, compute(batches[number])))
     outputs = dict(gather_object(own))
     return [outputs[number] for number in range(len(batches))]

@@ -6,15 +6,17 @@ through in small batches, so that more of what a layer writes stays in the cache
 one (`side_by_side.py`). `fastest.py` says where it stands in for the model.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.models.bert.modeling_bert import BertLayer
 
 from ..modeling_tpas import TPASModel
 from .packed_layers import (
@@ -42,7 +44,7 @@ class PackedTextModel(nn.Module):
         super().__init__()
         self.embeddings = deepcopy(text_model.embeddings).to(dtype)
         self.self_attentions, self.feed_forwards = nn.ModuleList(), nn.ModuleList()
-        for layer in text_model.encoder.layer:
+        for layer in cast(Iterable[BertLayer], text_model.encoder.layer):
             attention, output = layer.attention.self, layer.attention.output
             parts = (attention.query, attention.key, attention.value, output.dense, output.LayerNorm)
             self.self_attentions.append(PackedSelfAttention(*parts, attention.attention_head_size, dtype))
@@ -101,7 +103,9 @@ class FastTextEncoder:
         batches = zip(
             input_ids.split(self.texts_per_batch), attention_mask.split(self.texts_per_batch), strict=True
         )
-        return _encode(partial(TPASModel.get_text_features, self), list(batches), self.device)
+        return _encode(
+            partial(TPASModel.get_text_features, cast(TPASModel, self)), list(batches), self.device
+        )
 
 
 class FastEncoder(FastTextEncoder):
@@ -129,7 +133,7 @@ class FastEncoder(FastTextEncoder):
     def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
         """As [`TPASModel.get_image_features`]."""
         batches = [(pixels,) for pixels in pixel_values.split(self.images_per_batch)]
-        return _encode(partial(TPASModel.get_image_features, self), batches, self.device)
+        return _encode(partial(TPASModel.get_image_features, cast(TPASModel, self)), batches, self.device)
 
 
 def _encode(
@@ -142,8 +146,8 @@ def _encode(
         return encode(*inputs)
 
     outputs = list((side_by_side if device.type == "cpu" else map)(compute, batches))
-    embeds = torch.cat([output.pooler_output for output in outputs])
+    embeds = torch.cat([cast(Tensor, output.pooler_output) for output in outputs])
     return BaseModelOutputWithPooling(
-        last_hidden_state=torch.cat([output.last_hidden_state for output in outputs]),
+        last_hidden_state=torch.cat([cast(Tensor, output.last_hidden_state) for output in outputs]),
         pooler_output=F.normalize(embeds.float(), dim=-1),  # in bf16 their norm is off by some thousandths
     )

@@ -18,6 +18,7 @@ GEMM leaves unused.
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -137,8 +138,9 @@ class FastMatcher(Matcher):
         self.device, self.dtype = model.device, dtype
         self.pairs_per_batch = CPU_PAIRS_PER_BATCH if model.device.type == "cpu" else GPU_PAIRS_PER_BATCH
         activation = model.config.text_config.hidden_act
-        first, last = model.cross_modal_encoder.layers[0], model.cross_modal_encoder.layers[-1]
-        whole = model.cross_modal_encoder.layers[:-1]  # layers that are computed for all rows of text
+        layers = cast(list[CrossModalLayer], list(model.cross_modal_encoder.layers))
+        first, last = layers[0], layers[-1]
+        whole = layers[:-1]  # those that are computed for all rows of text
         self.first_self_attention = pack_self_attention(first.self_attention, dtype)
         self.self_attentions = [pack_self_attention(layer.self_attention, dtype) for layer in whole[1:]]
         self.image_attentions = [ImageAttention(layer.cross_attention, dtype) for layer in whole]
@@ -165,6 +167,7 @@ class FastMatcher(Matcher):
         for query in (texts.attention_mask[:, 0] == 0).nonzero():
             raise ValueError(f"text {query.item()} has no [CLS]: its attention mask begins with 0")
         lengths = texts.attention_mask.sum(dim=1).tolist()
+        assert texts.hidden_states is not None, "a model with a stage 2 keeps the texts' hidden states"
         texts_read = []
         for start in range(0, len(lengths), batch_size):
             batch = slice(start, start + batch_size)

@@ -25,7 +25,7 @@ def encoder_for(
     Raises:
         ValueError: the model is in training mode.
     """
-    if _has_fast_encoder(model):
+    if isinstance(model, TPASModel) and _is_fast(model):
         try:
             return FastEncoder(model, images_per_batch=images_per_batch, texts_per_batch=texts_per_batch)
         except TypeError:
@@ -35,7 +35,7 @@ def encoder_for(
 
 def text_encoder_for(model: RetrievalModel) -> TextEncoder:
     """As [`encoder_for`], for texts alone: without a copy of the image encoder's weights."""
-    if _has_fast_encoder(model):
+    if isinstance(model, TPASModel) and _is_fast(model):
         try:
             return FastTextEncoder(model)
         except TypeError:
@@ -43,9 +43,9 @@ def text_encoder_for(model: RetrievalModel) -> TextEncoder:
     return model
 
 
-def _has_fast_encoder(model: RetrievalModel) -> bool:
+def _is_fast(model: TPASModel) -> bool:
     # On a GPU, and in other precisions, the model's own code was not found slower.
-    return isinstance(model, TPASModel) and model.device.type == "cpu" and model.dtype == torch.float32
+    return model.device.type == "cpu" and model.dtype == torch.float32
 
 
 def matcher_for(model: MatchingModel, dtype: torch.dtype | None = None) -> Matcher:

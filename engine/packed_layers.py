@@ -119,8 +119,9 @@ def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling):
     for query_length, key_length in zip(query_lengths, key_lengths, strict=True):
         queries = slice(query_start, query_start + query_length)
         keys = slice(key_start, key_start + key_length)
-        own = (rows.transpose(0, 1) for rows in (query[queries], key[keys], value[keys]))  # (H, length, d)
-        context[queries] = attend_on_cpu(*own, scaling).transpose(0, 1)
+        by_head = query[queries].transpose(0, 1)  # (H, length, d)
+        own = attend_on_cpu(by_head, key[keys].transpose(0, 1), value[keys].transpose(0, 1), scaling)
+        context[queries] = own.transpose(0, 1)
         query_start, key_start = queries.stop, keys.stop
     return context
 

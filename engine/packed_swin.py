@@ -6,16 +6,17 @@ one gather a layer; position biases are looked up, and masks of shifted windows 
 layers run on the fast path of `packed_layers.py`. Nothing here trains.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from itertools import groupby
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import SwinModel
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging
+from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging, SwinStage
 
 from .packed_layers import PackedLinear, attend_on_cpu
 
@@ -183,17 +184,18 @@ class PackedSwinModel(nn.Module):
         super().__init__()
         config = vision_model.config
         self.embeddings = deepcopy(vision_model.embeddings).to(dtype)
-        side = config.image_size // config.patch_size
+        side = cast(int, config.image_size) // cast(int, config.patch_size)
         patches = torch.arange(side * side)
         steps = []
-        for stage in vision_model.encoder.layers:
+        for stage in cast(Iterable[SwinStage], vision_model.encoder.layers):
             window = min(side, config.window_size)
-            for number, layer in enumerate(stage.blocks):
+            for number, layer in enumerate(cast(Iterable[SwinLayer], stage.blocks)):
                 shifted = number % 2 == 1
                 steps.append(PackedSwinLayer(layer, patches, side, window, shifted, dtype, config.hidden_act))
                 patches = steps[-1].patches
             if stage.downsample is not None:
-                steps.append(PackedPatchMerging(stage.downsample, patches, side, dtype))
+                merging = cast(SwinPatchMerging, stage.downsample)
+                steps.append(PackedPatchMerging(merging, patches, side, dtype))
                 patches, side = steps[-1].patches, -(-side // 2)
         self.steps = nn.ModuleList(steps)
         self.last = _Gather(torch.arange(side * side), patches)

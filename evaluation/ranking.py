@@ -285,10 +285,11 @@ class _EncodedGallery:
         lengths = np.array([len(caption) for caption in captions])
 
         def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
-            batches = (_slices(pairs, matcher.pairs_in_a_pass) for pairs in (places, text))
+            size = matcher.pairs_in_a_pass
+            batches = zip(_slices(places, size), _slices(text, size), strict=True)
             scores = [
                 matcher.match_images([images[place] for place in own], [captions[row] for row in rows])
-                for own, rows in zip(*batches, strict=True)
+                for own, rows in batches
             ]
             return torch.cat(scores)
 
@@ -334,9 +335,10 @@ class _EncodedGallery:
         return self._filled_by_all(scores, own).view(queries, shortlist)
 
     def _tokens(self, numbers: list[int]) -> Iterator[tuple[int, Tensor]]:
-        """Passes of one unit with their tokens, encoded again where they were not kept."""
+        """Batches of one unit with their tokens, encoded again where they were not kept."""
         absent = [number for number in numbers if number not in self.kept]
         for number, _, tokens in self._encode_batches(absent):
+            assert tokens is not None, "a model with a stage 2 keeps image tokens"
             yield number, tokens
         for number in numbers:
             if number in self.kept:
@@ -390,6 +392,6 @@ def _by_id(ids: Sequence[str]) -> list[int]:
     return sorted(range(len(ids)), key=ids.__getitem__)
 
 
-def _slices(rows: Sequence, size: int) -> Iterator:
+def _slices(rows: Any, size: int) -> Iterator:
     """Consecutive slices of at most `size`."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

@@ -93,14 +93,14 @@ def build_shards(
         images = iter(images)
         images = chain(list(islice(images, 1)), images)
     with ExitStack() as stack:
-        plan = None
+        plans = []
         with _shared_errors(processes):
             if rank == 0:
                 stack.enter_context(builder_lock(directory))
                 with explained_write_errors(directory):
                     (directory / SHARDS).mkdir(exist_ok=True)
-                    plan = _Plan.read(directory, settings)
-        plan = gather_object([plan])[0] if processes > 1 else plan
+                    plans.append(_Plan.read(directory, settings))
+        (plan,) = gather_object(plans) if processes > 1 else plans
 
         progress = tqdm(
             desc="encoding images",
@@ -244,7 +244,7 @@ class _ShardEncoder:
             if prepared:
                 inputs = collated([image.inputs for image in prepared.values()])
                 kept = self.settings.tokens
-                embeds, tokens = encode_images(self.encoder, inputs, kept and getattr(torch, kept))
+                embeds, tokens = encode_images(self.encoder, inputs, getattr(torch, kept) if kept else None)
                 self._check_finite(list(prepared), embeds, tokens)
                 for place, (image_id, image) in enumerate(prepared.items()):
                     own = None if tokens is None else tokens[place]

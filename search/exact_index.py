@@ -201,14 +201,15 @@ def _lost_by_fp32_products() -> float:
 
     So `torch.set_float32_matmul_precision("medium")` does, here to bf16, and some set it for their GPU.
     """
-    unit_roundoff = {"bf16": 2.0**-8, "tf32": 2.0**-11}.get(torch.backends.mkldnn.matmul.fp32_precision, 0.0)
+    rounded_to = getattr(torch.backends.mkldnn, "matmul").fp32_precision  # noqa: B009 - untyped in torch
+    unit_roundoff = {"bf16": 2.0**-8, "tf32": 2.0**-11}.get(rounded_to, 0.0)
     return 2.01 * unit_roundoff  # of both vectors
 
 
 def _multiplies_bf16_faster() -> bool:
     """Whether the CPU has instructions for products of bf16, and oneDNN, which uses them, is there."""
     has_instructions = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return has_instructions and torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return has_instructions and torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 class _Candidates:

@@ -7,14 +7,16 @@ Neither says what an image shows, only what the model went by.
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from ..modeling_tpas import CrossModalAttention, TPASModel, eager_attention
+from ..modeling_tpas import CrossModalAttention, CrossModalLayer, TPASModel, eager_attention
 from ..processing_tpas import TPASProcessor, clean_caption
 
 # From low to high: violet, red, orange, yellow; brighter throughout, so that the colour-blind see the order.
@@ -68,6 +70,7 @@ def explain(
     pixel_values = processor(images=[image])["pixel_values"].to(model.device, model.dtype)
     with torch.no_grad():
         tokens = model.get_image_features(pixel_values).last_hidden_state  # (1, 1+N, Dv)
+    assert tokens is not None
     return explain_tokens(model, processor, tokens, text, layer)
 
 
@@ -85,6 +88,7 @@ def explain_tokens(
     input_ids = input_ids.to(model.device)
     with torch.no_grad():
         text_states = model.get_text_features(input_ids).last_hidden_state  # (1, L, D)
+    assert text_states is not None
     with torch.inference_mode(False), torch.enable_grad():  # autograd refuses tensors of inference mode
         image_tokens = image_tokens.clone().to(model.device, model.dtype)
         logits, attention, gradient = _attention_and_gradient(model, image_tokens, text_states, layer)
@@ -161,13 +165,15 @@ def _attention_and_gradient(
     """
     # One text without padding needs no mask. As a leaf with a gradient it serves frozen models as well.
     text_states = text_states.clone().requires_grad_()
-    for number, layer in enumerate(model.cross_modal_encoder.layers):
+    attention = None
+    for number, layer in enumerate(cast(Iterable[CrossModalLayer], model.cross_modal_encoder.layers)):
         if number == chosen:
             text_states, _ = layer.self_attention(text_states, text_states)
             text_states, attention = _attend_openly(layer.cross_attention, text_states, image_tokens)
             text_states = layer.feed_forward(text_states)
         else:
             text_states, _ = layer(text_states, None, image_tokens, None)
+    assert attention is not None, "one of the layers is the chosen one"
     logits = model.matching_head(text_states[:, 0])
     (gradient,) = torch.autograd.grad(logits[0, 1], attention)
     return logits.detach(), attention.detach(), gradient
@@ -194,10 +200,11 @@ def _logits_without_words(
     model: TPASModel, image_tokens: Tensor, input_ids: Tensor, word_of_token: list[int | None], words: int
 ) -> Tensor:
     """(W,): the match logit with each of the words hidden in turn."""
-    word_of_token = torch.tensor([-1 if word is None else word for word in word_of_token])  # (L,)
+    words_of_tokens = torch.tensor([-1 if word is None else word for word in word_of_token])  # (L,)
     logits = []
     for hidden in torch.arange(words).split(TEXTS_AT_ONCE):
-        mask = (word_of_token != hidden[:, None]).long().to(model.device)  # (n, L)
+        mask = (words_of_tokens != hidden[:, None]).long().to(model.device)  # (n, L)
         text = model.get_text_features(input_ids.expand(len(mask), -1), mask)
+        assert text.last_hidden_state is not None
         logits.append(model.match(image_tokens.expand(len(mask), -1, -1), text.last_hidden_state, mask)[:, 1])
     return torch.cat(logits).float().cpu()

@@ -50,7 +50,7 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
     fingerprints = f"{model_fingerprint(model)}-{image_fingerprint(model, processor)}"
     path = place_of_gallery(folder) / fingerprints
     images = list(find_images(folder))
-    now = {image.id: _state(Path(image.root, image.path)) for image in images}
+    now = {image.id: _state(folder / image.id) for image in images}
     then, finished = _read_record(path)
     if not (finished and then == now and (path / MANIFEST).exists()):
         if not finished:  # its shards may hold files as they were then

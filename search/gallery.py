@@ -452,7 +452,7 @@ class Gallery:
             return {"id": extra.id, "extra": extra, "_open": partial(_opened_jpeg, extra.thumbnail)}
         assert row is not None
         record = self.stored.record(row)
-        root = self.images_root or record["root"]
+        root = self.images_root or record["root"] or ""
         path = None if record["path"] is None else Path(root, record["path"])
         opened = partial(_image, self.stored, row, self.images_root)
         return {"id": record["id"], "row": row, "path": path, "_open": opened}
@@ -488,7 +488,7 @@ class Gallery:
     def _tokens(self) -> ImageTokens:
         if self.stored.settings.tokens is not None:
             return ImageTokens(self.stored)
-        return RecomputedImageTokens(self.stored, self.model, self.processor, self.images_root)
+        return RecomputedImageTokens(self.stored, *self._encoders(), self.images_root)
 
     def _encoders(self) -> tuple[TPASModel, TPASProcessor]:
         if self.model is None or self.processor is None:
@@ -565,9 +565,10 @@ def _image(stored: StoredGallery, row: int, images_root: str | None) -> Image.Im
     if thumbnail is not None:
         return _opened_jpeg(thumbnail)
     record = stored.record(row)
-    if record["path"] is None:
+    root = images_root or record["root"]
+    if root is None or record["path"] is None:
         raise FileNotFoundError(f"image {record['id']!r} was no file, and the gallery keeps no thumbnails")
-    return load_inside(images_root or record["root"], record["path"])
+    return load_inside(root, record["path"])
 
 
 def _opened_jpeg(content: bytes) -> Image.Image:

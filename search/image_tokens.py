@@ -32,11 +32,10 @@ class ImageTokens:
 
     def __getitem__(self, rows: int | slice | Sequence[int] | np.ndarray | Tensor) -> np.ndarray:
         """(1+N, image width) of one row, (n, 1+N, image width) of several."""
-        if isinstance(rows, slice):
-            rows = range(*rows.indices(len(self)))
-        if np.ndim(rows) == 0:
-            return self._read([int(rows)])[0]
-        return np.stack(self._read([int(row) for row in rows]))
+        if isinstance(rows, int):
+            return self._read([rows])[0]
+        numbers = range(*rows.indices(len(self))) if isinstance(rows, slice) else map(int, rows)
+        return np.stack(self._read(list(numbers)))
 
     def _read(self, rows: list[int]) -> list[np.ndarray]:
         return [self.stored.tokens(row) for row in rows]
@@ -89,8 +88,11 @@ class RecomputedImageTokens(ImageTokens):
 
     def _load(self, row: int):
         record = self.stored.record(row)
+        root, path = self.images_root or record["root"], record["path"]
+        if root is None or path is None:
+            raise GalleryError(f"image {record['id']!r} of {self.stored.directory} was no file")
         try:
-            return load_inside(self.images_root or record["root"], record["path"])
+            return load_inside(root, path)
         except (OSError, ValueError) as error:
             raise GalleryError(
                 f"the gallery {self.stored.directory} holds no tokens, and to compute them image "

@@ -15,6 +15,7 @@ class Index(Protocol):
 
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """For queries (Q, D), unit norm: rows (Q, count) and cosines (Q, count), best first, ties by hash."""
+        ...
 
 
 def check_index(index: str) -> str:

@@ -161,7 +161,10 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
 
 
 def shard_number(name: str) -> int:
-    return int(SHARD_NAME.fullmatch(name)[1])
+    match = SHARD_NAME.fullmatch(name)
+    if match is None:
+        raise ValueError(f"{name!r} is not the name of a shard")
+    return int(match[1])
 
 
 @contextmanager

@@ -84,7 +84,7 @@ class MilvusIndex:
             embeddings = (embedding for segment in self.stored.embeddings for embedding in segment)
             rows: list[dict[str, Any]] = []
             for key, name, embedding in zip(keys, ids, embeddings, strict=True):
-                checksum = zlib.crc32(embedding.numpy())
+                checksum = zlib.crc32(embedding.numpy().data)
                 if there.pop(key, None) != checksum:  # new, or deleted and appended as another image
                     row = {"key": key, "id": name, "checksum": checksum, "embedding": embedding.numpy()}
                     rows.append(row)

@@ -92,6 +92,7 @@ def write_shard(
             with zipfile.ZipFile(partial / THUMBNAILS, "w") as archive:
                 for number, row in enumerate(rows):
                     # A fixed date, so that equal images make equal files.
+                    assert row.thumbnail is not None, "the settings say that thumbnails are kept"
                     archive.writestr(zipfile.ZipInfo(f"{number}.jpg"), row.thumbnail)
         files = {
             path.name: {"bytes": path.stat().st_size, "blake2b": file_checksum(path)}
@@ -113,9 +114,9 @@ def _write_tensors(partial: Path, rows: Sequence[ShardRow], settings: GallerySet
         "id_hashes": torch.tensor([id_hash(row.id) for row in rows]),
     }
     if settings.tokens is not None:
-        tokens = torch.stack([row.tokens for row in rows])  # (n, 1+N, image width)
-        tensors["token_checksums"] = torch.tensor([zlib.crc32(row.tokens.numpy()) for row in rows])
-        save_file({"tokens": tokens}, partial / TOKENS)
+        tokens = [row.tokens for row in rows if row.tokens is not None]
+        tensors["token_checksums"] = torch.tensor([zlib.crc32(own.numpy().data) for own in tokens])
+        save_file({"tokens": torch.stack(tokens)}, partial / TOKENS)  # (n, 1+N, image width)
     save_file(tensors, partial / EMBEDDINGS)
 
 

@@ -13,7 +13,7 @@ from copy import deepcopy
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ from .manifest import (
     write_manifest,
 )
 from .shards import ShardRow, id_hash, read_shard, shard_name, unlisted_shards, write_shard
+
+
+class Record(TypedDict):
+    """An image of a gallery; its file is `root`/`path`, both None of an image that was no file."""
+
+    id: str
+    root: str | None
+    path: str | None
 
 
 class StoredGallery:
@@ -131,7 +139,7 @@ class StoredGallery:
             for record in self._records(number):
                 yield record["id"]
 
-    def record(self, row: int) -> dict[str, str | None]:
+    def record(self, row: int) -> Record:
         """An image's `id`, `root` and `path`."""
         number, place = self._locate(row)
         return self._records(number)[place]
@@ -164,7 +172,9 @@ class StoredGallery:
         """An image's image tokens (1+N, image width), checked against their checksum."""
         number, place = self._locate(row)
         tokens = self._tokens(number)[place].numpy()
-        if zlib.crc32(tokens) != int(self._token_checksums[number][place]):
+        checksums = self._token_checksums[number]
+        assert checksums is not None, "checked where the gallery was opened"
+        if zlib.crc32(tokens.data) != int(checksums[place]):
             raise self._damaged(self.shards[number], TOKENS, f"image {self.record(row)['id']!r} was altered")
         return tokens
 
@@ -277,10 +287,11 @@ class StoredGallery:
         return mapped
 
     def _map_tokens(self, number: int) -> Tensor:
+        assert self.settings.tokens is not None, "this gallery keeps no tokens"
         types = {"tokens": getattr(torch, self.settings.tokens)}
         return self._map(self.shards[number], TOKENS, types)["tokens"]
 
-    def _read_records(self, number: int) -> list[dict[str, str | None]]:
+    def _read_records(self, number: int) -> list[Record]:
         shard = self.shards[number]
         self._check_content(shard, IMAGES)
         return json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]

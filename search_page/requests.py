@@ -209,10 +209,11 @@ class SearchRequests:
 
     def _file(self, row: int) -> Image.Image | None:
         record = self.gallery.stored.record(row)
-        if record["path"] is None:
+        root = self.gallery.images_root or record["root"]
+        if root is None or record["path"] is None:
             return None
         try:
-            return load_inside(self.gallery.images_root or record["root"], record["path"])
+            return load_inside(root, record["path"])
         except (OSError, ValueError) as error:
             logger.warning("an image of the gallery cannot be shown: %s", error)
             return None
