@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
+from gradio.themes import Base
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
@@ -130,12 +131,12 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
     page, limits = SearchPage(requests), requests.limits
     # One at a time for all that needs the model; nothing can be called but by the page itself.
     modelled = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-    plain = {"apply_default_css": False}  # Gradio's would make every button and list in it its own
+    # apply_default_css=False below: Gradio's would make every button and list in it its own.
     with gr.Blocks(
         title=TITLE, analytics_enabled=False, delete_cache=(LEFTOVERS_SECONDS, LEFTOVERS_SECONDS)
     ) as blocks:
         session = gr.State(Session())
-        gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", **plain)
+        gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
                 texts = gr.Textbox(
@@ -165,7 +166,7 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
                     )
                     resolve = gr.Checkbox(True, label="Resolve collisions between texts (SCA)")
                 with gr.Accordion("My own images", open=False):
-                    own_images = gr.HTML(page.renderer.own_images(Session(), {}), **plain)
+                    own_images = gr.HTML(page.renderer.own_images(Session(), {}), apply_default_css=False)
                     upload = gr.UploadButton(
                         "Add images", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
                     )
@@ -177,7 +178,9 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
                     )
                     remove = gr.Button("Remove my images", size="sm")
             with gr.Column(scale=3, min_width=320):
-                answers = gr.HTML(page.welcome(), js_on_load=page_script("answers"), min_height=160, **plain)
+                answers = gr.HTML(
+                    page.welcome(), js_on_load=page_script("answers"), min_height=160, apply_default_css=False
+                )
         # These two show nothing in their place: their scripts open a dialog, and save a file.
         saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
@@ -204,7 +207,7 @@ def _example_text(event: gr.EventData) -> str:
 
 def launch_settings(requests: SearchRequests) -> dict:
     """How the page is launched: its looks, its limits, and that nothing leaves it."""
-    theme = gr.themes.Base(
+    theme = Base(
         primary_hue="teal",
         neutral_hue="slate",
         font=["system-ui", "sans-serif"],  # Gradio's own choice asks Google for fonts
