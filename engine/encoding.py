@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..models.interface import RetrievalProcessor
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 class TextEncoder(Protocol):
@@ -89,7 +90,7 @@ def encode_texts(
     texts: Sequence[str],
     *,
     batch_size: int = 64,
-    accelerator: Accelerator | None = None,
+    accelerator: "Accelerator | None" = None,
 ) -> EncodedTexts:
     """Encodes the texts, rows in the order given, padded to the longest.
 
@@ -138,7 +139,7 @@ def _embeds(output: BaseModelOutputWithPooling) -> Tensor:
 
 
 def _computed_by_all(
-    compute: Callable[[Sequence[int]], Any], batches: list[list[int]], accelerator: Accelerator | None
+    compute: Callable[[Sequence[int]], Any], batches: list[list[int]], accelerator: "Accelerator | None"
 ) -> list[Any]:
     """`compute` of each batch, in order, on every process; the processes share the batches out.
 
@@ -149,6 +150,8 @@ def _computed_by_all(
         if accelerator is None or accelerator.num_processes == 1:
             # None: on a terminal only.
             return [compute(batch) for batch in tqdm(batches, disable=None, **bar)]
+        from accelerate.utils import gather_object
+
         own = []
         numbers = list(range(len(batches)))
         hidden = None if accelerator.is_main_process else True

@@ -10,10 +10,9 @@ from functools import cached_property
 from itertools import chain, islice
 from operator import length_hint
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -42,6 +41,9 @@ from .shards import (
     write_shard,
 )
 from .stored_gallery import StoredGallery
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def build_shards(
     shard_size: int,
     batch_size: int,
     workers: int,
-    accelerator: Accelerator | None,
+    accelerator: "Accelerator | None",
 ) -> None:
     """Adds the images whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
 
@@ -100,7 +102,7 @@ def build_shards(
                 with explained_write_errors(directory):
                     (directory / SHARDS).mkdir(exist_ok=True)
                     plans.append(_Plan.read(directory, settings))
-        (plan,) = gather_object(plans) if processes > 1 else plans
+        (plan,) = gathered(plans, processes)
 
         progress = tqdm(
             desc="encoding images",
@@ -127,6 +129,15 @@ def build_shards(
                 _finish(directory, settings)
 
 
+def gathered(own: list[Any], processes: int) -> list[Any]:
+    """What each of the processes has, one after the other."""
+    if processes == 1:
+        return own
+    from accelerate.utils import gather_object  # a search, which imports this, need not wait for it
+
+    return gather_object(own)
+
+
 @contextmanager
 def _shared_errors(processes: int) -> Iterator[None]:
     """Lets an error of one process end all: at its end the processes wait for each other."""
@@ -135,7 +146,7 @@ def _shared_errors(processes: int) -> Iterator[None]:
         yield
     except Exception as caught:
         error = caught
-    messages = gather_object([None if error is None else str(error)]) if processes > 1 else []
+    messages = gathered([None if error is None else str(error)], processes)
     if error is not None:
         raise error
     for message in messages:

@@ -9,10 +9,9 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
@@ -35,6 +34,9 @@ from .ranking import DEFAULT_SHORTLIST, reorder, replace_head
 from .selection import Selection
 from .shards import jpeg_thumbnail
 from .stored_gallery import StoredGallery, delete_images
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Gallery:
         shard_size: int = 512,
         batch_size: int = 16,
         workers: int = 2,
-        accelerator: Accelerator | None = None,
+        accelerator: "Accelerator | None" = None,
     ) -> "Gallery":
         """Encodes images into the directory `path`, and opens it.
 
