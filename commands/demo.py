@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from ..data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
-    from ..figures.report import Evaluation
+    from ..evaluation.result_files import Evaluation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 5
@@ -146,10 +146,10 @@ def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Comman
 
 
 def read_evaluation(folder: Path, name: str) -> "Evaluation":
-    from ..figures.report import Evaluation
+    from ..evaluation.result_files import Evaluation
 
     written = folder / "evaluation" / name
-    return Evaluation.read(written / "results.json", written / "rankings.json")
+    return Evaluation.read(written / "results.json", written / "rankings.json", image_root=folder / "pab")
 
 
 def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Command:
@@ -312,17 +312,18 @@ class TrainingProgress:
 # ------------------------------------------------------------------------------------------------- the result
 
 
-def format_table(zero_shot: "Evaluation", fine_tuned: "Evaluation") -> str:
-    """The table of the page as text, in percent."""
-    from ..figures.report import CUTOFFS, stage_rows
+def format_table(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any]) -> str:
+    """The table of the page as text, in percent, of two results files."""
+    from ..evaluation.settings import CUTOFFS
+    from ..evaluation.tables import stage_rows
 
     header = f"{'':38}" + "".join(f"{name:>8}" for name in (*(f"R@{cutoff}" for cutoff in CUTOFFS), "mAP"))
     lines = [header]
-    for model, evaluation in (("Zero-shot", zero_shot), ("Fine-tuned", fine_tuned)):
+    for model, results in (("Zero-shot", zero_shot), ("Fine-tuned", fine_tuned)):
         lines.append(model)
-        for row in stage_rows(evaluation.results):
+        for row in stage_rows(results):
             values = (*row.recalls, row.mean_average_precision)
-            lines.append(f"  {row.name:36}" + "".join(f"{100 * value:8.1f}" for value in values))
+            lines.append(f"  {row.stage.heading:36}" + "".join(f"{100 * value:8.1f}" for value in values))
     return "\n".join(lines)
 
 
@@ -401,7 +402,7 @@ def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -
             "zero_shot": experiment.zero_shot.results["stages"],
             "fine_tuned": experiment.fine_tuned.results["stages"],
         },
-        f"\n{format_table(experiment.zero_shot, experiment.fine_tuned)}\n\n"
+        f"\n{format_table(experiment.zero_shot.results, experiment.fine_tuned.results)}\n\n"
         f"{seconds:.0f} s in all. Open {page.as_uri()}",
     )
 
@@ -424,7 +425,6 @@ def write_page(
         experiment.zero_shot,
         experiment.fine_tuned,
         training_log=experiment.training_log,
-        image_root=experiment.data_root,
         **context,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")

@@ -10,7 +10,7 @@ from PIL import Image
 from ..data.challenge import ANSWERS, answer_lines
 from ..figures.results import ResultRow, plot_result_rows
 from ..figures.saving import DOTS_PER_INCH
-from ..figures.sheet import RankedImage as DrawnImage
+from ..search.hits import SearchHit
 from .desk import Answer, RankedImage, SearchRequests
 
 SHEET_IMAGES = 6  # of each text
@@ -80,10 +80,11 @@ def image_sheet(answers: Sequence[Answer], desk: SearchRequests) -> bytes:
     return stream.getvalue()
 
 
-def _drawn(found: RankedImage, jpeg: bytes | None) -> DrawnImage:
-    image = None if jpeg is None else Image.open(io.BytesIO(jpeg))
+def _drawn(found: RankedImage, jpeg: bytes | None) -> SearchHit:
     score = found.cosine if found.match_logit is None else found.match_logit
-    return DrawnImage(image, score, rank=found.rank)
+    if jpeg is None:
+        return SearchHit(found.image.id, found.rank, score)
+    return SearchHit.of_image(found.image.id, found.rank, score, Image.open(io.BytesIO(jpeg)))
 
 
 def _fields(found: RankedImage) -> list[object]:
