@@ -94,14 +94,13 @@ def main(argv: list[str] | None = None) -> int:
                 experiment = run_experiment(settings, start, seed, Path(folder))
             except DemoError as error:
                 raise SystemExit(f"demo_seeds: seed {seed}: {error}") from error
-        print(
-            format_table(experiment.zero_shot.results, experiment.fine_tuned.results), end="\n\n", flush=True
-        )
+        zero_shot, fine_tuned = experiment.zero_shot.results, experiment.fine_tuned.results
+        print(format_table(zero_shot, fine_tuned), end="\n\n", flush=True)
         runs.append(
             {
                 "seed": seed,
-                "zero_shot": experiment.zero_shot.results,
-                "fine_tuned": experiment.fine_tuned.results,
+                "zero_shot": zero_shot,
+                "fine_tuned": fine_tuned,
                 "durations": experiment.durations,
             }
         )

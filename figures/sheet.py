@@ -59,12 +59,12 @@ class Sheet:
         self.height = height
         self.figure = Figure(figsize=(width, height))
 
-    def paragraph(self, paragraph: Paragraph, left: float, top: float, **style: str) -> None:
+    def paragraph(self, paragraph: Paragraph, left: float, top: float, **style: Any) -> None:
         for number, line in enumerate(paragraph.lines):
             below = top + number * paragraph.size * LINE_SPACING / 72
             self._text(line, left, below, paragraph.size, **style)
 
-    def caption(self, text: str, left: float, top: float, width: float, **style: str) -> None:
+    def caption(self, text: str, left: float, top: float, width: float, **style: Any) -> None:
         """One line, centred."""
         self._text(text, left + width / 2, top, CAPTION_SIZE, ha="center", **style)
 
@@ -138,7 +138,7 @@ class Sheet:
             )
         )
 
-    def _text(self, text: str, left: float, top: float, size: float, **style: Any) -> None:
+    def _text(self, text: str, left: float, top: float, size: float, color: str = TEXT, **style: Any) -> None:
         self.figure.text(
             left,
             self.height - top - ASCENT * size / 72,
@@ -147,7 +147,8 @@ class Sheet:
             va="baseline",  # "top" would set lines with and without tall letters at different heights
             parse_math=False,  # a $ in a text is a $
             transform=self.figure.dpi_scale_trans,
-            **({"color": TEXT} | style),
+            color=color,
+            **style,
         )
 
 
