@@ -89,6 +89,49 @@ class DemoError(RuntimeError):
         self.log = log
 
 
+def run_logged(
+    command: Command,
+    folder: Path,
+    name: str,
+    meanwhile: Callable[[], None] = lambda: None,
+    offline: bool = True,
+) -> None:
+    """Runs a command in `folder` with its output in `logs/<name>.log`, calling `meanwhile` each second.
+
+    An `offline` one never asks the network and caches nothing outside the folder.
+
+    Raises `DemoError` with the line that says why when the command fails.
+    """
+    log = folder / "logs" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
+    environment = os.environ | (alone if offline else {})
+    words = [str(word) for word in command]
+    with log.open("wb") as output:
+        # A session of its own, so that what the command starts can be ended with it.
+        process = subprocess.Popen(
+            words,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    meanwhile()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+    if process.returncode:
+        reason = reason_of_failure(log.read_text(encoding="utf-8", errors="replace"))
+        raise DemoError(reason or f"{name} ended with status {process.returncode}", log)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What the demo measures, before anything is made of it."""
@@ -96,17 +139,19 @@ class Experiment:
     zero_shot: "Evaluation"
     fine_tuned: "Evaluation"
     training_log: list[dict]
-    data_root: Path
     commands: list[Command]
     durations: dict[str, float]
 
 
-def run_experiment(settings: DemoSettings, start: Path, seed: int, folder: Path) -> Experiment:
+def run_experiment(
+    settings: DemoSettings, start: Path, seed: int, folder: Path, run: Callable[..., None] = run_logged
+) -> Experiment:
     """Draws a PAB by `seed`, evaluates the model `start`, fine-tunes it and evaluates it again, in `folder`.
 
-    Says on the terminal what it does. Raises `DemoError` where a step fails.
+    Says on the terminal what it does. `run` runs a command as `run_logged` does. Raises `DemoError` where a
+    step fails.
     """
-    data_root, durations = folder / "pab", {}
+    durations: dict[str, float] = {}
     commands = [
         evaluation_command(settings, start, "zero_shot"),
         fine_tuning_command(settings, start, seed),
@@ -115,18 +160,18 @@ def run_experiment(settings: DemoSettings, start: Path, seed: int, folder: Path)
 
     with step(1, f"Draw {settings.train_pairs:,} training and {settings.test_pairs:,} test pairs", durations):
         pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
-        draw_pab(data_root, world=DEMO_WORLD, seed=seed, **pairs)
+        draw_pab(folder / "pab", world=DEMO_WORLD, seed=seed, **pairs)
     with step(2, "Evaluate the start (zero-shot)", durations):
-        run_logged(commands[0], folder, "evaluate_zero_shot")
+        run(commands[0], folder, "evaluate_zero_shot")
         zero_shot = read_evaluation(folder, "zero_shot")
     with step(3, f"Fine-tune for {settings.max_train_steps} steps", durations):
         progress = TrainingProgress(folder / "fine_tuned" / "training_log.jsonl", settings.max_train_steps)
-        run_logged(commands[1], folder, "fine_tune", meanwhile=progress.show)
+        run(commands[1], folder, "fine_tune", meanwhile=progress.show)
         training_log = progress.read()
     with step(4, "Evaluate the fine-tuned model", durations):
-        run_logged(commands[2], folder, "evaluate_fine_tuned")
+        run(commands[2], folder, "evaluate_fine_tuned")
         fine_tuned = read_evaluation(folder, "fine_tuned")
-    return Experiment(zero_shot, fine_tuned, training_log, data_root, commands, durations)
+    return Experiment(zero_shot, fine_tuned, training_log, commands, durations)
 
 
 def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Command:
@@ -212,49 +257,6 @@ def step(number: int, title: str, durations: dict[str, float]) -> Iterator[None]
         raise DemoError(f"step {number} of {STEPS} failed: {error}", getattr(error, "log", None)) from error
     durations[title] = time.perf_counter() - started
     print(f"      {durations[title]:.1f} s", flush=True)
-
-
-def run_logged(
-    command: Command,
-    folder: Path,
-    name: str,
-    meanwhile: Callable[[], None] = lambda: None,
-    offline: bool = True,
-) -> None:
-    """Runs a command in `folder` with its output in `logs/<name>.log`, calling `meanwhile` each second.
-
-    An `offline` one never asks the network and caches nothing outside the folder.
-
-    Raises `DemoError` with the line that says why when the command fails.
-    """
-    log = folder / "logs" / f"{name}.log"
-    log.parent.mkdir(exist_ok=True)
-    alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
-    environment = os.environ | (alone if offline else {})
-    words = [str(word) for word in command]
-    with log.open("wb") as output:
-        # A session of its own, so that what the command starts can be ended with it.
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                try:
-                    process.wait(timeout=1)
-                except subprocess.TimeoutExpired:
-                    meanwhile()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-    if process.returncode:
-        reason = reason_of_failure(log.read_text(encoding="utf-8", errors="replace"))
-        raise DemoError(reason or f"{name} ended with status {process.returncode}", log)
 
 
 @contextmanager
@@ -373,14 +375,16 @@ def publish(folder: Path, output_dir: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -> CommandResult:
+def run_demo(
+    settings: DemoSettings, start: Path, seed: int, output_dir: Path, run: Callable[..., None] = run_logged
+) -> CommandResult:
     """The demo from the drawing to the page. `output_dir` is replaced when everything has succeeded."""
     check_output_dir(output_dir)
     folder = output_dir.with_name(f".{output_dir.name}.unfinished-{os.getpid()}")
     failure_log = output_dir.with_name(f"{output_dir.name}.failed.log")
     folder.mkdir(parents=True)
     try:
-        experiment = run_experiment(settings, start, seed, folder)
+        experiment = run_experiment(settings, start, seed, folder, run)
         with step(5, "Write the page", experiment.durations):
             write_page(experiment, settings, start, seed, folder, output_dir)
             shutil.rmtree(folder / CACHE, ignore_errors=True)
