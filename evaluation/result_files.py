@@ -223,7 +223,7 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
             "evaluate again"
         )
     if stage not in stages:
-        raise ValueError(f"{path}: no stage {stage!r}, it has {', '.join(stages)}")
+        raise ValueError(f"{path}: no stage '{stage}', it has {', '.join(stages)}")
     ranks = stages[stage]
     outcomes_found = len(ranks) if isinstance(ranks, list) else "no"
     if outcomes_found != len(query_ids) or len(set(query_ids)) != len(query_ids):
