@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..sca import Confidence, Mode
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 
 
-def flag(default: Any, about: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": about} | metadata)
+def flag(default: Any, about: str) -> Any:
+    """A field that is a flag of a command, with what its help says."""
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass
@@ -37,8 +38,8 @@ class RankingArguments:
     fusion_weight: float = flag(0.0, "weight of the embeddings' score; 0: none")
     max_text_length: int | None = flag(None, "tokens at which a caption is cut (default: the processor's)")
     image_size: int | None = flag(None, "pixels a side, the model is resized to it (default: the model's)")
-    sca_confidence: str = flag("score", "the paper's: score", choices=get_args(Confidence))
-    sca_mode: str = flag("deferred", "when a query that lost moves on", choices=get_args(Mode))
+    sca_confidence: Confidence = flag("score", "the paper's: score")
+    sca_mode: Mode = flag("deferred", "when a query that lost moves on")
     sca_max_shift: int = flag(1, "places a query may move down")
     sca_tau: float = flag(0.0, "confidences so close are left alone")
     sca_capacity: int = flag(1, "queries that an image may answer")
