@@ -18,7 +18,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tpas.commands.demo import QUICK, REPOSITORY, DemoError, DemoSettings, format_table, run_experiment
-from tpas.figures.report import CUTOFFS, Evaluation, stage_rows
+from tpas.evaluation.settings import CUTOFFS
+from tpas.evaluation.stages import final_stage
+from tpas.evaluation.tables import stage_rows
 
 LEAST_RECALL_AFTER_MATCHING = 0.40
 
@@ -45,10 +47,10 @@ def checks(zero_shot: dict, fine_tuned: dict) -> list[tuple[str, float, float, b
     def recall(results: dict, stage: str) -> float:
         return results["stages"][stage]["all"]["recall@1"]
 
-    matching = "fused" if "fused" in fine_tuned["stages"] else "matching"
+    matching = final_stage(fine_tuned["stages"])
     steps = [
         (
-            f"zero-shot < fine-tuned, {row.name.removeprefix('+ ')}",
+            f"zero-shot < fine-tuned, {row.stage.heading.removeprefix('+ ')}",
             recall(zero_shot, row.stage),
             row.recalls[0],
         )
@@ -92,12 +94,13 @@ def main(argv: list[str] | None = None) -> int:
                 experiment = run_experiment(settings, start, seed, Path(folder))
             except DemoError as error:
                 raise SystemExit(f"demo_seeds: seed {seed}: {error}") from error
-        print(format_table(experiment.zero_shot, experiment.fine_tuned), end="\n\n", flush=True)
+        zero_shot, fine_tuned = experiment.zero_shot.results, experiment.fine_tuned.results
+        print(format_table(zero_shot, fine_tuned), end="\n\n", flush=True)
         runs.append(
             {
                 "seed": seed,
-                "zero_shot": experiment.zero_shot.results,
-                "fine_tuned": experiment.fine_tuned.results,
+                "zero_shot": zero_shot,
+                "fine_tuned": fine_tuned,
                 "durations": experiment.durations,
             }
         )
@@ -105,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     zero_shot = mean_results([run["zero_shot"] for run in runs])
     fine_tuned = mean_results([run["fine_tuned"] for run in runs])
     print(f"mean over {len(runs)} seeds, {', '.join(f'R@{cutoff}' for cutoff in CUTOFFS)} and mAP in %")
-    print(format_table(Evaluation(zero_shot, {}), Evaluation(fine_tuned, {})), end="\n\n")
+    print(format_table(zero_shot, fine_tuned), end="\n\n")
     judged = checks(zero_shot, fine_tuned)
     for what, before, after, holds in judged:
         print(f"{'yes' if holds else 'NO ':3}  {what}: {100 * before:.1f} -> {100 * after:.1f}")

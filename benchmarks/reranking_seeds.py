@@ -29,9 +29,10 @@ from tpas.commands.rerank import rerank_score_file
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.data.whole_files import write_json, write_text
+from tpas.evaluation.stages import Stage
 from tpas.reranking.score_files import ScoreFile, read_score_file
 
-STAGES = ("embeddings", "matching", "fused")
+STAGES = [stage for stage in Stage if stage.has_scores]
 # Name to method of `tpas rerank` and its options; None: the scores as they are.
 METHODS: dict[str, tuple[str, dict[str, object]] | None] = {
     "as ranked": None,

@@ -21,7 +21,7 @@ from pathlib import Path
 from tpas.commands.demo import QUICK, REPOSITORY, DemoSettings, as_flags
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.data.whole_files import write_json, write_text
-from tpas.figures.report import CUTOFFS
+from tpas.evaluation.settings import CUTOFFS
 
 RECIPE = "stronger_than_the_paper"
 OF_TRAINING = ("max_train_steps", "batch_size", "learning_rate", "warmup_ratio", "max_grad_norm")

@@ -29,6 +29,7 @@ from tpas.commands.demo import (
 )
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.data.whole_files import write_json, write_text
+from tpas.evaluation.stages import Stage
 
 BASELINE = "recipe alone"
 # Name to flags. The demo's grouped batches are a variant here, since they do what hard negatives do.
@@ -41,7 +42,7 @@ VARIANTS: dict[str, dict[str, object]] = {
     "moving average 0.99": {"ema_decay": 0.99},
     "LoRA rank 16, 5 x learning rate": {"lora_rank": 16, "learning_rate": 5 * DemoSettings.learning_rate},
 }
-STAGES = {"embeddings": "embeddings", "matching": "matching", "fused": "fused", "sca": "+ SCA"}
+STAGES = [stage for stage in Stage if stage is not Stage.EMBEDDINGS_SCA]
 
 
 def run_variant(settings: DemoSettings, start: Path, seed: int, name: str, folder: Path) -> dict[str, float]:
@@ -83,7 +84,7 @@ def markdown(summary: dict, settings: DemoSettings, seeds: list[int]) -> str:
         f"{settings.max_train_steps} steps of {settings.batch_size}. A few points are within what one "
         "seed varies.",
         "",
-        f"| variant | {' | '.join(STAGES.values())} |",
+        f"| variant | {' | '.join(STAGES)} |",
         "|---" * (1 + len(STAGES)) + "|",
     ]
     for variant, stages in summary.items():

@@ -8,19 +8,16 @@ difference, its 95 % bootstrap interval over queries, and the two-sided p-value 
 """
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from ..evaluation.arguments import STAGE_NAMES
+from ..evaluation.stages import Stage
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
     from ..evaluation.result_files import Outcomes
-
-Stage = StrEnum("Stage", [(name, name) for name in STAGE_NAMES])  # which typer takes several of
 
 app = CommandLine("tpas compare", __doc__)
 
@@ -66,7 +63,9 @@ def format_comparison(comparison: dict[str, dict[str, float]]) -> str:
 def compare(
     first: Annotated[Path, Argument(metavar="A.json", help="the baseline")],
     second: Annotated[Path, Argument(metavar="B.json", help="what may be better")],
-    stage: Annotated[list[Stage], Option(help="of both, or of the first and of the second")] = (Stage.sca,),
+    stage: Annotated[
+        list[Stage] | None, Option(help="of both, or of the first and of the second (default: sca)")
+    ] = None,
     seed: Annotated[int, Option(help="of the resampling", min=0)] = 0,
     output: Annotated[Path | None, Option(help="write the comparison, JSON")] = None,
 ) -> CommandResult:
@@ -74,15 +73,16 @@ def compare(
     from ..evaluation.result_files import read_outcomes
     from ..evaluation.significance import LEVEL, PERMUTATIONS, RESAMPLES
 
-    if len(stage) > 2:
-        raise WrongUsage(f"--stage takes one stage or two, got {len(stage)}")
-    systems = read_outcomes(first, stage[0].value), read_outcomes(second, stage[-1].value)
+    stages = stage or [Stage.SCA]
+    if len(stages) > 2:
+        raise WrongUsage(f"--stage takes one stage or two, got {len(stages)}")
+    systems = read_outcomes(first, stages[0]), read_outcomes(second, stages[-1])
     figures = paired_figures(*systems, seed)
     content = {
         name: {"path": str(system.path), "stage": system.stage}
         for name, system in zip(("first", "second"), systems, strict=True)
     }
-    lines = [f"{name}: {of['path']}, {STAGE_NAMES[of['stage']]}" for name, of in content.items()]
+    lines = [f"{name}: {of['path']}, {Stage(of['stage']).label}" for name, of in content.items()]
     queries = len(systems[0].relevant_ranks)
     lines.append(f"{queries:,} queries\n\n{format_comparison(figures)}")
     content |= {

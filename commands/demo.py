@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -31,7 +31,7 @@ from ..data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
-    from ..figures.report import Evaluation
+    from ..evaluation.result_files import Evaluation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 STEPS = 5
@@ -89,6 +89,49 @@ class DemoError(RuntimeError):
         self.log = log
 
 
+def run_logged(
+    command: Command,
+    folder: Path,
+    name: str,
+    meanwhile: Callable[[], None] = lambda: None,
+    offline: bool = True,
+) -> None:
+    """Runs a command in `folder` with its output in `logs/<name>.log`, calling `meanwhile` each second.
+
+    An `offline` one never asks the network and caches nothing outside the folder.
+
+    Raises `DemoError` with the line that says why when the command fails.
+    """
+    log = folder / "logs" / f"{name}.log"
+    log.parent.mkdir(exist_ok=True)
+    alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
+    environment = os.environ | (alone if offline else {})
+    words = [str(word) for word in command]
+    with log.open("wb") as output:
+        # A session of its own, so that what the command starts can be ended with it.
+        process = subprocess.Popen(
+            words,
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            while process.poll() is None:
+                try:
+                    process.wait(timeout=1)
+                except subprocess.TimeoutExpired:
+                    meanwhile()
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+    if process.returncode:
+        reason = reason_of_failure(log.read_text(encoding="utf-8", errors="replace"))
+        raise DemoError(reason or f"{name} ended with status {process.returncode}", log)
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What the demo measures, before anything is made of it."""
@@ -96,17 +139,19 @@ class Experiment:
     zero_shot: "Evaluation"
     fine_tuned: "Evaluation"
     training_log: list[dict]
-    data_root: Path
     commands: list[Command]
     durations: dict[str, float]
 
 
-def run_experiment(settings: DemoSettings, start: Path, seed: int, folder: Path) -> Experiment:
+def run_experiment(
+    settings: DemoSettings, start: Path, seed: int, folder: Path, run: Callable[..., None] = run_logged
+) -> Experiment:
     """Draws a PAB by `seed`, evaluates the model `start`, fine-tunes it and evaluates it again, in `folder`.
 
-    Says on the terminal what it does. Raises `DemoError` where a step fails.
+    Says on the terminal what it does. `run` runs a command as `run_logged` does. Raises `DemoError` where a
+    step fails.
     """
-    data_root, durations = folder / "pab", {}
+    durations: dict[str, float] = {}
     commands = [
         evaluation_command(settings, start, "zero_shot"),
         fine_tuning_command(settings, start, seed),
@@ -115,18 +160,18 @@ def run_experiment(settings: DemoSettings, start: Path, seed: int, folder: Path)
 
     with step(1, f"Draw {settings.train_pairs:,} training and {settings.test_pairs:,} test pairs", durations):
         pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
-        draw_pab(data_root, world=DEMO_WORLD, seed=seed, **pairs)
+        draw_pab(folder / "pab", world=DEMO_WORLD, seed=seed, **pairs)
     with step(2, "Evaluate the start (zero-shot)", durations):
-        run_logged(commands[0], folder, "evaluate_zero_shot")
+        run(commands[0], folder, "evaluate_zero_shot")
         zero_shot = read_evaluation(folder, "zero_shot")
     with step(3, f"Fine-tune for {settings.max_train_steps} steps", durations):
         progress = TrainingProgress(folder / "fine_tuned" / "training_log.jsonl", settings.max_train_steps)
-        run_logged(commands[1], folder, "fine_tune", meanwhile=progress.show)
+        run(commands[1], folder, "fine_tune", meanwhile=progress.show)
         training_log = progress.read()
     with step(4, "Evaluate the fine-tuned model", durations):
-        run_logged(commands[2], folder, "evaluate_fine_tuned")
+        run(commands[2], folder, "evaluate_fine_tuned")
         fine_tuned = read_evaluation(folder, "fine_tuned")
-    return Experiment(zero_shot, fine_tuned, training_log, data_root, commands, durations)
+    return Experiment(zero_shot, fine_tuned, training_log, commands, durations)
 
 
 def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Command:
@@ -146,10 +191,10 @@ def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Comman
 
 
 def read_evaluation(folder: Path, name: str) -> "Evaluation":
-    from ..figures.report import Evaluation
+    from ..evaluation.result_files import Evaluation
 
     written = folder / "evaluation" / name
-    return Evaluation.read(written / "results.json", written / "rankings.json")
+    return Evaluation.read(written / "results.json", written / "rankings.json", image_root=folder / "pab")
 
 
 def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Command:
@@ -214,49 +259,6 @@ def step(number: int, title: str, durations: dict[str, float]) -> Iterator[None]
     print(f"      {durations[title]:.1f} s", flush=True)
 
 
-def run_logged(
-    command: Command,
-    folder: Path,
-    name: str,
-    meanwhile: Callable[[], None] = lambda: None,
-    offline: bool = True,
-) -> None:
-    """Runs a command in `folder` with its output in `logs/<name>.log`, calling `meanwhile` each second.
-
-    An `offline` one never asks the network and caches nothing outside the folder.
-
-    Raises `DemoError` with the line that says why when the command fails.
-    """
-    log = folder / "logs" / f"{name}.log"
-    log.parent.mkdir(exist_ok=True)
-    alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / CACHE)}
-    environment = os.environ | (alone if offline else {})
-    words = [str(word) for word in command]
-    with log.open("wb") as output:
-        # A session of its own, so that what the command starts can be ended with it.
-        process = subprocess.Popen(
-            words,
-            cwd=folder,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            while process.poll() is None:
-                try:
-                    process.wait(timeout=1)
-                except subprocess.TimeoutExpired:
-                    meanwhile()
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
-    if process.returncode:
-        reason = reason_of_failure(log.read_text(encoding="utf-8", errors="replace"))
-        raise DemoError(reason or f"{name} ended with status {process.returncode}", log)
-
-
 @contextmanager
 def ending_tidily() -> Iterator[None]:
     """Lets `timeout` or a closed terminal end the demo as Ctrl-C does: with its clean-up."""
@@ -312,17 +314,18 @@ class TrainingProgress:
 # ------------------------------------------------------------------------------------------------- the result
 
 
-def format_table(zero_shot: "Evaluation", fine_tuned: "Evaluation") -> str:
-    """The table of the page as text, in percent."""
-    from ..figures.report import CUTOFFS, stage_rows
+def format_table(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any]) -> str:
+    """The table of the page as text, in percent, of two results files."""
+    from ..evaluation.settings import CUTOFFS
+    from ..evaluation.tables import stage_rows
 
     header = f"{'':38}" + "".join(f"{name:>8}" for name in (*(f"R@{cutoff}" for cutoff in CUTOFFS), "mAP"))
     lines = [header]
-    for model, evaluation in (("Zero-shot", zero_shot), ("Fine-tuned", fine_tuned)):
+    for model, results in (("Zero-shot", zero_shot), ("Fine-tuned", fine_tuned)):
         lines.append(model)
-        for row in stage_rows(evaluation.results):
+        for row in stage_rows(results):
             values = (*row.recalls, row.mean_average_precision)
-            lines.append(f"  {row.name:36}" + "".join(f"{100 * value:8.1f}" for value in values))
+            lines.append(f"  {row.stage.heading:36}" + "".join(f"{100 * value:8.1f}" for value in values))
     return "\n".join(lines)
 
 
@@ -372,14 +375,16 @@ def publish(folder: Path, output_dir: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -> CommandResult:
+def run_demo(
+    settings: DemoSettings, start: Path, seed: int, output_dir: Path, run: Callable[..., None] = run_logged
+) -> CommandResult:
     """The demo from the drawing to the page. `output_dir` is replaced when everything has succeeded."""
     check_output_dir(output_dir)
     folder = output_dir.with_name(f".{output_dir.name}.unfinished-{os.getpid()}")
     failure_log = output_dir.with_name(f"{output_dir.name}.failed.log")
     folder.mkdir(parents=True)
     try:
-        experiment = run_experiment(settings, start, seed, folder)
+        experiment = run_experiment(settings, start, seed, folder, run)
         with step(5, "Write the page", experiment.durations):
             write_page(experiment, settings, start, seed, folder, output_dir)
             shutil.rmtree(folder / CACHE, ignore_errors=True)
@@ -401,7 +406,7 @@ def run_demo(settings: DemoSettings, start: Path, seed: int, output_dir: Path) -
             "zero_shot": experiment.zero_shot.results["stages"],
             "fine_tuned": experiment.fine_tuned.results["stages"],
         },
-        f"\n{format_table(experiment.zero_shot, experiment.fine_tuned)}\n\n"
+        f"\n{format_table(experiment.zero_shot.results, experiment.fine_tuned.results)}\n\n"
         f"{seconds:.0f} s in all. Open {page.as_uri()}",
     )
 
@@ -424,7 +429,6 @@ def write_page(
         experiment.zero_shot,
         experiment.fine_tuned,
         training_log=experiment.training_log,
-        image_root=experiment.data_root,
         **context,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")

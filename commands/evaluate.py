@@ -10,6 +10,7 @@ such as CLIP, SigLIP, BLIP and open_clip's, go the same way: see `tpas.models.lo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,14 +18,45 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Option
 
 from ..data.whole_files import check_place
-from ..evaluation.arguments import RankingArguments
+from ..evaluation.arguments import RankingArguments, flag
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
+    from ..data.pab import RetrievalBenchmark
     from ..evaluation.retrieval import EvaluationResult
     from ..evaluation.tables import Intervals
 
 app = CommandLine("tpas evaluate", __doc__)
+
+
+@dataclass
+class ResultFiles:
+    """What is written. Each field is a flag."""
+
+    output: Path | None = flag(None, "write all figures, and every query's outcome, as JSON")
+    rankings: Path | None = flag(None, "write each query's best images, as JSON")
+    markdown: Path | None = flag(None, "write all figures as a Markdown table")
+    plots: Path | None = flag(None, "folder to draw curves, and some queries with their images in")
+    scores: Path | None = flag(
+        None,
+        "write the shortlists' scores as score files, .npz or .safetensors; NAME.npz becomes "
+        "NAME.embeddings.npz, NAME.matching.npz, ...",
+    )
+
+    def check(self) -> None:
+        """Refuses what could not be written, before the gallery is ranked for hours."""
+        if self.scores:
+            from ..reranking.score_files import check_suffix
+
+            check_suffix(self.scores)
+        a_plot = None
+        if self.plots:
+            from ..figures.evaluation_plots import RECALL_CURVE  # matplotlib takes a second to import
+
+            a_plot = self.plots / RECALL_CURVE
+        for path in (self.output, self.rankings, self.markdown, self.scores, a_plot):
+            if path:
+                check_place(path)
 
 
 @app.command()
@@ -34,6 +66,7 @@ def evaluate(
     ],
     data_root: Annotated[Path, Option(help="PAB's folder, with annotation/ in it")],
     ranking: RankingArguments,
+    files: ResultFiles,
     split: Annotated[Literal["validation", "test", "ucc"], Option()] = "test",
     validation_fraction: Annotated[
         float | None, Option(help="with validation: share of train, by source video (default: 0.02)")
@@ -49,46 +82,21 @@ def evaluate(
     ] = None,
     k: Annotated[list[int] | None, Option(help="cutoffs of Recall@k (default: 1 5 10)")] = None,
     seed: Annotated[int, Option(help="of the bootstrap, and of the queries that are drawn", min=0)] = 0,
-    output: Annotated[
-        Path | None, Option(help="write all figures, and every query's outcome, as JSON")
-    ] = None,
-    rankings: Annotated[Path | None, Option(help="write each query's best images, as JSON")] = None,
-    markdown: Annotated[Path | None, Option(help="write all figures as a Markdown table")] = None,
-    plots: Annotated[
-        Path | None, Option(help="folder to draw curves, collisions, and some queries with their images in")
-    ] = None,
-    scores: Annotated[
-        Path | None,
-        Option(
-            help="write the shortlists' scores as score files, .npz or .safetensors; NAME.npz becomes "
-            "NAME.embeddings.npz, NAME.matching.npz, ..."
-        ),
-    ] = None,
 ) -> CommandResult | None:
     from accelerate import Accelerator
 
     from ..data.drawn.synthetic_pab import MANIFEST
     from ..data.image_files import annotation_places, find_distractors
     from ..data.pab import load_pab, retrieval_split
-    from ..data.whole_files import write_json, write_text
-    from ..evaluation.result_files import rankings_json, results_json, write_scores
     from ..evaluation.retrieval import evaluate
-    from ..evaluation.tables import format_table, markdown_report
-    from ..reranking.score_files import check_suffix
     from ..search.fingerprints import model_fingerprint
 
     cut = {"validation_fraction": validation_fraction, "max_validation_pairs": max_validation_pairs}
     cut = {name: value for name, value in cut.items() if value is not None}
     if cut and split != "validation":
         raise WrongUsage(f"--{next(iter(cut))} has no effect on --split {split}")
-    # What can be refused is, before the gallery is ranked for hours.
-    if scores:
-        check_suffix(scores)
-    if plots:
-        from ..figures.evaluation_plots import write_plots  # matplotlib takes a second to import
-    for path in (output, rankings, markdown, scores, plots and plots / "collisions.png"):
-        if path:
-            check_place(path)
+    files.check()
+
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
         dataset = load_pab(data_root, split, **cut)
@@ -112,11 +120,11 @@ def evaluate(
     accelerator.end_training()
     if not accelerator.is_main_process:
         return None
+
     of_matcher = {}
     if ranking.matcher:
         read = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
         of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
-    data_name = "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB"
     context = {
         "model": model,
         "data_root": str(data_root),
@@ -125,29 +133,44 @@ def evaluate(
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
-        "data_name": data_name,
+        "data_name": "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB",
         "data_fingerprint": benchmark.fingerprint,
         "distractors": len(distractors),
     }
+    return write(files, result, benchmark, distractors, seed, context)
 
-    @cache  # they take seconds
-    def intervals() -> "Intervals":
-        return interval_figures(result, seed)
 
+def write(
+    files: ResultFiles,
+    result: "EvaluationResult",
+    benchmark: "RetrievalBenchmark",
+    distractors: dict[str, Path],
+    seed: int,
+    context: dict[str, Any],
+) -> CommandResult:
+    """Writes the files that are asked for; `context` says in them what was measured with what."""
+    from ..data.whole_files import write_json, write_text
+    from ..evaluation.result_files import rankings_json, results_json, write_scores
+    from ..evaluation.tables import format_table, markdown_report
+
+    @cache  # the intervals take seconds
     def content() -> dict[str, Any]:
-        return results_json(result, benchmark, intervals(), seed, **context)
+        return results_json(result, benchmark, interval_figures(result, seed), seed, **context)
 
-    if output:
-        write_json(output, content())
-    if rankings:
-        write_json(rankings, rankings_json(result, benchmark, distractors))
-    if markdown:
-        title = f"{model} on {data_name}, {split}"
-        write_text(markdown, markdown_report(result, intervals(), title))
-    if scores:
-        write_scores(scores, benchmark.query_ids, benchmark.gallery_ids, result.rankings, result.scores)
-    if plots:
-        write_plots(plots, result, benchmark, data_root, distractors, seed)
+    if files.output:
+        write_json(files.output, content())
+    if files.rankings:
+        write_json(files.rankings, rankings_json(result, benchmark, distractors))
+    if files.markdown:
+        title = f"{context['model']} on {context['data_name']}, {context['split']}"
+        write_text(files.markdown, markdown_report(result, content()["confidence"]["stages"], title))
+    if files.scores:
+        ids = benchmark.query_ids, benchmark.gallery_ids
+        write_scores(files.scores, *ids, result.rankings, result.scores)
+    if files.plots:
+        from ..figures.evaluation_plots import write_plots
+
+        write_plots(files.plots, result, benchmark, Path(context["data_root"]), distractors, seed)
     return CommandResult(content, format_table(result))
 
 

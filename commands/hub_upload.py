@@ -16,6 +16,7 @@ from huggingface_hub.repocard_data import EvalResult
 from huggingface_hub.utils import validate_repo_id
 
 from ..evaluation.measures import headline
+from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from ..search.fingerprints import model_fingerprint
@@ -40,13 +41,6 @@ UPLOADED = (
     "special_tokens_map.json",
     "vocab.txt",
 )
-STAGES = {
-    "embeddings": "embeddings",
-    "embeddings_sca": "embeddings, SCA",
-    "matching": "matching",
-    "fused": "matching fused with embeddings",
-    "sca": "SCA on the stage before",
-}
 TRAINING_FACTS = (
     "training_pairs",
     "num_train_epochs",
@@ -121,7 +115,7 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
         )
         for stage, groups in result["stages"].items():
             figures = [100 * groups["all"][name] for name in metrics]
-            measured += f"| {STAGES[stage]} | {' | '.join(f'{figure:.2f}' for figure in figures)} |\n"
+            measured += f"| {Stage(stage).alone} | {' | '.join(f'{figure:.2f}' for figure in figures)} |\n"
             entries += [
                 EvalResult(
                     task_type="text-to-image-retrieval",
@@ -130,7 +124,7 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
                     dataset_split=result["split"],
                     dataset_revision=result["data_fingerprint"],
                     metric_type=name,
-                    metric_name=f"{head} ({STAGES[stage]})",
+                    metric_name=f"{head} ({Stage(stage).alone})",
                     metric_value=round(figure, 2),
                 )
                 for name, head, figure in zip(metrics, heads, figures, strict=True)

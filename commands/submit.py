@@ -10,12 +10,13 @@ files. The flags are those of `tpas evaluate`; SCA uses all queries together, as
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from ..data.whole_files import check_place
-from ..evaluation.arguments import STAGE_NAMES, RankingArguments
+from ..evaluation.arguments import RankingArguments
+from ..evaluation.stages import Stage
 from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def submit(
         Path | None,
         Option(help="in place of --model: a score file, such as `tpas rerank` and `tpas fuse` write"),
     ] = None,
-    stage: Annotated[Literal[*STAGE_NAMES], Option(help="whose ranking is written")] = "sca",
+    stage: Annotated[Stage, Option(help="whose ranking is written")] = Stage.SCA,
     scores: Annotated[
         Path | None, Option(help="write the shortlists' scores, as `tpas evaluate` does")
     ] = None,
@@ -60,7 +61,7 @@ def submit(
         )
     if from_scores and (model or scores):
         raise WrongUsage("--from_scores ranks as the file says: leave out --model and --scores")
-    if stage == "fused" and not ranking.fusion_weight:
+    if stage == Stage.FUSED and not ranking.fusion_weight:
         raise WrongUsage("--stage fused needs a --fusion_weight above 0")
     challenge = read_challenge(test_set)
     if validate is not None:
@@ -90,7 +91,7 @@ def write(
     ranking: RankingArguments,
     model: str,
     output: Path,
-    stage: str,
+    stage: Stage,
     scores: Path | None,
 ) -> CommandResult:
     """Ranks the gallery and writes the answers. Every process must call it; the main one writes."""
@@ -120,7 +121,7 @@ def write(
         check_place(scores)
     check_place(output)
     network, processor = ranking.load(model, accelerator.device)
-    if stage in ("matching", "fused") and not (ranking.matcher or can_match(network)):
+    if stage in (Stage.MATCHING, Stage.FUSED) and not (ranking.matcher or can_match(network)):
         raise ValueError(
             f"--stage {stage}: {model} has embeddings alone, whose stages are embeddings and sca"
         )

@@ -6,38 +6,36 @@ answered right at once by normal behaviour, and of those whose right image is no
 """
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tpas.data.pab import image_path
-from tpas.figures.examples import Answer, answer, is_right, verdict
-from tpas.figures.report import Evaluation
+from tpas.evaluation.result_files import Evaluation, RankedQuery
+from tpas.evaluation.stages import Stage
+from tpas.figures.examples import is_answered, verdict
 from tpas.figures.results import ResultRow, plot_result_rows
 from tpas.figures.saving import save_figure
-from tpas.figures.sheet import RankedImage
 
 SHOWN = 5
 DOTS_PER_INCH = 115  # about 1,000 pixels across, which a README is shown in
 
 
-def shortest(queries: Sequence[Mapping], chosen: Callable[[Mapping], bool]) -> Mapping:
+def shortest(queries: Sequence[RankedQuery], chosen: Callable[[RankedQuery], bool]) -> RankedQuery:
     """Raises ValueError if none is like that."""
     found = [query for query in queries if chosen(query)]
     if not found:
         raise ValueError("the demo has no query of each kind: run it at its full size, without --quick")
-    return min(found, key=lambda query: (len(query["caption"]), query["query_id"]))
+    return min(found, key=lambda query: (len(query.text), query.id))
 
 
-def choose_rows(evaluation: Evaluation) -> list[Mapping]:
+def choose_queries(queries: Sequence[RankedQuery]) -> list[RankedQuery]:
     """The three queries of the image."""
-    queries, before = evaluation.rankings["queries"], evaluation.stage_before_sca
 
-    def at_once(behaviour: str) -> Callable[[Mapping], bool]:
-        return lambda query: verdict(query, before) == "right at once" and query["behaviour"] == behaviour
+    def at_once(behaviour: str) -> Callable[[RankedQuery], bool]:
+        return lambda query: verdict(query) == "right at once" and query.behaviour == behaviour
 
-    def nearly(query: Mapping) -> bool:
-        listed = query["stages"]["sca"]["ids"][:SHOWN]
-        return not is_right(query, "sca") and bool(set(listed) & set(query["relevant"]))
+    def nearly(query: RankedQuery) -> bool:
+        shown = query.hits[Stage.SCA][:SHOWN]
+        return not is_answered(query, Stage.SCA) and any(hit.id in query.relevant for hit in shown)
 
     return [shortest(queries, chosen) for chosen in (at_once("anomaly"), at_once("normal"), nearly)]
 
@@ -48,18 +46,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("search.jpg"))
     arguments = parser.parse_args(argv)
     written = arguments.demo / "evaluation" / "fine_tuned"
-    evaluation = Evaluation.read(written / "results.json", written / "rankings.json")
-
-    def ranked(one: Answer) -> RankedImage:
-        image = image_path(arguments.demo / "pab", evaluation.rankings["gallery"][one.id])
-        return RankedImage(image, one.score, one.right, one.rank)
-
+    files = written / "results.json", written / "rankings.json"
+    evaluation = Evaluation.read(*files, image_root=arguments.demo / "pab")
     rows = [
-        ResultRow(
-            query["caption"],
-            [ranked(answer(query, "sca", name)) for name in query["stages"]["sca"]["ids"][:SHOWN]],
-        )
-        for query in choose_rows(evaluation)
+        ResultRow(query.text, query.hits[Stage.SCA][:SHOWN], query.relevant)
+        for query in choose_queries(evaluation.queries)
     ]
     save_figure(plot_result_rows(rows), arguments.output, DOTS_PER_INCH)
 

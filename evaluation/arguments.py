@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..sca import Confidence, Mode
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
@@ -12,52 +12,41 @@ if TYPE_CHECKING:
 
     from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 
-STAGE_NAMES = {
-    "embeddings": "embeddings",
-    "embeddings_sca": "embeddings + SCA",
-    "matching": "+ matching",
-    "fused": "+ matching, fused",
-    "sca": "+ SCA",
-}
 
-
-def _ranking(default: Any, about: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": about} | metadata)
+def flag(default: Any, about: str) -> Any:
+    """A field that is a flag of a command, with what its help says."""
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass
 class RankingArguments:
     """How a gallery is ranked. Each field is a flag of `tpas evaluate` and `tpas submit`."""
 
-    shortlist: int | None = _ranking(
+    shortlist: int | None = flag(
         None, "images re-ranked for each query, or the whole gallery where that is smaller (default: 128)"
     )
-    matcher: str | None = _ranking(
+    matcher: str | None = flag(
         None,
         "vlm:NAME, or vlm:NAME@COMMIT, a vision-language model that says yes or no to a pair, in place of "
         "the model's stage 2",
     )
-    matcher_shortlist: int = _ranking(
+    matcher_shortlist: int = flag(
         DEFAULT_MATCHER_SHORTLIST, "with it: images that it reads for each query, or the whole gallery"
     )
-    trust_remote_code: bool = _ranking(False, "run the code that comes with the model")
-    revision: str | None = _ranking(None, "commit of the model's Hub repository")
-    fusion_weight: float = _ranking(0.0, "weight of the embeddings' score; 0: none")
-    max_text_length: int | None = _ranking(
-        None, "tokens at which a caption is cut (default: the processor's)"
-    )
-    image_size: int | None = _ranking(
-        None, "pixels a side, the model is resized to it (default: the model's)"
-    )
-    sca_confidence: str = _ranking("score", "the paper's: score", choices=get_args(Confidence))
-    sca_mode: str = _ranking("deferred", "when a query that lost moves on", choices=get_args(Mode))
-    sca_max_shift: int = _ranking(1, "places a query may move down")
-    sca_tau: float = _ranking(0.0, "confidences so close are left alone")
-    sca_capacity: int = _ranking(1, "queries that an image may answer")
-    batch_size: int = _ranking(
+    trust_remote_code: bool = flag(False, "run the code that comes with the model")
+    revision: str | None = flag(None, "commit of the model's Hub repository")
+    fusion_weight: float = flag(0.0, "weight of the embeddings' score; 0: none")
+    max_text_length: int | None = flag(None, "tokens at which a caption is cut (default: the processor's)")
+    image_size: int | None = flag(None, "pixels a side, the model is resized to it (default: the model's)")
+    sca_confidence: Confidence = flag("score", "the paper's: score")
+    sca_mode: Mode = flag("deferred", "when a query that lost moves on")
+    sca_max_shift: int = flag(1, "places a query may move down")
+    sca_tau: float = flag(0.0, "confidences so close are left alone")
+    sca_capacity: int = flag(1, "queries that an image may answer")
+    batch_size: int = flag(
         64, "images that a process reads at once; changes memory and speed, never a figure"
     )
-    token_memory: float = _ranking(
+    token_memory: float = flag(
         4.0,
         "GiB of the images' tokens that a process keeps between the stages; shortlisted images beyond it "
         "are encoded twice",

@@ -41,6 +41,7 @@ from ..models.interface import (
 from ..sca import SCAReport, sca_rerank
 from ..search.ranking import fuse, rank_by_embeddings, reorder
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
+from .stages import Stage
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
 IMAGES_IN_A_BATCH = 16
@@ -160,8 +161,7 @@ def rank_gallery(
     for stage, name in {"embeddings": "embeddings_sca", final_stage: "sca"}.items():
         reranked = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
         lists[name] = (reranked.indices, reranked.scores)
-    order = ("embeddings", "embeddings_sca", "matching", "fused", "sca")
-    stages = [name for name in order if name in lists]
+    stages = [stage.value for stage in Stage if stage in lists]
     return Rankings(
         indices={name: lists[name][0] for name in stages},
         scores={name: lists[name][1] for name in stages},

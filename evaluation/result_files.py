@@ -1,23 +1,25 @@
 """The files of an evaluation: figures and outcomes (JSON), listed images (JSON), score files."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..data.pab import RetrievalBenchmark
+from ..data.pab import RetrievalBenchmark, image_path
 from ..reranking.score_files import ScoreFile, write_score_file
+from ..search.hits import SearchHit
 from .measures import query_figures
 from .retrieval import EvaluationResult
 from .significance import LEVEL, RESAMPLES
+from .stages import Stage, final_stage
 from .tables import Intervals
 
 LISTED_IMAGES = 10  # per query and stage in the rankings file
-SYSTEM_STAGES = ("embeddings", "matching", "fused")  # those that rank by a score of their own
 
 
 def results_json(
@@ -50,7 +52,7 @@ def results_json(
 
 
 def rankings_json(
-    result: EvaluationResult, benchmark: RetrievalBenchmark, elsewhere: dict[str, Path]
+    result: EvaluationResult, benchmark: RetrievalBenchmark, elsewhere: Mapping[str, Path]
 ) -> dict[str, Any]:
     """What `--rankings` holds: for each query and stage the best images that have that stage's score."""
     ids = benchmark.gallery_ids
@@ -75,6 +77,98 @@ def rankings_json(
     return {"gallery": {name: str(elsewhere.get(name, name)) for name in ids}, "queries": queries}
 
 
+@dataclass(frozen=True)
+class RankedQuery:
+    """A query with its best images at each stage, at most `LISTED_IMAGES`.
+
+    Attributes:
+        relevant: the ids of its right images, each with its file.
+        behaviour: "normal", "anomaly" or None.
+        hits: by stage, best first. `rank_before_sca` is None also for an image that was not listed before.
+        moved: whether SCA changed its first answer.
+    """
+
+    id: str
+    text: str
+    relevant: Mapping[str, Path]
+    behaviour: str | None
+    hits: Mapping[str, Sequence[SearchHit]]
+    moved: bool
+
+
+def ranked_queries(rankings: Mapping[str, Any], file_of: Callable[[str], Path]) -> list[RankedQuery]:
+    """The queries of what `rankings_json` makes; `file_of` gives an image's file by its id."""
+    file_of = cache(file_of)
+    return [
+        RankedQuery(
+            id=query["query_id"],
+            text=query["caption"],
+            relevant={name: file_of(name) for name in query["relevant"]},
+            behaviour=query["behaviour"],
+            hits={stage: _hits(query["stages"], stage, file_of) for stage in query["stages"]},
+            moved=query["moved"],
+        )
+        for query in rankings["queries"]
+    ]
+
+
+def _hits(stages: Mapping[str, Any], stage: str, file_of: Callable[[str], Path]) -> list[SearchHit]:
+    def ranks_at(other: str) -> dict[str, int]:
+        return {name: rank for rank, name in enumerate(stages[other]["ids"], start=1)}
+
+    by_cosine = ranks_at(Stage.EMBEDDINGS)
+    before_sca: dict[str, int] = {}
+    if not Stage(stage).has_scores:
+        before_sca = ranks_at(final_stage(stages) if stage == Stage.SCA else Stage.EMBEDDINGS)
+    listed = zip(stages[stage]["ids"], stages[stage]["scores"], strict=True)
+    return [
+        SearchHit(
+            id=name,
+            rank=rank,
+            score=score,
+            embedding_rank=by_cosine.get(name),
+            rank_before_sca=before_sca.get(name),
+            path=file_of(name),
+        )
+        for rank, (name, score) in enumerate(listed, start=1)
+    ]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `tpas evaluate` wrote about one model: `--output` and `--rankings`."""
+
+    results: Mapping[str, Any]
+    queries: Sequence[RankedQuery]
+
+    @classmethod
+    def read(cls, results_path: Path, rankings_path: Path, image_root: Path) -> "Evaluation":
+        """Reads both files; `image_root` is the data's root, in which the images lie.
+
+        Raises:
+            ValueError: a file is not what the evaluation writes, or an image lies elsewhere.
+        """
+        results = _content(results_path, ("stages", "shortlist", "gallery", "sca_report"))
+        rankings = _content(rankings_path, ("queries", "gallery"))
+        gallery = rankings["gallery"]
+        return cls(results, ranked_queries(rankings, lambda name: image_path(image_root, gallery[name])))
+
+
+def _content(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    content = _read_json(path)
+    missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise ValueError(f"{path}: no {' or '.join(missing)} in it; run tpas evaluate again")
+    return content
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+
+
 def write_scores(
     path: Path,
     query_ids: Sequence[str],
@@ -87,8 +181,8 @@ def write_scores(
     SCA has no scores of its own, so its stages have no file.
     """
     written = []
-    for stage in SYSTEM_STAGES:
-        if stage not in indices:
+    for stage in Stage:
+        if not stage.has_scores or stage not in indices:
             continue
         lists = scores[stage].numpy(), indices[stage].numpy()
         written.append(path.with_name(f"{path.stem}.{stage}{path.suffix}"))
@@ -113,10 +207,7 @@ class Outcomes:
 
 def read_outcomes(path: Path, stage: str) -> Outcomes:
     """Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    results = _read_json(path)
     try:
         outcomes = results["outcomes"]
         query_ids, stages = outcomes["query_ids"], outcomes["relevant_ranks"]
@@ -132,7 +223,7 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
             "evaluate again"
         )
     if stage not in stages:
-        raise ValueError(f"{path}: no stage {stage!r}, it has {', '.join(stages)}")
+        raise ValueError(f"{path}: no stage '{stage}', it has {', '.join(stages)}")
     ranks = stages[stage]
     outcomes_found = len(ranks) if isinstance(ranks, list) else "no"
     if outcomes_found != len(query_ids) or len(set(query_ids)) != len(query_ids):

@@ -25,11 +25,9 @@ from .measures import (
     query_groups,
 )
 from .ranking import TOKEN_MEMORY, rank_gallery
-from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
+from .settings import CUTOFFS, DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_K = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -197,8 +195,8 @@ def resolve_k(k: Sequence[int] | None, gallery_size: int) -> list[int]:
         ValueError: for a cutoff below 1 or above the gallery's size.
     """
     if k is None:
-        allowed = [cutoff for cutoff in DEFAULT_K if cutoff <= gallery_size]
-        if len(allowed) < len(DEFAULT_K):
+        allowed = [cutoff for cutoff in CUTOFFS if cutoff <= gallery_size]
+        if len(allowed) < len(CUTOFFS):
             logger.info("the gallery has %d images: Recall@k for k in %s", gallery_size, allowed)
         return allowed
     for cutoff in k:

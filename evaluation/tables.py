@@ -1,12 +1,60 @@
-"""The stages of an evaluation as text: a table for the terminal, and one in Markdown."""
+"""The stages of an evaluation as rows of a table: for the terminal, in Markdown, and for pages."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from .arguments import STAGE_NAMES
 from .measures import headline
 from .retrieval import EvaluationResult
+from .settings import CUTOFFS
+from .stages import Stage, final_stage
 
 Intervals = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]  # by stage, group and figure
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """One stage in a few figures, fractions in [0, 1].
+
+    Attributes:
+        recalls: at `CUTOFFS`.
+        normal, anomaly: Recall@1 of these queries; None without any.
+        gain: in Recall@1, over the stage it builds on; None of the first.
+    """
+
+    stage: Stage
+    recalls: tuple[float, ...]
+    mean_average_precision: float
+    normal: float | None
+    anomaly: float | None
+    gain: float | None
+
+
+def stage_rows(results: Mapping[str, Any]) -> list[StageRow]:
+    """The stages of a results file (`results_json`) in their order."""
+    stages = results["stages"]
+
+    def recall_at_1(stage: str, group: str) -> float | None:
+        return stages[stage].get(group, {}).get("recall@1")
+
+    rows = []
+    for stage in [stage for stage in Stage if stage in stages]:
+        everything = stages[stage]["all"]
+        gain = None
+        if stage != Stage.EMBEDDINGS:
+            before = final_stage(stages) if stage == Stage.SCA else Stage.EMBEDDINGS
+            gain = everything["recall@1"] - stages[before]["all"]["recall@1"]
+        rows.append(
+            StageRow(
+                stage,
+                recalls=tuple(everything[f"recall@{cutoff}"] for cutoff in CUTOFFS),
+                mean_average_precision=everything["mAP"],
+                normal=recall_at_1(stage, "normal"),
+                anomaly=recall_at_1(stage, "anomaly"),
+                gain=gain,
+            )
+        )
+    return rows
 
 
 def format_table(result: EvaluationResult) -> str:
@@ -14,7 +62,7 @@ def format_table(result: EvaluationResult) -> str:
     metrics = list(headline(result.stages["embeddings"]["all"]))
     heads = [metric.replace("recall@", "R@") for metric in metrics]
     groups = result.group_sizes
-    label_width = max(len(name) for name in STAGE_NAMES.values())
+    label_width = max(len(stage.label) for stage in Stage)
     block = 7 * len(metrics)
     lines = [
         " " * label_width
@@ -23,7 +71,7 @@ def format_table(result: EvaluationResult) -> str:
     ]
     for stage, measures in result.stages.items():
         figures = ("".join(f"{100 * measures[group][metric]:7.2f}" for metric in metrics) for group in groups)
-        lines.append(f"{STAGE_NAMES[stage]:<{label_width}}" + " |".join(figures))
+        lines.append(f"{Stage(stage).label:<{label_width}}" + " |".join(figures))
     return "\n".join(lines)
 
 
@@ -34,7 +82,7 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
         parts.append(f"## {group} ({size:,} queries)\n\n{_group_table(result, intervals, group)}")
     heads = ["stage", "coverage", "collision rate"]
     rows = [
-        [STAGE_NAMES[stage], *_percent(figures, ("coverage", "collision_rate"))]
+        [Stage(stage).label, *_percent(figures, ("coverage", "collision_rate"))]
         for stage, figures in result.first_answers.items()
     ]
     parts.append(
@@ -45,7 +93,7 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
     shares = ("right", "hard_negative", "other", "right_before_hard_negative")
     heads = ["stage", "queries of", "number", *(share.replace("_", " ") for share in shares)]
     rows = [
-        [STAGE_NAMES[stage], group, f"{figures['queries']:,}", *_percent(figures, shares)]
+        [Stage(stage).label, group, f"{figures['queries']:,}", *_percent(figures, shares)]
         for stage, by_group in result.pair_confusion.items()
         for group, figures in by_group.items()
     ]
@@ -67,7 +115,7 @@ def _group_table(result: EvaluationResult, intervals: Intervals, group: str) -> 
     for stage, measures in result.stages.items():
         shown = {name: intervals[stage][group][name] for name in headline(measures[group])}
         cells = [_figure(name, measures[group][name], shown.get(name)) for name in names]
-        rows.append([STAGE_NAMES[stage], *cells])
+        rows.append([Stage(stage).label, *cells])
     return _table(["stage", *(name.replace("recall", "Recall").replace("_", " ") for name in names)], rows)
 
 

@@ -1,23 +1,24 @@
 """What SCA or a relative of it changed: who kept an image that two texts claimed, and who moved on."""
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from ..sca import SCAResult
-from .results import CAPTION_HEIGHT, draw_ranked
+from ..search.hits import SearchHit
+from .results import CAPTION_HEIGHT, caption, draw_ranked, is_right
 from .sheet import (
     CAPTION_SIZE,
     PADDING,
     QUIET,
     RIGHT,
     WRONG,
-    ImageSource,
     Paragraph,
-    RankedImage,
     Sheet,
     box_for,
     open_or_none,
@@ -30,108 +31,104 @@ HEADING_HEIGHT = CAPTION_HEIGHT + 0.1
 
 
 @dataclass(frozen=True)
-class Move:
+class Collision:
     """A query that was moved from one first answer to another.
 
     Attributes:
         query: its row.
-        claimed, taken: its first answer before and after.
-        holder: the row of the query whose first answer `claimed` is now; of several the one with the highest
-            score; None: nobody's, or one that did not have it among its best before.
+        claimed, taken: its first answer before and after, both as it ranked them before.
+        holder: the row of the query whose first answer the claimed image is now; of several the one with the
+            highest score; None: nobody's, or one that did not have it among its best before.
+        kept: that image, as the holder ranked it before.
     """
 
     query: int
-    claimed: Hashable
-    taken: Hashable
-    holder: int | None
+    claimed: SearchHit
+    taken: SearchHit
+    holder: int | None = None
+    kept: SearchHit | None = None
 
 
-def find_moves(
-    before: Sequence[Sequence[Hashable]],
-    scores: Sequence[Sequence[float]],
-    after: Sequence[Sequence[Hashable]],
-) -> list[Move]:
+def sca_outcome(claimed: SearchHit, taken: SearchHit, relevant: Collection[str]) -> str:
+    """What a move from one first answer to another did to a query with these right images.
+
+    Where both are right nothing is lost: that counts as "corrected".
+    """
+    if taken.id in relevant:
+        return "corrected"
+    return "spoilt" if claimed.id in relevant else "wrong before and after"
+
+
+def find_collisions(
+    before: Sequence[Sequence[SearchHit]], after: Sequence[Sequence[SearchHit]]
+) -> list[Collision]:
     """The queries whose first answer changed, in their order.
 
     Args:
-        before: each query's images, best first, as ids or indices.
-        scores: their scores.
-        after: the same lists once they are resolved; only the first image of each is looked at.
+        before: each query's images, best first.
+        after: the same once SCA has re-ranked them; only the first image of each is looked at.
     """
-    now: dict[Hashable, list[int]] = {}
+    holders: dict[str, list[int]] = {}
     for query, row in enumerate(after):
-        now.setdefault(row[0], []).append(query)
-    moves = []
-    for query, (row, reranked) in enumerate(zip(before, after, strict=True)):
-        claimed, taken = row[0], reranked[0]
-        if claimed == taken:
-            continue
-        claims = {
-            other: scores[other][list(before[other]).index(claimed)]
-            for other in now.get(claimed, ())
-            if claimed in before[other]
-        }
-        moves.append(Move(query, claimed, taken, max(claims, key=claims.__getitem__, default=None)))
-    return moves
-
-
-@dataclass(frozen=True)
-class ResolvedCollision:
-    """A `Move` with what can be seen of it; without a holder, `holder` and `kept` are None."""
-
-    text: str
-    before: RankedImage
-    after: RankedImage
-    holder: str | None = None
-    kept: RankedImage | None = None
-    outcome: str = ""
-
-
-def resolved_collisions(
-    texts: Sequence[str],
-    scores: Any,
-    reranked: SCAResult,
-    images: Sequence[ImageSource],
-    relevant: Sequence[Collection[int]] | None = None,
-) -> list[ResolvedCollision]:
-    """What `sca_rerank` moved, ready to be drawn, in the order of the texts.
-
-        reranked = sca_rerank(None, scores, top_k=10)
-        plot_collisions(resolved_collisions(texts, scores, reranked, images))
-
-    Args:
-        scores: (Q, G), those that were reranked, a number for each image.
-        reranked: their re-ranking, over all G images.
-        images: G of them.
-        relevant: each text's right images, as indices; None: not known.
-    """
-    scores = np.asarray(scores)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    before, descending = order.tolist(), np.take_along_axis(scores, order, axis=1).tolist()
-    after = np.asarray(reranked.indices).tolist()
-
-    def ranked(query: int, image: int) -> RankedImage:
-        right = None if relevant is None else image in relevant[query]
-        rank = before[query].index(image) + 1
-        return RankedImage(images[image], float(scores[query, image]), right, rank)
-
+        holders.setdefault(row[0].id, []).append(query)
     collisions = []
-    for move in find_moves(before, descending, after):
-        claimed, taken = ranked(move.query, move.claimed), ranked(move.query, move.taken)
-        outcome = ""
-        if relevant is not None:
-            spoilt_or_not = "spoilt" if claimed.right else "wrong before and after"
-            outcome = "corrected" if taken.right else spoilt_or_not
-        holder = None if move.holder is None else texts[move.holder]
-        kept = None if move.holder is None else ranked(move.holder, move.claimed)
-        collisions.append(ResolvedCollision(texts[move.query], claimed, taken, holder, kept, outcome))
+    for query, (row, reranked) in enumerate(zip(before, after, strict=True)):
+        claimed = row[0]
+        if claimed.id == reranked[0].id:
+            continue
+        taken = next((hit for hit in row if hit.id == reranked[0].id), reranked[0])
+        claims = {
+            other: hit
+            for other in holders.get(claimed.id, ())
+            for hit in before[other]
+            if hit.id == claimed.id
+        }
+        holder = max(claims, key=lambda other: claims[other].score, default=None)
+        kept = None if holder is None else claims[holder]
+        collisions.append(Collision(query, claimed, taken, holder, kept))
     return collisions
 
 
-def plot_collisions(collisions: Sequence[ResolvedCollision]) -> Figure:
+def resolved_collisions(
+    scores: Any, reranked: SCAResult, images: Sequence[Image.Image | str | Path]
+) -> list[Collision]:
+    """What `sca_rerank` moved; an image's id is its column.
+
+        reranked = sca_rerank(None, scores, top_k=10)
+        plot_collisions(resolved_collisions(scores, reranked, images), texts)
+
+    Args:
+        scores: (Q, G), those that were re-ranked, a number for each image.
+        reranked: what became of each query's best K.
+        images: G of them.
+    """
+    scores, after = np.asarray(scores), np.asarray(reranked.indices)
+    before = np.argsort(-scores, axis=1, kind="stable")[:, : after.shape[1]]
+
+    def hits(query: int, columns: np.ndarray) -> list[SearchHit]:
+        return [
+            SearchHit.of_image(str(column), rank, float(scores[query, column]), images[column])
+            for rank, column in enumerate(columns.tolist(), start=1)
+        ]
+
+    return find_collisions(
+        [hits(query, row) for query, row in enumerate(before)],
+        [hits(query, row[:1]) for query, row in enumerate(after)],
+    )
+
+
+def plot_collisions(
+    collisions: Sequence[Collision],
+    texts: Sequence[str],
+    relevant: Sequence[Collection[str]] | None = None,
+) -> Figure:
     """For each collision: the text that keeps the image; the one that moves on, before and after.
 
     Frames are green where an image is right for the text beside it, and red where it is known not to be.
+
+    Args:
+        texts: those of all queries.
+        relevant: the ids of each query's right images; None: not known.
 
     Raises:
         ValueError: there is no collision to show.
@@ -139,54 +136,48 @@ def plot_collisions(collisions: Sequence[ResolvedCollision]) -> Figure:
     if not collisions:
         raise ValueError("there is no collision to show: nothing was moved")
     images = [
-        [
-            None if ranked is None else open_or_none(ranked.image)
-            for ranked in (one.kept, one.before, one.after)
-        ]
+        [None if hit is None else open_or_none(hit.image) for hit in (one.kept, one.claimed, one.taken)]
         for one in collisions
     ]
     box = box_for([image for row in images for image in row], IMAGE_HEIGHT, NARROWEST, WIDEST)
-    pair = 2 * box + ARROW_WIDTH + 2 * GAP
     right_side = MARGIN + box + GAP + TEXT_WIDTH + BETWEEN_SIDES
+    width = right_side + 2 * box + ARROW_WIDTH + 3 * GAP + TEXT_WIDTH + MARGIN
+    rows = [[row for row in (one.query, one.holder) if row is not None] for one in collisions]
+    paragraphs = {
+        row: Paragraph.fit(texts[row], TEXT_WIDTH, 9, max_lines=10) for both in rows for row in both
+    }
     image_block = IMAGE_HEIGHT + PADDING + 2 * CAPTION_HEIGHT
-    texts = [
-        (
-            None if one.holder is None else Paragraph.fit(one.holder, TEXT_WIDTH, 9, max_lines=10),
-            Paragraph.fit(one.text, TEXT_WIDTH, 9, max_lines=10),
-        )
-        for one in collisions
-    ]
-    heights = [
-        HEADING_HEIGHT + max(image_block, *(text.height for text in pairs if text is not None))
-        for pairs in texts
-    ]
-    sheet = Sheet(
-        right_side + pair + GAP + TEXT_WIDTH + MARGIN,
-        sum(heights) + BETWEEN_ROWS * (len(collisions) - 1) + 2 * MARGIN,
-    )
+    heights = [HEADING_HEIGHT + max(image_block, *(paragraphs[row].height for row in both)) for both in rows]
+    sheet = Sheet(width, sum(heights) + BETWEEN_ROWS * (len(collisions) - 1) + 2 * MARGIN)
+
+    def draw(hit: SearchHit, row: int, image: Image.Image | None, left: float, top: float) -> None:
+        right = is_right(hit, None if relevant is None else relevant[row])
+        draw_ranked(sheet, caption(hit), right, image, left, top, box, IMAGE_HEIGHT)
+
     top = MARGIN
-    for one, (holder_text, text), opened, height in zip(collisions, texts, images, heights, strict=True):
+    for one, (kept, claimed, taken), height in zip(collisions, images, heights, strict=True):
         if top > MARGIN:
             sheet.rule(top - BETWEEN_ROWS / 2, MARGIN)
         below = top + HEADING_HEIGHT
-        if one.kept is not None and holder_text is not None:
+        if one.kept is not None and one.holder is not None:
             _heading(sheet, "keeps the image", MARGIN, top)
-            draw_ranked(sheet, one.kept, opened[0], MARGIN, below, box, IMAGE_HEIGHT)
-            sheet.paragraph(holder_text, MARGIN + box + GAP, below, TEXT_WIDTH)
-        outcome = f": {one.outcome}" if one.outcome else ""
-        colour = {True: RIGHT, False: WRONG, None: QUIET}[one.after.right]
+            draw(one.kept, one.holder, kept, MARGIN, below)
+            sheet.paragraph(paragraphs[one.holder], MARGIN + box + GAP, below)
+        outcome, colour = "", QUIET
+        if relevant is not None:
+            outcome = f": {sca_outcome(one.claimed, one.taken, relevant[one.query])}"
+            colour = RIGHT if is_right(one.taken, relevant[one.query]) else WRONG
         _heading(sheet, f"wanted it too and moves on{outcome}", right_side, top, colour)
-        left = right_side
-        draw_ranked(sheet, one.before, opened[1], left, below, box, IMAGE_HEIGHT)
-        left += box + GAP
+        draw(one.claimed, one.query, claimed, right_side, below)
+        left = right_side + box + GAP
         sheet.arrow(left, below + IMAGE_HEIGHT / 2, ARROW_WIDTH)
         left += ARROW_WIDTH + GAP
-        draw_ranked(sheet, one.after, opened[2], left, below, box, IMAGE_HEIGHT)
-        sheet.paragraph(text, left + box + GAP, below, TEXT_WIDTH)
+        draw(one.taken, one.query, taken, left, below)
+        sheet.paragraph(paragraphs[one.query], left + box + GAP, below)
         top += height + BETWEEN_ROWS
     return sheet.figure
 
 
 def _heading(sheet: Sheet, text: str, left: float, top: float, colour: str = QUIET) -> None:
     heading = Paragraph.fit(text, 2 * TEXT_WIDTH, CAPTION_SIZE, max_lines=1)
-    sheet.paragraph(heading, left, top, 2 * TEXT_WIDTH, color=colour, weight="bold")
+    sheet.paragraph(heading, left, top, color=colour, weight="bold")

@@ -1,42 +1,17 @@
 """What a search found, as a page or an image to look at."""
 
-import base64
-import html
-import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.whole_files import check_place
+from ..data.whole_files import check_place, write_text
 from ..search.hits import SearchHit
-from ..search.manifest import write_beside
 
 logger = logging.getLogger(__name__)
 
 Answers = Sequence[tuple[str, Sequence[SearchHit]]]
 PAGES = (".html", ".htm")
 IMAGE_SIZE = 320  # pixels, of the longest side
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>tpas search</title>
-<style>
-:root {{ color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }}
-body {{ margin: 1.5rem; }}
-h2 {{ font-size: 1.1rem; margin: 2rem 0 .75rem; max-width: 60rem; overflow-wrap: anywhere; }}
-ol {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: 1rem; }}
-ol {{ list-style: none; margin: 0; padding: 0; }}
-figure {{ margin: 0; }}
-img, .absent {{ width: 100%; aspect-ratio: 3 / 4; object-fit: contain; background: #8882; }}
-.absent {{ display: grid; place-items: center; }}
-figcaption {{ font-size: .85rem; overflow-wrap: anywhere; }}
-</style>
-{answers}
-</html>
-"""
-ANSWER = "<section><h2>{text}</h2>\n<ol>\n{hits}\n</ol></section>"
-HIT = "<li><figure>{image}<figcaption><b>{rank}</b> · {score:.3f}<br>{name}</figcaption></figure></li>"
 
 
 def check_sheet(path: Path) -> None:
@@ -62,31 +37,22 @@ def write_contact_sheet(path: Path, answers: Answers) -> None:
         ValueError: a figure of nothing.
     """
     if path.suffix.lower() in PAGES:
-        write_beside(path, PAGE.format(answers="\n".join(_answer(text, hits) for text, hits in answers)))
+        from .pages import render
+
+        write_text(path, render("contact_sheet.html", answers=answers, address_of=_address))
         return
     from .results import ResultRow, plot_result_rows
     from .saving import save_figure
 
-    save_figure(plot_result_rows([ResultRow.of_hits(text, hits) for text, hits in answers]), path)
+    save_figure(plot_result_rows([ResultRow(text, hits) for text, hits in answers]), path)
 
 
-def _answer(text: str, hits: Sequence[SearchHit]) -> str:
-    items = (
-        HIT.format(image=_image(hit), rank=hit.rank, score=hit.score, name=html.escape(hit.id))
-        for hit in hits
-    )
-    return ANSWER.format(text=html.escape(text), hits="\n".join(items))
+def _address(hit: SearchHit) -> str | None:
+    """The image, small, as a data address, or None: it may be gone since it was encoded."""
+    from .pages import image_address
 
-
-def _image(hit: SearchHit) -> str:
-    """The image, small, inside the page; it may be gone since it was encoded."""
     try:
-        image = hit.image()
+        return image_address(hit.image(), IMAGE_SIZE)
     except (OSError, ValueError) as error:
         logger.warning("%s; a placeholder stands in its place", error)
-        return '<div class="absent">no image</div>'
-    image.thumbnail((IMAGE_SIZE, IMAGE_SIZE))
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=85)
-    content = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{html.escape(hit.id)}" src="data:image/jpeg;base64,{content}">'
+        return None

@@ -1,114 +1,57 @@
-"""Which queries of an evaluation are worth a look, and what is shown of each: for pages and figures alike.
-
-A query here is an entry of `queries` in what `rankings_json` makes.
-"""
+"""Which queries of an evaluation are worth a look, and what is shown of each: for pages and figures alike."""
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
-from .collisions import find_moves
+from ..evaluation.result_files import RankedQuery
+from ..evaluation.stages import Stage, final_stage
+from ..search.hits import SearchHit
+from .collisions import Collision, find_collisions, sca_outcome
 
 SCA_OUTCOMES = ("corrected", "spoilt", "wrong before and after")
 IMAGES_SHOWN = 6  # of each query
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Answer:
-    """An image as an answer to a query; without rank and score where it is not among those listed."""
-
-    id: str
-    rank: int | None
-    score: float | None
-    right: bool
+def is_answered(query: RankedQuery, stage: str) -> bool:
+    """Whether the query's first answer at that stage is a right image."""
+    return query.hits[stage][0].id in query.relevant
 
 
-@dataclass(frozen=True)
-class Resolved:
-    """A query that SCA moved, and the one that kept the image which both had claimed, if it is known."""
-
-    query: Mapping
-    outcome: str
-    before: Answer
-    after: Answer
-    holder: Mapping | None
-    kept: Answer | None
-
-
-def is_right(query: Mapping, stage: str) -> bool:
-    """Whether the query's first answer at that stage is a relevant image."""
-    return query["stages"][stage]["ids"][0] in query["relevant"]
-
-
-def sca_outcome(query: Mapping, before: str) -> str:
-    """What SCA did to a query that it moved, one of `SCA_OUTCOMES`; `before` is the stage that it reranked.
-
-    Where a query has several relevant images and SCA moved it from one to another, nothing is lost:
-    that counts as "corrected".
-    """
-    if is_right(query, "sca"):
-        return "corrected"
-    return "spoilt" if is_right(query, before) else "wrong before and after"
-
-
-def verdict(query: Mapping, before: str) -> str:
+def verdict(query: RankedQuery) -> str:
     """In a few words, how the query fared."""
-    if query["moved"]:
-        return f"moved by SCA: {sca_outcome(query, before)}"
-    if not is_right(query, "sca"):
+    if query.moved:
+        claimed, taken = query.hits[final_stage(query.hits)][0], query.hits[Stage.SCA][0]
+        return f"moved by SCA: {sca_outcome(claimed, taken, query.relevant)}"
+    if not is_answered(query, Stage.SCA):
         return "wrong"
-    return "right at once" if is_right(query, "embeddings") else "found by matching"
+    return "right at once" if is_answered(query, Stage.EMBEDDINGS) else "found by matching"
 
 
-def choose_queries(queries: Sequence[Mapping], before: str, *, count: int, seed: int) -> list[Mapping]:
+def choose_queries(queries: Sequence[RankedQuery], *, count: int, seed: int) -> list[RankedQuery]:
     """Up to `count` queries in which every kind of success and failure is seen.
 
     The verdicts, each once for normal and once for anomalous behaviour, take turns; among those of one kind
     `seed` draws.
     """
-    groups: dict[tuple[str, str], list[Mapping]] = {}
+    groups: dict[tuple[str, str], list[RankedQuery]] = {}
     for query in queries:
-        groups.setdefault((verdict(query, before), query["behaviour"] or ""), []).append(query)
-    return _take_in_turn([groups[kind] for kind in sorted(groups)], count, seed)
+        groups.setdefault((verdict(query), query.behaviour or ""), []).append(query)
+    return take_in_turn([groups[kind] for kind in sorted(groups)], count, seed)
 
 
-def moved_queries(queries: Sequence[Mapping], before: str) -> dict[str, list[Mapping]]:
+def collisions_by_outcome(queries: Sequence[RankedQuery]) -> dict[str, list[Collision]]:
     """The queries that SCA moved, by outcome; every outcome is there, also without a query."""
-    moved: dict[str, list[Mapping]] = {outcome: [] for outcome in SCA_OUTCOMES}
-    for query in queries:
-        if query["moved"]:
-            moved[sca_outcome(query, before)].append(query)
-    return moved
+    by_outcome: dict[str, list[Collision]] = {outcome: [] for outcome in SCA_OUTCOMES}
+    before = [query.hits[final_stage(query.hits)] for query in queries]
+    for collision in find_collisions(before, [query.hits[Stage.SCA] for query in queries]):
+        relevant = queries[collision.query].relevant
+        by_outcome[sca_outcome(collision.claimed, collision.taken, relevant)].append(collision)
+    return by_outcome
 
 
-def choose_collisions(queries: Sequence[Mapping], before: str, *, count: int, seed: int) -> list[Resolved]:
-    """Up to `count` queries that SCA moved, the outcomes in turn; among those of one outcome `seed` draws."""
-    chosen = _take_in_turn(moved_queries(queries, before).values(), count, seed)
-    listed = [query["stages"][before] for query in queries]
-    moves = find_moves(
-        [stage["ids"] for stage in listed],
-        [stage["scores"] for stage in listed],
-        [query["stages"]["sca"]["ids"] for query in queries],
-    )
-    by_query = {queries[move.query]["query_id"]: move for move in moves}
-    reranked = []
-    for query in chosen:
-        move = by_query[query["query_id"]]
-        holder = None if move.holder is None else queries[move.holder]
-        reranked.append(
-            Resolved(
-                query,
-                sca_outcome(query, before),
-                answer(query, before, move.claimed),
-                answer(query, before, move.taken),
-                holder,
-                None if holder is None else answer(holder, before, move.claimed),
-            )
-        )
-    return reranked
-
-
-def _take_in_turn(groups: Iterable[Sequence[Mapping]], count: int, seed: int) -> list[Mapping]:
+def take_in_turn(groups: Iterable[Sequence[T]], count: int, seed: int) -> list[T]:
     """Up to `count` in all: one of each group, then another of each, in an order drawn by `seed`."""
     generator = random.Random(seed)
     shuffled = [generator.sample(group, len(group)) for group in groups]
@@ -116,31 +59,21 @@ def _take_in_turn(groups: Iterable[Sequence[Mapping]], count: int, seed: int) ->
     return [group[turn] for turn in range(rounds) for group in shuffled if turn < len(group)][:count]
 
 
-def answer(query: Mapping, stage: str, identifier: str) -> Answer:
-    """An image as this query's answer at that stage."""
-    ids, scores = query["stages"][stage]["ids"], query["stages"][stage]["scores"]
-    right = identifier in query["relevant"]
-    if identifier not in ids:
-        return Answer(identifier, None, None, right)
-    place = ids.index(identifier)
-    return Answer(identifier, place + 1, scores[place], right)
-
-
-def shown_answers(query: Mapping) -> list[Answer]:
-    """The best `IMAGES_SHOWN` of the last stage.
+def shown_hits(query: RankedQuery) -> tuple[list[SearchHit], str | None]:
+    """The best `IMAGES_SHOWN` of the last stage, or one less and the id of a right image that was not listed.
 
     Where no right one is among them, the best of those takes the last place: what was missed is to be seen.
     """
-    ids = query["stages"]["sca"]["ids"]
-    shown = ids[:IMAGES_SHOWN]
-    if not set(shown) & set(query["relevant"]):
-        missed = [name for name in ids if name in query["relevant"]] or query["relevant"]
-        shown = [*shown[: IMAGES_SHOWN - 1], missed[0]]
-    return [answer(query, "sca", identifier) for identifier in shown]
+    hits = list(query.hits[Stage.SCA])
+    shown = hits[:IMAGES_SHOWN]
+    right = [hit for hit in hits if hit.id in query.relevant]
+    if right and right[0] in shown:
+        return shown, None
+    shown = shown[: IMAGES_SHOWN - 1]
+    return (shown + right[:1], None) if right else (shown, next(iter(query.relevant)))
 
 
-def rank_of_right(query: Mapping, stage: str) -> str:
-    """The best rank of a relevant image, or that it is beyond the listed ones."""
-    ids = query["stages"][stage]["ids"]
-    ranks = [str(rank) for rank, name in enumerate(ids, start=1) if name in query["relevant"]]
-    return ranks[0] if ranks else f"> {len(ids)}"
+def rank_of_right(query: RankedQuery, stage: str) -> str:
+    """The best rank of a right image, or that it is beyond the listed ones."""
+    hits = query.hits[stage]
+    return next((str(hit.rank) for hit in hits if hit.id in query.relevant), f"> {len(hits)}")

@@ -2,11 +2,14 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
 
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..processing_tpas import load_image
+from ..search.hits import SearchHit
 from .sheet import (
     CAPTION_SIZE,
     LINE_SPACING,
@@ -15,16 +18,11 @@ from .sheet import (
     QUIET,
     RIGHT,
     WRONG,
-    ImageSource,
     Paragraph,
-    RankedImage,
     Sheet,
     box_for,
     open_or_none,
 )
-
-if TYPE_CHECKING:
-    from ..search.hits import SearchHit
 
 MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches
 IMAGE_HEIGHT, NARROWEST, WIDEST = 1.5, 0.75, 2.25
@@ -35,81 +33,49 @@ HEADING_HEIGHT = CAPTION_HEIGHT + 0.02
 
 @dataclass(frozen=True)
 class ResultRow:
-    """A text and the images that answer it, best first; `heading` is a word on how it fared."""
+    """A text and the images that answer it, best first.
+
+    Attributes:
+        relevant: the ids of the right images; None: not known.
+        heading: a word on how it fared.
+        missed: the file of a right image that is not among the hits, shown after them.
+    """
 
     text: str
-    images: Sequence[RankedImage]
+    hits: Sequence[SearchHit]
+    relevant: Collection[str] | None = None
     heading: str = ""
-
-    @classmethod
-    def of_hits(
-        cls, text: str, hits: "Sequence[SearchHit]", relevant: Collection[str] | None = None
-    ) -> "ResultRow":
-        """What `Gallery.search` found; `relevant` are the ids of the right images, None: not known."""
-        return cls(
-            text,
-            [
-                RankedImage(
-                    _image_of(hit), hit.score, None if relevant is None else hit.id in relevant, hit.rank
-                )
-                for hit in hits
-            ],
-        )
+    missed: Path | None = None
 
 
-def plot_results(
-    text: str,
-    images: Sequence[ImageSource],
-    scores: Sequence[float] | None = None,
-    right: Sequence[bool] | None = None,
-    *,
-    heading: str = "",
-) -> Figure:
-    """A text over its ranked images, best first, each with rank and score under it.
-
-        figure = plot_results("a man lying on the road", [one, "two.jpg"], [4.1, -0.3], [False, True])
-        save_figure(figure, "answer.png")
-
-    A right image has a thick green frame and a tick, a wrong one that was ranked before it a red frame, all
-    others a grey one. Nothing needs to be known of the images: without `right` all frames are grey.
-
-    Args:
-        images: PIL images or paths; what is None or cannot be read becomes a placeholder.
-        scores: one an image.
-        right: whether each is what was looked for.
-
-    Raises:
-        ValueError: no images, or other numbers of scores or of `right`.
-    """
-    for name, values in (("scores", scores), ("right", right)):
-        if values is not None and len(values) != len(images):
-            raise ValueError(f"{name} must have one value an image, got {len(values)} for {len(images)}")
-    ranked = [
-        RankedImage(
-            image,
-            None if scores is None else float(scores[place]),
-            None if right is None else bool(right[place]),
-            place + 1,
-        )
-        for place, image in enumerate(images)
-    ]
-    return plot_result_rows([ResultRow(text, ranked, heading)])
+def is_right(hit: SearchHit, relevant: Collection[str] | None) -> bool | None:
+    """None: not known."""
+    return None if relevant is None else hit.id in relevant
 
 
 def plot_result_rows(rows: Sequence[ResultRow]) -> Figure:
-    """Several texts, each over its own images; see `plot_results`.
+    """Each text over its ranked images, with rank and score under them.
+
+        hits = [SearchHit.of_image("one", 1, 4.1, "1.jpg"), SearchHit.of_image("two", 2, -0.3, "2.jpg")]
+        figure = plot_result_rows([ResultRow("a man lying on the road", hits, relevant={"two"})])
+        save_figure(figure, "answer.png")
+
+    A right image has a thick green frame and a tick, a wrong one that was ranked before it a red frame, all
+    others a grey one. An image that cannot be read becomes a placeholder.
 
     Raises:
         ValueError: no row, or a row without images.
     """
-    if not rows or not all(row.images for row in rows):
+    if not rows or not all(row.hits for row in rows):
         raise ValueError("there is nothing to show: give at least one row, and every row an image")
-    images = [[open_or_none(ranked.image) for ranked in row.images] for row in rows]
-    box = box_for([image for row in images for image in row], IMAGE_HEIGHT, NARROWEST, WIDEST)
-    columns = max(len(row.images) for row in rows)
-    text_width = max(LEAST_TEXT_WIDTH, columns * (box + GAP) - GAP)
+    images = [[open_or_none(hit.image) for hit in row.hits] for row in rows]
+    for row, opened in zip(rows, images, strict=True):
+        if row.missed is not None:
+            opened.append(open_or_none(partial(load_image, row.missed)))
+    box = box_for([image for opened in images for image in opened], IMAGE_HEIGHT, NARROWEST, WIDEST)
+    text_width = max(LEAST_TEXT_WIDTH, max(map(len, images)) * (box + GAP) - GAP)
     texts = [Paragraph.fit(row.text, text_width) for row in rows]
-    labelled = any(ranked.right for row in rows for ranked in row.images)
+    labelled = any(row.missed or is_right(hit, row.relevant) for row in rows for hit in row.hits)
     heights = [
         (HEADING_HEIGHT if row.heading else 0)
         + (text.height + PADDING)
@@ -129,24 +95,30 @@ def plot_result_rows(rows: Sequence[ResultRow]) -> Figure:
 
 
 def _draw_row(sheet: Sheet, row: ResultRow, text: Paragraph, images: list, top: float, box: float) -> None:
-    text_width = sheet.width - 2 * MARGIN
+    shown = [(caption(hit), is_right(hit, row.relevant)) for hit in row.hits]
+    shown += [] if row.missed is None else [("", True)]
     if row.heading:
-        colour = {True: RIGHT, False: WRONG, None: QUIET}[row.images[0].right]
-        heading = Paragraph.fit(row.heading, text_width, CAPTION_SIZE, max_lines=1)
-        sheet.paragraph(heading, MARGIN, top, text_width, color=colour, weight="bold")
+        colour = {True: RIGHT, False: WRONG, None: QUIET}[shown[0][1]]
+        heading = Paragraph.fit(row.heading, sheet.width - 2 * MARGIN, CAPTION_SIZE, max_lines=1)
+        sheet.paragraph(heading, MARGIN, top, color=colour, weight="bold")
         top += HEADING_HEIGHT
-    sheet.paragraph(text, MARGIN, top, text_width)
+    sheet.paragraph(text, MARGIN, top)
     top += text.height + PADDING
     found = False
-    for place, (ranked, image) in enumerate(zip(row.images, images, strict=True)):
-        found = found or bool(ranked.right)
+    for place, ((words, right), image) in enumerate(zip(shown, images, strict=True)):
+        found = found or bool(right)
         left = MARGIN + place * (box + GAP)
-        draw_ranked(sheet, ranked, image, left, top, box, IMAGE_HEIGHT, before_the_right_one=not found)
+        draw_ranked(sheet, words, right, image, left, top, box, IMAGE_HEIGHT, before_the_right_one=not found)
+
+
+def caption(hit: SearchHit) -> str:
+    return f"{hit.rank} · " + f"{hit.score:.2f}".replace("-", "−")
 
 
 def draw_ranked(
     sheet: Sheet,
-    ranked: RankedImage,
+    words: str,
+    right: bool | None,
     image: Image.Image | None,
     left: float,
     top: float,
@@ -157,20 +129,12 @@ def draw_ranked(
 ) -> None:
     """A framed image with its caption, and whether it is right, under it."""
     frame = NEUTRAL
-    if ranked.right:
+    if right:
         frame = RIGHT
-    elif ranked.right is False and before_the_right_one:
+    elif right is False and before_the_right_one:
         frame = WRONG
-    sheet.image(image, left, top, width, height, frame=frame, frame_width=3.0 if ranked.right else 1.2)
+    sheet.image(image, left, top, width, height, frame=frame, frame_width=3.0 if right else 1.2)
     below = top + height + PADDING
-    sheet.caption(ranked.caption, left, below, width, color=QUIET)
-    if ranked.right:
+    sheet.caption(words, left, below, width, color=QUIET)
+    if right:
         sheet.caption("✓ right", left, below + CAPTION_HEIGHT, width, color=RIGHT, weight="bold")
-
-
-def _image_of(hit: "SearchHit") -> ImageSource:
-    """The image, or where it cannot be had its path, whose absence is then logged."""
-    try:
-        return hit.image()
-    except (OSError, ValueError):
-        return hit.path

@@ -1,16 +1,15 @@
 """A sheet of images and texts, laid out in inches from its upper left corner."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, Rectangle
-from PIL import Image, ImageOps
+from PIL import Image
 
-from ..processing_tpas import load_image
-from .text import drawable, is_right_to_left, wrap
+from .text import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -22,45 +21,14 @@ FRAME_GAP = 0.025  # inches between image and frame
 PADDING = 0.09  # inches between text, image and caption
 LARGEST_SIDE = 700  # pixels kept of an image, which is shown at two inches or so
 
-ImageSource = Image.Image | str | Path | None
 
-
-@dataclass(frozen=True)
-class RankedImage:
-    """An image as the answer to a text.
-
-    Attributes:
-        image: a PIL image or a path; None, or what cannot be read, becomes a grey placeholder.
-        score: shown under it; None: no score.
-        right: whether it is the one looked for; None: not known.
-        rank: its place in the answer, from 1; None: not known, or not among those listed.
-    """
-
-    image: Image
-    score: float | None = None
-    right: bool | None = None
-    rank: int | None = None
-
-    @property
-    def caption(self) -> str:
-        """Rank and score, as far as known."""
-        score = "" if self.score is None else f"{self.score:.2f}".replace("-", "−")
-        rank = "" if self.rank is None else f"{self.rank}"
-        return " · ".join(part for part in (rank, score) if part)
-
-
-def open_or_none(source: ImageSource) -> Image.Image | None:
-    """The image, upright RGB and no larger than a sheet shows it, or None, and the log says why."""
-    if source is None:
+def open_or_none(open_image: Callable[[], Image.Image]) -> Image.Image | None:
+    """The image, no larger than a sheet shows it, or None where it cannot be had, and the log says why."""
+    try:
+        image = open_image()
+    except (OSError, ValueError) as error:
+        logger.warning("%s; a placeholder stands in its place", error)
         return None
-    if isinstance(source, Image.Image):
-        image = ImageOps.exif_transpose(source).convert("RGB")
-    else:
-        try:
-            image = load_image(source)
-        except (OSError, ValueError) as error:
-            logger.warning("%s; a placeholder stands in its place", error)
-            return None
     image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
     return image
 
@@ -70,15 +38,12 @@ class Paragraph:
     """A text as lines that fit."""
 
     lines: list[str]
-    families: list[str]
-    right_to_left: bool
     size: float
 
     @classmethod
     def fit(cls, text: str, width: float, size: float = TEXT_SIZE, max_lines: int = 8) -> "Paragraph":
         """The text in lines of at most `width` inches."""
-        text, families = drawable(text)
-        return cls(wrap(text, width, size, families, max_lines), families, is_right_to_left(text), size)
+        return cls(wrap(text, width, size, max_lines), size)
 
     @property
     def height(self) -> float:
@@ -94,24 +59,14 @@ class Sheet:
         self.height = height
         self.figure = Figure(figsize=(width, height))
 
-    def paragraph(self, paragraph: Paragraph, left: float, top: float, width: float, **style: str) -> None:
-        """Text that runs from the left, or from the right for a script that does."""
-        across = left + width if paragraph.right_to_left else left
+    def paragraph(self, paragraph: Paragraph, left: float, top: float, **style: Any) -> None:
         for number, line in enumerate(paragraph.lines):
-            self._text(
-                line,
-                across,
-                top + number * paragraph.size * LINE_SPACING / 72,
-                paragraph.size,
-                family=paragraph.families,
-                ha="right" if paragraph.right_to_left else "left",
-                **style,
-            )
+            below = top + number * paragraph.size * LINE_SPACING / 72
+            self._text(line, left, below, paragraph.size, **style)
 
-    def caption(self, text: str, left: float, top: float, width: float, **style: str) -> None:
+    def caption(self, text: str, left: float, top: float, width: float, **style: Any) -> None:
         """One line, centred."""
-        text, families = drawable(text)
-        self._text(text, left + width / 2, top, CAPTION_SIZE, family=families, ha="center", **style)
+        self._text(text, left + width / 2, top, CAPTION_SIZE, ha="center", **style)
 
     def image(
         self,
@@ -183,7 +138,7 @@ class Sheet:
             )
         )
 
-    def _text(self, text: str, left: float, top: float, size: float, **style: object) -> None:
+    def _text(self, text: str, left: float, top: float, size: float, color: str = TEXT, **style: Any) -> None:
         self.figure.text(
             left,
             self.height - top - ASCENT * size / 72,
@@ -192,7 +147,8 @@ class Sheet:
             va="baseline",  # "top" would set lines with and without tall letters at different heights
             parse_math=False,  # a $ in a text is a $
             transform=self.figure.dpi_scale_trans,
-            **({"color": TEXT} | style),
+            color=color,
+            **style,
         )
 
 
@@ -214,5 +170,5 @@ def plot_note(text: str) -> Figure:
     """A figure that says in words that there is nothing to draw."""
     paragraph = Paragraph.fit(text, 5.0)
     sheet = Sheet(5.4, paragraph.height + 0.4)
-    sheet.paragraph(paragraph, 0.2, 0.2, 5.0, color=QUIET)
+    sheet.paragraph(paragraph, 0.2, 0.2, color=QUIET)
     return sheet.figure

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..evaluation.tables import STAGE_NAMES
+from ..evaluation.stages import Stage
 
 # Readable on white and on nearly black, for pages that follow the reader's choice of either.
 LINE_COLOURS = ("#3d7fd1", "#d0701f", "#2a9a55", "#9a63cf")
@@ -48,10 +48,10 @@ def training_panels(training_log: Sequence[Mapping]) -> list[Panel]:
                 losses.setdefault(name, []).append((line["step"], value))
         weights = f" ({line['weights']} weights)" if "weights" in line else ""
         for stage, groups in line.get("evaluation", {}).items():
-            if stage == "embeddings_sca":  # beside the path to the last stage
+            if stage == Stage.EMBEDDINGS_SCA:  # beside the path to the last stage
                 continue
             value = 100 * groups["all"]["recall@1"]
-            recalls.setdefault(STAGE_NAMES[stage] + weights, []).append((line["step"], value))
+            recalls.setdefault(Stage(stage).label + weights, []).append((line["step"], value))
     panels = [
         Panel(name.replace("_", " ").capitalize(), {"each step": line}, smooth=True)
         for name, line in losses.items()

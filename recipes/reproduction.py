@@ -36,8 +36,8 @@ from tpas.commands.demo import (
 )
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.data.whole_files import write_json, write_text
-from tpas.evaluation.tables import STAGE_NAMES
-from tpas.figures.report import CUTOFFS
+from tpas.evaluation.settings import CUTOFFS
+from tpas.evaluation.stages import Stage
 
 PAPER = "arXiv:2502.03230"
 Recalls = tuple[float, float, float]  # Recall@1, @5, @10 in percent
@@ -211,7 +211,7 @@ def steps_suffix(arguments: argparse.Namespace) -> str:
 
 def report_row(row: Row, place: Workplace, runs: list[dict], name: str) -> None:
     """Prints the row, and writes it as `<name>.json` and `<name>.md`."""
-    measured = {stage: summarise([run["results"] for run in runs], stage) for stage in STAGE_NAMES}
+    measured = {stage: summarise([run["results"] for run in runs], stage) for stage in Stage}
     measured = {stage: figures for stage, figures in measured.items() if figures}
     content = {
         "recipe": row.recipe,
@@ -236,7 +236,7 @@ def row_table(row: Row, measured: dict, runs: list[dict], miniature: bool) -> st
     heads = ["stage", "measured", f"paper ({PAPER})", *(["measured - paper"] if compared else [])]
     lines = [f"# {row.title}", "", *table_head(heads)]
     for stage, figures in measured.items():
-        cells = [STAGE_NAMES[stage], shown_summary(figures), "", ""]
+        cells = [Stage(stage).label, shown_summary(figures), "", ""]
         if stage in row.stages:
             difference = (
                 figures[f"recall@{k}"]["mean"] - paper for k, paper in zip(CUTOFFS, row.paper, strict=True)

@@ -32,7 +32,7 @@ from reproduction import (
 from tpas.commands.demo import TPAS
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.data.whole_files import write_json, write_text
-from tpas.figures.report import CUTOFFS
+from tpas.evaluation.settings import CUTOFFS
 from tpas.reranking.score_files import read_score_file
 
 RECIPE = "stronger_than_the_paper"

@@ -65,16 +65,27 @@ class SearchHit:
     extra: EncodedImage | None = field(default=None, repr=False)
     _open: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def of_image(cls, id: str, rank: int, score: float, image: Image.Image | str | Path) -> "SearchHit":
+        """What any other system ranked: an image in memory, or its file."""
+        if isinstance(image, Image.Image):
+            return cls(id, rank, score, _open=lambda: _upright(image, id))
+        return cls(id, rank, score, path=Path(image))
+
     def image(self) -> Image.Image:
-        """The image's thumbnail, or without one the file itself.
+        """The image's thumbnail, or without one the file itself, upright RGB, for the caller alone.
 
         Raises:
             FileNotFoundError, ValueError: there is neither, or it cannot be read.
             GalleryError: the thumbnail is damaged, or was deleted since the gallery was opened.
         """
-        if self._open is None:
+        if self._open is not None:
+            return self._open()
+        if self.path is None:
             raise FileNotFoundError(f"image {self.id!r} is known by its name alone")
-        return self._open()
+        from ..processing_tpas import load_image  # loads transformers, which names and scores do without
+
+        return load_image(self.path)
 
     def is_same_image(self, other: "SearchHit") -> bool:
         """Whether both show one image, in whatever answer and at whatever place."""
@@ -112,3 +123,9 @@ class SearchResult(list[list[SearchHit]]):
         self.taken_by = list(taken_by) or [None] * len(self)
         self.cascade_report = cascade_report
         self.similar_to = similar_to
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    from ..processing_tpas import upright_rgb
+
+    return upright_rgb(image, name)

@@ -5,12 +5,9 @@ import io
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from PIL import Image
-
 from ..data.challenge import ANSWERS, answer_lines
 from ..figures.results import ResultRow, plot_result_rows
 from ..figures.saving import DOTS_PER_INCH
-from ..figures.sheet import RankedImage as DrawnImage
 from ..search.hits import SearchHit, SearchResult
 from .labels import ImageLabel
 
@@ -70,19 +67,12 @@ def answer_file(result: SearchResult) -> str:
     return answer_lines([[names[hit.id] for hit in hits] for hits in best])
 
 
-def image_sheet(result: SearchResult, card: Callable[[SearchHit], bytes | None]) -> bytes:
+def image_sheet(result: SearchResult) -> bytes:
     """Each text over its best images with their ranks and scores, as PNG."""
-    rows = []
-    for text, hits in zip(result.texts, result, strict=True):
-        rows.append(ResultRow(text, [_drawn(hit, card(hit)) for hit in hits[:SHEET_IMAGES]]))
+    rows = [ResultRow(text, hits[:SHEET_IMAGES]) for text, hits in zip(result.texts, result, strict=True)]
     stream = io.BytesIO()
     plot_result_rows(rows).savefig(stream, format="png", dpi=DOTS_PER_INCH)
     return stream.getvalue()
-
-
-def _drawn(hit: SearchHit, jpeg: bytes | None) -> DrawnImage:
-    image = None if jpeg is None else Image.open(io.BytesIO(jpeg))
-    return DrawnImage(image, hit.score, rank=hit.rank)
 
 
 def _fields(hit: SearchHit, label: ImageLabel | None) -> list[object]:

@@ -59,7 +59,7 @@ class Renderer:
     def sheet(self, session: Session) -> str:
         """The address of an image of the session's answers."""
         assert session.result is not None, "there is no result yet"
-        content = image_sheet(session.result, self.requests.card)
+        content = image_sheet(session.result)
         return data_address(content, f"image/png;request={next(self.numbers)}")
 
     def explanation(

@@ -41,7 +41,6 @@ IMPORT_TIME_CALLS = {"register_for_auto_class"}
 IMPORT_NAMES = {
     "pillow": "PIL",
     "Jinja2": "jinja2",
-    "MarkupSafe": "markupsafe",
     "faiss-cpu": "faiss",
     "open_clip_torch": "open_clip",
 }
@@ -54,6 +53,8 @@ EXTRAS = {
     "sca": None,
     "commands.rerank": None,
     "commands.fuse": None,
+    "figures.contact_sheet": None,
+    "figures.pages": None,
     "search.faiss_index": "index",
     "search.milvus_index": "milvus",
     "search_page": "app",

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from tpas import __main__
-from tpas.figures.report import Evaluation
+from tpas.evaluation.result_files import Evaluation
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -118,12 +118,13 @@ def test_the_readme_image_shows_a_query_of_each_kind(tmp_path):
     written.mkdir(parents=True)
     rankings = {"gallery": dict(zip(ids, ids, strict=True)), "queries": queries}
     (written / "rankings.json").write_text(json.dumps(rankings))
-    results = {"stages": {"embeddings": {}, "matching": {}}, "shortlist": 6, "sca_report": {}}
+    results = {"stages": {"embeddings": {}, "matching": {}}, "shortlist": 6, "gallery": 6, "sca_report": {}}
     (written / "results.json").write_text(json.dumps(results))
 
-    evaluation = Evaluation.read(written / "results.json", written / "rankings.json")
-    chosen = [query["caption"] for query in make_image.choose_rows(evaluation)]
-    assert chosen == ["He falls.", "He walks.", "He lies."]
+    files = written / "results.json", written / "rankings.json"
+    evaluation = Evaluation.read(*files, image_root=tmp_path / "demo" / "pab")
+    chosen = make_image.choose_queries(evaluation.queries)
+    assert [query.text for query in chosen] == ["He falls.", "He walks.", "He lies."]
     make_image.main([str(tmp_path / "demo"), "--output", str(tmp_path / "image.jpg")])
     with Image.open(tmp_path / "image.jpg") as image:
         assert image.width > 500

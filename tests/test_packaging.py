@@ -61,6 +61,8 @@ def run_python(code: str, folder: Path) -> str:
         ("reranking.one_to_one", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("reranking.querybank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("commands.rerank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("evaluation.stages", {"numpy", "torch", "transformers"}),
+        ("evaluation.result_files", {"matplotlib"}),
         ("training.image_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
         ("training.caption_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
     ],

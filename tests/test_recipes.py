@@ -16,7 +16,7 @@ from transformers import BertTokenizer, HfArgumentParser
 
 from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
 from tpas.data.drawn.synthetic_pab import MANIFEST
-from tpas.evaluation.tables import STAGE_NAMES
+from tpas.evaluation.stages import Stage
 from tpas.training.arguments import FineTuningArguments
 
 RECIPES = REPOSITORY / "recipes"
@@ -127,7 +127,7 @@ def test_a_row_in_miniature(name, title, paper, stages, calls, miniature, tmp_pa
     head, *rows = table_rows(printed)
     assert head == ["stage", "measured", "paper (arXiv:2502.03230)"]  # no difference to drawn people
     assert rows == [
-        [STAGE_NAMES[stage], figures(results, stage), paper if stage in stages else ""]
+        [Stage(stage).label, figures(results, stage), paper if stage in stages else ""]
         for stage in results["stages"]
     ]
     content = json.loads((output / f"{name}.json").read_text(encoding="utf-8"))

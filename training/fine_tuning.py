@@ -31,6 +31,7 @@ from ..data.pab import load_pab, source_videos
 from ..data.whole_files import write_json
 from ..engine.encoding import encode_texts
 from ..evaluation.retrieval import evaluate
+from ..evaluation.stages import final_stage
 from ..evaluation.tables import format_table
 from ..modeling_tpas import TEMPERATURE_RANGE, TPASModel
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
@@ -667,8 +668,8 @@ def best_evaluation(log_file: Path) -> dict[str, Any]:
     """The stages of the evaluation by which best/ was chosen: the first with the greatest Recall@1."""
     entries = map(json.loads, log_file.read_text(encoding="utf-8").splitlines())
     evaluations = [entry["evaluation"] for entry in entries if "evaluation" in entry]
-    final_stage = next(stage for stage in ("fused", "matching", "embeddings") if stage in evaluations[0])
-    return max(evaluations, key=lambda stages: stages[final_stage]["all"]["recall@1"])
+    stage = final_stage(evaluations[0])
+    return max(evaluations, key=lambda stages: stages[stage]["all"]["recall@1"])
 
 
 def summarise(values: list[float]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tpas.commands import demo
 from tpas.commands.demo import DemoError, DemoSettings
 from tpas.configuration_tpas import TPASConfig
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary
-from tpas.figures.report import Evaluation
+from tpas.evaluation.result_files import Evaluation
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
@@ -47,10 +47,9 @@ def start(tmp_path_factory):
     return folder
 
 
-def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(demo, "run_logged", run_here)
+def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, capsys):
     output_dir = tmp_path / "demo"
-    result = demo.run_demo(TOY, start, 3, output_dir)
+    result = demo.run_demo(TOY, start, 3, output_dir, run_here)
 
     printed = capsys.readouterr().out
     for number in range(1, 6):
@@ -62,9 +61,8 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkey
 
     page = (output_dir / "index.html").read_text(encoding="utf-8")
     for name in ("zero_shot", "fine_tuned"):
-        evaluation = Evaluation.read(
-            *(output_dir / "evaluation" / name / f for f in ("results.json", "rankings.json"))
-        )
+        files = (output_dir / "evaluation" / name / file for file in ("results.json", "rankings.json"))
+        evaluation = Evaluation.read(*files, image_root=output_dir / "pab")
         assert evaluation.results["queries"] == evaluation.results["gallery"] == 12
         assert evaluation.results["fusion_weight"] == TOY.fusion_weight
         recalls = [
@@ -81,7 +79,7 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, monkey
 
     # Once more into the same folder: an earlier demo gives way, and the same seed measures the same.
     results = (output_dir / "evaluation" / "fine_tuned" / "results.json").read_text()
-    demo.run_demo(TOY, start, 3, output_dir)
+    demo.run_demo(TOY, start, 3, output_dir, run_here)
     again = json.loads((output_dir / "evaluation" / "fine_tuned" / "results.json").read_text())
     assert again["stages"] == json.loads(results)["stages"]
     assert os.listdir(tmp_path) == ["demo"]
@@ -184,24 +182,22 @@ def test_progress_reads_finished_lines_only_and_speaks_ten_times_at_most(tmp_pat
     assert lines[-1].split() == ["step", "100/100,", "loss", "1.000"]
 
 
-def test_a_failing_step_leaves_the_earlier_demo_and_its_log(tmp_path, monkeypatch):
+def test_a_failing_step_leaves_the_earlier_demo_and_its_log(tmp_path):
     output_dir = tmp_path / "demo"
     output_dir.mkdir()
     (output_dir / "index.html").write_text("earlier")
     (output_dir / demo.MARKER).write_text(json.dumps({"made_by": demo.MADE_BY}))
 
-    def fail(settings, start, seed, folder):
-        with demo.step(2, "Evaluate", {}):
-            demo.run_logged(python("print('much'); raise OSError('no space')"), folder, "a")
+    def fail(command, folder, name):
+        demo.run_logged(python("print('much'); raise OSError('no space')"), folder, name)
 
-    monkeypatch.setattr(demo, "run_experiment", fail)
-    with pytest.raises(SystemExit) as caught:
-        demo.main(["--output_dir", str(output_dir), "--model_name_or_path", str(make_model_folder(tmp_path))])
+    with pytest.raises(DemoError) as caught:
+        demo.run_demo(TOY, Path("/start"), 0, output_dir, fail)
     kept = tmp_path / "demo.failed.log"
-    assert caught.value.code == f"tpas demo: step 2 of 5 failed: OSError: no space (the whole output: {kept})"
+    assert str(caught.value) == f"step 2 of 5 failed: OSError: no space (the whole output: {kept})"
     assert kept.read_text().startswith("much\n")
     assert (output_dir / "index.html").read_text() == "earlier"
-    assert sorted(os.listdir(tmp_path)) == ["demo", "demo.failed.log", "model"]
+    assert sorted(os.listdir(tmp_path)) == ["demo", "demo.failed.log"]
 
 
 def make_model_folder(tmp_path):

@@ -355,18 +355,16 @@ def test_impossible_numbers_are_refused(start, drawn_root, tmp_path, flags, mess
 
 
 @pytest.mark.parametrize("flag", ["--output", "--rankings", "--markdown", "--scores", "--plots"])
-def test_a_file_that_could_not_be_written_is_refused_before_the_ranking(
-    start, drawn_root, tmp_path, monkeypatch, flag
-):
-    monkeypatch.setattr("tpas.evaluation.retrieval.rank_gallery", lambda *_, **__: pytest.fail("it ranked"))
+def test_a_file_that_could_not_be_written_is_refused_before_the_ranking(drawn_root, tmp_path, flag):
+    flags = ["--model", str(tmp_path / "no model is read"), "--data_root", str(drawn_root), flag]
     (tmp_path / "taken").write_text("")
     place = tmp_path / "taken" / "scores.npz"
     with pytest.raises(SystemExit, match=f"^tpas evaluate: no place for {place}"):
-        main(["--model", str(start), "--data_root", str(drawn_root), flag, str(place)])
+        main([*flags, str(place)])
     (tmp_path / "folder.npz").mkdir()
     if flag != "--plots":
         with pytest.raises(SystemExit, match=r"folder.npz is a folder: name a file"):
-            main(["--model", str(start), "--data_root", str(drawn_root), flag, str(tmp_path / "folder.npz")])
+            main([*flags, str(tmp_path / "folder.npz")])
 
 
 def test_flags_of_the_validation_split_are_refused_elsewhere(capsys):

@@ -15,7 +15,10 @@ from tpas.commands.evaluate import main as evaluate
 from tpas.data.image_files import find_distractors, images_listed
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.data.whole_files import write_beside, write_text
-from tpas.figures.evaluation_plots import claim_graph, right_places
+from tpas.evaluation.result_files import Evaluation, rankings_json
+from tpas.evaluation.retrieval import evaluate as measure
+from tpas.figures.evaluation_plots import evaluation_figures, right_places
+from tpas.models.loading import load_retrieval_model
 from tpas.reranking.score_files import read_score_file
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -212,11 +215,10 @@ def test_plots_are_images_and_leave_no_state(start, small_pab, tmp_path):
     plots = tmp_path / "plots"
     run(start, small_pab, "--plots", plots)
     assert sorted(path.name for path in plots.iterdir()) == [
-        "collisions.png",
+        "collisions.jpg",
         "failures.jpg",
         "recall_curve.png",
         "score_distributions.png",
-        "collisions.jpg",
         "successes.jpg",
     ]
     for path in plots.iterdir():
@@ -226,14 +228,12 @@ def test_plots_are_images_and_leave_no_state(start, small_pab, tmp_path):
     assert pyplot.get_fignums() == []
 
 
-def test_the_sheets_show_queries_of_their_kind(start, small_pab, tmp_path, monkeypatch):
-    figures = {}
-    monkeypatch.setattr(
-        "tpas.figures.evaluation_plots.save_figure",
-        lambda figure, path: figures.setdefault(path.name, figure),
-    )
-    run(start, small_pab, "--plots", tmp_path / "plots", "--rankings", tmp_path / "rankings.json")
-    queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]
+def test_the_sheets_show_queries_of_their_kind(start, small_pab):
+    model, processor = load_retrieval_model(str(start))
+    benchmark = retrieval_split(load_pab(small_pab, "test"))
+    result = measure(model, processor, benchmark, small_pab)
+    figures = evaluation_figures(result, benchmark, small_pab)
+    queries = rankings_json(result, benchmark, {})["queries"]
     right = [query["stages"]["sca"]["ids"][0] in query["relevant"] for query in queries]
     assert 0 < sum(right) < len(queries)
     for name, kind in (("successes.jpg", True), ("failures.jpg", False)):
@@ -277,15 +277,52 @@ def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_right_places_and_claims_by_hand():
+def test_right_places_by_hand():
     indices = torch.tensor([[3, 1, 2], [0, 2, 3]])
     assert right_places(indices, [np.array([2, 3]), np.array([1])]).tolist() == [
         [True, False, True],
         [False, False, False],
     ]
-    graph = claim_graph(np.array([5, 9, 5]), np.array([0, 2]))
-    edges = {frozenset(edge) for edge in graph.edges}
-    assert edges == {frozenset({("query", row), ("image", 5)}) for row in (0, 2)}
+
+
+def test_what_was_written_is_read(written, small_pab):
+    files = written / "results.json", written / "rankings.json"
+    results, rankings = (json.loads(file.read_text()) for file in files)
+    evaluation = Evaluation.read(*files, small_pab)
+    assert evaluation.results == results
+    for query, entry in zip(evaluation.queries, rankings["queries"], strict=True):
+        assert (query.id, query.text, query.behaviour, query.moved) == (
+            entry["query_id"],
+            entry["caption"],
+            entry["behaviour"],
+            entry["moved"],
+        )
+        assert query.relevant == {name: (small_pab / name).resolve() for name in entry["relevant"]}
+        ids = {stage: lists["ids"] for stage, lists in entry["stages"].items()}
+        for stage, hits in query.hits.items():
+            assert [hit.id for hit in hits] == ids[stage]
+            assert [hit.rank for hit in hits] == list(range(1, 11))
+            assert [hit.score for hit in hits] == entry["stages"][stage]["scores"]
+            assert all(hit.path == (small_pab / hit.id).resolve() for hit in hits)
+            by_cosine = [ids["embeddings"].index(hit.id) + 1 for hit in hits]
+            assert [hit.embedding_rank for hit in hits] == by_cosine
+            before = {"sca": "fused", "embeddings_sca": "embeddings"}.get(stage)
+            expected = [before and ids[before].index(hit.id) + 1 for hit in hits]
+            assert [hit.rank_before_sca for hit in hits] == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON file"),
+        ("[]", "no queries or gallery in it; run tpas evaluate again"),
+        ('{"gallery": {}}', "no queries in it"),
+    ],
+)
+def test_rankings_that_are_none_are_named(written, small_pab, content, message):
+    (written / "rankings.json").write_text(content)
+    with pytest.raises(ValueError, match=f"rankings.json: {message}"):
+        Evaluation.read(written / "results.json", written / "rankings.json", small_pab)
 
 
 # The comparison

@@ -2,16 +2,18 @@
 
 import base64
 import io
-import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
 
-from tpas.figures.examples import choose_queries, sca_outcome
-from tpas.figures.report import Evaluation, build_report, stage_rows
+from tpas.data.pab import image_path
+from tpas.evaluation.result_files import Evaluation, ranked_queries
+from tpas.figures.examples import choose_queries, collisions_by_outcome, verdict
+from tpas.figures.report import build_report
 
 # An image's colour says which it is, JPEG's rounding included: red = 30 * number.
 IMAGES = {f"test/{number}.png": (30 * number, 100, 200 - 20 * number) for number in range(8)}
@@ -49,12 +51,23 @@ def made_rankings():
     return {"gallery": {name: name for name in IDS}, "queries": queries}
 
 
-def made_results(recall, fused=False):
+def made_evaluation(recall, rankings, root):
+    return Evaluation(
+        made_results(recall),
+        ranked_queries(rankings, lambda name: image_path(root, rankings["gallery"][name])),
+    )
+
+
+def queries_of(*entries):
+    """As read, of images that no test opens."""
+    return ranked_queries({"queries": entries}, Path)
+
+
+def made_results(recall):
     def group(value):
         return {"recall@1": value, "recall@5": value + 0.1, "recall@10": value + 0.2, "mAP": value + 0.05}
 
     values = {"embeddings": recall, "embeddings_sca": recall + 0.01, "matching": recall + 0.02}
-    values |= {"fused": recall + 0.03} if fused else {}
     values |= {"sca": recall - 0.04}
     stages = {
         name: {"all": group(value), "normal": group(value - 0.011), "anomaly": group(value + 0.011)}
@@ -82,14 +95,13 @@ def make_page(image_root, rankings=None, **changes):
     rankings = rankings or made_rankings()
     arguments = {
         "training_log": TRAINING_LOG,
-        "image_root": image_root,
         "arguments": {"seed": 7, "train_pairs": 1234},
         "versions": {"torch": "2.13.0"},
         "durations": {"Draw": 1.25},
         "commands": ["accelerate launch train_accelerate.py --data_root '<here>'"],
     } | changes
-    zero_shot = Evaluation(made_results(0.0437), made_rankings())
-    return build_report(zero_shot, Evaluation(made_results(0.4321), rankings), **arguments)
+    zero_shot = made_evaluation(0.0437, made_rankings(), image_root)
+    return build_report(zero_shot, made_evaluation(0.4321, rankings, image_root), **arguments)
 
 
 class Reader(HTMLParser):
@@ -213,20 +225,6 @@ def test_the_table_holds_the_numbers_of_the_results(image_root):
     assert ["+ SCA", "39.2", "49.2", "59.2", "44.2", "38.1", "40.3", "−6.0"] in rows  # a loss is shown as one
 
 
-def test_sca_is_compared_with_the_stage_it_resolved():
-    rows = {row.stage: row for row in stage_rows(made_results(0.5, fused=True))}
-    assert list(rows) == ["embeddings", "embeddings_sca", "matching", "fused", "sca"]
-    assert rows["sca"].gain == pytest.approx(-0.07)
-    assert rows["fused"].gain == pytest.approx(0.03)
-    assert {row.stage: row for row in stage_rows(made_results(0.5))}["sca"].gain == pytest.approx(-0.06)
-
-
-def test_groups_without_queries_are_left_open():
-    results = made_results(0.5)
-    del results["stages"]["sca"]["normal"]
-    assert stage_rows(results)[-1].normal is None
-
-
 def test_collisions_show_who_kept_the_image_and_own_up_to_the_losses(image_root):
     reader = Reader(make_page(image_root))
     collisions = {card["text"].split()[0]: card for card in reader.cards[6:]}
@@ -266,24 +264,29 @@ def test_no_collision_is_said_so(image_root):
     [(1, 0, "corrected"), (0, 1, "spoilt"), (1, 2, "wrong before and after")],
 )
 def test_sca_outcome(before, after, outcome):
-    assert sca_outcome(query(0, "", "normal", [0], [before], [after]), "matching") == outcome
+    queries = queries_of(query(0, "", "normal", [0], [before], [after]))
+    assert verdict(queries[0]) == f"moved by SCA: {outcome}"
+    by_outcome = collisions_by_outcome(queries)
+    assert {name: len(collisions) for name, collisions in by_outcome.items()} == {
+        name: int(name == outcome) for name in ("corrected", "spoilt", "wrong before and after")
+    }
 
 
 def test_the_choice_mixes_kinds_and_behaviours_and_is_seeded():
     common = [query(0, f"right {n}", ("normal", "anomaly")[n % 2], [0], [0], [0]) for n in range(40)]
     rare = [query(1, f"wrong {n}", "normal", [0], [0], [0]) for n in range(3)]
-    queries = common + rare
-    chosen = choose_queries(queries, "matching", count=7, seed=1)
+    queries = queries_of(*common, *rare)
+    chosen = choose_queries(queries, count=7, seed=1)
     assert len(chosen) == 7
     assert len({id(entry) for entry in chosen}) == 7
-    assert sum(entry["caption"].startswith("wrong") for entry in chosen) >= 2
-    assert {entry["behaviour"] for entry in chosen if entry["caption"].startswith("right")} == {
+    assert sum(entry.text.startswith("wrong") for entry in chosen) >= 2
+    assert {entry.behaviour for entry in chosen if entry.text.startswith("right")} == {
         "normal",
         "anomaly",
     }
-    assert choose_queries(queries, "matching", count=7, seed=1) == chosen
-    assert choose_queries(queries, "matching", count=7, seed=2) != chosen
-    assert len(choose_queries(queries, "matching", count=100, seed=1)) == len(queries)
+    assert choose_queries(queries, count=7, seed=1) == chosen
+    assert choose_queries(queries, count=7, seed=2) != chosen
+    assert len(choose_queries(queries, count=100, seed=1)) == len(queries)
 
 
 def test_the_same_input_gives_the_same_page(image_root):
@@ -314,23 +317,3 @@ def test_a_missing_image_is_named(image_root):
     (image_root / IDS[0]).unlink()
     with pytest.raises(FileNotFoundError, match=r"0\.png"):
         make_page(image_root)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "not JSON"), ("[]", "no queries or gallery"), ('{"gallery": {}}', "no queries")],
-)
-def test_a_file_that_is_not_an_evaluation_is_named(tmp_path, content, message):
-    (tmp_path / "results.json").write_text(json.dumps(made_results(0.5)))
-    (tmp_path / "rankings.json").write_text(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        Evaluation.read(tmp_path / "results.json", tmp_path / "rankings.json")
-    assert "rankings.json" in str(caught.value)
-
-
-def test_both_files_are_read(tmp_path):
-    (tmp_path / "results.json").write_text(json.dumps(made_results(0.5, fused=True)))
-    (tmp_path / "rankings.json").write_text(json.dumps(made_rankings()))
-    evaluation = Evaluation.read(tmp_path / "results.json", tmp_path / "rankings.json")
-    assert evaluation.stage_before_sca == "fused"
-    assert len(evaluation.rankings["queries"]) == 6

@@ -1,7 +1,7 @@
 """Galleries that earlier versions wrote are opened and searched by this one.
 
-`data/early_gallery` was built by version 0.1.0 before its modules moved into rooms, of three drawn people with
-`demo_start`; the answer below is the one that version gave.
+`data/early_gallery` was built by version 0.1.0, before its modules moved into rooms, of three drawn people
+with `demo_start`; the answer below is the one that version gave.
 """
 
 import shutil
