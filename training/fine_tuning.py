@@ -542,7 +542,7 @@ def train(arguments: FineTuningArguments) -> None:
                 with accelerator.accumulate(objective):
                     if arguments.cached_chunk_size:
                         losses = backward_in_chunks(
-                            own_objective, batch, arguments.cached_chunk_size, accelerator
+                            own_objective, accelerator, arguments.cached_chunk_size, **batch
                         )
                         if accelerator.sync_gradients:
                             average_gradients(own_objective)
