@@ -52,11 +52,8 @@ def in_full_precision(tensor):
 def similarities(image_embeds, text_embeds, temperature):
     """Cosines over temperature, image by text, in fp32 also under autocast: (I, D), (T, D) to (I, T)."""
     with torch.autocast(image_embeds.device.type, enabled=False):
-        return (
-            in_full_precision(image_embeds)
-            @ in_full_precision(text_embeds).t()
-            / in_full_precision(temperature)
-        )
+        cosines = in_full_precision(image_embeds) @ in_full_precision(text_embeds).t()
+        return cosines / in_full_precision(temperature)
 
 
 def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None, label_smoothing=0.0):
@@ -183,6 +180,8 @@ def draw_match_pairs(
     first = batch * (dist.get_rank() if several_processes() else 0)
     own, generator = slice(first, first + batch), None
     if from_all_processes:
+        if seed is None:
+            raise ValueError("to draw from all processes takes a seed that they share")
         generator = torch.Generator(image_embeds.device).manual_seed(seed)
     else:
         image_embeds, text_embeds = image_embeds[own], text_embeds[own]

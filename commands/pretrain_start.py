@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -284,7 +285,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         scheduler.step()
         if step % arguments.log_every == 0 or step == arguments.steps:
             means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), "mean")
-            entry = {"step": step, **dict(zip(losses, means.tolist(), strict=True))}
+            entry = {"step": step, **dict(zip(losses, cast(torch.Tensor, means).tolist(), strict=True))}
             entry |= {"learning_rate": scheduler.get_last_lr()[0], "temperature": model.temperature().item()}
             entry |= {"hardness": hardness, "seconds": time.monotonic() - started}
             if accelerator.is_main_process:

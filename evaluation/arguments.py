@@ -2,7 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from ..sca import Confidence, Mode
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
@@ -21,8 +21,8 @@ STAGE_NAMES = {
 }
 
 
-def _ranking(default: Any, about: str, **metadata: Any) -> Any:
-    return field(default=default, metadata={"help": about} | metadata)
+def _ranking(default: Any, about: str) -> Any:
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass
@@ -49,8 +49,8 @@ class RankingArguments:
     image_size: int | None = _ranking(
         None, "pixels a side, the model is resized to it (default: the model's)"
     )
-    sca_confidence: str = _ranking("score", "the paper's: score", choices=get_args(Confidence))
-    sca_mode: str = _ranking("deferred", "when a query that lost moves on", choices=get_args(Mode))
+    sca_confidence: Confidence = _ranking("score", "the paper's: score")
+    sca_mode: Mode = _ranking("deferred", "when a query that lost moves on")
     sca_max_shift: int = _ranking(1, "places a query may move down")
     sca_tau: float = _ranking(0.0, "confidences so close are left alone")
     sca_capacity: int = _ranking(1, "queries that an image may answer")

@@ -43,7 +43,7 @@ class ReplayedEncoding:
                 embeds.append(embeds_of_chunk)
                 states.append(states_of_chunk)
         self.embeds = torch.cat(embeds).requires_grad_()
-        self.states = None if states[0] is None else torch.cat(states).requires_grad_()
+        self.states: Any = None if states[0] is None else torch.cat(states).requires_grad_()
 
     def backward(self) -> None:
         """Sends the gradients that the leaves collected through the encoder."""
@@ -96,10 +96,10 @@ def backward_in_chunks(
 
         if pairs is not None:
             *states, mask = objective.candidates(images.states, texts.states, attention_mask, batch)
-            leaves = [rows.detach().requires_grad_() for rows in states]
+            image_states, text_states = leaves = [rows.detach().requires_grad_() for rows in states]
             losses["matching_loss"] = torch.zeros_like(contrastive)
             for chunk in pairs.split(chunk_size):
-                loss = objective.match(*leaves, mask, chunk)
+                loss = objective.match(image_states, text_states, mask, chunk)
                 accelerator.backward(loss)
                 losses["matching_loss"] += loss.detach()
             torch.autograd.backward(states, [leaf.grad for leaf in leaves])

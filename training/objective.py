@@ -65,7 +65,7 @@ class FineTuningObjective(nn.Module):
 
     def __init__(
         self,
-        model: RetrievalModel | PeftModel,
+        model: RetrievalModel | nn.Module,
         *,
         label_smoothing: float = 0.0,
         global_negatives: bool = False,
@@ -74,7 +74,7 @@ class FineTuningObjective(nn.Module):
         masked_language_modelling_weight: float = 1.0,
     ):
         super().__init__()
-        self.model = model
+        self.model = cast(nn.Module, model)
         self.masked_language_modelling = masked_language_modelling
         self.label_smoothing = label_smoothing
         self.global_negatives = global_negatives
@@ -83,7 +83,7 @@ class FineTuningObjective(nn.Module):
 
     @property
     def network(self) -> RetrievalModel:
-        return network_of(cast(Any, self.model))
+        return network_of(self.model)
 
     @property
     def matches(self) -> bool:
@@ -231,6 +231,6 @@ class FineTuningObjective(nn.Module):
         return matching_loss(logits, pairs.labels, pairs.weights)
 
 
-def network_of(model: RetrievalModel | PeftModel) -> RetrievalModel:
+def network_of(model: nn.Module) -> RetrievalModel:
     """The model without the wrapper of an adapter, the adapter's updates in its layers."""
     return cast(RetrievalModel, model.get_base_model() if isinstance(model, PeftModel) else model)
