@@ -20,13 +20,7 @@ from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
 from transformers.utils import ModelOutput
 
 from .configuration_tpas import TPASConfig
-from .objectives import (
-    contrastive_loss,
-    gather_with_gradient,
-    matching_labels,
-    matching_loss,
-    sample_hard_negatives,
-)
+from .objectives import contrastive_loss, draw_match_pairs, gather_with_gradient, matching_loss
 from .pipeline_tpas import ImageTextMatchingPipeline
 from .relative_position import interpolate_table, is_other_window
 
@@ -332,20 +326,6 @@ class TPASModel(PreTrainedModel):
         )
         return self.matching_head(hidden[:, 0])
 
-    def match_with_negatives(
-        self, image_hidden_states, text_hidden_states, text_attention_mask, image_negatives, text_negatives
-    ):
-        """Match logits (3B, 2): B pairs, their texts with other images, their images with other texts.
-
-        One pass of the cross-modal encoder over all three. `image_negatives` and `text_negatives` (B,) are
-        indices into the batch.
-        """
-        pairs = torch.arange(len(image_hidden_states), device=image_hidden_states.device)
-        images = torch.cat([pairs, image_negatives, pairs])  # (3B,)
-        texts = torch.cat([pairs, pairs, text_negatives])  # (3B,)
-        mask = None if text_attention_mask is None else text_attention_mask[texts]
-        return self.match(image_hidden_states[images], text_hidden_states[texts], mask)
-
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -386,25 +366,22 @@ class TPASModel(PreTrainedModel):
         )
 
         if return_loss:
-            image_negatives, text_negatives = sample_hard_negatives(logits_per_image, image_ids)
-            match_logits = self.match_with_negatives(
-                image.last_hidden_state,
-                text.last_hidden_state,
-                attention_mask,
-                image_negatives,
-                text_negatives,
-            )
-            output.contrastive_loss = contrastive_loss(
-                gather_with_gradient(image.pooler_output),
+            everyone = (
+                gather_with_gradient(image.pooler_output),  # (W * B, D) of W processes
                 gather_with_gradient(text.pooler_output),
                 temperature,
                 None if image_ids is None else gather_with_gradient(image_ids),
             )
-            output.matching_loss = matching_loss(
-                match_logits, matching_labels(image_negatives, text_negatives, image_ids)
-            )
+            output.contrastive_loss = contrastive_loss(*everyone)
+            pairs = draw_match_pairs(*everyone)
+            match_logits = self.match(
+                image.last_hidden_state[pairs.images],
+                text.last_hidden_state[pairs.texts],
+                None if attention_mask is None else attention_mask[pairs.texts],
+            )  # (3B, 2)
+            output.matching_loss = matching_loss(match_logits, pairs.labels)
             output.loss = output.contrastive_loss + output.matching_loss
-            output.match_logits = match_logits[: len(image_negatives)]
+            output.match_logits = match_logits[: len(pixel_values)]
         elif paired:
             output.match_logits = self.match(image.last_hidden_state, text.last_hidden_state, attention_mask)
         return output

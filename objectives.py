@@ -1,4 +1,10 @@
-"""The training objectives of X-VLM's fine-tuning, as functions of tensors."""
+"""The training objectives of X-VLM, as functions of tensors: what every training of the model minimises.
+
+[`TPASModel.forward`] shows how they follow each other: [`contrastive_loss`] and [`draw_match_pairs`] of the
+embeddings of all processes ([`gather_with_gradient`]), then [`matching_loss`] of the drawn pairs.
+"""
+
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,6 +29,10 @@ class _GatherWithGradient(torch.autograd.Function):
         return gradient.chunk(dist.get_world_size())[dist.get_rank()]
 
 
+def several_processes():
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def gather_with_gradient(tensor):
     """Joins the tensors of all processes: (B, ...) to (processes * B, ...), in the order of the ranks.
 
@@ -31,9 +41,19 @@ def gather_with_gradient(tensor):
     (Upstream keeps only its own slice, which is smaller by the number of processes.)
     With one process the tensor is returned as it is.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return tensor
-    return _GatherWithGradient.apply(tensor)
+    return _GatherWithGradient.apply(tensor) if several_processes() else tensor
+
+
+def in_full_precision(tensor):
+    """In fp32 at least: a sharp temperature needs all digits of the cosines."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def similarities(image_embeds, text_embeds, temperature):
+    """Cosines over temperature, image by text, in fp32 also under autocast: (I, D), (T, D) to (I, T)."""
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        cosines = in_full_precision(image_embeds) @ in_full_precision(text_embeds).t()
+        return cosines / in_full_precision(temperature)
 
 
 def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None, label_smoothing=0.0):
@@ -49,7 +69,7 @@ def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None, lab
     Returns:
         Scalar tensor. With all cosines equal it is log(B).
     """
-    logits = image_embeds @ text_embeds.t() / temperature  # (B, B), image by text
+    logits = similarities(image_embeds, text_embeds, temperature)  # (B, B)
     if image_ids is None:
         targets = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
     else:
@@ -76,7 +96,7 @@ def sample_hard_negatives(similarity, image_ids=None, generator=None):
         image_negatives (B,): for each text the index of another image.
         text_negatives (B,): for each image the index of another text.
         Where every image of the batch has the same id, an index of that id is returned;
-        [`matching_labels`] leaves such a pair out of the loss.
+        [`match_pairs`] leaves such a pair out of the loss.
 
     Raises:
         ValueError: for a batch of one, in which no negative exists.
@@ -99,27 +119,101 @@ def sample_hard_negatives(similarity, image_ids=None, generator=None):
     return image_negatives, text_negatives
 
 
-def matching_labels(image_negatives, text_negatives, image_ids=None):
-    """Labels (3B,) of B positive pairs, B texts with a negative image and B images with a negative text.
+class MatchPairs(NamedTuple):
+    """P image-text pairs for the cross-modal encoder.
 
-    1 for a match, 0 for none, [`IGNORED_LABEL`] for a drawn "negative" that is of the same image id.
+    Attributes:
+        images, texts: (P,) their rows among the images and texts that negatives are drawn from.
+        labels: (P,) 1 for a match, 0 for none, [`IGNORED_LABEL`] for a pair that is left out of the loss.
     """
-    batch = len(image_negatives)
-    if image_ids is None:
-        image_ids = torch.arange(batch, device=image_negatives.device)
-    drawn = torch.cat([image_ids[image_negatives], image_ids[text_negatives]])  # (2B,)
-    negative = torch.where(drawn == image_ids.repeat(2), IGNORED_LABEL, 0)
-    return torch.cat([torch.ones_like(image_negatives), negative])
+
+    images: torch.Tensor
+    texts: torch.Tensor
+    labels: torch.Tensor
 
 
-def matching_loss(match_logits, labels):
+def match_pairs(image_negatives, text_negatives, image_ids=None, own=slice(None)):
+    """B positive pairs, then their B texts with a negative image, then their B images with a negative text.
+
+    Args:
+        image_negatives, text_negatives, image_ids: see [`sample_hard_negatives`].
+        own: the B of these rows that a process brought itself.
+
+    Returns:
+        [`MatchPairs`] of 3B pairs. A drawn "negative" that is of the same image id is left out of the loss.
+    """
+    rows = torch.arange(len(image_negatives), device=image_negatives.device)
+    ids = rows if image_ids is None else image_ids
+    positives = rows[own]  # (B,)
+    images = torch.cat([positives, image_negatives[own], positives])  # (3B,)
+    texts = torch.cat([positives, positives, text_negatives[own]])  # (3B,)
+    labels = torch.where(ids[images] == ids[texts], IGNORED_LABEL, 0)
+    labels[: len(positives)] = 1
+    return MatchPairs(images, texts, labels)
+
+
+@torch.no_grad()
+def draw_match_pairs(
+    image_embeds,
+    text_embeds,
+    temperature,
+    image_ids=None,
+    *,
+    hardness=1.0,
+    from_all_processes=False,
+    seed=None,
+):
+    """Draws the 3B pairs of this process's B images and texts that the matching loss is over.
+
+    Args:
+        image_embeds, text_embeds, temperature, image_ids: see [`contrastive_loss`]; (W * B, D) of all W
+            processes, in the order of the ranks.
+        hardness: scales the similarities by which negatives are drawn; at 0 all other pairs are alike.
+        from_all_processes: draw from the W * B rows, by `seed`, which is the same in every process: then the
+            draw does not depend on how many processes share a batch. Otherwise from the process's own B, by
+            torch's generator, as upstream.
+
+    Returns:
+        [`MatchPairs`], their rows among the W * B, or among the process's own B.
+    """
+    batch = len(image_embeds) // (dist.get_world_size() if several_processes() else 1)
+    first = batch * (dist.get_rank() if several_processes() else 0)
+    own, generator = slice(first, first + batch), None
+    if from_all_processes:
+        if seed is None:
+            raise ValueError("to draw from all processes takes a seed that they share")
+        generator = torch.Generator(image_embeds.device).manual_seed(seed)
+    else:
+        image_embeds, text_embeds = image_embeds[own], text_embeds[own]
+        image_ids = None if image_ids is None else image_ids[own]
+        own = slice(batch)
+    similarity = hardness * similarities(image_embeds, text_embeds, temperature)
+    return match_pairs(*sample_hard_negatives(similarity, image_ids, generator), image_ids, own)
+
+
+def pair_weights(labels, share=1.0):
+    """What each pair's cross-entropy counts in the matching loss (P,): `share` in all, 0 where ignored.
+
+    The mean is over the pairs of all processes, whose gradients are averaged.
+    """
+    counted = (labels != IGNORED_LABEL).float()
+    mean_count = gather_with_gradient(counted.sum()[None]).mean()  # over the processes
+    return share * counted / mean_count
+
+
+def matching_loss(match_logits, labels, weights=None):
     """The image-text matching loss (paper, Eq. 8).
 
     Args:
         match_logits: (P, 2), class 1 = the pair matches.
-        labels: (P,) from [`matching_labels`].
+        labels: (P,), see [`MatchPairs`].
+        weights: (P,) from [`pair_weights`], or `None` for those of all `labels`.
 
     Returns:
-        Scalar tensor, the mean over the pairs that are not ignored.
+        Scalar tensor, the weighted sum: by default the mean over the pairs that are not ignored.
     """
-    return F.cross_entropy(match_logits, labels, ignore_index=IGNORED_LABEL)
+    weights = pair_weights(labels) if weights is None else weights
+    losses = F.cross_entropy(
+        in_full_precision(match_logits), labels, ignore_index=IGNORED_LABEL, reduction="none"
+    )
+    return (weights * losses).sum()

@@ -24,9 +24,10 @@ app = CommandLine("tpas train", __doc__, log_format="%(asctime)s %(levelname)s %
 def train(arguments: FineTuningArguments) -> CommandResult | None:
     from accelerate import PartialState
 
-    from tpas.training.fine_tuning import best_evaluation, train, train_on_seeds
+    from tpas.training.fine_tuning import Run
+    from tpas.training.seeds import best_evaluation, train_on_seeds
 
-    train(arguments) if arguments.seeds == 1 else train_on_seeds(arguments)
+    train_on_seeds(arguments) if arguments.seeds > 1 else Run(arguments).train()
     PartialState().destroy_process_group()
     if not is_main_process():
         return None

@@ -133,7 +133,7 @@ def peak_memory(option: str, quick: bool, pairs: int) -> float:
     objective.train()
     for _ in range(2):
         if chunk_size:
-            backward_in_chunks(accelerator.unwrap_model(objective), batch, chunk_size, accelerator)
+            backward_in_chunks(accelerator.unwrap_model(objective), accelerator, chunk_size, **batch)
         else:
             accelerator.backward(objective(**batch)["loss"])
         optimizer.step()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -153,7 +153,7 @@ def info(
         try:
             gallery.verify()
         except GalleryError as error:
-            damage, exit_code = str(error), FOUND_WANTING
+            damage, exit_code = str(error), CHECK_FAILED
         result.content["damage"] = damage
         lines.append(damage or "every file agrees with its checksum")
     return CommandResult(result.content, "\n".join(lines), exit_code)

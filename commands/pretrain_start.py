@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -39,10 +40,10 @@ from ..data.drawn.synthetic_pab import (
 from ..modeling_tpas import TPASModel
 from ..objectives import (
     contrastive_loss,
+    draw_match_pairs,
     gather_with_gradient,
-    matching_labels,
+    in_full_precision,
     matching_loss,
-    sample_hard_negatives,
 )
 from ..processing_tpas import TPASProcessor
 from ..training.masked_language_modelling import MaskedLanguageModelling
@@ -186,26 +187,27 @@ class PretrainingObjective(nn.Module):
     def forward(self, pixel_values, input_ids, attention_mask, hardness: float) -> dict[str, torch.Tensor]:
         """The losses by name, of `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask` (B, L).
 
-        `hardness` scales the similarities by which negatives are drawn, from 0 (any other pair) to 1 (as
-        in fine-tuning): untrained, the cross-modal encoder learns nothing from look-alikes.
+        The first two are those of `TPASModel.forward`, but for `hardness`, which goes from 0 (any other pair
+        is a negative) to 1 (as in fine-tuning): untrained, the cross-modal encoder learns nothing from
+        look-alikes.
         """
         model = self.model
         image = model.get_image_features(pixel_values)
         text = model.get_text_features(self.with_gaps(input_ids), attention_mask)
-        with torch.autocast(pixel_values.device.type, enabled=False):  # a sharp temperature needs all digits
-            image_embeds, text_embeds = image.pooler_output.float(), text.pooler_output.float()
-            temperature = model.temperature()
-            similarity = image_embeds @ text_embeds.t() / temperature  # (B, B)
-            contrastive = contrastive_loss(
-                gather_with_gradient(image_embeds), gather_with_gradient(text_embeds), temperature
-            )
-        negatives = sample_hard_negatives(hardness * similarity)
-        match_logits = model.match_with_negatives(
-            image.last_hidden_state, text.last_hidden_state, attention_mask, *negatives
+        everyone = (
+            gather_with_gradient(in_full_precision(image.pooler_output)),
+            gather_with_gradient(in_full_precision(text.pooler_output)),
+            model.temperature(),
+        )
+        pairs = draw_match_pairs(*everyone, hardness=hardness)
+        match_logits = model.match(
+            image.last_hidden_state[pairs.images],
+            text.last_hidden_state[pairs.texts],
+            attention_mask[pairs.texts],
         )
         return {
-            "contrastive_loss": contrastive,
-            "matching_loss": matching_loss(match_logits.float(), matching_labels(*negatives)),
+            "contrastive_loss": contrastive_loss(*everyone),
+            "matching_loss": matching_loss(match_logits, pairs.labels),
             "masked_language_modelling_loss": self.masked_language_modelling(
                 model,
                 image.last_hidden_state,
@@ -235,7 +237,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
     set_seed(arguments.seed)  # the same first weights in every process
     started = time.monotonic()
     processor = start_processor()
-    model = TPASModel(start_config(len(processor.tokenizer))).train()
+    model = TPASModel(start_config(len(processor.tokenizer)))
     model.set_attn_implementation("eager")  # the backward pass of sdpa is slow in bf16 on processors
     masked_language_modelling = MaskedLanguageModelling(
         model.config.text_config.hidden_size,
@@ -283,7 +285,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         scheduler.step()
         if step % arguments.log_every == 0 or step == arguments.steps:
             means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), "mean")
-            entry = {"step": step, **dict(zip(losses, means.tolist(), strict=True))}
+            entry = {"step": step, **dict(zip(losses, cast(torch.Tensor, means).tolist(), strict=True))}
             entry |= {"learning_rate": scheduler.get_last_lr()[0], "temperature": model.temperature().item()}
             entry |= {"hardness": hardness, "seconds": time.monotonic() - started}
             if accelerator.is_main_process:

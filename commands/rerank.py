@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -111,17 +111,17 @@ def _with_query_bank(options: dict[str, Any], gallery_ids: tuple[str, ...]) -> d
     return rest | {"bank": QueryBank.from_scores(bank.scores, **summed)}
 
 
-def _of_methods(about: str, name: str, **metadata: Any) -> Any:
+def _of_methods(about: str, name: str) -> Any:
     """An option that the methods which read `name` have, and no other."""
     readers = ", ".join(method for method, chosen in METHODS.items() if name in chosen.options)
-    return field(default=None, metadata={"help": f"{about} ({readers})"} | metadata)
+    return field(default=None, metadata={"help": f"{about} ({readers})"})
 
 
 @dataclass
 class MethodOptions:
     """Each `None`: the method's own default."""
 
-    confidence: str | None = _of_methods("default score", "confidence", choices=get_args(Confidence))
+    confidence: Confidence | None = _of_methods("default score", "confidence")
     max_shift: int | None = _of_methods("places a query may move down, default 1", "max_shift")
     tau: float | None = _of_methods("both stay if their confidences are so close, default 0", "tau")
     temperature: float | None = _of_methods(

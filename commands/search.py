@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from ..sca import Confidence
-from .command_line import CommandLine, CommandResult, IfBare, WrongUsage
+from .command_line import CommandLine, CommandResult, WrongUsage
+from .flags import IfBare
 
 if TYPE_CHECKING:
     from ..search.gallery import SearchHit

@@ -17,7 +17,7 @@ from typer import Argument, Option
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments
 from ..evaluation.stages import Stage
-from .command_line import DONE, FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
     from ..data.challenge import Challenge
@@ -82,7 +82,7 @@ def check(path: Path, challenge: "Challenge") -> CommandResult:
     more = len(mistakes) - SHOWN_MISTAKES
     shown = [f"{path}: {mistake}" for mistake in mistakes[:SHOWN_MISTAKES]]
     lines = shown + ([f"... and {more} more mistakes"] if more > 0 else [])
-    return CommandResult(content, "\n".join(lines), FOUND_WANTING)
+    return CommandResult(content, "\n".join(lines), CHECK_FAILED)
 
 
 def write(

@@ -67,7 +67,7 @@ class DualEncoder(nn.Module):
             if re.search(self.without_gradient, name):
                 parameter.requires_grad_(False)
 
-    def embed_images(self, *inputs: Tensor) -> Tensor:
+    def embed_images(self, **inputs: Tensor) -> Tensor:
         """(B, D), of any norm."""
         raise NotImplementedError
 
@@ -75,9 +75,9 @@ class DualEncoder(nn.Module):
         """(B, D), of any norm."""
         raise NotImplementedError
 
-    def get_image_features(self, *inputs: Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, **inputs: Tensor) -> BaseModelOutputWithPooling:
         """See `RetrievalModel`."""
-        return BaseModelOutputWithPooling(pooler_output=F.normalize(self.embed_images(*inputs), dim=-1))
+        return BaseModelOutputWithPooling(pooler_output=F.normalize(self.embed_images(**inputs), dim=-1))
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling:
         """See `RetrievalModel`."""

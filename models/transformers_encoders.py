@@ -24,8 +24,8 @@ class TransformersDualEncoder(DualEncoder):
         present = dict(network.named_modules())
         self.trained_with_lora = ("temperature", *(f"network.{head}" for head in heads if head in present))
 
-    def embed_images(self, *inputs: Tensor) -> Tensor:
-        return self._pooled(self.network.get_image_features(*inputs), "get_image_features")
+    def embed_images(self, **inputs: Tensor) -> Tensor:
+        return self._pooled(self.network.get_image_features(**inputs), "get_image_features")
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask if self.masks_padding else None

@@ -17,7 +17,7 @@ from tpas.commands.hub_upload import CODE
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel
 from tpas.models.checkpoint_conversion import build_config, convert_state_dict, upstream_name
-from tpas.objectives import contrastive_loss, matching_labels, matching_loss
+from tpas.objectives import contrastive_loss, match_pairs, matching_loss
 from tpas.processing_tpas import TPASProcessor
 from tpas.relative_position import interpolate_table
 
@@ -176,12 +176,14 @@ def losses(model, reference, suffix):
     batch = int(reference["loss_batch"])
     mask = reference["text_atts"][:batch]
     image_ids = reference["idx"] if suffix == "idx" else None
-    negatives = reference[f"image_neg_{suffix}"], reference[f"text_neg_{suffix}"]
+    pairs = match_pairs(reference[f"image_neg_{suffix}"], reference[f"text_neg_{suffix}"], image_ids)
     image = model.get_image_features(reference["image"][:batch])
     text = model.get_text_features(reference["text_ids"][:batch], mask)
     contrastive = contrastive_loss(image.pooler_output, text.pooler_output, model.temperature(), image_ids)
-    logits = model.match_with_negatives(image.last_hidden_state, text.last_hidden_state, mask, *negatives)
-    return contrastive, matching_loss(logits, matching_labels(*negatives, image_ids))
+    logits = model.match(
+        image.last_hidden_state[pairs.images], text.last_hidden_state[pairs.texts], mask[pairs.texts]
+    )
+    return contrastive, matching_loss(logits, pairs.labels)
 
 
 @pytest.mark.parametrize("suffix", ["noidx", "idx"])

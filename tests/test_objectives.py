@@ -12,8 +12,9 @@ from scipy.stats import chisquare
 from tpas.objectives import (
     IGNORED_LABEL,
     contrastive_loss,
+    draw_match_pairs,
     gather_with_gradient,
-    matching_labels,
+    match_pairs,
     matching_loss,
     sample_hard_negatives,
 )
@@ -25,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.functional import normalize
 from torch.nn.parallel import DistributedDataParallel
-from tpas.objectives import contrastive_loss, gather_with_gradient
+from tpas.objectives import contrastive_loss, gather_with_gradient, matching_loss
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -49,6 +50,10 @@ loss = contrastive_loss(
     gather_with_gradient(images), gather_with_gradient(texts), model.module.temperature, ids
 )
 loss.backward()
+# Of its four pairs the second process leaves two out, the first none.
+labels = torch.tensor([1, 0, 1, 0]) if rank == 0 else torch.tensor([1, -100, -100, 0])
+logits = batch["images"][half, :2].clone().requires_grad_()
+matching_loss(logits, labels).backward()
 not_contiguous = gather_with_gradient(torch.arange(6).view(2, 3).t() + 10 * rank)
 torch.save(
     {
@@ -56,6 +61,7 @@ torch.save(
         "ids": ids,
         "weight": model.module.weight.grad,
         "temperature": model.module.temperature.grad,
+        "logits": logits.grad,
         "not_contiguous": not_contiguous,
     },
     f"{folder}/rank{rank}.pt",
@@ -157,22 +163,54 @@ def test_a_batch_without_a_second_pair_is_refused(batch):
 
 
 def test_labels_by_hand():
-    labels = matching_labels(torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]))
-    assert labels.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
+    negatives = torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1])
+    pairs = match_pairs(*negatives)
+    assert pairs.images.tolist() == [0, 1, 2, 1, 2, 0, 0, 1, 2]
+    assert pairs.texts.tolist() == [0, 1, 2, 0, 1, 2, 2, 0, 1]
+    assert pairs.labels.tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0]
     # Ids 5, 5, 6: text 0 with image 1 and image 1 with text 0 are no negatives after all.
-    labels = matching_labels(torch.tensor([1, 2, 0]), torch.tensor([2, 0, 1]), torch.tensor([5, 5, 6]))
-    assert labels.tolist() == [1, 1, 1, IGNORED_LABEL, 0, 0, 0, IGNORED_LABEL, 0]
+    pairs = match_pairs(*negatives, torch.tensor([5, 5, 6]))
+    assert pairs.labels.tolist() == [1, 1, 1, IGNORED_LABEL, 0, 0, 0, IGNORED_LABEL, 0]
+    own = match_pairs(*negatives, own=slice(1, 3))
+    assert [column.tolist() for column in own] == [[1, 2, 2, 0, 1, 2], [1, 2, 1, 2, 0, 1], [1, 1, 0, 0, 0, 0]]
 
 
 def test_a_batch_of_one_image_trains_on_its_positives_alone():
     ids = torch.tensor([8, 8, 8])
-    image_negatives, text_negatives = sample_hard_negatives(torch.randn(3, 3), ids)
-    labels = matching_labels(image_negatives, text_negatives, ids)
+    labels = draw_match_pairs(unit(3, 8), unit(3, 8), torch.tensor(0.07), ids).labels
     assert labels.tolist() == [1] * 3 + [IGNORED_LABEL] * 6
     logits = torch.randn(9, 2)
     assert matching_loss(logits, labels).item() == pytest.approx(
         F.cross_entropy(logits[:3], torch.ones(3, dtype=torch.long)).item()
     )
+
+
+def test_negatives_of_hardness_0_are_drawn_evenly():
+    same = unit(3, 8).repeat_interleave(2, dim=0)  # of six images, each has one twin
+    twin = torch.tensor([1, 0, 3, 2, 5, 4])
+    for hardness, least, most in ((1.0, 0.99, 1.0), (0.0, 0.1, 0.3)):
+        drawn = [draw_match_pairs(same, same, torch.tensor(0.001), hardness=hardness) for _ in range(200)]
+        twins = torch.stack([pairs.images[6:12] == twin for pairs in drawn]).float().mean()
+        assert least <= twins <= most
+
+
+def test_a_draw_from_all_processes_follows_its_seed_alone():
+    embeds = unit(8, 4), unit(8, 4), torch.tensor(0.5)
+    first, again, other = (
+        draw_match_pairs(*embeds, from_all_processes=True, seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(first.images, again.images)
+    assert torch.equal(first.texts, again.texts)
+    assert not (torch.equal(first.images, other.images) and torch.equal(first.texts, other.texts))
+    with pytest.raises(ValueError, match="takes a seed"):
+        draw_match_pairs(*embeds, from_all_processes=True)
+
+
+def test_the_losses_are_in_full_precision_also_under_autocast():
+    images, texts, temperature = unit(6, 8), unit(6, 8), torch.tensor(0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = contrastive_loss(images, texts, temperature)
+    assert torch.equal(loss, contrastive_loss(images, texts, temperature))
 
 
 def test_matching_loss_by_hand():
@@ -221,3 +259,10 @@ def test_two_processes_train_as_one(tmp_path):
         # The temperature is a leaf of the whole batch's loss in every process: the mean is the gradient, too.
         local = saved["temperature"]
         torch.testing.assert_close(local, temperature.grad, atol=1e-5, rtol=0)
+
+    # The matching loss is the mean over the six pairs of both, however they are spread.
+    logits = batch["images"][:, :2].clone().requires_grad_()
+    labels = torch.tensor([1, 0, 1, 0, 1, IGNORED_LABEL, IGNORED_LABEL, 0])
+    F.cross_entropy(logits, labels).backward()
+    saved = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)["logits"] for rank in range(2)]
+    torch.testing.assert_close(torch.cat(saved) / 2, logits.grad, atol=1e-6, rtol=0)

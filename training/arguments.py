@@ -1,17 +1,13 @@
 """Every number of a fine-tuning run. Each field is a flag of `train_accelerate.py`."""
 
 from dataclasses import dataclass, field
-from typing import Any
-
-from ..reranking.fusion import check_fusion_weight
-
-TRACKERS = ("tensorboard", "wandb", "trackio")
-SUBSETS = ("random", "first", "balanced", "diverse")
+from math import inf
+from typing import Any, Literal
 
 
-def flag(default: Any, help: str, **settings: Any) -> Any:  # noqa: A002 - argparse's own name
+def flag(default: Any, about: str) -> Any:
     """A dataclass field that becomes a flag."""
-    return field(default=default, metadata={"help": help} | settings)
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass
@@ -40,22 +36,21 @@ class FineTuningArguments:
 
     # Pairs
     pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)")
-    subset: str = flag(
+    subset: Literal["random", "first", "balanced", "diverse"] = flag(
         "random",
         "which: drawn by the seed; the first; half normal, half anomaly, drawn by the seed; or those whose "
         "captions lie furthest apart for the start model (k-center greedy, arXiv:1708.00489)",
-        choices=list(SUBSETS),
     )
     validation_fraction: float = flag(0.02, "share of the training pairs held out, by source video")
     max_validation_pairs: int = flag(1000, "pairs of the validation split that are evaluated")
-    on_bad_image: str = flag(
-        "raise", "stop at an unreadable image, or leave its pair out and say so", choices=["raise", "skip"]
+    on_bad_image: Literal["raise", "skip"] = flag(
+        "raise", "stop at an unreadable image, or leave its pair out and say so"
     )
     num_workers: int = flag(2, "processes that decode images, for each training process")
     prefetch_factor: int = flag(2, "batches that each of them keeps ready")
 
     # Batches and steps
-    num_train_epochs: int = flag(10, "passes over the pairs (paper: 10)")
+    num_train_epochs: int = flag(10, "how often all pairs are seen (paper: 10)")
     max_train_steps: int | None = flag(None, "number of steps, in place of the epochs")
     steps_as_pairs: int | None = flag(
         None,
@@ -75,11 +70,10 @@ class FineTuningArguments:
     group_by_length: bool = flag(False, "captions of similar length share a batch: less padding")
 
     # Objective
-    negatives: str = flag(
+    negatives: Literal["local", "global"] = flag(
         "local",
         "hard negatives of the matching loss: from the process's own pairs (X-VLM), or from those of all "
         "processes, then drawn alike for any number of them",
-        choices=["local", "global"],
     )
     hard_negatives: bool = flag(
         False,
@@ -137,7 +131,7 @@ class FineTuningArguments:
     )
 
     # Memory and speed
-    mixed_precision: str | None = flag(None, "left out: accelerate's", choices=["no", "fp16", "bf16"])
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "left out: accelerate's")
     gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
     torch_compile: bool = flag(
         False, "compile the three encoders (torch.compile): slow to start, then faster"
@@ -167,91 +161,76 @@ class FineTuningArguments:
         0, "stop after this many evaluations without a better Recall@1; 0: never"
     )
     evaluation_shortlist: int | None = flag(None, "images re-ranked for each query; left out: 128, or all")
-    evaluation_batch_size: int = flag(64, "images, captions or pairs in one forward pass of an evaluation")
+    evaluation_batch_size: int = flag(
+        64, "images, captions or pairs that an evaluation puts through the model at once"
+    )
     fusion_weight: float = flag(0.0, "weight of the embeddings' score when evaluating; 0: matching alone")
     log_every: int = flag(50, "steps from one line of the log to the next, each the mean since the last")
-    report_to: str = flag("tensorboard", "tracker of losses and metrics", choices=[*TRACKERS, "none"])
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = flag(
+        "tensorboard", "tracker of losses and metrics"
+    )
     checkpoint_every: int = flag(
         0, "steps from one checkpoint to the next; 0: one at the end of each epoch, before its evaluation"
     )
     checkpoints_kept: int = flag(2, "newest checkpoints that are kept")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        """Raises ValueError for a number out of its range, and for settings that contradict each other."""
         if (self.model_name_or_path is None) == (self.config_name is None):
             raise ValueError(
                 "give either --model_name_or_path, the model to start from (tpas convert makes one "
                 "of X-VLM's .th file), or --config_name, to start from random weights"
             )
+        self._check_ranges()
+        self._check_steps_and_pairs()
+        self._check_parts()
+        self._check_evaluation_and_checkpoints()
+
+    def _check_ranges(self) -> None:
         if self.batch_size < 2:
             raise ValueError(
                 f"--batch_size must be at least 2, got {self.batch_size}: a pair's negatives are in its batch"
             )
-        for name in (
-            "num_train_epochs",
-            "max_train_steps",
-            "steps_as_pairs",
-            "gradient_accumulation_steps",
-            "max_validation_pairs",
-            "source_group_size",
-            "checkpoints_kept",
-            "seeds",
-            "evaluation_batch_size",
-            "log_every",
-            "prefetch_factor",
-        ):
-            self._check(name, 1, None)
-        for name in (
-            "cached_chunk_size",
-            "second_view_weight",
-            "masked_language_modelling_weight",
-            "average_last_epochs",
-            "max_grad_norm",
-            "evaluate_every",
-            "early_stopping_patience",
-            "checkpoint_every",
-            "lora_rank",
-            "num_workers",
-        ):
-            self._check(name, 0, None)
-        for name in (
-            "crop_probability",
-            "erasing_probability",
-            "label_smoothing",
-            "masked_share",
-            "warmup_ratio",
-            "lora_dropout",
-        ):
-            self._check(name, 0, 1)
-        check_fusion_weight(self.fusion_weight)
+        for least, most, names in RANGES:
+            for name in names.split():
+                value = getattr(self, name)
+                if value is not None and not least <= value <= most:
+                    bounds = f"at least {least}" if most == inf else f"between {least} and {most}"
+                    raise ValueError(f"--{name} must be {bounds}, got {value}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema_decay must be at least 0 and below 1, got {self.ema_decay}")
         if not 0 < self.layer_decay <= 1:
             raise ValueError(f"--layer_decay must be above 0 and at most 1, got {self.layer_decay}")
-        if self.masked_language_modelling_weight and not self.masked_share:
-            raise ValueError("--masked_share 0 leaves --masked_language_modelling_weight nothing to predict")
+
+    def _check_steps_and_pairs(self) -> None:
         if self.max_train_steps and self.steps_as_pairs:
             raise ValueError("--max_train_steps and --steps_as_pairs both say how many steps: give one")
         if self.source_group_size > 1 and self.group_by_length:
             raise ValueError("--source_group_size and --group_by_length both fill the batches: choose one")
-        if not self.augmentation:
-            for name, none in (("swap_left_right", False), ("crop_probability", 1.0)):
-                if getattr(self, name) != none:
-                    raise ValueError(f"--{name} has no effect with --augmentation False")
+        if self.subset != "random" and self.pairs is None:
+            raise ValueError(f"--subset {self.subset} needs --pairs, how many")
         if self.early_stopping_patience and self.average_last_epochs:
             raise ValueError(
                 "--average_last_epochs must know which epochs are the last, --early_stopping_patience leaves "
                 "that open: choose one"
             )
-        if self.subset != "random" and self.pairs is None:
-            raise ValueError(f"--subset {self.subset} needs --pairs, how many")
-        for name, default, main in (
-            ("masked_share", 0.25, "masked_language_modelling_weight"),
-            ("lora_alpha", 32.0, "lora_rank"),
-            ("lora_dropout", 0.0, "lora_rank"),
-            ("lora_targets", None, "lora_rank"),
+
+    def _check_parts(self) -> None:
+        """What is only read beside another setting, and is given without it."""
+        if self.masked_language_modelling_weight and not self.masked_share:
+            raise ValueError("--masked_share 0 leaves --masked_language_modelling_weight nothing to predict")
+        if not self.augmentation:
+            for name in ("swap_left_right", "crop_probability"):
+                if getattr(self, name) != getattr(FineTuningArguments, name):
+                    raise ValueError(f"--{name} has no effect with --augmentation False")
+        for name, whole in (
+            ("masked_share", "masked_language_modelling_weight"),
+            ("lora_alpha", "lora_rank"),
+            ("lora_dropout", "lora_rank"),
+            ("lora_targets", "lora_rank"),
         ):
-            if getattr(self, name) != default and not getattr(self, main):
-                raise ValueError(f"--{name} has no effect without --{main}")
+            if getattr(self, name) != getattr(FineTuningArguments, name) and not getattr(self, whole):
+                raise ValueError(f"--{name} has no effect without --{whole}")
         if self.merge and not self.lora_rank:
             raise ValueError("--merge makes a whole model of an adapter: it needs --lora_rank")
         if self.lora_rank and self.config_name is not None:
@@ -259,6 +238,8 @@ class FineTuningArguments:
                 "--lora_rank keeps an adapter alone, which is worth nothing without the random weights of "
                 "--config_name: give --model_name_or_path"
             )
+
+    def _check_evaluation_and_checkpoints(self) -> None:
         if self.resume_from_checkpoint and self.overwrite_output_dir:
             raise ValueError("--resume_from_checkpoint needs the run that --overwrite_output_dir deletes")
         if self.seeds > 1 and self.resume_from_checkpoint not in (None, "last"):
@@ -272,8 +253,24 @@ class FineTuningArguments:
         elif self.validation_fraction == 0:
             raise ValueError("--validation_fraction 0 leaves nothing to evaluate: add --evaluate_every 0")
 
-    def _check(self, name: str, least: int, most: int | None) -> None:
-        value = getattr(self, name)
-        if value is not None and (value < least or (most is not None and value > most)):
-            bounds = f"at least {least}" if most is None else f"between {least} and {most}"
-            raise ValueError(f"--{name} must be {bounds}, got {value}")
+
+RANGES = (
+    (
+        1,
+        inf,
+        "num_train_epochs max_train_steps steps_as_pairs gradient_accumulation_steps max_validation_pairs "
+        "source_group_size checkpoints_kept seeds evaluation_batch_size log_every prefetch_factor",
+    ),
+    (
+        0,
+        inf,
+        "cached_chunk_size second_view_weight masked_language_modelling_weight average_last_epochs "
+        "max_grad_norm evaluate_every early_stopping_patience checkpoint_every lora_rank num_workers",
+    ),
+    (
+        0,
+        1,
+        "crop_probability erasing_probability label_smoothing masked_share warmup_ratio lora_dropout "
+        "fusion_weight",
+    ),
+)

@@ -63,7 +63,7 @@ def find_checkpoints(directory: Path) -> list[Path]:
 
 
 def step_of(checkpoint: Path) -> int:
-    return int(CHECKPOINT_NAME.fullmatch(checkpoint.name)[1])
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def save_checkpoint(
@@ -85,6 +85,7 @@ def save_checkpoint(
     Raises:
         RuntimeError: it could not be written; what was there is untouched.
     """
+    discarded: list[Path] = []
     target = directory / f"step_{progress.step:08d}"
     partial = directory / f".{target.name}.partial"
     try:
@@ -99,7 +100,8 @@ def save_checkpoint(
             save_more(partial)
             content = {"progress": asdict(progress), "settings": settings}
             (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            discarded = [set_aside(target)] if target.exists() else []
+            if target.exists():
+                discarded.append(set_aside(target))
             os.replace(partial, target)
     except WRITING_FAILED as error:
         shutil.rmtree(partial, ignore_errors=True)

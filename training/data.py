@@ -31,14 +31,14 @@ class TrainingPairs(torch.utils.data.Dataset):
     What is random about a pair depends on the seed, the epoch and its row, not on the worker or the process.
     An unreadable image raises, or with `skip_bad_images` the next readable pair takes its place: so all
     batches keep their size, which the contrastive loss over all processes needs. An item's `unreadable`
-    names the images that were passed over.
+    names the images that were left out.
 
     Args:
         augmentation: of the images, or None.
         swap_left_right: swap left and right in the caption of a mirrored image.
         second_view: makes an item's `second_view` of its caption, or None.
         hard_negatives: read the images of `hard_i` too. An item's `hard_negative` is image and caption, or
-            None where the row names none, or the same image, or an image that is passed over.
+            None where the row names none, or the same image, or an image that cannot be read.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         raise ValueError(f"none of the {len(self)} training images can be read: {unreadable[0]}")
 
     def _read(self, pair: dict[str, Any], column: str, unreadable: list[str]) -> Image.Image | None:
-        """The image; None, and a line in `unreadable`, for one to be passed over."""
+        """The image; None, and a line in `unreadable`, for one to be left out."""
         try:
             return open_image(self.root, pair[column], place_of(pair))
         except (FileNotFoundError, ValueError) as error:
@@ -115,7 +115,7 @@ class TrainingPairs(torch.utils.data.Dataset):
 
 
 class SourceGroupedSampler(torch.utils.data.Sampler[int]):
-    """All rows once, in an order drawn anew for each pass, where `group_size` rows of a video stay together.
+    """All rows once, in an order drawn anew for each epoch, where `group_size` rows of a video stay together.
 
     A video's rows are dealt out to such groups anew each time; the last one may be smaller.
 
@@ -181,7 +181,8 @@ def validation_benchmark(dataset: Dataset, root: Path, *, skip_bad_images: bool)
         FileNotFoundError, ValueError: for an unreadable image; with `skip_bad_images`, if all are.
     """
     readable = []
-    for row, pair in enumerate(dataset):
+    for row in range(len(dataset)):
+        pair = dataset[row]
         try:
             open_image(root, pair["image"], place_of(pair))
         except (FileNotFoundError, ValueError) as error:

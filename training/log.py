@@ -1,4 +1,4 @@
-"""What a run says of itself: figures for terminal, file and tracker, means of losses, time and memory."""
+"""What a run reports: figures for terminal, file and tracker, means of losses, time and memory."""
 
 import json
 import logging
@@ -6,14 +6,18 @@ import resource
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from .arguments import FineTuningArguments
+from .data import stable_number
 
 logger = logging.getLogger(__name__)
 GIGABYTE = 1e9
@@ -31,6 +35,11 @@ class TrainingLog:
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path = path
         self.accelerator = accelerator
+
+    @property
+    def length(self) -> int:
+        """In bytes."""
+        return self.path.stat().st_size if self.path.exists() else 0
 
     def step(self, step: int, epoch: float, figures: dict[str, float], time_left: str) -> None:
         """`time_left` goes to the terminal alone: it is no figure of the run."""
@@ -75,7 +84,7 @@ class LossMeans:
     def take(self) -> dict[str, float]:
         means = self.accelerator.reduce(torch.stack(self.batches).mean(dim=0), reduction="mean")
         self.batches.clear()
-        return dict(zip(self.names, means.tolist(), strict=True))
+        return dict(zip(self.names, cast(Tensor, means).tolist(), strict=True))
 
     def check_finite(self, step: int, parameters: Iterable[Tensor] = ()) -> None:
         """Raises FloatingPointError, in every process, if a loss since the last `take` was not finite.
@@ -96,7 +105,7 @@ class LossMeans:
     def of_all_processes(self) -> list[list[list[float]]]:
         """By process, by batch: what `restore` takes. Every process must call it."""
         own = torch.stack(self.batches) if self.batches else torch.empty(0, len(self.names))
-        return self.accelerator.gather(own[None].to(self.accelerator.device)).tolist()
+        return cast(Tensor, self.accelerator.gather(own[None].to(self.accelerator.device))).tolist()
 
     def restore(self, losses: list[list[list[float]]]) -> None:
         own = losses[self.accelerator.process_index] if losses else []
@@ -119,10 +128,25 @@ class Clock:
 
 
 def peak_memory() -> str:
-    """The most memory that this process has held so far, in GB: on its GPUs where it has any, and in all."""
+    """The most memory that this process has used so far, in GB: on its GPUs where it has any, and in all."""
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    held = kilobytes * (1 if sys.platform == "darwin" else 1024) / GIGABYTE
+    used = kilobytes * (1 if sys.platform == "darwin" else 1024) / GIGABYTE
     if not torch.cuda.is_available():
-        return f"{held:.2f} GB"
+        return f"{used:.2f} GB"
     on_gpu = sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
-    return f"{on_gpu / GIGABYTE:.2f} GB on the GPU, {held:.2f} GB beside it"
+    return f"{on_gpu / GIGABYTE:.2f} GB on the GPU, {used:.2f} GB beside it"
+
+
+def start_tracker(accelerator: Accelerator, arguments: FineTuningArguments) -> None:
+    """Announces the run to its tracker; one that is resumed goes on there as well."""
+    shown = {name: "none" if value is None else value for name, value in asdict(arguments).items()}
+    if arguments.report_to == "tensorboard":
+        accelerator.init_trackers("tensorboard", config=shown)  # the name becomes the folder's
+        return
+    output_dir = Path(arguments.output_dir).resolve()
+    name = f"{output_dir.name}-{stable_number(str(output_dir)):016x}"
+    of_run = {
+        "wandb": {"id": name, "name": output_dir.name, "resume": "allow", "dir": str(output_dir)},
+        "trackio": {"name": name, "resume": "allow"},
+    }
+    accelerator.init_trackers("tpas", config=shown, init_kwargs=of_run)

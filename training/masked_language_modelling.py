@@ -23,6 +23,8 @@ class MaskedLanguageModelling(nn.Module):
             are, in place of [MASK] (BERT and X-VLM: 0.1 each).
     """
 
+    maskable_ids: Tensor
+
     def __init__(
         self,
         width: int,

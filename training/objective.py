@@ -1,6 +1,6 @@
 """What a fine-tuning step minimises: X-VLM's two losses, and what is switched on beside them."""
 
-from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -9,25 +9,26 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from ..modeling_tpas import TPASModel
-from ..models.interface import RetrievalModel, can_match
+from ..models.interface import MatchingModel, RetrievalModel, can_match
 from ..objectives import (
     IGNORED_LABEL,
+    MatchPairs,
     contrastive_loss,
+    draw_match_pairs,
     gather_with_gradient,
-    matching_labels,
-    sample_hard_negatives,
+    in_full_precision,
+    matching_loss,
+    pair_weights,
+    several_processes,
 )
 from .masked_language_modelling import MaskedLanguageModelling
 
 
-@dataclass(frozen=True)
-class MatchPairs:
-    """P image-caption pairs for the cross-modal encoder; the matching loss is their weighted sum.
+class WeightedPairs(NamedTuple):
+    """`MatchPairs` whose rows are those of `FineTuningObjective.candidates`, and what each of them counts.
 
     Attributes:
-        images, texts: (P,) rows of what `FineTuningObjective.candidates` returns.
-        labels: (P,) 1 for a match, 0 for none.
-        weights: (P,) what a pair's cross-entropy counts, 0 for a pair that is left out.
+        weights: (P,) from `pair_weights`.
     """
 
     images: Tensor
@@ -35,15 +36,14 @@ class MatchPairs:
     labels: Tensor
     weights: Tensor
 
-    def split(self, size: int) -> list["MatchPairs"]:
-        columns = (self.images, self.texts, self.labels, self.weights)
-        return [MatchPairs(*chunk) for chunk in zip(*(column.split(size) for column in columns), strict=True)]
+    def split(self, size: int) -> list["WeightedPairs"]:
+        return [WeightedPairs(*chunk) for chunk in zip(*(column.split(size) for column in self), strict=True)]
 
 
 class FineTuningObjective(nn.Module):
-    """The losses of a batch of B pairs: the paper's Eq. 5-8 by default, each addition by its argument.
+    """The losses of `TPASModel.forward` for a batch of B pairs, and each addition by its argument.
 
-    A model without a stage 2 has the contrastive loss (Eq. 5-7) alone.
+    A model without a stage 2 has the contrastive loss (the paper's Eq. 5-7) alone.
 
     A batch holds the images of the pairs, then those of their hard negatives; the captions, then their second
     views, then the captions of the hard negatives (`training.data.PairCollator` makes it). A pair's hard
@@ -52,9 +52,8 @@ class FineTuningObjective(nn.Module):
     Args:
         model: the network, or the adapter over it.
         label_smoothing: of the contrastive loss.
-        global_negatives: draw hard negatives from the batches of all processes, by `draw_seed`, so that the
-            draw does not depend on how many processes share a batch. Otherwise from the process's own, by
-            torch's generator, as upstream.
+        global_negatives: draw hard negatives from the batches of all processes, by `draw_seed`: see
+            `draw_match_pairs`.
         second_view_weight: what the losses of the captions' second views count; 0: there are none. As in APTM
             (https://arxiv.org/abs/2306.02898), where it is 0.8.
         masked_language_modelling: the head that predicts masked words from image and caption, or None.
@@ -66,7 +65,7 @@ class FineTuningObjective(nn.Module):
 
     def __init__(
         self,
-        model: RetrievalModel | PeftModel,
+        model: RetrievalModel | nn.Module,
         *,
         label_smoothing: float = 0.0,
         global_negatives: bool = False,
@@ -75,7 +74,7 @@ class FineTuningObjective(nn.Module):
         masked_language_modelling_weight: float = 1.0,
     ):
         super().__init__()
-        self.model = model
+        self.model = cast(nn.Module, model)
         self.masked_language_modelling = masked_language_modelling
         self.label_smoothing = label_smoothing
         self.global_negatives = global_negatives
@@ -84,8 +83,7 @@ class FineTuningObjective(nn.Module):
 
     @property
     def network(self) -> RetrievalModel:
-        """The model without the wrapper of an adapter, the adapter's updates in its layers."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        return network_of(self.model)
 
     @property
     def matches(self) -> bool:
@@ -100,44 +98,43 @@ class FineTuningObjective(nn.Module):
 
     def forward(
         self,
-        pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         image_ids: Tensor,
         has_hard_negative: Tensor | None = None,
         draw_seed: int | None = None,
-        **more_of_images: Tensor,
+        **image_inputs: Tensor,
     ) -> dict[str, Tensor]:
         """The losses by name, "loss" being their weighted sum.
 
         Args:
-            pixel_values: (B or 2B, 3, H, W).
             input_ids, attention_mask: (B, 2B or 3B, L).
             image_ids: (B,) integers; pairs of equal id show the same image, so none is another's negative.
             has_hard_negative: (B,) bool, or None if the batch holds no hard negatives. Where it is false, the
                 hard negative's rows are anything.
             draw_seed: of the hard negatives, the same in every process; needed for `global_negatives`.
-            more_of_images: what the model reads of images beside `pixel_values`, in its order.
+            image_inputs: (B or 2B, ...) what the model reads of images, by the processor's names:
+                `pixel_values`, for some models more.
         """
         input_ids, attention_mask = self.equal_length(input_ids, attention_mask)
-        image_embeds, image_states = self.encode_images(pixel_values, *more_of_images.values())
+        image_embeds, image_states = self.encode_images(**image_inputs)
         text_embeds, text_states = self.encode_texts(input_ids, attention_mask)
         contrastive, pairs = self.compare(image_embeds, text_embeds, image_ids, has_hard_negative, draw_seed)
         losses = {"contrastive_loss": contrastive}
-        if self.matches:
+        if pairs is not None:
             candidates = self.candidates(image_states, text_states, attention_mask, len(image_ids))
             losses["matching_loss"] = self.match(*candidates, pairs)
         if self.masked_language_modelling is not None:
             captions = slice(len(image_ids))
             masked = self.masked_language_modelling.mask(input_ids[captions])
             losses["masked_language_modelling_loss"] = self.masked_language_modelling(
-                self.network, image_states[captions], *masked, attention_mask[captions]
+                cast(TPASModel, self.network), image_states[captions], *masked, attention_mask[captions]
             )
         return losses | {"loss": self.total(losses)}
 
     def total(self, losses: dict[str, Tensor]) -> Tensor:
         weights = {"masked_language_modelling_loss": self.masked_language_modelling_weight}
-        return sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
+        return cast(Tensor, sum(weights.get(name, 1.0) * loss for name, loss in losses.items()))
 
     def equal_length(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Both (T, L), padded to the longest of all processes where captions are exchanged between them."""
@@ -149,16 +146,13 @@ class FineTuningObjective(nn.Module):
         padding_id = self.network.config.text_config.pad_token_id
         return F.pad(input_ids, padding, value=padding_id), F.pad(attention_mask, padding)
 
-    def encode_images(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (I, D) in fp32, since a sharp temperature needs all digits, and states (I, 1+N, Dv).
-
-        There are no states without a stage 2.
-        """
-        image = self.network.get_image_features(*inputs)
+    def encode_images(self, **inputs: Tensor) -> tuple[Tensor, Any]:
+        """Embeddings (I, D) in fp32 at least, and states (I, 1+N, Dv), None without a stage 2."""
+        image = self.network.get_image_features(**inputs)
         return in_full_precision(image.pooler_output), image.last_hidden_state
 
-    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (T, D) in fp32 and states (T, L, Dt), or None."""
+    def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Any]:
+        """Embeddings (T, D) in fp32 at least, and states (T, L, Dt) or None."""
         text = self.network.get_text_features(input_ids, attention_mask)
         return in_full_precision(text.pooler_output), text.last_hidden_state
 
@@ -169,69 +163,55 @@ class FineTuningObjective(nn.Module):
         image_ids: Tensor,
         has_hard_negative: Tensor | None,
         draw_seed: int | None,
-    ) -> tuple[Tensor, MatchPairs | None]:
+    ) -> tuple[Tensor, WeightedPairs | None]:
         """The contrastive loss over the batches of all processes, and this process's pairs to match.
 
-        There are none without a stage 2. These are, for the captions and again for their second views: the B
-        pairs, each caption with another image, each image with another caption; then each caption with
-        its hard negative's image and each image with its hard negative's caption, as two more negatives.
+        There are none without a stage 2. They are those of `draw_match_pairs` for the captions, the
+        hard negatives of the batch, and those of `draw_match_pairs` for the captions' second views.
         """
-        batch, device = len(image_ids), image_ids.device
-        images = gather_with_gradient(image_embeds[:batch])  # (W * B, D) of W processes
-        ids = gather_with_gradient(image_ids)
-        # The rows that negatives are drawn from: those of all processes, or the own.
-        drawn_from = len(ids) if self.global_negatives else batch
-        rank = dist.get_rank() if several_processes() else 0
-        own = torch.arange(batch, device=device) + (rank * batch if self.global_negatives else 0)
+        batch = len(image_ids)
+        images, ids = gather_with_gradient(image_embeds[:batch]), gather_with_gradient(image_ids)
+        temperature = self.network.temperature()
+        losses, pairs = [], []
+        for view, weight in enumerate(self.view_weights):
+            texts = gather_with_gradient(text_embeds[view * batch : (view + 1) * batch])
+            everyone = (images, texts, temperature, ids)
+            losses.append(weight * contrastive_loss(*everyone, self.label_smoothing))
+            if not self.matches:
+                continue
+            drawn = draw_match_pairs(
+                *everyone,
+                from_all_processes=self.global_negatives,
+                seed=None if draw_seed is None else draw_seed + view,
+            )
+            candidates = len(ids) if self.global_negatives else batch
+            drawn = drawn._replace(texts=drawn.texts + view * candidates)
+            if view == 0 and has_hard_negative is not None:
+                drawn = self.with_hard_negatives(drawn, has_hard_negative, candidates)
+            pairs.append(WeightedPairs(*drawn, pair_weights(drawn.labels, weight)))
+        together = WeightedPairs(*map(torch.cat, zip(*pairs, strict=True))) if pairs else None
+        return cast(Tensor, sum(losses)), together
 
-        contrastive, pairs = 0.0, []
-        with torch.autocast(device.type, enabled=False):
-            temperature = in_full_precision(self.network.temperature())
-            for view, weight in enumerate(self.view_weights):
-                own_texts = text_embeds[view * batch : (view + 1) * batch]
-                texts = gather_with_gradient(own_texts)
-                contrastive = contrastive + weight * contrastive_loss(
-                    images, texts, temperature, ids, self.label_smoothing
-                )
-                if not self.matches:
-                    continue
-                if self.global_negatives:
-                    generator = torch.Generator(device).manual_seed(draw_seed + view)
-                    similarity = images.detach() @ texts.detach().t() / temperature
-                    negatives = sample_hard_negatives(similarity, ids, generator)
-                    labels = matching_labels(*negatives, ids)
-                else:
-                    similarity = image_embeds[:batch].detach() @ own_texts.detach().t() / temperature
-                    negatives = sample_hard_negatives(similarity, image_ids)
-                    labels = matching_labels(*negatives, image_ids)
-                image_negatives, text_negatives = (rows[own] for rows in negatives)
-                labels = labels.view(3, -1)[:, own].flatten()  # (3B,)
-                first_text = view * drawn_from
-                rows_of_images = [own, image_negatives, own]
-                rows_of_texts = [own + first_text, own + first_text, text_negatives + first_text]
-                if view == 0 and has_hard_negative is not None:
-                    hard_negatives = torch.arange(batch, device=device)
-                    rows_of_images += [hard_negatives + drawn_from, own]
-                    rows_of_texts += [own, hard_negatives + len(self.view_weights) * drawn_from]
-                    labels = torch.cat([labels, torch.where(has_hard_negative, 0, IGNORED_LABEL).repeat(2)])
-                counted = (labels != IGNORED_LABEL).float()
-                mean_count = gather_with_gradient(counted.sum()[None]).mean()  # over the processes
-                pairs.append(
-                    (
-                        torch.cat(rows_of_images),
-                        torch.cat(rows_of_texts),
-                        labels.clamp(min=0),
-                        weight * counted / mean_count,
-                    )
-                )
-        if not self.matches:
-            return contrastive, None
-        return contrastive, MatchPairs(*map(torch.cat, zip(*pairs, strict=True)))
+    def with_hard_negatives(
+        self, drawn: MatchPairs, has_hard_negative: Tensor, candidates: int
+    ) -> MatchPairs:
+        """Adds each caption with its hard negative's image, and each image with its hard negative's caption.
+
+        Args:
+            candidates: how many images, and captions of each view, come before the hard negatives.
+        """
+        hard = torch.arange(len(has_hard_negative), device=has_hard_negative.device)
+        own = drawn.images[: len(hard)]
+        return MatchPairs(
+            torch.cat([drawn.images, hard + candidates, own]),
+            torch.cat([drawn.texts, own, hard + len(self.view_weights) * candidates]),
+            torch.cat([drawn.labels, torch.where(has_hard_negative, 0, IGNORED_LABEL).repeat(2)]),
+        )
 
     def candidates(
         self, image_states: Tensor, text_states: Tensor, text_mask: Tensor, batch: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The states and masks that `MatchPairs` counts in: with global negatives, those of all processes."""
+        """The states and masks that pairs count in: with global negatives, those of all processes."""
         if not self.global_negatives:
             return image_states, text_states, text_mask
         captions = len(self.view_weights) * batch
@@ -243,19 +223,14 @@ class FineTuningObjective(nn.Module):
         return joined(image_states, batch), joined(text_states, captions), joined(text_mask, captions)
 
     def match(
-        self, image_states: Tensor, text_states: Tensor, text_mask: Tensor, pairs: MatchPairs
+        self, image_states: Tensor, text_states: Tensor, text_mask: Tensor, pairs: WeightedPairs
     ) -> Tensor:
-        """The matching loss of the pairs, in one pass of the cross-modal encoder."""
-        texts = pairs.texts
-        logits = self.network.match(image_states[pairs.images], text_states[texts], text_mask[texts])
-        losses = F.cross_entropy(in_full_precision(logits), pairs.labels, reduction="none")  # (P,)
-        return (pairs.weights * losses).sum()
+        """The matching loss of the pairs, which go through the cross-modal encoder together."""
+        network, texts = cast(MatchingModel, self.network), pairs.texts
+        logits = network.match(image_states[pairs.images], text_states[texts], text_mask[texts])
+        return matching_loss(logits, pairs.labels, pairs.weights)
 
 
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def in_full_precision(tensor: Tensor) -> Tensor:
-    """In fp32 at least."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def network_of(model: nn.Module) -> RetrievalModel:
+    """The model without the wrapper of an adapter, the adapter's updates in its layers."""
+    return cast(RetrievalModel, model.get_base_model() if isinstance(model, PeftModel) else model)

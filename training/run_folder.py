@@ -4,9 +4,9 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from peft import PeftModel
+from torch import nn
 
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from .checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress, under_todays_names
@@ -80,7 +80,7 @@ def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
         )
 
 
-def save_model(model: RetrievalModel | PeftModel, processor: RetrievalProcessor, directory: Path) -> None:
+def save_model(model: nn.Module, processor: RetrievalProcessor, directory: Path) -> None:
     """Writes both beside `directory` and renames: the folder of that name is always whole.
 
     Raises:
@@ -91,7 +91,7 @@ def save_model(model: RetrievalModel | PeftModel, processor: RetrievalProcessor,
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
     try:
-        model.save_pretrained(partial)
+        cast(RetrievalModel, model).save_pretrained(partial)
         processor.save_pretrained(partial)
     except WRITING_FAILED as error:
         shutil.rmtree(partial, ignore_errors=True)

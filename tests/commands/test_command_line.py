@@ -17,7 +17,7 @@ import typer
 from typer import Option
 
 from tpas import __main__
-from tpas.commands.command_line import FOUND_WANTING, CommandLine, CommandResult, WrongUsage
+from tpas.commands.command_line import CHECK_FAILED, CommandLine, CommandResult, WrongUsage
 from tpas.reranking.score_files import ScoreFile, write_score_file
 from tpas.training.arguments import FineTuningArguments
 
@@ -241,7 +241,7 @@ def test_wrong_usage_and_interruptions_have_their_own_codes(capsys):
 
     @app.command()
     def check() -> CommandResult:
-        return CommandResult([], "two mistakes", FOUND_WANTING)
+        return CommandResult([], "two mistakes", CHECK_FAILED)
 
     with pytest.raises(SystemExit) as ended:
         app.run([])

@@ -26,7 +26,7 @@ from tpas.models.loading import load_retrieval_model
 from tpas.models.transformers_encoders import image_size_of, positions_of
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.arguments import FineTuningArguments
-from tpas.training.fine_tuning import load_start
+from tpas.training.start import load_start
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CAPTIONS = [

@@ -12,13 +12,12 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from safetensors import SafetensorError
+from training_runs import WatchedRun, parsed, stopped_after
 
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import main
-from tpas.training import fine_tuning
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
-from tpas.training.fine_tuning import ENDED_BY_SIGTERM
-from tpas.training.log import LossMeans
+from tpas.training.fine_tuning import ENDED_BY_SIGTERM, Run
 from tpas.training.run_folder import recover_models
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -27,9 +26,9 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 KILLED = """
 import os, signal, sys
 from accelerate import Accelerator
+from training_runs import stopped_after
 from tpas import train_accelerate
 from tpas.training import run_folder
-from tpas.training.log import LossMeans
 
 where, number, *arguments = sys.argv[1:]
 calls = 0
@@ -45,7 +44,7 @@ def kill_at(function, counts=lambda *args: True):
     return killing
 
 if where == "step":
-    LossMeans.add = kill_at(LossMeans.add)
+    stopped_after(int(number), arguments, signal.SIGKILL).train()
 elif where == "checkpoint":
     Accelerator.save_state = kill_at(Accelerator.save_state)
 elif where == "model":
@@ -76,7 +75,10 @@ def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list
 
 def killed(where: str, number: int, arguments: list[str]) -> None:
     process = subprocess.run(
-        [sys.executable, "-c", KILLED, where, str(number), *arguments], capture_output=True, text=True
+        [sys.executable, "-c", KILLED, where, str(number), *arguments],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
 
@@ -119,47 +121,30 @@ def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
     assert sorted(kept) == ["step_00000010", "step_00000012"]
 
 
-def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator):
+def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole, fresh_accelerator):
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
-    add, calls = LossMeans.add, []
-
-    def add_and_stop(self, losses):
-        add(self, losses)
-        calls.append(losses)
-        if len(calls) == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(LossMeans, "add", add_and_stop)
+    run = stopped_after(5, arguments)
     with pytest.raises(SystemExit) as end:
-        main(arguments)
+        run.train()
     assert end.value.code == 143
-    assert len(calls) == 6  # to the end of the step it was in
+    assert run.batches_done == 6  # to the end of the step it was in
     assert signal.getsignal(signal.SIGTERM) is before
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000003"]
-    monkeypatch.undo()
     fresh_accelerator()
     main([*arguments, "--resume_from_checkpoint", "last"])
     assert_same_run(whole, tmp_path / "run")
 
 
 def train_on_two_processes(arguments: list[str], stop_after: int | None) -> None:
-    """A run of which the second process alone is told to stop, after some batches."""
-    assert Accelerator().num_processes == 2
-    add, calls = LossMeans.add, []
-
-    def add_and_stop(self, losses):
-        add(self, losses)
-        calls.append(losses)
-        if len(calls) == stop_after and self.accelerator.process_index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    LossMeans.add = add_and_stop
+    """A run of which a signal comes to the second process alone, after some batches."""
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
     if stop_after is None:
         main(arguments)
         return
     with pytest.raises(SystemExit, match="143"):
-        main(arguments)
+        stopped_after(stop_after if accelerator.process_index == 1 else -1, arguments).train()
 
 
 def test_two_processes_stop_together_and_go_on_bit_equal(small_pab, start, tmp_path):
@@ -195,26 +180,23 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_an_evaluation_that_fails_costs_no_step(
-    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
-):
-    arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
-    evaluate, evaluations = fine_tuning.evaluate, []
+class RunOutOfMemory(Run):
+    """Fails in the evaluation of its second epoch."""
 
-    def run_out_of_memory(*of_run, **settings):
-        evaluations.append(None)
-        if len(evaluations) == 2:
+    def validate(self, model, weights=None):
+        if self.progress.epoch == 1:
             raise RuntimeError("out of memory")
-        return evaluate(*of_run, **settings)
+        super().validate(model, weights)
 
-    monkeypatch.setattr(fine_tuning, "evaluate", run_out_of_memory)
-    with pytest.raises(SystemExit, match="out of memory"):
-        main(arguments)
-    add, batches = LossMeans.add, []
-    monkeypatch.setattr(LossMeans, "add", lambda self, losses: (batches.append(losses), add(self, losses)))
+
+def test_an_evaluation_that_fails_costs_no_step(small_pab, start, tmp_path, whole, fresh_accelerator):
+    arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        RunOutOfMemory(parsed(arguments)).train()
     fresh_accelerator()
-    main([*arguments, "--resume_from_checkpoint", "last"])
-    assert len(batches) == 8  # those of the third epoch
+    run = WatchedRun([*arguments, "--resume_from_checkpoint", "last"], lambda run, losses: None)
+    run.train()
+    assert run.batches_done == 8  # those of the third epoch
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -241,40 +223,26 @@ def test_a_full_disk_leaves_the_last_good_model(
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp_path, monkeypatch):
-    add, calls = LossMeans.add, []
+def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp_path):
+    def spoil(run, losses):
+        return {name: torch.tensor(float("nan")) for name in losses} if run.batches_done == 7 else None
 
-    def add_nan(self, output):
-        calls.append(output)
-        add(self, {name: torch.tensor(float("nan")) for name in output} if len(calls) == 7 else output)
-
-    monkeypatch.setattr(LossMeans, "add", add_nan)
-    with pytest.raises(SystemExit, match=r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"):
-        main(flags(small_pab, start, tmp_path / "run"))
+    message = r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
+    with pytest.raises(FloatingPointError, match=message):
+        WatchedRun(flags(small_pab, start, tmp_path / "run"), spoil).train()
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 
 
-def test_weights_that_a_step_ruined_are_not_saved(small_pab, start, tmp_path, monkeypatch):
+def test_weights_that_a_step_ruined_are_not_saved(small_pab, start, tmp_path):
     """Though the losses up to it were finite."""
-    add, calls = LossMeans.add, []
 
-    def add_and_ruin(self, losses):
-        add(self, losses)
-        calls.append(losses)
-        if len(calls) == 8:  # the last one of step 4, where a checkpoint is due
+    def ruin(run, losses):
+        if run.batches_done == 8:  # the last one of step 4, where a checkpoint is due
             with torch.no_grad():
-                ruined[0].bias.fill_(float("inf"))
+                run.plain_objective.model.image_projection.bias.fill_(float("inf"))
 
-    ruined, initialise = [], TPASModel.__init__
-
-    def keep_head(self, *arguments, **settings):
-        initialise(self, *arguments, **settings)
-        ruined[:] = [self.image_projection]
-
-    monkeypatch.setattr(LossMeans, "add", add_and_ruin)
-    monkeypatch.setattr(TPASModel, "__init__", keep_head)
-    with pytest.raises(SystemExit, match="a loss or weight is no finite number by step 4"):
-        main(flags(small_pab, start, tmp_path / "run", evaluate_every=0))
+    with pytest.raises(FloatingPointError, match="a loss or weight is no finite number by step 4"):
+        WatchedRun(flags(small_pab, start, tmp_path / "run", evaluate_every=0), ruin).train()
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 
 

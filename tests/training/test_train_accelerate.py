@@ -9,6 +9,7 @@ import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
+from training_runs import parsed
 from transformers import BertTokenizer
 
 from tpas.data.drawn.synthetic_pab import draw_pab
@@ -18,6 +19,7 @@ from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, clean_caption
 from tpas.train_accelerate import main
 from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, stable_number
+from tpas.training.fine_tuning import Run
 from tpas.training.image_augmentation import Augmentation
 from tpas.training.optimizer import LearningRates, build_optimizer
 
@@ -237,26 +239,16 @@ def test_learning_rate_and_decay_of_each_parameter(config):
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
-def test_parameters_that_the_checkpoint_lacks_are_new(
-    drawn_root, config, processor, tmp_path, monkeypatch, lora_rank
-):
+def test_parameters_that_the_checkpoint_lacks_are_new(drawn_root, config, processor, tmp_path, lora_rank):
     model = TPASModel(config)
     state = {name: value for name, value in model.state_dict().items() if "matching_head" not in name}
     model.save_pretrained(tmp_path / "partial", state_dict=state)
     processor.save_pretrained(tmp_path / "partial")
-    rates = {}
-
-    def build_and_keep(*arguments, **settings):
-        optimizer = build_optimizer(*arguments, **settings)
-        rates.update({name: g["lr"] for g in optimizer.param_groups for name in g["param_names"]})
-        return optimizer
-
-    monkeypatch.setattr("tpas.training.fine_tuning.build_optimizer", build_and_keep)
-    changes = {"max_train_steps": 1, "evaluate_every": 0, "masked_language_modelling_weight": 1.0}
-    run = tmp_path / "run"
-    main(flags(drawn_root, tmp_path / "partial", run, lora_rank=lora_rank, **changes))
-    arguments = json.loads((run / "training_arguments.json").read_text())
-    assert arguments["new_parameters"] == len(list(model.matching_head.parameters()))
+    changes = {"lora_rank": lora_rank, "evaluate_every": 0, "masked_language_modelling_weight": 1.0}
+    run = Run(parsed(flags(drawn_root, tmp_path / "partial", tmp_path / "run", **changes)))
+    groups = run.optimizer.param_groups
+    rates = {name: group["initial_lr"] for group in groups for name in group["param_names"]}
+    assert run.sizes["new_parameters"] == len(list(model.matching_head.parameters()))
     doubled = {name for name, rate in rates.items() if rate == 2e-3}
     assert doubled == {name for name in rates if "matching_head" in name or "masked_language" in name}
     assert set(rates.values()) == {1e-3, 2e-3}
@@ -405,7 +397,7 @@ def test_a_folder_with_a_run_is_left_alone_unless_told(drawn_root, start, tmp_pa
         ({"max_train_steps": 0}, "--max_train_steps must be at least 1, got 0"),
         ({"validation_fraction": 0}, "--evaluate_every 0"),
         ({"evaluation_shortlist": 0}, "the shortlist must be at least 1, got 0"),
-        ({"fusion_weight": 1.5}, "the fusion weight must be between 0"),
+        ({"fusion_weight": 1.5}, "--fusion_weight must be between 0 and 1, got 1.5"),
     ],
 )
 def test_impossible_runs_are_refused_before_anything_is_written(
@@ -447,29 +439,11 @@ def test_a_video_smaller_than_the_group_loses_nothing():
     assert 1 in np.diff(sorted(of_five))
 
 
-def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(
-    drawn_root, start, tmp_path, monkeypatch
-):
-    seen = []
-    collate = PairCollator.__call__
-
-    def spy(self, items):
-        seen.append([item["image_id"] for item in items])
-        return collate(self, items)
-
-    monkeypatch.setattr(PairCollator, "__call__", spy)
-    main(
-        flags(
-            drawn_root,
-            start,
-            tmp_path / "run",
-            source_group_size=2,
-            batch_size=4,
-            evaluate_every=0,
-            num_train_epochs=1,
-        )
-    )
+def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(drawn_root, start, tmp_path):
+    changes = {"source_group_size": 2, "batch_size": 4, "evaluate_every": 0}
+    run = Run(parsed(flags(drawn_root, start, tmp_path / "run", **changes)))
+    seen = [batch["image_ids"].tolist() for batch in run.loader]
     rows = load_pab(drawn_root, "train", **CUT)
-    source = {row["image_id"]: row["source_id"].split("_")[0] for row in rows}
+    source = {stable_number(row["image_id"]): row["source_id"].split("_")[0] for row in rows}
     assert len(seen) == len(rows) // 4
     assert all(len({source[image_id] for image_id in batch}) == 2 for batch in seen)

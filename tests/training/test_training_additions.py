@@ -1,9 +1,8 @@
 """What can be switched on beside the paper's recipe, each through the command a user types."""
 
 import json
-import os
 import shutil
-import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import ImageChops, ImageOps
 from safetensors.torch import load_file
+from training_runs import parsed, stopped_after
 from transformers import BertConfig, BertModel
 
 from tpas.configuration_tpas import TPASConfig
@@ -23,8 +23,8 @@ from tpas.train_accelerate import main
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.caption_augmentation import swap_left_right
 from tpas.training.data import PairCollator, TrainingPairs
+from tpas.training.fine_tuning import Run
 from tpas.training.image_augmentation import Augmentation
-from tpas.training.log import LossMeans
 from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
 from tpas.training.subsets import diverse_subset
 
@@ -70,9 +70,7 @@ def training_rows(small_pab: Path):
 # Everything together
 
 
-def test_a_run_with_every_addition_goes_on_bit_equal(
-    small_pab, start, tmp_path, monkeypatch, fresh_accelerator
-):
+def test_a_run_with_every_addition_goes_on_bit_equal(small_pab, start, tmp_path, fresh_accelerator):
     everything = {
         "evaluate_every": 1,
         "negatives": "global",
@@ -93,18 +91,8 @@ def test_a_run_with_every_addition_goes_on_bit_equal(
     }
     main(flags(small_pab, start, tmp_path / "whole", **everything))
     fresh_accelerator()
-    add, calls = LossMeans.add, []
-
-    def add_and_stop(self, losses):
-        add(self, losses)
-        calls.append(losses)
-        if len(calls) == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(LossMeans, "add", add_and_stop)
     with pytest.raises(SystemExit, match="143"):
-        main(flags(small_pab, start, tmp_path / "run", **everything))
-    monkeypatch.undo()
+        stopped_after(6, flags(small_pab, start, tmp_path / "run", **everything)).train()
     fresh_accelerator()
     main([*flags(small_pab, start, tmp_path / "run", **everything), "--resume_from_checkpoint", "last"])
 
@@ -169,34 +157,21 @@ def test_subsets_can_be_compared_at_equal_steps(small_pab, start, tmp_path):
     assert (settings["steps_per_epoch"], settings["total_steps"]) == (2, 3 * (17 // 4))
 
 
-def test_captions_of_similar_length_share_a_batch(small_pab, start, tmp_path, monkeypatch):
+def test_captions_of_similar_length_share_a_batch(small_pab, start, tmp_path):
     def spread(**changes) -> float:
-        seen, collate = [], PairCollator.__call__
-
-        def spy(self, items):
-            seen.append([len(item["caption"].split()) for item in items])
-            return collate(self, items)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(PairCollator, "__call__", spy)
-            output = tmp_path / f"run{len(changes)}"
-            main(flags(small_pab, start, output, num_train_epochs=4, batch_size=2, **changes))
+        run = Run(parsed(flags(small_pab, start, tmp_path / "run", batch_size=2, **changes)))
+        seen = [batch["attention_mask"].sum(dim=1) for _ in range(4) for batch in run.loader]
         assert len(seen) == 4 * (len(training_rows(small_pab)) // 2)
-        return sum(max(lengths) - min(lengths) for lengths in seen)
+        return float(sum(lengths.max() - lengths.min() for lengths in seen))
 
     assert spread(group_by_length=True) < 0.7 * spread()
 
 
 @pytest.mark.parametrize("subset", ["first", "balanced", "diverse"])
-def test_subsets(small_pab, start, tmp_path, monkeypatch, subset):
-    seen, collate = set(), PairCollator.__call__
-
-    def spy(self, items):
-        seen.update(item["caption"] for item in items)
-        return collate(self, items)
-
-    monkeypatch.setattr(PairCollator, "__call__", spy)
-    main(flags(small_pab, start, tmp_path / "run", pairs=8, subset=subset, num_train_epochs=1))
+def test_subsets(small_pab, start, tmp_path, subset):
+    run = Run(parsed(flags(small_pab, start, tmp_path / "run", pairs=8, subset=subset, num_train_epochs=1)))
+    run.train()
+    seen = {item["caption"] for item in run.pairs}
     rows = training_rows(small_pab)
     if subset == "diverse":
         model, processor = TPASModel.from_pretrained(start).eval(), TPASProcessor.from_pretrained(start)
@@ -421,7 +396,8 @@ def test_a_processor_of_another_image_size_is_refused(small_pab, start, tmp_path
 
 
 def test_a_tracker_that_is_not_installed_is_named(small_pab, start, tmp_path, monkeypatch):
-    monkeypatch.setattr("tpas.training.fine_tuning.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr(sys, "path", [])
     with pytest.raises(
         SystemExit, match="--report_to wandb needs a package that is not there: pip install wandb"
     ):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from tpas.modeling_tpas import TPASModel
-from tpas.objectives import contrastive_loss
+from tpas.objectives import IGNORED_LABEL, contrastive_loss
 from tpas.training.gradient_cache import backward_in_chunks
 from tpas.training.masked_language_modelling import NO_TARGET, MaskedLanguageModelling
 from tpas.training.objective import FineTuningObjective
@@ -95,10 +95,10 @@ def test_a_second_view_costs_its_weight_in_both_losses(config):
 def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config):
     model = TPASModel(config).double()
     objective, batch = FineTuningObjective(model), batch_of(hard_negatives=True)
-    image, image_states = objective.encode_images(batch["pixel_values"])
+    image, image_states = objective.encode_images(pixel_values=batch["pixel_values"])
     text, text_states = objective.encode_texts(batch["input_ids"], batch["attention_mask"])
     contrastive, pairs = objective.compare(image, text, batch["image_ids"], batch["has_hard_negative"], None)
-    # The hard_negatives take no part in the contrastive loss.
+    # The hard negatives take no part in the contrastive loss.
     expected = contrastive_loss(image[:PAIRS], text[:PAIRS], model.temperature(), batch["image_ids"])
     torch.testing.assert_close(contrastive, expected)
 
@@ -111,10 +111,11 @@ def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config)
         == [image for image, _, _ in drawn[PAIRS:]]
         == list(range(PAIRS))
     )
-    assert rows[3 * PAIRS : 4 * PAIRS] == [(PAIRS + row, row, 0) for row in range(PAIRS)]
-    assert rows[4 * PAIRS :] == [(row, PAIRS + row, 0) for row in range(PAIRS)]
+    labels = [0, IGNORED_LABEL, 0, 0, 0, 0]  # pair 1 has none
+    assert rows[3 * PAIRS : 4 * PAIRS] == [(PAIRS + row, row, labels[row]) for row in range(PAIRS)]
+    assert rows[4 * PAIRS :] == [(row, PAIRS + row, labels[row]) for row in range(PAIRS)]
     counted = torch.ones(5 * PAIRS)
-    counted[[3 * PAIRS + 1, 4 * PAIRS + 1]] = 0  # pair 1 has none
+    counted[[3 * PAIRS + 1, 4 * PAIRS + 1]] = 0
     torch.testing.assert_close(pairs.weights, counted / counted.sum())
 
     logits = model.match(
@@ -179,7 +180,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(config, chunk_size):
     whole = gradients(objective)
     objective.zero_grad()
     torch.manual_seed(7)
-    losses = backward_in_chunks(objective, batch, chunk_size, accelerator)
+    losses = backward_in_chunks(objective, accelerator, chunk_size, **batch)
     for name in objective.loss_names:
         torch.testing.assert_close(losses[name], expected[name], atol=1e-6, rtol=0)
     cached = gradients(objective)
@@ -199,10 +200,10 @@ def test_cached_gradients_replay_dropout(tiny_config):
     encoded = []
     for name in ("encode_images", "encode_texts"):
         encode = getattr(objective, name)
-        objective.__dict__[name] = lambda *inputs, encode=encode: (
-            encoded.append(encode(*inputs)) or encoded[-1]
+        objective.__dict__[name] = lambda encode=encode, **inputs: (
+            encoded.append(encode(**inputs)) or encoded[-1]
         )
-    backward_in_chunks(objective, batch, 3, Accelerator())
+    backward_in_chunks(objective, Accelerator(), 3, **batch)
     assert len(encoded) == 8  # two chunks of images and two of captions, twice
     for first, second in zip(encoded[:4], encoded[4:], strict=True):
         assert not first[0].requires_grad
@@ -230,7 +231,7 @@ objective = FineTuningObjective(model, global_negatives=True, second_view_weight
 prepared = accelerator.prepare(objective)
 batch = torch.load(f"{folder}/batch{accelerator.process_index}.pt", weights_only=True)
 if chunk_size:
-    losses = backward_in_chunks(objective, batch, chunk_size, accelerator)
+    losses = backward_in_chunks(objective, accelerator, chunk_size, **batch)
     average_gradients(objective)
 else:
     losses = prepared(**batch)

@@ -95,7 +95,7 @@ def test_the_contrastive_loss_is_the_papers(folders, family):
         loss = objective(**batch)["contrastive_loss"]
         ids = batch.pop("image_ids")
         texts = model.get_text_features(batch.pop("input_ids"), batch.pop("attention_mask")).pooler_output
-        images = model.get_image_features(*batch.values()).pooler_output
+        images = model.get_image_features(**batch).pooler_output
         expected = contrastive_loss(images, texts, model.temperature(), ids)
     torch.testing.assert_close(loss, expected)
 
@@ -111,7 +111,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(folders, family):
     expected = {name: p.grad.clone() for name, p in objective.named_parameters() if p.grad is not None}
     objective.zero_grad()
     torch.manual_seed(1)
-    backward_in_chunks(objective, batch, 3, Accelerator())
+    backward_in_chunks(objective, Accelerator(), 3, **batch)
     for name, parameter in objective.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4)

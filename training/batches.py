@@ -1,0 +1,132 @@
+"""Which pairs a run trains on, and the batches that it makes of them."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from ..data.pab import RetrievalBenchmark, load_pab, source_videos
+from ..engine.encoding import encode_texts
+from ..models.interface import RetrievalModel, RetrievalProcessor
+from .arguments import FineTuningArguments
+from .caption_augmentation import eda_view
+from .data import PairCollator, SourceGroupedSampler, TrainingPairs, validation_benchmark
+from .image_augmentation import Augmentation
+from .run_folder import SUBSET_FILE
+from .subsets import diverse_subset
+
+POOL_OF_A_DIVERSE_SUBSET = 20  # times its size
+
+
+def validation_cut(arguments: FineTuningArguments) -> dict[str, Any]:
+    """What of the annotated pairs is left out of training, and what of that is evaluated."""
+    return {name: getattr(arguments, name) for name in ("validation_fraction", "max_validation_pairs")}
+
+
+def load_validation_pairs(arguments: FineTuningArguments, accelerator: Accelerator) -> RetrievalBenchmark:
+    """The validation split; each of its images can be read."""
+    root = Path(arguments.data_root)
+    with accelerator.main_process_first():
+        pairs = load_pab(root, "validation", **validation_cut(arguments))
+    return validation_benchmark(pairs, root, skip_bad_images=arguments.on_bad_image == "skip")
+
+
+def load_training_pairs(
+    arguments: FineTuningArguments,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
+    accelerator: Accelerator,
+) -> tuple[Dataset, list[int] | None]:
+    """The pairs to train on: all but those of the validation split, or the subset that is asked for.
+
+    Beside them a diverse subset's rows among those it was chosen from. They are kept with the run, because
+    another number of threads rounds otherwise and might choose others.
+    """
+
+    def load(pairs: int | None, subset: str = "random") -> Dataset:
+        cut = validation_cut(arguments)
+        with accelerator.main_process_first():  # it fills the cache of annotations for the others
+            return load_pab(arguments.data_root, "train", pairs, arguments.seed, subset=subset, **cut)
+
+    if arguments.subset != "diverse":
+        return load(arguments.pairs, arguments.subset), None
+    everything, wanted = load(None), cast(int, arguments.pairs)
+    if wanted > len(everything):
+        raise ValueError(f"--pairs {wanted} asked for, but there are {len(everything)} to train on")
+    # To choose from all of PAB would take hours; the seed draws a pool of it.
+    pool = load(min(len(everything), POOL_OF_A_DIVERSE_SUBSET * wanted))
+    kept = Path(arguments.output_dir) / SUBSET_FILE
+    if arguments.resume_from_checkpoint is not None and kept.exists():
+        rows = json.loads(kept.read_text(encoding="utf-8"))
+    else:
+        cast(nn.Module, model).to(accelerator.device).eval()
+        embeds = encode_texts(model, processor, pool["caption"], accelerator=accelerator).embeds
+        main = accelerator.is_main_process
+        chosen = diverse_subset(embeds, wanted, arguments.seed).tolist() if main else []
+        rows = sorted(broadcast_object_list([chosen])[0])
+    return pool.select(rows), rows
+
+
+def build_loader(
+    arguments: FineTuningArguments,
+    dataset: Dataset,
+    processor: RetrievalProcessor,
+    accelerator: Accelerator,
+    generator: torch.Generator,
+) -> tuple[TrainingPairs, DataLoader]:
+    """The pairs, and the batches of this process, in an order that `generator` draws anew for each epoch.
+
+    Raises:
+        ValueError: the pairs do not fill a batch of all processes.
+    """
+    batch_of_all = arguments.batch_size * accelerator.num_processes
+    if len(dataset) < batch_of_all:
+        raise ValueError(
+            f"{len(dataset)} training pairs do not fill one batch of {batch_of_all} (--batch_size "
+            f"{arguments.batch_size} on {accelerator.num_processes} processes): lower it, or take more pairs"
+        )
+    augmentation = None
+    if arguments.augmentation or arguments.erasing_probability:
+        upstream: dict[str, Any] = {"crop_probability": arguments.crop_probability}
+        erasing_alone: dict[str, Any] = {"crop_probability": 0.0, "flip_probability": 0.0, "operations": 0}
+        augmentation = Augmentation(
+            processor.image_size,
+            erasing_probability=arguments.erasing_probability,
+            **(upstream if arguments.augmentation else erasing_alone),
+        )
+    pairs = TrainingPairs(
+        dataset,
+        Path(arguments.data_root),
+        seed=arguments.seed,
+        augmentation=augmentation,
+        swap_left_right=arguments.swap_left_right,
+        second_view=eda_view if arguments.second_view_weight else None,
+        hard_negatives=arguments.hard_negatives,
+        skip_bad_images=arguments.on_bad_image == "skip",
+    )
+    sampler: Sampler | None = None
+    if arguments.source_group_size > 1:
+        sampler = SourceGroupedSampler(source_videos(dataset), arguments.source_group_size, generator)
+    elif arguments.group_by_length:
+        lengths = [len(caption.split()) for caption in dataset["caption"]]
+        sampler = LengthGroupedSampler(batch_of_all, lengths=lengths, generator=generator)
+    loader = DataLoader(
+        pairs,
+        batch_size=arguments.batch_size,
+        sampler=sampler,
+        shuffle=sampler is None,
+        drop_last=True,
+        num_workers=arguments.num_workers,
+        prefetch_factor=arguments.prefetch_factor if arguments.num_workers else None,
+        pin_memory=accelerator.device.type == "cuda",
+        collate_fn=PairCollator(processor),
+        generator=generator,
+    )
+    return pairs, accelerator.prepare(loader)

@@ -1,0 +1,136 @@
+"""What a run starts from: the model and its processor, and the objective over it."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from ..configuration_tpas import TPASConfig
+from ..modeling_tpas import TPASModel
+from ..models.dual_encoder import DualEncoder
+from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
+from ..models.loading import is_tpas, load_retrieval_model
+from ..models.lora import add_lora, check_architecture, is_adapter, load_model
+from ..processing_tpas import TPASProcessor
+from .arguments import FineTuningArguments
+from .masked_language_modelling import MaskedLanguageModelling
+from .objective import FineTuningObjective
+
+
+def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, RetrievalProcessor, set[str]]:
+    """The start model in fp32, its processor, and the names of the parameters that its checkpoint lacks.
+
+    With random weights no parameter is newer than another: the set is empty.
+
+    Raises:
+        ValueError: the checkpoint is of another architecture, or its processor is of another image size, or
+            it is an adapter and another one is asked for.
+    """
+    name, missing = cast(str, arguments.model_name_or_path or arguments.config_name), set()
+    if arguments.model_name_or_path is None:
+        model = TPASModel(TPASConfig.from_pretrained(name))
+    elif is_adapter(name) and arguments.lora_rank:
+        raise ValueError(
+            f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which is in "
+            "no folder: start from the whole model that --merge writes"
+        )
+    elif not is_tpas(name, arguments.revision):
+        model, processor = load_retrieval_model(
+            name, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
+        )
+        refuse_with_other_models(arguments, model)
+        cast(DualEncoder, model).train_all()
+        return model, processor, missing
+    elif is_adapter(name):
+        model = load_model(name, torch.float32, arguments.revision)
+        model.requires_grad_(True)  # peft left it frozen
+    else:
+        check_architecture(name, arguments.revision)
+        loaded = TPASModel.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
+        )
+        model, loading = cast(tuple[TPASModel, dict[str, Any]], loaded)
+        missing = set(loading["missing_keys"])
+    processor = TPASProcessor.from_pretrained(name, revision=arguments.revision or "main")
+    image_size = model.config.vision_config.image_size
+    if processor.image_size != image_size:
+        raise ValueError(
+            f"{name}: the model takes images of {image_size} pixels a side, its processor makes them "
+            f"{processor.image_size}: convert the checkpoint again with one --image_size"
+        )
+    return model, processor, missing
+
+
+def refuse_with_other_models(arguments: FineTuningArguments, model: RetrievalModel) -> None:
+    """Raises ValueError for a setting that needs a TPAS model, or a model with a stage 2, if it is none."""
+    standard = FineTuningArguments(data_root="", output_dir="", model_name_or_path="")
+    of_ours = ("masked_language_modelling_weight", "layer_decay", "torch_compile")
+    of_matching = () if can_match(model) else ("hard_negatives", "negatives", "fusion_weight")
+    for names, models in ((of_ours, "TPAS models"), (of_matching, "models with a stage 2 of their own")):
+        for name in names:
+            if (value := getattr(arguments, name)) != getattr(standard, name):
+                raise ValueError(f"--{name} {value} is for {models}, and {model.name_or_path} is none")
+
+
+def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
+    """Raises ValueError for what needs whole weights where FSDP has cut them, and for models of others."""
+    name = arguments.model_name_or_path
+    if name is not None and not is_tpas(name, arguments.revision):
+        raise ValueError(
+            f"FSDP is for TPAS models, and {name} is none: use recipes/accelerate/multi_gpu.yaml"
+        )
+    for name in ("cached_chunk_size", "ema_decay", "average_last_epochs", "masked_language_modelling_weight"):
+        if getattr(arguments, name):
+            raise ValueError(
+                f"--{name} does not work with FSDP, which cuts the weights: use "
+                "recipes/accelerate/multi_gpu.yaml"
+            )
+
+
+def build_objective(
+    arguments: FineTuningArguments, model: RetrievalModel, processor: RetrievalProcessor
+) -> FineTuningObjective:
+    """The model, or a new adapter over it, with the losses that are switched on."""
+    trained: nn.Module = cast(nn.Module, model)
+    if arguments.lora_rank:
+        targets = arguments.lora_targets
+        trained = add_lora(model, arguments.lora_rank, arguments.lora_alpha, arguments.lora_dropout, targets)
+    if arguments.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    if arguments.torch_compile:
+        ours = cast(TPASModel, model)  # others were refused
+        for encoder in (ours.vision_model, ours.text_model, ours.cross_modal_encoder):
+            encoder.compile(backend=arguments.torch_compile_backend)
+    masked_language_modelling = None
+    if arguments.masked_language_modelling_weight:
+        tokenizer = cast(TPASProcessor, processor).tokenizer
+        masked_language_modelling = MaskedLanguageModelling(
+            model.config.text_config.hidden_size,
+            tokenizer.mask_token_id,
+            sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)),
+            arguments.masked_share,
+            random_share=0.1,
+            kept_share=0.1,
+        )
+    return FineTuningObjective(
+        trained,
+        label_smoothing=arguments.label_smoothing,
+        global_negatives=arguments.negatives == "global",
+        second_view_weight=arguments.second_view_weight,
+        masked_language_modelling=masked_language_modelling,
+        masked_language_modelling_weight=arguments.masked_language_modelling_weight,
+    )
+
+
+def new_names(objective: FineTuningObjective, missing: set[str]) -> set[str]:
+    """The objective's names of the parameters that no checkpoint has: those `missing`, and its own heads."""
+
+    def plain(name: str) -> str:  # as the start model calls it, without the wrappers of an adapter
+        return (
+            name.removeprefix("model.")
+            .removeprefix("base_model.model.")
+            .replace(".modules_to_save.default", "")
+        )
+
+    names = (name for name, _ in objective.named_parameters())
+    return {name for name in names if plain(name) in missing or not name.startswith("model.")}
