@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from ..data.whole_files import write_json
+from ..evaluation.stages import final_stage
 from .arguments import FineTuningArguments
 from .fine_tuning import Run
 from .run_folder import earlier_run
@@ -49,8 +50,8 @@ def best_evaluation(log_file: Path) -> dict[str, Any]:
     """The stages of the evaluation by which best/ was chosen: the first with the greatest Recall@1."""
     entries = map(json.loads, log_file.read_text(encoding="utf-8").splitlines())
     evaluations = [entry["evaluation"] for entry in entries if "evaluation" in entry]
-    final_stage = next(stage for stage in ("fused", "matching", "embeddings") if stage in evaluations[0])
-    return max(evaluations, key=lambda stages: stages[final_stage]["all"]["recall@1"])
+    stage = final_stage(evaluations[0])
+    return max(evaluations, key=lambda stages: stages[stage]["all"]["recall@1"])
 
 
 def summarise(values: list[float]) -> dict[str, Any]:
