@@ -125,7 +125,7 @@ class _DatasetImages:
         if dataset.features is None:
             raise TypeError(f"the columns of the streaming dataset are not known: give {PAIRS}")
         columns = [
-            name for name, feature in dataset.features.items() if type(feature).__name__ == "SourceImage"
+            name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"
         ]
         if len(columns) != 1:
             raise ValueError(f"the dataset must have one Image column, it has {columns or 'none'}")

@@ -125,7 +125,7 @@ class ScoreFile:
         raise ValueError(f"query {self.query_ids[row]!r} {shown}")
 
     @property
-    def resolved(self) -> bool:
+    def reranked(self) -> bool:
         """Whether a re-ranker has put first answers in their place, so scores no longer say the order."""
         return self.moved is not None and bool(self.moved.any())
 
