@@ -124,9 +124,7 @@ class _DatasetImages:
     def __init__(self, dataset: Any, id_column: str | None):
         if dataset.features is None:
             raise TypeError(f"the columns of the streaming dataset are not known: give {PAIRS}")
-        columns = [
-            name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"
-        ]
+        columns = [name for name, feature in dataset.features.items() if type(feature).__name__ == "Image"]
         if len(columns) != 1:
             raise ValueError(f"the dataset must have one Image column, it has {columns or 'none'}")
         if id_column is not None and id_column not in dataset.features:

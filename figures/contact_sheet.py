@@ -7,9 +7,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..data.whole_files import check_place
+from ..data.whole_files import check_place, write_text
 from ..search.hits import SearchHit
-from ..search.manifest import write_beside
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def write_contact_sheet(path: Path, answers: Answers) -> None:
         ValueError: a figure of nothing.
     """
     if path.suffix.lower() in PAGES:
-        write_beside(path, PAGE.format(answers="\n".join(_answer(text, hits) for text, hits in answers)))
+        write_text(path, PAGE.format(answers="\n".join(_answer(text, hits) for text, hits in answers)))
         return
     from .results import ResultRow, plot_result_rows
     from .saving import save_figure

@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -30,6 +28,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from ..data.whole_files import replacing
 
 SUFFIXES = (".npz", ".safetensors")
 _ARRAYS = ("scores", "indices", "moved")
@@ -157,7 +157,7 @@ def read_score_file(path: str | Path) -> ScoreFile:
 
 
 def write_score_file(path: str | Path, content: ScoreFile) -> None:
-    """Writes a score file, beside and then renamed, so that no half of one is ever seen."""
+    """Writes a score file; it is whole or not there."""
     path = Path(path)
     check_suffix(path)
     arrays = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
@@ -165,14 +165,11 @@ def write_score_file(path: str | Path, content: ScoreFile) -> None:
     if content.indices is not None and len(content.gallery_ids) < 2**31:
         arrays["indices"] = arrays["indices"].astype(np.int32)  # half the file
     ids = {"query_ids": content.query_ids, "gallery_ids": content.gallery_ids}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder) / path.name
+    with replacing(path) as unfinished:
         if path.suffix == ".npz":
             np.savez(unfinished, **arrays, **{name: np.array(names) for name, names in ids.items()})
         else:
             save_file(arrays, unfinished, {name: json.dumps(names) for name, names in ids.items()})
-        os.replace(unfinished, path)
 
 
 def align(files: Sequence[ScoreFile], names: Sequence[str]) -> list[ScoreFile]:

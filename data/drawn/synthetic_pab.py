@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import random
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
+from ..whole_files import replacing
 from .figure_drawing import SKINS, Figure, Garment, draw_image
 from .scene_drawing import SKIES, Colour, jittered
 from .synthetic_worlds import (
@@ -616,13 +616,10 @@ def draw_pab(
                 f"{root} holds files that were not drawn with the arguments {arguments}; "
                 "remove it or name another folder"
             )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
-        drawn = Path(scratch, root.name)
+    with replacing(root) as drawn:
         drawn.mkdir()
         _draw_into(drawn, world, train_pairs // 2, test_pairs // 2, seed, image_size, workers)
         (drawn / MANIFEST).write_bytes(manifest.encode())
-        os.replace(drawn, root)
     return root
 
 

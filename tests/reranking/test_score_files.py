@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file(suffix, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("tpas.reranking.score_files.os.replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="no space left"):
         write_score_file(path, LISTS)
     assert os.listdir(tmp_path) == [path.name]
