@@ -74,13 +74,15 @@ def put_in_place(unfinished: Path, path: Path, *, durable: bool = False) -> None
         for entry in written:
             _flush(entry)
     replaced = _set_aside(path)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists():  # left by a process that was killed; now superseded
+        shutil.rmtree(replaced, ignore_errors=True)
     if unfinished.is_dir() and path.exists():
         os.replace(path, replaced)
     os.replace(unfinished, path)
     if durable:
         _flush(path.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    if replaced.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def recover(path: Path) -> None:
