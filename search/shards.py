@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -28,7 +27,7 @@ from .manifest import (
     GalleryError,
     GallerySettings,
     file_checksum,
-    flush,
+    replacing,
     shard_number,
     write_manifest,
 )
@@ -76,11 +75,8 @@ def write_shard(
     Args:
         unreadable: by id, why an image that belongs here could not be read.
     """
-    partial = directory / SHARDS / f".{name}{UNFINISHED}"
-    target = directory / SHARDS / name
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    try:
-        partial.mkdir(parents=True)
+    with replacing(directory / SHARDS / name) as partial:
+        partial.mkdir()
         images = {
             "pictures": [{"id": row.id, "root": row.root, "path": row.path} for row in rows],
             "unreadable": unreadable,
@@ -99,12 +95,6 @@ def write_shard(
         }
         content = {"settings": settings.to_json(), "rows": len(rows), "files": files}
         (partial / SHARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            flush(path)
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_tensors(partial: Path, rows: Sequence[ShardRow], settings: GallerySettings) -> None:

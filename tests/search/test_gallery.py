@@ -54,7 +54,6 @@ from tpas.search.manifest import (
     GalleryError,
     builder_lock,
     explained_write_errors,
-    write_beside,
 )
 from tpas.search.shards import id_hash
 
@@ -838,29 +837,9 @@ def test_an_error_of_a_full_disk_says_so(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def write_in_turn(path, word, times):
-    for _ in range(times):
-        write_beside(path, word * 2000)
-
-
-def test_two_who_write_one_file_leave_the_whole_of_one(tmp_path):
-    path, context = tmp_path / "file", multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_in_turn, args=(path, word, 60)) for word in ("a", "b")]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        if path.exists():
-            assert path.read_text() in ("a" * 2000, "b" * 2000)
-    assert [writer.exitcode for writer in writers] == [0, 0]
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UnicodeEncodeError):
-        write_beside(path, "\udc80")
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def append_and_die(model, processor, folder, path):
     """Is killed when the manifest is written, and not yet in its place."""
-    manifest.os.replace = lambda source, target: (
+    os.replace = lambda source, target: (
         os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == MANIFEST else os.rename(source, target)
     )
     Gallery.open(path, model, processor).append(folder)
