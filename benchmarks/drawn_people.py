@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.data.image_files import ImageFiles
 from tpas.data.pab import RetrievalBenchmark, load_pab, retrieval_split
+from tpas.data.pab_images import ImageFiles
 from tpas.engine.retrieval_stages import EncodedTexts, encode_images, encode_texts, rank_by_embeddings
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor

@@ -67,9 +67,9 @@ def evaluate(
 ) -> CommandResult | None:
     from accelerate import Accelerator
 
-    from ..data.drawn.synthetic_pab import MANIFEST
-    from ..data.image_files import annotation_places, find_distractors
-    from ..data.pab import load_pab, retrieval_split
+    from ..data.distractors import find_distractors
+    from ..data.drawn import is_drawn
+    from ..data.pab import annotation_places, load_pab, retrieval_split
     from ..data.whole_files import write_json, write_text
     from ..engine.retrieval_stages import model_fingerprint
     from ..evaluation.result_files import rankings_json, results_json, write_scores
@@ -116,7 +116,7 @@ def evaluate(
     if ranking.matcher:
         read = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
         of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
-    data_name = "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB"
+    data_name = "Drawn PAB" if is_drawn(data_root) else "PAB"
     context = {
         "model": model,
         "data_root": str(data_root),

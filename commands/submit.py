@@ -97,7 +97,7 @@ def write(
     from accelerate import Accelerator
 
     from ..data.challenge import ANSWERS, write_answers
-    from ..data.image_files import ImageFiles
+    from ..data.pab_images import ImageFiles
     from ..engine.retrieval_stages import check_fusion_weight, resolve_shortlist
     from ..evaluation.ranking import rank_gallery
     from ..evaluation.result_files import write_scores

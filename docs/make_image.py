@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from tpas.data.pab import image_path
+from tpas.data.pab_images import image_path
 from tpas.figures.examples import Answer, answer, is_right, verdict
 from tpas.figures.report import Evaluation
 from tpas.figures.results import ResultRow, plot_result_rows

@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.pab import RetrievalBenchmark, image_path
+from ..data.pab import RetrievalBenchmark
+from ..data.pab_images import image_path
 from ..evaluation.result_files import SYSTEM_STAGES, rankings_json
 from ..evaluation.retrieval import EvaluationResult
 from ..evaluation.tables import STAGE_NAMES

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import jinja2
 
-from ..data.pab import image_path
+from ..data.pab_images import image_path
 from ..processing_tpas import load_image
 from .examples import (
     Answer,

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 
-from ..data.image_sources import find_images, load_inside
+from ..data.image_files import load_inside
+from ..data.image_sources import find_images
 from ..engine.fast_encoding import FastTextEncoder, fastest_text_encoder
 from ..engine.fast_matching import FastMatcher
 from ..engine.matching_cascade import CascadeReport, MatchingCascade

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.image_sources import load_inside
+from ..data.image_files import load_inside
 from ..engine.fast_encoding import FastEncoder, fastest_encoder
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.image_sources import load_inside
+from ..data.image_files import load_inside
 from ..engine.fast_encoding import fastest_encoder
 from ..engine.fast_matching import FastMatcher
 from ..engine.retrieval_stages import DEFAULT_SHORTLIST, encode_texts, reorder, replace_head

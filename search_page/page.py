@@ -15,6 +15,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.middleware import Middleware
 
+from ..data.image_files import image_suffixes
 from .desk import RequestError, SearchRequests, Session
 from .guard import RequestLimits
 from .rendering import Renderer, page_script, page_style
@@ -165,7 +166,10 @@ def build_page(desk: SearchRequests) -> gr.Blocks:
                 with gr.Accordion("My own images", open=False):
                     own_images = gr.HTML(page.renderer.own_images(Session(), {}), **plain)
                     upload = gr.UploadButton(
-                        "Add images", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
+                        "Add images",
+                        file_count="multiple",
+                        file_types=sorted(image_suffixes()),
+                        elem_id="tpas-upload",
                     )
                     where = gr.Radio(
                         WHERE,

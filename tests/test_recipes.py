@@ -15,7 +15,7 @@ from tiny_retrieval_models import save_tiny
 from transformers import BertTokenizer, HfArgumentParser
 
 from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
-from tpas.data.drawn.synthetic_pab import MANIFEST
+from tpas.data.drawn import MANIFEST
 from tpas.evaluation.tables import STAGE_NAMES
 from tpas.training.arguments import FineTuningArguments
 

@@ -27,6 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..whole_files import replacing
+from . import MANIFEST
 from .figure_drawing import SKINS, Figure, Garment, draw_image
 from .scene_drawing import SKIES, Colour, jittered
 from .synthetic_worlds import (
@@ -40,7 +41,6 @@ from .synthetic_worlds import (
 )
 
 ROWS_PER_FILE = 1000
-MANIFEST = "synthetic_pab.json"  # names the arguments a finished folder was drawn with
 LOOKALIKE_PROBABILITY = 0.5
 SHORTEST_CAPTION, LONGEST_CAPTION = 20, 60  # words
 Choice = TypeVar("Choice")

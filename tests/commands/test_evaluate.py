@@ -13,8 +13,8 @@ from transformers import BertTokenizer
 
 from tpas.commands.evaluate import main
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.data.image_files import annotation_places
-from tpas.data.pab import RetrievalBenchmark, image_path, load_pab, retrieval_split
+from tpas.data.pab import RetrievalBenchmark, annotation_places, load_pab, retrieval_split
+from tpas.data.pab_images import image_path
 from tpas.evaluation.measures import headline
 from tpas.evaluation.retrieval import evaluate, resolve_k
 from tpas.evaluation.settings import SCASettings

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tpas.commands.compare import main as compare
 from tpas.commands.evaluate import main as evaluate
-from tpas.data.image_files import find_distractors, images_listed
+from tpas.data.distractors import find_distractors, images_listed
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.figures.evaluation_plots import claim_graph, right_places
 from tpas.reranking.score_files import read_score_file

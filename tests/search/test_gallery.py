@@ -24,7 +24,7 @@ from transformers import BertTokenizer
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_gallery
-from tpas.data import image_sources
+from tpas.data.image_files import load_inside
 from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.retrieval_stages import (
     encode_images,
@@ -279,7 +279,7 @@ def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
     assert "camera 0/again.png" in gallery.ids
     assert "left out link.png: it leads out of the folder" in caplog.text
     with pytest.raises(ValueError, match="leads out of"):
-        image_sources.load_inside(str(folder), "../outside/camera 1/077.png")
+        load_inside(str(folder), "../outside/camera 1/077.png")
 
 
 def opened(files):
