@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..reranking.ranked_lists import tie_key
 from .manifest import (
     EMBEDDINGS,
     IMAGES,
@@ -53,8 +54,8 @@ class ShardRow:
 
 
 def id_hash(image_id: str) -> int:
-    """The first 8 bytes of the id's blake2b as int64 of the same order."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode()).digest()[:8], "big") - 2**63
+    """The first 8 bytes of the id's `tie_key` as int64 of the same order."""
+    return int.from_bytes(tie_key(image_id)[:8], "big") - 2**63
 
 
 def shard_name(number: int, ids: Sequence[str]) -> str:
