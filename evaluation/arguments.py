@@ -54,6 +54,9 @@ class RankingArguments:
     sca_max_shift: int = _ranking(1, "places a query may move down")
     sca_tau: float = _ranking(0.0, "confidences so close are left alone")
     sca_capacity: int = _ranking(1, "queries that an image may answer")
+    sca_text_threshold: float | None = _ranking(
+        None, "texts compete for an image only if the cosine of their embeddings is so high (default: all do)"
+    )
     batch_size: int = _ranking(
         64, "images that a process reads at once; changes memory and speed, never a figure"
     )

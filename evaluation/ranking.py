@@ -17,7 +17,7 @@ the `watched` images remain.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from ..models.interface import (
     RetrievalProcessor,
     can_match,
 )
-from ..sca import SCAReport, sca_rerank
+from ..sca import SCAReport
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.
@@ -146,10 +146,10 @@ def rank_gallery(
         if fusion_weight != 0:
             final_stage = "fused"
             lists["fused"] = reorder(candidates, fuse(match_scores, cosines, fusion_weight))
-    settings = asdict(sca or SCASettings())
+    sca = sca or SCASettings()
     # Where the embeddings are the final stage, theirs is "sca".
     for stage, name in {"embeddings": "embeddings_sca", final_stage: "sca"}.items():
-        reranked = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
+        reranked = sca.rerank(*lists[stage], texts.embeds, list(query_ids))
         lists[name] = (reranked.indices, reranked.scores)
     order = ("embeddings", "embeddings_sca", "matching", "fused", "sca")
     stages = [name for name in order if name in lists]
