@@ -1,7 +1,5 @@
 """Draws places, their details by chance, as backdrops that `figure_drawing` puts a person in front of."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Sequence

@@ -7,8 +7,6 @@ What exists is told by `synthetic_worlds`, how it is painted by `figure_drawing`
     tpas draw ROOT --train_pairs 2000 --test_pairs 200 --seed 0
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import multiprocessing

@@ -4,8 +4,6 @@
 colours (in other shades), garments, hair, things carried and actions they share a part.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .scene_drawing import Colour
