@@ -1,7 +1,7 @@
 """Draws one articulated person doing something in a scene, as a small RGB image.
 
-The subject is geometry and paint only: which looks, scenes and actions exist together, and which words
-describe them, is told by `synthetic_worlds`. Everything random comes from the `random.Random` passed in.
+The subject is geometry and paint: `synthetic_worlds` says which looks, scenes and actions exist together,
+and which words describe them. Everything random comes from the `random.Random` passed in.
 Lengths are in body heights: 1 is an upright person from sole to crown.
 """
 

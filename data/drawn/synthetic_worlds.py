@@ -11,7 +11,7 @@ from .scene_drawing import Colour
 
 @dataclass(frozen=True)
 class Named:
-    """Something drawn in one way, which `name` tells, and the words for it: synonyms, never another look."""
+    """Something drawn in one way, and the words for it: synonyms, never another look."""
 
     name: str
     words: tuple[str, ...]
