@@ -3,6 +3,7 @@
 import re
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, BertTokenizer, CLIPImageProcessorPil, ProcessorMixin
@@ -27,7 +28,7 @@ def clean_caption(caption: str) -> str:
     return REPEATED_SPACE.sub(" ", caption).strip()
 
 
-def load_image(path: str | Path) -> Image.Image:
+def load_image(path: str | Path | BinaryIO) -> Image.Image:
     """Reads an image as upright RGB.
 
     Raises:
@@ -52,7 +53,7 @@ def load_image(path: str | Path) -> Image.Image:
         return upright_rgb(image, path)
 
 
-def upright_rgb(image: Image.Image, name: str | Path) -> Image.Image:
+def upright_rgb(image: Image.Image, name: object) -> Image.Image:
     """An opened image as upright RGB.
 
     Raises:
@@ -67,7 +68,7 @@ def upright_rgb(image: Image.Image, name: str | Path) -> Image.Image:
         raise _broken(name, error) from error
 
 
-def _broken(name: str | Path, error: Exception) -> ValueError:
+def _broken(name: object, error: Exception) -> ValueError:
     return ValueError(f"{name}: broken image ({type(error).__name__}: {error})")
 
 

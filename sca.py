@@ -24,7 +24,6 @@ Confidence = Literal["score", "softmax", "margin"]
 Mode = Literal["deferred", "single_pass"]
 
 _ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
-_FAR_BELOW = 1_000  # and so many times any other score: then a score only says that there is none
 _FEW_LOSERS = 2_000  # so few queries are resolved faster one by one than all at once
 
 
@@ -381,7 +380,10 @@ def _text_gate(
 
 
 def rank_of_ids(query_ids: Any, queries: int) -> np.ndarray:
-    """(Q,) the place of each query's id among the sorted ids."""
+    """(Q,) the place of each query's id among the sorted ids.
+
+    Images of equal score are another matter: they come as the caller has ranked them.
+    """
     if query_ids is None:
         return np.arange(queries)
     names = query_ids.tolist() if hasattr(query_ids, "tolist") else list(query_ids)
@@ -479,34 +481,6 @@ def checked_input(indices: Any, scores: Any) -> tuple[np.ndarray | None, np.ndar
     ordered = np.sort(images, axis=1)
     refuse_rows(ordered[:, 1:] == ordered[:, :-1], "indices must not repeat within a row", images)
     return images, values
-
-
-def stands_for_none(values: np.ndarray) -> float | None:
-    """The score at or below which a score of (Q, K) only says "no candidate", or `None` without such ones.
-
-    Minus infinity is refused, so a number far below all scores takes its place: -1e9, -65504, -3e38. It is
-    taken for one from -1,000 on, where it lies a thousand times as far from 0 as any other score, and so is
-    what lies within a factor of 2 of it.
-    """
-    lowest = float(values.min())
-    if lowest > -_FAR_BELOW:
-        return None
-    farthest = 0.0  # of the others
-    for part in blocks(*values.shape):
-        others = values[part][values[part] > lowest / 2]
-        if len(others):
-            farthest = max(farthest, float(others.max()), -float(others.min()))
-    return lowest / 2 if 0 < farthest < -lowest / _FAR_BELOW else None
-
-
-def refuse_scores_for_none(values: np.ndarray) -> None:
-    """Raises for scores (Q, K) that stand for "no candidate", where a mean with them in it would be taken."""
-    if (none := stands_for_none(values)) is not None:
-        rule = (
-            "scores so far below all others stand for no candidate, and a mean over them says nothing: "
-            "give lists of the images that were scored, all as long as the shortest"
-        )
-        refuse_rows(values <= none, rule, values)
 
 
 def best_columns(values: np.ndarray, top_k: int) -> np.ndarray:

@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.data.image_files import ImageFiles
 from tpas.data.pab import RetrievalBenchmark, load_pab, retrieval_split
+from tpas.data.pab_images import ImageFiles
 from tpas.engine.encoding import EncodedTexts, collated, encode_images, encode_texts
 from tpas.engine.fastest import encoder_for
 from tpas.modeling_tpas import TPASModel

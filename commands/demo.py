@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from ..data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
+from ..data.whole_files import replacing
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
@@ -365,37 +366,24 @@ def check_output_dir(output_dir: Path) -> None:
         )
 
 
-def publish(folder: Path, output_dir: Path) -> None:
-    """Renames the finished folder to `output_dir`, whose earlier demo is removed once the new one stands."""
-    replaced = output_dir.with_name(f".{output_dir.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if output_dir.exists():
-        os.replace(output_dir, replaced)
-    os.replace(folder, output_dir)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
 def run_demo(
     settings: DemoSettings, start: Path, seed: int, output_dir: Path, run: Callable[..., None] = run_logged
 ) -> CommandResult:
     """The demo from the drawing to the page. `output_dir` is replaced when everything has succeeded."""
     check_output_dir(output_dir)
-    folder = output_dir.with_name(f".{output_dir.name}.unfinished-{os.getpid()}")
     failure_log = output_dir.with_name(f"{output_dir.name}.failed.log")
-    folder.mkdir(parents=True)
-    try:
-        experiment = run_experiment(settings, start, seed, folder, run)
+    with replacing(output_dir) as folder:
+        folder.mkdir()
+        try:
+            experiment = run_experiment(settings, start, seed, folder, run)
+        except DemoError as error:
+            if error.log is None:
+                raise
+            os.replace(error.log, failure_log)
+            raise DemoError(f"{error} (the whole output: {failure_log})") from error
         with step(5, "Write the page", experiment.durations):
             write_page(experiment, settings, start, seed, folder, output_dir)
             shutil.rmtree(folder / CACHE, ignore_errors=True)
-            publish(folder, output_dir)
-    except DemoError as error:
-        if error.log is None:
-            raise
-        os.replace(error.log, failure_log)
-        raise DemoError(f"{error} (the whole output: {failure_log})") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     failure_log.unlink(missing_ok=True)
 
     page, seconds = output_dir / "index.html", sum(experiment.durations.values())

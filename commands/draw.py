@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from ..data.drawn.synthetic_pab import DEMO_WORLD, WORLDS, draw_pab
 from .command_line import CommandLine, CommandResult
 
 app = CommandLine("tpas draw", __doc__)
@@ -18,7 +17,7 @@ app = CommandLine("tpas draw", __doc__)
 @app.command()
 def draw(
     root: Annotated[Path, Argument(help="new folder to draw into")],
-    world: Annotated[Literal[*sorted(WORLDS)], Option(help="looks, actions and places")] = DEMO_WORLD.name,
+    world: Annotated[Literal["demo", "pretraining"], Option(help="looks, actions and places")] = "demo",
     train_pairs: Annotated[int, Option(help="image-caption pairs for training")] = 2000,
     test_pairs: Annotated[int, Option(help="image-caption pairs for testing")] = 200,
     seed: int = 0,
@@ -29,6 +28,8 @@ def draw(
 
     tpas draw outputs/people --train_pairs 100 --test_pairs 20
     """
+    from ..data.drawn.synthetic_pab import WORLDS, draw_pab
+
     drawn = {"train_pairs": train_pairs, "test_pairs": test_pairs, "seed": seed, "image_size": image_size}
     draw_pab(root, world=WORLDS[world], workers=workers, **drawn)
     text = f"{root}: {train_pairs:,} pairs to train on, {test_pairs:,} to test"

@@ -85,9 +85,9 @@ def evaluate(
 ) -> CommandResult | None:
     from accelerate import Accelerator
 
-    from ..data.drawn.synthetic_pab import MANIFEST
-    from ..data.image_files import annotation_places, find_distractors
-    from ..data.pab import load_pab, retrieval_split
+    from ..data.distractors import find_distractors
+    from ..data.drawn import is_drawn
+    from ..data.pab import annotation_places, load_pab, retrieval_split
     from ..evaluation.retrieval import evaluate
     from ..search.fingerprints import model_fingerprint
 
@@ -133,7 +133,7 @@ def evaluate(
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
-        "data_name": "Drawn PAB" if (data_root / MANIFEST).is_file() else "PAB",
+        "data_name": "Drawn PAB" if is_drawn(data_root) else "PAB",
         "data_fingerprint": benchmark.fingerprint,
         "distractors": len(distractors),
     }

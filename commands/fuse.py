@@ -16,11 +16,11 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ..reranking.fusion import SystemScores, reciprocal_rank, weighted_sum
+from ..reranking.ranked_lists import in_tie_order
 from ..reranking.score_files import (
     ScoreFile,
     align,
     align_gallery,
-    by_digest,
     check_suffix,
     read_score_file,
     write_score_file,
@@ -56,10 +56,10 @@ def fuse(
             raise ValueError(f"{path}: first answers are resolved already: fuse first, resolve the result")
     names = list(map(str, scores))
     # Equal scores of a dense file are ranked by column, so columns must not follow names.
-    first = align_gallery(files[0], names[0], by_digest(files[0].gallery_ids), names[0])
+    first = align_gallery(files[0], names[0], in_tie_order(files[0].gallery_ids), names[0])
     files = align([first, *files[1:]], names)
     systems = [SystemScores(content.scores, content.indices) for content in files]
-    if rrf:
+    if weights is None:
         fused = reciprocal_rank(systems, constant=60 if rrf_k is None else rrf_k, top_k=top_k)
     else:
         fused = weighted_sum(systems, weights, top_k=top_k)

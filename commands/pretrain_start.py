@@ -12,7 +12,6 @@ processor that has it (AVX512-BF16) is faster in it; one that has not needs `--m
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -37,6 +36,7 @@ from ..data.drawn.synthetic_pab import (
     draw_source,
     telling_words,
 )
+from ..data.whole_files import UNFINISHED, put_in_place
 from ..modeling_tpas import TPASModel
 from ..objectives import (
     contrastive_loss,
@@ -313,13 +313,13 @@ def pretrain_start(arguments: PretrainingArguments) -> CommandResult:
     if output.exists():
         raise FileExistsError(f"{output} exists: remove it or choose another --output_dir")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
-    beside = output.with_name(output.name + ".unfinished")
+    unfinished = output.with_name(f".{output.name}{UNFINISHED}")  # of all processes
     if accelerator.is_main_process:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    pretrain(arguments, accelerator, beside)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+    pretrain(arguments, accelerator, unfinished)
     if accelerator.is_main_process:
-        os.replace(beside, output)
+        put_in_place(unfinished, output)
     accelerator.end_training()
     return CommandResult({"output_dir": str(output)}, f"{output}: made in {arguments.steps:,} steps")
 

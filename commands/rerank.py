@@ -22,10 +22,10 @@ from typer import Argument, Option
 from ..reranking.hubness import DEFAULT_TEMPERATURE, csls, dual_softmax, sinkhorn
 from ..reranking.one_to_one import bounded_assignment, greedy_matching
 from ..reranking.querybank import QueryBank, qb_norm
+from ..reranking.ranked_lists import in_tie_order
 from ..reranking.score_files import (
     ScoreFile,
     align_gallery,
-    by_digest,
     check_suffix,
     read_score_file,
     write_score_file,
@@ -54,7 +54,10 @@ class Method:
     puts_first: bool = False
 
 
-METHODS = {
+MethodName = Literal[
+    "sca", "margin-sca", "single-pass", "assignment", "greedy", "dual-softmax", "sinkhorn", "csls", "qb-norm"
+]
+METHODS: dict[MethodName, Method] = {
     "sca": Method(sca_rerank, ("confidence", "max_shift", "tau", "temperature", "capacity"), True),
     "margin-sca": Method(
         partial(sca_rerank, confidence="margin"), ("max_shift", "tau", "capacity"), puts_first=True
@@ -71,7 +74,9 @@ METHODS = {
 }
 
 
-def rerank_score_file(content: ScoreFile, method: str, options: dict[str, Any]) -> tuple[ScoreFile, Any]:
+def rerank_score_file(
+    content: ScoreFile, method: MethodName, options: dict[str, Any]
+) -> tuple[ScoreFile, Any]:
     """The lists in their new order, and the re-ranker's report.
 
     The result does not depend on the order of the images, nor, but for rounding, on that of the queries.
@@ -85,7 +90,7 @@ def rerank_score_file(content: ScoreFile, method: str, options: dict[str, Any]) 
     if content.reranked:
         raise ValueError("the file's first answers are resolved already: its scores no longer say the order")
     chosen = METHODS[method]
-    content = align_gallery(content, "the file", by_digest(content.gallery_ids), "the file")
+    content = align_gallery(content, "the file", in_tie_order(content.gallery_ids), "the file")
     if method == "qb-norm":
         options = _with_query_bank(options, content.gallery_ids)
     if chosen.puts_first:
@@ -138,7 +143,7 @@ class MethodOptions:
         "an image among a caption's best N is a hub, default 1", "activation"
     )
 
-    def given(self, method: str) -> dict[str, Any]:
+    def given(self, method: MethodName) -> dict[str, Any]:
         """Those that are not None; raises WrongUsage for one that the method does not read, or lacks."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         for name in given:
@@ -156,7 +161,7 @@ class MethodOptions:
 @app.command()
 def rerank(
     scores: Annotated[Path, Argument(metavar="SCORES", help="a score file, .npz or .safetensors")],
-    method: Annotated[Literal[*METHODS], Option()],
+    method: Annotated[MethodName, Option()],
     output: Annotated[Path, Option(help="a score file to write")],
     options: MethodOptions,
     top_k: Annotated[

@@ -66,8 +66,10 @@ def submit(
     challenge = read_challenge(test_set)
     if validate is not None:
         return check(validate, challenge)
+    assert output is not None  # as checked above, and one of the two below
     if from_scores:
         return write_from_scores(from_scores, challenge, output)
+    assert model is not None
     return write(test_set, challenge, ranking, model, output, stage, scores)
 
 
@@ -98,7 +100,7 @@ def write(
     from accelerate import Accelerator
 
     from ..data.challenge import ANSWERS, write_answers
-    from ..data.image_files import ImageFiles
+    from ..data.pab_images import ImageFiles
     from ..evaluation.ranking import rank_gallery
     from ..evaluation.result_files import write_scores
     from ..models.interface import can_match
@@ -153,10 +155,11 @@ def write(
 def write_from_scores(path: Path, challenge: "Challenge", output: Path) -> CommandResult:
     """Writes the best images of a score file, whose ids are the challenge's."""
     from ..data.challenge import ANSWERS, write_answers
-    from ..reranking.score_files import align_gallery, align_queries, by_digest, read_score_file
+    from ..reranking.ranked_lists import in_tie_order
+    from ..reranking.score_files import align_gallery, align_queries, read_score_file
     from ..sca import best_columns
 
-    names = by_digest(challenge.images)
+    names = in_tie_order(list(challenge.images))
     file = align_queries(read_score_file(path), str(path), tuple(challenge.query_ids), "the challenge")
     file = align_gallery(file, str(path), names, "the challenge")
     if file.scores.shape[1] < ANSWERS:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .annotation_fields import has_a_word
 from .image_files import images_in
 from .whole_files import write_text
 
@@ -76,7 +77,7 @@ def read_gallery(folder: Path) -> dict[str, Path]:
     if not gallery.is_dir():
         raise FileNotFoundError(f"{folder}: no folder {GALLERY}/ in it: unpack the gallery there")
     images: dict[str, Path] = {}
-    for path in images_in(gallery):
+    for path in (gallery / name for name in images_in(gallery)):
         if path.stem in images:
             raise ValueError(f"{path}: the name {path.stem!r} is that of {images[path.stem]} as well")
         if path.stem.split() != [path.stem]:
@@ -194,7 +195,7 @@ def _fields(record: Any, where: str) -> tuple[str, str]:
         caption = caption[0]
     if not isinstance(query_id, str) or query_id.split() != [query_id]:
         raise ValueError(f"{where}: 'query_index' must be text without spaces, got {query_id!r:.80}")
-    if not isinstance(caption, str) or not any(map(str.isalnum, caption)):
+    if not isinstance(caption, str) or not has_a_word(caption):
         raise ValueError(f"{where}: 'caption' must be a text, got {caption!r:.80}")
     return query_id, caption
 

@@ -1,162 +1,55 @@
-"""The images of an evaluation: those of the benchmark, and distractors from a folder or a list of files."""
+"""Image files in a folder: which there are, and opening one that must not lie outside."""
 
-import hashlib
-import logging
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+import os
+from functools import cache
+from pathlib import Path
 
-from datasets import Dataset
 from PIL import Image
 
-from ..processing_tpas import load_image
-from .pab import image_path
-
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from ..processing_tpas import IMAGE_FORMATS, load_image
 
 
-class ImageFiles(Sequence[Image.Image]):
-    """Images by their paths relative to a root, each read when it is asked for.
+@cache
+def image_suffixes() -> frozenset[str]:
+    """How the names of files end that [`load_image`] opens, in lower case, such as ".jpg"."""
+    registered = Image.registered_extensions()
+    return frozenset(suffix for suffix, kind in registered.items() if kind in IMAGE_FORMATS)
 
-    Args:
-        annotated_at: where each path is written, such as "attr.json, line 3", for the message of an error.
-        elsewhere: the files of those that do not lie under the root.
+
+def images_in(folder: Path) -> list[str]:
+    """Every image below a folder, by its suffix: sorted paths relative to the folder, in POSIX form.
+
+    Links to folders are not followed. Empty where there is none.
     """
-
-    def __init__(
-        self,
-        root: Path,
-        images: Sequence[str],
-        annotated_at: Mapping[str, str] | None = None,
-        elsewhere: Mapping[str, Path] | None = None,
-    ):
-        self.root = root
-        self.images = images
-        self.annotated_at = annotated_at or {}
-        self.elsewhere = elsewhere or {}
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Image.Image:
-        image = self.images[index]
-        if image in self.elsewhere:
-            return load_image(self.elsewhere[image])
-        return open_image(self.root, image, self.annotated_at.get(image, image))
+    suffixes = image_suffixes()
+    return sorted(
+        Path(parent, name).relative_to(folder).as_posix()
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if Path(name).suffix.lower() in suffixes
+    )
 
 
-def open_image(root: Path, image: str, place: str) -> Image.Image:
-    """The image at the relative path `image`.
+def file_inside(root: str | Path, path: str | Path) -> Path:
+    """The real path of `root`/`path`, whether there is such a file or not.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing, or cannot be read; both begin with `place`.
+        ValueError: it lies outside `root`, be it through a link, or is no file.
     """
-    try:
-        return load_image(image_path(root, image))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{place}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{place}: {error}") from error
+    folder = Path(os.path.realpath(root))
+    file = Path(os.path.realpath(folder / path))  # unlike `Path.resolve`, takes links in a circle
+    if not file.is_relative_to(folder):
+        raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
+    if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
+        raise ValueError(f"{file} is no file")
+    return file
 
 
-def annotation_places(dataset: Dataset) -> dict[str, str]:
-    """File and line of each image of `load_pab`'s dataset."""
-    columns = (dataset["image"], dataset["file"], dataset["line"])
-    return {image: f"{file}, line {line}" for image, file, line in zip(*columns, strict=True)}
-
-
-def images_in(folder: Path) -> list[Path]:
-    """Every image below a folder, by its suffix, in the order of the names.
+def load_inside(root: str, path: str) -> Image.Image:
+    """The image `root`/`path`.
 
     Raises:
-        FileNotFoundError: there is none.
+        ValueError: it is no image, or lies outside `root`, be it through a link.
+        FileNotFoundError: there is no such file.
     """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f"{folder}: no image in it ({', '.join(IMAGE_SUFFIXES)})")
-    return found
-
-
-def images_listed(listing: Path) -> list[Path]:
-    """The images that a text file names, one path a line, relative to the file's own folder.
-
-    Raises:
-        ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
-    """
-    folder = listing.resolve().parent
-    try:
-        text = listing.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{listing}: neither a folder nor a list in UTF-8: {error}") from error
-    lines: dict[Path, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        name, where = line.strip(), f"{listing}, line {number}"
-        path = (folder / name).resolve()
-        if PurePosixPath(name).is_absolute() or not path.is_relative_to(folder):
-            raise ValueError(f"{where}: {name!r} leaves {folder}: give paths below the list's own folder")
-        if path in lines:
-            raise ValueError(f"{where}: {name!r} is the image of line {lines[path]} again")
-        if not path.is_file():
-            raise FileNotFoundError(f"{where}: no such image: {path}")
-        lines[path] = number
-    if not lines:
-        raise ValueError(f"{listing}: the list is empty")
-    return list(lines)
-
-
-def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> dict[str, Path]:
-    """Images to add to a benchmark's gallery: gallery id to file.
-
-    An id is the path relative to the root, or where the file lies outside of it, relative to the parent of
-    the source's folder. What the gallery holds already is left out, also as a copy of equal bytes: the
-    challenge's gallery holds PAB's test images under other names, and a copy of a right answer would count
-    as a wrong one.
-
-    Args:
-        source: a folder, searched with all folders below, or a text file; see `images_listed`.
-        gallery_ids: the benchmark's own images, relative to the root.
-
-    Raises:
-        FileNotFoundError, ValueError: no such source, no image in it, or an id that is taken.
-    """
-    if source.is_dir():
-        found = images_in(source)
-    elif source.is_file():
-        found = images_listed(source)
-    else:
-        raise FileNotFoundError(f"{source}: neither a folder of images nor a list of them")
-    root = root.resolve()
-    base = (source if source.is_dir() else source.resolve().parent).resolve().parent
-
-    own = {path for gallery_id in gallery_ids if (path := image_path(root, gallery_id)).is_file()}
-    own_names = set(gallery_ids)
-    by_size: dict[int, list[Path]] = {}
-    for path in own:
-        by_size.setdefault(path.stat().st_size, []).append(path)
-    digests: dict[int, set[bytes]] = {}  # by size, only of sizes that a distractor has as well
-    distractors: dict[str, Path] = {}
-    copies = 0
-    for path in (path.resolve() for path in found):
-        size = path.stat().st_size
-        if size in by_size and size not in digests:
-            digests[size] = {_content(other) for other in by_size[size]}
-        if path in own or (size in digests and _content(path) in digests[size]):
-            copies += 1
-            continue
-        gallery_id = path.relative_to(root if path.is_relative_to(root) else base).as_posix()
-        if gallery_id in own_names or gallery_id in distractors:
-            raise ValueError(
-                f"{path}: the gallery has another image named {gallery_id!r}: rename the distractors' folder"
-            )
-        distractors[gallery_id] = path
-    if copies:
-        logger.info("%d of %d distractors are in the gallery already and left out", copies, len(found))
-    return distractors
-
-
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()
+    return load_image(file_inside(root, path))

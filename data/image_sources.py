@@ -4,7 +4,7 @@ import io
 import logging
 import os
 import reprlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import Any
 from PIL import Image, ImageFile
 
 from ..processing_tpas import load_image, upright_rgb
+from .image_files import image_suffixes, images_in, load_inside
 
 logger = logging.getLogger(__name__)
 
 PAIRS = "pairs (id, image), such as [(path.name, path) for path in files]"
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -71,45 +71,22 @@ def find_images(images: Any, id_column: str | None = None) -> Iterable[SourceIma
     raise TypeError(f"images must be a folder, a datasets.Dataset or {PAIRS}, got {type(images)}")
 
 
-def load_inside(root: str, path: str) -> Image.Image:
-    """The image `root`/`path`.
-
-    Raises:
-        ValueError: it is no image, or lies outside `root`, be it through a link.
-        FileNotFoundError: there is no such file.
-    """
-    folder = Path(os.path.realpath(root))
-    file = Path(os.path.realpath(folder / path))
-    if not file.is_relative_to(folder):
-        raise ValueError(f"{folder / path} leads out of {folder}, to {file}")
-    if file.exists() and not file.is_file():  # to open a pipe would wait for its writer
-        raise ValueError(f"{file} is no file")
-    return load_image(file)
-
-
 def _in_folder(folder: Path) -> list[SourceImage]:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder of images")
     root = Path(os.path.realpath(folder))
-    paths = []
-    for parent, _, names in os.walk(root):  # does not follow links to folders
-        for name in names:
-            file = Path(parent, name)
-            if file.suffix.lower() not in SUFFIXES:
-                continue
-            path = file.relative_to(root).as_posix()
-            target = Path(os.path.realpath(file))  # unlike `Path.resolve`, takes links in a circle
-            if not target.is_relative_to(root):
-                logger.warning("left out %s: it leads out of the folder, to %s", path, target)
-            elif not _is_unicode(path):
-                logger.warning("left out %r: its name is not UTF-8", path)
-            else:
-                paths.append(path)
-    if not paths:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(SUFFIXES))})")
-    return [
-        SourceImage(path, partial(load_inside, str(root), path), str(root), path) for path in sorted(paths)
-    ]
+    images = []
+    for path in images_in(root):
+        target = Path(os.path.realpath(root / path))
+        if not target.is_relative_to(root):
+            logger.warning("left out %s: it leads out of the folder, to %s", path, target)
+        elif not _is_unicode(path):
+            logger.warning("left out %r: its name is not UTF-8", path)
+        else:
+            images.append(SourceImage(path, partial(load_inside, str(root), path), str(root), path))
+    if not images:
+        raise ValueError(f"{folder} holds no images ({', '.join(sorted(image_suffixes()))})")
+    return images
 
 
 def _is_unicode(name: str) -> bool:
@@ -170,7 +147,7 @@ class _NamedImages:
         self.pairs = pairs
 
     def __length_hint__(self) -> int:
-        return len(self.pairs) if hasattr(self.pairs, "__len__") else NotImplemented
+        return len(self.pairs) if isinstance(self.pairs, Sized) else NotImplemented
 
     def __iter__(self) -> Iterator[SourceImage]:
         for pair in self.pairs:
@@ -204,11 +181,12 @@ def _kept_until_read(image: Image.Image) -> Image.Image:
     if not isinstance(image, ImageFile.ImageFile):
         return image
     try:
-        if getattr(image, "_im", image) is None:
-            position = image.fp.tell()
-            image.fp.seek(0)
-            again = Image.open(io.BytesIO(image.fp.read()))
-            image.fp.seek(position)
+        file = image.fp
+        if file is not None and getattr(image, "_im", image) is None:
+            position = file.tell()
+            file.seek(0)
+            again = Image.open(io.BytesIO(file.read()))
+            file.seek(position)
             # Where they differ, the caller has chosen another frame, or by `draft` a size.
             if (again.format, again.size, again.tell()) == (image.format, image.size, image.tell()):
                 return again

@@ -1,11 +1,22 @@
-"""Files that are whole or not there: written beside, then renamed."""
+"""Files and folders that are whole or not there: written beside their place, then renamed into it.
 
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
+
+Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which only a killed process leaves.
+"""
+
+import glob
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+UNFINISHED = ".partial"  # how names end of what is being written
 
 
 def check_place(path: Path) -> None:
@@ -24,20 +35,87 @@ def check_place(path: Path) -> None:
         raise PermissionError(f"no place for {path}: its folder cannot be written to")
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes beside and renames: the file is whole or is not there."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
+    """Replaces a file by this content in JSON; see [`replacing`]."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=durable)
 
 
-def write_text(path: Path, text: str) -> None:
-    write_beside(path, lambda file: file.write(text.encode()))
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Replaces a file by this text in UTF-8; see [`replacing`]."""
+    with replacing(path, durable=durable) as unfinished:
+        unfinished.write_bytes(text.encode())
 
 
-def write_beside(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Lets `write` fill a file beside, of this call alone, and renames it; if that fails, nothing is left."""
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yields a free path, of this call alone; the file or folder made there then takes the place of `path`.
+
+    If that fails, nothing is left of it, and what was there is untouched. Makes the folder of `path`.
+
+    Args:
+        durable: also leave nothing in the system's memory alone, where a power cut would lose it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+    name = {"prefix": f".{path.name}.", "suffix": UNFINISHED}
+    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as folder:
         unfinished = Path(folder) / path.name
-        with unfinished.open("wb") as file:
-            write(file)
-        os.replace(unfinished, path)
+        yield unfinished
+        put_in_place(unfinished, path, durable=durable)
+
+
+def put_in_place(unfinished: Path, path: Path, *, durable: bool = False) -> None:
+    """Renames a finished file or folder to `path`, replacing what is there; for what several processes wrote.
+
+    A folder cannot replace another in one step: the old one is first renamed to `.NAME.replaced`, from where
+    [`recover`] takes it if the process is killed in between.
+    """
+    written = [unfinished, *unfinished.rglob("*")]
+    _open_by_umask([entry for entry in written if entry.is_file()], beside=unfinished.parent)
+    if durable:
+        for entry in written:
+            _flush(entry)
+    replaced = _set_aside(path)
+    if replaced.exists():  # left by a process that was killed; now superseded
+        shutil.rmtree(replaced, ignore_errors=True)
+    if unfinished.is_dir() and path.exists():
+        os.replace(path, replaced)
+    os.replace(unfinished, path)
+    if durable:
+        _flush(path.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def recover(path: Path) -> None:
+    """Removes what killed processes left of `path`, and puts back a folder that one was about to replace.
+
+    Only where no other process is writing it.
+    """
+    replaced = _set_aside(path)
+    if replaced.exists() and not path.exists():
+        os.replace(replaced, path)
+    for left in (replaced, *path.parent.glob(f".{glob.escape(path.name)}.*partial")):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _set_aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
+
+
+def _open_by_umask(files: list[Path], beside: Path) -> None:
+    """Gives files that only their owner may read, as safetensors writes them, the mode of other new files."""
+    private = [file for file in files if file.stat().st_mode & 0o777 == 0o600]
+    if private:
+        with tempfile.TemporaryDirectory(dir=beside) as folder:
+            usual = Path(folder) / "file"
+            usual.touch()
+            for file in private:
+                file.chmod(usual.stat().st_mode & 0o777)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

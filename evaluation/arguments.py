@@ -43,6 +43,9 @@ class RankingArguments:
     sca_max_shift: int = flag(1, "places a query may move down")
     sca_tau: float = flag(0.0, "confidences so close are left alone")
     sca_capacity: int = flag(1, "queries that an image may answer")
+    sca_text_threshold: float | None = flag(
+        None, "texts compete for an image only if the cosine of their embeddings is so high (default: all do)"
+    )
     batch_size: int = flag(
         64, "images that a process reads at once; changes memory and speed, never a figure"
     )

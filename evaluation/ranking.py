@@ -17,7 +17,7 @@ the `watched` images remain.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from ..models.interface import (
     RetrievalProcessor,
     can_match,
 )
-from ..sca import SCAReport, sca_rerank
+from ..sca import SCAReport
 from ..search.ranking import fuse, rank_by_embeddings, reorder
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 from .stages import Stage
@@ -156,10 +156,10 @@ def rank_gallery(
         if fusion_weight != 0:
             final_stage = "fused"
             lists["fused"] = reorder(candidates, fuse(match_scores, cosines, fusion_weight))
-    settings = asdict(sca or SCASettings())
+    sca = sca or SCASettings()
     # Where the embeddings are the final stage, theirs is "sca".
     for stage, name in {"embeddings": "embeddings_sca", final_stage: "sca"}.items():
-        reranked = sca_rerank(*lists[stage], query_ids=list(query_ids), **settings)
+        reranked = sca.rerank(*lists[stage], texts.embeds, list(query_ids))
         lists[name] = (reranked.indices, reranked.scores)
     stages = [stage.value for stage in Stage if stage in lists]
     return Rankings(

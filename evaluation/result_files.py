@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..data.pab import RetrievalBenchmark, image_path
+from ..data.pab import RetrievalBenchmark
+from ..data.pab_images import image_path
 from ..reranking.score_files import ScoreFile, write_score_file
 from ..search.hits import SearchHit
 from .measures import query_figures

@@ -10,8 +10,8 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
-from ..data.image_files import ImageFiles
 from ..data.pab import RetrievalBenchmark
+from ..data.pab_images import ImageFiles
 from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 from ..reranking.fusion import check_fusion_weight
 from ..sca import SCAReport

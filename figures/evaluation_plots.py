@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from ..data.pab import RetrievalBenchmark, image_path
+from ..data.pab import RetrievalBenchmark
+from ..data.pab_images import image_path
 from ..evaluation.result_files import RankedQuery, ranked_queries, rankings_json
 from ..evaluation.retrieval import EvaluationResult
 from ..evaluation.stages import Stage

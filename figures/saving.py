@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 import matplotlib
 from matplotlib.figure import Figure
 
-from ..data.whole_files import write_beside
+from ..data.whole_files import replacing
 
 FORMATS = ("png", "pdf", "svg", "jpg", "webp")
 DOTS_PER_INCH = 150
@@ -23,7 +23,8 @@ def save_figure(figure: Figure, path: str | Path, dots_per_inch: int = DOTS_PER_
     kind = path.suffix.lower().lstrip(".")
     if kind not in FORMATS:
         raise ValueError(f"{path}: a figure is written as one of {', '.join(FORMATS)}, got {path.suffix!r}")
-    write_beside(path, lambda file: _write(figure, file, kind, dots_per_inch))
+    with replacing(path) as unfinished:
+        _write(figure, unfinished, kind, dots_per_inch)
     return path
 
 
@@ -34,7 +35,7 @@ def svg_of(figure: Figure) -> str:
     return file.getvalue().decode()
 
 
-def _write(figure: Figure, file: BinaryIO, kind: str, dots_per_inch: int, **settings: Any) -> None:
+def _write(figure: Figure, file: BinaryIO | Path, kind: str, dots_per_inch: int, **settings: Any) -> None:
     # Left alone, the date and random names would make every file another one. 42: text stays text in a PDF.
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     if kind in ("jpg", "webp"):

@@ -7,9 +7,7 @@ what is left out on purpose is reported.
 
 import json
 import logging
-import os
 import re
-import tempfile
 import zipfile
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertModel
 
 from ..configuration_tpas import XVLM_BASE_TEXT, XVLM_BASE_VISION, TPASConfig
+from ..data.whole_files import replacing
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from ..relative_position import interpolate_table, is_other_window
@@ -381,14 +380,11 @@ def convert_checkpoint(
     model.load_state_dict(conversion.state_dict, strict=not conversion.new)
     model.to(dtype)
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-        unfinished = Path(temporary) / "model"
+    with replacing(output) as unfinished:
         logger.info("writing %s", output)
         model.save_pretrained(unfinished)
         if processor is not None:
             processor.save_pretrained(unfinished)
         logger.info("loading it again to check it")
         check_saved(unfinished, model)
-        os.replace(unfinished, output)
     return conversion

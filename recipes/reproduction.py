@@ -67,7 +67,7 @@ class Row:
     """A row of the paper.
 
     Attributes:
-        recipe: the name of its file, and of what that writes.
+        recipe: its name for `reproduce.py`, and of what that writes.
         paper: what the paper prints.
         stages: those of our evaluation that the paper's figures may be of; where it leaves open which, all.
         pairs: to train on, `None` for all, with `fine_tuned`.

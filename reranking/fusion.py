@@ -3,8 +3,6 @@
 Rows are queries, in the same order in every array; images are numbers that mean the same in every array.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..sca import best_columns, blocks, check_count, refuse_scores_for_none
+from ..sca import best_columns, blocks, check_count
+from .ranked_lists import refuse_scores_for_none
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +59,7 @@ def weighted_sum(
 
     Raises:
         ValueError, TypeError: where the arguments break the above, or scores stand for "no candidate"
-            ([`tpas.sca.stands_for_none`]).
+            ([`tpas.reranking.ranked_lists.stands_for_none`]).
 
     Warns:
         UserWarning: if a dense system's lowest score looks like what fills up a matrix, as X-VLM's -100 does.
@@ -153,27 +152,27 @@ def _fuse(
     dense = bool(galleries) and top_k is None
     length = top_k or longest
     scores = np.empty((queries.pop(), length), dtype=np.float32)
-    indices = None if dense else np.empty(scores.shape, dtype=np.int64)
+    indices = np.empty(scores.shape, dtype=np.int64)
     for rows in blocks(len(scores), scored):
         shares = [share(number, rows) for number in range(len(systems))]
-        lists = [None if system.indices is None else system.indices[rows] for system in systems]
         if not galleries:
+            lists = [system.indices[rows] for system in systems if system.indices is not None]
             indices[rows], scores[rows] = _best_of_lists(lists, shares, length)
             continue
         total = np.zeros((len(shares[0][0]), longest))
-        for images, (everywhere, listed) in zip(lists, shares, strict=True):
+        for system, (everywhere, listed) in zip(systems, shares, strict=True):
             total += everywhere[:, None]
-            if images is None:
+            if system.indices is None:
                 total += listed
-            else:
-                total[np.arange(len(total))[:, None], images] += listed  # no image twice in a row
+            else:  # no image is in a row twice
+                total[np.arange(len(total))[:, None], system.indices[rows]] += listed
         total = total.astype(np.float32)
         if dense:
             scores[rows] = total
         else:
             indices[rows] = best_columns(total, length)
             scores[rows] = np.take_along_axis(total, indices[rows], axis=1)
-    return SystemScores(scores, indices)
+    return SystemScores(scores, None if dense else indices)
 
 
 def _best_of_lists(
@@ -182,7 +181,7 @@ def _best_of_lists(
     """The best `length` of all images in n queries' lists: images and scores, (n, length) both."""
     images = np.concatenate(lists, axis=1).astype(np.int64)  # (n, all candidates of all systems)
     listed = np.concatenate([more for _, more in shares], axis=1)
-    everywhere = sum(base for base, _ in shares)  # (n,)
+    everywhere = sum((base for base, _ in shares), np.zeros(len(listed)))  # (n,)
     names, images = np.unique(images, return_inverse=True)  # as numbers so small that rows times them fit
     rows = np.arange(len(everywhere))[:, None]
     candidates, number = np.unique(rows * len(names) + images.reshape(listed.shape), return_inverse=True)

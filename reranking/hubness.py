@@ -8,8 +8,6 @@ In top-K lists an image is seen only by the queries that list it. What is assume
 each function.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -20,10 +18,9 @@ from ..sca import (
     check_count,
     check_temperature,
     checked_input,
-    refuse_scores_for_none,
     warn_where_images_are_few,
 )
-from .ranked_lists import RerankResult, new_score_type, rescored
+from .ranked_lists import RerankResult, new_score_type, refuse_scores_for_none, rescored
 
 # That of QB-Norm's experiments (beta = 20), for cosines.
 DEFAULT_TEMPERATURE = 0.05
@@ -107,7 +104,7 @@ def sinkhorn(
     gallery = np.arange(values.shape[1])[None] if images is None else images
     warn_where_images_are_few(len(values), gallery, capacity)
     greatest = values.max(axis=1).astype(np.float64)
-    kernel = np.empty(values.shape)
+    kernel: Any = np.empty(values.shape)
     for part in blocks(*values.shape):  # less the greatest, so that each row has a 1 and none overflows
         kernel[part] = np.exp((values[part] - greatest[part, None]) / temperature)
     if columns is not None:
@@ -129,7 +126,7 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
 
     Cross-domain similarity local scaling: Conneau et al., "Word translation without parallel data" (2018).
 
-    Scores that stand for "no candidate" ([`tpas.sca.stands_for_none`]) are refused.
+    Scores that stand for "no candidate" ([`tpas.reranking.ranked_lists.stands_for_none`]) are refused.
 
     Lists: a query's best are in its list. Where fewer than `neighbours` queries list an image, each that is
     lacking counts with the mean of all queries' last scores.

@@ -4,8 +4,6 @@ Both are transductive. Both leave each query its candidates and each candidate i
 which one comes first; a query that finds no image keeps its first answer.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,10 +19,9 @@ from ..sca import (
     check_count,
     rank_of_ids,
     sca_rerank,
-    stands_for_none,
     warn_where_images_are_few,
 )
-from .ranked_lists import RerankReport, RerankResult, answers_put_first
+from .ranked_lists import RerankReport, RerankResult, answers_put_first, stands_for_none
 
 _LARGEST_DENSE = 100_000  # cost entries; beyond it a sparse solver is faster
 
@@ -59,7 +56,7 @@ def bounded_assignment(
     Args:
         indices, scores, query_ids, capacity, top_k: as in [`tpas.sca.sca_rerank`].
         max_loss: >= 0, in units of the score. `None`: any loss, but to a score such as -1e9 or -3e38, which
-            stands for "no candidate" ([`tpas.sca.stands_for_none`]).
+            stands for "no candidate" ([`tpas.reranking.ranked_lists.stands_for_none`]).
 
     Raises:
         ValueError, TypeError: where the input breaks the above, naming the row or the value.

@@ -6,10 +6,8 @@ Bogolin et al., "Cross Modal Retrieval with Querybank Normalisation" (CVPR 2022)
 softmax.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -35,7 +33,7 @@ class QueryBank:
     @classmethod
     def from_scores(
         cls, bank_scores: Any, *, temperature: float = DEFAULT_TEMPERATURE, activation: int = 1
-    ) -> QueryBank:
+    ) -> Self:
         """Sums up dense scores (B, G) of B captions, by the same scorer as the queries' and the same gallery.
 
         Args:

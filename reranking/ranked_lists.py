@@ -1,17 +1,39 @@
-"""What every re-ranker returns: the lists in their new order, and what this did to collisions and coverage.
+"""Ranked lists: how ties are ordered, which scores are none, and what every re-ranker returns.
 
 Re-rankers are called as [`tpas.sca.sca_rerank`] is: `indices` (Q, K) and `scores` (Q, K), or `None` and a
 dense matrix (Q, G); numpy arrays or torch tensors in, the same kind out.
 """
 
-from __future__ import annotations
-
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..sca import as_given, best_columns, checked_top_k, claims, put_first
+from ..sca import as_given, best_columns, blocks, checked_top_k, claims, put_first, refuse_rows
+
+_FAR_BELOW = 1_000  # and so many times any other score: then a score only says that there is none
+
+
+def tie_key(image_id: str) -> bytes:
+    """Of two images with equal scores the one with the smaller key comes first.
+
+    It is a hash, because file names of a benchmark may say which image is right, and rows follow names, so
+    neither may decide. (`evaluation/recall_at_k.py` has it once more: `evaluate` loads that file alone.)
+    """
+    return hashlib.blake2b(image_id.encode()).digest()
+
+
+def tie_order(image_ids: Sequence[str]) -> list[int]:
+    """The places of the ids in the order of their `tie_key`."""
+    keys = list(map(tie_key, image_ids))
+    return sorted(range(len(keys)), key=keys.__getitem__)
+
+
+def in_tie_order(image_ids: Sequence[str]) -> tuple[str, ...]:
+    """The ids so that a search for the best columns ranks equal scores as everywhere."""
+    return tuple(image_ids[place] for place in tie_order(image_ids))
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,34 @@ def rescored(
 def new_score_type(values: np.ndarray) -> np.dtype:
     """The type of computed scores: that of the scores given, but single precision at least."""
     return np.result_type(values.dtype, np.float32)
+
+
+def stands_for_none(values: np.ndarray) -> float | None:
+    """The score at or below which a score of (Q, K) only says "no candidate", or `None` without such ones.
+
+    Minus infinity is refused, so a number far below all scores takes its place: -1e9, -65504, -3e38. It is
+    taken for one from -1,000 on, where it lies a thousand times as far from 0 as any other score, and so is
+    what lies within a factor of 2 of it.
+    """
+    lowest = float(values.min())
+    if lowest > -_FAR_BELOW:
+        return None
+    farthest = 0.0  # of the others
+    for part in blocks(*values.shape):
+        others = values[part][values[part] > lowest / 2]
+        if len(others):
+            farthest = max(farthest, float(others.max()), -float(others.min()))
+    return lowest / 2 if 0 < farthest < -lowest / _FAR_BELOW else None
+
+
+def refuse_scores_for_none(values: np.ndarray) -> None:
+    """Raises for scores (Q, K) that stand for "no candidate", where a mean with them in it would be taken."""
+    if (none := stands_for_none(values)) is not None:
+        rule = (
+            "scores so far below all others stand for no candidate, and a mean over them says nothing: "
+            "give lists of the images that were scored, all as long as the shortest"
+        )
+        refuse_rows(values <= none, rule, values)
 
 
 def _report(

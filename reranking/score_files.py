@@ -13,12 +13,7 @@ file's metadata, under the same names. Higher scores are better. Scores are fini
 candidates, and a shorter list is not padded but refused. Nothing in a file is ever executed.
 """
 
-from __future__ import annotations
-
-import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections import Counter
@@ -30,6 +25,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
+
+from ..data.whole_files import replacing
 
 SUFFIXES = (".npz", ".safetensors")
 _ARRAYS = ("scores", "indices", "moved")
@@ -73,12 +70,12 @@ class ScoreFile:
         if self.moved is not None and (self.moved.shape != (queries,) or self.moved.dtype != bool):
             raise ValueError(f"moved must be ({queries},) bool, got {self.moved.shape} {self.moved.dtype}")
         if self.indices is not None:
-            self._check_lists()
+            self._check_lists(self.indices)
         elif self.moved is not None:
             raise ValueError("moved belongs to lists, and there are no indices")
 
-    def _check_lists(self) -> None:
-        indices, scores = self.indices, self.scores
+    def _check_lists(self, indices: np.ndarray) -> None:
+        scores = self.scores
         if indices.dtype.kind not in "iu":
             raise ValueError(f"indices must be integers, got {indices.dtype}")
         if indices.shape != scores.shape:
@@ -125,7 +122,7 @@ class ScoreFile:
         raise ValueError(f"query {self.query_ids[row]!r} {shown}")
 
     @property
-    def resolved(self) -> bool:
+    def reranked(self) -> bool:
         """Whether a re-ranker has put first answers in their place, so scores no longer say the order."""
         return self.moved is not None and bool(self.moved.any())
 
@@ -157,22 +154,22 @@ def read_score_file(path: str | Path) -> ScoreFile:
 
 
 def write_score_file(path: str | Path, content: ScoreFile) -> None:
-    """Writes a score file, beside and then renamed, so that no half of one is ever seen."""
+    """Writes a score file; it is whole or not there."""
     path = Path(path)
     check_suffix(path)
-    arrays = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items() if array is not None}
+    given = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
+    arrays: dict[str, Any] = {
+        name: np.ascontiguousarray(array) for name, array in given.items() if array is not None
+    }
     if content.indices is not None and len(content.gallery_ids) < 2**31:
         arrays["indices"] = arrays["indices"].astype(np.int32)  # half the file
     ids = {"query_ids": content.query_ids, "gallery_ids": content.gallery_ids}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        unfinished = Path(folder) / path.name
+    with replacing(path) as unfinished:
         if path.suffix == ".npz":
-            np.savez(unfinished, **arrays, **{name: np.array(names) for name, names in ids.items()})
+            columns: dict[str, Any] = {name: np.array(names) for name, names in ids.items()}
+            np.savez(unfinished, **columns | arrays)
         else:
             save_file(arrays, unfinished, {name: json.dumps(names) for name, names in ids.items()})
-        os.replace(unfinished, path)
 
 
 def align(files: Sequence[ScoreFile], names: Sequence[str]) -> list[ScoreFile]:
@@ -211,15 +208,6 @@ def align_gallery(file: ScoreFile, name: str, gallery_ids: tuple[str, ...], othe
     new_position = np.empty(len(columns), dtype=np.int64)  # the type given may be too small for the last ones
     new_position[columns] = np.arange(len(columns))
     return replace(file, indices=new_position[file.indices], gallery_ids=gallery_ids)
-
-
-def by_digest(gallery_ids: Sequence[str]) -> tuple[str, ...]:
-    """Gallery ids in the order of a hash of each, as `tpas.search.gallery` ranks ties.
-
-    File names of a benchmark may say which image is right, and rows follow names, so where equal scores of a
-    dense matrix are ranked by column, neither may be the order of the columns.
-    """
-    return tuple(sorted(gallery_ids, key=lambda name: hashlib.blake2b(name.encode()).digest()))
 
 
 def check_suffix(path: Path) -> None:

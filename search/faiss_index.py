@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.whole_files import replacing, write_json
 from .exact_index import ExactIndex, rank_candidates
 from .manifest import (
     FAISS_DESCRIPTION,
@@ -23,8 +24,6 @@ from .manifest import (
     builder_lock,
     explained_write_errors,
     file_checksum,
-    replacing,
-    write_beside,
 )
 from .stored_gallery import StoredGallery, gather_rows
 
@@ -139,10 +138,10 @@ def write_faiss_index(stored: StoredGallery, exact: ExactIndex, **settings: Any)
     faiss = import_faiss()
     index, recall = FaissIndex.train(exact, **settings)
     with builder_lock(stored.directory), explained_write_errors(stored.directory):
-        with replacing(stored.directory / FAISS_INDEX) as unfinished:
+        with replacing(stored.directory / FAISS_INDEX, durable=True) as unfinished:
             unfinished.write_bytes(faiss.serialize_index(index.lists))
             description = {"state": stored.state, "blake2b": file_checksum(unfinished), "recall": recall}
-        write_beside(stored.directory / FAISS_DESCRIPTION, json.dumps(description, indent=1) + "\n")
+        write_json(stored.directory / FAISS_DESCRIPTION, description, durable=True)
     return recall
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from ..data.image_sources import find_images
+from ..data.whole_files import write_json
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
 from .fingerprints import image_fingerprint, model_fingerprint
 from .gallery import Gallery
-from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors, write_beside
+from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors
 
 logger = logging.getLogger(__name__)
 
@@ -105,4 +106,4 @@ def _read_record(path: Path) -> tuple[FileStates, bool]:
 
 def _write_record(path: Path, files: FileStates, finished: bool) -> None:
     with explained_write_errors(path):
-        write_beside(path / RECORD, json.dumps({"finished": finished, "files": files}, indent=1) + "\n")
+        write_json(path / RECORD, {"finished": finished, "files": files}, durable=True)

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.image_sources import find_images, load_inside
+from ..data.image_files import load_inside
+from ..data.image_sources import find_images
 from ..engine.encoding import EncodedTexts, Encoder, TextEncoder, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.image_sources import load_inside
+from ..data.image_files import load_inside
 from ..engine.encoding import Encoder, encode_images
 from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel

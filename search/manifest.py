@@ -17,10 +17,8 @@ who opened the old one goes on reading the shards that it names.
 import errno
 import hashlib
 import json
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,11 +29,12 @@ from uuid import uuid4
 import filelock
 from safetensors import SafetensorError
 
+from ..data.whole_files import UNFINISHED, write_json
+
 FORMAT = 1
 MANIFEST = "gallery.json"
 LOCK = "builder.lock"
 FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
-UNFINISHED = ".partial"  # how names end of what is being written
 SHARDS = "shards"
 SHARD = "shard.json"
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
@@ -157,7 +156,7 @@ def new_manifest(settings: GallerySettings) -> dict[str, Any]:
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
     content = manifest | {"settings": manifest["settings"].to_json()}
-    write_beside(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
+    write_json(directory / MANIFEST, content, durable=True)
 
 
 def shard_number(name: str) -> int:
@@ -211,32 +210,3 @@ def explained_write_errors(directory: Path) -> Iterator[None]:
 def file_checksum(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def write_beside(path: Path, content: str) -> None:
-    """Replaces a text file in one step."""
-    with replacing(path) as unfinished:
-        unfinished.write_text(content, encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yields a file to write, beside `path` and of this call alone, that takes its place once it is whole.
-
-    If that fails, nothing is left of it; after a kill the next `builder_lock` removes it.
-    """
-    name = {"prefix": f".{path.name}.", "suffix": UNFINISHED}
-    with tempfile.TemporaryDirectory(dir=path.parent, **name) as folder:
-        unfinished = Path(folder) / path.name
-        yield unfinished
-        flush(unfinished)
-        os.replace(unfinished, path)
-
-
-def flush(path: Path) -> None:
-    """Leaves nothing of a file or folder in the system's memory alone, where a power cut would lose it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ are ordered by a hash of the gallery id: PAB's file names say which images are n
 names, so neither may decide.
 """
 
-import hashlib
 import logging
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..reranking.fusion import SystemScores, check_fusion_weight, weighted_sum
+from ..reranking.ranked_lists import tie_order
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,11 @@ def rank_by_embeddings(
     Returns:
         Indices (Q, G) into the gallery and their cosines (Q, G), descending.
     """
-    digests = [hashlib.blake2b(gallery_id.encode()).digest() for gallery_id in gallery_ids]
-    by_digest = torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))  # (G,)
+    ties = torch.tensor(tie_order(gallery_ids))  # (G,)
     # Summed in double and rounded, so that equal images get equal scores wherever they lie in the matrix.
-    cosines = (text_embeds.double() @ image_embeds[by_digest].double().t()).float()  # (Q, G)
+    cosines = (text_embeds.double() @ image_embeds[ties].double().t()).float()  # (Q, G)
     cosines, order = cosines.sort(dim=1, descending=True, stable=True)
-    return by_digest[order], cosines
+    return ties[order], cosines
 
 
 def resolve_shortlist(shortlist: int | None, gallery_size: int) -> int:

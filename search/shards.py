@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import shutil
 import zipfile
 import zlib
@@ -16,6 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.whole_files import replacing
+from ..reranking.ranked_lists import tie_key
 from .manifest import (
     EMBEDDINGS,
     IMAGES,
@@ -28,7 +29,6 @@ from .manifest import (
     GalleryError,
     GallerySettings,
     file_checksum,
-    flush,
     shard_number,
     write_manifest,
 )
@@ -54,8 +54,8 @@ class ShardRow:
 
 
 def id_hash(image_id: str) -> int:
-    """The first 8 bytes of the id's blake2b as int64 of the same order."""
-    return int.from_bytes(hashlib.blake2b(image_id.encode()).digest()[:8], "big") - 2**63
+    """The first 8 bytes of the id's `tie_key` as int64 of the same order."""
+    return int.from_bytes(tie_key(image_id)[:8], "big") - 2**63
 
 
 def shard_name(number: int, ids: Sequence[str]) -> str:
@@ -76,11 +76,8 @@ def write_shard(
     Args:
         unreadable: by id, why an image that belongs here could not be read.
     """
-    partial = directory / SHARDS / f".{name}{UNFINISHED}"
-    target = directory / SHARDS / name
-    shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
-    try:
-        partial.mkdir(parents=True)
+    with replacing(directory / SHARDS / name, durable=True) as partial:
+        partial.mkdir()
         images = {
             "pictures": [{"id": row.id, "root": row.root, "path": row.path} for row in rows],
             "unreadable": unreadable,
@@ -100,12 +97,6 @@ def write_shard(
         }
         content = {"settings": settings.to_json(), "rows": len(rows), "files": files}
         (partial / SHARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        for path in (*partial.iterdir(), partial):
-            flush(path)
-        os.replace(partial, target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_tensors(partial: Path, rows: Sequence[ShardRow], settings: GallerySettings) -> None:

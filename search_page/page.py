@@ -16,6 +16,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.middleware import Middleware
 
+from ..data.image_files import image_suffixes
 from .rendering import Renderer, page_script, page_style
 from .request_limits import RequestLimits
 from .requests import RequestError, SearchRequests, Session
@@ -168,7 +169,10 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
                 with gr.Accordion("My own images", open=False):
                     own_images = gr.HTML(page.renderer.own_images(Session(), {}), apply_default_css=False)
                     upload = gr.UploadButton(
-                        "Add images", file_count="multiple", file_types=["image"], elem_id="tpas-upload"
+                        "Add images",
+                        file_count="multiple",
+                        file_types=sorted(image_suffixes()),
+                        elem_id="tpas-upload",
                     )
                     where = gr.Radio(
                         WHERE,

@@ -11,7 +11,7 @@ from typing import Literal
 
 from PIL import Image
 
-from ..data.image_sources import load_inside
+from ..data.image_files import load_inside
 from ..processing_tpas import clean_caption, load_image
 from ..search.explanation import Explanation
 from ..search.gallery import Gallery

@@ -15,14 +15,14 @@ from tiny_retrieval_models import save_tiny
 from transformers import BertTokenizer, HfArgumentParser
 
 from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
-from tpas.data.drawn.synthetic_pab import MANIFEST
+from tpas.data.drawn import MANIFEST
 from tpas.evaluation.stages import Stage
 from tpas.training.arguments import FineTuningArguments
 
 RECIPES = REPOSITORY / "recipes"
 REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"
 ZERO_SHOT = "77.86 / 98.28 / 99.24"
-# The paper's Tables 2 to 4: file, title, what the paper prints, and beside which stages it stands.
+# The paper's Tables 2 to 4: name, title, what the paper prints, and beside which stages it stands.
 ROWS = [
     ("table_2_zero_shot", "Table 2: X-VLM, zero-shot", ZERO_SHOT, {"matching"}),
     ("table_2_fine_tuned", "Table 2: X-VLM, fine-tuned", "79.98 / 98.94 / 99.44", {"matching"}),
@@ -98,7 +98,11 @@ def miniature(start, small_pab, tmp_path) -> list[str]:
 
 
 def run_recipe(name: str, *flags: str) -> None:
-    importlib.import_module(name).main(list(flags))
+    reproduce = importlib.import_module("reproduce")
+    if name in reproduce.ROWS:
+        reproduce.main([name, *flags])
+    else:
+        importlib.import_module(name).main(list(flags))
 
 
 def figures(results: dict, stage: str) -> str:
@@ -216,7 +220,7 @@ def test_the_ladder_beyond_the_paper_is_what_its_score_files_say(calls, miniatur
     assert float(rows[2][4]) == pytest.approx(gained, abs=0.011)
     calls.clear()
     run_recipe("stronger_than_the_paper", *miniature, "--seeds", "1", "2", "--fusion_weight", "0.4")
-    assert all(name.startswith(("fuse", "resolve")) for name in calls)  # the models are made once
+    assert all(name.startswith(("fuse", "rerank")) for name in calls)  # the models are made once
     with pytest.raises(SystemExit):
         run_recipe("stronger_than_the_paper", *miniature, "--seeds", "1", "1")
     assert "two models need two seeds, got 1 twice" in capsys.readouterr().err
@@ -278,12 +282,12 @@ def test_only_pab_itself_is_compared(calls, start, small_pab, tmp_path, capsys):
     [([], None), (["--equal_steps"], 10_000), (["--equal_steps", "40000"], 40_000)],
 )
 def test_the_real_training_is_the_papers(flags, equal_steps, reproduction, tmp_path):
-    module = importlib.import_module("table_3_20k_pairs")
+    row = importlib.import_module("reproduce").ROWS["table_3_20k_pairs"]
     arguments = reproduction.parse_row_arguments(
-        module.ROW, ["--model", "m", *flags, "--config_file", "a.yaml", "--", "--batch_size", "8"]
+        row, ["--model", "m", *flags, "--config_file", "a.yaml", "--", "--batch_size", "8"]
     )
     place = reproduction.Workplace("org/xvlm", Path("/pab"), tmp_path, miniature=False)
-    command = reproduction.fine_tuning_command(module.ROW, place, 7, Path("run"), arguments)
+    command = reproduction.fine_tuning_command(row, place, 7, Path("run"), arguments)
     words = [str(word) for word in command]
     script = words.index(str(REPOSITORY / "train_accelerate.py"))
     assert words[:script] == [*ACCELERATE_LAUNCH, "--config_file", str(Path("a.yaml").resolve())]
@@ -401,13 +405,23 @@ def test_without_data_a_recipe_says_so(tmp_path):
         run_recipe("table_4_with_sca", "--model", "m", "--output_dir", str(tmp_path))
 
 
-def test_every_recipe_is_a_row_and_in_the_readme():
-    files = {path.stem for path in RECIPES.glob("table_*.py")}
-    assert files == {name for name, *_ in ROWS}
+def test_every_row_is_listed_and_in_the_readme(capsys):
+    reproduce = importlib.import_module("reproduce")
+    papers = {name: paper for name, _, paper, _ in ROWS}
+    assert reproduce.ROWS.keys() == papers.keys()
     readme = (RECIPES / "README.md").read_text(encoding="utf-8")
     listed = {cells[0]: cells[-1] for cells in table_rows(readme) if cells[-1].count(" / ") == 2}
-    assert listed == {
-        f"`{name}.py`": paper for name, _, paper, _ in [*ROWS, ("zero_shot_grid", "", ZERO_SHOT, {})]
+    assert listed == {f"`{name}`": paper for name, paper in papers.items()} | {
+        "`zero_shot_grid.py`": ZERO_SHOT
     }
-    for name, *_ in ROWS:
-        assert importlib.import_module(name).ROW.recipe == name
+    reproduce.main([])
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    for name, title, paper, _ in ROWS:
+        assert [name, *title.split(), *paper.split()] in shown
+
+
+def test_an_unknown_row_is_refused(capsys):
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module("reproduce").main(["table_1"])
+    assert caught.value.code == 2
+    assert "no row 'table_1'" in capsys.readouterr().err

@@ -6,7 +6,6 @@ is whole, whenever the run was killed.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+
+from ..data.whole_files import UNFINISHED, put_in_place
 
 PROGRESS = "progress.json"
 WRITING_FAILED = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have errors of their own
@@ -85,9 +86,8 @@ def save_checkpoint(
     Raises:
         RuntimeError: it could not be written; what was there is untouched.
     """
-    discarded: list[Path] = []
     target = directory / f"step_{progress.step:08d}"
-    partial = directory / f".{target.name}.partial"
+    partial = directory / f".{target.name}{UNFINISHED}"  # of all processes
     try:
         if accelerator.is_main_process:
             for left in directory.glob(".step_*"):  # of a run that was killed
@@ -100,9 +100,7 @@ def save_checkpoint(
             save_more(partial)
             content = {"progress": asdict(progress), "settings": settings}
             (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            if target.exists():
-                discarded.append(set_aside(target))
-            os.replace(partial, target)
+            put_in_place(partial, target)
     except WRITING_FAILED as error:
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(directory)
@@ -114,8 +112,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         found = find_checkpoints(directory)
         newest = found.index(target) + 1
-        discarded += map(set_aside, found[: max(0, newest - kept)] + found[newest:])
-        for path in discarded:
+        for path in list(map(set_aside, found[: max(0, newest - kept)] + found[newest:])):
             shutil.rmtree(path)
     accelerator.wait_for_everyone()
     return target

@@ -14,8 +14,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from ..data.image_files import open_image
 from ..data.pab import RetrievalBenchmark, retrieval_split
+from ..data.pab_images import open_image
 from ..models.interface import RetrievalProcessor
 from .caption_augmentation import swap_left_right
 from .image_augmentation import Augmentation

@@ -1,13 +1,12 @@
 """The folder that a run writes: what it may hold, and models that are replaced whole."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
+from ..data.whole_files import recover, replacing
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from .checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress, under_todays_names
 
@@ -81,35 +80,23 @@ def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
 
 
 def save_model(model: nn.Module, processor: RetrievalProcessor, directory: Path) -> None:
-    """Writes both beside `directory` and renames: the folder of that name is always whole.
+    """Writes both; the folder of that name is always whole.
 
     Raises:
         RuntimeError: it could not be written; what was there is untouched.
     """
-    partial = directory.with_name(f".{directory.name}.partial")
-    replaced = directory.with_name(f".{directory.name}.replaced")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
     try:
-        cast(RetrievalModel, model).save_pretrained(partial)
-        processor.save_pretrained(partial)
+        with replacing(directory) as unfinished:
+            cast(RetrievalModel, model).save_pretrained(unfinished)
+            processor.save_pretrained(unfinished)
     except WRITING_FAILED as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise RuntimeError(
             f"{directory} could not be written ({error}); what was there is untouched. Make room, then go on "
             "with --resume_from_checkpoint last"
         ) from error
-    if directory.exists():
-        os.replace(directory, replaced)
-    os.replace(partial, directory)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def recover_models(output_dir: Path) -> None:
     """Puts back what `save_model` was replacing when the run was killed."""
     for name in MODELS:
-        replaced = output_dir / f".{name}.replaced"
-        if replaced.exists() and not (output_dir / name).exists():
-            os.replace(replaced, output_dir / name)
-        for left in (replaced, output_dir / f".{name}.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+        recover(output_dir / name)

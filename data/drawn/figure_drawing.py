@@ -1,16 +1,15 @@
 """Draws one articulated person doing something in a scene, as a small RGB image.
 
-The subject is geometry and paint only: which looks, scenes and actions exist together, and which words
-describe them, is told by `synthetic_worlds`. Everything random comes from the `random.Random` passed in.
+The subject is geometry and paint: `synthetic_worlds` says which looks, scenes and actions exist together,
+and which words describe them. Everything random comes from the `random.Random` passed in.
 Lengths are in body heights: 1 is an upright person from sole to crown.
 """
-
-from __future__ import annotations
 
 import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
@@ -394,9 +393,7 @@ class FigurePainter:
             _print_pattern(self.canvas, shapes, self.body.unit, garment, colour, self.down)
 
     def paint(self) -> None:
-        carried = self.figure.carried.shape if self.figure.carried else None
-        if carried == "backpack":
-            self._backpack()
+        self._carried({"backpack": self._backpack})
         if self.figure.upper.shape in ("hoodie", "raincoat"):
             self._hood()
         if self.figure.hair_style in ("long", "ponytail"):
@@ -406,16 +403,10 @@ class FigurePainter:
         self._leg("near", 1.0)
         self._hips()
         self._torso()
-        if carried == "backpack":
-            self._backpack_straps()
-        elif carried == "shoulder bag":
-            self._shoulder_bag()
+        self._carried({"backpack": self._backpack_straps, "shoulder bag": self._shoulder_bag})
         self._head()
         self._arm("near", 1.0)
-        if carried == "handbag":
-            self._handbag()
-        elif carried == "balloon":
-            self._balloon()
+        self._carried({"handbag": self._handbag, "balloon": self._balloon})
 
     def _arm(self, side: str, dim: float) -> None:
         upper = self.figure.upper
@@ -567,38 +558,40 @@ class FigurePainter:
             shape = Bar(body["near_shoulder"], behind, 0.07, 0.11)
         self.cloth(Garment("hood", shade(upper.colour, 0.78)), shape)
 
-    # Things carried.
+    def _carried(self, painters: dict[str, Callable[[Garment], None]]) -> None:
+        """Paints what the figure carries, if it is one of these things."""
+        carried = self.figure.carried
+        if carried is not None and carried.shape in painters:
+            painters[carried.shape](carried)
 
-    def _backpack(self) -> None:
+    def _backpack(self, carried: Garment) -> None:
         start = self.at(self.body["chest"], 0.05)
-        start = (
-            start[0] - 0.11 * self.down[1],
-            start[1] + 0.11 * self.down[0],
-        )  # behind one who faces forward
-        self.cloth(self.figure.carried, Bar(start, self.at(start, 0.15), 0.13, 0.15))
+        # Behind one who faces forward.
+        start = (start[0] - 0.11 * self.down[1], start[1] + 0.11 * self.down[0])
+        self.cloth(carried, Bar(start, self.at(start, 0.15), 0.13, 0.15))
 
-    def _backpack_straps(self) -> None:
+    def _backpack_straps(self, carried: Garment) -> None:
         for share in (-0.55, 0.55):
             start = self.at(self.top, 0, self.shoulder_half * share)
-            self.brush.line([start, self.at(start, 0.17)], shade(self.figure.carried.colour, 0.85), 0.022)
+            self.brush.line([start, self.at(start, 0.17)], shade(carried.colour, 0.85), 0.022)
 
-    def _shoulder_bag(self) -> None:
+    def _shoulder_bag(self, carried: Garment) -> None:
         start = self.at(self.top, 0, self.shoulder_half * 0.7)
         end = self.at(self.seat, 0.03, -self.hip_half * 1.1)
-        self.brush.line([start, end], shade(self.figure.carried.colour, 0.8), 0.022)
+        self.brush.line([start, end], shade(carried.colour, 0.8), 0.022)
         corners = ((0, -0.075), (0, 0.075), (0.07, 0.075), (0.07, -0.075))
-        self.cloth(self.figure.carried, Patch(tuple(self.at(end, down, across) for down, across in corners)))
+        self.cloth(carried, Patch(tuple(self.at(end, down, across) for down, across in corners)))
 
-    def _handbag(self) -> None:
+    def _handbag(self, carried: Garment) -> None:
         x, y = self.body["near_hand"]
         handle = [(x - 0.032, y + 0.035), (x - 0.026, y), (x + 0.026, y), (x + 0.032, y + 0.035)]
-        self.brush.line(handle, shade(self.figure.carried.colour, 0.6), 0.014)
+        self.brush.line(handle, shade(carried.colour, 0.6), 0.014)
         corners = ((-0.05, 0.03), (0.05, 0.03), (0.065, 0.125), (-0.065, 0.125))
-        self.cloth(self.figure.carried, Patch(tuple((x + aside, y + below) for aside, below in corners)))
+        self.cloth(carried, Patch(tuple((x + aside, y + below) for aside, below in corners)))
 
-    def _balloon(self) -> None:
+    def _balloon(self, carried: Garment) -> None:
         x, y = self.body["far_hand"]
-        colour = self.figure.carried.colour
+        colour = carried.colour
         centre_x, centre_y = x + 0.12, max(0.09, y - 0.36)
         self.brush.line([(x, y), (centre_x, centre_y + 0.08)], (90, 90, 90), 0.008)
         self.brush.ellipse(centre_x, centre_y, 0.07, 0.085, colour, shade(colour, 0.6), 0.008)
@@ -908,7 +901,7 @@ def _paint_shadow(canvas: Image.Image, brush: Brush, body: Body) -> None:
     left, right = body.extent()
     middle = sum(x for x, _ in body.joints.values()) / len(body.joints)
     x, y = (min(canvas.width - 1, max(0, int(at * body.unit))) for at in (middle, body.ground + 0.03))
-    shadow = shade(canvas.getpixel((x, y)), 0.72)
+    shadow = shade(cast(Colour, canvas.getpixel((x, y))), 0.72)
     brush.ellipse(middle, body.ground + 0.004, (right - left) / 2 + 0.03, 0.026, shadow)
 
 

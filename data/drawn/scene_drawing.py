@@ -1,7 +1,5 @@
 """Draws places, their details by chance, as backdrops that `figure_drawing` puts a person in front of."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -688,7 +686,7 @@ def _made_up_things(stage: Stage) -> None:
 
 
 def _made_up(stage: Stage, ground: str) -> None:
-    """A place that is nowhere: all that can be told of it is its ground."""
+    """A place that is nowhere: only its ground can be described."""
     rng, horizon = stage.rng, stage.horizon
     _made_up_backdrop(stage)
     base = _any_colour(rng)

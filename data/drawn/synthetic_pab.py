@@ -2,12 +2,10 @@
 
 Every person is drawn twice in one scene, doing something normal and something abnormal. About half of the
 persons have a lookalike that differs in a single attribute, so that a search must read the whole text.
-What exists is told by `synthetic_worlds`, how it is painted by `figure_drawing` and `scene_drawing`.
+`synthetic_worlds` says what exists, `figure_drawing` and `scene_drawing` how it is painted.
 
     tpas draw ROOT --train_pairs 2000 --test_pairs 200 --seed 0
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -15,7 +13,6 @@ import multiprocessing
 import os
 import random
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,6 +24,8 @@ from typing import TypeVar
 from PIL import Image
 from tqdm import tqdm
 
+from ..whole_files import replacing
+from . import MANIFEST
 from .figure_drawing import SKINS, Figure, Garment, draw_image
 from .scene_drawing import SKIES, Colour, jittered
 from .synthetic_worlds import (
@@ -40,7 +39,6 @@ from .synthetic_worlds import (
 )
 
 ROWS_PER_FILE = 1000
-MANIFEST = "synthetic_pab.json"  # names the arguments a finished folder was drawn with
 LOOKALIKE_PROBABILITY = 0.5
 SHORTEST_CAPTION, LONGEST_CAPTION = 20, 60  # words
 Choice = TypeVar("Choice")
@@ -392,8 +390,8 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[a-z0-9]+", re.sub(r"\{[^}]*\}", " ", text).lower())
 
 
-def _told(world: World) -> Iterator[str]:
-    """The phrases of a world: what its captions tell, without what they put around it."""
+def _world_phrases(world: World) -> Iterator[str]:
+    """What captions say about a world, without the phrases around it."""
     for things in (
         world.colours,
         world.uppers,
@@ -413,15 +411,15 @@ def _told(world: World) -> Iterator[str]:
         yield from (*action.phrases, *action.details)
 
 
-def _told_in_every_world() -> Iterator[str]:
-    """The phrases about build, age and sky, which no world chooses."""
+def _common_phrases() -> Iterator[str]:
+    """The phrases about build, age and sky, the same in every world."""
     for table in (_PERSONS, _BUILD_WORDS, _SKY_TEXTS):
         for phrases in table.values():
             yield from phrases
 
 
-def _put_around() -> Iterator[str]:
-    """The texts that are put around what is told."""
+def _framing_phrases() -> Iterator[str]:
+    """The phrases that are put around those of a world."""
     for templates in (
         _OPENINGS,
         _HAIR_TEXTS,
@@ -443,12 +441,12 @@ def _distinct_words(phrases: Iterable[str]) -> set[str]:
 
 def captions_vocabulary(*worlds: World) -> list[str]:
     """Every word that captions of these worlds can contain, sorted: lower case, split at punctuation."""
-    return sorted(_distinct_words(chain(_put_around(), _told_in_every_world(), *map(_told, worlds))))
+    return sorted(_distinct_words(chain(_framing_phrases(), _common_phrases(), *map(_world_phrases, worlds))))
 
 
 def telling_words(*worlds: World) -> list[str]:
     """The words of `captions_vocabulary` for what a world holds: colours, garments, deeds, places."""
-    return sorted(_distinct_words(chain(*map(_told, worlds))) - _distinct_words(_put_around()))
+    return sorted(_distinct_words(chain(*map(_world_phrases, worlds))) - _distinct_words(_framing_phrases()))
 
 
 # --- examples in memory -----------------------------------------------------------------------------------
@@ -505,12 +503,6 @@ def draw_source(
     return examples[0], examples[1]
 
 
-def draw_examples(world: World, count: int, seed: int | str, image_size: int = 192) -> Iterator[Example]:
-    """`count` examples; 2i and 2i+1 are the normal and the abnormal image of one person."""
-    for index in range((count + 1) // 2):
-        yield from draw_source(world, seed, index, image_size)[: count - 2 * index]
-
-
 # --- files ------------------------------------------------------------------------------------------------
 
 
@@ -519,10 +511,10 @@ def _save_source(
 ) -> list[dict[str, str]]:
     """Draws and writes one source's two images; returns what the annotation says about them."""
     index, *files = job
-    said = []
+    described = []
     for example, file in zip(draw_source(world, seed, index, image_size), files, strict=True):
         example.image.save(Path(root, file), quality=92)
-        said.append(
+        described.append(
             {
                 "image": file,
                 "caption": example.caption,
@@ -532,11 +524,11 @@ def _save_source(
                 "scene": example.scene,
             }
         )
-    return said
+    return described
 
 
 def _rows(
-    said: list[list[dict[str, str]]],
+    described: list[list[dict[str, str]]],
     source_numbers: Sequence[int],
     image_ids: Sequence[int],
     split: str,
@@ -544,7 +536,7 @@ def _rows(
 ) -> list[dict]:
     """Annotation rows with PAB's keys, neighbours being the normal and the abnormal image of one source."""
     rows = []
-    for position, (pair, number) in enumerate(zip(said, source_numbers, strict=True)):
+    for position, (pair, number) in enumerate(zip(described, source_numbers, strict=True)):
         frames = rng.sample(range(10), 2)
         for side, frame in enumerate(frames):
             own, other = pair[side], pair[1 - side]
@@ -616,13 +608,10 @@ def draw_pab(
                 f"{root} holds files that were not drawn with the arguments {arguments}; "
                 "remove it or name another folder"
             )
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as scratch:
-        drawn = Path(scratch, root.name)
+    with replacing(root) as drawn:
         drawn.mkdir()
         _draw_into(drawn, world, train_pairs // 2, test_pairs // 2, seed, image_size, workers)
         (drawn / MANIFEST).write_bytes(manifest.encode())
-        os.replace(drawn, root)
     return root
 
 
@@ -660,7 +649,7 @@ def _draw_into(
     ]
     names.shuffle(train_jobs)
     names.shuffle(test_jobs)
-    train_said, test_said = (
+    train_rows, test_rows = (
         _save_all(
             jobs,
             workers,
@@ -668,12 +657,12 @@ def _draw_into(
         )
         for split, jobs in (("train", train_jobs), ("test", test_jobs))
     )
-    rows = _rows(train_said, source_numbers[:train_sources], image_ids[: 2 * train_sources], "train", names)
+    rows = _rows(train_rows, source_numbers[:train_sources], image_ids[: 2 * train_sources], "train", names)
     for number, start in enumerate(range(0, len(rows), ROWS_PER_FILE)):
         _write_lines(root / f"annotation/train/attr_{number}.json", rows[start : start + ROWS_PER_FILE])
     _write_lines(
         root / "annotation/test/attr.json",
-        _rows(test_said, source_numbers[train_sources:], image_ids[2 * train_sources :], "test", names),
+        _rows(test_rows, source_numbers[train_sources:], image_ids[2 * train_sources :], "test", names),
     )
 
 

@@ -4,8 +4,6 @@
 colours (in other shades), garments, hair, things carried and actions they share a part.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .scene_drawing import Colour
@@ -13,7 +11,7 @@ from .scene_drawing import Colour
 
 @dataclass(frozen=True)
 class Named:
-    """Something drawn in one way, which `name` tells, and the words for it: synonyms, never another look."""
+    """Something drawn in one way, and the words for it: synonyms, never another look."""
 
     name: str
     words: tuple[str, ...]

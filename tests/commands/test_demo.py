@@ -73,7 +73,7 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, capsys
         assert evaluation.results["data_root"] == "pab"  # true wherever the folder is
     assert "Contrastive loss" in page
     assert "Recall@1 on validation" in page
-    assert ".unfinished" not in page
+    assert ".partial" not in page
     assert f"--data_root {output_dir}/pab" in page
     assert "accelerate launch --num_processes 1" in page
 

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from transformers import BertTokenizer
 
 from tpas.commands.evaluate import main
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.data.image_files import annotation_places
-from tpas.data.pab import RetrievalBenchmark, image_path, load_pab, retrieval_split
+from tpas.data.pab import RetrievalBenchmark, annotation_places, load_pab, retrieval_split
+from tpas.data.pab_images import image_path
 from tpas.evaluation.measures import headline
 from tpas.evaluation.retrieval import evaluate, resolve_k
 from tpas.evaluation.settings import SCASettings
@@ -178,6 +179,26 @@ def test_sca_settings_reach_sca(model, processor, benchmark, drawn_root):
     assert torch.equal(result.rankings["sca"], expected.indices)
     assert result.sca_report == expected.report
     assert result.sca == settings
+
+
+def test_only_similar_texts_compete(model, processor, benchmark, drawn_root):
+    with torch.no_grad():
+        model.eval()
+        texts = [model.get_text_features(**processor(text=[caption])) for caption in benchmark.captions]
+    embeds = torch.cat([text.pooler_output for text in texts])  # (Q, projection_dim)
+    cosines = (embeds @ embeds.T)[*torch.triu_indices(len(embeds), len(embeds), 1)]  # 66, one for each pair
+    threshold = statistics.median(cosines.tolist())  # between two of them
+    moved = {}
+    for value in (None, -1.0, threshold, 1.0):
+        settings = SCASettings(max_shift=3, text_threshold=value)
+        result = evaluate(model, processor, benchmark, drawn_root, shortlist=5, sca=settings)
+        for before, after in (("embeddings", "embeddings_sca"), ("matching", "sca")):
+            lists = result.rankings[before], result.scores[before]
+            gate = {} if value is None else {"text_embeds": embeds, "text_threshold": value}
+            expected = sca_rerank(*lists, query_ids=benchmark.query_ids, max_shift=3, **gate)
+            assert torch.equal(result.rankings[after], expected.indices)
+            moved[after, value] = expected.report.moved
+    assert moved["sca", None] == moved["sca", -1.0] > moved["sca", 1.0]
 
 
 def test_figures_by_action_and_scene(model, processor, benchmark, drawn_root):
@@ -344,6 +365,7 @@ def test_a_corrupt_image_is_named_with_its_annotation(start, broken_root):
         ),
         (["--image_size", "30"], "image_size"),
         (["--sca_max_shift", "2", "--sca_mode", "single_pass"], "max_shift must be 0 or 1, got 2"),
+        (["--sca_text_threshold", "2"], "text_threshold is a cosine, so between -1 and 1, got 2.0"),
         (["--gallery", "nowhere"], "nowhere: neither a folder of images nor a list of them"),
     ],
 )

@@ -11,8 +11,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from tpas.data import pab
-from tpas.data.pab import image_path, load_pab, retrieval_split, source_videos
+from tpas.data import pab_annotations
+from tpas.data.pab import load_pab, retrieval_split, source_videos
+from tpas.data.pab_images import image_path
 
 # The two rows that PAB's own documentation shows (captions shortened).
 PERFORMING = {
@@ -347,7 +348,7 @@ def test_a_second_opening_maps_the_file_and_a_change_is_seen(
     load()
     allocated = pa.total_allocated_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(pab, "_all_pairs", lambda files: pytest.fail("read again"))
+        patch.setattr(pab_annotations, "_all_pairs", lambda files: pytest.fail("read again"))
         dataset = load()
     assert len(dataset) == 400
     assert dataset.data.nbytes > 2_000_000

@@ -12,9 +12,8 @@ from PIL import Image
 
 from tpas.commands.compare import main as compare
 from tpas.commands.evaluate import main as evaluate
-from tpas.data.image_files import find_distractors, images_listed
+from tpas.data.distractors import find_distractors, images_listed
 from tpas.data.pab import load_pab, retrieval_split
-from tpas.data.whole_files import write_beside, write_text
 from tpas.evaluation.result_files import Evaluation, rankings_json
 from tpas.evaluation.retrieval import evaluate as measure
 from tpas.figures.evaluation_plots import evaluation_figures, right_places
@@ -252,29 +251,6 @@ def test_the_sheets_show_queries_of_their_kind(start, small_pab):
     assert moved
     assert sum(query["caption"] in words for query in moved) >= min(4, len(moved))
     assert words.count("moves on: ") == min(4, len(moved))
-
-
-def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
-    path = tmp_path / "results.txt"
-
-    def write_while_another_does(file):
-        file.write(b"first, ")
-        file.flush()
-        write_text(path, "another")
-        assert path.read_text() == "another"
-        file.write(b"second")
-
-    write_beside(path, write_while_another_does)
-    assert path.read_text() == "first, second"
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        write_beside(path, fail)
-    assert path.read_text() == "first, second"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_right_places_by_hand():

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from tpas.data.pab import image_path
+from tpas.data.pab_images import image_path
 from tpas.evaluation.result_files import Evaluation, ranked_queries
 from tpas.figures.examples import choose_queries, collisions_by_outcome, verdict
 from tpas.figures.report import build_report

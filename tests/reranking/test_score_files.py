@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
+from tpas.reranking.ranked_lists import in_tie_order
 from tpas.reranking.score_files import (
     ScoreFile,
     align,
     align_gallery,
-    by_digest,
     read_score_file,
     write_score_file,
 )
@@ -67,7 +67,7 @@ def test_a_failed_write_leaves_the_old_file(suffix, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("tpas.reranking.score_files.os.replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="no space left"):
         write_score_file(path, LISTS)
     assert os.listdir(tmp_path) == [path.name]
@@ -279,5 +279,5 @@ def test_other_ids_are_refused_with_the_first_that_differ(changes, message):
 
 def test_the_order_by_digest_depends_on_the_set_alone():
     names = [f"{number:03}" for number in range(50)]
-    assert by_digest(names) == by_digest(names[::-1])
-    assert sorted(by_digest(names)) == names != list(by_digest(names))
+    assert in_tie_order(names) == in_tie_order(names[::-1])
+    assert sorted(in_tie_order(names)) == names != list(in_tie_order(names))

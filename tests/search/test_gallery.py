@@ -25,7 +25,7 @@ from transformers import BertTokenizer
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_gallery
-from tpas.data import image_sources
+from tpas.data.image_files import load_inside
 from tpas.engine.encoding import encode_images, encode_texts
 from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.matching import PlainMatcher
@@ -49,7 +49,6 @@ from tpas.search.manifest import (
     GalleryError,
     builder_lock,
     explained_write_errors,
-    write_beside,
 )
 from tpas.search.ranking import rank_by_embeddings, reorder
 from tpas.search.shards import id_hash
@@ -276,7 +275,7 @@ def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
     assert "camera 0/again.png" in gallery.ids
     assert "left out link.png: it leads out of the folder" in caplog.text
     with pytest.raises(ValueError, match="leads out of"):
-        image_sources.load_inside(str(folder), "../outside/camera 1/077.png")
+        load_inside(str(folder), "../outside/camera 1/077.png")
 
 
 def opened(files):
@@ -823,29 +822,9 @@ def test_an_error_of_a_full_disk_says_so(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def write_in_turn(path, word, times):
-    for _ in range(times):
-        write_beside(path, word * 2000)
-
-
-def test_two_who_write_one_file_leave_the_whole_of_one(tmp_path):
-    path, context = tmp_path / "file", multiprocessing.get_context("fork")
-    writers = [context.Process(target=write_in_turn, args=(path, word, 60)) for word in ("a", "b")]
-    for writer in writers:
-        writer.start()
-    while any(writer.is_alive() for writer in writers):
-        if path.exists():
-            assert path.read_text() in ("a" * 2000, "b" * 2000)
-    assert [writer.exitcode for writer in writers] == [0, 0]
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(UnicodeEncodeError):
-        write_beside(path, "\udc80")
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def append_and_die(model, processor, folder, path):
     """Is killed when the manifest is written, and not yet in its place."""
-    manifest.os.replace = lambda source, target: (
+    os.replace = lambda source, target: (
         os.kill(os.getpid(), signal.SIGKILL) if Path(target).name == MANIFEST else os.rename(source, target)
     )
     Gallery.open(path, model, processor).append(folder)

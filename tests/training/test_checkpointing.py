@@ -28,7 +28,6 @@ import os, signal, sys
 from accelerate import Accelerator
 from training_runs import stopped_after
 from tpas import train_accelerate
-from tpas.training import run_folder
 
 where, number, *arguments = sys.argv[1:]
 calls = 0
@@ -48,8 +47,7 @@ if where == "step":
 elif where == "checkpoint":
     Accelerator.save_state = kill_at(Accelerator.save_state)
 elif where == "model":
-    # Libraries remove folders as well.
-    run_folder.shutil.rmtree = kill_at(run_folder.shutil.rmtree, lambda path: ".best." in str(path))
+    os.replace = kill_at(os.replace, lambda source, target: os.path.basename(target) == "best")
 train_accelerate.main(arguments)
 """
 
@@ -105,7 +103,7 @@ def whole(small_pab, start, tmp_path, fresh_accelerator) -> Path:
 
 @pytest.mark.parametrize(
     ("where", "number", "last_step"),
-    [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 3, 4)],
+    [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 1, 4)],
     ids=["before the first checkpoint", "in an epoch", "writing a checkpoint", "replacing a model"],
 )
 def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
@@ -209,13 +207,13 @@ def test_a_full_disk_leaves_the_last_good_model(
     def run_out_of_room(self, folder, *more, **settings):
         save(self, folder, *more, **settings)
         calls.append(folder.name)
-        if calls.count(".last.partial") == 2:
+        if calls.count("last") == 2:
             raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(TPASModel, "save_pretrained", run_out_of_room)
     with pytest.raises(SystemExit, match=r"run/last could not be written \(No space.*untouched. Make room"):
         main(arguments)
-    assert not (tmp_path / "run" / ".last.partial").exists()
+    assert not list((tmp_path / "run").glob(".last.*"))
     TPASModel.from_pretrained(tmp_path / "run" / "last")
     monkeypatch.undo()
     fresh_accelerator()
@@ -262,7 +260,7 @@ def save(directory: Path, step: int, kept: int, **progress: object) -> None:
 
 
 def test_a_checkpoint_that_is_being_removed_is_found_no_more(tmp_path, monkeypatch):
-    def killed(path):
+    def killed(path, ignore_errors=False):
         raise KeyboardInterrupt
 
     for step in (1, 2):

@@ -14,8 +14,8 @@ from training_runs import parsed, stopped_after
 from transformers import BertConfig, BertModel
 
 from tpas.configuration_tpas import TPASConfig
-from tpas.data.image_files import open_image
 from tpas.data.pab import load_pab
+from tpas.data.pab_images import open_image
 from tpas.engine.encoding import encode_texts
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor

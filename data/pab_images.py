@@ -1,0 +1,79 @@
+"""PAB's images: the files that annotations name, read when they are asked for."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..processing_tpas import load_image
+from .annotation_fields import relative_path
+from .image_files import file_inside
+
+SUFFIXES = (".jpg", ".webp", ".png")  # of PAB's releases
+
+
+class ImageFiles(Sequence[Image.Image]):
+    """Images by their paths relative to a root, each read when it is asked for.
+
+    Args:
+        annotated_at: where each path is written, such as "attr.json, line 3", for the message of an error.
+        elsewhere: the files of those that do not lie under the root.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        images: Sequence[str],
+        annotated_at: Mapping[str, str] | None = None,
+        elsewhere: Mapping[str, Path] | None = None,
+    ):
+        self.root = root
+        self.images = images
+        self.annotated_at = annotated_at or {}
+        self.elsewhere = elsewhere or {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Image.Image:
+        image = self.images[index]
+        if image in self.elsewhere:
+            return load_image(self.elsewhere[image])
+        return open_image(self.root, image, self.annotated_at.get(image, image))
+
+
+def open_image(root: Path, image: str, place: str) -> Image.Image:
+    """The image at the relative path `image`.
+
+    Raises:
+        FileNotFoundError, ValueError: it is missing, or cannot be read; both begin with `place`.
+    """
+    try:
+        return load_image(image_path(root, image))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
+
+
+def image_path(root: str | Path, image: str) -> Path:
+    """The file of a row's `image` or `hard_i`, always inside `root`, whether it exists or not.
+
+    The challenge's release packs images as .webp under annotations that say .jpg: where the named file is not
+    there, but exactly one of the same stem and another of PAB's suffixes (.jpg, .webp, .png), it is that one.
+
+    Raises:
+        ValueError: an absolute path, one with "..", or a link that leads out of `root`.
+    """
+    path = Path(root, relative_path(image, "image_path"))
+    if not path.exists():
+        others = [other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).exists()]
+        if len(others) == 1:
+            path = others[0]
+    try:
+        return file_inside(root, path)
+    except ValueError as error:
+        raise ValueError(
+            f"the image path {image!r}: {error}: give the folder where the images are as root, and that of "
+            "the annotation files as annotations"
+        ) from error

@@ -1,0 +1,114 @@
+"""What is written is whole, or what was there is untouched."""
+
+import multiprocessing
+import os
+import signal
+import stat
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tpas.data.whole_files import recover, replacing, write_text
+
+
+def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
+    path = tmp_path / "results.txt"
+    with replacing(path) as unfinished:
+        unfinished.write_text("first, ")
+        write_text(path, "another")
+        assert path.read_text() == "another"
+        with unfinished.open("a") as file:
+            file.write("second")
+    assert path.read_text() == "first, second"
+
+    def write_half():
+        with replacing(path) as unfinished:
+            unfinished.write_text("half")
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        write_half()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\udc80")
+    assert path.read_text() == "first, second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_in_turn(path, word, times):
+    for _ in range(times):
+        write_text(path, word * 2000, durable=True)
+
+
+def test_two_processes_that_write_one_file_leave_the_whole_of_one(tmp_path):
+    path, context = tmp_path / "file", multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_in_turn, args=(path, word, 60)) for word in ("a", "b")]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        if path.exists():
+            assert path.read_text() in ("a" * 2000, "b" * 2000)
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_folder(path, content):
+    with replacing(path, durable=True) as unfinished:
+        unfinished.mkdir()
+        (unfinished / content).write_text(content)
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    path = tmp_path / "new" / "folder"
+    write_folder(path, "first")
+    write_folder(path, "second")
+    assert os.listdir(path) == ["second"]
+    with pytest.raises(FileNotFoundError):
+        write_folder(path, "no/such/folder")
+    assert os.listdir(path) == ["second"]
+    assert os.listdir(path.parent) == ["folder"]
+
+
+def replace_and_die(path, renames):
+    """Is killed when it has renamed so many times."""
+    rename, done = os.replace, []
+
+    def rename_or_die(source, target):
+        if len(done) == renames:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(target)
+        rename(source, target)
+
+    os.replace = rename_or_die
+    write_folder(path, "second")
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_a_folder_that_was_being_replaced_is_put_back(renames, tmp_path):
+    path = tmp_path / "folder"
+    write_folder(path, "first")
+    process = multiprocessing.get_context("fork").Process(target=replace_and_die, args=(path, renames))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert path.exists() == (renames == 0)
+    recover(path)
+    assert os.listdir(path) == ["first"]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_says_who_may_read(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        with replacing(tmp_path / "folder") as unfinished:
+            unfinished.mkdir()
+            save_file({"weights": np.zeros(2)}, unfinished / "model.safetensors")
+            (unfinished / "config.json").write_text("{}")
+        with replacing(tmp_path / "scores.safetensors") as unfinished:
+            save_file({"scores": np.zeros(2)}, unfinished)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*.*")}
+    assert modes == dict.fromkeys(("model.safetensors", "config.json", "scores.safetensors"), 0o666 & ~umask)
+    assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
