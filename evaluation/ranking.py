@@ -350,7 +350,7 @@ class _Gallery:
         """Number, embeddings and tokens of each pass, fp32 on the CPU; without a stage 2 no tokens."""
         for number, images in self._read(numbers):
             inputs = self.processor(images=images).to(self.model.device, self.model.dtype)
-            output = self.encoder.get_image_features(*inputs.values())
+            output = self.encoder.get_image_features(**inputs)
             tokens = output.last_hidden_state
             yield number, output.pooler_output.float().cpu(), None if tokens is None else tokens.float().cpu()
 

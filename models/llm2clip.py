@@ -25,7 +25,7 @@ from .baselines_extra import import_from_baselines
 from .checkpoint_conversion import read_checkpoint
 from .dual_encoder import DualEncoder
 from .pair_processor import PairProcessor
-from .transformers_encoders import refuse_incomplete
+from .transformers_encoders import load_complete
 
 CONFIG_FILE = "llm2clip.json"
 WEIGHTS_FILE = "llm2clip.safetensors"
@@ -62,6 +62,8 @@ def build_adapter(width: int, inner_width: int, embedding_size: int) -> nn.Seque
 
 class LLM2CLIPNetwork(nn.Module):
     """Image tower, adapter and temperature; the language model."""
+
+    visual: Any  # timm's
 
     def __init__(self, visual: nn.Module, adapter: nn.Module, language_model: nn.Module):
         super().__init__()
@@ -180,10 +182,7 @@ def load_llm2clip(
     name, pinned = sources["language_model"], sources["language_model_revision"]
     pinned = None if Path(name).is_dir() else pinned
     source = {"revision": pinned, "trust_remote_code": False}
-    language_model, loading = LlamaModel.from_pretrained(
-        name, dtype=dtype or torch.float32, output_loading_info=True, **source
-    )
-    refuse_incomplete(name, loading)
+    language_model = load_complete(LlamaModel, name, dtype or torch.float32, **source)
     tokenizer = AutoTokenizer.from_pretrained(name, **source)
     network = build_network(timm, sources["tower"], language_model, weights, place)
     if dtype is not None:
@@ -217,7 +216,7 @@ def their_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def build_network(
-    timm: Any, tower: str, language_model: nn.Module, weights: dict[str, Tensor], place: str
+    timm: Any, tower: str, language_model: LlamaModel, weights: dict[str, Tensor], place: str
 ) -> LLM2CLIPNetwork:
     """Tower and adapter with these weights, under their names or ours.
 

@@ -7,6 +7,7 @@ out of the way, pairs of different queries can be compared, as SCA and fusion do
 import re
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,7 +17,6 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
 from .baselines_extra import missing_from_baselines
@@ -32,7 +32,7 @@ class VisionLanguageMatcher:
     """A `ImageMatcher`.
 
     Args:
-        processor: with a chat template that takes an image.
+        processor: a `ProcessorMixin` with a chat template that takes an image.
         question: with `{caption}` in it.
 
     Raises:
@@ -41,7 +41,7 @@ class VisionLanguageMatcher:
 
     pairs_in_a_pass = PAIRS_IN_A_PASS
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, question: str = QUESTION):
+    def __init__(self, model: PreTrainedModel, processor: Any, question: str = QUESTION):
         if not getattr(processor, "chat_template", None):
             raise ValueError(f"{model.name_or_path} has no chat template: it cannot be asked")
         self.model, self.processor, self.question = model.eval(), processor, question
@@ -123,5 +123,5 @@ def load_vision_language_matcher(
         processor = AutoProcessor.from_pretrained(name, **source)
     except ImportError as error:
         raise missing_from_baselines(f"{name}: its processor", error) from error
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **source)
+    model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **source)
     return VisionLanguageMatcher(model.to(device), processor)

@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 from transformers.models.swin.modeling_swin import SwinDropPath, SwinLayer
 
-from tpas.commands.hub_upload import CODE
 from tpas.configuration_tpas import TPASConfig
-from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel
+from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel, interpolate_table
 from tpas.models.checkpoint_conversion import build_config, convert_state_dict, upstream_name
+from tpas.models.hub_code import HUB_CODE
 from tpas.objectives import contrastive_loss, matching_labels, matching_loss
 from tpas.processing_tpas import TPASProcessor
-from tpas.relative_position import interpolate_table
 
 REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"
 TOLERANCE = 1e-5
@@ -570,7 +569,7 @@ def test_a_saved_model_brings_its_code(build, pairs, tmp_path, run_without_tpas)
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     TPASProcessor.build(tokenizer, image_size=128).save_pretrained(model_dir)
     shipped = {path.name for path in model_dir.glob("*.py")}
-    assert shipped == set(CODE)
+    assert shipped == set(HUB_CODE)
     assert json.loads((model_dir / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_tpas.TPASConfig",
         "AutoModel": "modeling_tpas.TPASModel",

@@ -34,8 +34,8 @@ from ..evaluation.retrieval import evaluate
 from ..evaluation.tables import format_table
 from ..modeling_tpas import TEMPERATURE_RANGE, TPASModel
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
-from ..models.loading import is_tpas, load_retrieval_model
-from ..models.lora import add_lora, check_architecture, is_adapter, load_model
+from ..models.loading import is_adapter, is_tpas, load_model, load_tpas
+from ..models.lora import add_lora
 from ..processing_tpas import TPASProcessor
 from .arguments import FineTuningArguments
 from .averaging import WeightAverages
@@ -90,7 +90,7 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             "no folder: start from the whole model that --merge writes"
         )
     if name is not None and not is_tpas(name, arguments.revision):
-        model, processor = load_retrieval_model(
+        model, processor = load_model(
             name, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
         )
         refuse_with_other_models(arguments, model)
@@ -100,10 +100,9 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
         name = arguments.config_name
         model = TPASModel(TPASConfig.from_pretrained(name))
     elif is_adapter(name):
-        model = load_model(name, torch.float32, arguments.revision)
+        model, _ = load_tpas(name, revision=arguments.revision)
         model.requires_grad_(True)  # peft left it frozen
     else:
-        check_architecture(name, arguments.revision)
         model, loading = TPASModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
         )
@@ -618,7 +617,7 @@ def train(arguments: FineTuningArguments) -> None:
     if arguments.merge and accelerator.is_main_process:
         chosen = output_dir / ("last" if benchmark is None else "best")
         # In fp32, as it was trained, whatever the start is kept in.
-        merged, _ = load_retrieval_model(
+        merged, _ = load_model(
             str(chosen), trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
         )
         save_model(merged, processor, output_dir / "merged")

@@ -19,7 +19,7 @@ from tpas.models.llm2clip import (
     LLM2CLIPNetwork,
     build_adapter,
 )
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model
 
 
 def importable() -> bool:
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
     sources = json.loads((tmp_path / "sources.json").read_text())
     monkeypatch.setattr(llm2clip, "TOWER", sources["tower"])
     monkeypatch.setattr(llm2clip, "LANGUAGE_MODEL", sources["language_model"])
-    model, processor = load_retrieval_model(f"llm2clip:{repository}")
+    model, processor = load_model(f"llm2clip:{repository}")
     torch.manual_seed(0)
     visual = timm.create_model("eva02_tiny_patch14_224", num_classes=16).eval()
     inputs = processor(images=[Image.new("RGB", (50, 60), "red")], text=["a man in a red coat", "a woman"])
@@ -144,7 +144,7 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
 
     model.save_pretrained(tmp_path / "kept")
     processor.save_pretrained(tmp_path / "kept")
-    again, _ = load_retrieval_model(str(tmp_path / "kept"))
+    again, _ = load_model(str(tmp_path / "kept"))
     with torch.no_grad():
         kept = again.eval().get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
     assert torch.equal(kept, texts)
@@ -159,15 +159,15 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
     ):
         torch.save(weights | change, repository / "LLM2CLIP.pt")
         with pytest.raises(ValueError, match=message):
-            load_retrieval_model(f"llm2clip:{repository}")
+            load_model(f"llm2clip:{repository}")
     for name in ("logit_scale", "text.text_adaptor.0.fn.0.weight"):
         torch.save({key: value for key, value in weights.items() if key != name}, repository / "LLM2CLIP.pt")
         with pytest.raises(ValueError, match=rf"{name} \(missing\)"):
-            load_retrieval_model(f"llm2clip:{repository}")
+            load_model(f"llm2clip:{repository}")
     del weights["text.text_adaptor.4.bias"]
     torch.save(weights, repository / "LLM2CLIP.pt")
     with pytest.raises(ValueError, match=r"4.bias \(missing\)"):
-        load_retrieval_model(f"llm2clip:{repository}")
+        load_model(f"llm2clip:{repository}")
 
 
 @needs_timm
@@ -181,7 +181,7 @@ def test_a_language_model_that_lacks_weights_is_refused(repository, tmp_path, mo
     monkeypatch.setattr(llm2clip, "TOWER", "eva02_tiny_patch14_224")
     monkeypatch.setattr(llm2clip, "LANGUAGE_MODEL", str(tmp_path / "llama"))
     with pytest.raises(ValueError, match="lacks 1 weights of the model, such as norm.weight"):
-        load_retrieval_model(f"llm2clip:{repository}")
+        load_model(f"llm2clip:{repository}")
 
 
 @needs_timm
