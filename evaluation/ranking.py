@@ -280,7 +280,7 @@ class _Gallery:
         lengths = np.array([len(caption) for caption in captions])
 
         def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
-            passes = (_slices(pairs, matcher.pairs_in_a_pass) for pairs in (places, text))
+            passes = (_slices(pairs, matcher.pairs_per_batch) for pairs in (places, text))
             scores = [
                 matcher.match_images([images[place] for place in own], [captions[row] for row in rows])
                 for own, rows in zip(*passes, strict=True)

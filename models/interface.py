@@ -136,7 +136,7 @@ class ImageMatcher(Protocol):
     """A stage 2 that reads images and texts themselves, and not what a first stage made of them."""
 
     @property
-    def pairs_in_a_pass(self) -> int:
+    def pairs_per_batch(self) -> int:
         """How many pairs it is given at once. Fixed, because another number rounds otherwise."""
         ...
 

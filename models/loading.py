@@ -11,6 +11,7 @@ What a name may be:
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -65,19 +66,7 @@ def load_model(
         ValueError: it is no retrieval model, needs code that is not trusted or not pinned, or a package that
             is not installed.
     """
-    if not is_adapter(name):
-        model, processor = _load_whole(name, dtype, revision, trust_remote_code)
-        return model.eval(), processor
-    from .lora import merge_adapter
-
-    start = start_of_adapter(name)
-    try:
-        model, processor = load_model(
-            start, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-        )
-    except OSError as error:
-        raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
-    return merge_adapter(model, name).eval(), processor
+    return _adapted(name, lambda whole: _load_whole(whole, dtype, revision, trust_remote_code))
 
 
 def load_tpas(
@@ -88,13 +77,32 @@ def load_tpas(
     Raises:
         ValueError: it is a model of another architecture.
     """
-    start = start_of_adapter(name) if is_adapter(name) else name
-    if kind_and_place(start, revision)[0] != "tpas":
-        raise ValueError(
-            f"{start} is no TPAS model, and no other will do here: X-VLM's own files are made loadable by "
-            "tpas convert"
-        )
-    return cast("tuple[TPASModel, TPASProcessor]", load_model(name, dtype=dtype, revision=revision))
+
+    def load(whole: str) -> "tuple[RetrievalModel, RetrievalProcessor]":
+        if not is_tpas(whole, revision):
+            raise ValueError(
+                f"{whole} is no TPAS model, and no other will do here: tpas convert makes X-VLM's own files one"
+            )
+        return _load_whole(whole, dtype, revision, trust_remote_code=False)
+
+    return cast("tuple[TPASModel, TPASProcessor]", _adapted(name, load))
+
+
+def _adapted(
+    name: str, load: "Callable[[str], tuple[RetrievalModel, RetrievalProcessor]]"
+) -> "tuple[RetrievalModel, RetrievalProcessor]":
+    """What `load` makes of a whole model, in evaluation mode; for an adapter, of its start, and merged."""
+    if not is_adapter(name):
+        model, processor = load(name)
+        return model.eval(), processor
+    from .lora import merge_adapter
+
+    start = start_of_adapter(name)
+    try:
+        model, processor = _adapted(start, load)
+    except OSError as error:
+        raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
+    return merge_adapter(model, name).eval(), processor
 
 
 def _load_whole(

@@ -21,7 +21,7 @@ from transformers import (
 
 from .baselines_extra import missing_from_baselines
 
-PAIRS_IN_A_PASS = 4
+PAIRS_PER_BATCH = 4
 QUESTION = (
     "Does this description match the image in every detail: person, clothes, action, place? "
     '"{caption}" Answer with yes or no.'
@@ -39,7 +39,7 @@ class VisionLanguageMatcher:
         ValueError: the processor has no chat template, or neither answer is one token.
     """
 
-    pairs_in_a_pass = PAIRS_IN_A_PASS
+    pairs_per_batch = PAIRS_PER_BATCH
 
     def __init__(self, model: PreTrainedModel, processor: Any, question: str = QUESTION):
         if not getattr(processor, "chat_template", None):

@@ -26,19 +26,20 @@ class ReplayedEncoding:
     """
 
     def __init__(
-        self, encode: Callable[..., tuple[Tensor, Tensor | None]], inputs: list[Tensor], chunk_size: int
+        self, encode: Callable[..., tuple[Tensor, Tensor | None]], inputs: dict[str, Tensor], chunk_size: int
     ):
         self.encode = encode
-        self.chunks = list(zip(*(rows.split(chunk_size) for rows in inputs), strict=True))
+        chunks = zip(*(rows.split(chunk_size) for rows in inputs.values()), strict=True)
+        self.chunks = [dict(zip(inputs, chunk, strict=True)) for chunk in chunks]
         self.chunk_size = chunk_size
-        self.devices = [inputs[0].device] if inputs[0].is_cuda else []
+        self.devices = list({rows.device for rows in inputs.values() if rows.is_cuda})
         self.random_states, outputs = [], []
         with torch.no_grad():
             for chunk in self.chunks:
                 self.random_states.append(
                     (torch.get_rng_state(), *map(torch.cuda.get_rng_state, self.devices))
                 )
-                outputs.append(encode(*chunk))
+                outputs.append(encode(**chunk))
         self.embeds, self.states = (
             None if parts[0] is None else torch.cat(parts).requires_grad_()
             for parts in zip(*outputs, strict=True)
@@ -53,7 +54,7 @@ class ReplayedEncoding:
                 torch.set_rng_state(random_state[0])
                 for device, state in zip(self.devices, random_state[1:], strict=True):
                     torch.cuda.set_rng_state(state, device)
-                outputs = [output for output in self.encode(*chunk) if output is not None]
+                outputs = [output for output in self.encode(**chunk) if output is not None]
             torch.autograd.backward(outputs, gradient)
 
 
@@ -69,11 +70,12 @@ def backward_in_chunks(
         What `objective(**batch)` returns, detached.
     """
     pairs_in_batch = len(batch["image_ids"])
-    image_inputs = [rows for name, rows in batch.items() if name in IMAGE_INPUTS]
+    image_inputs = {name: rows for name, rows in batch.items() if name in IMAGE_INPUTS}
     input_ids, attention_mask = objective.equal_length(batch["input_ids"], batch["attention_mask"])
     with accelerator.autocast():
         images = ReplayedEncoding(objective.encode_images, image_inputs, chunk_size)
-        texts = ReplayedEncoding(objective.encode_texts, [input_ids, attention_mask], chunk_size)
+        text_inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        texts = ReplayedEncoding(objective.encode_texts, text_inputs, chunk_size)
         contrastive, pairs = objective.compare(
             images.embeds,
             texts.embeds,

@@ -120,7 +120,7 @@ class FineTuningObjective(nn.Module):
             more_of_images: what the model reads of images beside `pixel_values`, in its order.
         """
         input_ids, attention_mask = self.equal_length(input_ids, attention_mask)
-        image_embeds, image_states = self.encode_images(pixel_values, *more_of_images.values())
+        image_embeds, image_states = self.encode_images(pixel_values=pixel_values, **more_of_images)
         text_embeds, text_states = self.encode_texts(input_ids, attention_mask)
         contrastive, pairs = self.compare(image_embeds, text_embeds, image_ids, has_hard_negative, draw_seed)
         losses = {"contrastive_loss": contrastive}
@@ -149,12 +149,12 @@ class FineTuningObjective(nn.Module):
         padding_id = self.network.config.text_config.pad_token_id
         return F.pad(input_ids, padding, value=padding_id), F.pad(attention_mask, padding)
 
-    def encode_images(self, *inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def encode_images(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Embeddings (I, D) in fp32, since a sharp temperature needs all digits, and states (I, 1+N, Dv).
 
         There are no states without a stage 2.
         """
-        image = self.network.get_image_features(*inputs)
+        image = self.network.get_image_features(**inputs)
         return in_full_precision(image.pooler_output), image.last_hidden_state
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -95,7 +95,7 @@ def test_a_second_view_costs_its_weight_in_both_losses(config):
 def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config):
     model = TPASModel(config).double()
     objective, batch = FineTuningObjective(model), batch_of(hard_negatives=True)
-    image, image_states = objective.encode_images(batch["pixel_values"])
+    image, image_states = objective.encode_images(pixel_values=batch["pixel_values"])
     text, text_states = objective.encode_texts(batch["input_ids"], batch["attention_mask"])
     contrastive, pairs = objective.compare(image, text, batch["image_ids"], batch["has_hard_negative"], None)
     # The hard_negatives take no part in the contrastive loss.
@@ -199,8 +199,8 @@ def test_cached_gradients_replay_dropout(tiny_config):
     encoded = []
     for name in ("encode_images", "encode_texts"):
         encode = getattr(objective, name)
-        objective.__dict__[name] = lambda *inputs, encode=encode: (
-            encoded.append(encode(*inputs)) or encoded[-1]
+        objective.__dict__[name] = lambda encode=encode, **inputs: (
+            encoded.append(encode(**inputs)) or encoded[-1]
         )
     backward_in_chunks(objective, batch, 3, Accelerator())
     assert len(encoded) == 8  # two chunks of images and two of captions, twice
