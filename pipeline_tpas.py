@@ -31,7 +31,7 @@ class ImageTextMatchingPipeline(Pipeline):
     """
 
     TASK = "image-text-matching"
-    PAIRS_AT_ONCE = 64  # in the cross-modal encoder, which bounds the memory that many texts take
+    pairs_at_once = 64  # in the cross-modal encoder, which bounds the memory that many texts take
 
     model: Any  # a `TPASModel`, whose module imports this one
     processor: TPASProcessor
@@ -89,7 +89,7 @@ class ImageTextMatchingPipeline(Pipeline):
 
         image = self.model.get_image_features(inputs["pixel_values"])
         cosines, logits = [], []
-        for pairs in torch.arange(len(images), device=self.device).split(self.PAIRS_AT_ONCE):
+        for pairs in torch.arange(len(images), device=self.device).split(self.pairs_at_once):
             rows, mask = images[pairs], masks[pairs]
             text = self.model.get_text_features(input_ids[pairs], mask)
             cosines.append((text.pooler_output * image.pooler_output[rows]).sum(dim=-1))

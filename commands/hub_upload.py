@@ -200,7 +200,7 @@ def code_of(directory: Path) -> dict[str, Path]:
     model = directory / "modeling_tpas.py"
     if not model.is_file():
         return {name: ROOT / name for name in HUB_CODE}
-    return {path.name: path for path in (model, *map(Path, get_relative_import_files(model)))}
+    return {path.name: path for path in sorted([model, *map(Path, get_relative_import_files(model))])}
 
 
 def push(upload: Upload, repo_id: str, *, private: bool, revision: str | None) -> str:

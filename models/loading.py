@@ -81,7 +81,7 @@ def load_tpas(
     def load(whole: str) -> "tuple[RetrievalModel, RetrievalProcessor]":
         if not is_tpas(whole, revision):
             raise ValueError(
-                f"{whole} is no TPAS model, and no other will do here: tpas convert makes X-VLM's own files one"
+                f"{whole} is no TPAS model, as is needed here; tpas convert makes one of X-VLM's files"
             )
         return _load_whole(whole, dtype, revision, trust_remote_code=False)
 

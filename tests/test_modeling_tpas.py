@@ -36,7 +36,7 @@ inputs = load_file(inputs)
 answers = {}
 
 def load(name, directory, **settings):
-    model = AutoModel.from_pretrained(directory, trust_remote_code=True, **settings).eval()
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True, **settings)
     with torch.no_grad():
         pixels = inputs["pixel_values"].to(model.dtype)
         output = model(pixels, inputs["input_ids"], inputs["attention_mask"])
@@ -538,7 +538,7 @@ def test_loading_at_another_size_interpolates_the_tables(tiny_config, tmp_path):
         expected = interpolate_table(before[name], 11) if name in tables else before[name]
         assert torch.equal(after[name], expected), name
     loaded.save_pretrained(tmp_path / "large")
-    again = TPASModel.from_pretrained(tmp_path / "large").eval()
+    again = TPASModel.from_pretrained(tmp_path / "large")
     images = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         features = loaded.eval().get_image_features(images)

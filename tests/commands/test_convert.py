@@ -85,7 +85,7 @@ def pretraining_weights(weights) -> dict[str, torch.Tensor]:
 def assert_equals_upstream(directory: Path):
     """The model in the directory gives upstream's features and match logits."""
     reference = load_file(REFERENCE / "retrieval_io.safetensors")
-    model = TPASModel.from_pretrained(directory).eval()
+    model = TPASModel.from_pretrained(directory)
     with torch.no_grad():
         output = model(reference["image"], reference["text_ids"][:4], reference["text_atts"][:4])
     for actual, expected in (
@@ -158,7 +158,7 @@ from transformers import AutoModel
 
 for directory, inputs, outputs in json.loads(sys.argv[1]):
     reference = load_file(inputs)
-    model = AutoModel.from_pretrained(directory, trust_remote_code=True).eval()
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True)
     with torch.no_grad():
         image = model.get_image_features(reference["image"])
         text = model.get_text_features(reference["text_ids"], reference["text_atts"])

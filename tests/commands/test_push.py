@@ -40,7 +40,7 @@ from transformers import AutoModel, AutoProcessor
 
 repo_id, revision, pixels, output = sys.argv[1:]
 settings = {"trust_remote_code": True, "revision": revision}
-model = AutoModel.from_pretrained(repo_id, **settings).eval()
+model = AutoModel.from_pretrained(repo_id, **settings)
 processor = AutoProcessor.from_pretrained(repo_id, **settings)
 inputs = processor(text=["A man is falling on a lawn.", "A woman in red walks."])
 with torch.no_grad():
@@ -231,7 +231,7 @@ def test_a_pushed_model_comes_back_where_tpas_is_not_installed(
     pixels, output = tmp_path / "pixels.safetensors", tmp_path / "answer.safetensors"
     save_file({"pixel_values": torch.randn(2, 3, 32, 32)}, pixels)
     run_without_tpas(FRESH_PROCESS, "user/tpas", "trial", pixels, output, cwd=tmp_path, **settings)
-    model = TPASModel.from_pretrained(model_dir).eval()
+    model = TPASModel.from_pretrained(model_dir)
     processor = TPASProcessor.from_pretrained(model_dir)
     with torch.no_grad():
         expected = model(
@@ -343,6 +343,17 @@ def test_code_that_the_directory_lacks_is_taken_from_here(model_dir, capsys):
     main([str(model_dir), "user/tpas", "--dry_run"])
     printed = capsys.readouterr().out
     assert all(re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE) for name in HUB_CODE)
+
+
+def test_code_of_an_older_version_goes_whole(model_dir, capsys):
+    """In however many files it was divided when the model was saved."""
+    code = (model_dir / "objectives.py").read_text()
+    (model_dir / "losses.py").write_text(code)
+    (model_dir / "objectives.py").write_text("from .losses import *\n")
+    main([str(model_dir), "user/tpas", "--dry_run"])
+    printed = capsys.readouterr().out
+    for name in (*HUB_CODE, "losses.py"):
+        assert re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE)
 
 
 def test_tpas_lists_its_commands_and_refuses_others(capsys):

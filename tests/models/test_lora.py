@@ -165,7 +165,7 @@ def test_an_adapter_of_another_architecture_is_refused(small_pab, start, tmp_pat
     main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
     config = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(ValueError, match="start is no TPAS model, and no other will do here"):
+    with pytest.raises(ValueError, match="start is no TPAS model, as is needed here"):
         load_tpas(str(tmp_path / "run" / "last"))
 
 

@@ -74,7 +74,7 @@ def test_embeddings_are_open_clips(tiny):
     library, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny}")
     inputs = processor(images=noise_images(3), text=captions)
     with torch.no_grad():
-        images = model.eval().get_image_features(inputs["pixel_values"]).pooler_output
+        images = model.get_image_features(inputs["pixel_values"]).pooler_output
         texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         tokens = open_clip.get_tokenizer(f"local-dir:{tiny}")(captions)
         pixels = torch.stack([transform(image) for image in noise_images(3)])
@@ -136,11 +136,11 @@ def test_it_is_evaluated_and_fine_tuned(tiny, small_pab, tmp_path, lora_rank):
     model, processor = load_model(str(best))
     start, _ = load_model(str(tiny))
     inputs = processor(text=["a man in a red coat"])
-    embeds = [m.eval().get_text_features(**inputs).pooler_output for m in (model, start)]
+    embeds = [m.get_text_features(**inputs).pooler_output for m in (model, start)]
     assert not torch.allclose(*embeds, atol=1e-5)
     if lora_rank:
         merged, _ = load_model(str(tmp_path / "run" / "merged"))
-        torch.testing.assert_close(merged.eval().get_text_features(**inputs).pooler_output, embeds[0])
+        torch.testing.assert_close(merged.get_text_features(**inputs).pooler_output, embeds[0])
 
 
 @needs_open_clip

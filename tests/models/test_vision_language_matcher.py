@@ -173,7 +173,7 @@ def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
     matcher = load_matcher(f"vlm:{vlm}", CPU)
     scores = matcher.match_images(images()[:3], CAPTIONS)
     model, processor = (
-        AutoModelForImageTextToText.from_pretrained(vlm).eval(),
+        AutoModelForImageTextToText.from_pretrained(vlm),
         AutoProcessor.from_pretrained(vlm),
     )
     for image, caption, score in zip(images(), CAPTIONS, scores, strict=False):
