@@ -1,8 +1,10 @@
 """The architecture of the text-based person anomaly search model, in numbers."""
 
 from copy import deepcopy
+from typing import Any
 
 from transformers import BertConfig, PreTrainedConfig, SwinConfig
+from transformers.configuration_utils import SubConfigSpec
 
 # X-VLM base at 384 pixels: Swin-B with windows of 12, and BERT-base cut after its sixth layer.
 XVLM_BASE_VISION = {
@@ -36,10 +38,13 @@ class TPASConfig(PreTrainedConfig):
     """
 
     model_type = "tpas"
-    sub_configs = {"vision_config": SwinConfig, "text_config": BertConfig}
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(SwinConfig),
+        "text_config": SubConfigSpec(BertConfig),
+    }
 
-    vision_config: dict | SwinConfig | None = None
-    text_config: dict | BertConfig | None = None
+    vision_config: Any = None  # once made, a SwinConfig
+    text_config: Any = None  # and a BertConfig
     num_cross_modal_layers: int = 6
     projection_dim: int = 256
     init_temperature: float = 0.07
@@ -48,14 +53,10 @@ class TPASConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self.vision_config is None:
-            self.vision_config = SwinConfig(**deepcopy(XVLM_BASE_VISION))  # it holds lists
-        elif isinstance(self.vision_config, dict):
-            self.vision_config = SwinConfig(**self.vision_config)
+            self.vision_config = deepcopy(XVLM_BASE_VISION)  # it holds lists
         if self.text_config is None:
-            self.text_config = BertConfig(**XVLM_BASE_TEXT)
-        elif isinstance(self.text_config, dict):
-            self.text_config = BertConfig(**self.text_config)
-        super().__post_init__(**kwargs)
+            self.text_config = dict(XVLM_BASE_TEXT)
+        super().__post_init__(**kwargs)  # makes a SwinConfig and a BertConfig of these
         self._check_windows()
 
     def set_image_size(self, image_size: int):

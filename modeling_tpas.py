@@ -6,6 +6,7 @@ images again with the third. Paper: https://arxiv.org/abs/2111.08276 (X-VLM).
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from .configuration_tpas import TPASConfig
 from .objectives import contrastive_loss, draw_match_pairs, gather_with_gradient, matching_loss
 from .pipeline_tpas import ImageTextMatchingPipeline
-from .relative_position import interpolate_table, is_other_window
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF's bounds; a temperature of 0 or less would turn the ranking round
 
@@ -182,6 +182,19 @@ class Temperature(nn.Module):
         return value.detach().clamp(*TEMPERATURE_RANGE) + (value - value.detach())
 
 
+class TPASFeatures(BaseModelOutputWithPooling):
+    """What an encoder returns for B images or texts; of transformers' fields these two, always.
+
+    Attributes:
+        last_hidden_state: (B, N, width), what [`~TPASModel.match`] reads.
+        pooler_output: (B, projection_dim), unit norm.
+    """
+
+    if TYPE_CHECKING:
+        last_hidden_state: torch.Tensor
+        pooler_output: torch.Tensor
+
+
 @dataclass
 class TPASOutput(ModelOutput):
     """What [`TPASModel`] returns for I images and T texts.
@@ -207,8 +220,8 @@ class TPASOutput(ModelOutput):
     image_embeds: torch.Tensor | None = None
     text_embeds: torch.Tensor | None = None
     match_logits: torch.Tensor | None = None
-    vision_model_output: BaseModelOutputWithPooling | None = None
-    text_model_output: BaseModelOutputWithPooling | None = None
+    vision_model_output: TPASFeatures | None = None
+    text_model_output: TPASFeatures | None = None
 
 
 class TPASModel(PreTrainedModel):
@@ -218,7 +231,7 @@ class TPASModel(PreTrainedModel):
     config_class = TPASConfig
     base_model_prefix = "tpas"
     main_input_name = "pixel_values"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinStage", "BertEmbeddings", "BertLayer", "CrossModalLayer"]
@@ -268,9 +281,10 @@ class TPASModel(PreTrainedModel):
             if is_other_window(weights[name], wanted):
                 weights[name] = interpolate_table(weights[name], round(len(wanted) ** 0.5))
         resized.load_state_dict(weights)
-        self.vision_model = resized.to(self.device, self.dtype).train(self.training)
+        # Not `resized.to`, whose signature transformers hides from type checkers.
+        self.vision_model = nn.Module.to(resized, self.device, self.dtype).train(self.training)
 
-    def get_image_features(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
+    def get_image_features(self, pixel_values: torch.Tensor) -> TPASFeatures:
         """Encodes images (B, 3, H, W), H and W being the configuration's `image_size`.
 
         Returns:
@@ -287,13 +301,11 @@ class TPASModel(PreTrainedModel):
         patches = self.vision_model(pixel_values).last_hidden_state  # (B, N, Dv)
         mean = patches.mean(dim=1, keepdim=True)  # (B, 1, Dv)
         embeds = F.normalize(self.image_projection(mean[:, 0]), dim=-1)  # (B, projection_dim)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=torch.cat([mean, patches], dim=1), pooler_output=embeds
-        )
+        return TPASFeatures(last_hidden_state=torch.cat([mean, patches], dim=1), pooler_output=embeds)
 
     def get_text_features(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> BaseModelOutputWithPooling:
+    ) -> TPASFeatures:
         """Encodes captions (B, L) with their mask (B, L), 1 for a token and 0 for padding.
 
         Returns:
@@ -301,7 +313,7 @@ class TPASModel(PreTrainedModel):
         """
         hidden = self.text_model(input_ids, attention_mask=attention_mask).last_hidden_state  # (B, L, D)
         embeds = F.normalize(self.text_projection(hidden[:, 0]), dim=-1)  # (B, projection_dim)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=embeds)
+        return TPASFeatures(last_hidden_state=hidden, pooler_output=embeds)
 
     def match(
         self,
@@ -385,6 +397,58 @@ class TPASModel(PreTrainedModel):
         elif paired:
             output.match_logits = self.match(image.last_hidden_state, text.last_hidden_state, attention_mask)
         return output
+
+
+# Other image sizes have other windows; Swin's relative position tables are brought to them as X-VLM does it.
+
+
+def spline_basis(positions: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    """The cubic splines with the given knots, as powers and truncated powers: (P,), (K,) to (P, 4 + K)."""
+    powers = positions[:, None] ** torch.arange(4)
+    truncated = (positions[:, None] - knots[None, :]).clamp(min=0) ** 3
+    return torch.cat([powers, truncated], dim=1)
+
+
+def interpolation_matrix(source: int, target: int) -> torch.Tensor:
+    """The linear map (target, source) by which upstream resizes one axis of a relative position table.
+
+    As upstream's `interpolate_relative_pos_embed`: the source's positions grow geometrically from the
+    centre, with the ratio (at most 1.5, found by the same bisection) at which they end where the
+    target's unit steps end; through them goes a not-a-knot cubic spline, held constant beyond its ends.
+    """
+    if source < 4:
+        raise ValueError(f"a relative position table of {source}x{source} is too small for a cubic spline")
+    low, high = 1.01, 1.5
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        if (1 - ratio ** (source // 2)) / (1 - ratio) > target // 2:
+            high = ratio
+        else:
+            low = ratio
+    half = (ratio ** torch.arange(source // 2, dtype=torch.float64)).cumsum(0)
+    positions = torch.cat([-half.flip(0), half.new_zeros(1), half])  # (source,)
+    steps = torch.arange(target, dtype=torch.float64) - target // 2  # (target,)
+    end = half[-1]
+    knots = positions[2:-2] / end  # not-a-knot: the outermost inner points are none
+    values_of_basis = spline_basis(positions / end, knots)  # (source, source)
+    return torch.linalg.solve(values_of_basis, spline_basis((steps / end).clamp(-1, 1), knots), left=False)
+
+
+def interpolate_table(table: torch.Tensor, target: int) -> torch.Tensor:
+    """A relative position table (source * source, heads) to (target * target, heads), exactly as upstream."""
+    source = round(len(table) ** 0.5)
+    matrix = interpolation_matrix(source, target)
+    grid = table.double().view(source, source, -1)
+    resized = torch.einsum("ai,ijh,bj->abh", matrix, grid, matrix)
+    return resized.reshape(target * target, -1).to(table.dtype)
+
+
+def is_other_window(table: torch.Tensor, wanted: torch.Tensor) -> bool:
+    """Whether both are relative position tables of the same heads, for windows of different size."""
+    if table.dim() != 2 or table.shape[1:] != wanted.shape[1:]:
+        return False
+    side = round(len(table) ** 0.5)
+    return side % 2 == 1 and side**2 == len(table) != len(wanted)
 
 
 TPASModel.register_for_auto_class("AutoModel")

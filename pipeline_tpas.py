@@ -1,13 +1,14 @@
 """`transformers.pipeline` for TPAS models: how well do an image and a text belong together?"""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers import Pipeline
 
-from .processing_tpas import load_image, upright_rgb
+from .processing_tpas import TPASProcessor, load_image, upright_rgb
 
 
 class ImageTextMatchingPipeline(Pipeline):
@@ -30,7 +31,10 @@ class ImageTextMatchingPipeline(Pipeline):
     """
 
     TASK = "image-text-matching"
-    PAIRS_PER_PASS = 64  # of the cross-modal encoder, which bounds the memory that many texts take
+    pairs_at_once = 64  # in the cross-modal encoder, which bounds the memory that many texts take
+
+    model: Any  # a `TPASModel`, whose module imports this one
+    processor: TPASProcessor
 
     _load_processor = True
     _load_tokenizer = False
@@ -78,12 +82,14 @@ class ImageTextMatchingPipeline(Pipeline):
         texts = [text[0] if isinstance(text, list) else text for text in inputs["texts"]]
         counts = torch.tensor([len(text["strings"]) for text in texts], device=self.device)
         images = torch.arange(len(texts), device=self.device).repeat_interleave(counts)  # (pairs,)
-        input_ids = pad_together([text["tokens"]["input_ids"] for text in texts], self.tokenizer.pad_token_id)
+        input_ids = pad_together(
+            [text["tokens"]["input_ids"] for text in texts], self.processor.tokenizer.pad_token_id
+        )
         masks = pad_together([text["tokens"]["attention_mask"] for text in texts], 0)
 
         image = self.model.get_image_features(inputs["pixel_values"])
         cosines, logits = [], []
-        for pairs in torch.arange(len(images), device=self.device).split(self.PAIRS_PER_PASS):
+        for pairs in torch.arange(len(images), device=self.device).split(self.pairs_at_once):
             rows, mask = images[pairs], masks[pairs]
             text = self.model.get_text_features(input_ids[pairs], mask)
             cosines.append((text.pooler_output * image.pooler_output[rows]).sum(dim=-1))

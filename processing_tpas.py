@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +27,13 @@ def clean_caption(caption: str) -> str:
     caption = REMOVED_PUNCTUATION.sub("", caption.lower())
     caption = caption.replace("-", " ").replace("/", " ").replace("<person>", "person")
     return REPEATED_SPACE.sub(" ", caption).strip()
+
+
+def check_captions(captions: Sequence[str]) -> None:
+    """Raises ValueError for a caption in which nothing is left to read, naming its position from 0."""
+    for position, caption in enumerate(captions):
+        if not caption.strip():
+            raise ValueError(f"caption {position} is empty, or punctuation alone")
 
 
 def load_image(path: str | Path | BinaryIO) -> Image.Image:
@@ -125,7 +133,7 @@ class TPASProcessor(ProcessorMixin):
         `text_kwargs` (such as `padding="max_length"`) go to the tokenizer.
 
         Raises:
-            ValueError: for an empty caption, naming its position, and when neither is given.
+            ValueError: for an empty caption, see [`check_captions`], and when neither is given.
         """
         if images is None and text is None:
             raise ValueError("give images, text, or both")
@@ -136,9 +144,7 @@ class TPASProcessor(ProcessorMixin):
             captions = [text] if isinstance(text, str) else list(text)
             if self.clean_captions:
                 captions = [clean_caption(caption) for caption in captions]
-            for position, caption in enumerate(captions):
-                if not caption.strip():
-                    raise ValueError(f"caption {position} is empty (clean_captions={self.clean_captions})")
+            check_captions(captions)
             settings = {
                 "padding": "longest",
                 "truncation": True,

@@ -44,7 +44,7 @@ def draw_people(folder: Path, pairs: int) -> DrawnPeople:
     root = draw_pab(folder / "pab", train_pairs=2, test_pairs=pairs)
     benchmark = retrieval_split(load_pab(root, "test", cache_dir=folder / "cache"))
     return DrawnPeople(
-        TPASModel.from_pretrained(DEMO_START).eval(),
+        TPASModel.from_pretrained(DEMO_START),
         TPASProcessor.from_pretrained(DEMO_START),
         benchmark,
         ImageFiles(root, benchmark.gallery_ids),

@@ -51,10 +51,7 @@ def serve_page(
         int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
     ] = None,
 ) -> None:
-    import torch
-
-    from ..models.lora import load_model
-    from ..processing_tpas import TPASProcessor
+    from ..models.loading import load_tpas
     from ..search.gallery import Gallery
     from ..search_page.labels import read_labels
     from ..search_page.requests import SearchRequests
@@ -64,8 +61,7 @@ def serve_page(
     except ImportError as error:
         raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
     labels = None if annotations is None else read_labels(annotations)
-    network = load_model(model, dtype=torch.float32).eval()
-    opened = Gallery.open(gallery, network, TPASProcessor.from_pretrained(model), images_root=images_root)
+    opened = Gallery.open(gallery, *load_tpas(model), images_root=images_root)
     if not len(opened):
         raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
     look_for_images(opened)

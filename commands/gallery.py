@@ -161,15 +161,13 @@ def info(
 
 def load_encoders(model: str) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
     """A model with its processor, and the processes that share the work, on whose device it is."""
-    import torch
     from accelerate import Accelerator
 
-    from ..models.lora import load_model
-    from ..processing_tpas import TPASProcessor
+    from ..models.loading import load_tpas
 
     accelerator = Accelerator()
-    network = load_model(model, dtype=torch.float32).to(accelerator.device)
-    return (network, TPASProcessor.from_pretrained(model)), accelerator
+    network, processor = load_tpas(model)
+    return (network.to(accelerator.device), processor), accelerator
 
 
 def description(gallery: "Gallery") -> CommandResult:

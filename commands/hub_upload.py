@@ -14,23 +14,19 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import EvalResult
 from huggingface_hub.utils import validate_repo_id
+from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..evaluation.measures import headline
 from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
+from ..models.hub_code import HUB_CODE
+from ..models.loading import is_adapter
+from ..models.transformers_encoders import load_complete
 from ..processing_tpas import TPASProcessor
 from ..search.fingerprints import model_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD_TEMPLATE = ROOT / "model_card.md"
-CODE = (
-    "configuration_tpas.py",
-    "modeling_tpas.py",
-    "objectives.py",
-    "pipeline_tpas.py",
-    "processing_tpas.py",
-    "relative_position.py",
-)
 UPLOADED = (
     "config.json",
     "*.safetensors",
@@ -129,8 +125,9 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
                 )
                 for name, head, figure in zip(metrics, heads, figures, strict=True)
             ]
-    card.data.model_name = repo_id.rpartition("/")[2]
-    card.data.eval_results = entries or None
+    metadata: Any = card.data  # of a type that takes whatever metadata there are
+    metadata.model_name = repo_id.rpartition("/")[2]
+    metadata.eval_results = entries or None
     text = card.text
     if measured:
         text = text.replace(RESULTS_HEADING, RESULTS_HEADING + measured, 1)
@@ -172,14 +169,11 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(str(error)) from error
-    if (directory / "adapter_config.json").is_file():
+    if is_adapter(str(directory)):
         raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
-    model, loading = TPASModel.from_pretrained(directory, output_loading_info=True, dtype=torch.float32)
-    lacking = sorted(loading["missing_keys"])
-    if lacking:
-        raise ValueError(f"{directory}: the weights lack {len(lacking)} parameters: {', '.join(lacking[:3])}")
+    model = load_complete(TPASModel, directory, torch.float32)
     processor = TPASProcessor.from_pretrained(directory)
     fingerprint = model_fingerprint(model)
     if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
@@ -190,10 +184,17 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
 
     present = [path for path in sorted(directory.iterdir()) if path.is_file()]
     files = {path.name: path for path in present if any(path.match(pattern) for pattern in UPLOADED)}
-    for name in CODE:
-        files[name] = directory / name if (directory / name).is_file() else ROOT / name
+    files |= code_of(directory)
     left = [path.name for path in sorted(directory.iterdir()) if path.name not in files]
     return Upload(files, card, left)
+
+
+def code_of(directory: Path) -> dict[str, Path]:
+    """The files of the model's code by name: its own, in however many files they came, or this package's."""
+    model = directory / "modeling_tpas.py"
+    if not model.is_file():
+        return {name: ROOT / name for name in HUB_CODE}
+    return {path.name: path for path in sorted([model, *map(Path, get_relative_import_files(model))])}
 
 
 def push(upload: Upload, repo_id: str, *, private: bool, revision: str | None) -> str:

@@ -47,7 +47,7 @@ def push(
     lines[-1] += ", the model card"
     lines += [f"{'stays here':>13}  {name}" for name in upload.left_behind]
     address = None if dry_run else push(upload, repo_id, private=private, revision=revision)
-    lines.append(f"\n{card}" if dry_run else address)
+    lines.append(address or f"\n{card}")
     content = {"files": sizes, "left_behind": upload.left_behind, "card": card, "url": address}
     return CommandResult(content, "\n".join(lines))
 

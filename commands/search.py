@@ -71,11 +71,8 @@ def search(
         raise WrongUsage("--open needs --sheet, the file to write")
     texts = all_texts(texts or [], texts_file)
 
-    import torch
-
     from ..figures.contact_sheet import check_sheet, write_contact_sheet
-    from ..models.lora import load_model
-    from ..processing_tpas import TPASProcessor
+    from ..models.loading import load_tpas
     from ..search.folder_gallery import open_folder
     from ..search.gallery import Gallery, check_cascade
     from ..search.indexes import check_index
@@ -94,8 +91,7 @@ def search(
     matching_dtype = "bfloat16" if bf16 else "float32"
     if cascade:
         check_cascade(not no_rerank, sca, matching_dtype)
-    network = load_model(model, dtype=torch.float32).eval()
-    processor = TPASProcessor.from_pretrained(model)
+    network, processor = load_tpas(model)
     opened_as = {"index": index, "matching_dtype": matching_dtype}
     if is_gallery:
         gallery = Gallery.open(folder, network, processor, images_root=images_root, **opened_as)

@@ -72,9 +72,9 @@ class RankingArguments:
             ValueError: for a text length that the model cannot take, or an image size that does not fit it.
         """
         from ..modeling_tpas import TPASModel
-        from ..models.loading import load_retrieval_model
+        from ..models.loading import load_model
 
-        model, processor = load_retrieval_model(
+        model, processor = load_model(
             model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
         )
         is_ours = isinstance(model, TPASModel)

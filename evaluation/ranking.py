@@ -285,7 +285,7 @@ class _EncodedGallery:
         lengths = np.array([len(caption) for caption in captions])
 
         def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
-            size = matcher.pairs_in_a_pass
+            size = matcher.pairs_per_batch
             batches = zip(_slices(places, size), _slices(text, size), strict=True)
             scores = [
                 matcher.match_images([images[place] for place in own], [captions[row] for row in rows])

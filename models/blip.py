@@ -7,14 +7,13 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import BlipConfig, BlipForImageTextRetrieval, PreTrainedTokenizerBase
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .dual_encoder import DualEncoder
+from .dual_encoder import DualEncoder, as_features
+from .interface import Features
 from .pair_processor import PairProcessor
-from .transformers_encoders import refuse_incomplete
+from .transformers_encoders import load_complete
 
 LONGEST_CAPTION = 512  # BLIP was trained on 35 tokens, but has positions for so many
 
@@ -30,6 +29,7 @@ class BlipRetriever(DualEncoder):
             [CLS] stays.
     """
 
+    network: BlipForImageTextRetrieval
     trained_with_lora = ("temperature", "vision_proj", "text_proj", "itm_head")
 
     def __init__(
@@ -39,14 +39,13 @@ class BlipRetriever(DualEncoder):
         super().__init__(network, name_or_path, math.exp(-network.config.logit_scale_init_value))
         self.encoder_token = encoder_token
 
-    def get_image_features(self, pixel_values: Tensor) -> BaseModelOutputWithPooling:
-        """See `RetrievalModel`."""
+    def get_image_features(self, pixel_values: Tensor) -> Features:
+        """See `Encoder`."""
         states = self.network.vision_model(pixel_values=pixel_values).last_hidden_state  # (B, 1+N, Dv)
-        embeds = F.normalize(self.network.vision_proj(states[:, 0]), dim=-1)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=embeds)
+        return as_features(self.network.vision_proj(states[:, 0]), states)
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling:
-        """See `RetrievalModel`."""
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        """See `Encoder`."""
         words = self.network.text_encoder.embeddings(input_ids=input_ids)  # (B, L, D)
         words_to_match = words
         if self.encoder_token is not None:
@@ -56,8 +55,7 @@ class BlipRetriever(DualEncoder):
         states = self.network.text_encoder(
             encoder_embeds=words, attention_mask=attention_mask
         ).last_hidden_state
-        embeds = F.normalize(self.network.text_proj(states[:, 0]), dim=-1)
-        return BaseModelOutputWithPooling(last_hidden_state=words_to_match, pooler_output=embeds)
+        return as_features(self.network.text_proj(states[:, 0]), words_to_match)
 
     def match(
         self, image_hidden_states: Tensor, text_hidden_states: Tensor, text_attention_mask: Tensor
@@ -87,26 +85,21 @@ def load_blip(
         raise ValueError(
             f"{name} is a model of type {model_type!r}, and blip:{name} asks for {BlipConfig.model_type!r}"
         )
-    config = BlipConfig.from_pretrained(name, **source)
-    settings = {} if dtype is None else {"dtype": dtype}
-    network, loading = BlipForImageTextRetrieval.from_pretrained(
-        name, output_loading_info=True, **settings, **source
-    )
-    refuse_incomplete(name, loading)
+    network = load_complete(BlipForImageTextRetrieval, name, dtype, **source)
+    vision, text = network.config.vision_config, network.config.text_config
     processor = PairProcessor.from_pretrained(
         name,
-        image_size=config.vision_config.image_size,
-        positions=min(config.text_config.max_position_embeddings, LONGEST_CAPTION),
+        image_size=vision.image_size,
+        positions=min(text.max_position_embeddings, LONGEST_CAPTION),
         **source,
     )
-    return BlipRetriever(network, spec, matching_token(config, processor.tokenizer)), processor
+    return BlipRetriever(network, spec, matching_token(text.vocab_size, processor.tokenizer)), processor
 
 
-def matching_token(config: BlipConfig, tokenizer: PreTrainedTokenizerBase) -> int | None:
+def matching_token(vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """The id of [ENC], with which BLIP's matching head was trained and is evaluated (its train_retrieval.py).
 
     Checkpoints for transformers have it, the last of two words that their tokenizer does not know:
     [DEC] and [ENC]. None where these two are not there.
     """
-    vocabulary = config.text_config.vocab_size
     return vocabulary - 1 if vocabulary == len(tokenizer) + 2 else None

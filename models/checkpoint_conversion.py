@@ -11,6 +11,7 @@ import re
 import zipfile
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ from transformers import AutoTokenizer, BertModel
 
 from ..configuration_tpas import XVLM_BASE_TEXT, XVLM_BASE_VISION, TPASConfig
 from ..data.whole_files import replacing
-from ..modeling_tpas import TPASModel
+from ..modeling_tpas import TPASModel, interpolate_table, is_other_window
 from ..processing_tpas import TPASProcessor
-from ..relative_position import interpolate_table, is_other_window
 
 logger = logging.getLogger(__name__)
 
@@ -329,8 +329,8 @@ def check_saved(directory: str | Path, model: TPASModel) -> None:
         ),
         "input_ids": torch.randint(text.vocab_size, (1, 8), generator=generator),
     }
-    expected = model.float().eval()(**inputs)
-    answer = TPASModel.from_pretrained(directory, dtype=torch.float32).eval()(**inputs)
+    expected = model.float()(**inputs)
+    answer = TPASModel.from_pretrained(directory, dtype=torch.float32)(**inputs)
     for name in ("image_embeds", "text_embeds", "match_logits"):
         difference = (answer[name] - expected[name]).abs().max().item()
         if not difference <= 1e-5:  # so written that a NaN fails, too
@@ -361,24 +361,27 @@ def convert_checkpoint(
     output = Path(output_dir).resolve()  # a link to an empty directory cannot be replaced by a directory
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty directory: remove it, or name another")
-    if (checkpoint is None) == (swin is None) or (swin is None) != (bert is None):
+    if checkpoint is not None and swin is None and bert is None:
+        source, kind, read = checkpoint, None, partial(read_checkpoint, checkpoint)
+    elif checkpoint is None and swin is not None and bert is not None:
+        source, kind = f"{swin} and {bert}", "Swin and BERT"
+        read = partial(join_swin_and_bert, swin, bert)
+    else:
         raise ValueError("give either a checkpoint, or --swin and --bert together")
-    source = checkpoint if swin is None else f"{swin} and {bert}"
     logger.info("reading %s", source)
-    weights = read_checkpoint(checkpoint) if swin is None else join_swin_and_bert(swin, bert)
+    weights = read()
     config = build_config(weights, vision_config, text_config, image_size)
     processor = None if tokenizer is None else build_processor(tokenizer, config)
     logger.info("converting %d tensors", len(weights))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(NEW_WEIGHTS_SEED)
-        model = TPASModel(config)
+        model = TPASModel(config).eval()
     try:
-        kind = None if swin is None else "Swin and BERT"
         conversion = convert_state_dict(weights, model, kind, drop_cmp_parts)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     model.load_state_dict(conversion.state_dict, strict=not conversion.new)
-    model.to(dtype)
+    torch.nn.Module.to(model, dtype)  # transformers hides the signature of its own from type checkers
 
     with replacing(output) as unfinished:
         logger.info("writing %s", output)

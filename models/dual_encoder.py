@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,17 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..modeling_tpas import TEMPERATURE_RANGE, Temperature
+from .interface import Features
 
 # Queries and values of attention, as CLIP, BERT and timm name them.
 ATTENTION_LAYERS = r".*\.(q_proj|v_proj|query|value|qkv)"
 INITIAL_TEMPERATURE = 0.07
+
+
+def as_features(embeds: Tensor, states: Tensor | None = None) -> Features:
+    """Embeddings (B, D) of any norm, and what `match` reads of B inputs."""
+    output = BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=F.normalize(embeds, dim=-1))
+    return cast(Features, output)  # to transformers the embeddings may be None as well
 
 
 class DualEncoder(nn.Module):
@@ -38,6 +45,8 @@ class DualEncoder(nn.Module):
     lora_targets = ATTENTION_LAYERS
     trained_with_lora: tuple[str, ...] = ("temperature",)
     without_gradient = r"^logit_(scale|bias)$"
+
+    network: Any  # a module, with whatever its library has beside
 
     def __init__(self, network: nn.Module, name_or_path: str, temperature: float = INITIAL_TEMPERATURE):
         super().__init__()
@@ -67,22 +76,21 @@ class DualEncoder(nn.Module):
             if re.search(self.without_gradient, name):
                 parameter.requires_grad_(False)
 
-    def embed_images(self, **inputs: Tensor) -> Tensor:
-        """(B, D), of any norm."""
+    def embed_images(self, pixel_values: Tensor, **more: Tensor) -> Tensor:
+        """(B, D), of any norm; `more` is what some models need beside pixels, by its name."""
         raise NotImplementedError
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(B, D), of any norm."""
         raise NotImplementedError
 
-    def get_image_features(self, **inputs: Tensor) -> BaseModelOutputWithPooling:
-        """See `RetrievalModel`."""
-        return BaseModelOutputWithPooling(pooler_output=F.normalize(self.embed_images(**inputs), dim=-1))
+    def get_image_features(self, pixel_values: Tensor, **more: Tensor) -> Features:
+        """See `Encoder`."""
+        return as_features(self.embed_images(pixel_values, **more))
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling:
-        """See `RetrievalModel`."""
-        embeds = self.embed_texts(input_ids, attention_mask)
-        return BaseModelOutputWithPooling(pooler_output=F.normalize(embeds, dim=-1))
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        """See `Encoder`."""
+        return as_features(self.embed_texts(input_ids, attention_mask))
 
     def trained_temperature(self) -> float:
         """As the contrastive loss uses it."""

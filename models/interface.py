@@ -1,46 +1,98 @@
-"""What a retrieval model is, whoever made it: the calls that evaluation and fine-tuning are written against.
+"""What a retrieval model is, whoever made it: the calls that search, evaluation and fine-tuning rely on.
 
-`TPASModel` with its `TPASProcessor` is one such pair as it is; the other files of this folder bring others
-into the same form. Stage 2 is optional: a model without `match` ranks by its embeddings alone, unless a
-`ImageMatcher` is given beside it.
+`TPASModel` with its `TPASProcessor` is one such pair as it is; the other files of this folder bring other
+models into the same form. Stage 2 is optional: a model without `match` ranks by its embeddings alone, unless
+an `ImageMatcher` is given beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
 
 import torch
-from PIL import Image
-from torch import Tensor
-from transformers import BatchFeature
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from transformers import BatchFeature
+
+    from ..modeling_tpas import Temperature
 
 
-class RetrievalModel(Protocol):
-    """Encodes images and captions to unit-norm embeddings of one width.
+class Features(Protocol):
+    """What a model makes of B images or texts."""
 
-    Attributes:
-        temperature: a module whose call gives the temperature of the contrastive loss.
-        name_or_path: what `load_retrieval_model` made it of.
-    """
+    @property
+    def pooler_output(self) -> Tensor:
+        """The embeddings (B, D), unit norm."""
+        ...
 
-    temperature: torch.nn.Module
-    name_or_path: str
-    device: torch.device
-    dtype: torch.dtype
-    config: Any
+    @property
+    def last_hidden_state(self) -> Tensor | None:
+        """(B, N, width), what `match` reads; None of a model without `match`."""
+        ...
 
-    def get_image_features(self, pixel_values: Tensor, *more: Tensor) -> BaseModelOutputWithPooling:
-        """The processor's image inputs in its order: `pooler_output` (B, D), unit norm.
 
-        `last_hidden_state` (B, N, width) is what `match` reads of an image, None without `match`.
+class TextEncoder(Protocol):
+    """Encodes texts to unit-norm embeddings."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Features:
+        """Encodes B texts (B, L)."""
+        ...
+
+
+class Encoder(TextEncoder, Protocol):
+    """Encodes images as well, to embeddings of the same width."""
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> Features:
+        """Encodes B images: `get_image_features(**processor(images=images))`.
+
+        The tensors are given by their names, which differ from model to model: all have `pixel_values`,
+        SigLIP 2 has `pixel_attention_mask` and `spatial_shapes` beside it.
         """
+        ...
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling:
-        """Captions (B, L): `pooler_output` (B, D), unit norm; `last_hidden_state` (B, L, width) or None."""
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Writes what `load_retrieval_model` reads, in the format of the model's own library."""
+class RetrievalModel(Encoder, Protocol):
+    """A module of torch that encodes, is saved and loaded again, and can be trained."""
+
+    @property
+    def name_or_path(self) -> str | None:
+        """What `load_model` made it of."""
+        ...
+
+    @property
+    def config(self) -> Any: ...
+
+    @property
+    def temperature(self) -> "Temperature":
+        """Its call gives the temperature of the contrastive loss."""
+        ...
+
+    def save_pretrained(self, folder: str | Path, /) -> Any:
+        """Writes what `load_model` reads, in the format of the model's own library."""
+        ...
+
+    def activation_checkpointing_enable(self, settings: dict[str, Any], /) -> Any:
+        """Recomputes activations going backwards, to spare memory; ValueError for a model that cannot."""
+        ...
+
+    # What every module of torch has.
+    training: bool
+
+    def train(self, mode: bool = True) -> Self: ...
+    def eval(self) -> Self: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 class MatchingModel(RetrievalModel, Protocol):
@@ -50,47 +102,49 @@ class MatchingModel(RetrievalModel, Protocol):
         self, image_hidden_states: Tensor, text_hidden_states: Tensor, text_attention_mask: Tensor
     ) -> Tensor:
         """Logits (B, 2) of B pairs, class 1 = the pair matches."""
+        ...
 
 
 class RetrievalProcessor(Protocol):
-    """Images and captions to a model's inputs.
+    """Images and texts to a model's inputs."""
 
-    Attributes:
-        image_size: pixels a side of what the model sees.
-        max_text_length: tokens at which a caption is cut.
-    """
-
-    image_size: int
     max_text_length: int
+    """Tokens at which a text is cut."""
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side of what the model sees."""
+        ...
+
+    @image_size.setter
+    def image_size(self, image_size: int) -> None: ...
 
     def __call__(
-        self, images: list[Image.Image] | None = None, text: list[str] | None = None
-    ) -> BatchFeature:
-        """`pixel_values` and whatever else the images need; `input_ids` and `attention_mask` (T, L)."""
+        self, images: "list[Image.Image] | None" = None, text: list[str] | None = None
+    ) -> "BatchFeature":
+        """For images the keyword arguments of `get_image_features`, for texts those of `get_text_features`.
 
-    def save_pretrained(self, folder: str | Path) -> None: ...
+        Raises:
+            ValueError: for an empty text, see `check_captions`.
+        """
+        ...
+
+    def save_pretrained(self, folder: str | Path, /) -> Any: ...
 
 
 class ImageMatcher(Protocol):
-    """A stage 2 that reads images and captions themselves, and not what a first stage made of them.
+    """A stage 2 that reads images and texts themselves, and not what a first stage made of them."""
 
-    Attributes:
-        pairs_in_a_pass: how many it is given at once. Fixed, because another number rounds otherwise.
-    """
+    @property
+    def pairs_per_batch(self) -> int:
+        """How many pairs it is given at once. Fixed, because another number rounds otherwise."""
+        ...
 
-    pairs_in_a_pass: int
-
-    def match_images(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Tensor:
+    def match_images(self, images: "Sequence[Image.Image]", captions: Sequence[str]) -> Tensor:
         """Scores (B,) of B pairs, fp32 on the CPU; higher is a better match."""
+        ...
 
 
-def refuse_empty(captions: Sequence[str]) -> None:
-    """Raises ValueError for an empty caption, naming its position."""
-    for position, caption in enumerate(captions):
-        if not caption.strip():
-            raise ValueError(f"caption {position} is empty")
-
-
-def can_match(model: RetrievalModel) -> bool:
+def can_match(model: RetrievalModel) -> TypeGuard[MatchingModel]:
     """Whether the model has a stage 2."""
     return hasattr(model, "match")

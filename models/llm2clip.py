@@ -25,14 +25,16 @@ from .baselines_extra import import_from_baselines
 from .checkpoint_conversion import read_checkpoint
 from .dual_encoder import DualEncoder
 from .pair_processor import PairProcessor
-from .transformers_encoders import refuse_incomplete
+from .transformers_encoders import load_complete
 
 CONFIG_FILE = "llm2clip.json"
 WEIGHTS_FILE = "llm2clip.safetensors"
-TOWER = "eva02_large_patch14_clip_336"
-LANGUAGE_MODEL = "microsoft/LLM2CLIP-Llama-3.2-1B-Instruct-CC-Finetuned"
-# The repository's state in which its files were listed when this was written.
-LANGUAGE_MODEL_REVISION = "52e9e56e2fcfc0a2793fcd477b88f5f21f346c0e"
+SOURCES = {
+    "tower": "eva02_large_patch14_clip_336",
+    "language_model": "microsoft/LLM2CLIP-Llama-3.2-1B-Instruct-CC-Finetuned",
+    # The repository's state in which its files were listed when this was written.
+    "language_model_revision": "52e9e56e2fcfc0a2793fcd477b88f5f21f346c0e",
+}
 # How its captions were presented in its training; the mean is over what comes after the first part.
 BEFORE_CAPTION = "<|start_header_id|>user<|end_header_id|>\n\n"
 AFTER_CAPTION = "<|eot_id|>"
@@ -62,6 +64,8 @@ def build_adapter(width: int, inner_width: int, embedding_size: int) -> nn.Seque
 
 class LLM2CLIPNetwork(nn.Module):
     """Image tower, adapter and temperature; the language model."""
+
+    visual: Any  # timm's
 
     def __init__(self, visual: nn.Module, adapter: nn.Module, language_model: nn.Module):
         super().__init__()
@@ -154,10 +158,14 @@ def load_llm2clip(
     dtype: torch.dtype | None,
     spec: str,
     revision: str | None = None,
+    sources: dict[str, Any] = SOURCES,
 ) -> tuple[LLM2CLIPEncoder, LLM2CLIPProcessor]:
     """By a Hub repository or folder of theirs, or a folder that fine-tuning wrote.
 
     None of the code that comes with it is run.
+
+    Args:
+        sources: see `LLM2CLIPEncoder`; what a folder of ours says goes before it.
 
     Raises:
         OSError: it is not there.
@@ -167,23 +175,15 @@ def load_llm2clip(
     folder = Path(place)
     if not folder.is_dir():
         folder = Path(snapshot_download(place, revision=revision))
-    sources = {
-        "tower": TOWER,
-        "language_model": LANGUAGE_MODEL,
-        "language_model_revision": LANGUAGE_MODEL_REVISION,
-    }
     if (folder / CONFIG_FILE).is_file():
-        sources |= json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        sources = sources | json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         weights = load_file(folder / WEIGHTS_FILE)
     else:
         weights = their_weights(folder)
     name, pinned = sources["language_model"], sources["language_model_revision"]
     pinned = None if Path(name).is_dir() else pinned
     source = {"revision": pinned, "trust_remote_code": False}
-    language_model, loading = LlamaModel.from_pretrained(
-        name, dtype=dtype or torch.float32, output_loading_info=True, **source
-    )
-    refuse_incomplete(name, loading)
+    language_model = load_complete(LlamaModel, name, dtype or torch.float32, **source)
     tokenizer = AutoTokenizer.from_pretrained(name, **source)
     network = build_network(timm, sources["tower"], language_model, weights, place)
     if dtype is not None:
@@ -217,7 +217,7 @@ def their_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def build_network(
-    timm: Any, tower: str, language_model: nn.Module, weights: dict[str, Tensor], place: str
+    timm: Any, tower: str, language_model: LlamaModel, weights: dict[str, Tensor], place: str
 ) -> LLM2CLIPNetwork:
     """Tower and adapter with these weights, under their names or ours.
 

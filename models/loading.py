@@ -11,53 +11,112 @@ What a name may be:
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from ..configuration_tpas import TPASConfig
-from ..processing_tpas import TPASProcessor
-from .interface import ImageMatcher, RetrievalModel, RetrievalProcessor
-from .lora import is_adapter, load_model, merge_adapter, read_config, start_of_adapter
+# What only some models need is imported where one of these is loaded.
+if TYPE_CHECKING:
+    from ..modeling_tpas import TPASModel
+    from ..processing_tpas import TPASProcessor
+    from .blip import BlipRetriever
+    from .interface import ImageMatcher, MatchingModel, RetrievalModel, RetrievalProcessor
+    from .llm2clip import LLM2CLIPEncoder, LLM2CLIPProcessor
+    from .open_clip_encoders import OpenClipEncoder, OpenClipProcessor
+    from .pair_processor import PairProcessor
+    from .transformers_encoders import TransformersDualEncoder
+    from .vision_language_matcher import VisionLanguageMatcher
+
+    # pyright compares each of these with the interface.
+    _models: list[type[RetrievalModel]]
+    _models = [TPASModel, TransformersDualEncoder, BlipRetriever, OpenClipEncoder, LLM2CLIPEncoder]
+    _with_stage_2: list[type[MatchingModel]] = [TPASModel, BlipRetriever]
+    _processors: list[type[RetrievalProcessor]]
+    _processors = [TPASProcessor, PairProcessor, OpenClipProcessor, LLM2CLIPProcessor]
+    _matchers: list[type[ImageMatcher]] = [VisionLanguageMatcher]
 
 KINDS = ("tpas", "transformers", "blip", "open_clip", "llm2clip")
+ADAPTER_CONFIG = "adapter_config.json"  # peft's name for it
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LLM2CLIP_CONFIG = "llm2clip.json"
 COMMIT = "[0-9a-f]{40}"
+HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
-def load_retrieval_model(
+def load_model(
     name: str,
     *,
     dtype: torch.dtype | None = torch.float32,
-    trust_remote_code: bool = False,
     revision: str | None = None,
-) -> tuple[RetrievalModel, RetrievalProcessor]:
-    """The model and its processor; see the top of the file for names.
+    trust_remote_code: bool = False,
+) -> "tuple[RetrievalModel, RetrievalProcessor]":
+    """The model, in evaluation mode, and its processor; see the top of the file for names.
+
+    An adapter's updates are merged into the weights of its start, whose processor comes with it.
 
     Args:
         dtype: of the weights; None: as they are kept.
-        trust_remote_code: run the code that comes with the model. A Hub repository's must be pinned.
         revision: the Hub repository's commit.
+        trust_remote_code: run the code that comes with the model. A Hub repository's must be pinned.
 
     Raises:
         OSError: it is not there.
         ValueError: it is no retrieval model, needs code that is not trusted or not pinned, or a package that
             is not installed.
     """
-    if is_adapter(name):
-        start = start_of_adapter(name)
-        try:
-            model, processor = load_retrieval_model(
-                start, dtype=dtype, trust_remote_code=trust_remote_code, revision=revision
+    return _adapted(name, lambda whole: _load_whole(whole, dtype, revision, trust_remote_code))
+
+
+def load_tpas(
+    name: str, *, dtype: torch.dtype | None = torch.float32, revision: str | None = None
+) -> "tuple[TPASModel, TPASProcessor]":
+    """As `load_model`, for what takes TPAS models alone.
+
+    Raises:
+        ValueError: it is a model of another architecture.
+    """
+
+    def load(whole: str) -> "tuple[RetrievalModel, RetrievalProcessor]":
+        if not is_tpas(whole, revision):
+            raise ValueError(
+                f"{whole} is no TPAS model, as is needed here; tpas convert makes one of X-VLM's files"
             )
-        except OSError as error:
-            raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
-        return merge_adapter(model, name), processor
+        return _load_whole(whole, dtype, revision, trust_remote_code=False)
+
+    return cast("tuple[TPASModel, TPASProcessor]", _adapted(name, load))
+
+
+def _adapted(
+    name: str, load: "Callable[[str], tuple[RetrievalModel, RetrievalProcessor]]"
+) -> "tuple[RetrievalModel, RetrievalProcessor]":
+    """What `load` makes of a whole model, in evaluation mode; for an adapter, of its start, and merged."""
+    if not is_adapter(name):
+        model, processor = load(name)
+        return model.eval(), processor
+    from .lora import merge_adapter
+
+    start = start_of_adapter(name)
+    try:
+        model, processor = _adapted(start, load)
+    except OSError as error:
+        raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
+    return merge_adapter(model, name).eval(), processor
+
+
+def _load_whole(
+    name: str, dtype: torch.dtype | None, revision: str | None, trust_remote_code: bool
+) -> "tuple[RetrievalModel, RetrievalProcessor]":
     kind, place = kind_and_place(name, revision)
     if kind == "tpas":
-        processor = TPASProcessor.from_pretrained(place, revision=revision)
-        return load_model(place, dtype, revision), processor
+        from ..modeling_tpas import TPASModel
+        from ..processing_tpas import TPASProcessor
+
+        source: dict[str, Any] = {"revision": revision}
+        processor = TPASProcessor.from_pretrained(place, **source)
+        settings: dict[str, Any] = source if dtype is None else source | {"dtype": dtype}
+        return TPASModel.from_pretrained(place, **settings), processor
     if kind == "open_clip":
         from .open_clip_encoders import load_open_clip
 
@@ -72,8 +131,19 @@ def load_retrieval_model(
         return load_blip(place, dtype, name, revision=revision, trust_remote_code=False)
     from .transformers_encoders import load_transformers_encoder
 
-    trusted = may_run_code(place, trust_remote_code, revision)
+    classes = read_config(place, revision).get("auto_map")
+    trusted = may_run_code(place, classes, trust_remote_code, revision)
     return load_transformers_encoder(place, dtype, name, revision=revision, trust_remote_code=trusted)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds an adapter and not a whole model."""
+    return (Path(name) / ADAPTER_CONFIG).is_file()
+
+
+def start_of_adapter(name: str) -> str:
+    """The folder or Hub name of the model that an adapter's folder belongs to."""
+    return json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
 def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
@@ -89,7 +159,33 @@ def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
         if (Path(name) / file).is_file():
             return kind, name
     model_type = read_config(name, revision).get("model_type")
-    return {TPASConfig.model_type: "tpas", "blip": "blip"}.get(model_type, "transformers"), name
+    return model_type if model_type in ("tpas", "blip") else "transformers", name
+
+
+def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
+    """What the config.json of a folder or a Hub repository holds.
+
+    What can only be a folder that is not there is refused at once: without a network, half a minute would go
+    in asking the Hub for it.
+
+    Raises:
+        OSError: there is none; the message names the model.
+    """
+    from transformers import PretrainedConfig
+
+    place = Path(name)
+    if not place.is_dir():
+        if place.exists():
+            raise NotADirectoryError(f"{name} is a file: give the folder of the model")
+        if not HUB_NAME.fullmatch(str(name)) or place.parent.is_dir():
+            raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
+    try:
+        config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+    except OSError as error:
+        raise OSError(f"the model {name} cannot be loaded: {error}") from error
+    if not config:
+        raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
+    return config
 
 
 def is_tpas(name: str, revision: str | None = None) -> bool:
@@ -98,17 +194,23 @@ def is_tpas(name: str, revision: str | None = None) -> bool:
 
 
 def may_run_code(
-    name: str, trusted: bool, revision: str | None, how_to_pin: str = "--revision COMMIT"
+    name: str,
+    classes: dict[str, Any] | None,
+    trusted: bool,
+    revision: str | None,
+    how_to_pin: str = "--revision COMMIT",
 ) -> bool:
     """Whether code that comes with the model, or with its processor, may run.
 
     Code is run if it is trusted and cannot change by tomorrow: a folder's, or a Hub repository's at a commit.
 
+    Args:
+        classes: the model's own, which its configuration names under "auto_map".
+
     Raises:
         ValueError: the model cannot do without, and it may not run.
     """
     fixed = Path(name).is_dir() or re.fullmatch(COMMIT, revision or "") is not None
-    classes = read_config(name, revision).get("auto_map")
     if not classes:
         return trusted and fixed
     if not trusted:
@@ -128,7 +230,7 @@ def may_run_code(
     return True
 
 
-def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = False) -> ImageMatcher:
+def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = False) -> "ImageMatcher":
     """The stage 2 that "vlm:NAME" or "vlm:NAME@COMMIT" names.
 
     Raises:
@@ -143,5 +245,7 @@ def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = F
     revision = None
     if not Path(place).is_dir() and "@" in place:
         place, _, revision = place.rpartition("@")
-    trusted = may_run_code(place, trust_remote_code, revision, f"--matcher vlm:{place}@COMMIT")
+    classes = read_config(place, revision).get("auto_map")
+    how_to_pin = f"--matcher vlm:{place}@COMMIT"
+    trusted = may_run_code(place, classes, trust_remote_code, revision, how_to_pin)
     return load_vision_language_matcher(place, device, revision, trusted)

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from ..processing_tpas import check_captions
 from .baselines_extra import import_from_baselines
 from .dual_encoder import ATTENTION_LAYERS, DualEncoder
-from .interface import refuse_empty
 
 # open_clip's own names, read by its "local-dir:".
 CONFIG_FILE = "open_clip_config.json"
@@ -96,7 +96,7 @@ class OpenClipProcessor:
         if images is not None:
             features["pixel_values"] = torch.stack([self.transform(image) for image in images])
         if text is not None:
-            refuse_empty(text)
+            check_captions(text)
             ids = self.tokenizer(text, context_length=self.max_text_length)
             # The model takes all its positions, and looks at the end of the caption alone.
             ids = F.pad(ids, (0, self.positions - ids.shape[1]), value=self.padding_id)
@@ -147,7 +147,7 @@ def load_open_clip(
 
 
 def open_clip_pair(
-    network: nn.Module, transform: Any, tokenizer: Any, spec: str, config: dict[str, Any]
+    network: Any, transform: Any, tokenizer: Any, spec: str, config: dict[str, Any]
 ) -> tuple[OpenClipEncoder, OpenClipProcessor]:
     """What open_clip makes, in our form."""
     size = network.visual.image_size

@@ -1,15 +1,15 @@
 """A transformers image processor and tokenizer in the form of a `RetrievalProcessor`."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
+from ..processing_tpas import check_captions
 from .baselines_extra import missing_from_baselines
-from .interface import refuse_empty
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
 
@@ -81,7 +81,7 @@ class PairProcessor:
             inputs = self.image_processor(images, return_tensors="pt")
             features |= {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
         if text is not None:
-            refuse_empty(text)
+            check_captions(text)
             if self.padded_length is not None:
                 # SigLIP's own tokenizer does so; SigLIP 2's fixed-size checkpoints come with Gemma's.
                 text = [caption.lower() for caption in text]
@@ -94,7 +94,8 @@ class PairProcessor:
                 return_token_type_ids=False,
                 return_tensors="pt",
             )
-            features["input_ids"] = self._padded(inputs["input_ids"], self.tokenizer.pad_token_id)
+            padding_id = cast(int, self.tokenizer.pad_token_id)
+            features["input_ids"] = self._padded(inputs["input_ids"], padding_id)
             features["attention_mask"] = self._padded(inputs["attention_mask"], 0)
         return BatchFeature(features)
 

@@ -1,5 +1,6 @@
 """Dual encoders of transformers: CLIP, SigLIP, SigLIP 2, AltCLIP, and whatever has the same two methods."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,8 +25,8 @@ class TransformersDualEncoder(DualEncoder):
         present = dict(network.named_modules())
         self.trained_with_lora = ("temperature", *(f"network.{head}" for head in heads if head in present))
 
-    def embed_images(self, **inputs: Tensor) -> Tensor:
-        return self._pooled(self.network.get_image_features(**inputs), "get_image_features")
+    def embed_images(self, pixel_values: Tensor, **more: Tensor) -> Tensor:
+        return self._pooled(self.network.get_image_features(pixel_values, **more), "get_image_features")
 
     def embed_texts(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         mask = attention_mask if self.masks_padding else None
@@ -55,12 +56,11 @@ def load_transformers_encoder(
         ValueError: the model lacks one of the two methods, or its weights are incomplete.
     """
     config = AutoConfig.from_pretrained(name, **source)
-    network_class = AutoModel._model_mapping.get(type(config), None)  # None: the repository's own code
-    refuse_without_methods(name, network_class)
-    settings = source if dtype is None else source | {"dtype": dtype}
-    network, loading = AutoModel.from_pretrained(name, output_loading_info=True, **settings)
+    network_class: Any = AutoModel._model_mapping.get(type(config), None)
+    if network_class is not None:  # it is the repository's own code
+        refuse_without_methods(name, network_class)
+    network = load_complete(AutoModel, name, dtype, **source)
     refuse_without_methods(name, type(network))
-    refuse_incomplete(name, loading)
     model = TransformersDualEncoder(network, spec)
     processor = PairProcessor.from_pretrained(
         name,
@@ -72,9 +72,9 @@ def load_transformers_encoder(
     return model, processor
 
 
-def refuse_without_methods(name: str, network_class: type | None) -> None:
-    """Raises ValueError if the class is known and lacks a method of a dual encoder."""
-    lacking = [method for method in METHODS if network_class and not hasattr(network_class, method)]
+def refuse_without_methods(name: str, network_class: type) -> None:
+    """Raises ValueError if the class lacks a method of a dual encoder."""
+    lacking = [method for method in METHODS if not hasattr(network_class, method)]
     if lacking:
         raise ValueError(
             f"{name}: {network_class.__name__} has no {' and no '.join(lacking)}, so it gives no embeddings "
@@ -82,14 +82,20 @@ def refuse_without_methods(name: str, network_class: type | None) -> None:
         )
 
 
-def refuse_incomplete(name: str, loading: dict[str, Any]) -> None:
-    """Raises ValueError if weights were missing, which transformers would draw at random."""
-    missing = sorted(loading["missing_keys"])
-    if missing:
+def load_complete(network_class: Any, name: str | Path, dtype: torch.dtype | None, **source: Any) -> Any:
+    """A network by the `from_pretrained` of its class, in `dtype` or as it is kept.
+
+    Raises:
+        ValueError: weights are missing, which transformers would draw at random.
+    """
+    settings = source if dtype is None else source | {"dtype": dtype}
+    network, loading = network_class.from_pretrained(name, output_loading_info=True, **settings)
+    if missing := sorted(loading["missing_keys"]):
         raise ValueError(
-            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}: it is a checkpoint of "
-            "another task"
+            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}: it is cut off, or a "
+            "checkpoint of another task"
         )
+    return network
 
 
 def image_size_of(name: str, config: Any) -> int:
@@ -98,7 +104,7 @@ def image_size_of(name: str, config: Any) -> int:
     Raises:
         ValueError: the configuration does not say.
     """
-    vision = getattr(config, "vision_config", None)
+    vision: Any = getattr(config, "vision_config", None)
     if (size := getattr(vision, "image_size", None)) is not None:
         return size if isinstance(size, int) else size[0]
     if (patches := getattr(vision, "num_patches", None)) is not None:
@@ -112,7 +118,7 @@ def positions_of(name: str, config: Any) -> int:
     Raises:
         ValueError: the configuration does not say.
     """
-    text = getattr(config, "text_config", None)
+    text: Any = getattr(config, "text_config", None)
     if not hasattr(text, "max_position_embeddings"):
         raise ValueError(f"{name}: its configuration does not say how many tokens it takes")
     # RoBERTa counts positions from after its padding token's id.

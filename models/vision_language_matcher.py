@@ -7,6 +7,7 @@ out of the way, pairs of different queries can be compared, as SCA and fusion do
 import re
 from collections.abc import Sequence
 from inspect import signature
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,12 +17,11 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     PreTrainedModel,
-    ProcessorMixin,
 )
 
 from .baselines_extra import missing_from_baselines
 
-PAIRS_IN_A_PASS = 4
+PAIRS_PER_BATCH = 4
 QUESTION = (
     "Does this description match the picture in every detail: person, clothes, action, place? "
     '"{caption}" Answer with yes or no.'
@@ -32,16 +32,16 @@ class VisionLanguageMatcher:
     """A `ImageMatcher`.
 
     Args:
-        processor: with a chat template that takes an image.
+        processor: a `ProcessorMixin` with a chat template that takes an image.
         question: with `{caption}` in it.
 
     Raises:
         ValueError: the processor has no chat template, or neither answer is one token.
     """
 
-    pairs_in_a_pass = PAIRS_IN_A_PASS
+    pairs_per_batch = PAIRS_PER_BATCH
 
-    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, question: str = QUESTION):
+    def __init__(self, model: PreTrainedModel, processor: Any, question: str = QUESTION):
         if not getattr(processor, "chat_template", None):
             raise ValueError(f"{model.name_or_path} has no chat template: it cannot be asked")
         self.model, self.processor, self.question = model.eval(), processor, question
@@ -123,5 +123,5 @@ def load_vision_language_matcher(
         processor = AutoProcessor.from_pretrained(name, **source)
     except ImportError as error:
         raise missing_from_baselines(f"{name}: its processor", error) from error
-    model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **source)
+    model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **source)
     return VisionLanguageMatcher(model.to(device), processor)

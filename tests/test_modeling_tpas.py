@@ -13,13 +13,12 @@ from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 from transformers.models.swin.modeling_swin import SwinDropPath, SwinLayer
 
-from tpas.commands.hub_upload import CODE
 from tpas.configuration_tpas import TPASConfig
-from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel
+from tpas.modeling_tpas import TEMPERATURE_RANGE, Temperature, TPASModel, interpolate_table
 from tpas.models.checkpoint_conversion import build_config, convert_state_dict, upstream_name
+from tpas.models.hub_code import HUB_CODE
 from tpas.objectives import contrastive_loss, match_pairs, matching_loss
 from tpas.processing_tpas import TPASProcessor
-from tpas.relative_position import interpolate_table
 
 REFERENCE = Path(__file__).parent / "data" / "xvlm_reference"
 TOLERANCE = 1e-5
@@ -37,7 +36,7 @@ inputs = load_file(inputs)
 answers = {}
 
 def load(name, directory, **settings):
-    model = AutoModel.from_pretrained(directory, trust_remote_code=True, **settings).eval()
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True, **settings)
     with torch.no_grad():
         pixels = inputs["pixel_values"].to(model.dtype)
         output = model(pixels, inputs["input_ids"], inputs["attention_mask"])
@@ -541,7 +540,7 @@ def test_loading_at_another_size_interpolates_the_tables(tiny_config, tmp_path):
         expected = interpolate_table(before[name], 11) if name in tables else before[name]
         assert torch.equal(after[name], expected), name
     loaded.save_pretrained(tmp_path / "large")
-    again = TPASModel.from_pretrained(tmp_path / "large").eval()
+    again = TPASModel.from_pretrained(tmp_path / "large")
     images = torch.randn(2, 3, 48, 48)
     with torch.no_grad():
         features = loaded.eval().get_image_features(images)
@@ -572,7 +571,7 @@ def test_a_saved_model_brings_its_code(build, pairs, tmp_path, run_without_tpas)
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     TPASProcessor.build(tokenizer, image_size=128).save_pretrained(model_dir)
     shipped = {path.name for path in model_dir.glob("*.py")}
-    assert shipped == set(CODE)
+    assert shipped == set(HUB_CODE)
     assert json.loads((model_dir / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "configuration_tpas.TPASConfig",
         "AutoModel": "modeling_tpas.TPASModel",

@@ -60,9 +60,9 @@ def expected_answer(match: ImageTextMatchingPipeline, image: Image.Image, text: 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-@pytest.mark.parametrize("pairs_per_pass", [2, 64])
-def test_every_pair_is_scored_as_by_the_model(match, images, batch_size, pairs_per_pass, monkeypatch):
-    monkeypatch.setattr(ImageTextMatchingPipeline, "PAIRS_PER_PASS", pairs_per_pass)
+@pytest.mark.parametrize("pairs_at_once", [2, 64])
+def test_every_pair_is_scored_as_by_the_model(match, images, batch_size, pairs_at_once):
+    match.pairs_at_once = pairs_at_once
     texts = [TEXTS[0], TEXTS, TEXTS[1:], (TEXTS[2],), TEXTS[1]]
     items = [{"image": image, "text": text} for image, text in zip(images, texts, strict=True)]
     answers = match(items, batch_size=batch_size)

@@ -25,7 +25,7 @@ from ..data.whole_files import write_json
 from ..evaluation.retrieval import evaluate
 from ..evaluation.tables import format_table
 from ..modeling_tpas import TEMPERATURE_RANGE
-from ..models.loading import load_retrieval_model
+from ..models.loading import load_model
 from ..search.ranking import resolve_shortlist
 from .arguments import FineTuningArguments
 from .averaging import WeightAverages
@@ -386,7 +386,7 @@ class Run:
             self.keep(self.averages.epochs.module, "averaged")
         if self.arguments.merge and self.accelerator.is_main_process:
             # In fp32, as it was trained, whatever the start is kept in.
-            merged, _ = load_retrieval_model(
+            merged, _ = load_model(
                 str(self.output_dir / ("last" if self.benchmark is None else "best")),
                 trust_remote_code=self.arguments.trust_remote_code,
                 revision=self.arguments.revision,

@@ -9,8 +9,8 @@ from ..configuration_tpas import TPASConfig
 from ..modeling_tpas import TPASModel
 from ..models.dual_encoder import DualEncoder
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
-from ..models.loading import is_tpas, load_retrieval_model
-from ..models.lora import add_lora, check_architecture, is_adapter, load_model
+from ..models.loading import is_adapter, is_tpas, load_model, load_tpas
+from ..models.lora import add_lora
 from ..processing_tpas import TPASProcessor
 from .arguments import FineTuningArguments
 from .masked_language_modelling import MaskedLanguageModelling
@@ -35,17 +35,16 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             "no folder: start from the whole model that --merge writes"
         )
     elif not is_tpas(name, arguments.revision):
-        model, processor = load_retrieval_model(
+        model, processor = load_model(
             name, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
         )
         refuse_with_other_models(arguments, model)
         cast(DualEncoder, model).train_all()
         return model, processor, missing
     elif is_adapter(name):
-        model = load_model(name, torch.float32, arguments.revision)
+        model, _ = load_tpas(name, revision=arguments.revision)
         model.requires_grad_(True)  # peft left it frozen
     else:
-        check_architecture(name, arguments.revision)
         loaded = TPASModel.from_pretrained(
             name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
         )

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from tpas import __main__
 from tpas.commands.evaluate import main as evaluate
-from tpas.commands.hub_upload import CODE
 from tpas.commands.push import main
 from tpas.modeling_tpas import TPASModel
+from tpas.models.hub_code import HUB_CODE
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.run_folder import MODELS
 
@@ -40,7 +40,7 @@ from transformers import AutoModel, AutoProcessor
 
 repo_id, revision, pixels, output = sys.argv[1:]
 settings = {"trust_remote_code": True, "revision": revision}
-model = AutoModel.from_pretrained(repo_id, **settings).eval()
+model = AutoModel.from_pretrained(repo_id, **settings)
 processor = AutoProcessor.from_pretrained(repo_id, **settings)
 inputs = processor(text=["A man is falling on a lawn.", "A woman in red walks."])
 with torch.no_grad():
@@ -222,8 +222,8 @@ def test_a_pushed_model_comes_back_where_tpas_is_not_installed(
     files = hub.branches["user/tpas"].pop("trial")
     assert hub.branches["user/tpas"] == {"main": {}}
     assert hub.visibility == {"user/tpas": "private"}
-    assert files.keys() == WEIGHTS_AND_SETTINGS | set(CODE) | {"README.md"}
-    for name in WEIGHTS_AND_SETTINGS | set(CODE):
+    assert files.keys() == WEIGHTS_AND_SETTINGS | set(HUB_CODE) | {"README.md"}
+    for name in WEIGHTS_AND_SETTINGS | set(HUB_CODE):
         assert files[name] == (model_dir / name).read_bytes()
     assert sum(request.endswith("/commit/trial") for request in hub.requests) == 1
 
@@ -231,7 +231,7 @@ def test_a_pushed_model_comes_back_where_tpas_is_not_installed(
     pixels, output = tmp_path / "pixels.safetensors", tmp_path / "answer.safetensors"
     save_file({"pixel_values": torch.randn(2, 3, 32, 32)}, pixels)
     run_without_tpas(FRESH_PROCESS, "user/tpas", "trial", pixels, output, cwd=tmp_path, **settings)
-    model = TPASModel.from_pretrained(model_dir).eval()
+    model = TPASModel.from_pretrained(model_dir)
     processor = TPASProcessor.from_pretrained(model_dir)
     with torch.no_grad():
         expected = model(
@@ -252,7 +252,7 @@ def test_without_a_token_nothing_is_created(model_dir, hub, tmp_path):
 def test_a_dry_run_lists_all_files_and_needs_no_network(model_dir, capsys):
     main([str(model_dir), "user/tpas", "--dry_run"])  # the tests' environment is offline
     printed = capsys.readouterr().out
-    for name in WEIGHTS_AND_SETTINGS | set(CODE):
+    for name in WEIGHTS_AND_SETTINGS | set(HUB_CODE):
         assert re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE)
     assert re.search(r"^ +stays here  optimizer\.pt$", printed, re.MULTILINE)
     assert "license: apache-2.0" in printed
@@ -322,7 +322,7 @@ def test_a_directory_that_is_no_whole_model_is_refused(model_dir, tmp_path):
     weights = load_file(model_dir / "model.safetensors")
     del weights["text_projection.bias"]
     save_file(weights, model_dir / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SystemExit, match=r"the weights lack 1 parameters: text_projection\.bias"):
+    with pytest.raises(SystemExit, match=r"lacks 1 weights of the model, such as text_projection\.bias"):
         main([str(model_dir), "user/tpas", "--dry_run"])
 
 
@@ -338,11 +338,22 @@ def test_a_wrong_name_is_refused_before_anything_is_sent(model_dir):
 
 
 def test_code_that_the_directory_lacks_is_taken_from_here(model_dir, capsys):
-    for name in CODE:
+    for name in HUB_CODE:
         (model_dir / name).unlink()
     main([str(model_dir), "user/tpas", "--dry_run"])
     printed = capsys.readouterr().out
-    assert all(re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE) for name in CODE)
+    assert all(re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE) for name in HUB_CODE)
+
+
+def test_code_of_an_older_version_goes_whole(model_dir, capsys):
+    """In however many files it was divided when the model was saved."""
+    code = (model_dir / "objectives.py").read_text()
+    (model_dir / "losses.py").write_text(code)
+    (model_dir / "objectives.py").write_text("from .losses import *\n")
+    main([str(model_dir), "user/tpas", "--dry_run"])
+    printed = capsys.readouterr().out
+    for name in (*HUB_CODE, "losses.py"):
+        assert re.search(rf"^ +[\d,]+  {re.escape(name)}$", printed, re.MULTILINE)
 
 
 def test_tpas_lists_its_commands_and_refuses_others(capsys):

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from tpas.commands import gallery as manage_gallery
 from tpas.commands.search import main
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.models.lora import load_model
+from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search import building, folder_gallery
 from tpas.search.folder_gallery import place_of_gallery
@@ -160,7 +160,7 @@ def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch
 
 def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys):
     found()
-    other = load_model(MODEL)
+    other = TPASModel.from_pretrained(MODEL)
     other.matching_head.classifier.bias.data += 1
     shutil.copytree(MODEL, tmp_path / "other")
     other.save_pretrained(tmp_path / "other")

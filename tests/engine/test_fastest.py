@@ -9,7 +9,7 @@ from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.fastest import encoder_for, matcher_for, text_encoder_for
 from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model
 from tpas.models.lora import add_lora
 
 
@@ -37,7 +37,7 @@ def test_an_adapter_that_is_not_merged_is_the_models_own_affair(model):
 
 
 def test_a_model_of_another_library_is_used_as_it_is(tmp_path):
-    other, _ = load_retrieval_model(str(save_tiny("blip", tmp_path / "blip")))
+    other, _ = load_model(str(save_tiny("blip", tmp_path / "blip")))
     other.eval()
     assert encoder_for(other) is text_encoder_for(other) is other
     assert type(matcher_for(other)) is PlainMatcher

@@ -17,7 +17,7 @@ from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.result_files import Evaluation, rankings_json
 from tpas.evaluation.retrieval import evaluate as measure
 from tpas.figures.evaluation_plots import evaluation_figures, right_places
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model
 from tpas.reranking.score_files import read_score_file
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -228,7 +228,7 @@ def test_plots_are_images_and_leave_no_state(start, small_pab, tmp_path):
 
 
 def test_the_sheets_show_queries_of_their_kind(start, small_pab):
-    model, processor = load_retrieval_model(str(start))
+    model, processor = load_model(str(start))
     benchmark = retrieval_split(load_pab(small_pab, "test"))
     result = measure(model, processor, benchmark, small_pab)
     figures = evaluation_figures(result, benchmark, small_pab)

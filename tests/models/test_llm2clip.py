@@ -1,6 +1,5 @@
 """LLM2CLIP's parts: the Llama that sees a caption whole, the adapter, a checkpoint in its authors' layout."""
 
-import json
 import re
 from pathlib import Path
 
@@ -15,11 +14,13 @@ from transformers import LlamaConfig, LlamaModel
 from tpas.models.llm2clip import (
     AFTER_CAPTION,
     BEFORE_CAPTION,
+    SOURCES,
     LLM2CLIPEncoder,
     LLM2CLIPNetwork,
     build_adapter,
+    load_llm2clip,
 )
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model
 
 
 def importable() -> bool:
@@ -111,21 +112,24 @@ def repository(tmp_path) -> Path:
     weights = in_the_authors_layout(visual.state_dict())
     weights |= {f"text.text_adaptor.{name}": value for name, value in adapter.state_dict().items()}
     torch.save(weights | {"logit_scale": torch.tensor(3.0)}, folder / "LLM2CLIP.pt")
-    sources = {"tower": "eva02_tiny_patch14_224", "language_model": str(tmp_path / "llama")}
-    (tmp_path / "sources.json").write_text(json.dumps(sources))
     return folder
 
 
+def small_sources(folder: Path) -> dict[str, str]:
+    """Of the repository above."""
+    small = {"tower": "eva02_tiny_patch14_224", "language_model": str(folder / "llama")}
+    return SOURCES | small
+
+
 @needs_timm
-def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_path, monkeypatch):
+def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_path):
     import timm
 
-    from tpas.models import llm2clip
+    def load():
+        return load_llm2clip(str(repository), torch.float32, "theirs", sources=small_sources(tmp_path))
 
-    sources = json.loads((tmp_path / "sources.json").read_text())
-    monkeypatch.setattr(llm2clip, "TOWER", sources["tower"])
-    monkeypatch.setattr(llm2clip, "LANGUAGE_MODEL", sources["language_model"])
-    model, processor = load_retrieval_model(f"llm2clip:{repository}")
+    model, processor = load()
+    model.eval()
     torch.manual_seed(0)
     visual = timm.create_model("eva02_tiny_patch14_224", num_classes=16).eval()
     inputs = processor(images=[Image.new("RGB", (50, 60), "red")], text=["a man in a red coat", "a woman"])
@@ -135,7 +139,7 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
     assert AFTER_CAPTION in words
     assert model.tokens_before == len(processor.tokenizer(BEFORE_CAPTION)["input_ids"])
     with torch.no_grad():
-        embeds = model.eval().get_image_features(inputs["pixel_values"]).pooler_output
+        embeds = model.get_image_features(inputs["pixel_values"]).pooler_output
         expected = F.normalize(visual(inputs["pixel_values"]), dim=-1)
         texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
     torch.testing.assert_close(embeds, expected, atol=1e-5, rtol=0)
@@ -144,9 +148,9 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
 
     model.save_pretrained(tmp_path / "kept")
     processor.save_pretrained(tmp_path / "kept")
-    again, _ = load_retrieval_model(str(tmp_path / "kept"))
+    again, _ = load_model(str(tmp_path / "kept"))
     with torch.no_grad():
-        kept = again.eval().get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
+        kept = again.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
     assert torch.equal(kept, texts)
 
     weights = torch.load(repository / "LLM2CLIP.pt", weights_only=True)
@@ -159,29 +163,25 @@ def test_a_checkpoint_of_the_authors_is_read_whole_or_refused(repository, tmp_pa
     ):
         torch.save(weights | change, repository / "LLM2CLIP.pt")
         with pytest.raises(ValueError, match=message):
-            load_retrieval_model(f"llm2clip:{repository}")
+            load()
     for name in ("logit_scale", "text.text_adaptor.0.fn.0.weight"):
         torch.save({key: value for key, value in weights.items() if key != name}, repository / "LLM2CLIP.pt")
         with pytest.raises(ValueError, match=rf"{name} \(missing\)"):
-            load_retrieval_model(f"llm2clip:{repository}")
+            load()
     del weights["text.text_adaptor.4.bias"]
     torch.save(weights, repository / "LLM2CLIP.pt")
     with pytest.raises(ValueError, match=r"4.bias \(missing\)"):
-        load_retrieval_model(f"llm2clip:{repository}")
+        load()
 
 
 @needs_timm
-def test_a_language_model_that_lacks_weights_is_refused(repository, tmp_path, monkeypatch):
+def test_a_language_model_that_lacks_weights_is_refused(repository, tmp_path):
     """transformers would draw them at random."""
-    from tpas.models import llm2clip
-
     weights = load_file(tmp_path / "llama" / "model.safetensors")
     del weights["norm.weight"]
     save_file(weights, tmp_path / "llama" / "model.safetensors", metadata={"format": "pt"})
-    monkeypatch.setattr(llm2clip, "TOWER", "eva02_tiny_patch14_224")
-    monkeypatch.setattr(llm2clip, "LANGUAGE_MODEL", str(tmp_path / "llama"))
     with pytest.raises(ValueError, match="lacks 1 weights of the model, such as norm.weight"):
-        load_retrieval_model(f"llm2clip:{repository}")
+        load_llm2clip(str(repository), torch.float32, "theirs", sources=small_sources(tmp_path))
 
 
 @needs_timm

@@ -13,7 +13,8 @@ from transformers import AutoModel
 
 from tpas.commands.evaluate import main as evaluate
 from tpas.modeling_tpas import TPASModel
-from tpas.models.lora import add_lora, load_model
+from tpas.models.loading import load_model, load_tpas
+from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor
 from tpas.train_accelerate import main
 from tpas.training.log import LossMeans
@@ -69,7 +70,7 @@ def test_an_adapter_is_saved_alone_loads_over_its_start_and_merges_exactly(
     assert type(base) is not TPASModel
     expected = answers(PeftModel.from_pretrained(base, run / "best"))
     assert not torch.allclose(expected["match_logits"], answers(before)["match_logits"], atol=1e-3)
-    assert_same_answers(answers(load_model(str(run / "best"))), expected)
+    assert_same_answers(answers(load_model(str(run / "best"))[0]), expected)
     merged = TPASModel.from_pretrained(run / "merged")
     assert_same_answers(answers(merged), expected)
     TPASProcessor.from_pretrained(run / "merged")
@@ -164,8 +165,8 @@ def test_an_adapter_of_another_architecture_is_refused(small_pab, start, tmp_pat
     main(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
     config = json.loads((start / "config.json").read_text())
     (start / "config.json").write_text(json.dumps(config | {"model_type": "bert"}))
-    with pytest.raises(ValueError, match="start is a model of type 'bert', not 'tpas'"):
-        load_model(str(tmp_path / "run" / "last"))
+    with pytest.raises(ValueError, match="start is no TPAS model, as is needed here"):
+        load_tpas(str(tmp_path / "run" / "last"))
 
 
 def test_a_start_in_half_precision_is_merged_in_the_precision_of_training(small_pab, start, tmp_path):
@@ -173,7 +174,7 @@ def test_a_start_in_half_precision_is_merged_in_the_precision_of_training(small_
     main(flags(small_pab, start, tmp_path / "run", max_train_steps=1, merge=True))
     merged = TPASModel.from_pretrained(tmp_path / "run" / "merged")
     assert merged.dtype == torch.float32
-    trained = load_model(str(tmp_path / "run" / "best"), dtype=torch.float32)
+    trained, _ = load_model(str(tmp_path / "run" / "best"))
     assert_same_answers(answers(merged), answers(trained))
 
 

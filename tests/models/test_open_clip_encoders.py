@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tpas.commands.evaluate import main as evaluate_main
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model
 from tpas.models.open_clip_encoders import OpenClipProcessor
 from tpas.train_accelerate import main as train_main
 
@@ -70,11 +70,11 @@ def test_embeddings_are_open_clips(tiny):
     import open_clip
 
     captions = ["a man in a red coat", "a woman is running"]
-    model, processor = load_retrieval_model(f"open_clip:{tiny}")
+    model, processor = load_model(f"open_clip:{tiny}")
     library, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tiny}")
     inputs = processor(images=noise_images(3), text=captions)
     with torch.no_grad():
-        images = model.eval().get_image_features(inputs["pixel_values"]).pooler_output
+        images = model.get_image_features(inputs["pixel_values"]).pooler_output
         texts = model.get_text_features(inputs["input_ids"], inputs["attention_mask"]).pooler_output
         tokens = open_clip.get_tokenizer(f"local-dir:{tiny}")(captions)
         pixels = torch.stack([transform(image) for image in noise_images(3)])
@@ -133,14 +133,14 @@ def test_it_is_evaluated_and_fine_tuned(tiny, small_pab, tmp_path, lora_rank):
     assert (best / "adapter_model.safetensors").exists() == (lora_rank > 0)
     evaluate_main(["--model", str(best), *common, "--output", str(results)])
     assert json.loads(results.read_text())["final_stage"] == "embeddings"
-    model, processor = load_retrieval_model(str(best))
-    start, _ = load_retrieval_model(str(tiny))
+    model, processor = load_model(str(best))
+    start, _ = load_model(str(tiny))
     inputs = processor(text=["a man in a red coat"])
-    embeds = [m.eval().get_text_features(**inputs).pooler_output for m in (model, start)]
+    embeds = [m.get_text_features(**inputs).pooler_output for m in (model, start)]
     assert not torch.allclose(*embeds, atol=1e-5)
     if lora_rank:
-        merged, _ = load_retrieval_model(str(tmp_path / "run" / "merged"))
-        torch.testing.assert_close(merged.eval().get_text_features(**inputs).pooler_output, embeds[0])
+        merged, _ = load_model(str(tmp_path / "run" / "merged"))
+        torch.testing.assert_close(merged.get_text_features(**inputs).pooler_output, embeds[0])
 
 
 @needs_open_clip
@@ -159,16 +159,16 @@ def test_the_papers_eva_clips_have_their_size(name, millions, pixels):
 @needs_open_clip
 def test_unknown_weights_are_refused_in_one_line():
     with pytest.raises(ValueError, match="open_clip:EVA02-B-16 names no weights: add /TAG, one of merged2b"):
-        load_retrieval_model("open_clip:EVA02-B-16")
+        load_model("open_clip:EVA02-B-16")
     with pytest.raises(ValueError, match="open_clip:EVA02-B-16/nothing: ") as refused:
-        load_retrieval_model("open_clip:EVA02-B-16/nothing")
+        load_model("open_clip:EVA02-B-16/nothing")
     assert "\n" not in str(refused.value)
     with pytest.raises(ValueError, match="--revision abc is of a Hub repository"):
-        load_retrieval_model("open_clip:EVA02-B-16/merged2b_s8b_b131k", revision="abc")
+        load_model("open_clip:EVA02-B-16/merged2b_s8b_b131k", revision="abc")
 
 
 def test_without_the_extra_the_line_that_installs_it_is_shown(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[baselines\]'") as refused:
-        load_retrieval_model("open_clip:EVA02-B-16/merged2b_s8b_b131k")
+        load_model("open_clip:EVA02-B-16/merged2b_s8b_b131k")
     assert "\n" not in str(refused.value)

@@ -20,9 +20,8 @@ from transformers import AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval
 from tpas.commands.evaluate import main as evaluate_main
 from tpas.evaluation.ranking import rank_gallery
 from tpas.modeling_tpas import TPASModel
-from tpas.models import loading
 from tpas.models.interface import can_match
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model, may_run_code
 from tpas.models.transformers_encoders import image_size_of, positions_of
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.arguments import FineTuningArguments
@@ -55,7 +54,7 @@ def noise_images(count: int = IMAGES) -> list[Image.Image]:
 
 
 def rank(folder: Path, accelerator: Accelerator | None = None, **settings):
-    model, processor = load_retrieval_model(str(folder))
+    model, processor = load_model(str(folder))
     return rank_gallery(
         model,
         processor,
@@ -73,14 +72,14 @@ def rank(folder: Path, accelerator: Accelerator | None = None, **settings):
 def test_embeddings_are_those_of_the_library_itself(folders, family):
     """Against the forward pass of the class, over what the class's own processor makes."""
     folder = folders[family]
-    model, processor = load_retrieval_model(str(folder))
-    model.eval()
+    model, processor = load_model(str(folder))
+    assert not any(module.training for module in model.modules())
     images = noise_images(3)
     inputs = processor(images=images, text=CAPTIONS)
     texts = {name: inputs.pop(name) for name in ("input_ids", "attention_mask")}
-    library = type(model.network).from_pretrained(folder).eval()
+    library = type(model.network).from_pretrained(folder)
     with torch.no_grad():
-        image = model.get_image_features(*inputs.values())
+        image = model.get_image_features(**inputs)
         text = model.get_text_features(**texts)
         if family in ("siglip", "siglip2"):  # they are asked without a mask
             del texts["attention_mask"]
@@ -102,7 +101,7 @@ def test_embeddings_are_those_of_the_library_itself(folders, family):
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_inputs_are_those_of_the_librarys_processor(folders, family):
-    _, processor = load_retrieval_model(str(folders[family]))
+    _, processor = load_model(str(folders[family]))
     own = AutoProcessor.from_pretrained(folders[family], backend="pil")
     padding = "longest" if family == "clip" else "max_length"
     expected = own(images=noise_images(3), text=CAPTIONS, padding=padding, return_tensors="pt")
@@ -112,11 +111,11 @@ def test_inputs_are_those_of_the_librarys_processor(folders, family):
 
 
 def test_match_logits_are_blips(folders):
-    model, processor = load_retrieval_model(str(folders["blip"]))
-    library = BlipForImageTextRetrieval.from_pretrained(folders["blip"]).eval()
+    model, processor = load_model(str(folders["blip"]))
+    library = BlipForImageTextRetrieval.from_pretrained(folders["blip"])
     inputs = processor(images=noise_images(len(CAPTIONS)), text=CAPTIONS)
     with torch.no_grad():
-        image = model.eval().get_image_features(inputs["pixel_values"])
+        image = model.get_image_features(inputs["pixel_values"])
         text = model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         logits = model.match(image.last_hidden_state, text.last_hidden_state, inputs["attention_mask"])
         # As in BLIP's own retrieval evaluation; transformers leaves it to the caller.
@@ -129,7 +128,7 @@ def test_match_logits_are_blips(folders):
 @pytest.mark.parametrize("family", ["siglip", "siglip2"])
 def test_siglip_sees_lower_case_and_its_full_length(folders, family):
     """Its last position is pooled, so a caption that is cut earlier still has the padding of training."""
-    model, processor = load_retrieval_model(str(folders[family]))
+    model, processor = load_model(str(folders[family]))
     lower, upper = processor(text=["a man in a red coat"]), processor(text=["A Man in a RED coat"])
     assert torch.equal(lower["input_ids"], upper["input_ids"])
     positions = model.config.text_config.max_position_embeddings
@@ -189,29 +188,29 @@ def test_a_plain_folder_is_evaluated_by_the_command(folders, family, small_pab, 
 
 def test_the_temperature_is_read_and_kept(folders, tmp_path):
     for family, library in (("clip", CLIPModel), ("siglip", SiglipModel)):
-        model, processor = load_retrieval_model(str(folders[family]))
+        model, processor = load_model(str(folders[family]))
         with torch.no_grad():
             model.temperature.value.fill_(0.02)
         model.save_pretrained(tmp_path / family)
         processor.save_pretrained(tmp_path / family)
         scale = library.from_pretrained(tmp_path / family).logit_scale.exp().item()
         assert scale == pytest.approx(50, rel=1e-5)
-        again, _ = load_retrieval_model(str(tmp_path / family))
+        again, _ = load_model(str(tmp_path / family))
         assert again.temperature().item() == pytest.approx(0.02, rel=1e-5)
-    model, _ = load_retrieval_model(str(folders["blip"]))
+    model, _ = load_model(str(folders["blip"]))
     with torch.no_grad():
         model.temperature.value.fill_(0.02)
     model.save_pretrained(tmp_path / "blip")
     shutil.copytree(folders["blip"], tmp_path / "blip", dirs_exist_ok=True, ignore=lambda *_: ["config.json"])
-    assert load_retrieval_model(str(tmp_path / "blip"))[0].temperature().item() == pytest.approx(0.02)
+    assert load_model(str(tmp_path / "blip"))[0].temperature().item() == pytest.approx(0.02)
 
 
 def test_our_own_model_goes_the_same_way(start):
-    model, processor = load_retrieval_model(str(start))
-    named, _ = load_retrieval_model(f"tpas:{start}")
+    model, processor = load_model(str(start))
+    named, _ = load_model(f"tpas:{start}")
     assert isinstance(model, TPASModel)
     assert isinstance(named, TPASModel)
-    embeds = model.eval().get_text_features(**processor(text=CAPTIONS)).pooler_output
+    embeds = model.get_text_features(**processor(text=CAPTIONS)).pooler_output
     torch.testing.assert_close(F.normalize(embeds, dim=-1), embeds)
 
 
@@ -278,26 +277,20 @@ def test_code_that_comes_with_a_model_needs_consent(folders, small_pab, tmp_path
     assert (tmp_path / "results.json").exists()
 
 
-def test_code_that_may_change_or_lies_elsewhere_is_refused(monkeypatch):
-    commit = "0123456789" * 4
-    config = {"auto_map": {"AutoModel": "mine.Model", "AutoTokenizer": ["mine.Slow", None]}}
-    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
+def test_code_that_may_change_or_lies_elsewhere_is_refused():
+    commit, own = "0123456789" * 4, {"AutoModel": "mine.Model", "AutoTokenizer": ["mine.Slow", None]}
     with pytest.raises(ValueError, match="read it, then add --trust_remote_code"):
-        loading.may_run_code("some/model", False, commit)
+        may_run_code("some/model", own, False, commit)
     for moving in (None, "main"):
         with pytest.raises(ValueError, match="may change by tomorrow: pin .* --revision COMMIT"):
-            loading.may_run_code("some/model", True, moving)
-    assert loading.may_run_code("some/model", True, commit)
-    config["auto_map"]["AutoModel"] = "other/code--mine.Model"
+            may_run_code("some/model", own, True, moving)
+    assert may_run_code("some/model", own, True, commit)
     with pytest.raises(ValueError, match="lies in another repository, other/code"):
-        loading.may_run_code("some/model", True, commit)
-    del config["auto_map"]  # a tokenizer may still bring code
-    assert [loading.may_run_code("some/model", True, at) for at in (None, "main", commit)] == [
-        False,
-        False,
-        True,
-    ]
-    assert not loading.may_run_code("some/model", False, commit)
+        may_run_code("some/model", own | {"AutoModel": "other/code--mine.Model"}, True, commit)
+    # Without any, a tokenizer may still bring code.
+    allowed = [may_run_code("some/model", None, True, at) for at in (None, "main", commit)]
+    assert allowed == [False, False, True]
+    assert not may_run_code("some/model", None, False, commit)
 
 
 def test_a_tokenizers_code_does_not_run_without_consent(folders, tmp_path):
@@ -311,7 +304,7 @@ def test_a_tokenizers_code_does_not_run_without_consent(folders, tmp_path):
         config["auto_map"] = {key: ["mine.Own", "mine.Own"] if key == "AutoTokenizer" else "mine.Own"}
         (folder / file).write_text(json.dumps(config))
     (folder / "mine.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).write_text('ran')\n")
-    load_retrieval_model(str(folder))  # transformers has classes of its own for these
+    load_model(str(folder))  # transformers has classes of its own for these
     assert not trace.exists()
 
 
@@ -322,7 +315,7 @@ def test_a_tokenizers_missing_package_is_named_with_the_line_that_installs_it(fo
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", without)
     message = r"its tokenizer needs .* pip install -e '\.\[baselines\]' \(SiglipTokenizer requires"
     with pytest.raises(ValueError, match=message):
-        load_retrieval_model(str(folders["siglip"]))
+        load_model(str(folders["siglip"]))
 
 
 def test_a_revision_reaches_every_file_of_our_own_model(start, monkeypatch):
@@ -337,7 +330,7 @@ def test_a_revision_reaches_every_file_of_our_own_model(start, monkeypatch):
 
     for owner in (TPASModel, TPASProcessor):
         monkeypatch.setattr(owner, "from_pretrained", noting(owner.from_pretrained))
-    load_retrieval_model(str(start), revision="abc")
+    load_model(str(start), revision="abc")
     load_start(FineTuningArguments("", "", model_name_or_path=str(start), revision="abc"))
     assert asked == ["abc"] * 4
 

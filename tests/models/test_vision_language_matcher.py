@@ -27,7 +27,7 @@ from transformers.utils import is_torchvision_available
 from tpas.commands.evaluate import main as evaluate_main
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary
 from tpas.evaluation.ranking import rank_gallery
-from tpas.models.loading import load_matcher, load_retrieval_model
+from tpas.models.loading import load_matcher, load_model
 from tpas.models.vision_language_matcher import QUESTION
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -173,7 +173,7 @@ def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
     matcher = load_matcher(f"vlm:{vlm}", CPU)
     scores = matcher.match_images(images()[:3], CAPTIONS)
     model, processor = (
-        AutoModelForImageTextToText.from_pretrained(vlm).eval(),
+        AutoModelForImageTextToText.from_pretrained(vlm),
         AutoProcessor.from_pretrained(vlm),
     )
     for image, caption, score in zip(images(), CAPTIONS, scores, strict=False):
@@ -190,7 +190,7 @@ def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
 
 
 def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
-    model, processor = load_retrieval_model(str(save_tiny("clip", tmp_path / "clip")))
+    model, processor = load_model(str(save_tiny("clip", tmp_path / "clip")))
 
     def rank(**settings):
         return rank_gallery(
@@ -248,7 +248,7 @@ def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
 
 
 def match(clip: Path, vlm: Path, **settings):
-    model, processor = load_retrieval_model(str(clip))
+    model, processor = load_model(str(clip))
     ids = [f"image {column:02}" for column in range(IMAGES)]
     matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
     return rank_gallery(

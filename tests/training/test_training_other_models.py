@@ -12,7 +12,7 @@ from tiny_retrieval_models import FAMILIES, save_tiny
 from transformers import AutoModel, BlipForImageTextRetrieval, CLIPModel
 
 from tpas.data.drawn.synthetic_pab import draw_pab
-from tpas.models.loading import load_retrieval_model
+from tpas.models.loading import load_model
 from tpas.models.lora import add_lora
 from tpas.objectives import contrastive_loss
 from tpas.train_accelerate import main
@@ -74,7 +74,7 @@ def losses_of(run: Path) -> list[float]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_gradient_reaches_all_that_is_trained(folders, family):
     """DDP would wait for one that never comes."""
-    model, processor = load_retrieval_model(str(folders[family]))
+    model, processor = load_model(str(folders[family]))
     objective = FineTuningObjective(model.train())
     losses = objective(**batch_of(processor))
     assert set(losses) == set(objective.loss_names)
@@ -89,7 +89,7 @@ def test_a_gradient_reaches_all_that_is_trained(folders, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_contrastive_loss_is_the_papers(folders, family):
-    model, processor = load_retrieval_model(str(folders[family]))
+    model, processor = load_model(str(folders[family]))
     objective, batch = FineTuningObjective(model.eval()), batch_of(processor)
     with torch.no_grad():
         loss = objective(**batch)["contrastive_loss"]
@@ -102,7 +102,7 @@ def test_the_contrastive_loss_is_the_papers(folders, family):
 
 @pytest.mark.parametrize("family", ["clip", "siglip2", "blip"])
 def test_gradients_in_chunks_are_those_of_the_whole_batch(folders, family):
-    model, processor = load_retrieval_model(str(folders[family]), dtype=torch.float64)
+    model, processor = load_model(str(folders[family]), dtype=torch.float64)
     objective = FineTuningObjective(model.double().eval())
     batch = batch_of(processor)
     batch["pixel_values"] = batch["pixel_values"].double()
@@ -132,7 +132,7 @@ def test_a_run_learns_and_leaves_a_folder_of_the_models_own_library(folders, dra
     assert sum(losses[-2:]) < 0.5 * sum(losses[:2])
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
     library = CLIPModel.from_pretrained(output / "best")
-    model, _ = load_retrieval_model(str(output / "best"))
+    model, _ = load_model(str(output / "best"))
     assert library.logit_scale.exp().item() == pytest.approx(1 / model.temperature().item(), rel=1e-4)
     assert library.logit_scale.item() != CLIPModel.from_pretrained(folders["clip"]).logit_scale.item()
 
@@ -158,7 +158,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folders, drawn_root, tm
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 def test_adapters_train_little_of_every_encoder(folders, family, targets):
-    model, processor = load_retrieval_model(str(folders[family]))
+    model, processor = load_model(str(folders[family]))
     adapter = add_lora(model, 2, 4.0, 0.0, targets)
     objective = FineTuningObjective(adapter.train())
     objective(**batch_of(processor))["loss"].backward()
@@ -176,7 +176,7 @@ def test_adapters_train_little_of_every_encoder(folders, family, targets):
 def test_recomputed_activations_give_the_same_gradients(folders, family, lora):
     def gradients(recomputing: bool) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        network, processor = load_retrieval_model(str(folders[family]))
+        network, processor = load_model(str(folders[family]))
         model = add_lora(network, 2, 4.0, 0.0) if lora else network
         if recomputing:
             network.activation_checkpointing_enable({"use_reentrant": False})
@@ -197,9 +197,9 @@ def test_an_adapter_is_kept_loaded_and_merged(folders, drawn_root, tmp_path, fam
     main(flags(drawn_root, folders[family], output, lora_rank=2, merge=True, num_train_epochs=1))
     assert (output / "best" / "adapter_model.safetensors").exists()
     assert not (output / "best" / "model.safetensors").exists()
-    adapted, processor = load_retrieval_model(str(output / "best"))
-    merged, _ = load_retrieval_model(str(output / "merged"))
-    start, _ = load_retrieval_model(str(folders[family]))
+    adapted, processor = load_model(str(output / "best"))
+    merged, _ = load_model(str(output / "merged"))
+    start, _ = load_model(str(folders[family]))
     inputs = processor(text=["a man in a red coat is running"])
     with torch.no_grad():
         embeds = [m.eval().get_text_features(**inputs).pooler_output for m in (adapted, merged, start)]
