@@ -384,15 +384,16 @@ class TPASModel(PreTrainedModel):
                 temperature,
                 None if image_ids is None else gather_with_gradient(image_ids),
             )
-            output.contrastive_loss = contrastive_loss(*everyone)
+            contrastive = contrastive_loss(*everyone)
             pairs = draw_match_pairs(*everyone)
             match_logits = self.match(
                 image.last_hidden_state[pairs.images],
                 text.last_hidden_state[pairs.texts],
                 None if attention_mask is None else attention_mask[pairs.texts],
             )  # (3B, 2)
-            output.matching_loss = matching_loss(match_logits, pairs.labels)
-            output.loss = output.contrastive_loss + output.matching_loss
+            matching = matching_loss(match_logits, pairs.labels)
+            output.loss = contrastive + matching
+            output.contrastive_loss, output.matching_loss = contrastive, matching
             output.match_logits = match_logits[: len(pixel_values)]
         elif paired:
             output.match_logits = self.match(image.last_hidden_state, text.last_hidden_state, attention_mask)

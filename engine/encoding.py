@@ -2,34 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from ..models.interface import RetrievalProcessor
+from ..models.interface import Encoder, RetrievalProcessor, TextEncoder
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-class TextEncoder(Protocol):
-    """The part of a `RetrievalModel` that encodes texts; a `FastTextEncoder` is one as well."""
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutputWithPooling: ...
-
-
-class Encoder(TextEncoder, Protocol):
-    """The part of a `RetrievalModel` that encodes; a `FastEncoder` is one as well."""
-
-    def get_image_features(self, *args: Any, **kwargs: Any) -> BaseModelOutputWithPooling: ...
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ def encode_images(
     tokens = output.last_hidden_state
     if tokens is not None:
         tokens = None if tokens_dtype is None else tokens.to("cpu", tokens_dtype)
-    return _embeds(output), tokens
+    return output.pooler_output.float().cpu(), tokens
 
 
 def collated(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -105,7 +87,7 @@ def encode_texts(
         output = encoder.get_text_features(inputs["input_ids"], inputs["attention_mask"])
         states = output.last_hidden_state
         return (
-            _embeds(output),
+            output.pooler_output.float().cpu(),
             None if states is None else states.float().cpu(),
             inputs["attention_mask"].cpu(),
         )
@@ -130,12 +112,6 @@ def encode_texts(
         if states is not None and own_states is not None:
             states[rows, :length] = own_states * mask[:, :, None]
     return EncodedTexts(embeds, states, masks)
-
-
-def _embeds(output: BaseModelOutputWithPooling) -> Tensor:
-    """(B, D), fp32 on the CPU."""
-    assert output.pooler_output is not None, "an encoder gives embeddings"
-    return output.pooler_output.float().cpu()
 
 
 def _computed_by_all(

@@ -14,7 +14,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertModel
+from transformers import BertModel, SwinModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 from transformers.models.bert.modeling_bert import BertLayer
 
@@ -125,7 +125,7 @@ class FastEncoder(FastTextEncoder):
         super().__init__(model, dtype, texts_per_batch)
         on_cpu = self.device.type == "cpu"
         self.images_per_batch = images_per_batch or (CPU_IMAGES_PER_BATCH if on_cpu else GPU_IMAGES_PER_BATCH)
-        self.vision_model = PackedSwinModel(model.vision_model, dtype)
+        self.vision_model = PackedSwinModel(cast(SwinModel, model.vision_model), dtype)
         self.image_projection = PackedLinear(model.image_projection, dtype=dtype)
 
     @torch.inference_mode()

@@ -3,8 +3,7 @@
 import torch
 
 from ..modeling_tpas import TPASModel
-from ..models.interface import MatchingModel, RetrievalModel
-from .encoding import Encoder, TextEncoder
+from ..models.interface import Encoder, MatchingModel, RetrievalModel, TextEncoder
 from .fast_encoding import FastEncoder, FastTextEncoder
 from .fast_matching import FastMatcher
 from .matching import Matcher, PlainMatcher

@@ -262,6 +262,7 @@ class _EncodedGallery:
 
     def match(self, texts: EncodedTexts, query_ids: Sequence[str], candidates: Tensor) -> Tensor:
         """The match logits of each query with its candidates, both (Q, K), by the model itself."""
+        assert can_match(self.model), "asked of a model with a stage 2 alone"
         matcher = matcher_for(self.model)
         own_number = {row: number for number, row in enumerate(_by_id(query_ids))}
         in_order = texts[list(own_number)]
@@ -286,10 +287,9 @@ class _EncodedGallery:
 
         def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
             size = matcher.pairs_per_batch
-            batches = zip(_slices(places, size), _slices(text, size), strict=True)
             scores = [
                 matcher.match_images([images[place] for place in own], [captions[row] for row in rows])
-                for own, rows in batches
+                for own, rows in zip(_slices(places, size), _slices(text, size), strict=True)
             ]
             return torch.cat(scores)
 
@@ -392,6 +392,6 @@ def _by_id(ids: Sequence[str]) -> list[int]:
     return sorted(range(len(ids)), key=ids.__getitem__)
 
 
-def _slices(rows: Any, size: int) -> Iterator:
+def _slices(rows: Any, size: int) -> Iterator[Any]:
     """Consecutive slices of at most `size`."""
     return (rows[start : start + size] for start in range(0, len(rows), size))

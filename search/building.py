@@ -17,9 +17,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.image_sources import SourceImage
-from ..engine.encoding import Encoder, collated, encode_images
+from ..engine.encoding import collated, encode_images
 from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel
+from ..models.interface import Encoder
 from ..processing_tpas import TPASProcessor
 from .manifest import (
     SHARDS,

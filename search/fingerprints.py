@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from typing import cast
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ..modeling_tpas import TPASModel
+from ..models.interface import RetrievalModel
 from ..processing_tpas import TPASProcessor
 
 # What decides an image's features beside the weights; by name, since new versions of transformers add more.
@@ -23,7 +25,7 @@ IMAGE_PROCESSOR_SETTINGS = (
 _known: WeakKeyDictionary[torch.nn.Module, tuple[tuple, str]] = WeakKeyDictionary()
 
 
-def model_fingerprint(model: torch.nn.Module) -> str:
+def model_fingerprint(model: RetrievalModel) -> str:
     """16 hexadecimal digits that stand for the weights, as fp32: equal wherever the model lies.
 
     Computed once a process, and again after weights were replaced or changed in place.
@@ -31,24 +33,25 @@ def model_fingerprint(model: torch.nn.Module) -> str:
     Raises:
         TypeError: the model carries an adapter that is not merged, so its weights are not all that it is.
     """
-    if any(hasattr(module, "base_layer") for module in model.modules()):
+    if any(hasattr(layer, "base_layer") for layer in cast(torch.nn.Module, model).modules()):
         raise TypeError("an adapter must be merged first: model.merge_and_unload()")
-    state = _state_of(model)
-    if state is not None and model in _known and _known[model][0] == state:
-        return _known[model][1]
+    module = cast(torch.nn.Module, model)
+    state = _state_of(module)
+    if state is not None and module in _known and _known[module][0] == state:
+        return _known[module][1]
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy())
     fingerprint = digest.hexdigest()
     if state is not None:
-        _known[model] = (state, fingerprint)
+        _known[module] = (state, fingerprint)
     return fingerprint
 
 
-def _state_of(model: torch.nn.Module) -> tuple | None:
+def _state_of(module: torch.nn.Module) -> tuple | None:
     """What changes whenever a weight does, by torch's count of changes in place; None where it keeps none."""
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [*module.parameters(), *module.buffers()]
     if any(tensor.is_inference() for tensor in tensors):
         return None
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)

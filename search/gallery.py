@@ -17,11 +17,12 @@ from torch import Tensor
 
 from ..data.image_files import load_inside
 from ..data.image_sources import find_images
-from ..engine.encoding import EncodedTexts, Encoder, TextEncoder, encode_images, encode_texts
+from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
 from ..modeling_tpas import TPASModel
+from ..models.interface import Encoder, TextEncoder
 from ..processing_tpas import TPASProcessor
 from ..sca import Confidence, sca_rerank
 from .building import build_shards
@@ -69,7 +70,7 @@ class Gallery:
         self.processor = processor
         self.index = index
         self.images_root = images_root
-        self.matching_dtype = matching_dtype
+        self.matching_dtype: MatchingDtype = matching_dtype
 
     @classmethod
     def build(

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..data.image_files import load_inside
-from ..engine.encoding import Encoder, encode_images
+from ..engine.encoding import encode_images
 from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel
+from ..models.interface import Encoder
 from ..processing_tpas import TPASProcessor
 from .manifest import GalleryError
 from .stored_gallery import StoredGallery

@@ -68,7 +68,9 @@ class SearchRequests:
         limits: Limits | None = None,
         shortlist: int = DEFAULT_SHORTLIST,
     ):
-        self.gallery = gallery
+        if gallery.processor is None:
+            raise ValueError("open the gallery with its model and processor to search it")
+        self.gallery, self.processor = gallery, gallery.processor
         self.limits = limits or Limits()
         self.shortlist = shortlist
         self.labels = labels_of(gallery.ids, labels or {})  # by row
@@ -230,7 +232,7 @@ class SearchRequests:
                 raise RequestError(
                     f"Text {number} has {len(text)} characters: {limits.text_characters} at most."
                 )
-            read = clean_caption(text) if self.gallery.processor.clean_captions else text
+            read = clean_caption(text) if self.processor.clean_captions else text
             if not any(char.isprintable() and not char.isspace() for char in read):
                 raise RequestError(f"Text {number} has no words in it: {text[:40]!r}")
         return texts
