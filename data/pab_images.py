@@ -65,9 +65,10 @@ def image_path(root: str | Path, image: str) -> Path:
     Raises:
         ValueError: an absolute path, one with "..", or a link that leads out of `root`.
     """
-    path = Path(root, relative_path(image, "image_path"))
-    if not path.exists():
-        others = [other for suffix in SUFFIXES if (other := path.with_suffix(suffix)).exists()]
+    path = Path(relative_path(image, "image_path"))
+    if not (root / path).exists():
+        others = [path.with_suffix(suffix) for suffix in SUFFIXES]
+        others = [other for other in others if (root / other).exists()]
         if len(others) == 1:
             path = others[0]
     try:

@@ -11,7 +11,6 @@ each function.
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from ..sca import (
     blocks,
@@ -108,6 +107,8 @@ def sinkhorn(
     for part in blocks(*values.shape):  # less the greatest, so that each row has a 1 and none overflows
         kernel[part] = np.exp((values[part] - greatest[part, None]) / temperature)
     if columns is not None:
+        from scipy.sparse import csr_array  # takes a quarter of a second to import
+
         starts = np.arange(len(columns) + 1) * columns.shape[1]
         kernel = csr_array((kernel.ravel(), columns.ravel(), starts))
     transposed = kernel.T if columns is None else kernel.T.tocsr()

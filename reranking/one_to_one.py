@@ -10,9 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components, min_weight_full_bipartite_matching
 
 from ..sca import (
     candidate_lists,
@@ -132,6 +129,9 @@ def greedy_matching(
 
 def _components(query: np.ndarray, image: np.ndarray, queries: int) -> np.ndarray:
     """For each query the number of the connected component it lies in, (Q,), from its edges."""
+    from scipy.sparse import coo_array  # here and below: scipy takes half a second to import
+    from scipy.sparse.csgraph import connected_components
+
     nodes = queries + int(image.max()) + 1
     edges = coo_array((np.ones(len(query), dtype=np.int8), (query, queries + image)), shape=(nodes, nodes))
     return connected_components(edges, directed=False)[1][:queries]
@@ -149,6 +149,10 @@ def _assign(row: np.ndarray, column: np.ndarray, loss: np.ndarray, capacity: int
     Args:
         row: (E,) numbers from 0, ascending; column: (E,) numbers from 0; loss: (E,) >= 0.
     """
+    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
     rows, columns = int(row[-1]) + 1, int(column.max()) + 1
     largest = float(loss.max()) or 1.0
     # A row that goes without costs more than any chain of moves that would have served it.

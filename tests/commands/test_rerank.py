@@ -3,13 +3,14 @@
 import json
 import re
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from tpas.__main__ import main as tpas
 from tpas.commands.evaluate import main as evaluate
-from tpas.commands.rerank import METHODS, main, rerank_score_file
+from tpas.commands.rerank import METHODS, MethodName, main, rerank_score_file
 from tpas.reranking.hubness import csls, dual_softmax, sinkhorn
 from tpas.reranking.one_to_one import bounded_assignment, greedy_matching
 from tpas.reranking.querybank import QueryBank, qb_norm
@@ -110,6 +111,10 @@ def test_the_command_is_the_function(method, options, rerank, kind, paths, monke
     assert report.moved > 0
     # What was resolved is marked, so that nobody takes its scores for an order.
     assert written.reranked == METHODS[method].puts_first
+
+
+def test_every_method_is_offered():
+    assert get_args(MethodName) == tuple(METHODS)
 
 
 @pytest.mark.parametrize("method", METHODS)

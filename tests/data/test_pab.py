@@ -584,7 +584,7 @@ def test_source_videos_number_the_rows_of_one_video_alike(root: Path, load) -> N
 # Images
 
 
-def test_image_path_stays_in_the_root(tmp_path: Path, root: Path) -> None:
+def test_image_path_stays_in_the_root(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, outside = root / "train", tmp_path / "outside"
     inside.mkdir(parents=True)
     outside.mkdir()
@@ -595,6 +595,9 @@ def test_image_path_stays_in_the_root(tmp_path: Path, root: Path) -> None:
     (root / "folder").symlink_to(outside)
     assert image_path(root, "train/0.jpg") == (inside / "0.jpg").resolve()
     assert image_path(str(root), "train/same.jpg") == (inside / "0.jpg").resolve()
+    monkeypatch.chdir(tmp_path)
+    for image in ("train/same.jpg", "train/0.webp"):
+        assert image_path(root.name, image) == (inside / "0.jpg").resolve()
     for image in ("../outside/secret.jpg", str(outside / "secret.jpg"), "train/../../outside/secret.jpg", ""):
         with pytest.raises(ValueError, match="leaves the root"):
             image_path(root, image)
