@@ -288,7 +288,7 @@ class _EncodedGallery:
         def score(images: list[Image.Image], places: np.ndarray, text: np.ndarray) -> Tensor:
             size = matcher.pairs_per_batch
             scores = [
-                matcher.match_images([images[place] for place in own], [captions[row] for row in rows])
+                matcher.match_images([images[place] for place in own], [captions[int(row)] for row in rows])
                 for own, rows in zip(_slices(places, size), _slices(text, size), strict=True)
             ]
             return torch.cat(scores)
