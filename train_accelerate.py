@@ -10,6 +10,8 @@ a run that was stopped goes on with `--resume_from_checkpoint last` as if it had
 checkpoint and ends the run. With `--seeds` there is such a folder for each seed, and `seeds.json` over all.
 """
 
+# pyright: reportMissingImports=false
+# A script imports the installed package, which type checkers do not find: it has no folder of its name.
 import json
 from collections.abc import Sequence
 from pathlib import Path

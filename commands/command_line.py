@@ -195,7 +195,7 @@ def one_line(message: str) -> str:
 
 
 def _examples_unwrapped(text: str | None) -> str:
-    """Tells click by a backspace character to leave indented paragraphs, which are commands, as they are."""
+    """With a backspace before each indented paragraph, a command: click then leaves it as it is."""
     text = inspect.cleandoc(text or "")
     text = re.sub(r"\n\n(?=tpas )", "\n\n    ", text)  # cleaned too well, where nothing else follows
     return re.sub(r"\n\n(?= {4})", "\n\n\b\n", text)

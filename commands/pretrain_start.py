@@ -238,7 +238,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
     started = time.monotonic()
     processor = start_processor()
     model = TPASModel(start_config(len(processor.tokenizer)))
-    model.set_attn_implementation("eager")  # the backward pass of sdpa is slow in bf16 on processors
+    model.set_attn_implementation("eager")  # going backwards, sdpa is slow in bf16 on processors
     masked_language_modelling = MaskedLanguageModelling(
         model.config.text_config.hidden_size,
         processor.tokenizer.mask_token_id,

@@ -1,17 +1,48 @@
-"""Fine-tuning runs to which something happens."""
+"""Fine-tuning runs: their flags, what they leave, and runs to which something happens."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import typer
 from torch import Tensor
 
+from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import app
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.fine_tuning import Run
+
+
+def flags(data_root: Path, start: Path | None, output: Path, **changes: object) -> list[str]:
+    """Of a run without workers and without a tracker; a change to None leaves a flag out."""
+    settings = {
+        "data_root": data_root,
+        "output_dir": output,
+        "model_name_or_path": start,
+        "learning_rate": 1e-3,
+        "validation_fraction": 0.34,
+        "log_every": 1,
+        "num_workers": 0,
+        "report_to": "none",
+    } | changes
+    given = {name: value for name, value in settings.items() if value is not None}
+    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[float]:
+    return [entry["loss"] for entry in read_log(run) if "loss" in entry]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return TPASModel.from_pretrained(folder).state_dict()
 
 
 def parsed(words: list[str]) -> FineTuningArguments:

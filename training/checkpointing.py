@@ -37,7 +37,7 @@ class Progress:
         log_bytes: length of the log.
         generator_state: of the data order's generator when the epoch began, hexadecimal.
         losses: of the batches since the last line of the log, by process and batch.
-        skipped: what was said about unreadable images.
+        skipped: the messages about unreadable images.
     """
 
     step: int = 0

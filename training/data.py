@@ -111,6 +111,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         image = self._read(pair, "hard_i", unreadable)
         if image is None:
             return None
+        # "counterpart" is in the seed of every earlier run.
         return self._augmented(image, pair["hard_c"], f"{self.seed} {self.epoch} {row} counterpart")
 
 

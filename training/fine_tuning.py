@@ -74,7 +74,7 @@ class Run:
         settings: all that the run depends on. A checkpoint of other settings is refused.
         progress: where the run is.
         means: of the losses since the last line of `log`.
-        skipped: what was said about unreadable images.
+        skipped: the messages about unreadable images.
     """
 
     def __init__(self, arguments: FineTuningArguments):
@@ -211,7 +211,7 @@ class Run:
         logger.info("going on from %s", checkpoint or "the beginning, there is no checkpoint")
 
     def open_folder(self) -> None:
-        """Makes the folder ready, and says what kind of run this is."""
+        """Makes the folder ready, and logs what kind of run this is."""
         if self.accelerator.is_main_process:
             for path in self.earlier:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -265,7 +265,7 @@ class Run:
             batch["draw_seed"] = stable_number(place)
         with accelerator.accumulate(self.objective):
             if arguments.cached_chunk_size:
-                # Beside the wrapper, which would wait for a single backward pass.
+                # Beside the wrapper, which counts on one backward a batch.
                 losses = backward_in_chunks(objective, accelerator, arguments.cached_chunk_size, **batch)
                 if accelerator.sync_gradients:
                     average_gradients(objective)
@@ -433,7 +433,7 @@ class Run:
             self.skipped.add(message)
 
     def skipped_by_all(self) -> list[str]:
-        """What was said about unreadable images in any process. Every process must call it."""
+        """The messages about unreadable images of all processes. Every process must call it."""
         return sorted(set(gather_object(sorted(self.skipped))))
 
 

@@ -127,7 +127,7 @@ def describe_groups(optimizer: torch.optim.Optimizer) -> list[str]:
 
 
 def _abridged(names: list[str]) -> str:
-    """Names without what tells the parts of a layer apart: "model.text_model.encoder.layer.0"."""
+    """Names without the parts of a layer, each once: "model.text_model.encoder.layer.0"."""
     layer = re.compile(r"^(.*?\.(?:layers?|blocks)\.\d+(?:\.blocks\.\d+)?)\..*$")
     short = dict.fromkeys(layer.sub(r"\1", name) for name in names)
     shown = list(short)[:8]

@@ -6,13 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import training_runs
 from accelerate import Accelerator, debug_launcher
 from safetensors import SafetensorError
-from training_runs import WatchedRun, parsed, stopped_after
+from training_runs import WatchedRun, parsed, stopped_after, weights
 
 from tpas.modeling_tpas import TPASModel
 from tpas.train_accelerate import main
@@ -52,23 +54,15 @@ train_accelerate.main(arguments)
 """
 
 
-def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list[str]:
-    """Three epochs of four steps of two batches, a checkpoint every second step, a log line every third."""
-    settings = {
-        "data_root": small_pab,
-        "output_dir": output,
-        "model_name_or_path": start,
-        "num_train_epochs": 3,
-        "batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "learning_rate": 1e-3,
-        "validation_fraction": 0.34,
-        "checkpoint_every": 2,
-        "log_every": 3,
-        "num_workers": 0,
-        "report_to": "none",
-    } | changes
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+# Three epochs of four steps of two batches, a checkpoint every second step, a log line every third.
+flags = partial(
+    training_runs.flags,
+    num_train_epochs=3,
+    batch_size=2,
+    gradient_accumulation_steps=2,
+    checkpoint_every=2,
+    log_every=3,
+)
 
 
 def killed(where: str, number: int, arguments: list[str]) -> None:
@@ -84,8 +78,8 @@ def killed(where: str, number: int, arguments: list[str]) -> None:
 def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
     """To the bit: both models, and the log."""
     for name in ("best", "last"):
-        weights, others = (TPASModel.from_pretrained(run / name).state_dict() for run in (one, other))
-        assert all(torch.equal(tensor, others[key]) for key, tensor in weights.items()), name
+        expected, actual = weights(one / name), weights(other / name)
+        assert all(torch.equal(tensor, actual[key]) for key, tensor in expected.items()), name
     log, other_log = ((run / "training_log.jsonl").read_text() for run in (one, other))
     assert log == other_log
     assert len(log.splitlines()) == lines  # by default four lines of losses, three evaluations

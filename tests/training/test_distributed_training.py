@@ -11,13 +11,14 @@ import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from training_runs import flags, losses_of, weights
 
 from tpas.modeling_tpas import TPASModel
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
 
-# accelerate gives FSDP to GPUs alone. torch's own works over gloo, so the run is told that it has some.
+# accelerate gives FSDP to GPUs alone. torch's own works over gloo, so the run must believe that it has some.
 FSDP_WITHOUT_GPU = """
 import sys
 from accelerate import PartialState
@@ -31,20 +32,8 @@ main(sys.argv[1:])
 
 
 def launch(config: str, program: Path, data_root: Path, start: Path, output: Path, *more: object) -> None:
-    flags = {
-        "data_root": data_root,
-        "output_dir": output,
-        "model_name_or_path": start,
-        "num_train_epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "validation_fraction": 0.34,
-        "log_every": 1,
-        "checkpoint_every": 1,
-        "num_workers": 0,
-        "report_to": "none",
-    }
-    words = [word for name, value in flags.items() for word in (f"--{name}", value)]
+    settings = {"num_train_epochs": 2, "batch_size": 4, "checkpoint_every": 1}
+    words = flags(data_root, start, output, **settings)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / config]
     process = subprocess.run(
         [*map(str, [*command, "--mixed_precision", "no", "--main_process_port", 0, program, *words, *more])],
@@ -53,15 +42,6 @@ def launch(config: str, program: Path, data_root: Path, start: Path, output: Pat
         text=True,
     )
     assert process.returncode == 0, process.stderr
-
-
-def losses_of(run: Path) -> list[float]:
-    lines = map(json.loads, (run / "training_log.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
-
-
-def weights_of(run: Path) -> dict[str, torch.Tensor]:
-    return TPASModel.from_pretrained(run / "last").state_dict()
 
 
 @pytest.fixture
@@ -84,8 +64,8 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start,
 
     launch("fsdp.yaml", program, small_pab, start, cut)
     assert losses_of(cut) == pytest.approx(losses_of(whole), abs=1e-5)
-    expected = weights_of(whole)
-    ended = weights_of(cut)
+    expected = weights(whole / "last")
+    ended = weights(cut / "last")
     for name, tensor in expected.items():
         torch.testing.assert_close(ended[name], tensor, atol=1e-5, rtol=0)
 
@@ -93,7 +73,7 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start,
     shutil.rmtree(cut / "checkpoints" / "step_00000004")
     assert (cut / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()
     launch("fsdp.yaml", program, small_pab, start, cut, "--resume_from_checkpoint", "last")
-    for name, tensor in weights_of(cut).items():
+    for name, tensor in weights(cut / "last").items():
         assert torch.equal(tensor, ended[name]), name
 
 

@@ -1,15 +1,17 @@
 import json
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import training_runs
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
-from training_runs import parsed
+from training_runs import parsed, read_log, weights
 from transformers import BertTokenizer
 
 from tpas.data.drawn.synthetic_pab import draw_pab
@@ -60,33 +62,14 @@ def start(config, processor, tmp_path) -> Path:
     return tmp_path / "start"
 
 
-def flags(root: Path, start: Path, output: Path, **changes: object) -> list[str]:
-    """A run of two epochs of two steps, without workers or a tracker."""
-    settings = {
-        "data_root": root,
-        "output_dir": output,
-        "model_name_or_path": start,
-        "num_train_epochs": 2,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "validation_fraction": CUT["validation_fraction"],
-        "log_every": 1,
-        "num_workers": 0,
-        "report_to": "none",
-    } | changes
-    return [
-        word for name, value in settings.items() if value is not None for word in (f"--{name}", str(value))
-    ]
+# Two epochs of two steps.
+flags = partial(training_runs.flags, num_train_epochs=2, batch_size=8, **CUT)
 
 
-def read_log(output: Path) -> tuple[list[dict], list[dict]]:
-    """The entries of steps and of evaluations."""
-    entries = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+def steps_and_evaluations(output: Path) -> tuple[list[dict], list[dict]]:
+    """The entries of the log, by what they are of."""
+    entries = read_log(output)
     return [e for e in entries if "loss" in e], [e for e in entries if "evaluation" in e]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return TPASModel.from_pretrained(folder).state_dict()
 
 
 def test_a_run_leaves_models_log_arguments_and_tracker_files(drawn_root, start, tmp_path):
@@ -101,7 +84,7 @@ def test_a_run_leaves_models_log_arguments_and_tracker_files(drawn_root, start, 
     assert (arguments["num_processes"], arguments["total_steps"], arguments["new_parameters"]) == (1, 4, 0)
     assert arguments["training_pairs"] == len(load_pab(drawn_root, "train", **CUT))
 
-    steps, evaluations = read_log(output)
+    steps, evaluations = steps_and_evaluations(output)
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
     assert [entry["epoch"] for entry in steps] == [0.5, 1.0, 1.5, 2.0]
     assert [entry["learning_rate"] for entry in steps] == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
@@ -134,7 +117,7 @@ def test_the_loss_falls_on_pairs_seen_again_and_again(drawn_root, start, tmp_pat
             **{"evaluate_every": 0, "warmup_ratio": 0.25, "max_grad_norm": 1.0},
         )
     )
-    steps, evaluations = read_log(output)
+    steps, evaluations = steps_and_evaluations(output)
     assert [entry["step"] for entry in steps] == [20, 40]
     assert steps[1]["contrastive_loss"] < 0.8 * steps[0]["contrastive_loss"]
     assert steps[1]["learning_rate"] == pytest.approx(5e-3 / 30)  # rises for 10 steps, falls to 0 in 30
@@ -154,7 +137,7 @@ def test_steps_and_evaluations_are_counted_with_accumulation(drawn_root, start, 
     output = tmp_path / "run"
     changes = {"batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 5, "evaluate_every": 2}
     main(flags(drawn_root, start, output, **changes))
-    steps, evaluations = read_log(output)
+    steps, evaluations = steps_and_evaluations(output)
     batches = len(load_pab(drawn_root, "train", **CUT)) // 4
     per_epoch = -(-batches // 2)
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
@@ -170,7 +153,7 @@ def test_a_step_of_fewer_batches_is_their_mean_as_well(drawn_root, start, tmp_pa
     for accumulated in (2, 5):
         output = tmp_path / str(accumulated)
         main(flags(drawn_root, start, output, gradient_accumulation_steps=accumulated, **changes))
-        assert len(read_log(output)[0]) == 1
+        assert len(steps_and_evaluations(output)[0]) == 1
     whole, short, before = (weights(folder) for folder in (tmp_path / "2/last", tmp_path / "5/last", start))
     assert max((whole[name] - before[name]).abs().max() for name in before) > 1e-3
     for name, expected in whole.items():
@@ -198,8 +181,8 @@ def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(drawn_root,
 
     arguments = json.loads((two / "training_arguments.json").read_text())
     assert (arguments["num_processes"], arguments["total_steps"]) == (2, 4)
-    steps_of_one, _ = read_log(one)
-    steps_of_two, evaluations = read_log(two)
+    steps_of_one, _ = steps_and_evaluations(one)
+    steps_of_two, evaluations = steps_and_evaluations(two)
     assert len(steps_of_two) == len(steps_of_one) == 4
     # The contrastive loss is over the gathered batch, and the hard negatives are drawn from it.
     for two_said, one_said in zip(steps_of_two, steps_of_one, strict=True):
@@ -329,7 +312,7 @@ def test_a_skipped_image_is_counted_and_named_once(broken_root, start, tmp_path,
     assert [record.levelname for record in named] == ["WARNING", "INFO"]  # when met, and at the end
     size = len(load_pab(broken_root, "train", **CUT))
     assert f"1 of {size} training pairs were skipped, unreadable" in caplog.text
-    steps, _ = read_log(tmp_path / "run")
+    steps, _ = steps_and_evaluations(tmp_path / "run")
     assert len(steps) == 3 * (size // 8)
 
 
@@ -420,16 +403,16 @@ def grouped_order(videos, group_size, seed=0):
 def test_grouped_rows_follow_each_other_and_each_row_comes_once():
     videos = np.repeat(np.arange(20), 4)[np.random.default_rng(0).permutation(80)]
     sampler = grouped_order(videos, 2)
-    passes = [list(sampler), list(sampler)]
-    for order in passes:
+    orders = [list(sampler), list(sampler)]
+    for order in orders:
         assert sorted(order) == list(range(80))
         groups = videos[order].reshape(-1, 2)
         assert (groups[:, 0] == groups[:, 1]).all()
         assert len({tuple(group) for group in np.sort(np.reshape(order, (-1, 2)))}) == 40
         # A video's two groups are dealt apart, not laid side by side.
         assert (groups[:-1, 0] == groups[1:, 0]).sum() < 10
-    assert passes[0] != passes[1]
-    assert list(grouped_order(videos, 2)) == passes[0] != list(grouped_order(videos, 2, seed=1))
+    assert orders[0] != orders[1]
+    assert list(grouped_order(videos, 2)) == orders[0] != list(grouped_order(videos, 2, seed=1))
 
 
 def test_a_video_smaller_than_the_group_loses_nothing():

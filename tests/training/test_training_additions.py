@@ -4,13 +4,15 @@ import json
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import training_runs
 from PIL import ImageChops, ImageOps
 from safetensors.torch import load_file
-from training_runs import parsed, stopped_after
+from training_runs import parsed, read_log, stopped_after, weights
 from transformers import BertConfig, BertModel
 
 from tpas.configuration_tpas import TPASConfig
@@ -29,33 +31,11 @@ from tpas.training.optimizer import LearningRates, build_optimizer, describe_gro
 from tpas.training.subsets import diverse_subset
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-FRACTION = 0.34  # of the pairs, for validation: 16 are left to train on
+FRACTION = 0.34  # of the pairs, for validation, as in `flags`: 16 are left to train on
 
 
-def flags(small_pab: Path, start: Path, output: Path, **changes: object) -> list[str]:
-    """Two epochs of four steps."""
-    settings = {
-        "data_root": small_pab,
-        "output_dir": output,
-        "model_name_or_path": start,
-        "num_train_epochs": 2,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "validation_fraction": FRACTION,
-        "evaluate_every": 0,
-        "log_every": 1,
-        "num_workers": 0,
-        "report_to": "none",
-    } | changes
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def read_log(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "training_log.jsonl").read_text().splitlines()]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return TPASModel.from_pretrained(folder).state_dict()
+# Two epochs of four steps.
+flags = partial(training_runs.flags, num_train_epochs=2, batch_size=4, evaluate_every=0)
 
 
 def checkpoint_weights(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -171,7 +151,7 @@ def test_captions_of_similar_length_share_a_batch(small_pab, start, tmp_path):
 def test_subsets(small_pab, start, tmp_path, subset):
     run = Run(parsed(flags(small_pab, start, tmp_path / "run", pairs=8, subset=subset, num_train_epochs=1)))
     run.train()
-    seen = {item["caption"] for item in run.pairs}
+    seen = {run.pairs[row]["caption"] for row in range(len(run.pairs))}
     rows = training_rows(small_pab)
     if subset == "diverse":
         model, processor = TPASModel.from_pretrained(start).eval(), TPASProcessor.from_pretrained(start)

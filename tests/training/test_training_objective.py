@@ -1,6 +1,6 @@
 """The fine-tuning objective against the model's own losses, hand-made sums, and real processes.
 
-In double precision, so that what is equal can be told from what is nearly so.
+In double precision, so that what is equal differs from what is nearly so.
 """
 
 import os

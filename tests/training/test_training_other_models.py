@@ -1,14 +1,17 @@
 """Fine-tuning of other libraries' models: every parameter, LoRA, resume, two processes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import training_runs
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from PIL import Image
 from tiny_retrieval_models import FAMILIES, save_tiny
+from training_runs import losses_of
 from transformers import AutoModel, BlipForImageTextRetrieval, CLIPModel
 
 from tpas.data.drawn.synthetic_pab import draw_pab
@@ -50,25 +53,7 @@ def batch_of(processor, count: int = 4) -> dict[str, torch.Tensor]:
     return batch
 
 
-def flags(root: Path, start: object, output: Path, **changes: object) -> list[str]:
-    settings = {
-        "data_root": root,
-        "output_dir": output,
-        "model_name_or_path": start,
-        "num_train_epochs": 2,
-        "batch_size": 8,
-        "learning_rate": 1e-3,
-        "validation_fraction": 0.34,
-        "log_every": 1,
-        "num_workers": 0,
-        "report_to": "none",
-    } | changes
-    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-
-
-def losses_of(run: Path) -> list[float]:
-    lines = map(json.loads, (run / "training_log.jsonl").read_text().splitlines())
-    return [line["loss"] for line in lines if "loss" in line]
+flags = partial(training_runs.flags, num_train_epochs=2, batch_size=8)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
