@@ -12,7 +12,7 @@ from tpas.__main__ import COMMANDS
 from tpas.search.gallery import Gallery
 
 MODEL = Path(__file__).parents[1] / "demo_start"
-HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "pandas"}
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "pandas", "peft"}
 # What transformers itself does not import, and a search has no use for.
 NOT_FOR_A_SEARCH = {"datasets", "evaluate", "faiss", "gradio", "matplotlib", "pandas", "pyarrow", "sklearn"}
 RUN_ALL = """
@@ -32,7 +32,7 @@ print(json.dumps(ended), file=sys.stderr)
 
 
 def run_all(commands: list[list[str]], watched: set[str]) -> list[tuple[list[str], int | str, list[str]]]:
-    """Runs commands in turn in a fresh process: the words of each, its exit code, and what is loaded by then."""
+    """Runs commands in turn in a fresh process: the words of each, its exit code, and what is loaded then."""
     words = [sys.executable, "-c", RUN_ALL, json.dumps(commands), json.dumps(sorted(watched))]
     ended = subprocess.run(words, capture_output=True, text=True, check=True)
     return json.loads(ended.stderr.splitlines()[-1])
