@@ -2,8 +2,9 @@
 # when make is run again, because the stamp is written last.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY = .venv/.installed
+HOOKS = .ci/pre-commit-config.yaml
 
-.PHONY: help setup demo test bench docs quality style clean
+.PHONY: help setup demo test bench docs quality hooks style clean
 
 help:
 	@echo "make setup    install into .venv, which every other target does first"
@@ -12,6 +13,7 @@ help:
 	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
 	@echo "make docs     write the API reference into outputs/docs, from the docstrings"
 	@echo "make quality  check style, imports and types (changes nothing)"
+	@echo "make hooks    do so before every commit"
 	@echo "make style    repair style and order imports"
 	@echo "make clean    remove .venv, the demo's, benchmarks' and docs' output and every cache"
 	@echo "The versions are those of constraints.txt; PYTHON=... chooses the interpreter."
@@ -40,10 +42,10 @@ docs: $(READY)
 	.venv/bin/pdoc --docformat google --output-directory outputs/docs tpas
 
 quality: $(READY)
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/lint-imports
-	.venv/bin/pyright
+	.venv/bin/pre-commit run --all-files --config $(HOOKS)
+
+hooks: $(READY)
+	.venv/bin/pre-commit install --config $(HOOKS)
 
 style: $(READY)
 	.venv/bin/ruff check --fix .

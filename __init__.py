@@ -1,5 +1,123 @@
 """Text-based person anomaly search: X-VLM with Similarity Coverage Analysis.
 
-Import from the modules, e.g. ``from tpas.modeling_tpas import TPASModel``. Nothing is imported
-here on purpose: the repository root is the package, and pytest imports this file a second time.
+What `__all__` names is public, and docs/api.md says what each does. A name is loaded when it is first used,
+so `import tpas` loads neither torch nor transformers.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
+    from .configuration_tpas import TPASConfig
+    from .data.drawn.synthetic_pab import draw_pab
+    from .data.pab import load_pab, retrieval_split
+    from .data.pab_images import image_path
+    from .evaluation.recall_at_k import RecallAtK
+    from .evaluation.retrieval import evaluate
+    from .evaluation.significance import confidence_intervals
+    from .figures.collisions import plot_collisions, resolved_collisions
+    from .figures.results import ResultRow, plot_result_rows
+    from .figures.saving import save_figure
+    from .figures.training import plot_training
+    from .modeling_tpas import TPASModel
+    from .models.loading import load_model
+    from .processing_tpas import TPASProcessor, load_image
+    from .reranking.fusion import SystemScores, reciprocal_rank, weighted_sum
+    from .reranking.hubness import csls, dual_softmax, sinkhorn
+    from .reranking.one_to_one import bounded_assignment, greedy_matching
+    from .reranking.querybank import QueryBank, qb_norm
+    from .reranking.score_files import ScoreFile, read_score_file, write_score_file
+    from .sca import SCAReport, coverage, sca_rerank
+    from .search.explanation import explain, heat_map
+    from .search.folder_gallery import open_folder
+    from .search.gallery import Gallery
+    from .search.hits import SearchHit
+    from .training.log import read_training_log
+
+__all__ = [
+    "Gallery",
+    "QueryBank",
+    "RecallAtK",
+    "ResultRow",
+    "SCAReport",
+    "ScoreFile",
+    "SearchHit",
+    "SystemScores",
+    "TPASConfig",
+    "TPASModel",
+    "TPASProcessor",
+    "bounded_assignment",
+    "confidence_intervals",
+    "coverage",
+    "csls",
+    "draw_pab",
+    "dual_softmax",
+    "evaluate",
+    "explain",
+    "greedy_matching",
+    "heat_map",
+    "image_path",
+    "load_image",
+    "load_model",
+    "load_pab",
+    "open_folder",
+    "plot_collisions",
+    "plot_result_rows",
+    "plot_training",
+    "qb_norm",
+    "read_score_file",
+    "read_training_log",
+    "reciprocal_rank",
+    "resolved_collisions",
+    "retrieval_split",
+    "save_figure",
+    "sca_rerank",
+    "sinkhorn",
+    "weighted_sum",
+    "write_score_file",
+]
+
+_NAMES_OF = {
+    "configuration_tpas": "TPASConfig",
+    "data.drawn.synthetic_pab": "draw_pab",
+    "data.pab": "load_pab retrieval_split",
+    "data.pab_images": "image_path",
+    "evaluation.recall_at_k": "RecallAtK",
+    "evaluation.retrieval": "evaluate",
+    "evaluation.significance": "confidence_intervals",
+    "figures.collisions": "plot_collisions resolved_collisions",
+    "figures.results": "ResultRow plot_result_rows",
+    "figures.saving": "save_figure",
+    "figures.training": "plot_training",
+    "modeling_tpas": "TPASModel",
+    "models.loading": "load_model",
+    "processing_tpas": "TPASProcessor load_image",
+    "reranking.fusion": "SystemScores reciprocal_rank weighted_sum",
+    "reranking.hubness": "csls dual_softmax sinkhorn",
+    "reranking.one_to_one": "bounded_assignment greedy_matching",
+    "reranking.querybank": "QueryBank qb_norm",
+    "reranking.score_files": "ScoreFile read_score_file write_score_file",
+    "sca": "SCAReport coverage sca_rerank",
+    "search.explanation": "explain heat_map",
+    "search.folder_gallery": "open_folder",
+    "search.gallery": "Gallery",
+    "search.hits": "SearchHit",
+    "training.log": "read_training_log",
+}
+_MODULE_OF = {name: module for module, names in _NAMES_OF.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, at its first use (PEP 562).
+
+    Relative, because the root is the package and may be imported under the name of its folder.
+    """
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

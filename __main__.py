@@ -13,39 +13,41 @@ from typer.core import TyperCommand, TyperGroup
 
 from .commands.command_line import CommandLine
 
-# Each module has an `app`; it is imported when its command is asked for.
+# Each lies in commands/ under its name, and is imported when it is called or completed.
 COMMANDS = {
-    "demo": ("commands.demo", "draw a small PAB, fine-tune on it, evaluate, and write a page"),
-    "convert": ("commands.convert", "turn an X-VLM checkpoint into a model directory"),
-    "train": (
-        "train_accelerate",
-        "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
-    ),
-    "evaluate": ("commands.evaluate", "measure retrieval on PAB, stage by stage"),
-    "gallery": ("commands.gallery", "encode images into a gallery; append to it, delete from it"),
-    "search": ("commands.search", "find the images of a gallery that answer a text"),
-    "app": ("commands.app", "open a web page to search a gallery, and to see why an image was found"),
-    "compare": ("commands.compare", "test one evaluation against another, query by query"),
-    "submit": ("commands.submit", "write or check a challenge's answer file"),
-    "rerank": ("commands.rerank", "resolve collisions or hubs in a score file of any system"),
-    "fuse": ("commands.fuse", "fuse score files of several systems"),
-    "draw": ("commands.draw", "draw a small PAB"),
-    "push": ("commands.push", "upload a model with its card to the Hugging Face Hub"),
+    "demo": "draw a small PAB, fine-tune on it, evaluate, and write a page",
+    "convert": "turn an X-VLM checkpoint into a model directory",
+    "train": "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
+    "evaluate": "measure retrieval on PAB, stage by stage",
+    "gallery": "encode images into a gallery; append to it, delete from it",
+    "search": "find the images of a gallery that answer a text",
+    "app": "open a web page to search a gallery, and to see why an image was found",
+    "compare": "test one evaluation against another, query by query",
+    "submit": "write or check a challenge's answer file",
+    "rerank": "resolve collisions or hubs in a score file of any system",
+    "fuse": "fuse score files of several systems",
+    "draw": "draw a small PAB",
+    "push": "upload a model with its card to the Hugging Face Hub",
 }
+ELSEWHERE = {"train": "train_accelerate"}  # at the root, for `accelerate launch`
+
+
+def app_of(command: str) -> CommandLine:
+    """The `app` of a command's module, which is imported for it."""
+    return import_module(f".{ELSEWHERE.get(command, f'commands.{command}')}", __package__).app
 
 
 class LazyGroup(TyperGroup):
     """Knows its commands by name and line of help; loads the one that is called or completed."""
 
     def __init__(self, **settings: Any):
-        lines = [TyperCommand(name, short_help=about) for name, (_, about) in COMMANDS.items()]
-        super().__init__(**settings | {"commands": lines})
+        super().__init__(**settings)
+        self.commands = {name: TyperCommand(name, short_help=about) for name, about in COMMANDS.items()}
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
         name, command, rest = super().resolve_command(ctx, args)
-        if command is not None:
-            module = import_module(f"tpas.{COMMANDS[name][0]}")
-            command = typer.main.get_command(module.app)
+        if name in COMMANDS:
+            command = typer.main.get_command(app_of(name))
             if isinstance(command, TyperGroup) and not rest:
                 rest = ["--help"]
         return name, command, rest
@@ -67,7 +69,7 @@ def tpas(
         bool, typer.Option("--version", help="show the version", callback=show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before the command; `--debug` is read where errors are told."""
+    """The flags before the command; `--debug` is read where errors are reported."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

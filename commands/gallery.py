@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..modeling_tpas import TPASModel
     from ..processing_tpas import TPASProcessor
-    from ..search.gallery import Gallery
+    from ..search.gallery_files import GalleryFiles
 
 app = CommandLine("tpas gallery", __doc__)
 
@@ -26,9 +26,9 @@ Images = Annotated[Path, Argument(help="the folder of images; ids are paths belo
 Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
-ShardSize = Annotated[int, Option("--shard_size", help="images in a file")]
-BatchSize = Annotated[int, Option("--batch_size", help="images encoded together")]
-Workers = Annotated[int, Option("--workers", help="threads that read images")]
+ShardSize = Annotated[int, Option("--shard_size", help="images in a file", min=1)]
+BatchSize = Annotated[int, Option("--batch_size", help="images encoded together", min=1)]
+Workers = Annotated[int, Option("--workers", help="threads that read images", min=1)]
 
 
 @app.command()
@@ -38,10 +38,10 @@ def build(
     path: Directory,
     tokens: Annotated[
         Literal["float16", "float32", "none"],
-        Option(help="how the image tokens are kept; none: computed again for each search"),
+        Option(help="the type of the stored image tokens; none: computed again for each search"),
     ] = "float16",
     thumbnail_size: Annotated[
-        int | None, Option(help="keep small copies, this many pixels wide or high at most")
+        int | None, Option(help="keep small copies, this many pixels wide or high at most", min=1)
     ] = None,
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
@@ -51,14 +51,23 @@ def build(
 
     tpas gallery build images --model demo_start --path gallery
     """
-    from ..search.gallery import Gallery
+    with quick_imports():
+        from ..search.gallery import Gallery
 
     encoders, accelerator = load_encoders(model)
-    work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
-    kept = {"tokens": None if tokens == "none" else tokens, "thumbnail_size": thumbnail_size}
-    gallery = Gallery.build(*encoders, images, path, **kept, **work, accelerator=accelerator)
+    gallery = Gallery.build(
+        *encoders,
+        images,
+        path,
+        tokens=None if tokens == "none" else tokens,
+        thumbnail_size=thumbnail_size,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        workers=workers,
+        accelerator=accelerator,
+    )
     accelerator.end_training()
-    return description(gallery)
+    return description(gallery.stored)
 
 
 @app.command()
@@ -74,14 +83,15 @@ def append(
 
     tpas gallery append more_images --model demo_start --path gallery
     """
-    from ..search.gallery import Gallery
+    with quick_imports():
+        from ..search.gallery import Gallery
 
     encoders, accelerator = load_encoders(model)
     gallery = Gallery.open(path, *encoders)
     work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
     gallery.append(images, **work, accelerator=accelerator)
     accelerator.end_training()
-    return description(gallery)
+    return description(gallery.stored)
 
 
 @app.command()
@@ -90,7 +100,8 @@ def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) ->
 
     tpas gallery delete gallery 0001.jpg street/0002.jpg
     """
-    from ..search.gallery import Gallery
+    with quick_imports():
+        from ..search.gallery import Gallery
 
     gallery = Gallery.open(path)
     gallery.delete(ids)
@@ -115,16 +126,17 @@ def index(
 
     tpas gallery index gallery --index faiss
     """
-    from ..search.gallery import Gallery
-    from ..search.milvus_index import without_password
+    from ..search.arguments import check_index, without_password
 
-    if texts is None:
-        done = Gallery.open(path).write_index(index)
-    elif model is None:
+    check_index(index)
+    if texts is not None and model is None:
         raise WrongUsage("--texts needs --model to encode them")
-    else:
-        lines = texts.read_text(encoding="utf-8").splitlines()
-        done = Gallery.open(path, *load_encoders(model)[0]).write_index(index, lines)
+    lines = None if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    with quick_imports():
+        from ..search.gallery import Gallery
+
+    encoders = (None, None) if lines is None or model is None else load_encoders(model)[0]
+    done = Gallery.open(path, *encoders).write_index(index, lines)
     return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
 
 
@@ -136,14 +148,14 @@ def info(
     ] = False,
     unreadable: Annotated[bool, Option(help="list the images that could not be read")] = False,
 ) -> CommandResult:
-    """Says what a gallery holds.
+    """Says what is in a gallery.
 
     tpas gallery info gallery --verify
     """
-    from ..search.gallery import Gallery
+    from ..search.gallery_files import GalleryFiles
     from ..search.manifest import GalleryError
 
-    gallery = Gallery.open(path)
+    gallery = GalleryFiles(path)
     result = description(gallery)
     lines, exit_code = [result.text], DONE
     if unreadable:
@@ -170,28 +182,26 @@ def load_encoders(model: str) -> tuple[tuple["TPASModel", "TPASProcessor"], "Acc
     return (network.to(accelerator.device), processor), accelerator
 
 
-def description(gallery: "Gallery") -> CommandResult:
-    """What a gallery holds."""
-    from ..search.faiss_index import has_faiss_index
-
-    stored = gallery.stored
+def description(gallery: "GalleryFiles") -> CommandResult:
+    """Counts, sizes and settings."""
+    settings = gallery.settings
     content = {
-        "path": str(gallery.path),
+        "path": str(gallery.directory),
         "images": len(gallery),
-        "shards": len(stored.shards),
-        "bytes": stored.size_on_disk,
-        "model_fingerprint": stored.settings.model_fingerprint,
-        "tokens": stored.settings.tokens,
-        "thumbnail_size": stored.settings.thumbnail_size,
-        "faiss_index": has_faiss_index(gallery.path),
+        "shards": len(gallery.shards),
+        "bytes": gallery.size_on_disk,
+        "model_fingerprint": settings.model_fingerprint,
+        "tokens": settings.tokens,
+        "thumbnail_size": settings.thumbnail_size,
+        "faiss_index": gallery.has_faiss_index,
         "unreadable": gallery.unreadable,
     }
     lines = (
-        f"{gallery.path}: {len(gallery):,} images in {len(stored.shards)} shards, "
-        f"{stored.size_on_disk / 1e6:,.1f} MB",
-        f"model {stored.settings.model_fingerprint}, tokens {stored.settings.tokens or 'left out'}, "
-        f"thumbnails {stored.settings.thumbnail_size or 'none'}, "
-        f"faiss index {'there' if content['faiss_index'] else 'none'}",
+        f"{gallery.directory}: {len(gallery):,} images in {len(gallery.shards)} shards, "
+        f"{gallery.size_on_disk / 1e6:,.1f} MB",
+        f"model {settings.model_fingerprint}, tokens {settings.tokens or 'left out'}, "
+        f"thumbnails {settings.thumbnail_size or 'none'}, "
+        f"faiss index {'there' if gallery.has_faiss_index else 'none'}",
         f"{len(gallery.unreadable)} images could not be read",
     )
     return CommandResult(content, "\n".join(lines))

@@ -11,16 +11,16 @@ import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from ..sca import Confidence
-from .command_line import CommandLine, CommandResult, WrongUsage
+from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
 from .flags import IfBare
 
 if TYPE_CHECKING:
-    from ..search.gallery import SearchHit
+    from ..search.hits import SearchHit
 
 app = CommandLine("tpas search", __doc__)
 
@@ -71,14 +71,11 @@ def search(
         raise WrongUsage("--open needs --sheet, the file to write")
     texts = all_texts(texts or [], texts_file)
 
+    # What can be refused is, before torch is loaded and images are encoded for hours.
     from ..figures.contact_sheet import check_sheet, write_contact_sheet
-    from ..models.loading import load_tpas
-    from ..search.folder_gallery import open_folder
-    from ..search.gallery import Gallery, check_cascade
-    from ..search.indexes import check_index
+    from ..search.arguments import MatchingDtype, check_cascade, check_index
     from ..search.manifest import LOCK, MANIFEST, SHARDS
 
-    # What can be refused is, before images are encoded for hours.
     if sheet is not None:
         check_sheet(sheet)
     if not folder.is_dir():
@@ -88,15 +85,27 @@ def search(
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
     check_index(index)
-    matching_dtype = "bfloat16" if bf16 else "float32"
+    matching_dtype: MatchingDtype = "bfloat16" if bf16 else "float32"
     if cascade:
         check_cascade(not no_rerank, sca, matching_dtype)
+
+    with quick_imports():
+        from ..models.loading import load_tpas
+        from ..search.folder_gallery import open_folder
+        from ..search.gallery import Gallery
+
     network, processor = load_tpas(model)
-    opened_as = {"index": index, "matching_dtype": matching_dtype}
     if is_gallery:
-        gallery = Gallery.open(folder, network, processor, images_root=images_root, **opened_as)
+        gallery = Gallery.open(
+            folder,
+            network,
+            processor,
+            images_root=images_root,
+            index=index,
+            matching_dtype=matching_dtype,
+        )
     else:
-        gallery = open_folder(folder, network, processor, **opened_as)
+        gallery = open_folder(folder, network, processor, index=index, matching_dtype=matching_dtype)
     answers = gallery.search(
         texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
     )
@@ -124,7 +133,7 @@ def all_texts(given: Sequence[str], file: Path | None) -> list[str]:
     return texts
 
 
-def hit_fields(hit: "SearchHit") -> dict[str, object]:
+def hit_fields(hit: "SearchHit") -> dict[str, Any]:
     names = ("id", "rank", "score", "cosine", "match_logit", "match_probability", "embedding_rank")
     return {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
 

@@ -49,8 +49,6 @@ def submit(
         Path | None, Option(help="write the shortlists' scores, as `tpas evaluate` does")
     ] = None,
 ) -> CommandResult:
-    from ..data.challenge import read_challenge
-
     if validate is None and not (output and (model or from_scores)):
         raise WrongUsage(
             "give --output and --model or --from_scores to write answers, or --validate to check some"
@@ -63,6 +61,8 @@ def submit(
         raise WrongUsage("--from_scores ranks as the file says: leave out --model and --scores")
     if stage == Stage.FUSED and not ranking.fusion_weight:
         raise WrongUsage("--stage fused needs a --fusion_weight above 0")
+    from ..data.challenge import read_challenge
+
     challenge = read_challenge(test_set)
     if validate is not None:
         return check(validate, challenge)

@@ -7,7 +7,6 @@ codes find is scored again with the gallery's own embeddings, so cosines and tie
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,7 +178,3 @@ def import_faiss() -> Any:
     except ImportError as error:
         raise ImportError("a faiss index needs faiss: pip install -e '.[index]'") from error
     return faiss
-
-
-def has_faiss_index(directory: Path) -> bool:
-    return (directory / FAISS_INDEX).is_file()

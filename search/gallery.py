@@ -25,12 +25,13 @@ from ..modeling_tpas import TPASModel
 from ..models.interface import Encoder, TextEncoder
 from ..processing_tpas import TPASProcessor
 from ..sca import Confidence, sca_rerank
+from .arguments import MatchingDtype, check_cascade, check_index
 from .building import build_shards
 from .explanation import Explanation, explain_tokens
 from .fingerprints import image_fingerprint, model_fingerprint
 from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
-from .indexes import Index, check_index, open_index, write_index
+from .indexes import Index, open_index, write_index
 from .manifest import GallerySettings
 from .ranking import DEFAULT_SHORTLIST, reorder, replace_head
 from .selection import Selection
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MatchingDtype = Literal["float32", "bfloat16"]
 TEXTS_AT_ONCE = 4096  # whose hidden states are in memory together: some 2 GB at full size
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
 
@@ -206,7 +206,7 @@ class Gallery:
     @property
     def unreadable(self) -> dict[str, str]:
         """By id, why an image that was to be encoded is not in the gallery."""
-        return dict(self.stored.manifest["unreadable"])
+        return self.stored.unreadable
 
     def verify(self) -> None:
         """Compares every file with its checksum; raises GalleryError for the first that differs."""
@@ -503,20 +503,6 @@ class Gallery:
         self.stored = stored
         for name in ("_opened_index", "_tokens", "_whole"):
             self.__dict__.pop(name, None)
-
-
-def check_cascade(rerank: bool, sca: Confidence | None, matching_dtype: MatchingDtype) -> None:
-    """Raises ValueError for settings with which a cascade would save nothing or change the answer."""
-    for is_so, reason in (
-        (not rerank, "there is nothing to save without re-ranking: leave out cascade"),
-        (
-            matching_dtype != "float32",
-            "the gallery was opened to match in bfloat16, and a cascade ends in float32: leave one out",
-        ),
-        (sca == "softmax", "SCA by softmax reads every score of a shortlist: leave out cascade"),
-    ):
-        if is_so:
-            raise ValueError(reason)
 
 
 def _listed(texts: Iterable[str]) -> list[str]:

@@ -4,9 +4,10 @@ from typing import Protocol
 
 from torch import Tensor
 
+from .arguments import check_index, without_password
 from .exact_index import ExactIndex
 from .faiss_index import open_faiss_index, write_faiss_index
-from .milvus_index import MilvusIndex, without_password
+from .milvus_index import MilvusIndex
 from .stored_gallery import StoredGallery
 
 
@@ -16,20 +17,6 @@ class Index(Protocol):
     def search(self, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """For queries (Q, D), unit norm: rows (Q, count) and cosines (Q, count), best first, ties by hash."""
         ...
-
-
-def check_index(index: str) -> str:
-    """`index` itself: "exact", "faiss", or the address of a Milvus database.
-
-    Raises:
-        ValueError: it is none of these.
-    """
-    if index not in ("exact", "faiss") and not _is_address(index):
-        raise ValueError(
-            f"the index must be 'exact', 'faiss', or a Milvus address (http://host:19530, or a file *.db for "
-            f"milvus-lite), got {without_password(index)!r}"
-        )
-    return index
 
 
 def open_index(index: str, stored: StoredGallery) -> Index:
@@ -74,7 +61,3 @@ def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None
     database.synchronise()
     database.close()
     return f"{len(stored)} images are in the database at {without_password(index)}"
-
-
-def _is_address(index: str) -> bool:
-    return "://" in index or index.endswith(".db")

@@ -4,7 +4,6 @@ Milvus finds candidates by its own index; the gallery's embeddings on disk score
 ties are those of exact search. Embeddings go by the hash of the image's id, which is the primary key.
 """
 
-import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .arguments import without_password
 from .exact_index import ExactIndex, rank_candidates
 from .manifest import GalleryError
 from .stored_gallery import StoredGallery
@@ -175,15 +175,6 @@ class MilvusIndex:
             f"the database at {self.shown_address} {problem}: run "
             f"`tpas gallery index {self.stored.directory} --index {self.shown_address}`"
         )
-
-
-def without_password(address: str) -> str:
-    """An address as it may be shown: `***` in place of the password.
-
-    >>> without_password("http://user:password@host:19530")
-    'http://user:***@host:19530'
-    """
-    return re.sub(r"^([^/]*//)?([^:@/]*):.*@", r"\1\2:***@", address)
 
 
 def import_pymilvus() -> Any:

@@ -1,7 +1,6 @@
 """Reads a gallery's directory, and deletes from it. See [`tpas.search.manifest`]."""
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -20,21 +18,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .gallery_files import GalleryFiles
 from .manifest import (
     EMBEDDINGS,
     FAISS_DESCRIPTION,
     FAISS_INDEX,
     IMAGES,
-    MANIFEST,
     SHARDS,
     THUMBNAILS,
     TOKENS,
     GalleryError,
-    GallerySettings,
     builder_lock,
     explained_write_errors,
-    file_checksum,
-    read_manifest,
     shard_number,
     write_manifest,
 )
@@ -49,8 +44,8 @@ class Record(TypedDict):
     path: str | None
 
 
-class StoredGallery:
-    """The gallery in a directory as its manifest is now; arrays are mapped, not read.
+class StoredGallery(GalleryFiles):
+    """A gallery's arrays and records; arrays are mapped, not read.
 
     Attributes:
         mapped_embeddings: each shard's embeddings (n, D) fp32, not checked; see `check_rows`.
@@ -61,23 +56,7 @@ class StoredGallery:
     """
 
     def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
-        manifest = read_manifest(self.directory)
-        if manifest is None:
-            if (self.directory / SHARDS).is_dir():
-                raise GalleryError(
-                    f"the gallery {self.directory} is not finished: do the same build again, it goes on "
-                    "where it was stopped"
-                )
-            raise FileNotFoundError(
-                f"{self.directory} is no gallery: no {MANIFEST} is in it, as `tpas gallery build` makes one"
-            )
-        self.manifest = manifest
-        self.settings: GallerySettings = manifest["settings"]
-        self.shards: list[dict[str, Any]] = manifest["shards"]
-        self.starts = [0, *accumulate(shard["rows"] for shard in self.shards)]
-        for shard in self.shards:
-            self._check_lengths(shard)
+        super().__init__(directory)
         types = {"embeddings": torch.float32, "id_hashes": torch.int64}
         if self.settings.tokens is not None:
             types["token_checksums"] = torch.int64
@@ -88,20 +67,6 @@ class StoredGallery:
         self._token_checksums = [tensors.get("token_checksums") for tensors in arrays]
         self._records = lru_cache(maxsize=256)(self._read_records)
         self._tokens = lru_cache(maxsize=1)(self._map_tokens)  # more would keep more of the disk in memory
-
-    def __len__(self) -> int:
-        return self.starts[-1]
-
-    @property
-    def state(self) -> str:
-        """16 hexadecimal digits that stand for the images and their order."""
-        names = "\n".join(shard["name"] for shard in self.shards)
-        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
-
-    @property
-    def size_on_disk(self) -> int:
-        """Bytes of all shards."""
-        return sum(file["bytes"] for shard in self.shards for file in shard["files"].values())
 
     @cached_property
     def embeddings(self) -> list[Tensor]:
@@ -121,12 +86,6 @@ class StoredGallery:
         """
         numbers = torch.searchsorted(torch.tensor(self.starts), rows, right=True) - 1
         self._check_embeddings(numbers.unique().tolist())
-
-    def check_unchanged(self) -> None:
-        """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""
-        now = read_manifest(self.directory)
-        if now is None or [shard["name"] for shard in now["shards"]] != [s["name"] for s in self.shards]:
-            raise GalleryError(f"the gallery {self.directory} was changed since it was opened: open it again")
 
     @cached_property
     def id_hashes(self) -> Tensor:
@@ -215,56 +174,17 @@ class StoredGallery:
             thumbnail=self.thumbnail(row),
         )
 
-    def verify(self) -> None:
-        """Reads every file and compares its checksum.
-
-        Raises:
-            GalleryError: naming the first that differs.
-        """
-        for shard in self.shards:
-            for file in shard["files"]:
-                self._check_content(shard, file)
-
     def _locate(self, row: int) -> tuple[int, int]:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a gallery of {len(self)} images")
         number = bisect_right(self.starts, row) - 1
         return number, row - self.starts[number]
 
-    def _path(self, shard: dict[str, Any], file: str) -> Path:
-        return self.directory / SHARDS / shard["name"] / file
-
-    def _check_lengths(self, shard: dict[str, Any]) -> None:
-        for file, expected in shard["files"].items():
-            try:
-                length = self._path(shard, file).stat().st_size
-            except OSError as error:
-                raise self._damaged(shard, file, error) from error
-            if length != expected["bytes"]:
-                raise self._damaged(shard, file, f"it has {length} bytes instead of {expected['bytes']}")
-
     def _check_embeddings(self, numbers: Iterable[int]) -> None:
         for number in numbers:
             if number not in self._checked:
                 self._check_content(self.shards[number], EMBEDDINGS)
                 self._checked.add(number)
-
-    def _check_content(self, shard: dict[str, Any], file: str) -> None:
-        try:
-            checksum = file_checksum(self._path(shard, file))
-        except OSError as error:
-            raise self._damaged(shard, file, error) from error
-        if checksum != shard["files"][file]["blake2b"]:
-            raise self._damaged(shard, file, "its checksum differs from the manifest's")
-
-    def _damaged(self, shard: dict[str, Any], file: str, reason: object) -> GalleryError:
-        # A deletion replaces shards under a gallery that was opened before.
-        now = read_manifest(self.directory)
-        if now is not None and shard["name"] not in {listed["name"] for listed in now["shards"]}:
-            return GalleryError(f"images of the gallery {self.directory} were deleted: open it again")
-        return GalleryError(
-            f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
-        )
 
     def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
         """The tensors of these names and types, which have a row for each image of the shard."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from tpas.__main__ import COMMANDS, ELSEWHERE
 from tpas.models.hub_code import HUB_CODE
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,14 @@ EXTRAS = {
     "search.milvus_index": "milvus",
     "search_page": "app",
 } | dict.fromkeys(HUB_MODULES)
+
+
+# The commands of `tpas`, and two that are run as modules.
+COMMAND_MODULES = [
+    "__main__",
+    "commands.pretrain_start",
+    *(ELSEWHERE.get(name, f"commands.{name}") for name in COMMANDS),
+]
 
 
 def package_modules() -> list[str]:
@@ -204,19 +213,19 @@ def test_nothing_runs_at_import(module):
     assert not import_time_violations(module, read(module))
 
 
-def is_command(module: str) -> bool:
-    """By its room; what the commands share has no `main`."""
-    return module in ("__main__", "train_accelerate") or (
-        module.startswith("commands.") and module not in ("commands.command_line", "commands.hub_upload")
-    )
-
-
-@pytest.mark.parametrize("module", [name for name in package_modules() if is_command(name)])
+@pytest.mark.parametrize("module", COMMAND_MODULES)
 def test_commands_have_a_main(module):
     assert not command_violations(module, read(module))
 
 
-@pytest.mark.parametrize("module", [name for name in package_modules() if not is_command(name)])
+def test_every_command_is_in_the_table():
+    functions = {
+        module: [getattr(node, "name", "") for node in read(module).body] for module in package_modules()
+    }
+    assert sorted(COMMAND_MODULES) == [module for module, names in functions.items() if "main" in names]
+
+
+@pytest.mark.parametrize("module", sorted({*package_modules()} - {*COMMAND_MODULES}))
 def test_libraries_do_not_print(module):
     assert "print" not in called_names(read(module)), f"{module} prints: a library logs"
 

@@ -3,9 +3,11 @@
 import fnmatch
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 MEGABYTE = 2**20
 LARGEST_FILE = 2 * MEGABYTE
 LARGEST_CHECKPOINT = 8 * MEGABYTE
+MOST_ROOT_FILES = 18
 # Where a developer's own files lie; a path that starts there means nothing to anyone else.
 PRIVATE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|work)/\w|\.\./shared/")
 
@@ -78,6 +81,39 @@ def test_importing_every_module_does_nothing(tmp_path):
     imports = "\n".join(f"import tpas.{module}" for module in modules)
     assert run_python(imports, tmp_path) == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_every_folder_of_code_is_a_package():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    places = [path.parent.relative_to(ROOT) for path in shipped_files() if path.name == "__init__.py"]
+    assert sorted(settings["packages"]) == sorted(".".join(("tpas", *place.parts)) for place in places)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path):
+    files = [path.relative_to(ROOT) for path in shipped_files()]
+    for file in files:
+        (tmp_path / "copy" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / "copy" / file)
+    build = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    run_python(build, tmp_path / "copy")
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        built = {name for name in archive.namelist() if ".dist-info/" not in name}
+
+    folders = [file.parent for file in files if file.name == "__init__.py" and file.parent != Path()]
+    below = {file for file in files if file.parent in folders}  # templates and style sheets as well
+    at_the_root = {file for file in files if file.parent == Path() and file.suffix == ".py"}
+    at_the_root |= {Path("py.typed"), Path("model_card.md")}
+    assert built == {f"tpas/{file.as_posix()}" for file in below | at_the_root}
+
+
+def test_the_root_has_few_files():
+    """So that a reader of its listing sees what this is."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    at_the_root = [name for name in listed.splitlines() if "/" not in name]
+    assert len(at_the_root) <= MOST_ROOT_FILES, f"{len(at_the_root)} files at the root: {at_the_root}"
 
 
 def test_constraints_pin_every_requirement():

@@ -891,13 +891,8 @@ def test_a_renamed_tensor_is_named(model, processor, folder, tmp_path, file, nam
     path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
     target = sorted(path.glob(f"shards/*/{file}"))[1]
     target.write_bytes(target.read_bytes().replace(name.encode(), name.upper().encode(), 1))
-    message = f"{target} is damaged .its '{name}' are not 8 rows of"
-    if file == TOKENS:  # which are mapped when they are asked for
-        with pytest.raises(GalleryError, match=message):
-            Gallery.open(path, model, processor).search(TEXTS)
-    else:
-        with pytest.raises(SystemExit, match=message):
-            manage_gallery(["info", str(path), "--verify"])
+    with pytest.raises(GalleryError, match=f"{target} is damaged .its '{name}' are not 8 rows of"):
+        Gallery.open(path, model, processor).search(TEXTS)  # tokens are mapped when they are asked for
 
 
 def read_all(path: Path) -> None:

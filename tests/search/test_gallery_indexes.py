@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tpas.commands.gallery import main as manage_gallery
-from tpas.search import exact_index, indexes, stored_gallery
+from tpas.search import exact_index, gallery_files, indexes, stored_gallery
 from tpas.search.exact_index import ExactIndex
 from tpas.search.faiss_index import FaissIndex
 from tpas.search.indexes import open_index, write_index
@@ -342,7 +342,7 @@ def checked_files(monkeypatch) -> list[str]:
         checked.append(path.parent.name)
         return file_checksum(path)
 
-    monkeypatch.setattr(stored_gallery, "file_checksum", checksum)
+    monkeypatch.setattr(gallery_files, "file_checksum", checksum)
     return checked
 
 

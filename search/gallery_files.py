@@ -1,0 +1,117 @@
+"""The files of a gallery as its manifest lists them; what is inside them is for `stored_gallery`."""
+
+import hashlib
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from .manifest import (
+    FAISS_INDEX,
+    MANIFEST,
+    SHARDS,
+    GalleryError,
+    GallerySettings,
+    file_checksum,
+    read_manifest,
+)
+
+
+class GalleryFiles:
+    """The gallery in a directory as its manifest is now; of the other files only the lengths are looked at.
+
+    It needs no torch, so it is there at once.
+
+    Attributes:
+        starts: the first row of each shard, and the number of images at the end.
+
+    Raises:
+        FileNotFoundError: there is no gallery.
+        GalleryError: it is not finished, or a file is missing or of another length.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        manifest = read_manifest(self.directory)
+        if manifest is None:
+            if (self.directory / SHARDS).is_dir():
+                raise GalleryError(
+                    f"the gallery {self.directory} is not finished: do the same build again, it goes on "
+                    "where it was stopped"
+                )
+            raise FileNotFoundError(
+                f"{self.directory} is no gallery: no {MANIFEST} is in it, as `tpas gallery build` makes one"
+            )
+        self.manifest = manifest
+        self.settings: GallerySettings = manifest["settings"]
+        self.shards: list[dict[str, Any]] = manifest["shards"]
+        self.starts = [0, *accumulate(shard["rows"] for shard in self.shards)]
+        for shard in self.shards:
+            self._check_lengths(shard)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    @property
+    def state(self) -> str:
+        """16 hexadecimal digits that stand for the images and their order."""
+        names = "\n".join(shard["name"] for shard in self.shards)
+        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of all shards."""
+        return sum(file["bytes"] for shard in self.shards for file in shard["files"].values())
+
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """By id, why an image that was to be encoded is not in the gallery."""
+        return dict(self.manifest["unreadable"])
+
+    @property
+    def has_faiss_index(self) -> bool:
+        return (self.directory / FAISS_INDEX).is_file()
+
+    def check_unchanged(self) -> None:
+        """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""
+        now = read_manifest(self.directory)
+        if now is None or [shard["name"] for shard in now["shards"]] != [s["name"] for s in self.shards]:
+            raise GalleryError(f"the gallery {self.directory} was changed since it was opened: open it again")
+
+    def verify(self) -> None:
+        """Reads every file and compares its checksum.
+
+        Raises:
+            GalleryError: naming the first that differs.
+        """
+        for shard in self.shards:
+            for file in shard["files"]:
+                self._check_content(shard, file)
+
+    def _path(self, shard: dict[str, Any], file: str) -> Path:
+        return self.directory / SHARDS / shard["name"] / file
+
+    def _check_lengths(self, shard: dict[str, Any]) -> None:
+        for file, expected in shard["files"].items():
+            try:
+                length = self._path(shard, file).stat().st_size
+            except OSError as error:
+                raise self._damaged(shard, file, error) from error
+            if length != expected["bytes"]:
+                raise self._damaged(shard, file, f"it has {length} bytes instead of {expected['bytes']}")
+
+    def _check_content(self, shard: dict[str, Any], file: str) -> None:
+        try:
+            checksum = file_checksum(self._path(shard, file))
+        except OSError as error:
+            raise self._damaged(shard, file, error) from error
+        if checksum != shard["files"][file]["blake2b"]:
+            raise self._damaged(shard, file, "its checksum differs from the manifest's")
+
+    def _damaged(self, shard: dict[str, Any], file: str, reason: object) -> GalleryError:
+        # A deletion replaces shards under a gallery that was opened before.
+        now = read_manifest(self.directory)
+        if now is not None and shard["name"] not in {listed["name"] for listed in now["shards"]}:
+            return GalleryError(f"images of the gallery {self.directory} were deleted: open it again")
+        return GalleryError(
+            f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
+        )

@@ -1,0 +1,95 @@
+"""What a command imports before it does anything: help and refusals answer without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tpas import TPASModel, TPASProcessor
+from tpas.__main__ import COMMANDS
+from tpas.search.gallery import Gallery
+
+MODEL = Path(__file__).parents[1] / "demo_start"
+HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "pandas", "peft"}
+# What transformers itself does not import, and a search has no use for.
+NOT_FOR_A_SEARCH = {"datasets", "evaluate", "faiss", "gradio", "matplotlib", "pandas", "pyarrow", "sklearn"}
+RUN_ALL = """
+import json, sys
+from tpas.__main__ import main
+
+ended = []
+for words in json.loads(sys.argv[1]):
+    try:
+        main(words)
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    ended.append([words, code, sorted(set(json.loads(sys.argv[2])) & set(sys.modules))])
+print(json.dumps(ended), file=sys.stderr)
+"""
+
+
+def run_all(commands: list[list[str]], watched: set[str]) -> list[tuple[list[str], int | str, list[str]]]:
+    """Runs commands in turn in a fresh process: the words of each, its exit code, and what is loaded then."""
+    words = [sys.executable, "-c", RUN_ALL, json.dumps(commands), json.dumps(sorted(watched))]
+    ended = subprocess.run(words, capture_output=True, text=True, check=True)
+    return json.loads(ended.stderr.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def gallery(small_pab, tmp_path_factory) -> Path:
+    model, processor = TPASModel.from_pretrained(MODEL), TPASProcessor.from_pretrained(MODEL)
+    path = tmp_path_factory.mktemp("start_up") / "gallery"
+    return Gallery.build(model, processor, small_pab / "test" / "imgs", path).path
+
+
+def test_help_and_wrong_flags_load_no_torch():
+    words = [[], ["--help"], ["--version"], ["--wrong"], ["wrong"]]
+    words += [[name, flag] for name in COMMANDS for flag in ("--help", "--wrong")]
+    for command, code, loaded in run_all(words, HEAVY):
+        assert (code, loaded) == (2 if "wrong" in " ".join(command) else 0, []), command
+
+
+def test_wrong_values_load_no_torch():
+    words = [
+        "demo --seed one",
+        "convert model.th out --image_size large",
+        "train --data_root PAB --batch_size few",
+        "evaluate --model m --data_root PAB --shortlist few",
+        "gallery build images --model m --path g --tokens float8",
+        "gallery build images --model m --path g --shard_size 0",
+        "gallery append images --model m --path g --batch_size 0",
+        "gallery index g --index exakt",
+        "gallery index g --index faiss --texts texts.txt",
+        "gallery info nowhere",
+        "search . text --model m --top_k 0",
+        "search . text --model m --index exakt",
+        "search . text --model m --cascade --bf16",
+        "search . text --model m --images_root elsewhere",
+        "search nowhere text --model m",
+        "search . text --model m --open",
+        "app --gallery g --model m --port 0",
+        "compare a.json b.json --stage nothing",
+        "submit test_set --output answer.txt",
+        "submit test_set --validate answer.txt --model m",
+        "rerank scores.npz --method nothing --output out.npz",
+        "fuse a.npz b.npz --output out.npz",
+        "draw folder --train_pairs 1",
+        "push m",
+    ]
+    for command, code, loaded in run_all([line.split() for line in words], HEAVY):
+        assert code != 0, command
+        assert loaded == [], command
+
+
+def test_gallery_info_loads_no_torch(gallery):
+    for command, code, loaded in run_all([["gallery", "info", str(gallery), "--verify"]], HEAVY):
+        assert (code, loaded) == (0, []), command
+
+
+def test_a_search_loads_only_what_it_needs(gallery):
+    words = ["search", str(gallery), "A man falls.", "--model", str(MODEL)]
+    ((_, code, loaded),) = run_all([words], NOT_FOR_A_SEARCH | {"torch"})
+    assert (code, loaded) == (0, ["torch"])
