@@ -24,7 +24,7 @@ from tpas.processing_tpas import TPASProcessor
 from tpas.train_accelerate import main
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.caption_augmentation import swap_left_right
-from tpas.training.data import PairCollator, TrainingPairs
+from tpas.training.data import PairCollator, TrainingPairs, stable_number
 from tpas.training.fine_tuning import Run
 from tpas.training.image_augmentation import Augmentation
 from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
@@ -138,11 +138,15 @@ def test_subsets_can_be_compared_at_equal_steps(small_pab, start, tmp_path):
 
 
 def test_captions_of_similar_length_share_a_batch(small_pab, start, tmp_path):
+    rows = training_rows(small_pab)
+    words = {stable_number(row["image_id"]): len(row["caption"].split()) for row in rows}
+    assert len(words) == len(rows)
+
     def spread(**changes) -> float:
         run = Run(parsed(flags(small_pab, start, tmp_path / "run", batch_size=2, **changes)))
-        seen = [batch["attention_mask"].sum(dim=1) for _ in range(4) for batch in run.loader]
-        assert len(seen) == 4 * (len(training_rows(small_pab)) // 2)
-        return float(sum(lengths.max() - lengths.min() for lengths in seen))
+        batches = [batch["image_ids"].tolist() for _ in range(4) for batch in run.loader]
+        assert len(batches) == 4 * (len(rows) // 2)
+        return sum(abs(words[one] - words[other]) for one, other in batches)
 
     assert spread(group_by_length=True) < 0.7 * spread()
 
