@@ -80,7 +80,9 @@ def look_for_images(gallery: "Gallery") -> None:
     """
     stored = gallery.stored
     records = map(stored.record, range(min(len(stored), FIRST_IMAGES)))
-    files = [Path(gallery.images_root or each["root"], each["path"]) for each in records if each["path"]]
+    files = [
+        Path(gallery.images_root or each["root"] or "", each["path"]) for each in records if each["path"]
+    ]
     if not files or any(file.exists() for file in files):
         return
     message = f"{files[0]} is gone, as others are: --images_root names the folder where they lie now"
