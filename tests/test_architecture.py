@@ -161,7 +161,7 @@ def import_time_violations(module: str, tree: ast.Module) -> list[str]:
 
 
 def command_violations(module: str, tree: ast.Module) -> list[str]:
-    """What a command lacks: ``main(argv=None)`` and the guard that calls it."""
+    """What a command lacks: ``main(argv=None)``, and a call of it where the file is run."""
     mains = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"]
     if not mains:
         return [f"{module} is a command without a function main(argv=None)"]
@@ -173,8 +173,8 @@ def command_violations(module: str, tree: ast.Module) -> list[str]:
     )
     if (names, defaults) != (["argv"], ["None"]):
         violations.append(f"{module}: the signature is main(argv=None), found main({ast.unparse(arguments)})")
-    guards = [node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
-    if not any("main" in called_names(guard) for guard in guards):
+    run = [node for node in tree.body if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)]
+    if not any("main" in called_names(block) for block in run):
         violations.append(f"{module} does not call main under `if __name__ == '__main__'`")
     return violations
 

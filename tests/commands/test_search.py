@@ -297,11 +297,11 @@ def build_in_a_process(words: list[str]) -> None:
     manage_gallery.main(words)
 
 
-def test_two_processes_build_a_gallery_and_one_tells(folder, tmp_path, capfd):
+def test_two_processes_build_a_gallery_and_one_reports(folder, tmp_path, capfd):
     words = ["build", str(folder), "--model", MODEL, "--path", str(tmp_path / "gallery"), "--json"]
     debug_launcher(build_in_a_process, ([*words, "--shard_size", "2"],), num_processes=2)
-    told = json.loads(capfd.readouterr().out)  # one document
-    assert (told["images"], told["shards"]) == (6, 3)
+    report = json.loads(capfd.readouterr().out)  # one document
+    assert (report["images"], report["shards"]) == (6, 3)
 
 
 def test_an_image_that_is_gone_since_leaves_a_placeholder(folder, found, tmp_path, capsys):
