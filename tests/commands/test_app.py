@@ -23,7 +23,7 @@ from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.gallery import Gallery
-from tpas.search_page.desk import Limits, SearchRequests, Session
+from tpas.search_page.requests import Limits, SearchRequests, Session
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -31,8 +31,8 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 from starlette.responses import PlainTextResponse  # noqa: E402 (comes with the extra, as these do)
 from starlette.testclient import TestClient  # noqa: E402
 
-from tpas.search_page.guard import RequestLimits  # noqa: E402
 from tpas.search_page.page import SearchPage  # noqa: E402
+from tpas.search_page.request_limits import RequestLimits  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "search_page" / "space"
@@ -431,7 +431,7 @@ def test_too_many_requests_of_one_address_are_refused(gallery):
 
 def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):
     page = SearchPage(SearchRequests(gallery))
-    monkeypatch.setattr(page.desk, "search", lambda *arguments, **settings: 1 / 0)
+    monkeypatch.setattr(page.requests, "search", lambda *arguments, **settings: 1 / 0)
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     _, shown = page.search(Session(), "a man", "gallery", "any", "any", 3, True, True, request)
     assert "The server could not do this" in shown
