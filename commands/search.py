@@ -72,11 +72,12 @@ def search(
     texts = all_texts(texts or [], texts_file)
 
     # What can be refused is, before torch is loaded and images are encoded for hours.
-    from ..figures.contact_sheet import check_sheet, write_contact_sheet
     from ..search.arguments import MatchingDtype, check_cascade, check_index
     from ..search.manifest import LOCK, MANIFEST, SHARDS
 
     if sheet is not None:
+        from ..figures.contact_sheet import check_sheet
+
         check_sheet(sheet)
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is neither a folder of images nor a gallery")
@@ -111,6 +112,8 @@ def search(
     )
     pairs = list(zip(texts, answers, strict=True))
     if sheet is not None:
+        from ..figures.contact_sheet import write_contact_sheet
+
         write_contact_sheet(sheet, pairs)
         if open_sheet:
             webbrowser.open(sheet.resolve().as_uri())
