@@ -69,13 +69,14 @@ def compare(
     seed: Annotated[int, Option(help="of the resampling", min=0)] = 0,
     output: Annotated[Path | None, Option(help="write the comparison, JSON")] = None,
 ) -> CommandResult:
+    stages = stage or [Stage.SCA]
+    if len(stages) > 2:
+        raise WrongUsage(f"--stage takes one stage or two, got {len(stages)}")
+
     from ..data.whole_files import write_json
     from ..evaluation.result_files import read_outcomes
     from ..evaluation.significance import LEVEL, PERMUTATIONS, RESAMPLES
 
-    stages = stage or [Stage.SCA]
-    if len(stages) > 2:
-        raise WrongUsage(f"--stage takes one stage or two, got {len(stages)}")
     systems = read_outcomes(first, stages[0]), read_outcomes(second, stages[-1])
     figures = paired_figures(*systems, seed)
     content = {

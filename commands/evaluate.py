@@ -83,6 +83,12 @@ def evaluate(
     k: Annotated[list[int] | None, Option(help="cutoffs of Recall@k (default: 1 5 10)")] = None,
     seed: Annotated[int, Option(help="of the bootstrap, and of the queries that are drawn", min=0)] = 0,
 ) -> CommandResult | None:
+    cut = {"validation_fraction": validation_fraction, "max_validation_pairs": max_validation_pairs}
+    cut = {name: value for name, value in cut.items() if value is not None}
+    if cut and split != "validation":
+        raise WrongUsage(f"--{next(iter(cut))} has no effect on --split {split}")
+    files.check()
+
     from accelerate import Accelerator
 
     from ..data.distractors import find_distractors
@@ -90,12 +96,6 @@ def evaluate(
     from ..data.pab import annotation_places, load_pab, retrieval_split
     from ..evaluation.retrieval import evaluate
     from ..search.fingerprints import model_fingerprint
-
-    cut = {"validation_fraction": validation_fraction, "max_validation_pairs": max_validation_pairs}
-    cut = {name: value for name, value in cut.items() if value is not None}
-    if cut and split != "validation":
-        raise WrongUsage(f"--{next(iter(cut))} has no effect on --split {split}")
-    files.check()
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there

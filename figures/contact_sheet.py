@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.whole_files import check_place, write_text
@@ -20,13 +21,15 @@ def check_sheet(path: Path) -> None:
     Raises:
         ValueError: the suffix is none that a sheet can have.
         OSError: its folder cannot be made or written to.
-        ImportError: only matplotlib is missing.
+        ImportError: it is a figure, and matplotlib is missing.
     """
     if path.suffix.lower() not in PAGES:
         from .saving import FORMATS
 
         if path.suffix.lower().lstrip(".") not in FORMATS:
             raise ValueError(f"{path}: a sheet ends in .html, .{', .'.join(FORMATS)}, got {path.suffix!r}")
+        if find_spec("matplotlib") is None:
+            raise ImportError(f"{path}: a figure needs the extra `train`: pip install -e '.[train]'")
     check_place(path)
 
 

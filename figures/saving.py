@@ -2,19 +2,19 @@
 
 import io
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import matplotlib
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ..data.whole_files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg", "jpg", "webp")
 DOTS_PER_INCH = 150
 QUALITY = 88  # of what is compressed with losses, in percent
 
 
-def save_figure(figure: Figure, path: str | Path, dots_per_inch: int = DOTS_PER_INCH) -> Path:
+def save_figure(figure: "Figure", path: str | Path, dots_per_inch: int = DOTS_PER_INCH) -> Path:
     """Writes a figure in the format that the name ends in, one of `FORMATS`. The file is whole or not there.
 
     The same figure gives the same bytes.
@@ -28,14 +28,16 @@ def save_figure(figure: Figure, path: str | Path, dots_per_inch: int = DOTS_PER_
     return path
 
 
-def svg_of(figure: Figure) -> str:
+def svg_of(figure: "Figure") -> str:
     """The figure as SVG on no background, as a page embeds it."""
     file = io.BytesIO()
     _write(figure, file, "svg", DOTS_PER_INCH, transparent=True)
     return file.getvalue().decode()
 
 
-def _write(figure: Figure, file: BinaryIO | Path, kind: str, dots_per_inch: int, **settings: Any) -> None:
+def _write(figure: "Figure", file: BinaryIO | Path, kind: str, dots_per_inch: int, **settings: Any) -> None:
+    import matplotlib  # takes a second, which the check of a file's name does not need
+
     # Left alone, the date and random names would make every file another one. 42: text stays text in a PDF.
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
     if kind in ("jpg", "webp"):

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..sca import SCAReport
 
 if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
     from ..engine.matching_cascade import CascadeReport
 
 
@@ -27,8 +28,8 @@ class EncodedImage:
     """
 
     id: str
-    embedding: Tensor
-    tokens: np.ndarray
+    embedding: "Tensor"
+    tokens: "np.ndarray"
     thumbnail: bytes
 
 

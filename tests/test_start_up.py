@@ -14,7 +14,17 @@ from tpas.search.gallery import Gallery
 MODEL = Path(__file__).parents[1] / "demo_start"
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "pandas", "peft"}
 # What transformers itself does not import, and a search has no use for.
-NOT_FOR_A_SEARCH = {"datasets", "evaluate", "faiss", "gradio", "matplotlib", "pandas", "pyarrow", "sklearn"}
+NOT_FOR_A_SEARCH = {
+    "datasets",
+    "evaluate",
+    "faiss",
+    "gradio",
+    "matplotlib",
+    "pandas",
+    "peft",
+    "pyarrow",
+    "sklearn",
+}
 RUN_ALL = """
 import json, sys
 from tpas.__main__ import main
@@ -72,6 +82,11 @@ def test_wrong_values_load_no_torch():
         "search . text --model m --open",
         "app --gallery g --model m --port 0",
         "compare a.json b.json --stage nothing",
+        "compare a.json b.json --stage sca sca sca",
+        "evaluate --model m --data_root PAB --validation_fraction 0.1",
+        "evaluate --model m --data_root PAB --output .",
+        "search . text --model m --sheet a.bmp",
+        "train --model_name_or_path m --data_root PAB --output_dir out --batch_size 0",
         "submit test_set --output answer.txt",
         "submit test_set --validate answer.txt --model m",
         "rerank scores.npz --method nothing --output out.npz",
