@@ -36,7 +36,7 @@ from tpas.modeling_tpas import TPASModel
 from tpas.models.baselines_extra import import_from_baselines
 from tpas.models.blip import BlipRetriever
 from tpas.models.llm2clip import (
-    TOWER,
+    SOURCES,
     LLM2CLIPEncoder,
     LLM2CLIPNetwork,
     build_adapter,
@@ -115,7 +115,7 @@ def build_eva_clip(quick: bool) -> OpenClipEncoder:
 
 
 def build_llm2clip(quick: bool) -> LLM2CLIPEncoder:
-    tower = "eva02_tiny_patch14_336" if quick else TOWER
+    tower = "eva02_tiny_patch14_336" if quick else SOURCES["tower"]
     llama = LLAMA | {"num_hidden_layers": 1, "vocab_size": 99} if quick else LLAMA
     visual = import_from_baselines("timm").create_model(tower, num_classes=768)
     adapter = build_adapter(LLAMA["hidden_size"], 2 * LLAMA["hidden_size"], 768)

@@ -82,7 +82,6 @@ def test_evaluation_speed(tmp_path):
 def test_gallery_decoding(tmp_path):
     printed, result = run("gallery_decoding", tmp_path / "gallery_decoding.json", "--images", "12")
     assert all(0 <= row["1 threads"]["waited_share"] < 1 for row in result["rows"].values())
-    assert min(result["seconds_an_image_by_pass"].values()) > 0
     assert "the encoder" in printed
 
 
