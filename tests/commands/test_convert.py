@@ -510,11 +510,7 @@ def test_a_pickle_is_not_executed(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [
-        ("{", "not a JSON file"),
-        ("[1]", "fusion_layer"),
-        ('{"num_hidden_layers": 4}', "fusion_layer"),
-    ],
+    [("{", "not a JSON file"), ("[1]", "fusion_layer"), ('{"num_hidden_layers": 4}', "fusion_layer")],
 )
 def test_a_wrong_configuration_file_is_named(tmp_path, content, message):
     path = tmp_path / "bert.json"
@@ -594,11 +590,7 @@ def test_without_a_tokenizer_there_is_no_processor(checkpoint, tmp_path):
     output_dir.mkdir()  # an empty one may be there
     (tmp_path / "link").symlink_to(output_dir)
     main([str(checkpoint), str(tmp_path / "link"), *FLAGS, "--tokenizer", "none"])
-    assert {path.name for path in output_dir.iterdir()} == {
-        "config.json",
-        "model.safetensors",
-        *HUB_CODE,
-    }
+    assert {path.name for path in output_dir.iterdir()} == {"config.json", "model.safetensors", *HUB_CODE}
 
 
 def test_an_existing_directory_is_left_alone(checkpoint, tmp_path):

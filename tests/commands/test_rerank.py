@@ -197,10 +197,7 @@ def changed(row, column, value, name="scores"):
     [
         (changed(3, 1, np.nan), "query 'query 3' has the score nan: scores must be finite"),
         (changed(4, 0, np.inf), "query 'query 4' has the score inf: scores must be finite"),
-        (
-            changed(5, 4, 9),
-            "query 'query 5' is not sorted, its score 9.0 is above the one before it",
-        ),
+        (changed(5, 4, 9), "query 'query 5' is not sorted, its score 9.0 is above the one before it"),
         (changed(6, 2, list_file().indices[6, 0], "indices"), "query 'query 6' lists '"),
         (changed(7, 5, -1, "indices"), "query 'query 7' has fewer candidates than the others"),
         (changed(8, 0, 15, "indices"), "query 'query 8' has index 15, but the gallery has 15 images"),

@@ -141,11 +141,7 @@ def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab
 
 def test_image_size_and_text_length_reach_model_and_processor(start, small_pab, tmp_path):
     run(start, small_pab, "--output", tmp_path / "own.json")
-    run(
-        start,
-        small_pab,
-        *("--image_size", 64, "--max_text_length", 9, "--output", tmp_path / "other.json"),
-    )
+    run(start, small_pab, *("--image_size", 64, "--max_text_length", 9, "--output", tmp_path / "other.json"))
     own, other = (json.loads((tmp_path / name).read_text()) for name in ("own.json", "other.json"))
     assert (own["image_size"], own["max_text_length"]) == (32, 24)
     assert (other["image_size"], other["max_text_length"]) == (64, 9)

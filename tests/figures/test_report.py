@@ -260,8 +260,7 @@ def test_no_collision_is_said_so(image_root):
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "outcome"),
-    [(1, 0, "corrected"), (0, 1, "spoilt"), (1, 2, "wrong before and after")],
+    ("before", "after", "outcome"), [(1, 0, "corrected"), (0, 1, "spoilt"), (1, 2, "wrong before and after")]
 )
 def test_sca_outcome(before, after, outcome):
     queries = queries_of(query(0, "", "normal", [0], [before], [after]))
@@ -280,10 +279,7 @@ def test_the_choice_mixes_kinds_and_behaviours_and_is_seeded():
     assert len(chosen) == 7
     assert len({id(entry) for entry in chosen}) == 7
     assert sum(entry.text.startswith("wrong") for entry in chosen) >= 2
-    assert {entry.behaviour for entry in chosen if entry.text.startswith("right")} == {
-        "normal",
-        "anomaly",
-    }
+    assert {entry.behaviour for entry in chosen if entry.text.startswith("right")} == {"normal", "anomaly"}
     assert choose_queries(queries, count=7, seed=1) == chosen
     assert choose_queries(queries, count=7, seed=2) != chosen
     assert len(choose_queries(queries, count=100, seed=1)) == len(queries)

@@ -93,10 +93,7 @@ def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, monk
 
 
 def test_the_middle_layer_is_the_default(model, processor, image):
-    default, middle = (
-        explain(model, processor, image, TEXT),
-        explain(model, processor, image, TEXT, 1),
-    )
+    default, middle = (explain(model, processor, image, TEXT), explain(model, processor, image, TEXT, 1))
     assert torch.equal(default.maps, middle.maps)
 
 

@@ -112,11 +112,7 @@ def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, 
         assert [hit.embedding_rank for hit in hits] == [by_cosine.index(row) + 1 for row in expected]
         assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
         assert [hit.match_logit for hit in hits[6:]] == [None] * 4
-        pair = [
-            states[expected[:1]],
-            texts.hidden_states[query][None],
-            texts.attention_mask[query][None],
-        ]
+        pair = [states[expected[:1]], texts.hidden_states[query][None], texts.attention_mask[query][None]]
         probability = model.match(*pair).softmax(dim=1)[0, 1].item()
         assert hits[0].match_probability == pytest.approx(probability, abs=1e-6)
         assert [hit.match_probability for hit in hits[6:]] == [None] * 4
@@ -1029,10 +1025,7 @@ def test_what_decides_features_under_equal_weights_is_compared(model, processor,
     assert len(Gallery.open(path, *revision)) == 20
     change(*revision)
     assert model_fingerprint(revision[0]) == model_fingerprint(model)
-    for work in (
-        lambda: Gallery.open(path, *revision),
-        lambda: Gallery.build(*revision, folder, path),
-    ):
+    for work in (lambda: Gallery.open(path, *revision), lambda: Gallery.build(*revision, folder, path)):
         with pytest.raises(
             GalleryError, match=r"made with the image settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
         ):

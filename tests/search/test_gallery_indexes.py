@@ -497,10 +497,7 @@ def test_an_unreachable_database_is_named(tmp_path):
     [
         ("http://user:secret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 refused"),
         ("http://user:s/e@cret@127.0.0.1:9", "http://user:[*]{3}@127.0.0.1:9 is no address"),
-        (
-            "httpx://user:secret@127.0.0.1:9",
-            "refused: .* httpx://user:[*]{3}@127.0.0.1:9 is illegal",
-        ),
+        ("httpx://user:secret@127.0.0.1:9", "refused: .* httpx://user:[*]{3}@127.0.0.1:9 is illegal"),
         ("user:secret@127.0.0.1:9", "got 'user:[*]{3}@127.0.0.1:9'"),
     ],
 )
