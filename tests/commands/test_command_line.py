@@ -37,6 +37,12 @@ def run_tpas(*words: object, **settings) -> subprocess.CompletedProcess:
     return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, **settings)
 
 
+def parse(words: list[str]) -> typer.Context:
+    """What follows `tpas`, read by the command that it names; raises where a word does not fit."""
+    depth = 2 if words[0] == "gallery" else 1
+    return command_of(words[:depth]).make_context("tpas", words[depth:])
+
+
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_help_names_an_example_that_parses(words, capsys):
     __main__.main([*words, "--help"])
@@ -48,9 +54,16 @@ def test_help_names_an_example_that_parses(words, capsys):
     assert examples
     for example in examples:
         given = shlex.split(example)[1:]
-        depth = 2 if words[0] == "gallery" else 1
         assert given[: len(words)] == words
-        command_of(given[:depth]).make_context("tpas", given[depth:])  # raises where a word does not fit
+        parse(given)
+
+
+def test_tpas_lists_its_commands_and_refuses_others(capsys):
+    __main__.main([])
+    usage = capsys.readouterr().out
+    assert all(f"  {name} " in usage for name in __main__.COMMANDS)
+    with pytest.raises(SystemExit, match="No such command 'fly'"):
+        __main__.main(["fly"])
 
 
 def test_a_group_without_a_command_shows_its_help(capsys):
@@ -73,9 +86,7 @@ def documented_commands() -> list[str]:
 
 @pytest.mark.parametrize("line", documented_commands())
 def test_documented_commands_parse(line):
-    words = shlex.split(line, comments=True)[1:]
-    depth = 2 if words[0] == "gallery" else 1
-    command_of(words[:depth]).make_context("tpas", words[depth:])
+    parse(shlex.split(line, comments=True)[1:])
 
 
 def test_every_field_of_the_fine_tuning_is_a_flag_with_its_default():
@@ -105,14 +116,9 @@ def test_completion_knows_commands_and_flags():
 
 
 @pytest.fixture
-def seen():
-    return []
-
-
-@pytest.fixture
-def flags(seen):
-    """A command with a flag of each kind, which notes what it is given."""
-    app = CommandLine("tpas try", "Tries flags.")
+def flags():
+    """A command with a flag of each kind, and what it was given."""
+    app, seen = CommandLine("tpas try", "Tries flags."), []
 
     @app.command()
     def try_flags(
@@ -123,7 +129,7 @@ def flags(seen):
     ) -> None:
         seen.append((names, some_sizes, deep, shown))
 
-    return app
+    return app, seen
 
 
 @pytest.mark.parametrize(
@@ -137,8 +143,9 @@ def flags(seen):
         ("-- --deep -x", (["--deep", "-x"], None, False, True)),
     ],
 )
-def test_flags_are_read_with_hyphens_several_values_and_truth_values(flags, seen, words, expected):
-    flags.run(words.split())
+def test_flags_are_read_with_hyphens_several_values_and_truth_values(flags, words, expected):
+    app, seen = flags
+    app.run(words.split())
     assert seen == [expected]
 
 
@@ -147,9 +154,8 @@ def test_flags_are_read_with_hyphens_several_values_and_truth_values(flags, seen
     [(["--sca"], "score"), (["--sca", "--json"], "score"), (["--sca", "margin"], "margin"), ([], None)],
 )
 def test_sca_may_be_given_without_a_confidence(words, sca):
-    context = command_of(["search"]).make_context("tpas", ["gallery", "a man", "--model", "m", *words])
-    assert context.params["sca"] == sca
-    assert context.params["texts"] == ["a man"]
+    parameters = parse(["search", "gallery", "a man", "--model", "m", *words]).params
+    assert (parameters["sca"], parameters["texts"]) == (sca, ["a man"])
 
 
 # What is printed where
@@ -185,12 +191,15 @@ def test_what_a_library_prints_does_not_mix_with_the_result(capsys):
     assert json.loads(capsys.readouterr().out) == {"made": "late"}
 
 
-def failing(error: BaseException) -> CommandLine:
+def ending_in(error: BaseException | None = None, result: CommandResult | None = None) -> CommandLine:
+    """A command that raises the error, or else returns the result."""
     app = CommandLine("tpas try", "Tries.")
 
     @app.command()
-    def fail() -> CommandResult:
-        raise error
+    def end() -> CommandResult:
+        if error:
+            raise error
+        return result
 
     return app
 
@@ -204,35 +213,31 @@ def failing(error: BaseException) -> CommandLine:
     ],
 )
 def test_an_error_is_one_line_and_debug_shows_its_trace(error, message, capsys, monkeypatch):
-    with pytest.raises(SystemExit) as ended:
-        failing(error).run([])
-    assert ended.value.code == message  # which Python prints, and ends with 1
-    with pytest.raises(type(error)):
-        failing(error).run(["--debug"])
-    monkeypatch.setenv("TPAS_DEBUG", "1")
-    with pytest.raises(type(error)):
-        failing(error).run([])
-
-
-def test_wrong_usage_and_interruptions_have_their_own_codes(capsys):
-    with pytest.raises(SystemExit) as ended:
-        failing(WrongUsage("--a needs --b")).run([])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == "tpas try: --a needs --b (tpas try --help)\n"
-    with pytest.raises(SystemExit) as ended:
-        failing(KeyboardInterrupt()).run([])
-    assert ended.value.code == 130
-    assert capsys.readouterr().err == "tpas try: interrupted\n"
-    app = CommandLine("tpas try", "Tries.")
-
-    @app.command()
-    def check() -> CommandResult:
-        return CommandResult([], "two mistakes", CHECK_FAILED)
-
+    app = ending_in(error)
     with pytest.raises(SystemExit) as ended:
         app.run([])
-    assert ended.value.code == 3
-    assert capsys.readouterr().out == "two mistakes\n"
+    assert ended.value.code == message  # which Python prints, and ends with 1
+    with pytest.raises(type(error)):
+        app.run(["--debug"])
+    monkeypatch.setenv("TPAS_DEBUG", "1")
+    with pytest.raises(type(error)):
+        app.run([])
+
+
+@pytest.mark.parametrize(
+    ("app", "code", "printed"),
+    [
+        (ending_in(WrongUsage("--a needs --b")), 2, ("", "tpas try: --a needs --b (tpas try --help)\n")),
+        (ending_in(KeyboardInterrupt()), 130, ("", "tpas try: interrupted\n")),
+        (ending_in(result=CommandResult([], "two mistakes", CHECK_FAILED)), 3, ("two mistakes\n", "")),
+    ],
+    ids=["wrong usage", "an interruption", "a check that failed"],
+)
+def test_each_way_to_end_has_its_own_code(app, code, printed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        app.run([])
+    assert ended.value.code == code
+    assert capsys.readouterr() == printed
 
 
 def test_the_program_ends_with_these_codes(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
+from tiny_inputs import score_each_pair
 from transformers import BertTokenizer
 
 from tpas.commands.evaluate import main
@@ -62,18 +63,8 @@ def start(model, processor, tmp_path) -> Path:
     return tmp_path / "start"
 
 
-@torch.no_grad()
-def score_each_pair(model, processor, benchmark, root) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and match logits (Q, G) from the model's forward pass over one pair at a time."""
-    cosines = np.empty((len(benchmark.captions), len(benchmark.gallery_ids)))
-    logits = np.empty_like(cosines)
-    for column, image in enumerate(benchmark.gallery_ids):
-        image = load_image(image_path(root, image))
-        for row, caption in enumerate(benchmark.captions):
-            output = model(**processor(images=[image], text=[caption]))
-            cosines[row, column] = output.text_embeds[0] @ output.image_embeds[0]
-            logits[row, column] = output.match_logits[0, 1]
-    return cosines, logits
+def run(start: Path | str, root: Path | str, *flags: object) -> None:
+    main(["--model", str(start), "--data_root", str(root), *map(str, flags)])
 
 
 def naive_measures(rankings: list[list[str]], relevant: list[list[str]], rows: list[int]) -> dict[str, float]:
@@ -89,16 +80,11 @@ def naive_measures(rankings: list[list[str]], relevant: list[list[str]], rows: l
 
 @pytest.mark.parametrize(("shortlist", "fusion_weight"), [(None, 0.0), (4, 0.4)])
 def test_stages_equal_a_naive_search(model, processor, benchmark, drawn_root, shortlist, fusion_weight):
-    result = evaluate(
-        model,
-        processor,
-        benchmark,
-        drawn_root,
-        shortlist=shortlist,
-        fusion_weight=fusion_weight,
-        batch_size=5,
-    )
-    cosines, logits = score_each_pair(model, processor, benchmark, drawn_root)
+    settings = {"shortlist": shortlist, "fusion_weight": fusion_weight, "batch_size": 5}
+    result = evaluate(model, processor, benchmark, drawn_root, **settings)
+    images = [load_image(image_path(drawn_root, image)) for image in benchmark.gallery_ids]
+    scores = score_each_pair(model, processor, images, benchmark.captions)
+    cosines, logits = (of_all.double().numpy() for of_all in scores)
     size = shortlist or TEST_PAIRS
     final = "fused" if fusion_weight else "matching"
 
@@ -114,12 +100,10 @@ def test_stages_equal_a_naive_search(model, processor, benchmark, drawn_root, sh
         orders["matching"].append([head[place] for place in np.argsort(-match)] + tail)
         orders["fused"].append([head[place] for place in np.argsort(-fused)] + tail)
         final_scores.append(np.sort(fused if fusion_weight else match)[::-1])
-    reranked = sca_rerank(
-        np.array(orders[final])[:, :size], np.array(final_scores), query_ids=benchmark.query_ids
-    )
-    orders["sca"] = [
-        head + order[size:] for head, order in zip(reranked.indices.tolist(), orders[final], strict=True)
-    ]
+    heads = np.array(orders[final])[:, :size]
+    reranked = sca_rerank(heads, np.array(final_scores), query_ids=benchmark.query_ids)
+    pairs = zip(reranked.indices.tolist(), orders[final], strict=True)
+    orders["sca"] = [head + order[size:] for head, order in pairs]
 
     assert result.final_stage == final
     assert ("fused" in result.stages) == (fusion_weight > 0)
@@ -165,20 +149,13 @@ def test_the_result_does_not_depend_on_batch_size_or_gallery_order(model, proces
 
 
 def test_sca_settings_reach_sca(model, processor, benchmark, drawn_root):
-    settings = SCASettings(confidence="margin", max_shift=3, tau=0.01, capacity=2)
-    result = evaluate(model, processor, benchmark, drawn_root, sca=settings)
-    expected = sca_rerank(
-        result.rankings["matching"],
-        result.scores["matching"],
-        query_ids=benchmark.query_ids,
-        confidence="margin",
-        max_shift=3,
-        tau=0.01,
-        capacity=2,
-    )
+    settings = {"confidence": "margin", "max_shift": 3, "tau": 0.01, "capacity": 2}
+    result = evaluate(model, processor, benchmark, drawn_root, sca=SCASettings(**settings))
+    lists = result.rankings["matching"], result.scores["matching"]
+    expected = sca_rerank(*lists, query_ids=benchmark.query_ids, **settings)
     assert torch.equal(result.rankings["sca"], expected.indices)
     assert result.sca_report == expected.report
-    assert result.sca == settings
+    assert result.sca == SCASettings(**settings)
 
 
 def test_only_similar_texts_compete(model, processor, benchmark, drawn_root):
@@ -203,10 +180,8 @@ def test_only_similar_texts_compete(model, processor, benchmark, drawn_root):
 
 def test_figures_by_action_and_scene(model, processor, benchmark, drawn_root):
     result = evaluate(model, processor, benchmark, drawn_root)
-    for by_label, labels in (
-        (result.by_action, benchmark.query_actions),
-        (result.by_scene, benchmark.query_scenes),
-    ):
+    of_actions, of_scenes = benchmark.query_actions, benchmark.query_scenes
+    for by_label, labels in ((result.by_action, of_actions), (result.by_scene, of_scenes)):
         assert by_label.keys() == set(labels)
         for label, measured in by_label.items():
             rows = [row for row, own in enumerate(labels) if own == label]
@@ -228,10 +203,8 @@ def test_cutoffs_are_those_that_the_gallery_allows(caplog):
 
 def test_command_prints_and_writes_what_it_measured(start, drawn_root, benchmark, tmp_path, capsys):
     output, rankings = tmp_path / "results" / "results.json", tmp_path / "results" / "rankings.json"
-    main(
-        ["--model", str(start), "--data_root", str(drawn_root), "--shortlist", "11", "--fusion_weight", "0.5"]
-        + ["--output", str(output), "--rankings", str(rankings)]
-    )
+    files = ("--output", output, "--rankings", rankings)
+    run(start, drawn_root, "--shortlist", 11, "--fusion_weight", 0.5, *files)
     results, ranked = json.loads(output.read_text()), json.loads(rankings.read_text())
     assert sorted(path.name for path in output.parent.iterdir()) == ["rankings.json", "results.json"]
     assert results["model"] == str(start)
@@ -272,8 +245,7 @@ def test_command_prints_and_writes_what_it_measured(start, drawn_root, benchmark
 
 def test_a_shortlist_below_ten_is_listed_as_far_as_it_has_scores(start, drawn_root, tmp_path):
     rankings = tmp_path / "rankings.json"
-    flags = ["--model", str(start), "--data_root", str(drawn_root), "--shortlist", "8"]
-    main([*flags, "--rankings", str(rankings)])
+    run(start, drawn_root, "--shortlist", 8, "--rankings", rankings)
     for query in json.loads(rankings.read_text())["queries"]:
         for lists in query["stages"].values():
             assert len(lists["ids"]) == len(lists["scores"]) == 8
@@ -288,20 +260,8 @@ def test_table_without_behaviours_has_one_block(model, processor, benchmark, dra
 
 def evaluate_on_two_processes(root, start, folder, *flags):
     AcceleratorState._reset_state(reset_partial_state=True)
-    main(
-        [
-            "--model",
-            str(start),
-            "--data_root",
-            str(root),
-            "--shortlist",
-            "7",
-            "--fusion_weight",
-            "0.3",
-            *flags,
-        ]
-        + ["--output", str(folder / "results.json"), "--rankings", str(folder / "rankings.json")]
-    )
+    files = ("--output", folder / "results.json", "--rankings", folder / "rankings.json")
+    run(start, root, "--shortlist", 7, "--fusion_weight", 0.3, *flags, *files)
     accelerator = Accelerator()
     (folder / f"process_{accelerator.process_index}_of_{accelerator.num_processes}").touch()
 
@@ -323,33 +283,19 @@ def test_two_processes_write_the_same_bytes_as_one(start, drawn_root, tmp_path, 
 # Bad input
 
 
-@pytest.fixture
-def broken_root(drawn_root, tmp_path) -> tuple[Path, Path, str]:
-    """A copy of the drawn PAB, the image of the test split's third pair, and where that is written."""
-    root = tmp_path / "broken"
-    shutil.copytree(drawn_root, root)
+@pytest.mark.parametrize(("length", "message"), [(None, "no such image file"), (200, "broken image")])
+def test_a_missing_or_cut_image_is_named_with_its_annotation(start, drawn_root, tmp_path, length, message):
+    root, output = shutil.copytree(drawn_root, tmp_path / "broken"), tmp_path / "results.json"
     pair = load_pab(root, "test")[2]
-    return root, root / pair["image"], f"{pair['file']}, line {pair['line']}: "
-
-
-def test_a_missing_image_is_named_with_its_annotation(start, broken_root, tmp_path):
-    root, image, place = broken_root
-    image.unlink()
-    output = tmp_path / "results.json"
-    with pytest.raises(SystemExit) as error:
-        main(["--model", str(start), "--data_root", str(root), "--output", str(output)])
-    assert str(error.value).startswith(f"tpas evaluate: {place}")
-    assert str(image) in str(error.value)
+    content = (root / pair["image"]).read_bytes()
+    (root / pair["image"]).unlink()
+    if length:
+        (root / pair["image"]).write_bytes(content[:length])
+    with pytest.raises(SystemExit, match=message) as error:
+        run(start, root, "--output", output)
+    assert str(error.value).startswith(f"tpas evaluate: {pair['file']}, line {pair['line']}: ")
+    assert str(root / pair["image"]) in str(error.value)
     assert not output.exists()
-
-
-def test_a_corrupt_image_is_named_with_its_annotation(start, broken_root):
-    root, image, place = broken_root
-    image.write_bytes(image.read_bytes()[:200])
-    with pytest.raises(SystemExit, match="broken image") as error:
-        main(["--model", str(start), "--data_root", str(root)])
-    assert str(error.value).startswith(f"tpas evaluate: {place}")
-    assert str(image) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -359,10 +305,7 @@ def test_a_corrupt_image_is_named_with_its_annotation(start, broken_root):
         (["--k", "1", "13"], "k must be between 1 and the gallery's 12 images, got 13"),
         (["--fusion_weight", "2"], "fusion weight must be between 0"),
         (["--batch_size", "0"], "batch size must be at least 1"),
-        (
-            ["--max_text_length", "33"],
-            "--max_text_length must be between 3 and the model's 32 positions, got 33",
-        ),
+        (["--max_text_length", "33"], "_text_length must be between 3 and the model's 32 positions, got 33"),
         (["--image_size", "30"], "image_size"),
         (["--sca_max_shift", "2", "--sca_mode", "single_pass"], "max_shift must be 0 or 1, got 2"),
         (["--sca_text_threshold", "2"], "text_threshold is a cosine, so between -1 and 1, got 2.0"),
@@ -372,41 +315,44 @@ def test_a_corrupt_image_is_named_with_its_annotation(start, broken_root):
 def test_impossible_numbers_are_refused(start, drawn_root, tmp_path, flags, message):
     output = tmp_path / "results.json"
     with pytest.raises(SystemExit, match=message):
-        main(["--model", str(start), "--data_root", str(drawn_root), "--output", str(output), *flags])
+        run(start, drawn_root, "--output", output, *flags)
     assert not output.exists()
 
 
 @pytest.mark.parametrize("flag", ["--output", "--rankings", "--markdown", "--scores", "--plots"])
 def test_a_file_that_could_not_be_written_is_refused_before_the_ranking(drawn_root, tmp_path, flag):
-    flags = ["--model", str(tmp_path / "no model is read"), "--data_root", str(drawn_root), flag]
     (tmp_path / "taken").write_text("")
     place = tmp_path / "taken" / "scores.npz"
     with pytest.raises(SystemExit, match=f"^tpas evaluate: no place for {place}"):
-        main([*flags, str(place)])
+        run("no model is read", drawn_root, flag, place)
     (tmp_path / "folder.npz").mkdir()
     if flag != "--plots":
         with pytest.raises(SystemExit, match=r"folder.npz is a folder: name a file"):
-            main([*flags, str(tmp_path / "folder.npz")])
+            run("no model is read", drawn_root, flag, tmp_path / "folder.npz")
 
 
-def test_flags_of_the_validation_split_are_refused_elsewhere(capsys):
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--validation_fraction", 0.1, "--validation_fraction has no effect on --split test"),
+        (
+            "--seed",
+            -1,
+            "'--seed': Input should be greater than or equal to 0",
+        ),  # the bootstrap would refuse it
+    ],
+)
+def test_wrong_flags_are_refused_at_once(capsys, flag, value, message):
     with pytest.raises(SystemExit):
-        main(["--model", "m", "--data_root", "d", "--validation_fraction", "0.1"])
-    assert "--validation_fraction has no effect on --split test" in capsys.readouterr().err
-
-
-def test_a_seed_that_the_bootstrap_would_refuse_is_refused_at_once(capsys):
-    with pytest.raises(SystemExit):
-        main(["--model", "m", "--data_root", "d", "--seed", "-1"])
-    assert "'--seed': Input should be greater than or equal to 0" in capsys.readouterr().err
+        run("m", "d", flag, value)
+    assert message in capsys.readouterr().err
 
 
 def test_validation_split_is_cut_from_train(start, drawn_root, tmp_path):
     output = tmp_path / "results.json"
-    main(
-        ["--model", str(start), "--data_root", str(drawn_root), "--split", "validation"]
-        + ["--validation_fraction", "0.5", "--max_validation_pairs", "4", "--output", str(output)]
-    )
+    settings = {"validation_fraction": 0.5, "max_validation_pairs": 4}
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+    run(start, drawn_root, "--split", "validation", *flags, "--output", output)
     assert json.loads(output.read_text())["queries"] == 4
-    dataset = load_pab(drawn_root, "validation", validation_fraction=0.5, max_validation_pairs=4)
+    dataset = load_pab(drawn_root, "validation", **settings)
     assert all(place.startswith(f"annotation{os.sep}train") for place in annotation_places(dataset).values())

@@ -6,7 +6,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tpas.__main__ import main as tpas
 from tpas.commands.fuse import main
 from tpas.reranking.fusion import SystemScores, reciprocal_rank, weighted_sum
 from tpas.reranking.score_files import ScoreFile, read_score_file, write_score_file
@@ -22,6 +21,13 @@ def list_scores(seed, candidates):
     dense = dense_scores(seed)
     indices = np.argsort(-dense, axis=1)[:, :candidates]
     return SystemScores(np.take_along_axis(dense, indices, axis=1), indices)
+
+
+SYSTEMS = {
+    "a.npz": SystemScores(dense_scores(1)),
+    "b.safetensors": list_scores(2, 3),
+    "c.npz": list_scores(3, 2),
+}
 
 
 def write(path, system, rows=(0, 1, 2), columns=(0, 1, 2, 3, 4)):
@@ -59,19 +65,12 @@ def expected_by_name(fused):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Three systems' files, each in an order of its own."""
+    """The systems' files, each in an order of its own."""
     monkeypatch.chdir(tmp_path)
-    write("a.npz", SystemScores(dense_scores(1)))
-    write("b.safetensors", list_scores(2, 3), rows=(2, 0, 1), columns=(4, 2, 0, 1, 3))
-    write("c.npz", list_scores(3, 2), rows=(1, 2, 0), columns=(3, 0, 4, 1, 2))
+    write("a.npz", SYSTEMS["a.npz"])
+    write("b.safetensors", SYSTEMS["b.safetensors"], rows=(2, 0, 1), columns=(4, 2, 0, 1, 3))
+    write("c.npz", SYSTEMS["c.npz"], rows=(1, 2, 0), columns=(3, 0, 4, 1, 2))
     return tmp_path
-
-
-SYSTEMS = {
-    "a.npz": SystemScores(dense_scores(1)),
-    "b.safetensors": list_scores(2, 3),
-    "c.npz": list_scores(3, 2),
-}
 
 
 @pytest.mark.parametrize(
@@ -145,11 +144,9 @@ def test_ties_do_not_follow_the_order_of_the_images(tmp_path, monkeypatch):
     ],
 )
 def test_what_cannot_be_fused_is_refused(options, message, folder):
-    dense = read_score_file("a.npz")
-    write_score_file("other.npz", replace(dense, query_ids=("a", "q", "c")))
-    lists = read_score_file("c.npz")
+    write_score_file("other.npz", replace(read_score_file("a.npz"), query_ids=("a", "q", "c")))
     moved = np.array([True, False, False])
-    write_score_file("reranked.npz", replace(lists, moved=moved))
+    write_score_file("reranked.npz", replace(read_score_file("c.npz"), moved=moved))
     with pytest.raises(SystemExit) as ended:
         main([*options.split(), "--output", "out.npz"])
     assert re.fullmatch(rf"tpas fuse: .*{message}.*", str(ended.value)), ended.value
@@ -161,8 +158,3 @@ def test_one_rule_must_be_chosen(folder, capsys):
         with pytest.raises(SystemExit):
             main(["a.npz", "c.npz", *rules, "--output", "out.npz"])
         assert "--weights" in capsys.readouterr().err
-
-
-def test_tpas_knows_the_command(folder, capsys):
-    tpas(["fuse", "a.npz", "c.npz", "--rrf", "--output", "out.npz"])
-    assert "out.npz: 3 queries, 5 images, dense" in capsys.readouterr().out

@@ -16,12 +16,7 @@ from tpas.commands.pretrain_start import (
     start_config,
     start_processor,
 )
-from tpas.data.drawn.synthetic_pab import (
-    DEMO_WORLD,
-    PRETRAINING_WORLD,
-    captions_vocabulary,
-    draw_source,
-)
+from tpas.data.drawn.synthetic_pab import DEMO_WORLD, PRETRAINING_WORLD, captions_vocabulary, draw_source
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.masked_language_modelling import MaskedLanguageModelling
@@ -59,16 +54,12 @@ def test_batches_are_of_whole_families_and_use_each_row_once_a_pass():
 def test_drawn_pairs_are_what_the_processor_makes_of_the_images():
     processor = start_processor()
     pairs = DrawnPairs(processor, range(2, 6), seed=7, longest_caption=24, show_progress=False)
-    examples = [
-        example
-        for index in range(2, 6)
-        for example in draw_source(PRETRAINING_WORLD, 7, index, longest_caption=24)
-    ]
-    made_up = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
+    sources = (draw_source(PRETRAINING_WORLD, 7, index, longest_caption=24) for index in range(2, 6))
+    examples = list(itertools.chain.from_iterable(sources))
+    scenes = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
+    made_up = [example.scene in scenes for example in examples]
     assert pairs.families.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    assert pairs.made_up.tolist() == [
-        any(example.scene in made_up for example in examples[start : start + 4]) for start in (0, 4)
-    ]
+    assert pairs.made_up.tolist() == [any(made_up[:4]), any(made_up[4:])]
     expected = processor(images=[e.image for e in examples], text=[e.caption for e in examples])
     pixel_values, input_ids, attention_mask = pairs.batch(np.arange(8))
     torch.testing.assert_close(pixel_values, expected.pixel_values, atol=1e-6, rtol=0)

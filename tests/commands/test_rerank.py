@@ -3,12 +3,12 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from typing import get_args
 
 import numpy as np
 import pytest
 
-from tpas.__main__ import main as tpas
 from tpas.commands.evaluate import main as evaluate
 from tpas.commands.rerank import METHODS, MethodName, main, rerank_score_file
 from tpas.reranking.hubness import csls, dual_softmax, sinkhorn
@@ -50,32 +50,21 @@ def paths(tmp_path):
 
 BANK = QueryBank.from_scores(dense_file(40, seed=5).scores, temperature=0.5)
 CALLS = [
-    ("sca", "--max_shift 2 --tau 0.01", lambda *lists: sca_rerank(*lists, max_shift=2, tau=0.01)),
-    (
-        "sca",
-        "--confidence softmax --temperature 0.5 --capacity 2",
-        lambda *lists: sca_rerank(*lists, confidence="softmax", temperature=0.5, capacity=2),
-    ),
-    ("margin-sca", "--max_shift 4", lambda *lists: sca_rerank(*lists, confidence="margin", max_shift=4)),
-    (
-        "single-pass",
-        "--confidence margin",
-        lambda *lists: sca_rerank(*lists, mode="single_pass", confidence="margin"),
-    ),
-    ("assignment", "--max_loss 1.5", lambda *lists: bounded_assignment(*lists, max_loss=1.5)),
-    ("greedy", "--capacity 2", lambda *lists: greedy_matching(*lists, capacity=2)),
-    ("dual-softmax", "--temperature 0.5", lambda *lists: dual_softmax(*lists, temperature=0.5)),
-    (
-        "sinkhorn",
-        "--iterations 7 --temperature 0.5",
-        lambda *lists: sinkhorn(*lists, iterations=7, temperature=0.5),
-    ),
-    ("csls", "--neighbours 3", lambda *lists: csls(*lists, neighbours=3)),
-    ("qb-norm", "--bank bank.npz --temperature 0.5", lambda *lists: qb_norm(*lists, bank=BANK)),
+    ("sca", {"max_shift": 2, "tau": 0.01}, sca_rerank),
+    ("sca", {"confidence": "softmax", "temperature": 0.5, "capacity": 2}, sca_rerank),
+    ("margin-sca", {"max_shift": 4}, partial(sca_rerank, confidence="margin")),
+    ("single-pass", {"confidence": "margin"}, partial(sca_rerank, mode="single_pass")),
+    ("assignment", {"max_loss": 1.5}, bounded_assignment),
+    ("greedy", {"capacity": 2}, greedy_matching),
+    ("dual-softmax", {"temperature": 0.5}, dual_softmax),
+    ("sinkhorn", {"iterations": 7, "temperature": 0.5}, sinkhorn),
+    ("csls", {"neighbours": 3}, csls),
+    ("qb-norm", {"temperature": 0.5, "bank": "bank.npz"}, lambda *lists, **_: qb_norm(*lists, bank=BANK)),
 ]
 
 
-def test_every_method_is_called_below():
+def test_every_method_is_offered_and_called_below():
+    assert get_args(MethodName) == tuple(METHODS)
     assert {method for method, _, _ in CALLS} == set(METHODS)
 
 
@@ -84,9 +73,10 @@ def test_every_method_is_called_below():
 def test_the_command_is_the_function(method, options, rerank, kind, paths, monkeypatch, capsys):
     monkeypatch.chdir(paths)
     output = "out.safetensors" if kind == "lists" else "out.npz"
-    main([f"{kind}.npz", "--method", method, *options.split(), "--output", output])
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    main([f"{kind}.npz", "--method", method, *flags, "--output", output])
     given = read_score_file(f"{kind}.npz")
-    expected = rerank(given.indices, given.scores)
+    expected = rerank(given.indices, given.scores, **options)
     written = read_score_file(output)
     names = np.array(GALLERY_IDS)[expected.indices].tolist()
     assert named(written) == dict(zip(QUERY_IDS, names, strict=True))
@@ -98,6 +88,7 @@ def test_the_command_is_the_function(method, options, rerank, kind, paths, monke
     report = expected.report
     shape = "top 6" if kind == "lists" else "dense"
     assert lines[0] == f"{kind}.npz: 12 queries, 15 images, {shape}"
+    assert f"{output}: {written.describe()}" in lines
     transductive = "not transductive, each query by itself"
     if method != "qb-norm":
         transductive = "transductive, it looks at all queries together"
@@ -113,10 +104,6 @@ def test_the_command_is_the_function(method, options, rerank, kind, paths, monke
     assert written.reranked == METHODS[method].puts_first
 
 
-def test_every_method_is_offered():
-    assert get_args(MethodName) == tuple(METHODS)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_neither_order_of_rows_nor_of_images_decides(method):
     """With equal scores all over, so that ties decide."""
@@ -125,12 +112,10 @@ def test_neither_order_of_rows_nor_of_images_decides(method):
     options = {"bank": dense_file(40, seed=5)} if method == "qb-norm" else {}
     generator = np.random.default_rng(1)
     rows, columns = generator.permutation(QUERIES), generator.permutation(IMAGES)
-    shuffled = ScoreFile(
-        dense.scores[rows][:, columns],
-        None,
-        tuple(QUERY_IDS[row] for row in rows),
-        tuple(GALLERY_IDS[column] for column in columns),
+    ids = (
+        tuple(names[place] for place in order) for names, order in ((QUERY_IDS, rows), (GALLERY_IDS, columns))
     )
+    shuffled = ScoreFile(dense.scores[rows][:, columns], None, *ids)
     one, report = rerank_score_file(dense, method, options | {"top_k": 5})
     other, again = rerank_score_file(shuffled, method, options | {"top_k": 5})
     assert report == again
@@ -197,10 +182,7 @@ def changed(row, column, value, name="scores"):
     [
         (changed(3, 1, np.nan), "query 'query 3' has the score nan: scores must be finite"),
         (changed(4, 0, np.inf), "query 'query 4' has the score inf: scores must be finite"),
-        (
-            changed(5, 4, 9),
-            "query 'query 5' is not sorted, its score 9.0 is above the one before it",
-        ),
+        (changed(5, 4, 9), "query 'query 5' is not sorted, its score 9.0 is above the one before it"),
         (changed(6, 2, list_file().indices[6, 0], "indices"), "query 'query 6' lists '"),
         (changed(7, 5, -1, "indices"), "query 'query 7' has fewer candidates than the others"),
         (changed(8, 0, 15, "indices"), "query 'query 8' has index 15, but the gallery has 15 images"),
@@ -256,12 +238,6 @@ def test_several_captions_an_image_are_warned_of(method, tmp_path, capsys):
     assert line.endswith("(--capacity)")
     main([*arguments, "--capacity", "2"])
     assert not capsys.readouterr().err
-
-
-def test_tpas_knows_the_command(paths, monkeypatch, capsys):
-    monkeypatch.chdir(paths)
-    tpas(["rerank", "lists.npz", "--method", "greedy", "--output", "out.npz"])
-    assert "out.npz: 12 queries, 15 images, top 6" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fresh_accelerator")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tiny_inputs import WORDS
+from tiny_inputs import WORDS, score_each_pair
 
 from tpas.engine.encoding import collated, encode_images, encode_texts
 from tpas.engine.fastest import matcher_for
@@ -15,22 +15,9 @@ def texts() -> list[str]:
     return [" ".join(generator.choice(WORDS, length)) for length in (12, 3, 20, 7, 7, 1)]
 
 
-@torch.no_grad()
-def forward_each_pair(model, processor, images, texts):
-    """Cosines and match logits (Q, G) without batches, padding or shortlists."""
-    logits = torch.empty(len(texts), len(images))
-    cosines = torch.empty(len(texts), len(images))
-    for query, text in enumerate(texts):
-        for row, image in enumerate(images):
-            output = model(**processor(images=[image], text=[text]))
-            logits[query, row] = output.match_logits[0, 1]
-            cosines[query, row] = output.text_embeds[0] @ output.image_embeds[0]
-    return cosines, logits
-
-
 @pytest.mark.parametrize("batch_size", [1, 4, 1000])
 def test_encoding_and_matching_equal_the_model_on_single_pairs(model, processor, images, texts, batch_size):
-    cosines, logits = forward_each_pair(model, processor, images, texts)
+    cosines, logits = score_each_pair(model, processor, images, texts)
     embeds, tokens = encode_images(model, collated([processor(images=[image]) for image in images]))
     encoded = encode_texts(model, processor, texts, batch_size=batch_size)
     torch.testing.assert_close(encoded.embeds @ embeds.t(), cosines, atol=1e-6, rtol=0)
@@ -48,11 +35,8 @@ def test_image_tokens_are_kept_as_asked(model, processor, images):
 
 
 def test_inputs_are_collated_by_name_whatever_their_order():
-    first, second = (
-        {"a": torch.zeros(1, 2), "b": torch.ones(1)},
-        {"b": torch.ones(1) * 3, "a": torch.ones(1, 2)},
-    )
-    batch = collated([first, second])
+    first = {"a": torch.zeros(1, 2), "b": torch.ones(1)}
+    batch = collated([first, {"b": torch.ones(1) * 3, "a": torch.ones(1, 2)}])
     assert batch["a"].tolist() == [[0, 0], [1, 1]]
     assert batch["b"].tolist() == [1, 3]
 

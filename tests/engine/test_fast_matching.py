@@ -15,7 +15,6 @@ from tpas.modeling_tpas import TPASModel
 from tpas.models.checkpoint_conversion import build_config, convert_state_dict
 
 REFERENCE = Path(__file__).parents[1] / "data" / "xvlm_reference"
-TOLERANCE = 1e-5
 TOKENS = 17  # 16 patches and their mean
 
 
@@ -55,9 +54,14 @@ def match_each_pair(model, images, texts: EncodedTexts, shortlists) -> torch.Ten
     return scores
 
 
-def assert_close(actual, expected, tolerance=TOLERANCE):
+def scores_of(matcher, images, texts, shortlists, batch_size=None) -> torch.Tensor:
+    """The logits of class 1."""
+    return matcher.logits_of_shortlists(images, texts, shortlists, batch_size=batch_size)[:, :, 1]
+
+
+def assert_close(actual, expected):
     assert actual.dtype == torch.float32
-    torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
+    torch.testing.assert_close(actual.double(), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("matcher", [FastMatcher, PlainMatcher])
@@ -69,7 +73,7 @@ def test_scores_are_those_of_match(build, layers, batch_size, matcher):
     shortlists = random_shortlists(6, 4, 8)
     shortlists[:, 1] = 8  # an image that every query has, beside those that few have
     shortlists[0, 0] = shortlists[0, 2]  # and one that a query has twice
-    scores = matcher(model).logits_of_shortlists(images, texts, shortlists, batch_size=batch_size)[:, :, 1]
+    scores = scores_of(matcher(model), images, texts, shortlists, batch_size)
     expected = match_each_pair(model, images, texts, shortlists)
     assert expected.std() > 0.1
     assert_close(scores, expected)
@@ -80,7 +84,7 @@ def test_scores_are_those_of_match(build, layers, batch_size, matcher):
 def test_the_activation_is_the_configurations(build, activation):
     model = build(2, activation)
     texts, images, shortlists = random_texts([5, 9]), torch.randn(3, TOKENS, 32), random_shortlists(2, 2, 3)
-    scores = FastMatcher(model).logits_of_shortlists(images, texts, shortlists)[:, :, 1]
+    scores = scores_of(FastMatcher(model), images, texts, shortlists)
     assert_close(scores, match_each_pair(model, images, texts, shortlists))
 
 
@@ -94,9 +98,7 @@ def test_scores_equal_upstreams():
     expected = reference["itm_logits_t2i"][:, :, 1]
     texts = EncodedTexts(reference["text_feat"], reference["text_embeds"], reference["text_atts"])
     shortlists = torch.arange(expected.shape[1]).expand(expected.shape)
-    scores = FastMatcher(model.eval()).logits_of_shortlists(reference["image_embeds"], texts, shortlists)[
-        :, :, 1
-    ]
+    scores = scores_of(FastMatcher(model.eval()), reference["image_embeds"], texts, shortlists)
     assert_close(scores, expected.double())
 
 
@@ -108,7 +110,7 @@ def test_tokens_may_lie_in_a_file_of_half_precision(build, tmp_path):
     written.flush()
     mapped = np.memmap(tmp_path / "tokens", dtype=np.float16, mode="r", shape=tuple(images.shape))
     shortlists = random_shortlists(3, 3, 5)
-    scores = FastMatcher(model).logits_of_shortlists(mapped, texts, shortlists)[:, :, 1]
+    scores = scores_of(FastMatcher(model), mapped, texts, shortlists)
     assert_close(scores, match_each_pair(model, images, texts, shortlists))
 
 
@@ -131,9 +133,7 @@ def test_each_image_is_read_once_as_sorted_rows(build, batch_size, most_reads):
     images = CountingRows(np.random.randn(12, TOKENS, 32).astype(np.float32))
     shortlists = random_shortlists(6, 4, 10)
     shortlists[:, 0] = 11
-    FastMatcher(build(1)).logits_of_shortlists(
-        images, random_texts([3] * 6), shortlists, batch_size=batch_size
-    )[:, :, 1]
+    scores_of(FastMatcher(build(1)), images, random_texts([3] * 6), shortlists, batch_size)
     rows = sum(images.asked, [])
     assert set(rows) == set(shortlists.flatten().tolist())
     assert all(asked == sorted(set(asked)) for asked in images.asked)
@@ -147,7 +147,7 @@ def test_bf16_is_close(build):
     texts, images = random_texts([9, 5, 12]), torch.randn(6, TOKENS, 32)
     shortlists = random_shortlists(3, 6, 6)
     exact = match_each_pair(model, images, texts, shortlists)
-    scores = FastMatcher(model, dtype=torch.bfloat16).logits_of_shortlists(images, texts, shortlists)[:, :, 1]
+    scores = scores_of(FastMatcher(model, dtype=torch.bfloat16), images, texts, shortlists)
     assert scores.dtype == torch.float32
     error = (scores - exact).abs().max()
     assert 1e-4 < error < 0.15 * exact.std() + 0.02
@@ -158,13 +158,13 @@ def test_the_model_is_left_as_it_is_and_later_changes_do_not_count(build):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     texts, images, shortlists = random_texts([5, 8]), torch.randn(4, TOKENS, 32), random_shortlists(2, 3, 4)
     matchers = [FastMatcher(model, dtype) for dtype in (torch.float32, torch.bfloat16)]
-    scores = [matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1] for matcher in matchers]
+    scores = [scores_of(matcher, images, texts, shortlists) for matcher in matchers]
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
     for parameter in model.parameters():
         torch.nn.init.zeros_(parameter)
     for matcher, expected in zip(matchers, scores, strict=True):
-        assert torch.equal(matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1], expected)
+        assert torch.equal(scores_of(matcher, images, texts, shortlists), expected)
 
 
 def test_a_model_in_training_is_refused(build):
@@ -174,25 +174,23 @@ def test_a_model_in_training_is_refused(build):
 
 @pytest.mark.parametrize("wrong", [-1, 4])
 def test_a_shortlist_outside_the_gallery_is_refused(build, wrong):
+    images, shortlists = torch.randn(4, TOKENS, 32), torch.tensor([[0, wrong]])
     with pytest.raises(IndexError, match="of 4, from 0"):
-        FastMatcher(build(1)).logits_of_shortlists(
-            torch.randn(4, TOKENS, 32), random_texts([3]), torch.tensor([[0, wrong]])
-        )[:, :, 1]
+        scores_of(FastMatcher(build(1)), images, random_texts([3]), shortlists)
 
 
 def test_a_batch_of_none_and_a_text_of_none_are_refused(build):
     matcher, images, shortlists = FastMatcher(build(1)), torch.randn(4, TOKENS, 32), torch.tensor([[0]])
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        matcher.logits_of_shortlists(images, random_texts([3]), shortlists, batch_size=0)[:, :, 1]
+        scores_of(matcher, images, random_texts([3]), shortlists, batch_size=0)
     empty = random_texts([3])
     empty.attention_mask[:] = 0
     with pytest.raises(ValueError, match="text 0 has no"):
-        matcher.logits_of_shortlists(images, empty, shortlists)[:, :, 1]
+        scores_of(matcher, images, empty, shortlists)
 
 
 def test_no_queries_give_no_scores(build):
     texts = EncodedTexts(torch.empty(0, 16), torch.empty(0, 3, 32), torch.empty(0, 3, dtype=torch.long))
     shortlists = torch.empty(0, 4, dtype=torch.long)
-    assert FastMatcher(build(2)).logits_of_shortlists(torch.randn(4, TOKENS, 32), texts, shortlists)[
-        :, :, 1
-    ].shape == (0, 4)
+    scores = scores_of(FastMatcher(build(2)), torch.randn(4, TOKENS, 32), texts, shortlists)
+    assert scores.shape == (0, 4)

@@ -9,17 +9,9 @@ from tpas.engine.packed_swin import PackedSwinModel, shift_masks, window_rows
 
 
 def build(image_size: int, window_size: int, depths: list[int], **more) -> SwinModel:
-    heads = [2**stage for stage in range(len(depths))]
-    config = SwinConfig(
-        image_size=image_size,
-        patch_size=4,
-        embed_dim=16,
-        depths=depths,
-        num_heads=heads,
-        window_size=window_size,
-        **more,
-    )
-    model = SwinModel(config, add_pooling_layer=False).eval()
+    stages = {"depths": depths, "num_heads": [2**stage for stage in range(len(depths))]}
+    sizes = {"image_size": image_size, "patch_size": 4, "embed_dim": 16, "window_size": window_size}
+    model = SwinModel(SwinConfig(**sizes, **stages, **more), add_pooling_layer=False).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     return model

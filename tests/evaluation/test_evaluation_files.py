@@ -40,18 +40,20 @@ def run(start: Path, root: Path, *flags: object) -> None:
     evaluate(["--model", str(start), "--data_root", str(root), *map(str, flags)])
 
 
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
 # Distractors
 
 
 def test_distractors_enlarge_the_gallery_and_answer_nothing(start, small_pab, noise, tmp_path):
-    run(start, small_pab, "--output", tmp_path / "alone.json")
-    run(
-        start, small_pab, "--gallery", noise, "--output", tmp_path / "more.json", "--rankings", tmp_path / "r"
-    )
-    alone, more = (json.loads((tmp_path / name).read_text()) for name in ("alone.json", "more.json"))
+    run(start, small_pab, "--output", tmp_path / "alone")
+    run(start, small_pab, "--gallery", noise, "--output", tmp_path / "more", "--rankings", tmp_path / "r")
+    alone, more = read(tmp_path / "alone"), read(tmp_path / "more")
     assert (alone["gallery"], more["gallery"], more["distractors"]) == (12, 19, 7)
     assert alone["data_fingerprint"] != more["data_fingerprint"]
-    gallery = json.loads((tmp_path / "r").read_text())["gallery"]
+    gallery = read(tmp_path / "r")["gallery"]
     assert gallery["noise/deeper/006.jpg"] == str(noise / "deeper" / "006.jpg")
     # Among embeddings alone a distractor can only push a right image down.
     ranks = [results["outcomes"]["relevant_ranks"]["embeddings"] for results in (alone, more)]
@@ -125,7 +127,7 @@ def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab
     run(start, root, "--split", "ucc", "--sca_capacity", 3)
     run(start, small_pab)
     assert "may lower recall" not in caplog.text
-    results = json.loads((tmp_path / "ucc.json").read_text())
+    results = read(tmp_path / "ucc.json")
     figures = results["stages"]["sca"]["all"]
     assert figures["hit_rate@1"] == pytest.approx(3 * figures["recall@1"])
     assert figures["recall@12"] == figures["hit_rate@12"] == 1
@@ -141,12 +143,8 @@ def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab
 
 def test_image_size_and_text_length_reach_model_and_processor(start, small_pab, tmp_path):
     run(start, small_pab, "--output", tmp_path / "own.json")
-    run(
-        start,
-        small_pab,
-        *("--image_size", 64, "--max_text_length", 9, "--output", tmp_path / "other.json"),
-    )
-    own, other = (json.loads((tmp_path / name).read_text()) for name in ("own.json", "other.json"))
+    run(start, small_pab, *("--image_size", 64, "--max_text_length", 9, "--output", tmp_path / "other.json"))
+    own, other = read(tmp_path / "own.json"), read(tmp_path / "other.json")
     assert (own["image_size"], own["max_text_length"]) == (32, 24)
     assert (other["image_size"], other["max_text_length"]) == (64, 9)
     assert own["outcomes"] != other["outcomes"]
@@ -165,13 +163,10 @@ def written(start, small_pab, tmp_path) -> Path:
 
 
 def test_score_files_hold_the_lists_by_id(written, small_pab):
-    rankings = json.loads((written / "rankings.json").read_text())["queries"]
-    assert sorted(path.name for path in written.glob("*.npz")) == [
-        "s.embeddings.npz",
-        "s.fused.npz",
-        "s.matching.npz",
-    ]
-    for stage in ("embeddings", "matching", "fused"):
+    rankings = read(written / "rankings.json")["queries"]
+    stages = ["embeddings", "fused", "matching"]
+    assert sorted(path.name for path in written.glob("*.npz")) == [f"s.{stage}.npz" for stage in stages]
+    for stage in stages:
         with np.load(written / f"s.{stage}.npz", allow_pickle=False) as arrays:
             assert arrays["query_ids"].tolist() == [query["query_id"] for query in rankings]
             assert arrays["scores"].dtype == np.float32
@@ -190,13 +185,11 @@ def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
 
 def test_markdown_says_what_the_json_says(written):
     text = (written / "results.md").read_text()
-    results = json.loads((written / "results.json").read_text())
-    assert text.startswith(
-        f"# {results['model']} on Drawn PAB, test\n\n## all (12 queries)\n\n| stage | Recall@1"
-    )
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
-    ]
+    results = read(written / "results.json")
+    title = f"# {results['model']} on Drawn PAB, test"
+    assert text.startswith(f"{title}\n\n## all (12 queries)\n\n| stage | Recall@1")
+    lines = (line.strip("|").split("|") for line in text.splitlines() if "|" in line)
+    rows = [[cell.strip() for cell in cells] for cells in lines]
     final = [row for row in rows if row[0] == "+ SCA"]
     figures, intervals = results["stages"]["sca"]["all"], results["confidence"]["stages"]["sca"]["all"]
     low, high = intervals["recall@1"]
@@ -206,20 +199,14 @@ def test_markdown_says_what_the_json_says(written):
     assert final[3][1:] == [f"{100 * first['coverage']:.2f}", f"{100 * first['collision_rate']:.2f}"]
     pair = results["pair_confusion"]["sca"]["anomaly"]
     assert final[6][1:4] == ["anomaly", "6", f"{100 * pair['right']:.2f}"]
-    widths = {len(row) for row in rows}
-    assert widths == {10, 3, 7}  # every table is even
+    assert {len(row) for row in rows} == {10, 3, 7}  # every table is even
 
 
 def test_plots_are_images_and_leave_no_state(start, small_pab, tmp_path):
     plots = tmp_path / "plots"
     run(start, small_pab, "--plots", plots)
-    assert sorted(path.name for path in plots.iterdir()) == [
-        "collisions.jpg",
-        "failures.jpg",
-        "recall_curve.png",
-        "score_distributions.png",
-        "successes.jpg",
-    ]
+    names = {"collisions.jpg", "failures.jpg", "recall_curve.png", "score_distributions.png", "successes.jpg"}
+    assert {path.name for path in plots.iterdir()} == names
     for path in plots.iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 60
@@ -237,15 +224,9 @@ def test_the_sheets_show_queries_of_their_kind(start, small_pab):
     assert 0 < sum(right) < len(queries)
     for name, kind in (("successes.jpg", True), ("failures.jpg", False)):
         words = " ".join(text.get_text() for text in figures[name].texts)
-        shown = [
-            one
-            for one, found in zip(queries, right, strict=True)
-            if one["caption"] in words and found == kind
-        ]
-        others = [one for one, found in zip(queries, right, strict=True) if found != kind]
-        assert len(shown) == min(6, right.count(kind))
-        assert not any(one["caption"] in words for one in others)
-        assert words.count("✓ right") == len(shown)  # the right one is always to be seen
+        kinds = [found for one, found in zip(queries, right, strict=True) if one["caption"] in words]
+        assert kinds == [kind] * min(6, right.count(kind))
+        assert words.count("✓ right") == len(kinds)  # the right one is always to be seen
     moved = [query for query in queries if query["moved"]]
     words = " ".join(text.get_text() for text in figures["collisions.jpg"].texts)
     assert moved
@@ -255,24 +236,18 @@ def test_the_sheets_show_queries_of_their_kind(start, small_pab):
 
 def test_right_places_by_hand():
     indices = torch.tensor([[3, 1, 2], [0, 2, 3]])
-    assert right_places(indices, [np.array([2, 3]), np.array([1])]).tolist() == [
-        [True, False, True],
-        [False, False, False],
-    ]
+    places = right_places(indices, [np.array([2, 3]), np.array([1])])
+    assert places.tolist() == [[True, False, True], [False] * 3]
 
 
 def test_what_was_written_is_read(written, small_pab):
     files = written / "results.json", written / "rankings.json"
-    results, rankings = (json.loads(file.read_text()) for file in files)
+    results, rankings = map(read, files)
     evaluation = Evaluation.read(*files, small_pab)
     assert evaluation.results == results
     for query, entry in zip(evaluation.queries, rankings["queries"], strict=True):
-        assert (query.id, query.text, query.behaviour, query.moved) == (
-            entry["query_id"],
-            entry["caption"],
-            entry["behaviour"],
-            entry["moved"],
-        )
+        fields = [entry[name] for name in ("query_id", "caption", "behaviour", "moved")]
+        assert [query.id, query.text, query.behaviour, query.moved] == fields
         assert query.relevant == {name: (small_pab / name).resolve() for name in entry["relevant"]}
         ids = {stage: lists["ids"] for stage, lists in entry["stages"].items()}
         for stage, hits in query.hits.items():
@@ -304,9 +279,14 @@ def test_rankings_that_are_none_are_named(written, small_pab, content, message):
 # The comparison
 
 
+def outcomes(query_ids: list, relevant_ranks: object, k: object) -> dict:
+    of_queries = {"query_ids": query_ids, "relevant_ranks": relevant_ranks}
+    return {"outcomes": of_queries, "data_fingerprint": "f", "k": k}
+
+
 def results_file(path: Path, ranks: dict[str, list[int]], fingerprint: str = "f", k: tuple = (1, 2)) -> Path:
-    outcomes = {"query_ids": list(ranks), "relevant_ranks": {"sca": list(ranks.values())}}
-    path.write_text(json.dumps({"data_fingerprint": fingerprint, "k": k, "outcomes": outcomes}))
+    content = outcomes(list(ranks), {"sca": list(ranks.values())}, k) | {"data_fingerprint": fingerprint}
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -316,7 +296,7 @@ def test_the_comparison_aligns_by_id(tmp_path, capsys):
     better = {"d": [1], "a": [1], "c": [1, 2], "b": [2]}
     second = results_file(tmp_path / "b.json", better, k=(1, 2, 3))
     compare([str(first), str(second), "--output", str(tmp_path / "c.json")])
-    figures = json.loads((tmp_path / "c.json").read_text())["figures"]
+    figures = read(tmp_path / "c.json")["figures"]
     assert figures["recall@1"]["first"] == (1 + 0 + 0.5 + 0) / 4
     assert figures["recall@1"]["second"] == (1 + 0 + 0.5 + 1) / 4
     assert figures["recall@2"]["difference"] == pytest.approx((0.5 + 1) / 4)
@@ -328,9 +308,9 @@ def test_the_comparison_aligns_by_id(tmp_path, capsys):
 
 
 def test_two_stages_of_one_file_compare(written, capsys):
-    results = str(written / "results.json")
-    compare([results, results, "--stage", "embeddings", "sca"])
-    stages = json.loads(Path(results).read_text())["stages"]
+    results = written / "results.json"
+    compare([str(results), str(results), "--stage", "embeddings", "sca"])
+    stages = read(results)["stages"]
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("mAP"))
     expected = [f"{100 * stages[stage]['all']['mAP']:.2f}" for stage in ("embeddings", "sca")]
     assert row.split()[1:3] == expected
@@ -359,24 +339,17 @@ def test_what_cannot_be_compared_is_refused(tmp_path, second, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "b.json: not a JSON file"),
-        ("{}", "b.json: no outcomes in it"),
-        ("[]", "b.json: no outcomes"),
-        (
-            '{"outcomes": {"query_ids": ["a"], "relevant_ranks": {"sca": null}}, "data_fingerprint": "f", '
-            '"k": [1]}',
-            "b.json: no outcomes for 1 different query ids",
-        ),
-        (
-            '{"outcomes": {"query_ids": [[]], "relevant_ranks": ["sca"]}, "data_fingerprint": "f", "k": 1}',
-            "b.json: needs query_ids and relevant_ranks by stage in outcomes, and integers as k",
-        ),
+        ("{", "not a JSON file"),
+        ({}, "no outcomes in it"),
+        ([], "no outcomes"),
+        (outcomes(["a"], {"sca": None}, [1]), "no outcomes for 1 different query ids"),
+        (outcomes([[]], ["sca"], 1), "needs query_ids and relevant_ranks by stage in outcomes, and integers"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused(tmp_path, content, message):
     first = results_file(tmp_path / "a.json", {"a": [1], "b": [2]})
-    (tmp_path / "b.json").write_text(content)
-    with pytest.raises(SystemExit, match=message):
+    (tmp_path / "b.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(SystemExit, match=f"b.json: {message}"):
         compare([str(first), str(tmp_path / "b.json")])
     with pytest.raises(SystemExit, match="a.json: no stage 'fused', it has sca"):
         compare([str(first), str(first), "--stage", "fused"])

@@ -20,10 +20,8 @@ def random_rankings(seed: int) -> tuple[list[list[str]], list[list[str]], list[n
     ids = [f"{number:02}" for number in range(15)]
     rankings = [generator.permutation(ids).tolist() for _ in range(20)]
     relevant = [generator.permutation(ids)[: 1 + row % 4].tolist() for row in range(20)]
-    ranks = [
-        np.array([ranking.index(name) + 1 for name in names])
-        for ranking, names in zip(rankings, relevant, strict=True)
-    ]
+    pairs = zip(rankings, relevant, strict=True)
+    ranks = [np.array([ranking.index(name) + 1 for name in names]) for ranking, names in pairs]
     return rankings, relevant, ranks
 
 
@@ -41,21 +39,10 @@ def test_confusion_of_pairs_by_hand():
     relevant = [np.array([1]), np.array([5, 2]), np.array([3]), np.array([1]), np.array([9])]
     hard_negatives = [np.array([2]), np.array([1]), np.array([4, 7]), np.array([], dtype=int), np.array([2])]
     groups = {"all": [0, 1, 2, 3, 4], "normal": [0, 2], "anomaly": [3]}
+    names = ("queries", "right", "hard_negative", "other", "right_before_hard_negative")
     assert pair_confusion(relevant, hard_negatives, groups) == {
-        "all": {
-            "queries": 4,
-            "right": 1 / 4,
-            "hard_negative": 1 / 4,
-            "other": 2 / 4,
-            "right_before_hard_negative": 2 / 4,
-        },
-        "normal": {
-            "queries": 2,
-            "right": 1 / 2,
-            "hard_negative": 0.0,
-            "other": 1 / 2,
-            "right_before_hard_negative": 1.0,
-        },
+        "all": dict(zip(names, (4, 1 / 4, 1 / 4, 2 / 4, 2 / 4), strict=True)),
+        "normal": dict(zip(names, (2, 1 / 2, 0.0, 1 / 2, 1.0), strict=True)),
     }
 
 

@@ -43,14 +43,17 @@ def build(config: TPASConfig) -> tuple[TPASModel, TPASProcessor]:
     return TPASModel(config), tiny_processor(config)
 
 
+def made_up_captions() -> list[str]:
+    generator = np.random.default_rng(1)
+    return [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
+
+
 def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -> Rankings:
     """The alike images, ranked; the orders permute what is given, not what is asked."""
     model, processor = build(config)
-    generator = np.random.default_rng(1)
-    captions = [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
+    captions, images = made_up_captions(), alike_images()
     query_order = range(QUERIES) if query_order is None else query_order
     gallery_order = range(IMAGES) if gallery_order is None else gallery_order
-    images = alike_images()
     return rank_gallery(
         model,
         processor,
@@ -58,11 +61,8 @@ def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -
         [f"query {row:02}" for row in query_order],
         [images[column] for column in gallery_order],
         [f"image {column:02}" for column in gallery_order],
-        shortlist=SHORTLIST,
-        fusion_weight=0.4,
-        sca=SCASettings(max_shift=3),
         watched=[[gallery_order.index(row), gallery_order.index(69 - row)] for row in query_order],
-        **settings,
+        **{"shortlist": SHORTLIST, "fusion_weight": 0.4, "sca": SCASettings(max_shift=3)} | settings,
     )
 
 
@@ -102,47 +102,31 @@ def test_the_order_of_queries_and_gallery_changes_nothing(tiny_config, reference
     for stage in reference.indices:
         assert torch.equal(restored[permuted.indices[stage]], reference.indices[stage][query_order]), stage
         assert torch.equal(permuted.scores[stage], reference.scores[stage][query_order]), stage
-        np.testing.assert_array_equal(
-            permuted.watched_ranks[stage], np.array(reference.watched_ranks[stage])[query_order]
-        )
+        watched = np.array(reference.watched_ranks[stage])[query_order]
+        np.testing.assert_array_equal(permuted.watched_ranks[stage], watched)
     assert permuted.sca_report == reference.sca_report
 
 
 def test_scores_are_those_of_single_pairs_and_ranks_those_of_whole_rankings(tiny_config, reference):
     model, processor = build(tiny_config)
     model.eval()
-    generator = np.random.default_rng(1)
-    captions = [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
-    images = alike_images()
     with torch.no_grad():
-        features = model.get_image_features(processor(images=images)["pixel_values"])
+        features = model.get_image_features(processor(images=alike_images())["pixel_values"])
         for row in (0, 7, 14):
-            inputs = processor(text=[captions[row]])
+            inputs = processor(text=[made_up_captions()[row]])
             text = model.get_text_features(**inputs)
             cosines = (features.pooler_output @ text.pooler_output[0])[reference.indices["embeddings"][row]]
             torch.testing.assert_close(reference.scores["embeddings"][row], cosines, atol=1e-6, rtol=0)
             tokens = features.last_hidden_state[reference.indices["matching"][row]]
-            logits = model.match(
-                tokens,
-                text.last_hidden_state.expand(SHORTLIST, -1, -1),
-                inputs["attention_mask"].expand(SHORTLIST, -1),
-            )[:, 1]
+            hidden, mask = text.last_hidden_state, inputs["attention_mask"]
+            logits = model.match(tokens, hidden.expand(SHORTLIST, -1, -1), mask.expand(SHORTLIST, -1))[:, 1]
             torch.testing.assert_close(reference.scores["matching"][row], logits, atol=1e-6, rtol=0)
 
-    whole = rank_gallery(  # a shortlist of all: each stage's list is the whole ranking
-        *build(tiny_config),
-        captions,
-        [f"query {row:02}" for row in range(QUERIES)],
-        images,
-        [f"image {column:02}" for column in range(IMAGES)],
-        shortlist=IMAGES,
-    )
-    first = whole.indices["embeddings"]
+    # With a shortlist of all, each stage's list is the whole ranking.
+    first = rank(tiny_config, shortlist=IMAGES).indices["embeddings"]
     assert torch.equal(first[:, :SHORTLIST], reference.indices["embeddings"])
     for stage, head in reference.indices.items():
-        order = torch.cat(
-            [head, first[:, SHORTLIST:]], dim=1
-        ).tolist()  # beyond the head, the embeddings' order
+        order = torch.cat([head, first[:, SHORTLIST:]], dim=1).tolist()  # the embeddings' beyond the head
         for row in range(QUERIES):
             expected = [order[row].index(row) + 1, order[row].index(69 - row) + 1]
             assert reference.watched_ranks[stage][row].tolist() == expected, stage
@@ -215,16 +199,13 @@ def test_the_fast_way_gives_the_models_scores_and_an_adapter_goes_the_other(
 
     model, processor = build(tiny_config)
     adapted = add_lora(model, 2, 4, 0.0)  # a new adapter changes nothing
-    captions, ids = ["a man", "red hat"], ["1", "2"]
-    images = alike_images()[:3]
+    given = ["a man", "red hat"], ["1", "2"], alike_images()[:3], ["a", "b", "c"]
     asked = []
     match = TPASModel.match
     monkeypatch.setattr(TPASModel, "match", lambda *a: (asked.append(len(a[1])), match(*a))[1])
-    ranked = rank_gallery(
-        adapted.base_model.model, processor, captions, ids, images, ["a", "b", "c"], shortlist=3
-    )
+    ranked = rank_gallery(adapted.base_model.model, processor, *given, shortlist=3)
     assert asked == [6]
-    plain = rank_gallery(*build(tiny_config), captions, ids, images, ["a", "b", "c"], shortlist=3)
+    plain = rank_gallery(*build(tiny_config), *given, shortlist=3)
     assert asked == [6]
     torch.testing.assert_close(ranked.scores["matching"], plain.scores["matching"], atol=1e-5, rtol=0)
 
@@ -251,7 +232,6 @@ def test_an_embedding_that_is_not_finite_is_named_before_the_matching(
 
     monkeypatch.setattr(TPASModel, f"get_{encoder}_features", overflowing)
     monkeypatch.setattr(ranking, "matcher_for", lambda *arguments: pytest.fail("it matched"))
-    with pytest.raises(
-        ValueError, match=f"of {of_all} embeddings are not finite, the first of {kind} '{kind} 0"
-    ):
+    message = f"of {of_all} embeddings are not finite, the first of {kind} '{kind} 0"
+    with pytest.raises(ValueError, match=message):
         rank(tiny_config)

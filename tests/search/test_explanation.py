@@ -87,16 +87,12 @@ def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, monk
     words = torch.cat([tokens[1:8], tokens[8:10].sum(dim=0, keepdim=True)]).view(8, 4, 4)
     assert words.max() > 1e-5
     torch.testing.assert_close(explanation.maps.double(), words, atol=1e-9, rtol=1e-3)
-    torch.testing.assert_close(
-        explanation.text_map.double(), tokens.sum(dim=0).view(4, 4), atol=1e-9, rtol=1e-3
-    )
+    text_map = tokens.sum(dim=0).view(4, 4)
+    torch.testing.assert_close(explanation.text_map.double(), text_map, atol=1e-9, rtol=1e-3)
 
 
 def test_the_middle_layer_is_the_default(model, processor, image):
-    default, middle = (
-        explain(model, processor, image, TEXT),
-        explain(model, processor, image, TEXT, 1),
-    )
+    default, middle = (explain(model, processor, image, TEXT), explain(model, processor, image, TEXT, 1))
     assert torch.equal(default.maps, middle.maps)
 
 

@@ -1,5 +1,6 @@
 """Building, keeping and searching a gallery on disk."""
 
+import contextlib
 import errno
 import gc
 import hashlib
@@ -12,6 +13,7 @@ import shutil
 import signal
 import weakref
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from accelerate import Accelerator, debug_launcher
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageSequence
-from tiny_inputs import noise_image, spread_match_logits
+from tiny_inputs import counted_batches, noise_image, spread_match_logits
 from transformers import BertTokenizer
 
 from tpas.commands.gallery import main as manage_gallery
@@ -48,18 +50,40 @@ from tpas.search.manifest import (
     TOKENS,
     GalleryError,
     builder_lock,
-    explained_write_errors,
 )
 from tpas.search.ranking import rank_by_embeddings, reorder
 from tpas.search.shards import id_hash
 
 TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
+SMALL = Image.new("RGB", (9, 9))
+PRINT = "[0-9a-f]{16}"  # a fingerprint
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """20 images in two folders."""
     return draw_images(tmp_path / "images", 20)
+
+
+@pytest.fixture
+def build(model, processor, folder, tmp_path):
+    """A function that builds a gallery of the folder."""
+
+    def build(name: str = "gallery", **settings) -> Gallery:
+        return Gallery.build(model, processor, folder, tmp_path / name, **settings)
+
+    return build
+
+
+@pytest.fixture
+def gallery(build) -> Gallery:
+    return build()
+
+
+@pytest.fixture
+def sharded(build) -> Gallery:
+    """In shards of 8, 8 and 4 images."""
+    return build(shard_size=8)
 
 
 def draw_images(folder: Path, count: int, first: int = 0) -> Path:
@@ -82,6 +106,18 @@ def file_digests(path: Path) -> dict[str, str]:
     return digests
 
 
+def exit_code_of(work, *arguments) -> int | None:
+    """Of a process that begins with what is in memory here."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def ids_of(answers) -> list[list[str]]:
+    return [[hit.id for hit in hits] for hits in answers]
+
+
 def fields(answers) -> list[list[tuple]]:
     return [
         [(hit.id, hit.rank, hit.score, hit.cosine, hit.match_logit, hit.embedding_rank) for hit in hits]
@@ -93,8 +129,8 @@ def fields(answers) -> list[list[tuple]]:
 
 
 @pytest.mark.parametrize("tokens", ["float32", None])
-def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, tokens):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=tokens, shard_size=7)
+def test_search_equals_the_stages_in_memory(build, model, processor, folder, tokens):
+    gallery = build(tokens=tokens, shard_size=7)
     answers = gallery.search(TEXTS, top_k=10, shortlist=6)
 
     ids = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
@@ -112,22 +148,16 @@ def test_search_equals_the_stages_in_memory(model, processor, folder, tmp_path, 
         assert [hit.embedding_rank for hit in hits] == [by_cosine.index(row) + 1 for row in expected]
         assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
         assert [hit.match_logit for hit in hits[6:]] == [None] * 4
-        pair = [
-            states[expected[:1]],
-            texts.hidden_states[query][None],
-            texts.attention_mask[query][None],
-        ]
+        pair = [states[expected[:1]], texts.hidden_states[query][None], texts.attention_mask[query][None]]
         probability = model.match(*pair).softmax(dim=1)[0, 1].item()
         assert hits[0].match_probability == pytest.approx(probability, abs=1e-6)
         assert [hit.match_probability for hit in hits[6:]] == [None] * 4
-        assert [hit.cosine for hit in hits] == pytest.approx(
-            [cosines[query, by_cosine.index(row)].item() for row in expected], abs=1e-6
-        )
+        own_cosines = [cosines[query, by_cosine.index(row)].item() for row in expected]
+        assert [hit.cosine for hit in hits] == pytest.approx(own_cosines, abs=1e-6)
         assert [hit.path for hit in hits] == [folder.resolve() / hit.id for hit in hits]
 
 
-def test_search_without_matching(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+def test_search_without_matching(gallery):
     for hits in gallery.search(TEXTS, top_k=20, rerank=False):
         assert [hit.rank for hit in hits] == [hit.embedding_rank for hit in hits] == list(range(1, 21))
         assert all(hit.match_logit is None and hit.score == hit.cosine for hit in hits)
@@ -135,8 +165,7 @@ def test_search_without_matching(model, processor, folder, tmp_path):
 
 
 @pytest.mark.parametrize("rerank", [False, True])
-def test_search_with_sca_resolves_the_shortlists(model, processor, folder, tmp_path, rerank):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+def test_search_with_sca_resolves_the_shortlists(gallery, rerank):
     texts = [*TEXTS, TEXTS[0]]  # the last and the first collide
     ids = gallery.ids
     plain = gallery.search(texts, top_k=8, shortlist=8, rerank=rerank)
@@ -148,75 +177,72 @@ def test_search_with_sca_resolves_the_shortlists(model, processor, folder, tmp_p
     assert [[ids.index(hit.id) for hit in hits] for hits in reranked] == expected[:, :3].tolist()
 
 
-def test_a_cascade_answers_as_fp32_does(model, processor, folder, tmp_path):
-    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
+def test_a_cascade_answers_as_fp32_does(model, build):
+    spread_match_logits(model)
+    gallery = build()
     for settings in ({"top_k": 2}, {"top_k": 1, "sca": "margin"}, {"top_k": 3, "shortlist": 9}):
         expected = gallery.search(TEXTS, **settings)
         assert expected.cascade_report is None
         answers = gallery.search(TEXTS, **settings, cascade=True)
-        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        assert ids_of(answers) == ids_of(expected)
         for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
             assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
         assert answers.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
         assert answers.cascade_report.share_saved > 0
 
 
-def test_more_texts_than_are_in_memory_at_once(model, processor, folder, tmp_path, monkeypatch):
-    gallery = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery")
+def test_more_texts_than_are_in_memory_at_once(model, build, monkeypatch):
+    spread_match_logits(model)
+    gallery = build()
     for settings in ({}, {"rerank": False}, {"sca": "margin"}, {"cascade": True, "top_k": 1}):
         expected = gallery.search(TEXTS, **settings)
         monkeypatch.setattr(search, "TEXTS_AT_ONCE", 2)
         answers = gallery.search(TEXTS, **settings)
         monkeypatch.undo()
-        assert [[hit.id for hit in hits] for hits in answers] == [[hit.id for hit in h] for h in expected]
+        assert ids_of(answers) == ids_of(expected)
         for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
             assert own.score == pytest.approx(other.score, abs=1e-5)
     assert answers.cascade_report.pairs == len(TEXTS) * 20
 
 
 @pytest.mark.parametrize(
-    ("opened", "asked", "reason"),
+    ("built", "opened", "asked", "reason"),
     [
-        ({}, {"rerank": False}, "nothing to save without re-ranking"),
-        ({"matching_dtype": "bfloat16"}, {}, "opened to match in bfloat16"),
-        ({}, {"sca": "softmax"}, "SCA by softmax reads every score"),
+        ({}, {}, {"rerank": False}, "nothing to save without re-ranking"),
+        ({}, {"matching_dtype": "bfloat16"}, {}, "opened to match in bfloat16"),
+        ({}, {}, {"sca": "softmax"}, "SCA by softmax reads every score"),
+        ({"tokens": None}, {}, {}, "the gallery keeps no tokens"),
     ],
 )
-def test_a_cascade_that_cannot_help_is_refused(model, processor, folder, tmp_path, opened, asked, reason):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+def test_a_cascade_that_cannot_help_is_refused(build, model, processor, built, opened, asked, reason):
+    gallery = Gallery.open(build(**built).path, model, processor, **opened)
     with pytest.raises(ValueError, match=reason):
-        Gallery.open(path, model, processor, **opened).search(TEXTS, cascade=True, **asked)
+        gallery.search(TEXTS, cascade=True, **asked)
 
 
-def test_an_unknown_confidence_is_refused_before_anything_is_matched(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+def test_an_unknown_confidence_is_refused_before_anything_is_matched(gallery):
     with pytest.raises(ValueError, match="sca must be None or one of .*, got 'scores'"):
         gallery.search(TEXTS, sca="scores")
     assert "_matcher" not in vars(gallery)
 
 
-def test_a_cascade_without_tokens_is_refused(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None)
-    with pytest.raises(ValueError, match="the gallery keeps no tokens"):
-        gallery.search(TEXTS, cascade=True)
-
-
-def test_matching_in_bf16_is_close(model, processor, folder, tmp_path):
-    path = Gallery.build(spread_match_logits(model), processor, folder, tmp_path / "gallery").path
+def test_matching_in_bf16_is_close(build, model, processor):
+    spread_match_logits(model)
+    path = build().path
     exact, fast = (
         Gallery.open(path, model, processor, matching_dtype=dtype).search(TEXTS, top_k=20)
         for dtype in ("float32", "bfloat16")
     )
     for own, other in zip(fast, exact, strict=True):
         logits = {hit.id: hit.match_logit for hit in other}
-        errors = [abs(hit.match_logit - logits[hit.id]) for hit in own]
-        assert 1e-5 < max(errors) < 0.1
+        assert 1e-5 < max(abs(hit.match_logit - logits[hit.id]) for hit in own) < 0.1
     with pytest.raises(ValueError, match=r"one of .'float32', 'bfloat16'., got 'float16'"):
         Gallery.open(path, model, processor, matching_dtype="float16")
 
 
-def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model.train(), processor, folder, tmp_path / "gallery")
+def test_a_model_in_training_mode_answers_as_in_evaluation(model, build):
+    model.train()
+    gallery = build()
     expected = fields(gallery.search(TEXTS, rerank=False)), fields(gallery.search(TEXTS))
     model.train()
     assert fields(gallery.search(TEXTS, rerank=False)) == expected[0]
@@ -224,8 +250,7 @@ def test_a_model_in_training_mode_answers_as_in_evaluation(model, processor, fol
     assert fields(gallery.search(TEXTS)) == expected[1]
 
 
-def test_search_takes_what_there_is(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+def test_search_takes_what_there_is(gallery):
     assert [len(hits) for hits in gallery.search(TEXTS, top_k=50)] == [20] * 3
     assert gallery.search([]) == []
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
@@ -246,15 +271,12 @@ def test_search_takes_what_there_is(model, processor, folder, tmp_path):
     assert (len(gallery), gallery.search(TEXTS)) == (0, [[], [], []])
 
 
-def test_tokens_read_as_an_array(model, processor, folder, tmp_path):
-    kept = Gallery.build(model, processor, folder, tmp_path / "kept", tokens="float32", shard_size=7)
-    left = Gallery.build(model, processor, folder, tmp_path / "left", tokens=None, shard_size=7)
+def test_tokens_read_as_an_array(build, model, processor, folder):
+    kept, left = build("kept", tokens="float32", shard_size=7), build("left", tokens=None, shard_size=7)
     _, states = encode_images(model, processor(images=[load_image(folder / name) for name in kept.ids]))
     expected = states.numpy()
-    for tokens in (
-        ImageTokens(kept.stored),
-        RecomputedImageTokens(left.stored, model, processor, None, batch_size=4),
-    ):
+    recomputed = RecomputedImageTokens(left.stored, model, processor, None, batch_size=4)
+    for tokens in (ImageTokens(kept.stored), recomputed):
         assert len(tokens) == 20
         for rows in (3, slice(5, 9), [8, 2, 19], np.array([6, 7]), torch.tensor([0, 13])):
             np.testing.assert_allclose(tokens[rows], expected[rows], atol=1e-6)
@@ -264,13 +286,13 @@ def test_tokens_read_as_an_array(model, processor, folder, tmp_path):
 # What images come from
 
 
-def test_a_folder_keeps_to_itself(model, processor, folder, tmp_path, caplog):
+def test_a_folder_keeps_to_itself(build, folder, tmp_path, caplog):
     outside = draw_images(tmp_path / "outside", 1, first=77)
     (folder / "link.png").symlink_to(outside / "camera 1" / "077.png")
     (folder / "linked").symlink_to(outside)
     (folder / "notes.txt").write_text("no image")
     (folder / "camera 0" / "again.png").symlink_to(folder / "camera 0" / "000.png")
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+    gallery = build()
     assert len(gallery) == 21
     assert "camera 0/again.png" in gallery.ids
     assert "left out link.png: it leads out of the folder" in caplog.text
@@ -297,9 +319,8 @@ def test_datasets_and_pairs_give_the_same_gallery(model, processor, folder, tmp_
     }
     answers = {}
     for name, images in sources.items():
-        gallery = Gallery.build(
-            model, processor, images, tmp_path / name, id_column="name" if name == "dataset" else None
-        )
+        column = "name" if name == "dataset" else None
+        gallery = Gallery.build(model, processor, images, tmp_path / name, id_column=column)
         answers[name] = gallery.search(TEXTS)
     assert fields(answers["dataset"]) == fields(answers["files"]) == fields(answers["images"])
     assert answers["files"][0][0].path in files
@@ -375,8 +396,8 @@ def test_the_frames_of_one_image_are_images(model, processor, tmp_path):
     assert fields(gallery.search(TEXTS)) == fields(expected.search(TEXTS))
 
 
-def test_thumbnails_are_small_copies(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", thumbnail_size=10, shard_size=8)
+def test_thumbnails_are_small_copies(build, folder, tmp_path):
+    gallery = build(thumbnail_size=10, shard_size=8)
     file = sorted(folder.rglob("*.png"))[12]
     shutil.copy(file, tmp_path / "copy.png")
     (hit,) = [hit for hit in gallery.search(TEXTS[:1], top_k=20)[0] if hit.path == file.resolve()]
@@ -389,14 +410,14 @@ def test_thumbnails_are_small_copies(model, processor, folder, tmp_path):
     assert hit.image().tobytes() == Image.open(stream).convert("RGB").tobytes()
 
 
-def test_unreadable_images_are_left_out_and_named(model, processor, folder, tmp_path, caplog, monkeypatch):
+def test_unreadable_images_are_left_out_and_named(build, folder, caplog, monkeypatch):
     broken = folder / "camera 0" / "004.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
     (folder / "camera 1" / "005.png").write_text("no image")
     monkeypatch.setattr("tpas.processing_tpas.MAX_IMAGE_PIXELS", 2000)
     Image.new("RGB", (50, 50)).save(folder / "large.png")
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=1)
+    gallery = build(shard_size=1)
     assert sorted(gallery.unreadable) == ["camera 0/004.png", "camera 1/005.png", "large.png"]
     assert "50x50 pixels are more than 2000" in gallery.unreadable["large.png"]
     assert "left out camera 1/005.png" in caplog.text
@@ -408,17 +429,15 @@ def test_unreadable_images_are_left_out_and_named(model, processor, folder, tmp_
     assert len(gallery) == 19
 
 
-def test_a_broken_image_from_anywhere_is_left_out_and_named(model, processor, folder, tmp_path):
+def test_a_broken_image_from_anywhere_is_left_out_and_named(build, model, processor, folder, tmp_path):
     whole = sorted(folder.rglob("*.png"))[0]
     broken = folder / "broken.png"
     noise_image(50).save(broken, exif=b"II*\0")  # Pillow: struct.error
-    gallery = Gallery.build(model, processor, folder, tmp_path / "folder")
+    gallery = build("folder")
     assert list(gallery.unreadable) == ["broken.png"]
     assert gallery.unreadable["broken.png"].startswith(f"{broken}: broken image")
 
-    images = [
-        (name, Image.open(io.BytesIO(file.read_bytes()))) for name, file in (("a", broken), ("b", whole))
-    ]
+    images = [(n, Image.open(io.BytesIO(file.read_bytes()))) for n, file in {"a": broken, "b": whole}.items()]
     for image in (Image.open(broken), noise_image(1)):
         image.close()
         images.append((f"closed {len(images)}", image))
@@ -452,6 +471,7 @@ def unknown_columns():
         ([("a", "a.jpg", "a man")], "pairs .*, got .'a', 'a.jpg', 'a man'"),
         ([(7, "a.jpg")], "id must be a string that is not empty, got 7"),
         (unknown_columns, "columns of the streaming dataset are not known: give pairs"),
+        (7, "images must be a folder, a datasets.Dataset or pairs"),
     ],
 )
 def test_what_is_no_pair_is_refused_and_leaves_nothing(model, processor, tmp_path, images, message):
@@ -469,24 +489,18 @@ def test_a_streaming_dataset(model, processor, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "error", "message"),
+    ("images", "tokens", "error", "message"),
     [
-        ([("a", Image.new("RGB", (9, 9)))] * 2, ValueError, "two images have the id 'a'"),
-        ([("", Image.new("RGB", (9, 9)))], TypeError, "must be a string that is not empty"),
-        ([("a", b"bytes")], TypeError, "image 'a' must be a path or a PIL image"),
-        (7, TypeError, "images must be a folder, a datasets.Dataset or pairs"),
-        ("nowhere", NotADirectoryError, "nowhere is no folder of images"),
+        ([("a", SMALL)] * 2, "float16", ValueError, "two images have the id 'a'"),
+        ([("", SMALL)], "float16", TypeError, "must be a string that is not empty"),
+        ([("a", b"bytes")], "float16", TypeError, "image 'a' must be a path or a PIL image"),
+        ("nowhere", "float16", NotADirectoryError, "nowhere is no folder of images"),
+        ([("a", SMALL)], None, GalleryError, "'a' is no file to compute its tokens from again"),
     ],
 )
-def test_what_is_no_source_of_images_is_refused(model, processor, tmp_path, images, error, message):
+def test_what_is_no_source_of_images_is_refused(model, processor, tmp_path, images, tokens, error, message):
     with pytest.raises(error, match=message):
-        Gallery.build(model, processor, images, tmp_path / "gallery")
-
-
-def test_images_without_files_need_their_tokens(model, processor, tmp_path):
-    images = [("a", Image.new("RGB", (9, 9)))]
-    with pytest.raises(GalleryError, match="'a' is no file to compute its tokens from again"):
-        Gallery.build(model, processor, images, tmp_path / "gallery", tokens=None)
+        Gallery.build(model, processor, images, tmp_path / "gallery", tokens=tokens)
 
 
 @pytest.mark.parametrize(
@@ -496,10 +510,10 @@ def test_images_without_files_need_their_tokens(model, processor, tmp_path):
         ("vision_model.layernorm", 1e6, "tokens of image '.*' are too large for float16: .*tokens=float32"),
     ],
 )
-def test_what_no_search_could_place_is_refused(model, processor, folder, tmp_path, layer, value, message):
+def test_what_no_search_could_place_is_refused(model, build, layer, value, message):
     model.get_submodule(layer).bias.data[3] = value
     with pytest.raises(GalleryError, match=message):
-        Gallery.build(model, processor, folder, tmp_path / "gallery")
+        build()
 
 
 def test_a_folder_of_odd_names_and_odd_files(model, processor, tmp_path):
@@ -536,16 +550,14 @@ def test_a_gallery_of_hardly_any_images(model, processor, tmp_path, count):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_images_are_encoded_by_the_fastest_with_the_models_values(
-    model, processor, folder, tmp_path, monkeypatch, dtype
+    build, model, processor, folder, monkeypatch, dtype
 ):
     model = model.to(dtype)
     encoders = []
     encode = building.encode_images
     for module in (building, image_tokens):
         monkeypatch.setattr(module, "encode_images", lambda *a: (encoders.append(a[0]), encode(*a))[1])
-    gallery = Gallery.build(
-        model, processor, folder, tmp_path / "gallery", tokens=None, shard_size=8, batch_size=3
-    )
+    gallery = build(tokens=None, shard_size=8, batch_size=3)
     built = len(encoders)
     gallery.search(TEXTS)
     gallery.search(TEXTS)
@@ -582,23 +594,20 @@ def test_ids_are_any_strings(model, processor, tmp_path):
     assert gallery.ids == ["0001", "1", "e\u0301", "a b", "..", "x\ny"]
 
 
-def test_appending_leaves_readers_their_view(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
-    reader = Gallery.open(gallery.path, model, processor)
+def test_appending_leaves_readers_their_view(sharded, build, model, processor, folder):
+    reader = Gallery.open(sharded.path, model, processor)
     before = fields(reader.search(TEXTS))
-    names = {path.name for path in (gallery.path / SHARDS).iterdir()}
+    names = {path.name for path in (sharded.path / SHARDS).iterdir()}
 
     draw_images(folder, 9, first=20)
-    gallery.append(folder, shard_size=8)
-    assert names < {path.name for path in (gallery.path / SHARDS).iterdir()}
-    assert (len(reader), len(gallery)) == (20, 29)
-    assert fields(Gallery.open(gallery.path, model, processor).search(TEXTS)) == fields(gallery.search(TEXTS))
+    sharded.append(folder, shard_size=8)
+    assert names < {path.name for path in (sharded.path / SHARDS).iterdir()}
+    assert (len(reader), len(sharded)) == (20, 29)
+    assert fields(Gallery.open(sharded.path, model, processor).search(TEXTS)) == fields(sharded.search(TEXTS))
     late = Gallery(reader.stored, model, processor, "exact", None)  # reads all of it only now
     assert fields(late.search(TEXTS)) == before
 
-    whole = Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=8)
-    for own, other in zip(gallery.search(TEXTS), whole.search(TEXTS), strict=True):
-        assert [hit.id for hit in own] == [hit.id for hit in other]
+    assert ids_of(sharded.search(TEXTS)) == ids_of(build("whole", shard_size=8).search(TEXTS))
 
 
 def append_and_index(model, processor, folder, path):
@@ -607,35 +616,28 @@ def append_and_index(model, processor, folder, path):
     gallery.write_index("faiss")
 
 
-def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(sharded, model, processor, folder):
     with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
-        Gallery.open(gallery.path, model, processor, index="faiss")
-    assert Gallery.open(gallery.path, index="faiss").ids == gallery.ids  # which cannot search, so needs none
-    gallery.write_index("faiss")
-    reader = Gallery.open(gallery.path, model, processor, index="faiss")
+        Gallery.open(sharded.path, model, processor, index="faiss")
+    assert Gallery.open(sharded.path, index="faiss").ids == sharded.ids  # which cannot search, so needs none
+    sharded.write_index("faiss")
+    reader = Gallery.open(sharded.path, model, processor, index="faiss")
     draw_images(folder, 9, first=20)
-    process = multiprocessing.get_context("fork").Process(
-        target=append_and_index, args=(model, processor, folder, gallery.path)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert (len(reader), fields(reader.search(TEXTS))) == (20, fields(gallery.search(TEXTS)))
+    assert exit_code_of(append_and_index, model, processor, folder, sharded.path) == 0
+    assert (len(reader), fields(reader.search(TEXTS))) == (20, fields(sharded.search(TEXTS)))
     reader.append(folder)  # which opens it anew, and with it the new index
-    exact = Gallery.open(gallery.path, model, processor)
+    exact = Gallery.open(sharded.path, model, processor)
     assert (len(reader), fields(reader.search(TEXTS))) == (29, fields(exact.search(TEXTS)))
 
 
-def test_an_opened_gallery_is_not_read(model, processor, folder, tmp_path):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
-    gallery = Gallery.open(path, model, processor)
-    assert "_opened_index" not in vars(gallery)
-    assert "embeddings" not in vars(gallery.stored)
+def test_an_opened_gallery_is_not_read(gallery, model, processor):
+    opened = Gallery.open(gallery.path, model, processor)
+    assert "_opened_index" not in vars(opened)
+    assert "embeddings" not in vars(opened.stored)
 
 
-def test_deleted_images_leave_nothing_behind(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8, thumbnail_size=8)
+def test_deleted_images_leave_nothing_behind(build, model, processor, folder):
+    gallery = build(shard_size=8, thumbnail_size=8)
     reader = Gallery.open(gallery.path, model, processor)
     gone = [gallery.ids[0], *gallery.ids[8:16]]
     left = [name for name in gallery.ids if name not in gone]
@@ -661,42 +663,34 @@ def test_deleted_images_leave_nothing_behind(model, processor, folder, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
-def test_a_database_forgets_a_gallery_that_was_emptied(model, processor, folder, tmp_path):
+def test_a_database_forgets_a_gallery_that_was_emptied(gallery, tmp_path):
     pytest.importorskip("milvus_lite")
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
     address = str(tmp_path / "milvus.db")
     assert gallery.write_index(address).startswith("20 images are in")
     gallery.delete(gallery.ids)
     assert gallery.write_index(address).startswith("0 images are in")
 
 
-def test_a_killed_deletion_can_be_repeated(model, processor, folder, tmp_path, monkeypatch):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
-    gone = gallery.ids[3]
-    with monkeypatch.context() as patch:
-        patch.setattr(stored_gallery, "write_manifest", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            gallery.delete([gone])
-    assert gone in Gallery.open(gallery.path).ids
-    gallery.delete([gone])
-    assert gone not in gallery.ids
-    assert len(list((gallery.path / SHARDS).iterdir())) == 3
+def test_a_killed_deletion_can_be_repeated(sharded, monkeypatch):
+    gone = sharded.ids[3]
+    with interrupted_at(monkeypatch, stored_gallery, "write_manifest"):
+        sharded.delete([gone])
+    assert gone in Gallery.open(sharded.path).ids
+    sharded.delete([gone])
+    assert gone not in sharded.ids
+    assert len(list((sharded.path / SHARDS).iterdir())) == 3
 
 
 # Faults
 
 
-def counted_batches(monkeypatch) -> list[int]:
-    """The images of each batch that is encoded from now on."""
-    sizes = []
-    encode = building.encode_images
-
-    def counted(encoder, inputs, tokens):
-        sizes.append(len(inputs["pixel_values"]))
-        return encode(encoder, inputs, tokens)
-
-    monkeypatch.setattr(building, "encode_images", counted)
-    return sizes
+@contextlib.contextmanager
+def interrupted_at(monkeypatch, module, function: str):
+    """Stops what is done meanwhile when it comes to the function, as Ctrl+C would."""
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def build_and_die(model, processor, folder, path, log, survives):
@@ -714,67 +708,44 @@ def build_and_die(model, processor, folder, path, log, survives):
     Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
 
 
-def test_a_killed_build_goes_on(model, processor, folder, tmp_path, monkeypatch):
+def test_a_killed_build_goes_on(build, model, processor, folder, tmp_path, monkeypatch):
     path, log = tmp_path / "gallery", tmp_path / "log"
     log.write_text("")
-    process = multiprocessing.get_context("fork").Process(
-        target=build_and_die, args=(model, processor, folder, path, log, 5)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    assert exit_code_of(build_and_die, model, processor, folder, path, log, 5) == -signal.SIGKILL
     assert log.read_text().split() == ["3"] * 5  # two shards, and half of the third
     with pytest.raises(GalleryError, match="is not finished: do the same build again"):
         Gallery.open(path)
 
-    encoded = []
-    encode = building.encode_images
-    monkeypatch.setattr(
-        building, "encode_images", lambda *a: (encoded.append(len(a[1]["pixel_values"])), encode(*a))[1]
-    )
-    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
-    assert sum(encoded) == 20 - 12
-    monkeypatch.undo()
-    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=6, batch_size=3)
-    assert file_digests(path) == file_digests(tmp_path / "whole")
+    sizes = counted_batches(monkeypatch)
+    build(shard_size=6, batch_size=3)
+    assert sum(sizes) == 20 - 12
+    assert file_digests(path) == file_digests(build("whole", shard_size=6, batch_size=3).path)
 
 
-def test_a_killed_build_goes_on_with_more_images(model, processor, folder, tmp_path, monkeypatch):
+def test_a_killed_build_goes_on_with_more_images(build, folder, monkeypatch):
     """New images shift the others into other shards; what is finished is still not encoded again."""
-    path = tmp_path / "gallery"
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            Gallery.build(model, processor, folder, path, shard_size=6)
+    with interrupted_at(monkeypatch, building, "list_shards"):
+        build(shard_size=6)
     for number in (100, 101, 102, 103):  # of which two sort before most others
         draw_images(folder, 1, first=number)
-    encoded = []
-    encode = building.encode_images
-    monkeypatch.setattr(
-        building, "encode_images", lambda *a: (encoded.append(len(a[1]["pixel_values"])), encode(*a))[1]
-    )
-    gallery = Gallery.build(model, processor, folder, path, shard_size=6)
-    assert sum(encoded) == 4
+    sizes = counted_batches(monkeypatch)
+    gallery = build(shard_size=6)
+    assert sum(sizes) == 4
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
 @pytest.mark.parametrize("shard_size", [1, 6])
-def test_a_killed_build_that_met_unreadable_images_goes_on(
-    model, processor, folder, tmp_path, monkeypatch, shard_size
-):
+def test_a_killed_build_that_met_unreadable_images_goes_on(build, folder, monkeypatch, shard_size):
     broken = folder / "camera 0" / "004.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "list_shards", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+    with interrupted_at(monkeypatch, building, "list_shards"):
+        build(shard_size=shard_size)
     with monkeypatch.context() as patch:
         patch.setattr(building, "encode_images", None)
-        gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=shard_size)
+        gallery = build(shard_size=shard_size)
     assert list(gallery.unreadable) == ["camera 0/004.png"]
-    Gallery.build(model, processor, folder, tmp_path / "whole", shard_size=shard_size)
-    assert file_digests(gallery.path) == file_digests(tmp_path / "whole")
+    assert file_digests(gallery.path) == file_digests(build("whole", shard_size=shard_size).path)
 
     broken.write_bytes(whole)
     gallery.append(folder)
@@ -782,12 +753,11 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
-def test_a_build_may_be_repeated(model, processor, folder, tmp_path, monkeypatch, caplog):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+def test_a_build_may_be_repeated(gallery, build, monkeypatch, caplog):
     before = file_digests(gallery.path)
     monkeypatch.setattr(building, "encode_images", None)
     with caplog.at_level("INFO"):
-        Gallery.build(model, processor, folder, gallery.path)
+        build()
     assert file_digests(gallery.path) == before
     assert "20 images were not read: their ids are in the gallery" in caplog.text
 
@@ -800,26 +770,14 @@ def append_with_little_room(model, processor, folder, path):
         gallery.append(folder, shard_size=9)  # 9 images have 9792 bytes of tokens
 
 
-def test_a_full_disk_leaves_what_is_there(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
-    before = file_digests(gallery.path)
+def test_a_full_disk_leaves_what_is_there(sharded, model, processor, folder):
+    before = file_digests(sharded.path)
     draw_images(folder, 9, first=20)
-    process = multiprocessing.get_context("fork").Process(
-        target=append_with_little_room, args=(model, processor, folder, gallery.path)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    assert file_digests(gallery.path) == before
-    gallery.append(folder, shard_size=9)
-    assert len(gallery) == 29
-    gallery.verify()
-
-
-def test_an_error_of_a_full_disk_says_so(tmp_path):
-    message = "the disk is full: make room, then do the same again"
-    with pytest.raises(GalleryError, match=message), explained_write_errors(tmp_path):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    assert exit_code_of(append_with_little_room, model, processor, folder, sharded.path) == 0
+    assert file_digests(sharded.path) == before
+    sharded.append(folder, shard_size=9)
+    assert len(sharded) == 29
+    sharded.verify()
 
 
 def append_and_die(model, processor, folder, path):
@@ -830,26 +788,20 @@ def append_and_die(model, processor, folder, path):
     Gallery.open(path, model, processor).append(folder)
 
 
-def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(model, processor, folder, tmp_path):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8)
+def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(sharded, model, processor, folder):
     draw_images(folder, 9, first=20)
-    process = multiprocessing.get_context("fork").Process(
-        target=append_and_die, args=(model, processor, folder, gallery.path)
-    )
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert list(gallery.path.glob(".gallery.json.*.partial"))
-    assert len(Gallery.open(gallery.path)) == 20
-    gallery.append(folder)
-    assert len(gallery) == 29
-    assert not list(gallery.path.glob(".*"))
-    gallery.verify()
+    assert exit_code_of(append_and_die, model, processor, folder, sharded.path) == -signal.SIGKILL
+    assert list(sharded.path.glob(".gallery.json.*.partial"))
+    assert len(Gallery.open(sharded.path)) == 20
+    sharded.append(folder)
+    assert len(sharded) == 29
+    assert not list(sharded.path.glob(".*"))
+    sharded.verify()
 
 
 @pytest.mark.parametrize("file", [EMBEDDINGS, TOKENS, IMAGES])
-def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
+def test_damage_is_found_and_named(sharded, model, processor, file):
+    path = sharded.path
     target = sorted(path.glob(f"shards/*/{file}"))[1]
     content = target.read_bytes()
     target.write_bytes(content[:-1])
@@ -866,33 +818,23 @@ def test_damage_is_found_and_named(model, processor, folder, tmp_path, file):
         Gallery.open(path)
 
 
-def test_a_damaged_hash_of_an_id_stops_an_append(model, processor, folder, tmp_path):
+def test_a_damaged_hash_of_an_id_stops_an_append(gallery, build):
     """It would encode an image again, under an id that is there already."""
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
-    (target,) = path.glob(f"shards/*/{EMBEDDINGS}")
+    (target,) = gallery.path.glob(f"shards/*/{EMBEDDINGS}")
     content = bytearray(target.read_bytes())
     place = content.index(id_hash("camera 0/004.png").to_bytes(8, "little", signed=True))
     content[place] ^= 1
     target.write_bytes(content)
     with pytest.raises(GalleryError, match=f"{target} is damaged .its checksum differs"):
-        Gallery.build(model, processor, folder, path)
+        build()
 
 
-@pytest.mark.parametrize(
-    ("file", "name"),
-    [
-        (EMBEDDINGS, "embeddings"),
-        (EMBEDDINGS, "id_hashes"),
-        (EMBEDDINGS, "token_checksums"),
-        (TOKENS, "tokens"),
-    ],
-)
-def test_a_renamed_tensor_is_named(model, processor, folder, tmp_path, file, name):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery", shard_size=8).path
-    target = sorted(path.glob(f"shards/*/{file}"))[1]
+@pytest.mark.parametrize("name", ["embeddings", "id_hashes", "token_checksums", "tokens"])
+def test_a_renamed_tensor_is_named(sharded, model, processor, name):
+    target = sorted(sharded.path.glob(f"shards/*/{TOKENS if name == 'tokens' else EMBEDDINGS}"))[1]
     target.write_bytes(target.read_bytes().replace(name.encode(), name.upper().encode(), 1))
     with pytest.raises(GalleryError, match=f"{target} is damaged .its '{name}' are not 8 rows of"):
-        Gallery.open(path, model, processor).search(TEXTS)  # tokens are mapped when they are asked for
+        Gallery.open(sharded.path, model, processor).search(TEXTS)  # tokens are mapped when asked for
 
 
 def read_all(path: Path) -> None:
@@ -945,24 +887,18 @@ def test_more_shards_than_the_system_maps_are_named(tmp_path):
     content["shards"] *= 100  # 2 MB each
     manifest.write_manifest(tmp_path, content)
     assert len(stored_gallery.StoredGallery(tmp_path)) == 200_000
-    process = multiprocessing.get_context("fork").Process(target=open_with_little_room, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    assert exit_code_of(open_with_little_room, tmp_path) == 0
 
 
-def test_a_damaged_manifest_is_named(model, processor, folder, tmp_path):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
-    file = path / MANIFEST
+def test_a_damaged_manifest_is_named(gallery, tmp_path):
+    file = gallery.path / MANIFEST
     content = json.loads(file.read_text())
-    for change in ({"format": 99}, {"settings": {}}):
+    elsewhere = {"shards": [content["shards"][0] | {"name": "../../elsewhere"}]}
+    again = "build the gallery again"
+    for change, message in (({"format": 99}, again), ({"settings": {}}, again), (elsewhere, "damaged")):
         file.write_text(json.dumps(content | change))
-        with pytest.raises(GalleryError, match="build the gallery again"):
-            Gallery.open(path)
-    shard = content["shards"][0] | {"name": "../../elsewhere"}
-    file.write_text(json.dumps(content | {"shards": [shard]}))
-    with pytest.raises(GalleryError, match="damaged"):
-        Gallery.open(path)
+        with pytest.raises(GalleryError, match=message):
+            Gallery.open(gallery.path)
     with pytest.raises(FileNotFoundError, match="is no gallery"):
         Gallery.open(tmp_path)
 
@@ -973,7 +909,7 @@ def hold_lock(path, ready, done):
         done.wait(60)
 
 
-def test_a_second_builder_is_refused(model, processor, folder, tmp_path):
+def test_a_second_builder_is_refused(build, tmp_path):
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
     holder = context.Process(target=hold_lock, args=(tmp_path / "gallery", ready, done))
@@ -981,26 +917,23 @@ def test_a_second_builder_is_refused(model, processor, folder, tmp_path):
     try:
         assert ready.wait(60)
         with pytest.raises(GalleryError, match="another process is writing to the gallery"):
-            Gallery.build(model, processor, folder, tmp_path / "gallery")
+            build()
     finally:
         done.set()
         holder.join()
-    assert len(Gallery.build(model, processor, folder, tmp_path / "gallery")) == 20
+    assert len(build()) == 20
 
 
-def test_another_model_or_other_settings_are_refused(model, processor, folder, tmp_path, tiny_config):
-    gallery = Gallery.build(model, processor, folder, tmp_path / "gallery")
+def test_another_model_or_other_settings_are_refused(gallery, build, processor, folder, tiny_config):
     other = TPASModel(tiny_config).eval()
     for work in (
         lambda: Gallery.open(gallery.path, other, processor),
         lambda: Gallery.build(other, processor, folder, gallery.path),
     ):
-        with pytest.raises(
-            GalleryError, match=r"was made by the model [0-9a-f]{16}, and this one is [0-9a-f]{16}"
-        ):
+        with pytest.raises(GalleryError, match=f"was made by the model {PRINT}, and this one is {PRINT}"):
             work()
     with pytest.raises(GalleryError, match="was begun with tokens=float16, and tokens=None was asked for"):
-        Gallery.build(model, processor, folder, gallery.path, tokens=None)
+        build(tokens=None)
 
 
 def changed_activation(model, processor):
@@ -1020,8 +953,10 @@ def changed_resampling(model, processor):
 
 
 @pytest.mark.parametrize("change", [changed_activation, changed_image_size, changed_mean, changed_resampling])
-def test_what_decides_features_under_equal_weights_is_compared(model, processor, folder, tmp_path, change):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+def test_what_decides_features_under_equal_weights_is_compared(
+    gallery, model, processor, folder, tmp_path, change
+):
+    path = gallery.path
     for part in (model, processor):
         part.save_pretrained(tmp_path / "saved")
     revision = [kind.from_pretrained(tmp_path / "saved") for kind in (TPASModel, TPASProcessor)]
@@ -1029,13 +964,8 @@ def test_what_decides_features_under_equal_weights_is_compared(model, processor,
     assert len(Gallery.open(path, *revision)) == 20
     change(*revision)
     assert model_fingerprint(revision[0]) == model_fingerprint(model)
-    for work in (
-        lambda: Gallery.open(path, *revision),
-        lambda: Gallery.build(*revision, folder, path),
-    ):
-        with pytest.raises(
-            GalleryError, match=r"made with the image settings [0-9a-f]{16}, and these are [0-9a-f]{16}"
-        ):
+    for work in (lambda: Gallery.open(path, *revision), lambda: Gallery.build(*revision, folder, path)):
+        with pytest.raises(GalleryError, match=f"with the image settings {PRINT}, and these are {PRINT}"):
             work()
     content = json.loads((path / MANIFEST).read_text())
     del content["settings"]["picture_fingerprint"]  # as before it was kept
@@ -1043,8 +973,8 @@ def test_what_decides_features_under_equal_weights_is_compared(model, processor,
     assert len(Gallery.open(path, *revision)) == 20
 
 
-def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder, tmp_path):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+def test_a_gallery_on_a_read_only_disk_can_be_searched(gallery, model, processor, folder):
+    path = gallery.path
     expected = fields(Gallery.open(path, model, processor).search(TEXTS))
     before = file_digests(path)
     (path / LOCK).unlink()
@@ -1064,14 +994,14 @@ def test_a_gallery_on_a_read_only_disk_can_be_searched(model, processor, folder,
     assert file_digests(path) == before
 
 
-def test_a_directory_that_cannot_be_made_is_named(model, processor, folder, tmp_path):
+def test_a_directory_that_cannot_be_made_is_named(build, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(GalleryError, match="gallery cannot be written to"):
-        Gallery.build(model, processor, folder, tmp_path / "file" / "gallery")
+        build("file/gallery")
 
 
-def test_tokens_left_out_need_the_same_images(model, processor, folder, tmp_path):
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery", tokens=None).path
+def test_tokens_left_out_need_the_same_images(build, model, processor, folder, tmp_path):
+    path = build(tokens=None).path
     moved = tmp_path / "moved"
     folder.rename(moved)
     with pytest.raises(GalleryError, match=r"image 'camera \d/\d+.png' cannot be read: .*no such image file"):
@@ -1092,37 +1022,29 @@ def test_tokens_left_out_need_the_same_images(model, processor, folder, tmp_path
 def build_on_two_processes(model, processor, folder, path):
     accelerator = Accelerator()
     assert accelerator.num_processes == 2
-    gallery = Gallery.build(
-        model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator
-    )
+    settings = {"shard_size": 3, "batch_size": 2, "accelerator": accelerator}
+    gallery = Gallery.build(model, processor, folder, path, **settings)
     assert len(gallery) == 19
     assert sorted(gallery.unreadable) == ["camera 0/008.png"]
 
 
 def fail_on_one_of_two_processes(model, processor, folder, path):
-    accelerator = Accelerator()
+    accelerator, message = Accelerator(), "another process stopped: could not write"
     if accelerator.process_index == 1:
-
-        def full(*_):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        building.write_shard = full
-    message = (
-        "the disk is full" if accelerator.process_index == 1 else "another process stopped: could not write"
-    )
+        message = "the disk is full: make room, then do the same again"
+        building.write_shard = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(GalleryError, match=message):
         Gallery.build(model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator)
 
 
-def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path, fresh_accelerator):
+def test_two_processes_build_what_one_builds(build, model, processor, folder, tmp_path, fresh_accelerator):
     (folder / "camera 0" / "008.png").write_text("no image")
     path = tmp_path / "two"
     # The first attempt leaves the shards of one process, which the second takes up.
     debug_launcher(fail_on_one_of_two_processes, (model, processor, folder, path), num_processes=2)
     assert len(list((path / SHARDS).iterdir())) == 4
     debug_launcher(build_on_two_processes, (model, processor, folder, path), num_processes=2)
-    Gallery.build(model, processor, folder, tmp_path / "one", shard_size=3, batch_size=2)
-    assert file_digests(path) == file_digests(tmp_path / "one")
+    assert file_digests(path) == file_digests(build("one", shard_size=3, batch_size=2).path)
 
 
 # The commands
@@ -1130,43 +1052,28 @@ def test_two_processes_build_what_one_builds(model, processor, folder, tmp_path,
 
 def test_the_commands(start, folder, tmp_path, capsys):
     path = str(tmp_path / "gallery")
-    manage_gallery(
-        [
-            "build",
-            str(folder),
-            "--model",
-            str(start),
-            "--path",
-            path,
-            "--shard_size",
-            "8",
-            "--batch_size",
-            "5",
-        ]
-    )
+    of_the_model = ["--model", str(start), "--path", path]
+    manage_gallery(["build", str(folder), *of_the_model, "--shard_size", "8", "--batch_size", "5"])
     assert "20 images in 3 shards" in capsys.readouterr().out
     draw_images(folder, 3, first=20)
-    manage_gallery(["append", str(folder), "--model", str(start), "--path", path])
+    manage_gallery(["append", str(folder), *of_the_model])
     manage_gallery(["delete", path, "camera 0/000.png"])
     manage_gallery(["info", path, "--verify", "--unreadable"])
     printed = capsys.readouterr().out
     assert "1 images removed, 22 left" in printed
     assert "every file agrees with its checksum" in printed
 
-    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca"])
+    words = [path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca"]
+    search_gallery(words)
     answers = json.loads(capsys.readouterr().out)
     gallery = Gallery.open(path, TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start))
     expected = gallery.search(TEXTS, top_k=4, sca="score")
     assert [answer["text"] for answer in answers] == TEXTS
     assert all(0 < hit["match_probability"] < 1 for answer in answers for hit in answer["hits"])
-    assert [[hit["id"] for hit in a["hits"]] for a in answers] == [
-        [hit.id for hit in hits] for hits in expected
-    ]
-    search_gallery([path, *TEXTS, "--model", str(start), "--top_k", "4", "--json", "--sca", "--cascade"])
+    assert [[hit["id"] for hit in answer["hits"]] for answer in answers] == ids_of(expected)
+    search_gallery([*words, "--cascade"])
     captured = capsys.readouterr()
-    assert [[hit["id"] for hit in a["hits"]] for a in json.loads(captured.out)] == [
-        [hit.id for hit in hits] for hits in expected
-    ]
+    assert [[hit["id"] for hit in a["hits"]] for a in json.loads(captured.out)] == ids_of(expected)
     assert captured.err.splitlines()[-1].startswith("cascade: of 66 pairs fp32 read ")
     search_gallery([path, TEXTS[0], "--model", str(start), "--bf16"])
     assert expected[0][0].id in capsys.readouterr().out
@@ -1183,16 +1090,11 @@ def test_the_commands(start, folder, tmp_path, capsys):
     ("command", "message"),
     [
         (["info", "nowhere"], "nowhere is no gallery"),
-        (
-            ["index", "GALLERY", "--index", "nothing"],
-            "the index must be 'exact', 'faiss', or a Milvus address",
-        ),
+        (["index", "GALLERY", "--index", "nothing"], "index must be 'exact', 'faiss', or a Milvus address"),
         (["delete", "GALLERY", "nobody"], r"has no images \['nobody'\]"),
     ],
 )
-def test_bad_input_to_the_command_is_one_line(start, folder, tmp_path, command, message):
-    model, processor = TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start)
-    path = Gallery.build(model, processor, folder, tmp_path / "gallery").path
+def test_bad_input_to_the_command_is_one_line(gallery, command, message):
     with pytest.raises(SystemExit, match=message) as caught:
-        manage_gallery([str(path) if word == "GALLERY" else word for word in command])
+        manage_gallery([str(gallery.path) if word == "GALLERY" else word for word in command])
     assert "\n" not in str(caught.value)

@@ -29,9 +29,8 @@ IMAGES = 40
 
 @pytest.fixture(scope="module")
 def pab(tmp_path_factory):
-    return draw_pab(
-        tmp_path_factory.mktemp("page") / "pab", train_pairs=2, test_pairs=IMAGES, image_size=96, workers=1
-    )
+    root = tmp_path_factory.mktemp("page") / "pab"
+    return draw_pab(root, train_pairs=2, test_pairs=IMAGES, image_size=96, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +45,8 @@ def processor():
 
 @pytest.fixture(scope="module")
 def gallery(pab, model, processor, tmp_path_factory):
-    return Gallery.build(
-        model, processor, pab / "test", tmp_path_factory.mktemp("page") / "gallery", tokens="float32"
-    )
+    path = tmp_path_factory.mktemp("page") / "gallery"
+    return Gallery.build(model, processor, pab / "test", path, tokens="float32")
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +59,6 @@ def captions(pab):
     """Every image's caption, by gallery id."""
     pairs = load_pab(pab, "test", cache_dir=pab.parent / "cache")
     return dict(zip([name.removeprefix("test/") for name in pairs["image"]], pairs["caption"], strict=True))
-
-
-def match_logits(model, processor, images, text):
-    """(n, 2): every image with the text, pair by pair through the whole model."""
-    with torch.inference_mode():
-        inputs = processor(images=images, text=[text] * len(images))
-        return model(**inputs).match_logits
 
 
 def found(hits):
@@ -112,12 +103,9 @@ def test_what_sca_moved_is_said(requests, captions):
     assert (result.sca_report.moved, result.sca_report.collisions_after) == (1, 0)
 
 
-@pytest.mark.parametrize(
-    ("behaviour", "scene"), [("anomaly", None), (None, "street"), ("normal", "railway platform")]
-)
-def test_a_filter_searches_exactly_what_is_labelled_so(
-    requests, pab, captions, model, processor, behaviour, scene
-):
+@pytest.mark.parametrize("labels", [("anomaly", None), (None, "street"), ("normal", "railway platform")])
+def test_a_filter_searches_exactly_what_is_labelled_so(requests, pab, captions, model, processor, labels):
+    behaviour, scene = labels
     rows = map(json.loads, (pab / "annotation/test/attr.json").read_text().splitlines())
     wanted = [
         row["image"].removeprefix("test/")
@@ -128,14 +116,10 @@ def test_a_filter_searches_exactly_what_is_labelled_so(
     text = next(iter(captions.values()))
     (answer,) = result = requests.search(Session(), [text], behaviour=behaviour, scene=scene, shown=48)
     images = [load_image(pab / "test" / name) for name in wanted]
-    logits = match_logits(model, processor, images, text)[:, 1]
+    with torch.inference_mode():
+        logits = model(**processor(images=images, text=[text] * len(images))).match_logits[:, 1]
     assert found(answer) == [wanted[place] for place in logits.argsort(descending=True)]
     assert result.searched == len(wanted)
-
-
-def test_a_filter_that_nothing_passes_says_so(requests):
-    with pytest.raises(RequestError, match="No image is labelled so"):
-        requests.search(Session(), ["a man"], scene="moon")
 
 
 def test_own_images_are_searched_beside_the_gallery(requests, pab, captions, gallery):
@@ -175,29 +159,29 @@ def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_pa
     session = Session()
     refused = requests.add_images(session, [*tmp_path.iterdir(), *images])
     assert set(refused) == {"letter.jpg", "huge.png", "heavy.jpg", "short.png", images[2].name}
-    assert "not an image" in refused["letter.jpg"]
-    assert "9000x10000 pixels" in refused["huge.png"]
-    assert "broken image" in refused["short.png"]
-    assert "larger than 1 MB" in refused["heavy.jpg"]
+    reasons = {"letter.jpg": "not an image", "huge.png": "9000x10000 pixels", "short.png": "broken image"}
+    for name, reason in (reasons | {"heavy.jpg": "larger than 1 MB"}).items():
+        assert reason in refused[name]
     assert refused[images[2].name] == "more than 2 images"
     assert not any(str(tmp_path) in reason for reason in refused.values())
     assert [image.id for image in session.own_images] == [path.name for path in images[:2]]
 
 
 @pytest.mark.parametrize(
-    ("texts", "message"),
+    ("texts", "settings", "message"),
     [
-        ([], "Write what you are looking for"),
-        (["  ", "\t"], "Write what you are looking for"),
-        (["a man", "?!."], "Text 2 has no words"),
-        (["\u200b"], "Text 1 has no words"),
-        (["a man"] * 21, "21 texts are too many"),
-        (["a" * 1001], "Text 1 has 1001 characters"),
+        ([], {}, "Write what you are looking for"),
+        (["  ", "\t"], {}, "Write what you are looking for"),
+        (["a man", "?!."], {}, "Text 2 has no words"),
+        (["\u200b"], {}, "Text 1 has no words"),
+        (["a man"] * 21, {}, "21 texts are too many"),
+        (["a" * 1001], {}, "Text 1 has 1001 characters"),
+        (["a man"], {"scene": "moon"}, "No image is labelled so"),
     ],
 )
-def test_texts_beyond_the_limits_are_refused(requests, texts, message):
+def test_what_cannot_be_answered_is_refused(requests, texts, settings, message):
     with pytest.raises(RequestError, match=message):
-        requests.search(Session(), texts)
+        requests.search(Session(), texts, **settings)
 
 
 @pytest.mark.parametrize("numbers", [(0, 12), (1, 0), (-1, 0), (0, -1), ("0", 0), (0, None), (0, 0.0)])
@@ -225,19 +209,16 @@ def test_an_explanation_is_of_the_ranked_pair(requests, model, processor, pab, c
 @pytest.mark.parametrize("own", [False, True])
 def test_similar_images_are_the_nearest_embeddings(requests, model, processor, pab, captions, own):
     session = Session()
-    where = "gallery"
     if own:
         requests.add_images(session, [pab / "test" / next(iter(captions))])
-        where = "own"
-    (answer,) = requests.search(session, ["a man in a red jacket"], where=where)
-    asked = answer[0]
+    (answer,) = requests.search(session, ["a man in a red jacket"], where="own" if own else "gallery")
     (similar,) = requests.similar(session, 0, 0, shown=5)
 
     names = list(captions)
     with torch.inference_mode():
         pixels = processor(images=[load_image(pab / "test" / name) for name in names])["pixel_values"]
         embeds = model.get_image_features(pixels).pooler_output
-    place = names.index(asked.id if not own else names[0])
+    place = 0 if own else names.index(answer[0].id)
     cosines = embeds @ embeds[place]
     if not own:
         cosines[place] = -2
@@ -253,14 +234,11 @@ def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, cap
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         load_image(pab / "test" / name).save(tmp_path / "images" / name)
     for size, folder in ((64, "kept"), (None, "gone")):
-        Gallery.build(
-            model, processor, tmp_path / "images", tmp_path / folder, tokens="float16", thumbnail_size=size
-        )
+        Gallery.build(model, processor, tmp_path / "images", tmp_path / folder, thumbnail_size=size)
     for name in names:
         (tmp_path / "images" / name).unlink()
     for folder, width in (("kept", 64), ("gone", None)):
-        requests = SearchRequests(Gallery.open(tmp_path / folder, model, processor))
-        session = Session()
+        requests, session = SearchRequests(Gallery.open(tmp_path / folder, model, processor)), Session()
         hit = requests.search(session, ["a man"])[0][0]
         for jpeg in (requests.card(hit), requests.large(hit)):
             assert (jpeg and Image.open(io.BytesIO(jpeg)).width) == width
@@ -322,14 +300,10 @@ def test_an_answer_file_that_would_be_wrong_is_refused(requests, pab, captions):
         answer_file(requests.search(session, ["a man"], where="own"))
 
     many = requests.search(session, ["a man"])
-
-    def with_name(name):
-        return with_hits(many, [replace(many[0][0], id=name), *many[0][1:]])
-
-    with pytest.raises(ValueError, match="space in its name"):
-        answer_file(with_name("a b.jpg"))
-    with pytest.raises(ValueError, match="share a name"):
-        answer_file(with_name("elsewhere/" + Path(found(many[0])[1]).name))
+    taken = "elsewhere/" + Path(found(many[0])[1]).name
+    for name, message in (("a b.jpg", "space in its name"), (taken, "share a name")):
+        with pytest.raises(ValueError, match=message):
+            answer_file(with_hits(many, [replace(many[0][0], id=name), *many[0][1:]]))
 
 
 def test_nothing_that_was_typed_becomes_markup(requests):
@@ -346,11 +320,7 @@ def test_nothing_that_was_typed_becomes_markup(requests):
     for page in pages:
         assert "<script" not in page
     assert "&lt;script&gt;" in pages[0]
-
-
-def test_every_page_differs_from_the_last(requests):
-    renderer = Renderer(requests)
-    assert renderer.problem("the same") != renderer.problem("the same")
+    assert renderer.problem("the same") != renderer.problem("the same")  # every page differs from the last
 
 
 def write(path, *lines):
@@ -369,15 +339,10 @@ def test_labels_of_all_three_kinds_of_file(tmp_path):
         {"image": "a/2.jpg", "anomaly": "falling"},
         {"image": "a/1.jpg", "caption": "Another text about it.", "normal": "walking"},
     )
+    walking = {"file_name": "a/1.jpg", "behaviour": "normal", "action": "walking"}
     metadata = write(
         tmp_path / "metadata.jsonl",
-        {
-            "file_name": "a/1.jpg",
-            "behaviour": "normal",
-            "action": "walking",
-            "scene": "street",
-            "caption": "A man walks.",
-        },
+        walking | {"scene": "street", "caption": "A man walks."},
         "",
         {"file_name": "a/2.jpg", "behaviour": "anomaly", "action": "falling"},
     )
