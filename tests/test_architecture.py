@@ -33,12 +33,7 @@ DISK_CALLS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "f
 # The name under which the Hub finds a class has to be set where the class is defined.
 IMPORT_TIME_CALLS = {"register_for_auto_class"}
 # Distributions whose import name is another one.
-IMPORT_NAMES = {
-    "pillow": "PIL",
-    "Jinja2": "jinja2",
-    "faiss-cpu": "faiss",
-    "open_clip_torch": "open_clip",
-}
+IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "faiss-cpu": "faiss", "open_clip_torch": "open_clip"}
 # The extra that these rooms and files may need beyond the core; a file's own entry goes before its room's.
 # `None`: the core alone.
 EXTRAS = {

@@ -17,10 +17,7 @@ from tpas import __main__
 from tpas.evaluation.result_files import Evaluation
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "README.md",
-]
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 LARGEST_IMAGE = 200_000  # bytes

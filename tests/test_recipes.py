@@ -54,12 +54,7 @@ ROWS = [
         "83.52 / 98.58 / 99.54",
         {"matching", "sca"},
     ),
-    (
-        "table_3_all_pairs",
-        "Table 3: X-VLM, all training pairs",
-        "83.52 / 98.84 / 99.54",
-        {"matching", "sca"},
-    ),
+    ("table_3_all_pairs", "Table 3: X-VLM, all training pairs", "83.52 / 98.84 / 99.54", {"matching", "sca"}),
     ("table_4_without_sca", "Table 4: X-VLM without SCA", ZERO_SHOT, {"matching"}),
     ("table_4_with_sca", "Table 4: X-VLM with SCA", "80.54 / 98.28 / 99.24", {"sca"}),
 ]
@@ -278,8 +273,7 @@ def test_only_pab_itself_is_compared(calls, start, small_pab, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "equal_steps"),
-    [([], None), (["--equal_steps"], 10_000), (["--equal_steps", "40000"], 40_000)],
+    ("flags", "equal_steps"), [([], None), (["--equal_steps"], 10_000), (["--equal_steps", "40000"], 40_000)]
 )
 def test_the_real_training_is_the_papers(flags, equal_steps, reproduction, tmp_path):
     row = importlib.import_module("reproduce").ROWS["table_3_20k_pairs"]

@@ -183,19 +183,13 @@ def change(path: Path, line: int, content: str) -> None:
     [
         ("{", "query_text.json, line 2: not a line of JSON"),
         ("[1]", "query_text.json, line 2: expected an object with 'query_index' and 'caption'"),
-        (
-            '{"query_index": 7, "caption": "a man"}',
-            "line 2: 'query_index' must be text .*, got 7",
-        ),
+        ('{"query_index": 7, "caption": "a man"}', "line 2: 'query_index' must be text .*, got 7"),
         ('{"query_index": "a b", "caption": "x"}', "line 2: 'query_index' must be text without spaces"),
         ('{"query_index": "Q001", "caption": " "}', "line 2: 'caption' must be a text, got ' '"),
         ('{"query_index": "Q001", "caption": "?!"}', "line 2: 'caption' must be a text, got '\\?!'"),
         ('{"query_index": "Q001"}', "line 2: 'caption' must be a text, got None"),
         ('{"query_index": "Q000", "caption": "x"}', "line 2: the query_index 'Q000' is there twice"),
-        (
-            '{"query_index": "Q999", "caption": "x"}',
-            "query_index.txt, line 11: no query 'Q001'",
-        ),
+        ('{"query_index": "Q999", "caption": "x"}', "query_index.txt, line 11: no query 'Q001'"),
     ],
 )
 def test_a_broken_query_file_is_named_with_its_line(test_set, content, message):

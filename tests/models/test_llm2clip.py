@@ -32,8 +32,7 @@ def importable() -> bool:
 
 
 needs_timm = pytest.mark.skipif(
-    not importable(),
-    reason="timm needs torchvision, which cannot be imported beside the CPU build of torch",
+    not importable(), reason="timm needs torchvision, which cannot be imported beside the CPU build of torch"
 )
 LLAMA = {
     "hidden_size": 32,

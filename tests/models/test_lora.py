@@ -122,10 +122,7 @@ def test_targets_are_chosen_and_unknown_ones_refused_before_the_first_step(
         ({"lora_rank": 0, "merge": True}, "--merge .* needs --lora_rank"),
         ({"lora_rank": 0, "lora_alpha": 8.0}, "--lora_alpha has no effect without --lora_rank"),
         ({"lora_rank": 0, "lora_targets": "q"}, "--lora_targets has no effect without --lora_rank"),
-        (
-            {"masked_share": 0.3},
-            "--masked_share has no effect without --masked_language_modelling_weight",
-        ),
+        ({"masked_share": 0.3}, "--masked_share has no effect without --masked_language_modelling_weight"),
         ({"lora_dropout": 1.5}, "--lora_dropout must be between 0 and 1, got 1.5"),
     ],
 )

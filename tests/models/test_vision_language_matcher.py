@@ -172,10 +172,7 @@ def images() -> list[Image.Image]:
 def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
     matcher = load_matcher(f"vlm:{vlm}", CPU)
     scores = matcher.match_images(images()[:3], CAPTIONS)
-    model, processor = (
-        AutoModelForImageTextToText.from_pretrained(vlm),
-        AutoProcessor.from_pretrained(vlm),
-    )
+    model, processor = (AutoModelForImageTextToText.from_pretrained(vlm), AutoProcessor.from_pretrained(vlm))
     for image, caption, score in zip(images(), CAPTIONS, scores, strict=False):
         inputs = processor(images=[[image]], text=[matcher.prompt(caption)], return_tensors="pt")
         with torch.no_grad():
@@ -223,8 +220,7 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("word", "read"),
-    [("<image>", "< image>"), ("<pad>", "< pad>"), ("<<image>image>", "<< image>image>")],
+    ("word", "read"), [("<image>", "< image>"), ("<pad>", "< pad>"), ("<<image>image>", "<< image>image>")]
 )
 def test_a_caption_with_the_models_own_words_is_read_as_text(tmp_path, word, read):
     torch.manual_seed(0)

@@ -277,23 +277,14 @@ def test_tensors_give_tensors(rerank, given_type, score_type):
         (lambda: sinkhorn(None, np.ones((2, 3)), iterations=0), "iterations must be at least 1, got 0"),
         (lambda: sinkhorn(None, np.ones((2, 3)), capacity=0), "capacity must be at least 1, got 0"),
         (lambda: csls(None, np.ones((2, 3)), neighbours=0), "neighbours must be at least 1, got 0"),
-        (
-            lambda: csls(None, np.ones((2, 3)), top_k=4),
-            "top_k must be at most 3, .*, got 4",
-        ),
+        (lambda: csls(None, np.ones((2, 3)), top_k=4), "top_k must be at most 3, .*, got 4"),
         (lambda: csls(None, np.array([[1, np.nan]])), "scores must be finite; query 0"),
         (lambda: csls([[0, 0]], [[1, 0]]), "must not repeat within a row"),
         (lambda: query_bank(temperature=0), "temperature must be greater than 0"),
         (lambda: query_bank(activation=10), "activation must be at most the 9 images, got 10"),
         (lambda: QueryBank.from_scores([[1, np.inf]]), "scores must be finite; query 0"),
-        (
-            lambda: qb_norm(None, np.ones((2, 3)), bank=query_bank()),
-            "9 images, the dense scores have 3",
-        ),
-        (
-            lambda: qb_norm([[1, 9]], [[2, 1]], bank=query_bank()),
-            r"the 9 images .*; query 0 has \[1, 9\]",
-        ),
+        (lambda: qb_norm(None, np.ones((2, 3)), bank=query_bank()), "9 images, the dense scores have 3"),
+        (lambda: qb_norm([[1, 9]], [[2, 1]], bank=query_bank()), r"the 9 images .*; query 0 has \[1, 9\]"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -14,13 +14,7 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from tpas.reranking.ranked_lists import in_tie_order
-from tpas.reranking.score_files import (
-    ScoreFile,
-    align,
-    align_gallery,
-    read_score_file,
-    write_score_file,
-)
+from tpas.reranking.score_files import ScoreFile, align, align_gallery, read_score_file, write_score_file
 
 QUERIES, GALLERY = ("q1", "q2", "Frage drei ü"), ("007", "7", "a b", "图")
 DENSE = ScoreFile(np.arange(12, dtype=np.float32).reshape(3, 4), None, QUERIES, GALLERY)
@@ -103,10 +97,7 @@ def test_what_a_file_holds_besides_is_not_read(tmp_path):
     [
         ({"scores": np.array([[0.9, 0.1], [2, np.nan], [0, 0]])}, "query 'q2' has the score nan: .* finite"),
         ({"scores": np.array([[0.9, -np.inf], [2, 1], [0, 0]])}, "query 'q1' has the score -inf"),
-        (
-            {"scores": np.array([[0.9, 0.1], [2, 1], [0, 1]])},
-            "'Frage drei ü' is not sorted, .* 1.0 .*sort",
-        ),
+        ({"scores": np.array([[0.9, 0.1], [2, 1], [0, 1]])}, "'Frage drei ü' is not sorted, .* 1.0 .*sort"),
         ({"scores": np.ones((3, 2), complex)}, "scores must be real numbers, got complex128"),
         ({"scores": np.ones(3)}, r"scores must be \(queries, images\), got shape \(3,\)"),
         ({"scores": np.ones((3, 0))}, r"got shape \(3, 0\)"),
@@ -114,10 +105,7 @@ def test_what_a_file_holds_besides_is_not_read(tmp_path):
         ({"scores": np.ones((3, 3))}, r"one shape, got \(3, 2\) and \(3, 3\)"),
         ({"indices": None}, "4 gallery ids for 2 columns of scores; top-K lists need indices"),
         ({"indices": np.ones((3, 2))}, "indices must be integers, got float64"),
-        (
-            {"indices": np.array([[0, 1], [3, 4], [1, 0]])},
-            "'q2' has index 4, but the gallery has 4",
-        ),
+        ({"indices": np.array([[0, 1], [3, 4], [1, 0]])}, "'q2' has index 4, but the gallery has 4"),
         ({"indices": np.array([[0, 1], [3, -1], [1, 0]])}, "query 'q2' has fewer candidates than the others"),
         ({"indices": np.array([[0, 1], [3, 3], [1, 0]])}, "query 'q2' lists '图' twice .candidate 2"),
         ({"query_ids": ("q1", "q2", "q1")}, "query id 'q1' is there 2 times"),
@@ -178,11 +166,7 @@ def truncated(write):
     ("name", "write", "message"),
     [
         ("a.npz", npz(scores=None), "has no scores, only gallery_ids, query_ids"),
-        (
-            "a.npz",
-            npz(query_ids=None, gallery_ids=None),
-            "has no query_ids and no gallery_ids, only scores",
-        ),
+        ("a.npz", npz(query_ids=None, gallery_ids=None), "has no query_ids and no gallery_ids, only scores"),
         ("a.npz", npz(query_ids=np.array([7])), r"query_ids must be a list of strings, got int64 .*astype"),
         (
             "a.npz",
@@ -198,11 +182,7 @@ def truncated(write):
         ("a.npz", lambda path: path.write_bytes(b"PK\3\4 and no more"), "no readable score file"),
         ("a.npz", lambda path: path.write_bytes(b""), "no readable score file"),
         ("a.npz", lambda path: path.write_bytes(one_array(np.ones(3))), "no readable score file"),
-        (
-            "a.npz",
-            lambda path: path.write_bytes(one_array(np.array([None]))),
-            "no readable score file",
-        ),
+        ("a.npz", lambda path: path.write_bytes(one_array(np.array([None]))), "no readable score file"),
         ("a.safetensors", safetensors(query_ids=None), "has no query_ids, only gallery_ids, scores"),
         ("a.safetensors", safetensors(query_ids="q"), "query_ids must be a JSON list of strings: Expecting"),
         ("a.safetensors", safetensors(query_ids='{"q": 1}'), "query_ids must be a JSON list of strings"),
@@ -262,10 +242,7 @@ def test_small_indices_are_aligned_with_a_gallery_that_is_larger():
             r"b and a are not about the same queries: of 3 and 3 query ids, "
             r"2 of a are not in b \('q2', 'Frage drei ü'\); 2 of b are not in a \('x', 'y'\)",
         ),
-        (
-            {"gallery_ids": ("7", "007", "a b", "x")},
-            r"same images: of 4 and 4 .* 1 of a .* \('图'\)",
-        ),
+        ({"gallery_ids": ("7", "007", "a b", "x")}, r"same images: of 4 and 4 .* 1 of a .* \('图'\)"),
         (
             {"gallery_ids": (*GALLERY, *"vwxyz"), "scores": LISTS.scores},
             r"of 9 and 4 gallery ids, 5 of b are not in a \('v', 'w', 'x', \.\.\.\)",

@@ -218,11 +218,7 @@ def test_two_processes_train_as_one(folders, drawn_root, tmp_path, family):
         ("clip", {"hard_negatives": True}, "--hard_negatives True is for models with a stage 2 of their own"),
         ("clip", {"negatives": "global"}, "--negatives global is for models with a stage 2"),
         ("blip", {"layer_decay": 0.9}, "--layer_decay 0.9 is for TPAS models"),
-        (
-            "blip",
-            {"masked_language_modelling_weight": 1},
-            "modelling_weight 1.0 is for TPAS models",
-        ),
+        ("blip", {"masked_language_modelling_weight": 1}, "modelling_weight 1.0 is for TPAS models"),
         ("clip", {"torch_compile": True}, "--torch_compile True is for TPAS models"),
     ],
 )
