@@ -407,10 +407,7 @@ def test_tensors_give_tensors(score_type, index_type):
     indices = torch.tensor([[7, 3], [7, 5]], dtype=index_type)
     scores = torch.tensor([[9, 1], [8, 7]], dtype=score_type)
     result = sca_rerank(indices, scores, text_embeds=torch.ones(2, 3).bfloat16(), text_threshold=0.5)
-    expected = (
-        torch.tensor([[7, 3], [5, 7]], dtype=index_type),
-        torch.tensor([[9, 1], [7, 8]], dtype=score_type),
-    )
+    expected = torch.tensor([[7, 3], [5, 7]]).to(index_type), torch.tensor([[9, 1], [7, 8]]).to(score_type)
     torch.testing.assert_close((result.indices, result.scores), expected, rtol=0, atol=0)
     torch.testing.assert_close(result.moved, torch.tensor([False, True]))
     assert coverage(result.indices) == 1.0
