@@ -24,12 +24,11 @@ PRIVATE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|work)/\w|\.\./shar
 
 def shipped_files() -> list[Path]:
     """Every file that .gitignore does not leave out; works without git, as in a downloaded archive."""
-    ignored = [line.strip("/\n") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ignored = [".git", *(line.strip("/\n") for line in lines)]
     found = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [
-            name for name in folders if not any(fnmatch.fnmatch(name, p) for p in [".git", *ignored])
-        ]
+        folders[:] = [name for name in folders if not any(fnmatch.fnmatch(name, p) for p in ignored)]
         found += [Path(folder, name) for name in files if name != ".git"]
     return found
 

@@ -14,14 +14,8 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def run(benchmark: str, output: Path, *settings: str) -> tuple[str, dict]:
-    command = [
-        sys.executable,
-        ROOT / "benchmarks" / f"{benchmark}.py",
-        "--quick",
-        "--output",
-        output,
-        *settings,
-    ]
+    program = ROOT / "benchmarks" / f"{benchmark}.py"
+    command = [sys.executable, program, "--quick", "--output", output, *settings]
     process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return process.stdout, json.loads(output.read_text())
