@@ -12,17 +12,13 @@ from pathlib import Path
 CACHE = tempfile.mkdtemp(prefix="tpas-tests-")
 
 # Before any library reads its environment; subprocesses that tests start inherit it.
-os.environ.update(
-    {
-        "HF_HOME": CACHE,
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_EVALUATE_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        # Tensors are tiny here, and a forked process may hang on its parent's OpenMP threads.
-        "OMP_NUM_THREADS": "1",
-    }
-)
+os.environ |= {
+    "HF_HOME": CACHE,
+    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE"), "1"),
+    "TOKENIZERS_PARALLELISM": "false",
+    # Tensors are tiny here, and a forked process may hang on its parent's OpenMP threads.
+    "OMP_NUM_THREADS": "1",
+}
 for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_EVALUATE_CACHE"):
     os.environ.pop(name, None)  # set by the user, they would win over HF_HOME
 
@@ -34,6 +30,7 @@ from accelerate.state import AcceleratorState, GradientState
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from tiny_inputs import noise_image, tiny_processor
+from tiny_retrieval_models import FAMILIES, save_tiny
 from transformers import BertTokenizer
 
 from tpas import train_accelerate
@@ -79,27 +76,23 @@ def _seeds():
 @pytest.fixture
 def tiny_config() -> TPASConfig:
     """Two Swin stages on 32 x 32 pixels (16 tokens of width 32), one text and one cross-modal layer."""
-    return TPASConfig(
-        vision_config={
-            "image_size": 32,
-            "patch_size": 4,
-            "embed_dim": 16,
-            "depths": [1, 1],
-            "num_heads": [1, 2],
-            "window_size": 4,
-        },
-        text_config={
-            "vocab_size": 64,
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 32,
-        },
-        num_cross_modal_layers=1,
-        projection_dim=16,
-        max_text_length=24,
+    vision = {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2]}
+    text = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = TPASConfig(
+        vision_config=vision | {"window_size": 4},
+        text_config=text | {"intermediate_size": 64, "max_position_embeddings": 32},
+        **{"num_cross_modal_layers": 1, "projection_dim": 16, "max_text_length": 24},
     )
+    assert config.text_config.hidden_dropout_prob == config.vision_config.drop_path_rate == 0.1
+    return config
+
+
+@pytest.fixture
+def without_dropout(tiny_config) -> TPASConfig:
+    """`tiny_config` without it and stochastic depth, so that runs on other processes can be compared."""
+    tiny_config.text_config.hidden_dropout_prob = tiny_config.text_config.attention_probs_dropout_prob = 0.0
+    tiny_config.vision_config.drop_path_rate = 0.0
+    return tiny_config
 
 
 @pytest.fixture
@@ -124,12 +117,18 @@ def small_pab(tmp_path_factory) -> Path:
     return draw_pab(folder, train_pairs=24, test_pairs=12, image_size=48, workers=1)
 
 
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    """By the names of `FAMILIES` saved models with their processors, not to be changed."""
+    root = tmp_path_factory.mktemp("models")
+    return {family: save_tiny(family, root / family) for family in FAMILIES}
+
+
 @pytest.fixture
 def start(tiny_config, tmp_path) -> Path:
-    """A saved model of `tiny_config`, dropout and stochastic depth on, with the demo's words."""
+    """A saved model of `tiny_config`, with the demo's words."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
     tiny_config.text_config.vocab_size = len(words)
-    assert tiny_config.text_config.hidden_dropout_prob == tiny_config.vision_config.drop_path_rate == 0.1
     TPASModel(tiny_config).save_pretrained(tmp_path / "start")
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     TPASProcessor.build(tokenizer, image_size=32, max_text_length=24).save_pretrained(tmp_path / "start")
@@ -179,14 +178,9 @@ def run_without_tpas():
     """A function that runs a program, with arguments, in a process that cannot import this package."""
 
     def run(program: str, *arguments: object, cwd: Path, **environment: str) -> None:
-        process = subprocess.run(
-            [sys.executable, "-c", BLOCK_TPAS + program, *map(str, arguments)],
-            cwd=cwd,
-            env=os.environ | environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        command = [sys.executable, "-c", BLOCK_TPAS + program, *map(str, arguments)]
+        settings = {"cwd": cwd, "env": os.environ | environment, "timeout": 600}
+        process = subprocess.run(command, capture_output=True, text=True, **settings)
         assert process.returncode == 0, process.stderr
 
     return run

@@ -4,6 +4,11 @@ import numpy as np
 from hypothesis import strategies as st
 
 
+def as_dicts(indices, scores):
+    """For each query a dict from image to score."""
+    return [dict(zip(*pair, strict=True)) for pair in zip(indices.tolist(), scores.tolist(), strict=True)]
+
+
 @st.composite
 def ranked_lists(draw, most_queries=10, most_candidates=5, most_images=9):
     """Small integers as scores, so that ties within and between queries are common."""

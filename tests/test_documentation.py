@@ -17,10 +17,7 @@ from tpas import __main__
 from tpas.evaluation.result_files import Evaluation
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [
-    *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "README.md",
-]
+DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "README.md"]
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#\s]+)")
 LARGEST_IMAGE = 200_000  # bytes
@@ -60,14 +57,8 @@ def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
     printed = capfd.readouterr().out
     for words in ("by cosine", '"image": "images/0', "SCAReport(queries=3", "README.md, the model card"):
         assert words in printed
-    for name in (
-        "found.html",
-        "found.png",
-        "training.png",
-        "reranked.png",
-        "plots/failures.jpg",
-        "run/merged/pipeline_tpas.py",
-    ):
+    figures = ("found.html", "found.png", "training.png", "reranked.png", "plots/failures.jpg")
+    for name in (*figures, "run/merged/pipeline_tpas.py"):
         assert (folder / name).is_file()
     assert len(names["answer"]) == 2
 
@@ -82,12 +73,8 @@ def test_links_lead_somewhere(document):
 def test_files_that_are_named_are_there():
     """By their path, or by the end of it."""
     files = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if ".venv" not in path.parts]
-    for document in [
-        *DOCUMENTS,
-        ROOT / "model_card.md",
-        *ROOT.glob("[a-z]*/README.md"),
-        *ROOT.glob("[a-z]*/*/README.md"),
-    ]:
+    cards = [ROOT / "model_card.md", *ROOT.glob("[a-z]*/README.md"), *ROOT.glob("[a-z]*/*/README.md")]
+    for document in [*DOCUMENTS, *cards]:
         for name in re.findall(r"`([\w./-]+\.py)\b", document.read_text(encoding="utf-8")):
             assert any(file.match(name) for file in files), f"{document.name} names {name}"
 
@@ -117,14 +104,9 @@ def test_the_readme_image_shows_a_query_of_each_kind(tmp_path):
 
     def query(caption: str, behaviour: str, rank_of_right: int) -> dict:
         listed = {"ids": ids, "scores": [6.0 - place for place in range(6)]}
-        return {
-            "query_id": caption,
-            "caption": caption,
-            "relevant": [ids[rank_of_right - 1]],
-            "behaviour": behaviour,
-            "stages": dict.fromkeys(("embeddings", "matching", "sca"), listed),
-            "moved": False,
-        }
+        texts = {"query_id": caption, "caption": caption, "behaviour": behaviour}
+        stages = dict.fromkeys(("embeddings", "matching", "sca"), listed)
+        return texts | {"relevant": [ids[rank_of_right - 1]], "stages": stages, "moved": False}
 
     kinds = {"falls": ("anomaly", 1), "walks": ("normal", 1), "lies": ("anomaly", 3), "runs": ("normal", 6)}
     queries = [query(f"{who} {verb}.", *kind) for who in ("A man", "He") for verb, kind in kinds.items()]

@@ -107,11 +107,8 @@ def model(build) -> TPASModel:
 def pairs(reference) -> dict[str, torch.Tensor]:
     """The reference's first pairs as arguments of the model."""
     batch = int(reference["loss_batch"])
-    return {
-        "pixel_values": reference["image"][:batch],
-        "input_ids": reference["text_ids"][:batch],
-        "attention_mask": reference["text_atts"][:batch],
-    }
+    names = {"pixel_values": "image", "input_ids": "text_ids", "attention_mask": "text_atts"}
+    return {name: reference[theirs][:batch] for name, theirs in names.items()}
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLERANCE):
@@ -164,9 +161,8 @@ def test_similarities_and_match_logits_equal_upstream_end_to_end(upstream_model,
     output = upstream_model(reference["image"], reference["text_ids"], reference["text_atts"])
     assert_close(output.logits_per_image * upstream_model.temperature(), reference["sims_i2t"])
     texts, images = every_pair(reference)
-    output = upstream_model(
-        reference["image"][images], reference["text_ids"][texts], reference["text_atts"][texts]
-    )
+    by_pair = reference["image"][images], reference["text_ids"][texts], reference["text_atts"][texts]
+    output = upstream_model(*by_pair)
     assert_close(output.match_logits.view_as(reference["itm_logits_t2i"]), reference["itm_logits_t2i"])
 
 
@@ -179,9 +175,8 @@ def losses(model, reference, suffix):
     image = model.get_image_features(reference["image"][:batch])
     text = model.get_text_features(reference["text_ids"][:batch], mask)
     contrastive = contrastive_loss(image.pooler_output, text.pooler_output, model.temperature(), image_ids)
-    logits = model.match(
-        image.last_hidden_state[pairs.images], text.last_hidden_state[pairs.texts], mask[pairs.texts]
-    )
+    image_states, text_states = image.last_hidden_state[pairs.images], text.last_hidden_state[pairs.texts]
+    logits = model.match(image_states, text_states, mask[pairs.texts])
     return contrastive, matching_loss(logits, pairs.labels)
 
 
@@ -250,10 +245,8 @@ def test_without_a_mask_every_word_counts(upstream_model, reference):
     with_mask, without = (upstream_model.get_text_features(ids, mask) for mask in (ones, None))
     assert_close(with_mask.last_hidden_state, without.last_hidden_state)
     images = reference["image_embeds"][:2]
-    assert_close(
-        upstream_model.match(images, with_mask.last_hidden_state, ones),
-        upstream_model.match(images, with_mask.last_hidden_state, None),
-    )
+    states = with_mask.last_hidden_state
+    assert_close(upstream_model.match(images, states, ones), upstream_model.match(images, states, None))
 
 
 @torch.no_grad()
@@ -264,12 +257,10 @@ def test_masked_image_tokens_are_as_if_not_there(upstream_model, reference):
     region[:, kept] = 1
     masked = upstream_model.match(images, texts, mask, image_attention_mask=region)
     assert_close(masked, upstream_model.match(images[:, kept], texts, mask))
-    assert (masked - upstream_model.match(images, texts, mask)).abs().max() > 100 * TOLERANCE
-    everything = torch.ones_like(region)
-    assert_close(
-        upstream_model.match(images, texts, mask, image_attention_mask=everything),
-        upstream_model.match(images, texts, mask),
-    )
+    unmasked = upstream_model.match(images, texts, mask)
+    assert (masked - unmasked).abs().max() > 100 * TOLERANCE
+    everything = upstream_model.match(images, texts, mask, image_attention_mask=torch.ones_like(region))
+    assert_close(everything, unmasked)
 
 
 @torch.no_grad()
@@ -317,20 +308,15 @@ def test_as_many_images_and_texts_as_you_like(model, reference):
 @pytest.mark.parametrize(
     ("with_ids", "return_loss", "expected"),
     [
-        (False, None, False),
-        (True, None, True),
-        (False, True, True),
-        (True, False, False),
-        (True, True, True),
-        (False, False, False),
+        *((False, None, False), (False, True, True), (False, False, False)),
+        *((True, None, True), (True, True, True), (True, False, False)),
     ],
 )
 def test_losses_come_where_asked_for(model, reference, pairs, with_ids, return_loss, expected):
     image_ids = reference["idx"] if with_ids else None
     output = model(**pairs, image_ids=image_ids, return_loss=return_loss)
-    assert {"loss", "contrastive_loss", "matching_loss"} & output.keys() == (
-        {"loss", "contrastive_loss", "matching_loss"} if expected else set()
-    )
+    losses = {"loss", "contrastive_loss", "matching_loss"}
+    assert losses & output.keys() == (losses if expected else set())
     assert all(output[name].shape == () for name in output if name.endswith("loss"))
     # Asked for a loss or not, the match logits are those of the pairs themselves.
     assert_close(output.match_logits, reference["itm_logits_t2i"][:4].diagonal().t())
@@ -379,9 +365,8 @@ def test_stochastic_depth_is_on_both_branches_of_each_block_as_upstream(build, p
     model.train().get_image_features(pairs["pixel_values"])
     assert sorted(calls) == pytest.approx(sorted(2 * [0.1 * index / 6 for index in range(1, 7)]))
     # A block whose both branches are dropped hands on what it got.
-    layer = next(
-        m for m in model.modules() if isinstance(m, SwinLayer) and isinstance(m.drop_path, SwinDropPath)
-    )
+    layers = (module for module in model.modules() if isinstance(module, SwinLayer))
+    layer = next(layer for layer in layers if isinstance(layer.drop_path, SwinDropPath))
     layer.drop_path.drop_prob = 1 - 1e-7
     hidden = torch.randn(2, 16 * 16, layer.layernorm_before.normalized_shape[0])
     output = layer(hidden, (16, 16))
@@ -512,10 +497,8 @@ def test_xvlm_base_has_its_214_million_parameters():
         "vision_model": 86_878_584,  # Swin-B, window 12
         "text_model": 66_364_416,  # BERT base: embeddings and 6 layers, without pooler
         "cross_modal_encoder": 59_069_952,  # 6 layers with attention to the 1024 wide image
-        "image_projection": 262_400,
-        "text_projection": 196_864,
-        "temperature": 1,
-        "matching_head": 1_187_330,
+        **{"image_projection": 262_400, "text_projection": 196_864},
+        **{"matching_head": 1_187_330, "temperature": 1},
     }
 
 
@@ -570,12 +553,9 @@ def test_a_saved_model_brings_its_code(build, pairs, tmp_path, run_without_tpas)
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "man", "falls"]
     tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
     TPASProcessor.build(tokenizer, image_size=128).save_pretrained(model_dir)
-    shipped = {path.name for path in model_dir.glob("*.py")}
-    assert shipped == set(HUB_CODE)
-    assert json.loads((model_dir / "config.json").read_text())["auto_map"] == {
-        "AutoConfig": "configuration_tpas.TPASConfig",
-        "AutoModel": "modeling_tpas.TPASModel",
-    }
+    assert {path.name for path in model_dir.glob("*.py")} == set(HUB_CODE)
+    auto_map = {"AutoConfig": "configuration_tpas.TPASConfig", "AutoModel": "modeling_tpas.TPASModel"}
+    assert json.loads((model_dir / "config.json").read_text())["auto_map"] == auto_map
     inputs, outputs = tmp_path / "inputs.safetensors", tmp_path / "outputs.safetensors"
     save_file(pairs, inputs)
     run_without_tpas(FRESH_PROCESS, model_dir, inputs, outputs, cwd=tmp_path)

@@ -46,26 +46,16 @@ model = DistributedDataParallel(Projection())
 half = slice(4 * rank, 4 * rank + 4)
 images, texts = model(batch["images"][half], batch["texts"][half])
 ids = gather_with_gradient(batch["ids"][half])
-loss = contrastive_loss(
-    gather_with_gradient(images), gather_with_gradient(texts), model.module.temperature, ids
-)
+loss = contrastive_loss(*map(gather_with_gradient, (images, texts)), model.module.temperature, ids)
 loss.backward()
 # Of its four pairs the second process leaves two out, the first none.
 labels = torch.tensor([1, 0, 1, 0]) if rank == 0 else torch.tensor([1, -100, -100, 0])
 logits = batch["images"][half, :2].clone().requires_grad_()
 matching_loss(logits, labels).backward()
 not_contiguous = gather_with_gradient(torch.arange(6).view(2, 3).t() + 10 * rank)
-torch.save(
-    {
-        "loss": loss.detach(),
-        "ids": ids,
-        "weight": model.module.weight.grad,
-        "temperature": model.module.temperature.grad,
-        "logits": logits.grad,
-        "not_contiguous": not_contiguous,
-    },
-    f"{folder}/rank{rank}.pt",
-)
+saved = {"loss": loss.detach(), "ids": ids, "not_contiguous": not_contiguous, "logits": logits.grad}
+saved |= {name: parameter.grad for name, parameter in model.module.named_parameters()}
+torch.save(saved, f"{folder}/rank{rank}.pt")
 dist.destroy_process_group()
 sys.stderr.flush()
 os._exit(0)  # torch 2.13 now and then aborts in its own threads while the interpreter ends
@@ -103,12 +93,10 @@ def test_equal_ids_share_the_positive_mass():
     expected = 0.0
     for row in range(5):
         mates = [column for column in range(5) if ids[column] == ids[row]]
-        scores = [float(images[row] @ texts[column]) / 0.1 for column in range(5)]
-        log_sum = math.log(sum(math.exp(score) for score in scores))
-        expected -= sum(scores[mate] - log_sum for mate in mates) / len(mates) / 10
-        scores = [float(images[column] @ texts[row]) / 0.1 for column in range(5)]
-        log_sum = math.log(sum(math.exp(score) for score in scores))
-        expected -= sum(scores[mate] - log_sum for mate in mates) / len(mates) / 10
+        for one, others in ((images[row], texts), (texts[row], images)):
+            scores = [float(one @ other) / 0.1 for other in others]
+            log_sum = math.log(sum(math.exp(score) for score in scores))
+            expected -= sum(scores[mate] - log_sum for mate in mates) / len(mates) / 10
     loss = contrastive_loss(images, texts, torch.tensor(0.1), torch.tensor(ids))
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
@@ -135,9 +123,8 @@ def test_negatives_are_drawn_in_proportion_and_never_of_the_same_id():
     similarity = torch.randn(5, 5) * 1.5
     ids = [0, 1, 0, 2, 3]
     draws = 4000
-    for counts, scores in zip(
-        draw_often(similarity, torch.tensor(ids), draws), (similarity.t(), similarity), strict=True
-    ):
+    drawn = draw_often(similarity, torch.tensor(ids), draws)
+    for counts, scores in zip(drawn, (similarity.t(), similarity), strict=True):
         for row in range(5):
             allowed = [column for column in range(5) if ids[column] != ids[row]]
             assert counts[row, allowed].sum() == draws
@@ -180,9 +167,8 @@ def test_a_batch_of_one_image_trains_on_its_positives_alone():
     labels = draw_match_pairs(unit(3, 8), unit(3, 8), torch.tensor(0.07), ids).labels
     assert labels.tolist() == [1] * 3 + [IGNORED_LABEL] * 6
     logits = torch.randn(9, 2)
-    assert matching_loss(logits, labels).item() == pytest.approx(
-        F.cross_entropy(logits[:3], torch.ones(3, dtype=torch.long)).item()
-    )
+    of_positives = F.cross_entropy(logits[:3], torch.ones(3, dtype=torch.long))
+    assert matching_loss(logits, labels).item() == pytest.approx(of_positives.item())
 
 
 def test_negatives_of_hardness_0_are_drawn_evenly():
@@ -196,9 +182,8 @@ def test_negatives_of_hardness_0_are_drawn_evenly():
 
 def test_a_draw_from_all_processes_follows_its_seed_alone():
     embeds = unit(8, 4), unit(8, 4), torch.tensor(0.5)
-    first, again, other = (
-        draw_match_pairs(*embeds, from_all_processes=True, seed=seed) for seed in (1, 1, 2)
-    )
+    settings = [{"from_all_processes": True, "seed": seed} for seed in (1, 1, 2)]
+    first, again, other = (draw_match_pairs(*embeds, **setting) for setting in settings)
     assert torch.equal(first.images, again.images)
     assert torch.equal(first.texts, again.texts)
     assert not (torch.equal(first.images, other.images) and torch.equal(first.texts, other.texts))
@@ -236,19 +221,16 @@ def test_two_processes_train_as_one(tmp_path):
         "temperature": torch.tensor(0.2),
     }
     torch.save(batch, tmp_path / "batch.pt")
+    command = [sys.executable, "-c", TWO_PROCESSES]
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)], stderr=subprocess.PIPE
-        )
-        for rank in range(2)
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in range(2)
     ]
     errors = [process.communicate(timeout=600)[1].decode() for process in processes]
     assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
 
     weight, temperature = batch["weight"].requires_grad_(), batch["temperature"].requires_grad_()
-    loss = contrastive_loss(
-        F.normalize(batch["images"] @ weight), F.normalize(batch["texts"] @ weight), temperature, batch["ids"]
-    )
+    images, texts = (F.normalize(batch[name] @ weight) for name in ("images", "texts"))
+    loss = contrastive_loss(images, texts, temperature, batch["ids"])
     loss.backward()
     for rank in range(2):
         saved = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)
@@ -257,8 +239,7 @@ def test_two_processes_train_as_one(tmp_path):
         torch.testing.assert_close(saved["loss"], loss.detach(), atol=1e-6, rtol=0)
         torch.testing.assert_close(saved["weight"], weight.grad, atol=1e-6, rtol=0)
         # The temperature is a leaf of the whole batch's loss in every process: the mean is the gradient, too.
-        local = saved["temperature"]
-        torch.testing.assert_close(local, temperature.grad, atol=1e-5, rtol=0)
+        torch.testing.assert_close(saved["temperature"], temperature.grad, atol=1e-5, rtol=0)
 
     # The matching loss is the mean over the six pairs of both, however they are spread.
     logits = batch["images"][:, :2].clone().requires_grad_()

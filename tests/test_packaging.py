@@ -16,8 +16,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 MEGABYTE = 2**20
-LARGEST_FILE = 2 * MEGABYTE
-LARGEST_CHECKPOINT = 8 * MEGABYTE
+LARGEST_FILE, LARGEST_CHECKPOINT = 2 * MEGABYTE, 8 * MEGABYTE
 MOST_ROOT_FILES = 18
 # Where a developer's own files lie; a path that starts there means nothing to anyone else.
 PRIVATE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|work)/\w|\.\./shared/")
@@ -25,12 +24,11 @@ PRIVATE_PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|work)/\w|\.\./shar
 
 def shipped_files() -> list[Path]:
     """Every file that .gitignore does not leave out; works without git, as in a downloaded archive."""
-    ignored = [line.strip("/\n") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    lines = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    ignored = [".git", *(line.strip("/\n") for line in lines)]
     found = []
     for folder, folders, files in os.walk(ROOT):
-        folders[:] = [
-            name for name in folders if name != ".git" and not any(fnmatch.fnmatch(name, p) for p in ignored)
-        ]
+        folders[:] = [name for name in folders if not any(fnmatch.fnmatch(name, p) for p in ignored)]
         found += [Path(folder, name) for name in files if name != ".git"]
     return found
 
@@ -49,25 +47,24 @@ def pins() -> dict[str, str]:
 
 def run_python(code: str, folder: Path) -> str:
     """The standard output of ``code`` in a fresh interpreter that starts in ``folder``."""
-    result = subprocess.run(
-        [sys.executable, "-B", "-c", code], cwd=folder, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-B", "-c", code]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+TRAINING = {"transformers", "accelerate", "datasets", "evaluate"}
 
 
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("sca", {"transformers", "accelerate", "datasets", "evaluate"}),
-        ("reranking.fusion", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("reranking.one_to_one", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("reranking.querybank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("commands.rerank", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        ("sca", TRAINING),
+        *((f"reranking.{name}", TRAINING | {"torch"}) for name in ("fusion", "one_to_one", "querybank")),
+        ("commands.rerank", TRAINING | {"torch"}),
         ("evaluation.stages", {"numpy", "torch", "transformers"}),
         ("evaluation.result_files", {"matplotlib"}),
-        ("training.image_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
-        ("training.caption_augmentation", {"torch", "transformers", "accelerate", "datasets", "evaluate"}),
+        *((f"training.{name}_augmentation", TRAINING | {"torch"}) for name in ("image", "caption")),
     ],
 )
 def test_pure_tools_import_alone(module, unwanted, tmp_path):
@@ -152,14 +149,12 @@ def test_readme_examples_run_as_they_stand(tmp_path):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     search, stages = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     (tmp_path / "demo_start").symlink_to(ROOT / "demo_start")
-    hits = re.findall(
-        r"^  ([123])\.  -?\d\.\d\d  .*outputs/people/test/(.*\.jpg)$", run_python(search, tmp_path), re.M
-    )
+    hit = r"^  ([123])\.  -?\d\.\d\d  .*outputs/people/test/(.*\.jpg)$"
+    hits = re.findall(hit, run_python(search, tmp_path), re.M)
     assert [rank for rank, _ in hits] == ["1", "2", "3"] * 2
     assert "SCAReport(queries=" in run_python(stages, tmp_path)
 
 
 def test_model_card_has_its_front_matter():
     card = ModelCard((ROOT / "model_card.md").read_text(encoding="utf-8"))
-    assert card.data.license == "apache-2.0"
-    assert card.data.library_name == "transformers"
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")

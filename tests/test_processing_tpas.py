@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_inputs import noise_image
 from transformers import BertTokenizer
 
 from tpas import processing_tpas
 from tpas.processing_tpas import IMAGE_FORMATS, TPASProcessor, clean_caption, load_image, upright_rgb
 
 WORDS = ["a", "man", "in", "blue", "shorts", "bare", "chested", "diving", "arms", "raised"]
-VOCABULARY = {
-    word: index for index, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS])
-}
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+VOCABULARY = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
 
 
 @pytest.fixture
@@ -26,8 +26,7 @@ def processor() -> TPASProcessor:
 
 @pytest.fixture
 def image() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (45, 70, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return noise_image(0, width=70, height=45)
 
 
 def test_images_are_squeezed_by_bicubic_and_normalised_as_clip(processor, image):
@@ -85,12 +84,11 @@ def test_neither_images_nor_captions_is_refused(processor):
 
 
 def test_settings_and_outputs_survive_saving(tmp_path, image):
-    processor = TPASProcessor.build(
-        BertTokenizer(vocab=VOCABULARY), image_size=48, max_text_length=5, clean_captions=False
-    )
+    settings = {"image_size": 48, "max_text_length": 5, "clean_captions": False}
+    processor = TPASProcessor.build(BertTokenizer(vocab=VOCABULARY), **settings)
     processor.save_pretrained(tmp_path)
     loaded = TPASProcessor.from_pretrained(tmp_path)
-    assert (loaded.image_size, loaded.max_text_length, loaded.clean_captions) == (48, 5, False)
+    assert {name: getattr(loaded, name) for name in settings} == settings
     expected, inputs = (p(images=image, text="a man in blue shorts") for p in (processor, loaded))
     for name in ("pixel_values", "input_ids", "attention_mask"):
         assert torch.equal(inputs[name], expected[name])
@@ -155,10 +153,8 @@ def test_altered_bytes_make_an_image_or_a_value_error(tmp_path, image, image_for
     file = tmp_path / "altered"
     modes, reasons = [], []
     for _ in range(200):
-        altered = content[
-            : generator.choice([len(content), generator.integers(4, len(content))], p=[0.9, 0.1])
-        ]
-        altered = altered.copy()
+        end = generator.choice([len(content), generator.integers(4, len(content))], p=[0.9, 0.1])
+        altered = content[:end].copy()
         header = min(len(altered), generator.choice([100, len(content)]))
         altered[generator.integers(header, size=3)] = generator.choice([0, 255, generator.integers(256)])
         file.write_bytes(altered)

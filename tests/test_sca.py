@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from ranked_lists import ranked_lists
+from ranked_lists import as_dicts, ranked_lists
 
 from tpas.sca import coverage, sca_rerank
 
@@ -120,7 +120,7 @@ def literal(indices, scores, *, confidence, mode, max_shift, tau, temperature, c
 
 
 def assert_equals_the_literal_procedure(indices, scores, chosen):
-    given_indices, given_scores = indices.copy(), scores.copy()
+    copies = indices.copy(), scores.copy()
     result = sca_rerank(indices, scores, **chosen)
     pointer, moves = literal(indices, scores, **chosen)
 
@@ -144,8 +144,8 @@ def assert_equals_the_literal_procedure(indices, scores, chosen):
         "moves": moves,
     }
     assert json.loads(json.dumps(asdict(result.report))) == asdict(result.report)
-    np.testing.assert_array_equal(indices, given_indices)
-    np.testing.assert_array_equal(scores, given_scores)
+    np.testing.assert_array_equal(indices, copies[0])
+    np.testing.assert_array_equal(scores, copies[1])
 
 
 @settings(max_examples=300)
@@ -162,15 +162,9 @@ def test_long_chains_equal_the_literal_procedure(confidence, mode, capacity, tau
     queries, images, candidates = 300, 150, 8
     ranked = np.argsort(generator.random((queries, images)) ** 0.2 + np.linspace(0, 0.5, images), axis=1)
     scores = -np.sort(-generator.integers(0, 40, (queries, candidates)) / 8, axis=1)  # eighths are exact
-    chosen = {
-        "confidence": confidence,
-        "mode": mode,
-        "max_shift": 1 if mode == "single_pass" else 6,
-        "tau": tau,
-        "temperature": 1.0,
-        "capacity": capacity,
-        "query_ids": generator.permutation(queries).tolist(),
-    }
+    chosen = {"confidence": confidence, "mode": mode, "max_shift": 1 if mode == "single_pass" else 6}
+    chosen |= {"tau": tau, "temperature": 1.0, "capacity": capacity}
+    chosen["query_ids"] = generator.permutation(queries).tolist()
     if gated:
         chosen |= {"text_embeds": generator.standard_normal((queries, 4)), "text_threshold": -0.3}
     assert_equals_the_literal_procedure(ranked[:, :candidates], scores, chosen)
@@ -265,15 +259,15 @@ def test_deeper_sets_stay_and_coverage_never_falls(problem):
     for k in range(chosen["max_shift"] + 1, indices.shape[1] + 1):
         for row, new_row in zip(indices, result.indices, strict=True):
             assert set(row[:k]) == set(new_row[:k])
-    own_score = [
-        dict(zip(*pair, strict=True)) for pair in zip(indices.tolist(), scores.tolist(), strict=True)
-    ]
-    assert [
-        dict(zip(*pair, strict=True))
-        for pair in zip(result.indices.tolist(), result.scores.tolist(), strict=True)
-    ] == own_score
+    assert as_dicts(result.indices, result.scores) == as_dicts(indices, scores)
     assert set(indices[:, 0]) <= set(result.indices[:, 0])
     assert coverage(result.indices) == result.report.coverage_after >= result.report.coverage_before
+
+
+def of_queries(chosen, rows):
+    """The options for some of the queries."""
+    per_query = {name: chosen[name] for name in ("query_ids", "text_embeds") if name in chosen}
+    return chosen | {name: [values[row] for row in rows] for name, values in per_query.items()}
 
 
 @settings(max_examples=100)
@@ -282,10 +276,7 @@ def test_nothing_changes_without_collisions(problem):
     indices, scores, chosen = problem
     first_claims = [int(np.flatnonzero(indices[:, 0] == image)[0]) for image in np.unique(indices[:, 0])]
     for kept in (first_claims, [0]):  # one query for each claimed image; a single query
-        per_query = {
-            name: [chosen[name][i] for i in kept] for name in ("query_ids", "text_embeds") if name in chosen
-        }
-        result = sca_rerank(indices[kept], scores[kept], **(chosen | per_query))
+        result = sca_rerank(indices[kept], scores[kept], **of_queries(chosen, kept))
         np.testing.assert_array_equal(result.indices, indices[kept])
         np.testing.assert_array_equal(result.scores, scores[kept])
         assert not result.moved.any()
@@ -302,10 +293,7 @@ def test_order_of_queries_and_names_of_images_mean_nothing(problem, random):
     assert again.scores.tobytes() == result.scores.tobytes()
 
     order = random.sample(range(len(indices)), len(indices))
-    per_query = {
-        name: [chosen[name][i] for i in order] for name in ("query_ids", "text_embeds") if name in chosen
-    }
-    permuted = sca_rerank(indices[order], scores[order], **(chosen | per_query))
+    permuted = sca_rerank(indices[order], scores[order], **of_queries(chosen, order))
     np.testing.assert_array_equal(permuted.indices, result.indices[order])
     np.testing.assert_array_equal(permuted.scores, result.scores[order])
     assert permuted.report == result.report
@@ -335,13 +323,8 @@ def test_the_paper_s_default_by_hand():
     assert result.scores.tolist() == [[0.9, 0.5, 0.1], [0.7, 0.8, 0.1], [0.7, 0.6, 0.1], [0.2, 0.1, 0.0]]
     assert result.moved.tolist() == [False, True, False, False]
     assert asdict(result.report) == {
-        "queries": 4,
-        "collisions_before": 3,
-        "collisions_after": 2,
-        "coverage_before": 0.5,
-        "coverage_after": 0.75,
-        "moved": 1,
-        "moves": 2,
+        **{"queries": 4, "moved": 1, "moves": 2, "collisions_before": 3, "collisions_after": 2},
+        **{"coverage_before": 0.5, "coverage_after": 0.75},
     }
     blind = sca_rerank(indices, scores, mode="single_pass")
     assert blind.indices[:, 0].tolist() == [7, 5, 5, 9]
@@ -383,17 +366,11 @@ def test_tau_and_text_gate_by_hand():
 
 
 @settings(max_examples=60)
-@given(
-    st.integers(1, 6).flatmap(
-        lambda images: st.lists(
-            st.lists(st.integers(0, 3), min_size=images, max_size=images), min_size=1, max_size=8
-        )
-    ),
-    st.data(),
-)
-def test_a_dense_matrix_is_cut_to_its_best(rows, data):
-    dense = np.array(rows, dtype=np.float32)
-    top_k = data.draw(st.integers(1, dense.shape[1]))
+@given(st.integers(1, 8), st.integers(1, 6), st.data())
+def test_a_dense_matrix_is_cut_to_its_best(queries, images, data):
+    row = st.lists(st.integers(0, 3), min_size=images, max_size=images)
+    rows = data.draw(st.lists(row, min_size=queries, max_size=queries))
+    dense, top_k = np.array(rows, dtype=np.float32), data.draw(st.integers(1, images))
     indices = np.array([sorted(range(len(row)), key=lambda g: (-row[g], g))[:top_k] for row in rows])
     scores = np.take_along_axis(dense, indices, axis=1)
     cut, listed = sca_rerank(None, dense, top_k=top_k), sca_rerank(indices, scores)
@@ -403,21 +380,16 @@ def test_a_dense_matrix_is_cut_to_its_best(rows, data):
     assert cut.report == listed.report
 
 
-def test_a_large_dense_matrix_is_cut_in_parts(monkeypatch):
-    dense = np.random.default_rng(0).integers(0, 9, (50, 30)).astype(np.float64)
-    whole = sca_rerank(None, dense, top_k=4)
-    monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", 100)
-    np.testing.assert_array_equal(sca_rerank(None, dense, top_k=4).indices, whole.indices)
-
-
-def test_text_pairs_are_compared_in_parts(monkeypatch):
+def test_a_large_dense_matrix_is_cut_and_text_pairs_are_compared_in_parts(monkeypatch):
     generator = np.random.default_rng(0)
-    dense, embeds = generator.random((60, 30)), generator.standard_normal((60, 4))
-    chosen = {"top_k": 5, "text_embeds": embeds, "text_threshold": 0.1}
-    whole = sca_rerank(None, dense, **chosen)
-    assert (whole.moved != sca_rerank(None, dense, top_k=5).moved).any()
-    monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", 8)
-    np.testing.assert_array_equal(sca_rerank(None, dense, **chosen).indices, whole.indices)
+    dense = generator.integers(0, 9, (60, 30)).astype(np.float64)
+    texts = {"text_embeds": generator.standard_normal((60, 4)), "text_threshold": 0.1}
+    whole, gated = sca_rerank(None, dense, top_k=4), sca_rerank(None, dense, top_k=4, **texts)
+    assert (gated.moved != whole.moved).any()
+    for elements in (100, 8):
+        monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", elements)
+        np.testing.assert_array_equal(sca_rerank(None, dense, top_k=4).indices, whole.indices)
+        np.testing.assert_array_equal(sca_rerank(None, dense, top_k=4, **texts).indices, gated.indices)
 
 
 def test_top_k_cuts_lists():
@@ -435,12 +407,8 @@ def test_tensors_give_tensors(score_type, index_type):
     indices = torch.tensor([[7, 3], [7, 5]], dtype=index_type)
     scores = torch.tensor([[9, 1], [8, 7]], dtype=score_type)
     result = sca_rerank(indices, scores, text_embeds=torch.ones(2, 3).bfloat16(), text_threshold=0.5)
-    torch.testing.assert_close(
-        result.indices, torch.tensor([[7, 3], [5, 7]], dtype=index_type), rtol=0, atol=0
-    )
-    torch.testing.assert_close(
-        result.scores, torch.tensor([[9, 1], [7, 8]], dtype=score_type), rtol=0, atol=0
-    )
+    expected = torch.tensor([[7, 3], [5, 7]]).to(index_type), torch.tensor([[9, 1], [7, 8]]).to(score_type)
+    torch.testing.assert_close((result.indices, result.scores), expected, rtol=0, atol=0)
     torch.testing.assert_close(result.moved, torch.tensor([False, True]))
     assert coverage(result.indices) == 1.0
 
@@ -455,17 +423,11 @@ def test_a_dense_tensor_with_gradient_and_a_tensor_of_ids():
 
 @pytest.mark.parametrize("score_type", [np.float16, np.float32, np.float64, np.int32, np.uint8])
 def test_arrays_keep_their_types(score_type):
-    indices, scores = (
-        np.array([[7, 3], [7, 5]], dtype=np.uint16),
-        np.array([[9, 1], [8, 7]], dtype=score_type),
-    )
+    indices, scores = np.array([[7, 3], [7, 5]], np.uint16), np.array([[9, 1], [8, 7]], score_type)
     for confidence in ("score", "margin", "softmax"):
         result = sca_rerank(indices, scores, confidence=confidence)
-        assert (result.indices.dtype, result.scores.dtype, result.moved.dtype) == (
-            np.uint16,
-            score_type,
-            bool,
-        )
+        types = result.indices.dtype, result.scores.dtype, result.moved.dtype
+        assert types == (np.uint16, score_type, bool)
         assert result.indices.tolist() == [[7, 3], [5, 7]]
 
 
@@ -494,16 +456,13 @@ def test_warns_only_where_an_image_must_answer_several():
 
 
 LISTS = (np.array([[0, 1, 2], [2, 1, 0]]), np.array([[3.0, 2, 1], [9, 8, 7]]))
+AT_0 = {"text_threshold": 0}
 
 
 @pytest.mark.parametrize(
     ("chosen", "error", "message"),
     [
-        (
-            {"confidence": "entropy"},
-            ValueError,
-            "confidence must be one of score, softmax, margin, got 'entropy'",
-        ),
+        ({"confidence": "entropy"}, ValueError, "must be one of score, softmax, margin, got 'entropy'"),
         ({"mode": "twice"}, ValueError, "mode must be one of deferred, single_pass, got 'twice'"),
         ({"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
         ({"max_shift": 1.5}, TypeError, "max_shift must be an integer, got 1.5"),
@@ -520,17 +479,9 @@ LISTS = (np.array([[0, 1, 2], [2, 1, 0]]), np.array([[3.0, 2, 1], [9, 8, 7]]))
         ({"text_threshold": 0.5}, ValueError, "text_embeds and text_threshold go together"),
         ({"text_embeds": np.ones((2, 3))}, ValueError, "text_embeds and text_threshold go together"),
         ({"text_embeds": np.ones((2, 3)), "text_threshold": 1.5}, ValueError, "between -1 and 1, got 1.5"),
-        (
-            {"text_embeds": np.ones((3, 3)), "text_threshold": 0},
-            ValueError,
-            r"each of 2 queries, got shape \(3, 3\)",
-        ),
-        ({"text_embeds": [[1, 2], [0, 0]], "text_threshold": 0}, ValueError, r"query 1 has \[0, 0\]"),
-        (
-            {"text_embeds": [[1, math.nan], [0, 1]], "text_threshold": 0},
-            ValueError,
-            "finite and not zero; query 0",
-        ),
+        ({"text_embeds": np.ones((3, 3))} | AT_0, ValueError, r"each of 2 queries, got shape \(3, 3\)"),
+        ({"text_embeds": [[1, 2], [0, 0]]} | AT_0, ValueError, r"query 1 has \[0, 0\]"),
+        ({"text_embeds": [[1, math.nan], [0, 1]]} | AT_0, ValueError, "finite and not zero; query 0"),
         ({"query_ids": ["a"]}, ValueError, "each of the 2 queries, got 1"),
         ({"query_ids": ["a", "a"]}, ValueError, "queries 0 and 1 are both 'a'"),
         ({"query_ids": ["a", 1]}, TypeError, "all strings or all integers, got int, str"),
@@ -588,7 +539,6 @@ print(module["sca_rerank"]([[7, 3], [7, 5]], [[9, 1], [8, 7]]).indices.tolist())
 
 
 def test_works_alone_with_numpy_only():
-    finished = subprocess.run(
-        [sys.executable, "-c", ALONE, str(SOURCE)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", ALONE, str(SOURCE)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.stdout.strip() == "[[7, 3], [5, 7]]", finished.stderr

@@ -14,13 +14,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 def run(benchmark: str, output: Path, *settings: str) -> tuple[str, dict]:
-    process = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{benchmark}.py", "--quick", "--output", output, *settings],
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    program = ROOT / "benchmarks" / f"{benchmark}.py"
+    command = [sys.executable, program, "--quick", "--output", output, *settings]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert process.returncode == 0, process.stderr
     return process.stdout, json.loads(output.read_text())
 
@@ -44,9 +40,8 @@ def test_rerank(tmp_path):
     assert upstream["times_faster"] == pytest.approx(1)
     assert "engine bf16" in printed
     rows = rows_of("rerank", result)
-    assert [row.ratio for row in rows] == [
-        result["rows"][name]["times_faster"] for name in ("engine fp32", "engine bf16")
-    ]
+    engines = ("engine fp32", "engine bf16")
+    assert [row.ratio for row in rows] == [result["rows"][name]["times_faster"] for name in engines]
 
 
 def test_encoding(tmp_path):
@@ -57,9 +52,8 @@ def test_encoding(tmp_path):
         for row in rows.values():
             assert row["items_per_second"] > 0
             assert row["share_of_gemm_limit"] > 0
-            assert row["times_faster_at_the_limit"] == pytest.approx(
-                row["times_faster"] / row["share_of_gemm_limit"]
-            )
+            at_the_limit = row["times_faster"] / row["share_of_gemm_limit"]
+            assert row["times_faster_at_the_limit"] == pytest.approx(at_the_limit)
     assert "decoding an image" in printed
     assert [row.unit for row in rows_of("encoding", result)] == 2 * ["images/s"] + 2 * ["texts/s"]
 
@@ -94,13 +88,9 @@ def test_embedding_search(tmp_path):
 
 
 def bench(folder: Path, *benchmarks: str, **environment: str) -> tuple[int, list[str], dict]:
-    command = [sys.executable, ROOT / "benchmarks" / "speed_and_memory.py", "--quick"]
-    process = subprocess.run(
-        [*command, "--output_dir", folder, "--only", *benchmarks],
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "benchmarks" / "speed_and_memory.py", "--quick", "--output_dir", folder]
+    command += ["--only", *benchmarks]
+    process = subprocess.run(command, env=ENVIRONMENT | environment, capture_output=True, text=True)
     return process.returncode, process.stdout.splitlines(), json.loads((folder / "summary.json").read_text())
 
 
@@ -147,8 +137,6 @@ def test_systems(tmp_path):
     assert "77.86 → 79.98" in table
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
     pairs = {row[0].removeprefix("| "): row[6] for row in rows}
-    assert [name for name, rate in pairs.items() if rate != "—"] == [
-        "a TPAS model (X-VLM)",
-        "blip: BLIP base",
-    ]
+    matching = [name for name, rate in pairs.items() if rate != "—"]
+    assert matching == ["a TPAS model (X-VLM)", "blip: BLIP base"]
     assert "nothing of this is a measurement" in table

@@ -21,9 +21,9 @@ def tiny_processor(config: TPASConfig) -> TPASProcessor:
     return TPASProcessor.build(tokenizer, image_size=32, max_text_length=config.max_text_length)
 
 
-def noise_image(seed: int) -> Image.Image:
+def noise_image(seed: int, width: int = 24, height: int = 40) -> Image.Image:
     generator = np.random.default_rng(seed)
-    return Image.fromarray(generator.integers(0, 256, (40, 24, 3), dtype=np.uint8))
+    return Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def spread_match_logits(model: TPASModel) -> TPASModel:

@@ -1,8 +1,13 @@
 """Real classes of transformers at toy size, with random weights, saved as their own libraries save them."""
 
+import importlib
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
+from tiny_inputs import noise_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AltCLIPConfig,
@@ -30,6 +35,23 @@ SPECIAL = ["<pad>", "<s>", "</s>", "<unk>"]
 SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 IMAGES = {"image_size": 32, "patch_size": 8}
 FAMILIES = ("clip", "siglip", "siglip2", "altclip", "blip")
+
+
+def needs(library: str) -> pytest.MarkDecorator:
+    """Skips where a library is missing that needs torchvision."""
+    try:
+        importlib.import_module(library)
+        missing = False
+    except (ImportError, RuntimeError):
+        missing = True
+    reason = f"{library} needs torchvision, which cannot be imported beside the CPU build of torch"
+    return pytest.mark.skipif(missing, reason=reason)
+
+
+def noise_images(count: int) -> list[Image.Image]:
+    """Of several shapes, no two alike."""
+    shapes = np.random.default_rng(0).integers(33, 60, (count, 2)).tolist()
+    return [noise_image(number, *shape) for number, shape in enumerate(shapes)]
 
 
 def word_tokenizer(length: int) -> PreTrainedTokenizerFast:

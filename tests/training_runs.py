@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from tpas.modeling_tpas import TPASModel
-from tpas.train_accelerate import app
+from tpas.train_accelerate import app, main
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.fine_tuning import Run
 
@@ -49,6 +50,12 @@ def parsed(words: list[str]) -> FineTuningArguments:
     """What `tpas train` makes of its flags."""
     values = typer.main.get_command(app).make_context("tpas train", list(words)).params
     return FineTuningArguments(**{field.name: values[field.name] for field in fields(FineTuningArguments)})
+
+
+def train_on_two_processes(words: list[str]) -> None:
+    """What `debug_launcher` starts: the command in a process that has no accelerator yet."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    main(words)
 
 
 class WatchedRun(Run):

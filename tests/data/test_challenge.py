@@ -73,12 +73,8 @@ def test_answers_are_the_evaluation_s_best_images(start, small_pab, test_set, tm
     scores = tmp_path / "answers" / "s.npz"
     submit([str(test_set), *flags, "--output", str(answer), "--stage", stage, "--scores", str(scores)])
     assert "12 answers of 10 names among 12" in capsys.readouterr().out
-    assert sorted(path.name for path in answer.parent.iterdir()) == [
-        "answer.txt",
-        "s.embeddings.npz",
-        "s.fused.npz",
-        "s.matching.npz",
-    ]
+    files = ["answer.txt", "s.embeddings.npz", "s.fused.npz", "s.matching.npz"]
+    assert sorted(path.name for path in answer.parent.iterdir()) == files
     evaluate([*flags, "--data_root", str(small_pab), "--rankings", str(tmp_path / "rankings.json")])
     masked = {image: f"{n:05}" for n, image in enumerate(load_pab(small_pab, "test")["image"])}
     ranked = json.loads((tmp_path / "rankings.json").read_text())["queries"]
@@ -98,10 +94,8 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
     scores = generator.standard_normal((12, 12))
     order = np.argsort(-scores, axis=1)
     path, answer = tmp_path / "theirs.npz", tmp_path / "answer.txt"
-    if lists:
-        content = ScoreFile(np.take_along_axis(scores, order, 1), order, query_ids, names)
-    else:
-        content = ScoreFile(scores, None, query_ids, names)
+    best_first = np.take_along_axis(scores, order, 1)
+    content = ScoreFile(*((best_first, order) if lists else (scores, None)), query_ids, names)
     write_score_file(path, content)
     submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
     assert "12 answers of 10 names among 12" in capsys.readouterr().out
@@ -109,8 +103,7 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
     expected = [best[name] for name in challenge.query_ids]
     assert [line.split(" ") for line in answer.read_text().splitlines()] == expected
 
-    few = ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names)
-    write_score_file(path, few)
+    write_score_file(path, ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names))
     with pytest.raises(SystemExit, match="an answer names 10 images, but .* lists 1"):
         submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
     write_score_file(path, ScoreFile(scores[:11], None, query_ids[:11], names))
@@ -157,9 +150,8 @@ def test_the_command_lists_mistakes_and_ends_with_a_code_of_its_own(test_set, tm
         submit([str(test_set), "--validate", str(answer)])
     assert error.value.code == 3
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == (
-        f"{answer}: 30 lines for 12 queries: one line a query, in the order of the query file"
-    )
+    counted = "30 lines for 12 queries: one line a query, in the order of the query file"
+    assert lines[0] == f"{answer}: {counted}"
     assert lines[1] == f"{answer}: line 1 (query Q011): 1 names, not 10"
     assert lines[-1] == "... and 41 more mistakes"
     with pytest.raises(SystemExit, match="No such file"):
@@ -183,19 +175,13 @@ def change(path: Path, line: int, content: str) -> None:
     [
         ("{", "query_text.json, line 2: not a line of JSON"),
         ("[1]", "query_text.json, line 2: expected an object with 'query_index' and 'caption'"),
-        (
-            '{"query_index": 7, "caption": "a man"}',
-            "line 2: 'query_index' must be text .*, got 7",
-        ),
+        ('{"query_index": 7, "caption": "a man"}', "line 2: 'query_index' must be text .*, got 7"),
         ('{"query_index": "a b", "caption": "x"}', "line 2: 'query_index' must be text without spaces"),
         ('{"query_index": "Q001", "caption": " "}', "line 2: 'caption' must be a text, got ' '"),
         ('{"query_index": "Q001", "caption": "?!"}', "line 2: 'caption' must be a text, got '\\?!'"),
         ('{"query_index": "Q001"}', "line 2: 'caption' must be a text, got None"),
         ('{"query_index": "Q000", "caption": "x"}', "line 2: the query_index 'Q000' is there twice"),
-        (
-            '{"query_index": "Q999", "caption": "x"}',
-            "query_index.txt, line 11: no query 'Q001'",
-        ),
+        ('{"query_index": "Q999", "caption": "x"}', "query_index.txt, line 11: no query 'Q001'"),
     ],
 )
 def test_a_broken_query_file_is_named_with_its_line(test_set, content, message):

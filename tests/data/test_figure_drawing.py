@@ -24,14 +24,9 @@ ACTIONS = sorted(set(POSES) - {"kicker", "pusher"})
 
 def person(upper: str = "t-shirt", colour=MAGENTA, pattern: str = "plain", **others) -> Figure:
     settings = {
-        "woman": False,
-        "stoutness": 1.0,
-        "skin": (226, 182, 146),
-        "hair_style": "short",
-        "hair_colour": (60, 40, 30),
-        "upper": Garment(upper, colour, pattern),
+        **{"woman": False, "stoutness": 1.0, "skin": (226, 182, 146), "shoes": (200, 200, 200)},
+        **{"hair_style": "short", "hair_colour": (60, 40, 30), "upper": Garment(upper, colour, pattern)},
         "lower": None if upper == "dress" else Garment("trousers", (40, 40, 44)),
-        "shoes": (200, 200, 200),
     }
     return Figure(**(settings | others))
 
@@ -56,17 +51,12 @@ def test_the_upper_garment_is_well_visible_in_every_action(action):
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_person_fills_much_of_the_image_and_lies_inside_it(action):
-    dressed = {
-        "skin": MAGENTA,
-        "shoes": MAGENTA,
-        "hair_colour": MAGENTA,
-        "lower": Garment("trousers", MAGENTA),
-    }
-    bare = {"skin": CYAN, "shoes": CYAN, "hair_colour": CYAN, "lower": Garment("trousers", CYAN)}
+    def coloured(colour) -> Figure:
+        lower = Garment("trousers", colour)
+        return person(colour=colour, skin=colour, shoes=colour, hair_colour=colour, lower=lower)
+
     for seed in range(4):
-        seen = changed(
-            draw(person(**dressed), action, seed=seed), draw(person(colour=CYAN, **bare), action, seed=seed)
-        )
+        seen = changed(*(draw(coloured(colour), action, seed=seed) for colour in (MAGENTA, CYAN)))
         rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
         longest = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
         # One hit by a car or kicked by another person shares the image with them.
@@ -78,15 +68,11 @@ def test_a_person_fills_much_of_the_image_and_lies_inside_it(action):
 def test_each_upper_shape_pattern_and_addition_looks_different():
     looks = {shape: person(shape) for shape in UPPER_SHAPES}
     looks |= {pattern: person(pattern=pattern) for pattern in ("striped", "checked", "dotted")}
-    looks |= {
-        lower: person(lower=Garment(lower, CYAN)) for lower in ("trousers", "shorts", "skirt", "leggings")
-    }
-    looks |= {lower: person(lower=Garment(lower, CYAN)) for lower in ("jeans", "joggers")}
+    lowers = ("trousers", "shorts", "skirt", "leggings", "jeans", "joggers")
+    looks |= {lower: person(lower=Garment(lower, CYAN)) for lower in lowers}
     looks |= {hat: person(headwear=Garment(hat, CYAN)) for hat in ("cap", "beanie", "sun hat", "helmet")}
-    looks |= {
-        thing: person(carried=Garment(thing, CYAN))
-        for thing in ("backpack", "shoulder bag", "handbag", "balloon")
-    }
+    things = ("backpack", "shoulder bag", "handbag", "balloon")
+    looks |= {thing: person(carried=Garment(thing, CYAN)) for thing in things}
     styles = ("bald", "long", "bun", "ponytail", "afro", "mohawk")
     looks |= {style: person(hair_style=style) for style in styles}
     looks["woman"] = person(woman=True)
@@ -110,12 +96,8 @@ def test_an_image_depends_on_its_seeds_alone():
 
 
 def test_bones_keep_their_length_and_feet_their_ground_in_every_pose():
-    bones = {
-        ("shoulder", "elbow"): 0.15,
-        ("elbow", "hand"): 0.145,
-        ("hip", "knee"): 0.225,
-        ("knee", "ankle"): 0.22,
-    }
+    bones = {("shoulder", "elbow"): 0.15, ("elbow", "hand"): 0.145}
+    bones |= {("hip", "knee"): 0.225, ("knee", "ankle"): 0.22}
     rng = random.Random(0)
     for pose in itertools.chain.from_iterable(POSES.values()):
         moved = jittered_pose(pose, rng)

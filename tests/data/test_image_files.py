@@ -28,13 +28,8 @@ def test_a_suffix_is_an_images_where_the_decoder_reads_such_files(suffix, tmp_pa
 def test_all_folders_below_are_searched_and_links_to_folders_are_not(tmp_path):
     (tmp_path / "inside" / "camera 1").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
-    for name in (
-        "inside/b.JPG",
-        "inside/camera 1/a.avif",
-        "inside/notes.txt",
-        "inside/.png",
-        "outside/c.jpg",
-    ):
+    inside = [f"inside/{name}" for name in ("b.JPG", "camera 1/a.avif", "notes.txt", ".png")]
+    for name in [*inside, "outside/c.jpg"]:
         (tmp_path / name).touch()
     (tmp_path / "inside" / "linked").symlink_to(tmp_path / "outside")
     (tmp_path / "inside" / "d.png").symlink_to(tmp_path / "outside" / "c.jpg")

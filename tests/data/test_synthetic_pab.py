@@ -4,6 +4,7 @@ import json
 import random
 import re
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -25,17 +26,8 @@ from tpas.data.drawn.synthetic_pab import (
 )
 
 SIZE = 40
-KEYS = {
-    "image",
-    "caption",
-    "image_id",
-    "hard_i",
-    "hard_c",
-    "hard_i_id",
-    "source_id",
-    "source_caption",
-    "scene",
-}
+KEYS = {"image", "caption", "image_id", "hard_i", "hard_c", "hard_i_id"}
+KEYS |= {"source_id", "source_caption", "scene"}
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -82,7 +74,7 @@ def test_rows_have_pabs_keys_and_one_behaviour(train, test_split):
     for row in train + test_split:
         (behaviour,) = set(row) - KEYS
         assert behaviour in ("normal", "anomaly")
-        assert set(row) == KEYS | {behaviour}
+        assert set(row) > KEYS
         assert re.fullmatch(r"\d+_\d", row["source_id"])
     assert all(isinstance(row["caption"], str) for row in train)
     assert all(isinstance(row["caption"], list) and len(row["caption"]) == 1 for row in test_split)
@@ -180,14 +172,14 @@ def test_an_example_depends_on_the_arguments_alone():
 
 
 def test_worlds_share_no_scene_and_a_core_of_actions():
+    worlds = PRETRAINING_WORLD, DEMO_WORLD
     scenes, actions, colours = (
-        [{item.name: item for item in getattr(world, part)} for world in (PRETRAINING_WORLD, DEMO_WORLD)]
+        [{item.name: item for item in getattr(world, part)} for world in worlds]
         for part in ("scenes", "actions", "colours")
     )
     assert not set(scenes[0]) & set(scenes[1])
-    assert not {place for s in scenes[0].values() for place in s.places} & {
-        place for s in scenes[1].values() for place in s.places
-    }
+    places = [{place for scene in world.scenes for place in scene.places} for world in worlds]
+    assert not places[0] & places[1]
     assert len(set(actions[0]) & set(actions[1])) >= 10
     assert len(set(actions[1]) - set(actions[0])) >= 5
     shared = set(colours[0]) & set(colours[1])
@@ -261,10 +253,8 @@ def test_captions_have_20_to_60_words_of_the_vocabulary(world):
 def test_a_shorter_caption_says_less_and_the_rest_alike():
     shortened = 0
     for index in range(60):
-        long, short = (
-            draw_source(PRETRAINING_WORLD, 4, index, SIZE, **limit)[1]
-            for limit in ({}, {"longest_caption": 24})
-        )
+        limits = {}, {"longest_caption": 24}
+        long, short = (draw_source(PRETRAINING_WORLD, 4, index, SIZE, **limit)[1] for limit in limits)
         assert long.caption.startswith(short.caption)
         assert len(short.caption.split()) <= 24 or short.caption.count(". ") <= 1  # an opening at least
         shortened += long.caption != short.caption
@@ -297,11 +287,8 @@ def test_captions_name_the_garments_the_action_and_the_place():
             assert any(word in caption for word in look.upper.words)
             assert any(word in caption for word in look.upper_colour.words)
             if look.lower is not None:
-                assert any(
-                    f"{colour} {word}" in caption
-                    for colour in look.lower_colour.words
-                    for word in look.lower.words
-                )
+                coloured = product(look.lower_colour.words, look.lower.words)
+                assert any(" ".join(words) in caption for words in coloured)
             if look.pattern.name != "plain":
                 assert any(word in caption for word in look.pattern.words)
 
@@ -374,18 +361,7 @@ def test_what_cannot_be_drawn_is_refused_at_once(tmp_path, argument, value):
 
 def test_the_command_draws(tmp_path):
     folder = tmp_path / "pab"
-    arguments = [
-        "--train_pairs",
-        "4",
-        "--test_pairs",
-        "2",
-        "--seed",
-        "1",
-        "--image_size",
-        str(SIZE),
-        "--workers",
-        "1",
-    ]
-    draw.main([str(folder), *arguments])
+    arguments = f"--train_pairs 4 --test_pairs 2 --seed 1 --image_size {SIZE} --workers 1"
+    draw.main([str(folder), *arguments.split()])
     same = draw_pab(tmp_path / "same", train_pairs=4, test_pairs=2, seed=1, image_size=SIZE, workers=1)
     assert contents(folder) == contents(same)

@@ -5,40 +5,22 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from tiny_retrieval_models import needs, noise_images
+from training_runs import flags
 
 from tpas.commands.evaluate import main as evaluate_main
 from tpas.models.loading import load_model
 from tpas.models.open_clip_encoders import OpenClipProcessor
 from tpas.train_accelerate import main as train_main
 
-
-def importable() -> bool:
-    try:
-        import open_clip  # noqa: F401
-    except (ImportError, RuntimeError):
-        return False
-    return True
-
-
-needs_open_clip = pytest.mark.skipif(
-    not importable(),
-    reason="open_clip needs torchvision, which cannot be imported beside the CPU build of torch",
-)
+needs_open_clip = needs("open_clip")
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+TOWER = {"timm_model_name": "eva02_tiny_patch14_224", "timm_model_pretrained": False}
 TINY = {
-    "embed_dim": 16,
-    "custom_text": True,
-    "vision_cfg": {
-        "image_size": 224,
-        "timm_model_name": "eva02_tiny_patch14_224",
-        "timm_model_pretrained": False,
-        "timm_pool": "token",
-        "timm_proj": None,
-    },
+    **{"embed_dim": 16, "custom_text": True},
+    "vision_cfg": TOWER | {"image_size": 224, "timm_pool": "token", "timm_proj": None},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
 }
 
@@ -58,11 +40,6 @@ def tiny(tmp_path_factory) -> Path:
     model = open_clip.create_model(f"local-dir:{folder}", load_weights=False)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return folder
-
-
-def noise_images(count: int) -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [Image.fromarray(generator.integers(0, 255, (40, 50, 3), dtype=np.uint8)) for _ in range(count)]
 
 
 @needs_open_clip
@@ -92,9 +69,8 @@ class PaddedWithOne:
     tokenizer = SimpleNamespace(pad_token_id=1)
 
     def __call__(self, texts: list[str], context_length: int) -> torch.Tensor:
-        return torch.tensor(
-            [([5] * len(text.split()) + [1] * context_length)[:context_length] for text in texts]
-        )
+        rows = ([5] * len(text.split()) + [1] * context_length for text in texts)
+        return torch.tensor([row[:context_length] for row in rows])
 
 
 def test_captions_that_are_cut_are_padded_as_the_tokenizer_does():
@@ -110,28 +86,11 @@ def test_captions_that_are_cut_are_padded_as_the_tokenizer_does():
 @pytest.mark.parametrize("lora_rank", [0, 2])
 def test_it_is_evaluated_and_fine_tuned(tiny, small_pab, tmp_path, lora_rank):
     results = tmp_path / "results.json"
-    common = ["--data_root", str(small_pab)]
-    train_main(
-        [
-            *common,
-            *("--model_name_or_path", str(tiny), "--output_dir", str(tmp_path / "run")),
-            *("--num_train_epochs", "1", "--batch_size", "8", "--learning_rate", "0.001"),
-            *(
-                "--validation_fraction",
-                "0.34",
-                "--log_every",
-                "1",
-                "--num_workers",
-                "0",
-                "--report_to",
-                "none",
-            ),
-            *(["--lora_rank", str(lora_rank), "--merge", "true"] if lora_rank else []),
-        ]
-    )
+    adapter = {"lora_rank": lora_rank, "merge": True} if lora_rank else {}
+    train_main(flags(small_pab, tiny, tmp_path / "run", num_train_epochs=1, batch_size=8, **adapter))
     best = tmp_path / "run" / "best"
     assert (best / "adapter_model.safetensors").exists() == (lora_rank > 0)
-    evaluate_main(["--model", str(best), *common, "--output", str(results)])
+    evaluate_main(["--model", str(best), "--data_root", str(small_pab), "--output", str(results)])
     assert json.loads(results.read_text())["final_stage"] == "embeddings"
     model, processor = load_model(str(best))
     start, _ = load_model(str(tiny))

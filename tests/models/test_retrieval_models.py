@@ -6,15 +6,13 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_retrieval_models import FAMILIES, save_tiny
+from tiny_retrieval_models import FAMILIES, noise_images
 from transformers import AutoProcessor, AutoTokenizer, BlipForImageTextRetrieval, CLIPModel, SiglipModel
 
 from tpas.commands.evaluate import main as evaluate_main
@@ -37,35 +35,12 @@ CAPTIONS = [
 IMAGES = 20  # two passes
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {family: save_tiny(family, root / family) for family in FAMILIES}
-
-
-def noise_images(count: int = IMAGES) -> list[Image.Image]:
-    """Of several shapes, no two alike."""
-    generator = np.random.default_rng(0)
-    shapes = generator.integers(33, 60, (count, 2))
-    return [
-        Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
-        for height, width in shapes
-    ]
-
-
-def rank(folder: Path, accelerator: Accelerator | None = None, **settings):
+def rank(folder: Path, **settings):
     model, processor = load_model(str(folder))
-    return rank_gallery(
-        model,
-        processor,
-        CAPTIONS,
-        [f"query {row}" for row in range(len(CAPTIONS))],
-        noise_images(),
-        [f"image {column:02}" for column in range(IMAGES)],
-        shortlist=8,
-        accelerator=accelerator,
-        **settings,
-    )
+    query_ids = [f"query {row}" for row in range(len(CAPTIONS))]
+    gallery_ids = [f"image {column:02}" for column in range(IMAGES)]
+    inputs = (model, processor, CAPTIONS, query_ids, noise_images(IMAGES), gallery_ids)
+    return rank_gallery(*inputs, shortlist=8, **settings)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -84,11 +59,9 @@ def test_embeddings_are_those_of_the_library_itself(folders, family):
         if family in ("siglip", "siglip2"):  # they are asked without a mask
             del texts["attention_mask"]
         if family == "blip":
-            one_by_one = [
-                library(pixel_values=pixels[None], use_itm_head=False, **texts).itm_score[0]
-                for pixels in inputs["pixel_values"]
-            ]
-            cosines = torch.stack(one_by_one)
+            texts["use_itm_head"] = False
+            one_by_one = [library(pixel_values=pixels[None], **texts) for pixels in inputs["pixel_values"]]
+            cosines = torch.stack([output.itm_score[0] for output in one_by_one])
         else:
             output = library(**inputs, **texts)
             cosines = output.image_embeds @ output.text_embeds.T
@@ -143,9 +116,8 @@ def test_siglip_sees_lower_case_and_its_full_length(folders, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batch_size_changes_no_bit_of_a_ranking(folders, family):
     one, other = rank(folders[family]), rank(folders[family], batch_size=1, token_memory=0)
-    expected = (
-        ["embeddings", "embeddings_sca", "matching", "sca"] if family == "blip" else ["embeddings", "sca"]
-    )
+    matched = ["embeddings", "embeddings_sca", "matching", "sca"]
+    expected = matched if family == "blip" else ["embeddings", "sca"]
     assert list(one.indices) == expected
     assert one.final_stage == ("matching" if family == "blip" else "embeddings")
     for stage in one.indices:
@@ -208,15 +180,14 @@ def test_the_temperature_is_read_and_kept(folders, tmp_path):
 def test_our_own_model_goes_the_same_way(start):
     model, processor = load_model(str(start))
     named, _ = load_model(f"tpas:{start}")
-    assert isinstance(model, TPASModel)
-    assert isinstance(named, TPASModel)
+    assert type(model) is type(named) is TPASModel
     embeds = model.get_text_features(**processor(text=CAPTIONS)).pooler_output
     torch.testing.assert_close(F.normalize(embeds, dim=-1), embeds)
 
 
-def refusal(arguments: list[str]) -> str:
+def refusal(model: str | Path, small_pab: Path, *more: str) -> str:
     with pytest.raises(SystemExit) as stopped:
-        evaluate_main(arguments)
+        evaluate_main(["--model", str(model), "--data_root", str(small_pab), *more])
     message = str(stopped.value)
     assert "\n" not in message
     return message
@@ -224,38 +195,33 @@ def refusal(arguments: list[str]) -> str:
 
 def test_what_is_no_retrieval_model_is_refused_in_one_line(folders, small_pab, tmp_path, caplog):
     caplog.set_level(logging.ERROR)
-    data = ["--data_root", str(small_pab)]
     vision = tmp_path / "vision"
     shutil.copytree(folders["clip"], vision)
     config = json.loads((vision / "config.json").read_text())
     (vision / "config.json").write_text(json.dumps(config["vision_config"] | {"model_type": "vit"}))
-    message = refusal(["--model", str(vision), *data])
-    assert "ViTModel has no get_image_features and no get_text_features" in message
+    message = "ViTModel has no get_image_features and no get_text_features"
+    assert message in refusal(vision, small_pab)
 
     captioner = tmp_path / "captioner"  # BLIP without the heads of retrieval
     shutil.copytree(folders["blip"], captioner)
     weights = load_file(captioner / "model.safetensors")
     weights = {name: value for name, value in weights.items() if not name.startswith("itm_head")}
     save_file(weights, captioner / "model.safetensors", metadata={"format": "pt"})
-    assert "lacks 2 weights of the model, such as itm_head.bias" in refusal(
-        ["--model", str(captioner), *data]
-    )
+    message = "lacks 2 weights of the model, such as itm_head.bias"
+    assert message in refusal(captioner, small_pab)
 
     wordless = tmp_path / "wordless"
     shutil.copytree(folders["clip"], wordless, ignore=shutil.ignore_patterns("tokenizer*"))
-    assert "its tokenizer knows no words" in refusal(["--model", str(wordless), *data])
-    message = refusal(["--model", f"blip:{folders['clip']}", *data])
-    assert "is a model of type 'clip'" in message
+    assert "its tokenizer knows no words" in refusal(wordless, small_pab)
+    assert "is a model of type 'clip'" in refusal(f"blip:{folders['clip']}", small_pab)
+    assert "nowhere" in refusal(tmp_path / "nowhere", small_pab)
 
-    message = refusal(["--model", str(folders["clip"]), *data, "--fusion_weight", "0.3"])
-    assert "the fusion weight 0.3 is of embeddings and matching" in message
-    assert "only TPAS models are resized" in refusal(
-        ["--model", str(folders["clip"]), *data, "--image_size", "64"]
-    )
-    assert "--max_text_length must be between 3 and the model's 24" in refusal(
-        ["--model", str(folders["clip"]), *data, "--max_text_length", "99"]
-    )
-    assert "nowhere" in refusal(["--model", str(tmp_path / "nowhere"), *data])
+    for flags, message in (
+        (("--fusion_weight", "0.3"), "the fusion weight 0.3 is of embeddings and matching"),
+        (("--image_size", "64"), "only TPAS models are resized"),
+        (("--max_text_length", "99"), "--max_text_length must be between 3 and the model's 24"),
+    ):
+        assert message in refusal(folders["clip"], small_pab, *flags)
 
 
 def test_code_that_comes_with_a_model_needs_consent(folders, small_pab, tmp_path):
@@ -269,11 +235,11 @@ def test_code_that_comes_with_a_model_needs_consent(folders, small_pab, tmp_path
         "class Config(CLIPConfig):\n    model_type = 'mine'\n\n"
         "class Model(CLIPModel):\n    config_class = Config\n"
     )
-    arguments = ["--model", str(folder), "--data_root", str(small_pab)]
-    message = refusal(arguments)
+    message = refusal(folder, small_pab)
     assert "comes with code of its own" in message
     assert "--trust_remote_code" in message
-    evaluate_main([*arguments, "--trust_remote_code", "--output", str(tmp_path / "results.json")])
+    arguments = ["--model", str(folder), "--data_root", str(small_pab), "--trust_remote_code"]
+    evaluate_main([*arguments, "--output", str(tmp_path / "results.json")])
     assert (tmp_path / "results.json").exists()
 
 
@@ -296,10 +262,8 @@ def test_code_that_may_change_or_lies_elsewhere_is_refused():
 def test_a_tokenizers_code_does_not_run_without_consent(folders, tmp_path):
     folder, trace = tmp_path / "custom", tmp_path / "trace"
     shutil.copytree(folders["clip"], folder)
-    for file, key in (
-        ("tokenizer_config.json", "AutoTokenizer"),
-        ("preprocessor_config.json", "AutoImageProcessor"),
-    ):
+    files = {"AutoTokenizer": "tokenizer_config.json", "AutoImageProcessor": "preprocessor_config.json"}
+    for key, file in files.items():
         config = json.loads((folder / file).read_text())
         config["auto_map"] = {key: ["mine.Own", "mine.Own"] if key == "AutoTokenizer" else "mine.Own"}
         (folder / file).write_text(json.dumps(config))

@@ -3,13 +3,11 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
-from PIL import Image
-from tiny_retrieval_models import SIZE, save_tiny
+from tiny_retrieval_models import SIZE, needs, noise_images, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -22,7 +20,6 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import is_torchvision_available
 
 from tpas.commands.evaluate import main as evaluate_main
 from tpas.data.drawn.synthetic_pab import DEMO_WORLD, captions_vocabulary
@@ -34,14 +31,8 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 CPU = torch.device("cpu")
 CAPTIONS = ["a man in a red coat is running", "a woman is lying on the grass", "a woman in a blue shirt"]
 IMAGES = 18
-QWEN_WORDS = [
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-]
+QWEN_WORDS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
+QWEN_WORDS += ["<|image_pad|>", "<|video_pad|>"]
 QWEN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}"
@@ -62,13 +53,8 @@ def word_tokenizer(special: list[str]) -> PreTrainedTokenizerFast:
     words |= dict.fromkeys(captions_vocabulary(DEMO_WORLD))
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = split
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        additional_special_tokens=special,
-        model_max_length=512,
-    )
+    settings = {"pad_token": "<pad>", "unk_token": "<unk>", "additional_special_tokens": special}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **settings)
 
 
 def save_llava(folder: Path) -> Path:
@@ -100,24 +86,12 @@ def save_qwen(folder: Path) -> Path:
 
     tokenizer = word_tokenizer(QWEN_WORDS)
     ids = {word: tokenizer.convert_tokens_to_ids(word) for word in QWEN_WORDS}
+    rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    positions = {"max_position_embeddings": 512, "rope_scaling": rope}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4}
     config = Qwen2_5_VLConfig(
-        text_config=SIZE
-        | {
-            "vocab_size": len(tokenizer),
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 512,
-            "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 4,
-            "patch_size": 4,
-            "out_hidden_size": 32,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-        },
+        text_config=SIZE | {"vocab_size": len(tokenizer), "num_key_value_heads": 2} | positions,
+        vision_config=vision | {"out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]},
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
@@ -142,73 +116,40 @@ def save(model: torch.nn.Module, processor, folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "llava",
-        pytest.param(
-            "qwen",
-            marks=pytest.mark.skipif(
-                not is_torchvision_available(),
-                reason="Qwen's processor needs torchvision, which cannot be imported beside the CPU torch",
-            ),
-        ),
-    ],
-)
+@pytest.fixture(scope="module", params=["llava", pytest.param("qwen", marks=needs("torchvision"))])
 def vlm(request, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("vlm") / request.param
     return save_llava(folder) if request.param == "llava" else save_qwen(folder)
 
 
-def images() -> list[Image.Image]:
-    generator = np.random.default_rng(0)
-    return [
-        Image.fromarray(generator.integers(0, 255, (height, width, 3), dtype=np.uint8))
-        for height, width in generator.integers(33, 60, (IMAGES, 2))
-    ]
-
-
 def test_the_score_is_how_much_surer_yes_is_than_no(vlm):
     matcher = load_matcher(f"vlm:{vlm}", CPU)
-    scores = matcher.match_images(images()[:3], CAPTIONS)
-    model, processor = (
-        AutoModelForImageTextToText.from_pretrained(vlm),
-        AutoProcessor.from_pretrained(vlm),
-    )
-    for image, caption, score in zip(images(), CAPTIONS, scores, strict=False):
+    scores = matcher.match_images(noise_images(3), CAPTIONS)
+    model, processor = (AutoModelForImageTextToText.from_pretrained(vlm), AutoProcessor.from_pretrained(vlm))
+    for image, caption, score in zip(noise_images(3), CAPTIONS, scores, strict=True):
         inputs = processor(images=[[image]], text=[matcher.prompt(caption)], return_tensors="pt")
         with torch.no_grad():
             chances = model(**inputs).logits[0, -1].softmax(dim=0)
-        yes, no = (
-            sum(chances[processor.tokenizer.convert_tokens_to_ids(word)] for word in words)
-            for words in (("yes", "Yes"), ("no", "No"))
-        )
+        known = processor.tokenizer.convert_tokens_to_ids
+        yes, no = (chances[known(words)].sum() for words in (["yes", "Yes"], ["no", "No"]))
         assert score.item() == pytest.approx((yes.log() - no.log()).item(), abs=1e-4)
     assert scores.std() > 1e-3
     assert CAPTIONS[0] in matcher.prompt(CAPTIONS[0])
 
 
+def match(clip: Path, vlm: Path, **settings):
+    model, processor = load_model(str(clip))
+    ids = [f"image {column:02}" for column in range(IMAGES)]
+    matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
+    inputs = (model, processor, CAPTIONS, ["b", "a", "c"], noise_images(IMAGES), ids)
+    return rank_gallery(*inputs, shortlist=8, **matcher, **settings)
+
+
 def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
-    model, processor = load_model(str(save_tiny("clip", tmp_path / "clip")))
-
-    def rank(**settings):
-        return rank_gallery(
-            model,
-            processor,
-            CAPTIONS,
-            ["b", "a", "c"],
-            images(),
-            [f"image {column:02}" for column in range(IMAGES)],
-            shortlist=8,
-            matcher=load_matcher(f"vlm:{vlm}", CPU),
-            matcher_shortlist=5,
-            watched=[list(range(IMAGES))] * 3,
-            fusion_weight=0.5,
-            **settings,
-        )
-
-    ranked = rank()
+    clip = save_tiny("clip", tmp_path / "clip")
+    settings = {"watched": [list(range(IMAGES))] * 3, "fusion_weight": 0.5}
+    ranked = match(clip, vlm, **settings)
     assert list(ranked.indices) == ["embeddings", "embeddings_sca", "matching", "fused", "sca"]
     assert ranked.indices["matching"].shape == (3, 5)
     first, second = ranked.indices["embeddings"], ranked.indices["matching"]
@@ -218,21 +159,20 @@ def test_it_reorders_the_first_few_of_any_model(vlm, tmp_path):
         ranks = ranked.watched_ranks["matching"][row]
         assert sorted(ranks) == list(range(1, IMAGES + 1))
         assert [ranks[column] for column in first[row, 5:].tolist()] == [6, 7, 8]
-    other = rank(batch_size=1, token_memory=0)
+    other = match(clip, vlm, batch_size=1, token_memory=0, **settings)
     assert torch.equal(other.scores["matching"], ranked.scores["matching"])
 
 
 @pytest.mark.parametrize(
-    ("word", "read"),
-    [("<image>", "< image>"), ("<pad>", "< pad>"), ("<<image>image>", "<< image>image>")],
+    ("word", "read"), [("<image>", "< image>"), ("<pad>", "< pad>"), ("<<image>image>", "<< image>image>")]
 )
 def test_a_caption_with_the_models_own_words_is_read_as_text(tmp_path, word, read):
     torch.manual_seed(0)
     matcher = load_matcher(f"vlm:{save_llava(tmp_path / 'llava')}", CPU)
     captions = [CAPTIONS[0], f"a man {word} in a red coat", CAPTIONS[1]]
-    scores = matcher.match_images(images()[:3], captions)
+    scores = matcher.match_images(noise_images(3), captions)
     assert scores.isfinite().all()
-    alone = matcher.match_images(images()[:1], captions[:1])
+    alone = matcher.match_images(noise_images(1), captions[:1])
     torch.testing.assert_close(scores[:1], alone, atol=1e-4, rtol=0)  # the other two as without it
     prompt = matcher.prompt(captions[1])
     assert f"a man {read} in a red coat" in prompt
@@ -245,15 +185,6 @@ def match_on_two_processes(output: Path, clip: Path, vlm: Path) -> None:
     assert accelerator.num_processes == 2
     ranked = match(clip, vlm, accelerator=accelerator)
     torch.save(ranked.scores["matching"], output / f"{accelerator.process_index}.pt")
-
-
-def match(clip: Path, vlm: Path, **settings):
-    model, processor = load_model(str(clip))
-    ids = [f"image {column:02}" for column in range(IMAGES)]
-    matcher = {"matcher": load_matcher(f"vlm:{vlm}", CPU), "matcher_shortlist": 5}
-    return rank_gallery(
-        *(model, processor, CAPTIONS, ["b", "a", "c"], images(), ids), shortlist=8, **matcher, **settings
-    )
 
 
 def test_two_processes_match_to_the_bits_of_one(tmp_path):
@@ -271,13 +202,10 @@ def test_the_command_takes_a_matcher(vlm, start, small_pab, tmp_path):
     arguments = ["--model", str(start), "--data_root", str(small_pab), "--output", str(output)]
     evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "3"])
     results = json.loads(output.read_text())
-    assert results["matcher"] == f"vlm:{vlm}"
-    assert results["final_stage"] == "matching"
-    top_3 = [
-        sum(rank <= 3 for ranks in results["outcomes"]["relevant_ranks"][stage] for rank in ranks)
-        for stage in ("embeddings", "matching")
-    ]
-    assert top_3[0] == top_3[1]  # it only reorders them
+    assert (results["matcher"], results["final_stage"]) == (f"vlm:{vlm}", "matching")
+    ranks = results["outcomes"]["relevant_ranks"]
+    top_3 = {stage: sum(rank <= 3 for query in ranks[stage] for rank in query) for stage in ranks}
+    assert top_3["embeddings"] == top_3["matching"]  # it only reorders them
     evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "1000"])
     whole = json.loads(output.read_text())  # the gallery's 12, which is no more than the shortlist
     evaluate_main([*arguments, "--matcher", f"vlm:{vlm}", "--matcher_shortlist", "12", "--shortlist", "500"])
@@ -295,9 +223,8 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
     clip = save_tiny("clip", tmp_path / "clip")
     assert "--matcher_shortlist 3 has no effect without --matcher" in refusal("--matcher_shortlist", "3")
     assert "give vlm:NAME" in refusal("--matcher", str(clip))
-    assert "is no vision-language model: transformers has none of type clip" in refusal(
-        "--matcher", f"vlm:{clip}"
-    )
+    message = "is no vision-language model: transformers has none of type clip"
+    assert message in refusal("--matcher", f"vlm:{clip}")
     silent = save_llava(tmp_path / "silent")
     (silent / "chat_template.jinja").unlink()
     assert "has no chat template" in refusal("--matcher", f"vlm:{silent}")
@@ -306,15 +233,12 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
 
 
 def test_a_commit_is_asked_for_by_its_name(monkeypatch):
-    from tpas.models import loading, vision_language_matcher
-
     commit = "0123456789" * 4
     asked = []
     config = {"auto_map": {"AutoModel": "mine.Model"}}
-    monkeypatch.setattr(loading, "read_config", lambda name, revision=None: config)
-    monkeypatch.setattr(
-        vision_language_matcher, "load_vision_language_matcher", lambda *arguments: asked.append(arguments)
-    )
+    monkeypatch.setattr("tpas.models.loading.read_config", lambda name, revision=None: config)
+    matcher = "tpas.models.vision_language_matcher.load_vision_language_matcher"
+    monkeypatch.setattr(matcher, lambda *arguments: asked.append(arguments))
     with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
         load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
     load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
@@ -329,6 +253,7 @@ def test_a_tokenizer_without_padding_can_be_asked(tmp_path):
     config["eos_token"] = config.pop("pad_token")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     matcher = load_matcher(f"vlm:{folder}", CPU)
-    together = matcher.match_images(images()[:3], CAPTIONS)
-    alone = [matcher.match_images([one], [caption]) for one, caption in zip(images(), CAPTIONS, strict=False)]
+    together = matcher.match_images(noise_images(3), CAPTIONS)
+    pairs = zip(noise_images(3), CAPTIONS, strict=True)
+    alone = [matcher.match_images([image], [caption]) for image, caption in pairs]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)

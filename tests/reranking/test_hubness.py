@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranked_lists import ranked_lists
+from ranked_lists import as_dicts, ranked_lists
 
 from tpas.reranking.hubness import csls, dual_softmax, sinkhorn
 from tpas.reranking.querybank import QueryBank, qb_norm
@@ -29,11 +29,6 @@ def as_lists(dense, candidates):
     return indices, np.take_along_axis(dense, indices, axis=1)
 
 
-def as_dicts(indices, scores):
-    """For each query a dict from image to score."""
-    return [dict(zip(*pair, strict=True)) for pair in zip(indices.tolist(), scores.tolist(), strict=True)]
-
-
 def assert_ranked_by(result, expected):
     """The result holds the expected scores (a dict for each query), in descending order."""
     for found, wanted in zip(as_dicts(result.indices, result.scores), expected, strict=True):
@@ -43,13 +38,8 @@ def assert_ranked_by(result, expected):
 
 def naive_dual_softmax(lists, temperature):
     powers = [{g: math.exp(s / temperature) for g, s in row.items()} for row in lists]
-    return [
-        {
-            g: math.log(p / sum(row.values()) * p / sum(other[g] for other in powers if g in other))
-            for g, p in row.items()
-        }
-        for row in powers
-    ]
+    total = {g: sum(row.get(g, 0) for row in powers) for row in powers for g in row}
+    return [{g: math.log(p / sum(row.values()) * p / total[g]) for g, p in row.items()} for row in powers]
 
 
 def naive_csls(lists, neighbours):
@@ -213,9 +203,8 @@ def test_qb_norm_by_a_loop(activation, candidates):
     dense, bank = dense_scores(30), dense_scores(6, seed=5)
     dense[:15, 2] -= 3  # so that some first answers are no hubs
     indices, scores = (None, dense) if candidates is None else as_lists(dense, candidates)
-    result = qb_norm(
-        indices, scores, bank=QueryBank.from_scores(bank, temperature=0.5, activation=activation)
-    )
+    of_captions = QueryBank.from_scores(bank, temperature=0.5, activation=activation)
+    result = qb_norm(indices, scores, bank=of_captions)
     rows = [dict(enumerate(row)) for row in dense.tolist()] if indices is None else as_dicts(indices, scores)
     expected = naive_qb_norm(rows, bank.tolist(), 0.5, activation)
     assert_ranked_by(result, expected)
@@ -252,10 +241,8 @@ def test_the_other_re_rankers_answer_otherwise_alone():
 @pytest.mark.parametrize(
     ("given_type", "score_type"),
     [
-        (torch.float32, torch.float32),
-        (torch.float64, torch.float64),
-        (torch.bfloat16, torch.float32),
-        (torch.int64, torch.float64),
+        *((torch.float32, torch.float32), (torch.float64, torch.float64)),
+        *((torch.bfloat16, torch.float32), (torch.int64, torch.float64)),
     ],
 )
 def test_tensors_give_tensors(rerank, given_type, score_type):
@@ -277,23 +264,14 @@ def test_tensors_give_tensors(rerank, given_type, score_type):
         (lambda: sinkhorn(None, np.ones((2, 3)), iterations=0), "iterations must be at least 1, got 0"),
         (lambda: sinkhorn(None, np.ones((2, 3)), capacity=0), "capacity must be at least 1, got 0"),
         (lambda: csls(None, np.ones((2, 3)), neighbours=0), "neighbours must be at least 1, got 0"),
-        (
-            lambda: csls(None, np.ones((2, 3)), top_k=4),
-            "top_k must be at most 3, .*, got 4",
-        ),
+        (lambda: csls(None, np.ones((2, 3)), top_k=4), "top_k must be at most 3, .*, got 4"),
         (lambda: csls(None, np.array([[1, np.nan]])), "scores must be finite; query 0"),
         (lambda: csls([[0, 0]], [[1, 0]]), "must not repeat within a row"),
         (lambda: query_bank(temperature=0), "temperature must be greater than 0"),
         (lambda: query_bank(activation=10), "activation must be at most the 9 images, got 10"),
         (lambda: QueryBank.from_scores([[1, np.inf]]), "scores must be finite; query 0"),
-        (
-            lambda: qb_norm(None, np.ones((2, 3)), bank=query_bank()),
-            "9 images, the dense scores have 3",
-        ),
-        (
-            lambda: qb_norm([[1, 9]], [[2, 1]], bank=query_bank()),
-            r"the 9 images .*; query 0 has \[1, 9\]",
-        ),
+        (lambda: qb_norm(None, np.ones((2, 3)), bank=query_bank()), "9 images, the dense scores have 3"),
+        (lambda: qb_norm([[1, 9]], [[2, 1]], bank=query_bank()), r"the 9 images .*; query 0 has \[1, 9\]"),
     ],
 )
 def test_bad_input_is_named(call, message):

@@ -81,9 +81,8 @@ def test_order_of_queries_and_their_offsets_mean_nothing(lists, max_loss, random
     ids = [f"query {number}" for number in random.sample(range(100), len(indices))]
     result = bounded_assignment(indices, scores, max_loss=max_loss, query_ids=ids)
     order = random.sample(range(len(indices)), len(indices))
-    permuted = bounded_assignment(
-        indices[order], scores[order], max_loss=max_loss, query_ids=[ids[i] for i in order]
-    )
+    settings = {"max_loss": max_loss, "query_ids": [ids[i] for i in order]}
+    permuted = bounded_assignment(indices[order], scores[order], **settings)
     np.testing.assert_array_equal(permuted.indices, result.indices[order])
     offsets = np.array([random.randrange(-50, 50) for _ in ids])[:, None]
     shifted = bounded_assignment(indices, scores + offsets, max_loss=max_loss, query_ids=ids)
@@ -109,14 +108,8 @@ def test_components_without_a_collision_stay():
     result = bounded_assignment(indices, scores)
     assert result.indices[:, 0].tolist() == [0, 1, 2, 7, 8]
     assert asdict(result.report) == {
-        "method": "assignment",
-        "transductive": True,
-        "queries": 5,
-        "collisions_before": 2,
-        "collisions_after": 0,
-        "coverage_before": 0.8,
-        "coverage_after": 1.0,
-        "moved": 1,
+        **{"method": "assignment", "transductive": True, "queries": 5, "moved": 1},
+        **{"collisions_before": 2, "collisions_after": 0, "coverage_before": 0.8, "coverage_after": 1.0},
     }
 
 
@@ -222,11 +215,8 @@ def test_bad_options_are_named(chosen, message):
 @pytest.mark.parametrize(
     ("none", "dtype"),
     [
-        (-1e4, np.float16),
-        (-1e9, np.float32),
-        (-1e15, np.float64),
-        (-3e38, np.float32),
-        (-1.7e308, np.float64),
+        *((-1e4, np.float16), (-1e9, np.float32), (-3e38, np.float32)),
+        *((-1e15, np.float64), (-1.7e308, np.float64)),
     ],
 )
 def test_a_score_that_stands_for_none_is_no_candidate(none, dtype):

@@ -64,15 +64,12 @@ def test_a_view_depends_on_the_generator_alone_and_has_no_new_word():
 
 def test_a_tenth_of_the_words_changes():
     words = [str(number) for number in range(50)]
-    moved = [
-        sum(a != b for a, b in zip(words, random_swap(words, 5, random.Random(seed)), strict=True))
-        for seed in range(100)
-    ]
+    swaps = (random_swap(words, 5, random.Random(seed)) for seed in range(100))
+    moved = [sum(a != b for a, b in zip(words, swapped, strict=True)) for swapped in swaps]
     assert max(moved) == 10  # five swaps move at most ten words
     assert min(moved) >= 5
-    lengths = [len(random_deletion(words, 0.1, random.Random(seed))) for seed in range(400)]
-    assert sum(lengths) / 400 == pytest.approx(45, abs=0.5)
-    orders = [list(map(int, random_deletion(words, 0.1, random.Random(seed)))) for seed in range(20)]
+    orders = [list(map(int, random_deletion(words, 0.1, random.Random(seed)))) for seed in range(400)]
+    assert sum(map(len, orders)) / 400 == pytest.approx(45, abs=0.5)
     assert all(order == sorted(order) for order in orders)
 
 
@@ -88,5 +85,4 @@ def test_one_swap_in_a_short_caption_exchanges_two_words():
     seed=st.integers(0, 10),
 )
 def test_a_view_is_never_empty_not_even_once_cleaned(caption, alpha, seed):
-    rng = random.Random(seed)
-    assert clean_caption(eda_view(caption, rng, alpha))
+    assert clean_caption(eda_view(caption, random.Random(seed), alpha))

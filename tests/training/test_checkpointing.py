@@ -55,23 +55,14 @@ train_accelerate.main(arguments)
 
 
 # Three epochs of four steps of two batches, a checkpoint every second step, a log line every third.
-flags = partial(
-    training_runs.flags,
-    num_train_epochs=3,
-    batch_size=2,
-    gradient_accumulation_steps=2,
-    checkpoint_every=2,
-    log_every=3,
-)
+settings = {"num_train_epochs": 3, "batch_size": 2, "gradient_accumulation_steps": 2}
+flags = partial(training_runs.flags, **settings, checkpoint_every=2, log_every=3)
 
 
 def killed(where: str, number: int, arguments: list[str]) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", KILLED, where, str(number), *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", KILLED, where, str(number), *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == -signal.SIGKILL, process.stderr
 
 
@@ -100,9 +91,7 @@ def whole(small_pab, start, tmp_path, fresh_accelerator) -> Path:
     [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 1, 4)],
     ids=["before the first checkpoint", "in an epoch", "writing a checkpoint", "replacing a model"],
 )
-def test_a_killed_run_ends_bit_equal_to_one_that_was_not(
-    small_pab, start, tmp_path, whole, where, number, last_step
-):
+def test_a_killed_run_ends_bit_equal(small_pab, start, tmp_path, whole, where, number, last_step):
     arguments = flags(small_pab, start, tmp_path / "run")
     killed(where, number, arguments)
     found = find_checkpoints(tmp_path / "run" / "checkpoints")
@@ -239,14 +228,13 @@ def test_weights_that_a_step_ruined_are_not_saved(small_pab, start, tmp_path):
 
 
 def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
-    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
-    arguments = whole / "training_arguments.json"
-    after = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
-    assert json.loads(before.pop(arguments)) | {"resume_from_checkpoint": "last"} == json.loads(
-        after.pop(arguments)
-    )
-    assert after == before
+    def contents() -> tuple[dict[Path, bytes], dict[str, object]]:
+        files = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+        return files, json.loads(files.pop(whole / "training_arguments.json"))
+
+    before, arguments = contents()
+    main(flags(small_pab, start, whole, resume_from_checkpoint="last"))
+    assert contents() == (before, arguments | {"resume_from_checkpoint": "last"})
 
 
 def save(directory: Path, step: int, kept: int, **progress: object) -> None:
@@ -257,20 +245,19 @@ def test_a_checkpoint_that_is_being_removed_is_found_no_more(tmp_path, monkeypat
     def killed(path, ignore_errors=False):
         raise KeyboardInterrupt
 
+    def save_killed_while_removing(**progress: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", killed)
+            with pytest.raises(KeyboardInterrupt):
+                save(tmp_path, 3, kept=1, **progress)
+
     for step in (1, 2):
         save(tmp_path, step, kept=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, 3, kept=1)
+    save_killed_while_removing()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000003"]
     save(tmp_path, 3, kept=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000003"]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", killed)
-        with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, 3, kept=1, epoch=1)  # in its place
+    save_killed_while_removing(epoch=1)  # in its place
     (found,) = find_checkpoints(tmp_path)
     assert read_progress(found, {}).epoch == 1
 
@@ -283,25 +270,18 @@ def test_checkpoints_later_than_the_one_gone_back_to_are_replaced(tmp_path):
 
 
 def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, tmp_path, whole):
-    changed = flags(small_pab, start, whole, learning_rate=2e-3, checkpoints_kept=5)
+    changes = {"learning_rate": 2e-3, "checkpoints_kept": 5, "resume_from_checkpoint": "last"}
     with pytest.raises(SystemExit, match=r"other settings: learning_rate 0\.001 \(now 0\.002\)\. Give"):
-        main([*changed, "--resume_from_checkpoint", "last"])
+        main(flags(small_pab, start, whole, **changes))
     with pytest.raises(SystemExit, match=r"start is no checkpoint: there is no progress\.json"):
-        main([*flags(small_pab, start, whole), "--resume_from_checkpoint", str(start)])
-    elsewhere = flags(small_pab, start, start.with_name("elsewhere"))
+        main(flags(small_pab, start, whole, resume_from_checkpoint=start))
+    last, elsewhere = whole / "checkpoints" / "step_00000012", start.with_name("elsewhere")
     with pytest.raises(SystemExit, match=r"step_00000012 is of another run than \S*elsewhere"):
-        main([*elsewhere, "--resume_from_checkpoint", str(whole / "checkpoints" / "step_00000012")])
-    assert not start.with_name("elsewhere").exists()
+        main(flags(small_pab, start, elsewhere, resume_from_checkpoint=last))
+    assert not elsewhere.exists()
+    deleting = flags(small_pab, start, whole, overwrite_output_dir=True, resume_from_checkpoint="last")
     with pytest.raises(SystemExit, match="needs the run that --overwrite_output_dir deletes"):
-        main(
-            [
-                *flags(small_pab, start, whole),
-                "--resume_from_checkpoint",
-                "last",
-                "--overwrite_output_dir",
-                "True",
-            ]
-        )
+        main(deleting)
 
 
 def test_a_run_in_another_precision_of_accelerate_is_refused(
@@ -318,10 +298,8 @@ def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "made").write_text(name)
     recover_models(tmp_path)
-    assert {path.name: (path / "made").read_text() for path in tmp_path.iterdir()} == {
-        "best": ".best.replaced",
-        "last": "last",
-    }
+    left = {path.name: (path / "made").read_text() for path in tmp_path.iterdir()}
+    assert left == {"best": ".best.replaced", "last": "last"}
 
 
 def test_only_whole_checkpoints_are_found(tmp_path):

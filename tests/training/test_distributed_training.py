@@ -35,25 +35,13 @@ def launch(config: str, program: Path, data_root: Path, start: Path, output: Pat
     settings = {"num_train_epochs": 2, "batch_size": 4, "checkpoint_every": 1}
     words = flags(data_root, start, output, **settings)
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / config]
-    process = subprocess.run(
-        [*map(str, [*command, "--mixed_precision", "no", "--main_process_port", 0, program, *words, *more])],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
+    command += ["--mixed_precision", "no", "--main_process_port", 0, program, *words, *more]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
 
 
-@pytest.fixture
-def start(start: Path) -> Path:
-    """Without dropout, so that runs on other processes can be compared."""
-    config = json.loads((start / "config.json").read_text())
-    config["text_config"] |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    config["vision_config"]["drop_path_rate"] = 0.0
-    (start / "config.json").write_text(json.dumps(config))
-    return start
-
-
+@pytest.mark.usefixtures("without_dropout")
 def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start, tmp_path):
     program = tmp_path / "fsdp.py"
     program.write_text(FSDP_WITHOUT_GPU)
@@ -64,9 +52,8 @@ def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start,
 
     launch("fsdp.yaml", program, small_pab, start, cut)
     assert losses_of(cut) == pytest.approx(losses_of(whole), abs=1e-5)
-    expected = weights(whole / "last")
     ended = weights(cut / "last")
-    for name, tensor in expected.items():
+    for name, tensor in weights(whole / "last").items():
         torch.testing.assert_close(ended[name], tensor, atol=1e-5, rtol=0)
 
     # As if it had been killed in its last step.

@@ -9,57 +9,21 @@ import pytest
 import torch
 import training_runs
 from accelerate import debug_launcher
-from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader
-from training_runs import parsed, read_log, weights
-from transformers import BertTokenizer
+from training_runs import parsed, read_log, train_on_two_processes, weights
 
-from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.retrieval import evaluate
 from tpas.modeling_tpas import TPASModel
-from tpas.processing_tpas import TPASProcessor, clean_caption
+from tpas.processing_tpas import TPASProcessor
 from tpas.train_accelerate import main
 from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, stable_number
 from tpas.training.fine_tuning import Run
 from tpas.training.image_augmentation import Augmentation
 from tpas.training.optimizer import LearningRates, build_optimizer
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+pytestmark = pytest.mark.usefixtures("fresh_accelerator", "without_dropout")
 CUT = {"validation_fraction": 0.2, "max_validation_pairs": 1000}
-
-
-@pytest.fixture(scope="module")
-def drawn_root(tmp_path_factory) -> Path:
-    return draw_pab(
-        tmp_path_factory.mktemp("drawn") / "pab", train_pairs=24, test_pairs=2, image_size=48, workers=1
-    )
-
-
-@pytest.fixture
-def config(tiny_config):
-    tiny_config.text_config.vocab_size = 300
-    # Without dropout one process and two can be compared.
-    tiny_config.text_config.hidden_dropout_prob = 0.0
-    tiny_config.text_config.attention_probs_dropout_prob = 0.0
-    tiny_config.vision_config.drop_path_rate = 0.0
-    return tiny_config
-
-
-@pytest.fixture
-def processor(config, drawn_root) -> TPASProcessor:
-    captions = load_pab(drawn_root, "train", validation_fraction=0)["caption"]
-    words = sorted({word for caption in captions for word in clean_caption(caption).split()})
-    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words][: config.text_config.vocab_size]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(known)})
-    return TPASProcessor.build(tokenizer, image_size=32, max_text_length=config.max_text_length)
-
-
-@pytest.fixture
-def start(config, processor, tmp_path) -> Path:
-    TPASModel(config).save_pretrained(tmp_path / "start")
-    processor.save_pretrained(tmp_path / "start")
-    return tmp_path / "start"
 
 
 # Two epochs of two steps.
@@ -72,17 +36,16 @@ def steps_and_evaluations(output: Path) -> tuple[list[dict], list[dict]]:
     return [e for e in entries if "loss" in e], [e for e in entries if "evaluation" in e]
 
 
-def test_a_run_leaves_models_log_arguments_and_tracker_files(drawn_root, start, tmp_path):
+def test_a_run_leaves_models_log_arguments_and_tracker_files(small_pab, start, tmp_path):
     output = tmp_path / "run"
-    main(flags(drawn_root, start, output, report_to="tensorboard", num_workers=1))
-    assert {path.name for path in output.iterdir()} == {
-        *("best", "last", "checkpoints", "tensorboard", "training_arguments.json", "training_log.jsonl")
-    }
+    main(flags(small_pab, start, output, report_to="tensorboard", num_workers=1))
+    files = {"best", "last", "checkpoints", "tensorboard", "training_arguments.json", "training_log.jsonl"}
+    assert {path.name for path in output.iterdir()} == files
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
     arguments = json.loads((output / "training_arguments.json").read_text())
     assert arguments["learning_rate"] == 1e-3
     assert (arguments["num_processes"], arguments["total_steps"], arguments["new_parameters"]) == (1, 4, 0)
-    assert arguments["training_pairs"] == len(load_pab(drawn_root, "train", **CUT))
+    assert arguments["training_pairs"] == len(load_pab(small_pab, "train", **CUT))
 
     steps, evaluations = steps_and_evaluations(output)
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4]
@@ -96,27 +59,17 @@ def test_a_run_leaves_models_log_arguments_and_tracker_files(drawn_root, start, 
     # What was logged is what the saved models do.
     recalls = [entry["evaluation"]["matching"]["all"]["recall@1"] for entry in evaluations]
     best = evaluations[recalls.index(max(recalls))]
-    benchmark = retrieval_split(load_pab(drawn_root, "validation", **CUT))
+    benchmark = retrieval_split(load_pab(small_pab, "validation", **CUT))
     for folder, logged in (("best", best), ("last", evaluations[-1])):
         model, processor = (kind.from_pretrained(output / folder) for kind in (TPASModel, TPASProcessor))
-        assert evaluate(model, processor, benchmark, drawn_root).stages == logged["evaluation"]
+        assert evaluate(model, processor, benchmark, small_pab).stages == logged["evaluation"]
 
 
-def test_the_loss_falls_on_pairs_seen_again_and_again(drawn_root, start, tmp_path):
+def test_the_loss_falls_on_pairs_seen_again_and_again(small_pab, start, tmp_path):
     output = tmp_path / "run"
-    main(
-        flags(
-            *(drawn_root, start, output),
-            **{
-                "pairs": 8,
-                "max_train_steps": 40,
-                "learning_rate": 5e-3,
-                "augmentation": False,
-                "log_every": 20,
-            },
-            **{"evaluate_every": 0, "warmup_ratio": 0.25, "max_grad_norm": 1.0},
-        )
-    )
+    changes = {"pairs": 8, "max_train_steps": 40, "learning_rate": 5e-3, "augmentation": False}
+    changes |= {"log_every": 20, "evaluate_every": 0, "warmup_ratio": 0.25, "max_grad_norm": 1.0}
+    main(flags(small_pab, start, output, **changes))
     steps, evaluations = steps_and_evaluations(output)
     assert [entry["step"] for entry in steps] == [20, 40]
     assert steps[1]["contrastive_loss"] < 0.8 * steps[0]["contrastive_loss"]
@@ -125,34 +78,34 @@ def test_the_loss_falls_on_pairs_seen_again_and_again(drawn_root, start, tmp_pat
     assert not (output / "best").exists()
 
 
-def test_the_same_seed_gives_the_same_model(drawn_root, start, tmp_path):
+def test_the_same_seed_gives_the_same_model(small_pab, start, tmp_path):
     for name, seed in (("first", 1), ("second", 1), ("third", 2)):
-        main(flags(drawn_root, start, tmp_path / name, seed=seed, evaluate_every=0))
+        main(flags(small_pab, start, tmp_path / name, seed=seed, evaluate_every=0))
     first, second, third = (weights(tmp_path / name / "last") for name in ("first", "second", "third"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], third[name]) for name in first)
 
 
-def test_steps_and_evaluations_are_counted_with_accumulation(drawn_root, start, tmp_path):
+def test_steps_and_evaluations_are_counted_with_accumulation(small_pab, start, tmp_path):
     output = tmp_path / "run"
     changes = {"batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 5, "evaluate_every": 2}
-    main(flags(drawn_root, start, output, **changes))
+    main(flags(small_pab, start, output, **changes))
     steps, evaluations = steps_and_evaluations(output)
-    batches = len(load_pab(drawn_root, "train", **CUT)) // 4
+    batches = len(load_pab(small_pab, "train", **CUT)) // 4
     per_epoch = -(-batches // 2)
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5]
     assert [entry["epoch"] for entry in steps] == pytest.approx([step / per_epoch for step in range(1, 6)])
     assert evaluations[-1]["step"] == 5  # the end is always evaluated
 
 
-def test_a_step_of_fewer_batches_is_their_mean_as_well(drawn_root, start, tmp_path):
+def test_a_step_of_fewer_batches_is_their_mean_as_well(small_pab, start, tmp_path):
     """With an epsilon that makes Adam's steps grow with the gradient, which they otherwise hardly do."""
-    assert len(load_pab(drawn_root, "train", **CUT)) // 8 == 2  # batches of an epoch
-    changes = {"adam_epsilon": 1.0, "learning_rate": 1.0, "num_train_epochs": 1, "evaluate_every": 0}
-    changes["augmentation"] = False
+    assert len(load_pab(small_pab, "train", **CUT)) // 8 == 2  # batches of an epoch
+    changes = {"adam_epsilon": 1.0, "learning_rate": 1.0, "num_train_epochs": 1, "augmentation": False}
     for accumulated in (2, 5):
         output = tmp_path / str(accumulated)
-        main(flags(drawn_root, start, output, gradient_accumulation_steps=accumulated, **changes))
+        changes["gradient_accumulation_steps"] = accumulated
+        main(flags(small_pab, start, output, evaluate_every=0, **changes))
         assert len(steps_and_evaluations(output)[0]) == 1
     whole, short, before = (weights(folder) for folder in (tmp_path / "2/last", tmp_path / "5/last", start))
     assert max((whole[name] - before[name]).abs().max() for name in before) > 1e-3
@@ -160,24 +113,19 @@ def test_a_step_of_fewer_batches_is_their_mean_as_well(drawn_root, start, tmp_pa
         torch.testing.assert_close(short[name], expected, atol=1e-6, rtol=1e-5)
 
 
-def test_random_weights_from_a_config(drawn_root, start, tmp_path):
+def test_random_weights_from_a_config(small_pab, start, tmp_path):
     (start / "model.safetensors").unlink()
     output = tmp_path / "run"
-    main(flags(drawn_root, None, output, config_name=start, max_train_steps=1))
+    main(flags(small_pab, None, output, config_name=start, max_train_steps=1))
     assert json.loads((output / "training_arguments.json").read_text())["new_parameters"] == 0
     assert weights(output / "last")
 
 
-def train_on_two_processes(words):
-    AcceleratorState._reset_state(reset_partial_state=True)
-    main(words)
-
-
-def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(drawn_root, start, tmp_path):
+def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(small_pab, start, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    words = flags(drawn_root, start, two, batch_size=4, negatives="global")
+    words = flags(small_pab, start, two, batch_size=4, negatives="global")
     debug_launcher(train_on_two_processes, (words,), num_processes=2)
-    main(flags(drawn_root, start, one, batch_size=8, negatives="global"))
+    main(flags(small_pab, start, one, batch_size=8, negatives="global"))
 
     arguments = json.loads((two / "training_arguments.json").read_text())
     assert (arguments["num_processes"], arguments["total_steps"]) == (2, 4)
@@ -191,28 +139,22 @@ def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(drawn_root,
     assert [e["learning_rate"] for e in steps_of_two] == [e["learning_rate"] for e in steps_of_one]
 
     model, processor = (kind.from_pretrained(two / "last") for kind in (TPASModel, TPASProcessor))
-    benchmark = retrieval_split(load_pab(drawn_root, "validation", **CUT))
-    assert evaluate(model, processor, benchmark, drawn_root).stages == evaluations[-1]["evaluation"]
+    benchmark = retrieval_split(load_pab(small_pab, "validation", **CUT))
+    assert evaluate(model, processor, benchmark, small_pab).stages == evaluations[-1]["evaluation"]
 
 
 # Parts
 
 
-def test_learning_rate_and_decay_of_each_parameter(config):
-    model = TPASModel(config)
+def test_learning_rate_and_decay_of_each_parameter(tiny_config):
+    model = TPASModel(tiny_config)
     new = {"matching_head.classifier.weight", "matching_head.classifier.bias"}
-    settings = {"config": config, "weight_decay": 0.01, "betas": (0.9, 0.98), "epsilon": 1e-8}
+    settings = {"config": tiny_config, "weight_decay": 0.01, "betas": (0.9, 0.98), "epsilon": 1e-8}
     optimizer = build_optimizer(model, LearningRates(3e-5, multiplier=2.0), new_parameters=new, **settings)
-    assert optimizer.defaults["betas"] == (0.9, 0.98)
-    assert optimizer.defaults["eps"] == 1e-8
-    settings = {
-        id(parameter): (group["lr"], group["weight_decay"])
-        for group in optimizer.param_groups
-        for parameter in group["params"]
-    }
-    norms = {
-        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, torch.nn.LayerNorm)
-    }
+    assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.98), 1e-8)
+    settings = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    layer_norms = (name for name, part in model.named_modules() if isinstance(part, torch.nn.LayerNorm))
+    norms = {f"{name}.weight" for name in layer_norms}
     assert len(settings) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         rate = 6e-5 if name in new else 3e-5
@@ -222,13 +164,12 @@ def test_learning_rate_and_decay_of_each_parameter(config):
 
 
 @pytest.mark.parametrize("lora_rank", [0, 2])
-def test_parameters_that_the_checkpoint_lacks_are_new(drawn_root, config, processor, tmp_path, lora_rank):
-    model = TPASModel(config)
+def test_parameters_that_the_checkpoint_lacks_are_new(small_pab, start, tmp_path, lora_rank):
+    model = TPASModel.from_pretrained(start)
     state = {name: value for name, value in model.state_dict().items() if "matching_head" not in name}
-    model.save_pretrained(tmp_path / "partial", state_dict=state)
-    processor.save_pretrained(tmp_path / "partial")
+    model.save_pretrained(start, state_dict=state)
     changes = {"lora_rank": lora_rank, "evaluate_every": 0, "masked_language_modelling_weight": 1.0}
-    run = Run(parsed(flags(drawn_root, tmp_path / "partial", tmp_path / "run", **changes)))
+    run = Run(parsed(flags(small_pab, start, tmp_path / "run", **changes)))
     groups = run.optimizer.param_groups
     rates = {name: group["initial_lr"] for group in groups for name in group["param_names"]}
     assert run.sizes["new_parameters"] == len(list(model.matching_head.parameters()))
@@ -242,22 +183,20 @@ def training_pairs(root: Path, **changes: object) -> TrainingPairs:
     return TrainingPairs(load_pab(root, "train", **CUT), root, **settings)
 
 
-def test_augmentation_depends_on_seed_epoch_and_row_only(drawn_root):
-    pairs = training_pairs(drawn_root)
+def test_augmentation_depends_on_seed_epoch_and_row_only(small_pab):
+    pairs = training_pairs(small_pab)
     first = [pairs[row]["image"].tobytes() for row in range(4)]
     assert [pairs[row]["image"].tobytes() for row in (3, 1, 0, 2)] == [first[row] for row in (3, 1, 0, 2)]
     pairs.begin_epoch(1)
     assert pairs[0]["image"].tobytes() != first[0]
-    assert training_pairs(drawn_root, seed=2)[0]["image"].tobytes() != first[0]
-    plain = training_pairs(drawn_root, augmentation=None)
+    assert training_pairs(small_pab, seed=2)[0]["image"].tobytes() != first[0]
+    plain = training_pairs(small_pab, augmentation=None)
     assert plain[0]["image"].size == (48, 48)
 
 
-def test_batches_are_the_same_with_and_without_workers(drawn_root, processor):
-    batches = [
-        list(DataLoader(training_pairs(drawn_root), 5, num_workers=count, collate_fn=PairCollator(processor)))
-        for count in (0, 2)
-    ]
+def test_batches_are_the_same_with_and_without_workers(small_pab, start):
+    pairs, collator = training_pairs(small_pab), PairCollator(TPASProcessor.from_pretrained(start))
+    batches = [list(DataLoader(pairs, 5, num_workers=count, collate_fn=collator)) for count in (0, 2)]
     for here, there in zip(*batches, strict=True):
         assert here.keys() == there.keys()
         for name in ("pixel_values", "input_ids", "attention_mask", "image_ids"):
@@ -276,10 +215,10 @@ def test_stable_numbers_tell_ids_apart_and_never_change():
 
 
 @pytest.fixture
-def broken_root(drawn_root, tmp_path) -> Path:
+def broken_root(small_pab, tmp_path) -> Path:
     """A copy of the drawn PAB whose second training pair's image is cut off."""
     root = tmp_path / "broken"
-    shutil.copytree(drawn_root, root)
+    shutil.copytree(small_pab, root)
     image = root / load_pab(root, "train", **CUT)[1]["image"]
     image.write_bytes(image.read_bytes()[:200])
     return root
@@ -290,25 +229,20 @@ def place(root: Path, split: str, row: int) -> str:
     return f"{pair['file']}, line {pair['line']}: "
 
 
-def test_a_broken_image_stops_the_run_and_is_named(broken_root, start, tmp_path):
-    with pytest.raises(SystemExit, match="broken image") as error:
+@pytest.mark.parametrize("message", ["broken image", "no such image file"])
+def test_an_image_that_cannot_be_read_stops_the_run_and_is_named(broken_root, start, tmp_path, message):
+    if message == "no such image file":
+        (broken_root / load_pab(broken_root, "train", **CUT)[1]["image"]).unlink()
+    with pytest.raises(SystemExit, match=message) as error:
         main(flags(broken_root, start, tmp_path / "run"))
     assert place(broken_root, "train", 1) in str(error.value)
     assert not (tmp_path / "run" / "last").exists()
 
 
-def test_a_missing_image_stops_the_run_and_is_named(broken_root, start, tmp_path):
-    (broken_root / load_pab(broken_root, "train", **CUT)[1]["image"]).unlink()
-    with pytest.raises(SystemExit, match="no such image file") as error:
-        main(flags(broken_root, start, tmp_path / "run"))
-    assert place(broken_root, "train", 1) in str(error.value)
-
-
 def test_a_skipped_image_is_counted_and_named_once(broken_root, start, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip", num_train_epochs=3))
-    where = place(broken_root, "train", 1)
-    named = [r for r in caplog.records if where in r.getMessage()]
+    named = [r for r in caplog.records if place(broken_root, "train", 1) in r.getMessage()]
     assert [record.levelname for record in named] == ["WARNING", "INFO"]  # when met, and at the end
     size = len(load_pab(broken_root, "train", **CUT))
     assert f"1 of {size} training pairs were skipped, unreadable" in caplog.text
@@ -318,12 +252,11 @@ def test_a_skipped_image_is_counted_and_named_once(broken_root, start, tmp_path,
 
 def test_the_next_readable_pair_stands_in_for_a_broken_one(broken_root):
     pairs = training_pairs(broken_root, skip_bad_images=True)
-    item = pairs[1]
-    assert item["image_id"] == pairs.dataset[2]["image_id"]
-    assert item["caption"] == pairs.dataset[2]["caption"]
+    item, following = pairs[1], pairs.dataset[2]
+    assert (item["image_id"], item["caption"]) == (following["image_id"], following["caption"])
     assert item["image"].tobytes() == pairs[2]["image"].tobytes()
-    assert len(item["unreadable"]) == 1
-    assert item["unreadable"][0].startswith(place(broken_root, "train", 1))
+    (unreadable,) = item["unreadable"]
+    assert unreadable.startswith(place(broken_root, "train", 1))
 
 
 def test_a_run_without_any_readable_image_is_refused(broken_root, start, tmp_path):
@@ -337,9 +270,9 @@ def test_a_run_without_any_readable_image_is_refused(broken_root, start, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
-def test_a_broken_validation_image_is_found_before_the_first_step(drawn_root, start, tmp_path, caplog):
+def test_a_broken_validation_image_is_found_before_the_first_step(small_pab, start, tmp_path, caplog):
     root = tmp_path / "root"
-    shutil.copytree(drawn_root, root)
+    shutil.copytree(small_pab, root)
     (root / load_pab(root, "validation", **CUT)[0]["image"]).unlink()
     where = place(root, "validation", 0)
     with pytest.raises(SystemExit, match="no such image file") as error:
@@ -351,19 +284,19 @@ def test_a_broken_validation_image_is_found_before_the_first_step(drawn_root, st
     assert f"left out of the validation split: {where}" in caplog.text
 
 
-def test_a_folder_with_a_run_is_left_alone_unless_told(drawn_root, start, tmp_path):
+def test_a_folder_with_a_run_is_left_alone_unless_told(small_pab, start, tmp_path):
     output = tmp_path / "run"
     (output / "last").mkdir(parents=True)
     (output / "last" / "old").touch()
     (output / "notes.txt").write_text("mine")
     changes = {"max_train_steps": 1, "evaluate_every": 0}
     with pytest.raises(SystemExit, match="holds a run already .last.: .*--overwrite_output_dir"):
-        main(flags(drawn_root, start, output, **changes))
+        main(flags(small_pab, start, output, **changes))
     with pytest.raises(SystemExit, match="do not fill one batch"):  # refused later, and still nothing is lost
-        main(flags(drawn_root, start, output, overwrite_output_dir=True, batch_size=1000, **changes))
+        main(flags(small_pab, start, output, overwrite_output_dir=True, batch_size=1000, **changes))
     assert (output / "last" / "old").exists()
 
-    main(flags(drawn_root, start, output, overwrite_output_dir=True, **changes))
+    main(flags(small_pab, start, output, overwrite_output_dir=True, **changes))
     assert not (output / "last" / "old").exists()
     assert (output / "last" / "model.safetensors").exists()
     assert (output / "notes.txt").read_text() == "mine"
@@ -383,11 +316,9 @@ def test_a_folder_with_a_run_is_left_alone_unless_told(drawn_root, start, tmp_pa
         ({"fusion_weight": 1.5}, "--fusion_weight must be between 0 and 1, got 1.5"),
     ],
 )
-def test_impossible_runs_are_refused_before_anything_is_written(
-    drawn_root, start, tmp_path, changes, message
-):
+def test_impossible_runs_are_refused_and_write_nothing(small_pab, start, tmp_path, changes, message):
     with pytest.raises(SystemExit, match=message):
-        main(flags(drawn_root, start, tmp_path / "run", **changes))
+        main(flags(small_pab, start, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
 
 
@@ -422,11 +353,11 @@ def test_a_video_smaller_than_the_group_loses_nothing():
     assert 1 in np.diff(sorted(of_five))
 
 
-def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(drawn_root, start, tmp_path):
+def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(small_pab, start, tmp_path):
     changes = {"source_group_size": 2, "batch_size": 4, "evaluate_every": 0}
-    run = Run(parsed(flags(drawn_root, start, tmp_path / "run", **changes)))
+    run = Run(parsed(flags(small_pab, start, tmp_path / "run", **changes)))
     seen = [batch["image_ids"].tolist() for batch in run.loader]
-    rows = load_pab(drawn_root, "train", **CUT)
+    rows = load_pab(small_pab, "train", **CUT)
     source = {stable_number(row["image_id"]): row["source_id"].split("_")[0] for row in rows}
     assert len(seen) == len(rows) // 4
     assert all(len({source[image_id] for image_id in batch}) == 2 for batch in seen)

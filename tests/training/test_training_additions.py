@@ -52,22 +52,11 @@ def training_rows(small_pab: Path):
 
 def test_a_run_with_every_addition_goes_on_bit_equal(small_pab, start, tmp_path, fresh_accelerator):
     everything = {
-        "evaluate_every": 1,
-        "negatives": "global",
-        "hard_negatives": True,
-        "second_view_weight": 0.8,
-        "masked_language_modelling_weight": 1.0,
-        "label_smoothing": 0.1,
-        "crop_probability": 0.5,
-        "erasing_probability": 0.6,
-        "swap_left_right": True,
-        "group_by_length": True,
-        "cached_chunk_size": 3,
-        "layer_decay": 0.9,
-        "multiplied_parameters": "projection",
-        "ema_decay": 0.9,
-        "average_last_epochs": 2,
-        "mixed_precision": "bf16",
+        **{"evaluate_every": 1, "negatives": "global", "hard_negatives": True, "second_view_weight": 0.8},
+        **{"masked_language_modelling_weight": 1.0, "label_smoothing": 0.1, "crop_probability": 0.5},
+        **{"erasing_probability": 0.6, "swap_left_right": True, "group_by_length": True},
+        **{"cached_chunk_size": 3, "layer_decay": 0.9, "multiplied_parameters": "projection"},
+        **{"ema_decay": 0.9, "average_last_epochs": 2, "mixed_precision": "bf16"},
     }
     main(flags(small_pab, start, tmp_path / "whole", **everything))
     fresh_accelerator()
@@ -122,9 +111,8 @@ def test_a_run_stops_early_and_stays_stopped(small_pab, start, tmp_path, caplog,
     main(arguments)
     log = read_log(tmp_path / "run")
     steps_per_epoch = len(training_rows(small_pab)) // 4
-    assert [entry["step"] for entry in log if "evaluation" in entry] == [
-        steps_per_epoch * epoch for epoch in (1, 2, 3)
-    ]
+    evaluated = [entry["step"] for entry in log if "evaluation" in entry]
+    assert evaluated == [steps_per_epoch * epoch for epoch in (1, 2, 3)]
     assert f"stopped after step {3 * steps_per_epoch} of {9 * steps_per_epoch}" in caplog.text
     fresh_accelerator()
     main([*arguments, "--resume_from_checkpoint", "last"])
@@ -159,9 +147,8 @@ def test_subsets(small_pab, start, tmp_path, subset):
     rows = training_rows(small_pab)
     if subset == "diverse":
         model, processor = TPASModel.from_pretrained(start).eval(), TPASProcessor.from_pretrained(start)
-        expected = sorted(
-            diverse_subset(encode_texts(model, processor, rows["caption"]).embeds, 8, 42).tolist()
-        )
+        embeds = encode_texts(model, processor, rows["caption"]).embeds
+        expected = sorted(diverse_subset(embeds, 8, 42).tolist())
         assert json.loads((tmp_path / "run" / "subset.json").read_text()) == expected
         captions = rows.select(expected)["caption"]
     else:
@@ -209,18 +196,15 @@ def test_seeds_go_on_where_they_were_stopped(small_pab, start, tmp_path, fresh_a
     assert (run / "seeds.json").read_text() == whole
 
 
-def test_no_seed_is_run_if_a_later_one_has_a_run_already(small_pab, start, tmp_path):
+@pytest.mark.parametrize(
+    ("existing", "message"),
+    [("seed_8/last", "seed_8 holds a run already"), ("best", r"run holds a run already \(best\)")],
+    ids=["of a later seed", "of a single run"],
+)
+def test_no_seed_is_run_where_there_is_a_run_already(small_pab, start, tmp_path, existing, message):
     run = tmp_path / "run"
-    (run / "seed_8" / "last").mkdir(parents=True)
-    with pytest.raises(SystemExit, match="seed_8 holds a run already"):
-        main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
-    assert not (run / "seed_7").exists()
-
-
-def test_seeds_do_not_go_into_the_folder_of_a_single_run(small_pab, start, tmp_path):
-    run = tmp_path / "run"
-    (run / "best").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"run holds a run already \(best\)"):
+    (run / existing).mkdir(parents=True)
+    with pytest.raises(SystemExit, match=message):
         main(flags(small_pab, start, run, seeds=2, seed=7, evaluate_every=1, max_train_steps=1))
     assert not (run / "seed_7").exists()
 
@@ -240,12 +224,11 @@ def test_compiled_encoders_train_alike(small_pab, start, tmp_path):
 
 
 def test_learning_rates_fall_from_layer_to_layer(tiny_config):
-    vision = replace_config(tiny_config.vision_config, depths=[2, 1])
+    vision, text = tiny_config.vision_config.to_dict(), tiny_config.text_config.to_dict()
     config = TPASConfig(
-        vision_config=vision,
-        text_config=replace_config(tiny_config.text_config, num_hidden_layers=2),
-        num_cross_modal_layers=2,
-        projection_dim=16,
+        vision_config=vision | {"depths": [2, 1]},
+        text_config=text | {"num_hidden_layers": 2},
+        **{"num_cross_modal_layers": 2, "projection_dim": 16},
     )
     model = TPASModel(config)
     rates = LearningRates(1.0, multiplier=3.0, multiplied=r"^matching_head", layer_decay=0.5)
@@ -277,10 +260,6 @@ def test_learning_rates_fall_from_layer_to_layer(tiny_config):
     assert len(lines) == len(set(rate.values()))
 
 
-def replace_config(config, **changes):
-    return config.to_dict() | changes
-
-
 @pytest.mark.parametrize(
     ("multiplied", "message"),
     [("nowhere", "'nowhere' fits none of the trained parameters"), ("(", "is no regular expression")],
@@ -302,12 +281,10 @@ def test_hard_negatives_are_those_that_the_annotation_names(small_pab, start):
     expected = open_image(small_pab, rows[0]["hard_i"], "")
     assert not ImageChops.difference(image, expected).getbbox()
 
-    def changed(row, **fields):
-        return row | fields
-
     itself = {"hard_i": rows[0]["image"], "hard_i_id": None}
     for fields in ({"hard_i": None}, {"hard_c": None}, {"hard_i_id": rows[0]["image_id"]}, itself):
-        without = TrainingPairs(rows.map(changed, fn_kwargs=fields), small_pab, seed=1, hard_negatives=True)
+        changed = rows.map(lambda row, fields=fields: row | fields)
+        without = TrainingPairs(changed, small_pab, seed=1, hard_negatives=True)
         assert without[0]["hard_negative"] is None
 
     batch = PairCollator(TPASProcessor.from_pretrained(start))([without[0], pairs[1]])
@@ -328,14 +305,9 @@ def test_a_broken_hard_negative_is_named_or_passed_over(small_pab, tmp_path):
 
 def test_left_and_right_follow_a_mirrored_image(small_pab):
     rows = training_rows(small_pab).map(lambda row: row | {"caption": "On the left of a man."})
-    mirror = Augmentation(32, crop_probability=0.0, flip_probability=1.0, operations=0)
-    plain = Augmentation(32, crop_probability=0.0, flip_probability=0.0, operations=0)
     items = {}
-    for name, augmentation, swap in (
-        ("swapped", mirror, True),
-        ("kept", mirror, False),
-        ("plain", plain, True),
-    ):
+    for name, flip, swap in (("swapped", 1.0, True), ("kept", 1.0, False), ("plain", 0.0, True)):
+        augmentation = Augmentation(32, crop_probability=0.0, flip_probability=flip, operations=0)
         pairs = TrainingPairs(rows, small_pab, seed=1, augmentation=augmentation, swap_left_right=swap)
         items[name] = pairs[0]
     assert items["swapped"]["caption"] == swap_left_right("On the left of a man.") == "On the right of a man."
@@ -361,9 +333,8 @@ def test_second_views_differ_by_epoch_and_follow_the_captions_in_a_batch(small_p
 
 
 def test_a_model_of_another_architecture_is_refused(small_pab, tmp_path):
-    config = BertConfig(
-        hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9
-    )
+    size = {"hidden_size": 8, "intermediate_size": 8, "vocab_size": 9}
+    config = BertConfig(num_hidden_layers=1, num_attention_heads=1, **size)
     BertModel(config).save_pretrained(tmp_path / "bert")
     with pytest.raises(SystemExit, match="bert: BertModel has no get_image_features and no get_text_"):
         main(flags(small_pab, tmp_path / "bert", tmp_path / "run"))
@@ -382,9 +353,8 @@ def test_a_processor_of_another_image_size_is_refused(small_pab, start, tmp_path
 def test_a_tracker_that_is_not_installed_is_named(small_pab, start, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     monkeypatch.setattr(sys, "path", [])
-    with pytest.raises(
-        SystemExit, match="--report_to wandb needs a package that is not there: pip install wandb"
-    ):
+    message = "--report_to wandb needs a package that is not there: pip install wandb"
+    with pytest.raises(SystemExit, match=message):
         main(flags(small_pab, start, tmp_path / "run", report_to="wandb"))
     assert not (tmp_path / "run").exists()
 

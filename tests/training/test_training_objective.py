@@ -6,6 +6,7 @@ In double precision, so that what is equal differs from what is nearly so.
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -18,15 +19,8 @@ from tpas.training.gradient_cache import backward_in_chunks
 from tpas.training.masked_language_modelling import NO_TARGET, MaskedLanguageModelling
 from tpas.training.objective import FineTuningObjective
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerator", "without_dropout")
 PAIRS = 6
-
-
-@pytest.fixture
-def config(tiny_config):
-    tiny_config.text_config.hidden_dropout_prob = 0.0
-    tiny_config.text_config.attention_probs_dropout_prob = 0.0
-    tiny_config.vision_config.drop_path_rate = 0.0
-    return tiny_config
 
 
 def batch_of(views: int = 1, hard_negatives: bool = False) -> dict[str, torch.Tensor]:
@@ -49,8 +43,8 @@ def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def test_by_default_it_is_the_loss_of_the_model(config):
-    model, batch = TPASModel(config).double(), batch_of()
+def test_by_default_it_is_the_loss_of_the_model(tiny_config):
+    model, batch = TPASModel(tiny_config).double(), batch_of()
     torch.manual_seed(1)
     expected = model(**batch, return_loss=True)
     torch.manual_seed(1)
@@ -65,19 +59,19 @@ def test_by_default_it_is_the_loss_of_the_model(config):
         torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=0)
 
 
-def test_global_negatives_depend_on_the_seed_alone(config):
-    objective, batch = FineTuningObjective(TPASModel(config).double(), global_negatives=True), batch_of()
-    seen = {
-        seed: {objective(**batch, draw_seed=seed)["matching_loss"].item() for _ in range(3)}
-        for seed in (1, 2)
-    }
-    assert len(seen[1]) == len(seen[2]) == 1
-    assert seen[1] != seen[2]
+def test_global_negatives_depend_on_the_seed_alone(tiny_config):
+    objective, batch = (
+        FineTuningObjective(TPASModel(tiny_config).double(), global_negatives=True),
+        batch_of(),
+    )
+    seen = [{objective(**batch, draw_seed=seed)["matching_loss"].item() for _ in range(3)} for seed in (1, 2)]
+    assert len(seen[0]) == len(seen[1]) == 1
+    assert seen[0] != seen[1]
 
 
-def test_a_second_view_costs_its_weight_in_both_losses(config):
+def test_a_second_view_costs_its_weight_in_both_losses(tiny_config):
     """Of two equal views the second one's contrastive loss is the first one's, its negatives other draws."""
-    model, one = TPASModel(config).double(), batch_of()
+    model, one = TPASModel(tiny_config).double(), batch_of()
     both = {name: torch.cat([one[name]] * 2) for name in ("input_ids", "attention_mask")}
     once = FineTuningObjective(model)(**one)
     twice = FineTuningObjective(model, second_view_weight=0.8)(**one | both)
@@ -92,8 +86,8 @@ def test_a_second_view_costs_its_weight_in_both_losses(config):
     torch.testing.assert_close(twice["matching_loss"], 1.8 * once["matching_loss"])
 
 
-def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config):
-    model = TPASModel(config).double()
+def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(tiny_config):
+    model = TPASModel(tiny_config).double()
     objective, batch = FineTuningObjective(model), batch_of(hard_negatives=True)
     image, image_states = objective.encode_images(pixel_values=batch["pixel_values"])
     text, text_states = objective.encode_texts(batch["input_ids"], batch["attention_mask"])
@@ -106,11 +100,8 @@ def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config)
     assert rows[:PAIRS] == [(row, row, 1) for row in range(PAIRS)]
     drawn = rows[PAIRS : 3 * PAIRS]
     assert all(label == 0 and image < PAIRS and text < PAIRS for image, text, label in drawn)
-    assert (
-        [text for _, text, _ in drawn[:PAIRS]]
-        == [image for image, _, _ in drawn[PAIRS:]]
-        == list(range(PAIRS))
-    )
+    assert [text for _, text, _ in drawn[:PAIRS]] == list(range(PAIRS))
+    assert [image for image, _, _ in drawn[PAIRS:]] == list(range(PAIRS))
     labels = [0, IGNORED_LABEL, 0, 0, 0, 0]  # pair 1 has none
     assert rows[3 * PAIRS : 4 * PAIRS] == [(PAIRS + row, row, labels[row]) for row in range(PAIRS)]
     assert rows[4 * PAIRS :] == [(row, PAIRS + row, labels[row]) for row in range(PAIRS)]
@@ -118,18 +109,14 @@ def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(config)
     counted[[3 * PAIRS + 1, 4 * PAIRS + 1]] = 0
     torch.testing.assert_close(pairs.weights, counted / counted.sum())
 
-    logits = model.match(
-        image_states[pairs.images], text_states[pairs.texts], batch["attention_mask"][pairs.texts]
-    )
+    mask = batch["attention_mask"]
+    logits = model.match(image_states[pairs.images], text_states[pairs.texts], mask[pairs.texts])
     mean = F.cross_entropy(logits[counted > 0], pairs.labels[counted > 0])
-    torch.testing.assert_close(
-        objective.match(image_states, text_states, batch["attention_mask"], pairs), mean
-    )
+    torch.testing.assert_close(objective.match(image_states, text_states, mask, pairs), mean)
 
 
 def test_label_smoothing_by_hand():
-    embeds = F.normalize(torch.randn(4, 8), dim=1)
-    texts = F.normalize(torch.randn(4, 8), dim=1)
+    embeds, texts = F.normalize(torch.randn(2, 4, 8), dim=2)
     temperature = torch.tensor(0.1)
     logits = embeds @ texts.t() / temperature
     targets = 0.8 * torch.eye(4) + 0.2 / 4
@@ -158,10 +145,10 @@ def test_words_are_masked_replaced_and_kept_by_their_shares():
     assert others.min() >= 5
 
 
-def objective_with_everything(config) -> FineTuningObjective:
+def objective_with_everything(tiny_config) -> FineTuningObjective:
     torch.manual_seed(5)
     return FineTuningObjective(
-        TPASModel(config),
+        TPASModel(tiny_config),
         label_smoothing=0.1,
         second_view_weight=0.8,
         masked_language_modelling=MaskedLanguageModelling(32, 4, list(range(5, 64)), 0.5),
@@ -169,11 +156,10 @@ def objective_with_everything(config) -> FineTuningObjective:
     ).double()
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
-def test_cached_gradients_are_those_of_the_whole_batch(config, chunk_size):
+def test_cached_gradients_are_those_of_the_whole_batch(tiny_config, chunk_size):
     accelerator = Accelerator()
-    objective, batch = objective_with_everything(config), batch_of(views=2, hard_negatives=True)
+    objective, batch = objective_with_everything(tiny_config), batch_of(views=2, hard_negatives=True)
     torch.manual_seed(7)
     expected = objective(**batch)
     expected["loss"].backward()
@@ -186,12 +172,10 @@ def test_cached_gradients_are_those_of_the_whole_batch(config, chunk_size):
     cached = gradients(objective)
     assert cached.keys() == whole.keys()
     for name, gradient in whole.items():
-        torch.testing.assert_close(
-            cached[name], gradient, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        where = partial("{}: {}".format, name)
+        torch.testing.assert_close(cached[name], gradient, atol=1e-6, rtol=0, msg=where)
 
 
-@pytest.mark.usefixtures("fresh_accelerator")
 def test_cached_gradients_replay_dropout(tiny_config):
     """What is encoded twice is encoded alike: the gradient is that of the loss that was computed."""
     tiny_config.vision_config.drop_path_rate = 0.5
@@ -200,9 +184,7 @@ def test_cached_gradients_replay_dropout(tiny_config):
     encoded = []
     for name in ("encode_images", "encode_texts"):
         encode = getattr(objective, name)
-        objective.__dict__[name] = lambda encode=encode, **inputs: (
-            encoded.append(encode(**inputs)) or encoded[-1]
-        )
+        objective.__dict__[name] = lambda e=encode, **inputs: encoded.append(e(**inputs)) or encoded[-1]
     backward_in_chunks(objective, Accelerator(), 3, **batch)
     assert len(encoded) == 8  # two chunks of images and two of captions, twice
     for first, second in zip(encoded[:4], encoded[4:], strict=True):
@@ -246,9 +228,9 @@ os._exit(0)  # once in some runs gloo's threads abort a process that is torn dow
 
 
 @pytest.mark.parametrize("chunk_size", [0, 2])
-def test_two_processes_have_the_gradient_of_one_with_both_batches(config, tmp_path, chunk_size):
+def test_two_processes_have_the_gradient_of_one_with_both_batches(tiny_config, tmp_path, chunk_size):
     """With negatives of all processes: both losses, every gradient, captions of other lengths in each."""
-    model = TPASModel(config).double().eval()
+    model = TPASModel(tiny_config).double().eval()
     model.save_pretrained(tmp_path / "model")
     batch = batch_of(views=2)
     objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
@@ -266,29 +248,16 @@ def test_two_processes_have_the_gradient_of_one_with_both_batches(config, tmp_pa
         torch.save(part | {"draw_seed": 11}, tmp_path / f"batch{rank}.pt")
     program = tmp_path / "process.py"
     program.write_text(PROCESS)
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += [
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--dynamo_backend",
-        "no",
-        "--main_process_port",
-        "0",
-    ]
-    arguments = [program, tmp_path, chunk_size]
-    process = subprocess.run(
-        [*launch, *map(str, arguments)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+    launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    command = [sys.executable, *launch.split(), program, tmp_path, str(chunk_size)]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     result = torch.load(tmp_path / "result.pt", weights_only=True)
     for name, loss in expected.items():
         torch.testing.assert_close(result["losses"][name], loss.detach(), atol=1e-6, rtol=0)
     for name, parameter in objective.named_parameters():
-        torch.testing.assert_close(
-            result["gradients"][name], parameter.grad, atol=1e-6, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        where = partial("{}: {}".format, name)
+        gradient = result["gradients"][name]
+        torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=0, msg=where)

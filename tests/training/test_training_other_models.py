@@ -1,20 +1,18 @@
 """Fine-tuning of other libraries' models: every parameter, LoRA, resume, two processes."""
 
 import json
+import shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 import training_runs
 from accelerate import Accelerator, debug_launcher
-from accelerate.state import AcceleratorState
 from PIL import Image
-from tiny_retrieval_models import FAMILIES, save_tiny
-from training_runs import losses_of
+from tiny_retrieval_models import FAMILIES
+from training_runs import losses_of, train_on_two_processes
 from transformers import AutoModel, BlipForImageTextRetrieval, CLIPModel
 
-from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.models.loading import load_model
 from tpas.models.lora import add_lora
 from tpas.objectives import contrastive_loss
@@ -26,28 +24,12 @@ from tpas.training.objective import FineTuningObjective
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("models")
-    return {family: save_tiny(family, root / family) for family in FAMILIES}
-
-
-@pytest.fixture(scope="module")
-def drawn_root(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("drawn") / "pab"
-    return draw_pab(root, train_pairs=24, test_pairs=2, image_size=48, workers=1)
-
-
-def batch_of(processor, count: int = 4) -> dict[str, torch.Tensor]:
-    items = [
-        {
-            "image": Image.new("RGB", (40, 48 + number), (60 * number, 90, 200 - 50 * number)),
-            "caption": f"a man in a {color} coat is running",
-            "image_id": str(number),
-            "unreadable": [],
-        }
-        for number, color in enumerate(["red", "blue", "green", "black"][:count])
-    ]
+def batch_of(processor) -> dict[str, torch.Tensor]:
+    items = []
+    for number, color in enumerate(["red", "blue", "green", "black"]):
+        image = Image.new("RGB", (40, 48 + number), (60 * number, 90, 200 - 50 * number))
+        item = {"image": image, "caption": f"a man in a {color} coat is running", "image_id": str(number)}
+        items.append(item | {"unreadable": []})
     batch = PairCollator(processor)(items)
     del batch["unreadable"]
     return batch
@@ -102,17 +84,10 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(folders, family):
             torch.testing.assert_close(parameter.grad, expected[name], atol=1e-6, rtol=1e-4)
 
 
-def test_a_run_learns_and_leaves_a_folder_of_the_models_own_library(folders, drawn_root, tmp_path):
+def test_a_run_learns_and_leaves_a_folder_of_the_models_own_library(folders, small_pab, tmp_path):
     output = tmp_path / "run"
-    main(
-        flags(
-            *(drawn_root, folders["clip"], output),
-            augmentation=False,
-            num_train_epochs=12,
-            learning_rate=3e-3,
-            report_to="tensorboard",
-        )
-    )
+    changes = {"augmentation": False, "num_train_epochs": 12, "learning_rate": 3e-3}
+    main(flags(small_pab, folders["clip"], output, report_to="tensorboard", **changes))
     losses = losses_of(output)
     assert sum(losses[-2:]) < 0.5 * sum(losses[:2])
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
@@ -123,16 +98,14 @@ def test_a_run_learns_and_leaves_a_folder_of_the_models_own_library(folders, dra
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip2", "blip"])
-def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folders, drawn_root, tmp_path, family):
+def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folders, small_pab, tmp_path, family):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    main(flags(drawn_root, folders[family], whole, checkpoint_every=1, checkpoints_kept=9))
-    main(flags(drawn_root, folders[family], parts, checkpoint_every=1, checkpoints_kept=9))
+    checkpoints = {"checkpoint_every": 1, "checkpoints_kept": 9}
+    for output in (whole, parts):
+        main(flags(small_pab, folders[family], output, **checkpoints))
     for checkpoint in sorted((parts / "checkpoints").iterdir())[1:]:  # as after a kill in the second step
-        for file in sorted(checkpoint.rglob("*"), reverse=True):
-            file.rmdir() if file.is_dir() else file.unlink()
-        checkpoint.rmdir()
-    resumed = {"checkpoint_every": 1, "checkpoints_kept": 9, "resume_from_checkpoint": "last"}
-    main(flags(drawn_root, folders[family], parts, **resumed))
+        shutil.rmtree(checkpoint)
+    main(flags(small_pab, folders[family], parts, **checkpoints, resume_from_checkpoint="last"))
     assert losses_of(parts) == losses_of(whole)
     library = BlipForImageTextRetrieval if family == "blip" else AutoModel
     expected = library.from_pretrained(whole / "last").state_dict()
@@ -148,7 +121,7 @@ def test_adapters_train_little_of_every_encoder(folders, family, targets):
     objective = FineTuningObjective(adapter.train())
     objective(**batch_of(processor))["loss"].backward()
     trained = {name for name, p in objective.named_parameters() if p.requires_grad}
-    assert all(("lora_" in name) or ("modules_to_save" in name) for name in trained)
+    assert all("lora_" in name or "modules_to_save" in name for name in trained)
     assert any("temperature" in name for name in trained)
     for encoder in ("vision_model", "text_encoder" if family == "blip" else "text_model"):
         assert any("lora_" in name and encoder in name for name in trained)
@@ -177,9 +150,9 @@ def test_recomputed_activations_give_the_same_gradients(folders, family, lora):
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])
-def test_an_adapter_is_kept_loaded_and_merged(folders, drawn_root, tmp_path, family):
+def test_an_adapter_is_kept_loaded_and_merged(folders, small_pab, tmp_path, family):
     output = tmp_path / "run"
-    main(flags(drawn_root, folders[family], output, lora_rank=2, merge=True, num_train_epochs=1))
+    main(flags(small_pab, folders[family], output, lora_rank=2, merge=True, num_train_epochs=1))
     assert (output / "best" / "adapter_model.safetensors").exists()
     assert not (output / "best" / "model.safetensors").exists()
     adapted, processor = load_model(str(output / "best"))
@@ -191,23 +164,18 @@ def test_an_adapter_is_kept_loaded_and_merged(folders, drawn_root, tmp_path, fam
     torch.testing.assert_close(embeds[0], embeds[1], atol=1e-6, rtol=0)
     assert not torch.allclose(embeds[0], embeds[2], atol=1e-4)
     assert adapted.temperature().item() == pytest.approx(merged.temperature().item(), rel=1e-5)
-    main(flags(drawn_root, output / "best", tmp_path / "more", num_train_epochs=1))  # from an adapter
+    main(flags(small_pab, output / "best", tmp_path / "more", num_train_epochs=1))  # from an adapter
     with pytest.raises(SystemExit, match="start from the whole model"):
-        main(flags(drawn_root, output / "best", tmp_path / "no", lora_rank=2))
-
-
-def train_on_two_processes(arguments: list[str]) -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    main(arguments)
+        main(flags(small_pab, output / "best", tmp_path / "no", lora_rank=2))
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])
-def test_two_processes_train_as_one(folders, drawn_root, tmp_path, family):
+def test_two_processes_train_as_one(folders, small_pab, tmp_path, family):
     same = {"augmentation": False} | ({"negatives": "global"} if family == "blip" else {})
     one, two = tmp_path / "one", tmp_path / "two"
-    arguments = flags(drawn_root, folders[family], two, batch_size=4, **same)
+    arguments = flags(small_pab, folders[family], two, batch_size=4, **same)
     debug_launcher(train_on_two_processes, (arguments,), num_processes=2)
-    main(flags(drawn_root, folders[family], one, **same))
+    main(flags(small_pab, folders[family], one, **same))
     assert json.loads((two / "training_arguments.json").read_text())["num_processes"] == 2
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
 
@@ -218,15 +186,11 @@ def test_two_processes_train_as_one(folders, drawn_root, tmp_path, family):
         ("clip", {"hard_negatives": True}, "--hard_negatives True is for models with a stage 2 of their own"),
         ("clip", {"negatives": "global"}, "--negatives global is for models with a stage 2"),
         ("blip", {"layer_decay": 0.9}, "--layer_decay 0.9 is for TPAS models"),
-        (
-            "blip",
-            {"masked_language_modelling_weight": 1},
-            "modelling_weight 1.0 is for TPAS models",
-        ),
+        ("blip", {"masked_language_modelling_weight": 1}, "modelling_weight 1.0 is for TPAS models"),
         ("clip", {"torch_compile": True}, "--torch_compile True is for TPAS models"),
     ],
 )
-def test_what_a_model_cannot_train_is_refused(folders, drawn_root, tmp_path, family, setting, message):
+def test_what_a_model_cannot_train_is_refused(folders, small_pab, tmp_path, family, setting, message):
     with pytest.raises(SystemExit, match=message):
-        main(flags(drawn_root, folders[family], tmp_path / "run", **setting))
+        main(flags(small_pab, folders[family], tmp_path / "run", **setting))
     assert not (tmp_path / "run").exists()
