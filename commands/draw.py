@@ -28,7 +28,8 @@ def draw(
 
     tpas draw outputs/people --train_pairs 100 --test_pairs 20
     """
-    from ..data.drawn.synthetic_pab import WORLDS, draw_pab
+    from ..data.drawn.synthetic_pab import draw_pab
+    from ..data.drawn.synthetic_worlds import WORLDS
 
     drawn = {"train_pairs": train_pairs, "test_pairs": test_pairs, "seed": seed, "image_size": image_size}
     draw_pab(root, world=WORLDS[world], workers=workers, **drawn)

@@ -29,13 +29,8 @@ from tqdm import tqdm
 from transformers import BertTokenizer, get_cosine_schedule_with_warmup
 
 from ..configuration_tpas import TPASConfig
-from ..data.drawn.synthetic_pab import (
-    DEMO_WORLD,
-    PRETRAINING_WORLD,
-    captions_vocabulary,
-    draw_source,
-    telling_words,
-)
+from ..data.drawn.synthetic_pab import captions_vocabulary, draw_source, telling_words
+from ..data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD
 from ..data.whole_files import UNFINISHED, put_in_place
 from ..modeling_tpas import TPASModel
 from ..objectives import (

@@ -14,6 +14,7 @@ from typing import cast
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from . import read_tables
 from .scene_drawing import SCENES, SKIES, Brush, Colour, Point, Stage, draw_car, shade
 
 SUPERSAMPLING = 2  # drawn at twice the size, then averaged: Pillow's polygons have no anti-aliasing
@@ -63,115 +64,7 @@ class Pose:
     head: float = 0.0
 
 
-POSES: dict[str, tuple[Pose, ...]] = {
-    # normal
-    "walking": (
-        Pose(3, (-28, 15), (26, 20), (24, -6), (-20, -16)),
-        Pose(3, (26, 20), (-26, 12), (-20, -16), (25, -6)),
-    ),
-    "running": (
-        Pose(16, (-55, 85), (50, 90), (62, -65), (-32, -62), lift=0.03),
-        Pose(16, (55, 90), (-50, 85), (-32, -70), (62, -60), lift=0.03),
-    ),
-    "standing": (
-        Pose(0, (-48, 98), (48, -98), (9, 0), (-9, 0)),
-        Pose(-3, (-45, 95), (50, -98), (12, -4), (-6, 0)),
-    ),
-    "waving": (
-        Pose(-2, (-152, -15), (8, 8), (6, 0), (-6, 0)),
-        Pose(2, (-8, 5), (165, -25), (8, 0), (-8, -4)),
-    ),
-    "sitting": (
-        Pose(-3, (32, 28), (22, 38), (88, -88), (80, -78)),
-        Pose(8, (45, 25), (30, 40), (84, -95), (86, -70)),
-    ),
-    "jumping": (
-        Pose(0, (-146, -12), (146, 12), (38, -80), (-32, -62), lift=0.15),
-        Pose(4, (-134, -15), (136, 15), (45, -100), (20, -95), lift=0.17),
-    ),
-    "carrying": (
-        Pose(-6, (48, 42), (54, 36), (20, -6), (-16, -14)),
-        Pose(-8, (46, 44), (52, 38), (6, 0), (-6, 0)),
-    ),
-    "cycling": (Pose(38, (92, 6), (96, 4), (72, -74), (26, -34), lift=0.1),),
-    "climbing": (
-        Pose(4, (158, 8), (118, 40), (68, -78), (4, -6), lift=0.14),
-        Pose(4, (118, 45), (160, 8), (4, -6), (66, -76), lift=0.14),
-    ),
-    "phoning": (
-        Pose(0, (38, 122), (4, 6), (7, 0), (-7, 0)),
-        Pose(-3, (34, 126), (-14, 8), (16, -4), (-14, -10)),
-    ),
-    "dancing": (
-        Pose(-10, (125, 40), (-105, -50), (42, -92), (-8, 0)),
-        Pose(10, (70, 70), (-140, -30), (-6, 0), (-44, -60)),
-    ),
-    "football": (
-        Pose(-8, (-55, 20), (58, 30), (52, -12), (-14, -8)),
-        Pose(-4, (60, 20), (-60, -20), (-12, -6), (46, -20)),
-    ),
-    "guitar": (
-        Pose(-4, (24, 72), (38, 62), (10, 0), (-12, 0)),
-        Pose(4, (20, 76), (40, 60), (16, -8), (-10, -2)),
-    ),
-    "skateboarding": (
-        Pose(14, (80, 10), (-72, -12), (42, -58), (-26, -22)),
-        Pose(8, (96, 6), (-84, -8), (34, -44), (-20, -30)),
-    ),
-    "stretching": (
-        Pose(102, (112, 4), (106, 4), (4, 0), (-6, 0)),
-        Pose(92, (98, 6), (90, 4), (8, 0), (-4, 0)),
-    ),
-    # anomalies
-    "falling_forward": (
-        Pose(4, (112, 18), (140, 8), (12, -22), (-16, -34), rotation=56, lift=0.03),
-        Pose(10, (95, 30), (120, 15), (18, -40), (-10, -12), rotation=50, lift=0.03),
-    ),
-    "falling_backwards": (
-        Pose(10, (82, 24), (-64, -18), (40, -24), (18, -12), rotation=-54, lift=0.02),
-        Pose(16, (60, 40), (-80, -10), (52, -30), (28, -34), rotation=-48, lift=0.02),
-    ),
-    "lying": (
-        Pose(0, (165, 12), (-18, 10), (6, -12), (-8, -6), rotation=90),
-        Pose(0, (28, 18), (150, 20), (26, -46), (2, -4), rotation=-90),
-        Pose(4, (70, 50), (10, 10), (40, -60), (10, -20), rotation=90),
-    ),
-    "collapsing": (
-        Pose(24, (36, 10), (28, 8), (4, -96), (-6, -84), head=30),
-        Pose(34, (52, 4), (44, 8), (8, -100), (-4, -86), head=34),
-    ),
-    "ball_hit": (
-        Pose(-22, (-84, -22), (88, 30), (28, -10), (-8, -28), head=-26),
-        Pose(-26, (-50, -40), (62, 60), (34, -24), (-4, -30), head=-30),
-    ),
-    "tripping": (
-        Pose(16, (92, 28), (-84, -26), (46, -32), (-44, -34), rotation=24),
-        Pose(20, (100, 20), (-70, -40), (40, -40), (-48, -28), rotation=26),
-    ),
-    "pushed": (Pose(-14, (84, 12), (66, 16), (30, -30), (-34, -16), rotation=26, head=-20),),
-    "crawling": (Pose(82, (84, -4), (96, 8), (6, -92), (-16, -78), head=-26),),
-    "car_hit": (
-        Pose(-16, (122, 24), (-118, -20), (62, -50), (14, -40), rotation=-44, lift=0.2),
-        Pose(-10, (96, 40), (-100, -30), (40, -50), (-20, -40), rotation=-58, lift=0.24),
-    ),
-    "skateboard_crash": (
-        Pose(6, (128, 14), (96, 26), (22, -52), (-24, -42), rotation=64, lift=0.06),
-        Pose(14, (84, 22), (-92, -12), (64, -26), (38, -14), rotation=-58, lift=0.05),
-    ),
-    "tumbling": (
-        Pose(36, (140, 20), (110, 30), (74, -70), (46, -66), rotation=168, lift=0.02),
-        Pose(28, (120, 30), (150, 10), (40, -50), (88, -80), rotation=196, lift=0.02),
-    ),
-    "kicked": (Pose(46, (88, 50), (76, 58), (34, -24), (10, -18), rotation=-14, lift=0.05, head=14),),
-    "slipping": (
-        Pose(10, (112, 20), (-112, -22), (84, -8), (24, -30), rotation=-28),
-        Pose(14, (98, 24), (-124, -12), (76, 4), (14, -26), rotation=-26),
-    ),
-    # what only the other person of a scene does
-    "kicker": (Pose(-16, (-50, 30), (50, 40), (84, -6), (-8, -4)),),
-    "pusher": (Pose(16, (100, 4), (96, 8), (26, -18), (-26, -8)),),
-}
-
+POSES = {action: tuple(Pose(**pose) for pose in poses) for action, poses in read_tables("poses.toml").items()}
 SKINS: tuple[Colour, ...] = ((244, 208, 178), (226, 182, 146), (196, 146, 106), (150, 104, 72), (104, 70, 50))
 
 
@@ -206,9 +99,8 @@ def skeleton(pose: Pose, figure: Figure) -> dict[str, Point]:
     """Joints in body heights, x forward and y up, the lowest point at y = `pose.lift`."""
     shoulder = (0.066 if figure.woman else 0.082) * figure.stoutness
     hip = (0.05 if figure.woman else 0.046) * figure.stoutness
-    up = (math.sin(math.radians(pose.lean)), math.cos(math.radians(pose.lean)))
-    along = (up[1], -up[0])
-    chest = (0.29 * up[0], 0.29 * up[1])
+    up_x, up_y = math.sin(math.radians(pose.lean)), math.cos(math.radians(pose.lean))
+    chest = (0.29 * up_x, 0.29 * up_y)
     joints: dict[str, Point] = {"pelvis": (0.0, 0.0), "chest": chest}
     head_angle = 180 - pose.lean - pose.head
     joints["neck"] = _toward(chest, head_angle, 0.045)
@@ -216,18 +108,15 @@ def skeleton(pose: Pose, figure: Figure) -> dict[str, Point]:
     joints["crown"] = _toward(chest, head_angle, 0.215)
     sides = (("near", -1, pose.near_arm, pose.near_leg), ("far", 1, pose.far_arm, pose.far_leg))
     for side, sign, arm, leg in sides:
-        shoulder_at = (chest[0] + sign * shoulder * along[0], chest[1] + sign * shoulder * along[1] - 0.012)
-        joints[f"{side}_shoulder"] = shoulder_at
+        shoulder_at = (chest[0] + sign * shoulder * up_y, chest[1] - sign * shoulder * up_x - 0.012)
         elbow = _toward(shoulder_at, arm[0] - pose.lean, 0.15)
-        joints[f"{side}_elbow"] = elbow
-        joints[f"{side}_hand"] = _toward(elbow, arm[0] - pose.lean + arm[1], 0.145)
+        hand = _toward(elbow, arm[0] - pose.lean + arm[1], 0.145)
+        joints |= {f"{side}_shoulder": shoulder_at, f"{side}_elbow": elbow, f"{side}_hand": hand}
         hip_at = (sign * hip, 0.0)
-        joints[f"{side}_hip"] = hip_at
         knee = _toward(hip_at, leg[0], 0.225)
-        joints[f"{side}_knee"] = knee
         ankle = _toward(knee, leg[0] + leg[1], 0.22)
-        joints[f"{side}_ankle"] = ankle
-        joints[f"{side}_toe"] = _toward(ankle, leg[0] + leg[1] + 84, 0.068)
+        toe = _toward(ankle, leg[0] + leg[1] + 84, 0.068)
+        joints |= {f"{side}_hip": hip_at, f"{side}_knee": knee, f"{side}_ankle": ankle, f"{side}_toe": toe}
     turn = math.radians(-pose.rotation)
     cosine, sine = math.cos(turn), math.sin(turn)
     joints = {name: (x * cosine - y * sine, x * sine + y * cosine) for name, (x, y) in joints.items()}
@@ -289,6 +178,9 @@ class Patch:
             brush.line([*self.points, self.points[0]], fill, 2 * margin)
 
 
+Shape = Bar | Patch
+
+
 def _contrasting(colour: Colour) -> Colour:
     """The second colour of a pattern: dark on a light garment, light on a dark one."""
     luminance = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2]
@@ -301,13 +193,13 @@ def _is_bright(colour: Colour) -> bool:
 
 def _print_pattern(
     canvas: Image.Image,
-    shapes: tuple[Bar | Patch, ...],
+    shapes: tuple[Shape, ...],
     unit: float,
-    garment: Garment,
+    pattern: str,
     colour: Colour,
     axis: Point,
 ) -> None:
-    """Prints the garment's pattern on the shapes only, along the body's `axis`."""
+    """Prints a pattern on the shapes only, along the body's `axis`."""
     mask = Image.new("L", canvas.size)
     brush = Brush(ImageDraw.Draw(mask), unit)
     for shape in shapes:
@@ -320,15 +212,15 @@ def _print_pattern(
     period = 0.062 * unit
     along = (columns * axis[0] + rows * axis[1]).astype(np.float32)
     across = (columns * -axis[1] + rows * axis[0]).astype(np.float32)
-    if garment.pattern == "striped":
+    if pattern == "striped":
         inked = np.mod(along, period) < period * 0.46
-    elif garment.pattern == "checked":
+    elif pattern == "checked":
         inked = (np.mod(along, period * 1.3) < period * 0.65) ^ (np.mod(across, period * 1.3) < period * 0.65)
-    elif garment.pattern == "dotted":
+    elif pattern == "dotted":
         square = (np.mod(along, period) - period / 2) ** 2 + (np.mod(across, period) - period / 2) ** 2
         inked = square < (period * 0.31) ** 2
     else:
-        raise ValueError(f"unknown pattern {garment.pattern!r}")
+        raise ValueError(f"unknown pattern {pattern!r}")
     ink = np.where(inked, np.asarray(mask.crop(bounds)), 0).astype(np.uint8)
     canvas.paste(_contrasting(colour), (left, top), Image.fromarray(ink))
 
@@ -381,7 +273,7 @@ class FigurePainter:
             origin[1] + down * self.down[1] + across * self.across[1],
         )
 
-    def cloth(self, garment: Garment, *shapes: Bar | Patch, dim: float = 1.0) -> None:
+    def cloth(self, garment: Garment, *shapes: Shape, dim: float = 1.0) -> None:
         """Shapes as one piece of cloth with a thin edge that shows on any background."""
         colour = shade(garment.colour, dim)
         edge = shade(colour, 0.62) if sum(colour) > 150 else shade(colour, 1.22)
@@ -390,7 +282,7 @@ class FigurePainter:
         for shape in shapes:
             shape.trace(self.brush, colour)
         if garment.pattern != "plain":
-            _print_pattern(self.canvas, shapes, self.body.unit, garment, colour, self.down)
+            _print_pattern(self.canvas, shapes, self.body.unit, garment.pattern, colour, self.down)
 
     def paint(self) -> None:
         self._carried({"backpack": self._backpack})
@@ -483,7 +375,7 @@ class FigurePainter:
         outline = [self.at(point, 0, half) for point, half in levels]
         outline += [self.at(point, 0, -half) for point, half in reversed(levels)]
         shoulders = self.shoulder_half * 0.86
-        shapes: list[Bar | Patch] = [
+        shapes: list[Shape] = [
             Patch(tuple(outline)),
             Bar(self.at(self.top, 0, -shoulders), self.at(self.top, 0, shoulders), 0.04, 0.04),
         ]
@@ -604,12 +496,8 @@ class FigurePainter:
         up_x, up_y = _direction(self.body["head"], self.body["crown"])
         return x + HEAD * (upward * up_x - forward * up_y), y + HEAD * (upward * up_y + forward * up_x)
 
-    def _around_head(
-        self, centre: float, width: float, height: float, angles: tuple[float, ...]
-    ) -> list[Point]:
-        return [
-            self._from_head(math.cos(angle) * width, centre + math.sin(angle) * height) for angle in angles
-        ]
+    def _around_head(self, centre: float, width: float, height: float, *angles: float) -> list[Point]:
+        return [self._from_head(math.cos(at) * width, centre + math.sin(at) * height) for at in angles]
 
     def _hair_behind(self) -> None:
         hair = self.figure.hair_colour
@@ -622,21 +510,15 @@ class FigurePainter:
         figure, brush = self.figure, self.brush
         hair, style = figure.hair_colour, figure.hair_style
         if style == "afro":
-            for forward, upward in (
-                (-0.9, 0.1),
-                (-0.75, 0.8),
-                (0, 1.1),
-                (0.65, 0.85),
-                (-0.5, 0.4),
-                (0.1, 0.5),
-            ):
+            curls = ((-0.9, 0.1), (-0.75, 0.8), (0, 1.1), (0.65, 0.85), (-0.5, 0.4), (0.1, 0.5))
+            for forward, upward in curls:
                 brush.disc(*self._from_head(forward, upward), HEAD * 0.72, hair)
         elif style != "bald":
             brush.disc(*self._from_head(-0.12, 0.16), HEAD * 1.14, hair)
         brush.disc(*self._from_head(0, 0), HEAD, shade(figure.skin, 0.66))
         brush.disc(*self._from_head(0, 0), HEAD * 0.95, figure.skin)
         if style != "bald":  # hair over the top and the back
-            outside = self._around_head(0, 1.04, 1.04, (0.85, 1.2, 1.6, 2.0, 2.4, 2.8, 3.2, 3.6))
+            outside = self._around_head(0, 1.04, 1.04, 0.85, 1.2, 1.6, 2.0, 2.4, 2.8, 3.2, 3.6)
             hairline = [self._from_head(*point) for point in ((-0.45, -0.3), (-0.3, 0.35), (0.3, 0.5))]
             brush.polygon([*outside, *hairline], hair)
         if style == "bun":
@@ -644,10 +526,7 @@ class FigurePainter:
         elif style == "mohawk":
             angles = (0.95, 1.0, 1.3, 1.5, 1.8, 2.1, 2.4, 2.7, 2.8)
             lengths = (1.0, 1.6, 1.3, 1.75, 1.35, 1.75, 1.3, 1.6, 1.0)
-            spikes = [
-                self._from_head(math.cos(angle) * length, math.sin(angle) * length)
-                for angle, length in zip(angles, lengths, strict=True)
-            ]
+            spikes = [self._around_head(0, far, far, at)[0] for at, far in zip(angles, lengths, strict=True)]
             brush.polygon(spikes, hair)
         for forward in (0.28, 0.68):
             brush.disc(*self._from_head(forward, 0.08), HEAD * 0.1, (40, 30, 30))
@@ -661,12 +540,12 @@ class FigurePainter:
         colour, edge = headwear.colour, shade(headwear.colour, 0.62)
         half_circle = (0, 0.4, 0.8, 1.2, 1.6, 2.0, 2.4, 2.8, math.pi)
         if headwear.shape == "helmet":
-            brush.polygon(self._around_head(0.2, 1.3, 1.2, (*half_circle, 3.6)), colour, edge)
+            brush.polygon(self._around_head(0.2, 1.3, 1.2, *half_circle, 3.6), colour, edge)
             for forward in (-0.5, 0.1, 0.6):  # vents
                 brush.line([point(forward, 0.75), point(forward - 0.12, 1.15)], shade(colour, 0.4), 0.017)
             brush.line([point(0.1, 0.2), point(0.25, -0.85)], (40, 40, 40), 0.008)
             return
-        brush.polygon(self._around_head(0.34, 1.14, 0.92, half_circle), colour, edge)
+        brush.polygon(self._around_head(0.34, 1.14, 0.92, *half_circle), colour, edge)
         if headwear.shape == "cap":
             brush.line([point(0.4, 0.36), point(1.75, 0.26)], edge, 0.021)
         elif headwear.shape == "beanie":
@@ -685,24 +564,25 @@ BALL = 0.068  # radius
 INK = (40, 40, 44)
 
 
+def _around(x: float, y: float, radius: float, degrees: float) -> Point:
+    """A point on a circle, counted from the right, clockwise."""
+    return x + radius * math.cos(math.radians(degrees)), y + radius * math.sin(math.radians(degrees))
+
+
 def _ball(brush: Brush, x: float, y: float) -> None:
     brush.disc(x, y, BALL, INK)
     brush.disc(x, y, BALL * 0.92, (250, 250, 250))
-    for angle in (90, 162, 234, 306, 18):
-        aside, above = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-        brush.disc(x + 0.62 * BALL * aside, y - 0.62 * BALL * above, BALL * 0.2, INK)
+    for degrees in (-90, -162, -234, -306, -18):
+        brush.disc(*_around(x, y, 0.62 * BALL, degrees), BALL * 0.2, INK)
     brush.disc(x, y, BALL * 0.26, INK)
 
 
 def _impact(brush: Brush, x: float, y: float) -> None:
     """Rays around the place where something hits."""
     for index in range(8):
-        aside, below = math.cos(math.radians(index * 45 + 20)), math.sin(math.radians(index * 45 + 20))
-        far = BALL * (1.75 if index % 2 else 1.5)
-        near = BALL * 1.15
-        brush.line(
-            [(x + near * aside, y + near * below), (x + far * aside, y + far * below)], (255, 214, 40), 0.016
-        )
+        radii = (BALL * 1.15, BALL * (1.75 if index % 2 else 1.5))
+        ray = [_around(x, y, radius, index * 45 + 20) for radius in radii]
+        brush.line(ray, (255, 214, 40), 0.016)
 
 
 def _board(brush: Brush, x: float, y: float, angle: float) -> None:
@@ -733,14 +613,9 @@ def _bicycle(brush: Brush, body: Body) -> None:
     bar = (body["near_hand"][0], body["near_hand"][1] + 0.02)
     for hub in (back, front):
         brush.ellipse(*hub, radius, radius, None, (30, 30, 34), 0.025)
-        for angle in range(0, 180, 45):
-            aside, above = (
-                0.9 * radius * math.cos(math.radians(angle)),
-                0.9 * radius * math.sin(math.radians(angle)),
-            )
-            brush.line(
-                [(hub[0] - aside, hub[1] - above), (hub[0] + aside, hub[1] + above)], (140, 140, 146), 0.004
-            )
+        for degrees in range(0, 180, 45):
+            spoke = [_around(*hub, length, degrees) for length in (-0.9 * radius, 0.9 * radius)]
+            brush.line(spoke, (140, 140, 146), 0.004)
     fork = _between(crank, bar, 0.85)
     for tube in ((back, crank), (crank, seat), (seat, back), (crank, bar), (seat, fork), (bar, front)):
         brush.line(tube, (200, 40, 120), 0.022)
@@ -784,12 +659,8 @@ def _ball_at_head(brush: Brush, body: Body) -> None:
 
 def _box(brush: Brush, body: Body) -> None:
     x, y = max(body["near_hand"], body["far_hand"])
-    brush.polygon(
-        [(x - 0.09, y - 0.19), (x + 0.15, y - 0.19), (x + 0.15, y + 0.02), (x - 0.09, y + 0.02)],
-        (196, 148, 92),
-        (120, 84, 46),
-        0.012,
-    )
+    sides = [(x - 0.09, y - 0.19), (x + 0.15, y - 0.19), (x + 0.15, y + 0.02), (x - 0.09, y + 0.02)]
+    brush.polygon(sides, (196, 148, 92), (120, 84, 46), 0.012)
     brush.box(x - 0.09, y - 0.101, x + 0.15, y - 0.069, (224, 190, 140))
 
 
@@ -854,9 +725,8 @@ def _attacker(canvas: Image.Image, action: str, body: Body, rng: random.Random) 
     skin = rng.choice(SKINS)
     sweater, trousers = Garment("sweater", (74, 78, 86)), Garment("trousers", (52, 54, 60))
     other = Figure(False, 1.0, skin, "short", (34, 30, 28), sweater, trousers, (24, 24, 26))
-    pose, contact, height = (
-        ("pusher", "near_hand", 0.2) if action == "pushed" else ("kicker", "near_toe", 0.85)
-    )
+    pushing, kicking = ("pusher", "near_hand", 0.2), ("kicker", "near_toe", 0.85)
+    pose, contact, height = pushing if action == "pushed" else kicking
     joints = skeleton(jittered_pose(POSES[pose][0], rng), other)
     shift = _between(body["chest"], body["pelvis"], height)[0] - 0.07 - joints[contact][0]
     placed = {name: (x + shift, body.ground - y) for name, (x, y) in joints.items()}
@@ -892,9 +762,8 @@ def _placed(figure: Figure, action: str, side: int, rng: random.Random) -> Body:
     unit = side * rng.uniform(0.66, 0.84)
     unit = min(unit, side * 0.97 / (right - left), (ground - side * 0.02) / top)
     shift = (side / unit - (right - left)) * rng.uniform(0.15, 0.85) - left
-    return Body(
-        {name: (x + shift, ground / unit - y) for name, (x, y) in joints.items()}, unit, ground / unit
-    )
+    placed = {name: (x + shift, ground / unit - y) for name, (x, y) in joints.items()}
+    return Body(placed, unit, ground / unit)
 
 
 def _paint_shadow(canvas: Image.Image, brush: Brush, body: Body) -> None:
@@ -946,9 +815,8 @@ def draw_image(
     image = canvas.reduce(SUPERSAMPLING)
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)
-    grain = np.random.default_rng(rng.getrandbits(64)).integers(
-        -5, 6, (image_size, image_size, 1), dtype=np.int16
-    )
+    noise = np.random.default_rng(rng.getrandbits(64))
+    grain = noise.integers(-5, 6, (image_size, image_size, 1), dtype=np.int16)
     light = rng.uniform(0.9, 1.08)
     pixels = (np.asarray(image, dtype=np.float32) * light).astype(np.int16) + grain
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -111,20 +111,32 @@ class Stage(Brush):
         self.gradient(0, self.horizon, *SKIES[self.sky])
         rng = self.rng
         if self.sky == "cloudy":
-            for _ in range(6):
-                x, y = rng.random(), rng.uniform(0.02, self.horizon * 0.7)
+            for x, y in self.scattered(6, 0.02, self.horizon * 0.7):
                 for _ in range(3):
-                    aside, above, radius = (
-                        rng.uniform(-0.09, 0.09),
-                        rng.uniform(-0.015, 0.015),
-                        rng.uniform(0.03, 0.06),
-                    )
-                    self.disc(x + aside, y + above, radius, (178, 182, 188))
+                    aside, above = rng.uniform(-0.09, 0.09), rng.uniform(-0.015, 0.015)
+                    self.disc(x + aside, y + above, rng.uniform(0.03, 0.06), (178, 182, 188))
         elif self.sky == "sunset":
             self.disc(rng.uniform(0.1, 0.9), self.horizon * 0.8, 0.06, (255, 226, 150))
 
     def ground(self, first: Colour, last: Colour) -> None:
         self.gradient(self.horizon, 1, first, last)
+
+    def scattered(self, count: int, top: float, bottom: float = 1.0) -> Iterator[Point]:
+        """Places anywhere between two heights."""
+        for _ in range(count):
+            yield self.rng.random(), self.rng.uniform(top, bottom)
+
+    def posts(self, count: int, top: float, bottom: float, fill: Colour, width: float) -> None:
+        """Upright lines from the left to the right edge."""
+        for index in range(count):
+            x = index / (count - 1)
+            self.line([(x, top), (x, bottom)], fill, width)
+
+    def receding_lines(self, rows: range, top: float, step: float, fill: Colour, width: float) -> None:
+        """Level lines below `top`, farther apart the nearer they are to the viewer."""
+        for row in rows:
+            y = top + step * row * (row + 1)
+            self.line([(0, y), (1, y)], fill, width)
 
     def converging_lines(
         self, count: int, top: float, spread: tuple[float, float], fill: Colour, width: float
@@ -176,13 +188,8 @@ def _street(stage: Stage) -> None:
     stage.box(0, horizon + 0.085, 1, 1, (86, 88, 94))
     start = -rng.uniform(0, 0.2)
     for index in range(6):
-        stage.box(
-            start + index * 0.25,
-            horizon + 0.22,
-            start + index * 0.25 + 0.13,
-            horizon + 0.245,
-            (240, 238, 226),
-        )
+        x = start + index * 0.25
+        stage.box(x, horizon + 0.22, x + 0.13, horizon + 0.245, (240, 238, 226))
     lamp = rng.uniform(0.05, 0.95)
     stage.line([(lamp, horizon + 0.05), (lamp, 0.08), (lamp + 0.06, 0.06)], (50, 52, 56), 0.014)
     stage.disc(lamp + 0.07, 0.07, 0.022, (255, 240, 180))
@@ -198,25 +205,14 @@ def _lawn(stage: Stage) -> None:
     rng, horizon = stage.rng, stage.horizon
     stage.paint_sky()
     for index in range(7):
-        _tree(
-            stage,
-            index / 6 + rng.uniform(-0.06, 0.06),
-            horizon + 0.02,
-            rng.uniform(0.2, 0.3),
-            jittered((58, 122, 58), rng),
-        )
+        x, size = index / 6 + rng.uniform(-0.06, 0.06), rng.uniform(0.2, 0.3)
+        _tree(stage, x, horizon + 0.02, size, jittered((58, 122, 58), rng))
     stage.ground((122, 184, 78), (88, 152, 56))
-    for _ in range(60):
-        x, y = rng.random(), rng.uniform(horizon + 0.02, 1)
-        stage.line(
-            [(x, y), (x + rng.uniform(-0.01, 0.01), y - 0.03)],
-            rng.choice(((70, 132, 44), (150, 206, 96))),
-            0.006,
-        )
-    for _ in range(14):
-        stage.disc(
-            rng.random(), rng.uniform(horizon + 0.05, 1), 0.009, rng.choice(((255, 250, 240), (250, 220, 80)))
-        )
+    for x, y in stage.scattered(60, horizon + 0.02):
+        blade = [(x, y), (x + rng.uniform(-0.01, 0.01), y - 0.03)]
+        stage.line(blade, rng.choice(((70, 132, 44), (150, 206, 96))), 0.006)
+    for x, y in stage.scattered(14, horizon + 0.05):
+        stage.disc(x, y, 0.009, rng.choice(((255, 250, 240), (250, 220, 80))))
 
 
 def _beach(stage: Stage) -> None:
@@ -225,36 +221,30 @@ def _beach(stage: Stage) -> None:
     shore = horizon + rng.uniform(0.1, 0.15)
     stage.ground((246, 224, 170), (222, 190, 130))
     stage.gradient(horizon - 0.06, shore, (24, 96, 160), (72, 176, 204), 12)
-    for _ in range(14):
-        x, y = rng.random(), rng.uniform(horizon - 0.04, shore - 0.02)
+    for x, y in stage.scattered(14, horizon - 0.04, shore - 0.02):
         stage.line([(x, y), (x + rng.uniform(0.05, 0.12), y)], (200, 232, 240), 0.006)
-    stage.line(
-        [(index / 8, shore + 0.008 * math.sin(index * 1.9)) for index in range(9)], (252, 252, 252), 0.022
-    )
+    foam = [(index / 8, shore + 0.008 * math.sin(index * 1.9)) for index in range(9)]
+    stage.line(foam, (252, 252, 252), 0.022)
     x = rng.choice((rng.uniform(0.08, 0.25), rng.uniform(0.75, 0.92)))
     stage.line([(x, shore + 0.16), (x, shore - 0.14)], (240, 240, 236), 0.012)
     stripe = rng.choice(((220, 60, 50), (40, 120, 200), (240, 160, 40)))
     for index in range(6):
         left, right = x - 0.13 + index * 0.26 / 6, x - 0.13 + (index + 1) * 0.26 / 6
-        stage.polygon(
-            [(left, shore - 0.06), (right, shore - 0.06), (x, shore - 0.16)],
-            stripe if index % 2 else (250, 248, 240),
-        )
-    for _ in range(40):
-        stage.disc(rng.random(), rng.uniform(shore + 0.04, 1), 0.005, (206, 172, 116))
+        panel = [(left, shore - 0.06), (right, shore - 0.06), (x, shore - 0.16)]
+        stage.polygon(panel, stripe if index % 2 else (250, 248, 240))
+    for x, y in stage.scattered(40, shore + 0.04):
+        stage.disc(x, y, 0.005, (206, 172, 116))
 
 
 def _stage(stage: Stage) -> None:
     rng, horizon = stage.rng, stage.horizon
     floor = horizon + 0.08
     stage.box(0, 0, 1, 1, (38, 30, 52))
-    for index in range(3):
+    for index, light in enumerate(((94, 84, 116), (110, 88, 104), (84, 92, 122))):
         x = 0.25 + 0.25 * index + rng.uniform(-0.04, 0.04)
         foot = x + rng.uniform(-0.12, 0.12)
-        stage.polygon(
-            [(x - 0.02, 0), (x + 0.02, 0), (foot + 0.15, floor), (foot - 0.15, floor)],
-            ((94, 84, 116), (110, 88, 104), (84, 92, 122))[index],
-        )
+        beam = [(x - 0.02, 0), (x + 0.02, 0), (foot + 0.15, floor), (foot - 0.15, floor)]
+        stage.polygon(beam, light)
         stage.box(x - 0.035, 0, x + 0.035, 0.04, (20, 20, 24))
     for index in range(4):
         for left in (index * 0.045, 1 - (index + 1) * 0.045):
@@ -276,67 +266,40 @@ def _pool(stage: Stage) -> None:
     for index in range(3):
         y = horizon - 0.07 + index * 0.09
         for segment in range(12):
-            stage.box(
-                segment / 12,
-                y,
-                (segment + 0.92) / 12,
-                y + 0.014,
-                (236, 60, 60) if segment % 2 else (250, 250, 250),
-            )
-    for _ in range(16):
-        x, y = rng.random(), rng.uniform(horizon - 0.1, edge - 0.02)
+            buoys = (236, 60, 60) if segment % 2 else (250, 250, 250)
+            stage.box(segment / 12, y, (segment + 0.92) / 12, y + 0.014, buoys)
+    for x, y in stage.scattered(16, horizon - 0.1, edge - 0.02):
         stage.line([(x, y), (x + 0.06, y + rng.uniform(-0.008, 0.008))], (180, 236, 248), 0.006)
     stage.box(0, edge, 1, edge + 0.03, (250, 250, 248))
     stage.box(0, edge + 0.03, 1, 1, (204, 196, 182))
     stage.converging_lines(11, edge + 0.03, (1.1, 1.9), (178, 170, 156), 0.005)
-    x = rng.choice((0.1, 0.86))
-    for offset in (0, 0.06):
-        stage.line(
-            [(x + offset, edge + 0.08), (x + offset, edge - 0.09), (x + offset + 0.02, edge - 0.11)],
-            (168, 176, 184),
-            0.014,
-        )
+    ladder = rng.choice((0.1, 0.86))
+    for x in (ladder, ladder + 0.06):
+        stage.line([(x, edge + 0.08), (x, edge - 0.09), (x + 0.02, edge - 0.11)], (168, 176, 184), 0.014)
 
 
 def _football_pitch(stage: Stage) -> None:
     rng, horizon = stage.rng, stage.horizon
     stage.box(0, 0, 1, horizon, (92, 98, 116))
+    spectators = ((220, 180, 150), (200, 60, 60), (240, 240, 240), (60, 90, 170), (90, 60, 50))
     for row in range(6):
         y = 0.03 + row * (horizon - 0.08) / 6
         stage.box(0, y + 0.03, 1, y + 0.036, (66, 70, 84))
         for seat in range(22):
-            stage.disc(
-                (seat + 0.5 * (row % 2)) / 22,
-                y + 0.018,
-                0.012,
-                rng.choice(((220, 180, 150), (200, 60, 60), (240, 240, 240), (60, 90, 170), (90, 60, 50))),
-            )
+            stage.disc((seat + 0.5 * (row % 2)) / 22, y + 0.018, 0.012, rng.choice(spectators))
     stage.box(0, horizon - 0.05, 1, horizon, rng.choice(((30, 70, 150), (170, 40, 46), (30, 110, 90))))
     for band in range(6):
-        stage.box(
-            0,
-            horizon + band * (1 - horizon) / 6,
-            1,
-            horizon + (band + 1) * (1 - horizon) / 6,
-            (54, 146, 62) if band % 2 else (72, 168, 76),
-        )
-    x = rng.uniform(0.1, 0.5)
-    white = (248, 248, 248)
+        top, bottom = (horizon + edge * (1 - horizon) / 6 for edge in (band, band + 1))
+        stage.box(0, top, 1, bottom, (54, 146, 62) if band % 2 else (72, 168, 76))
+    left = rng.uniform(0.1, 0.5)
+    right, bar, white, net = left + 0.4, horizon - 0.16, (248, 248, 248), (186, 200, 196)
     for index in range(9):
-        stage.line(
-            [(x + index * 0.05, horizon - 0.16), (x + index * 0.05, horizon + 0.04)], (186, 200, 196), 0.003
-        )
+        x = left + index * 0.05
+        stage.line([(x, bar), (x, horizon + 0.04)], net, 0.003)
     for index in range(4):
-        stage.line(
-            [(x, horizon - 0.16 + index * 0.05), (x + 0.4, horizon - 0.16 + index * 0.05)],
-            (186, 200, 196),
-            0.003,
-        )
-    stage.line(
-        [(x, horizon + 0.04), (x, horizon - 0.16), (x + 0.4, horizon - 0.16), (x + 0.4, horizon + 0.04)],
-        white,
-        0.016,
-    )
+        y = bar + index * 0.05
+        stage.line([(left, y), (right, y)], net, 0.003)
+    stage.line([(left, horizon + 0.04), (left, bar), (right, bar), (right, horizon + 0.04)], white, 0.016)
     stage.line([(0, horizon + 0.04), (1, horizon + 0.04)], white, 0.01)
     stage.line([(0, horizon + 0.3), (1, horizon + 0.36)], white, 0.014)
 
@@ -347,28 +310,22 @@ def _gym(stage: Stage) -> None:
     stage.box(0.06, 0.06, 0.94, horizon - 0.16, (186, 206, 216), (120, 120, 124))
     for index in range(3):
         x = 0.1 + index * 0.3
-        stage.polygon(
-            [(x, horizon - 0.17), (x + 0.1, 0.07), (x + 0.16, 0.07), (x + 0.06, horizon - 0.17)],
-            (206, 222, 230),
-        )
-    for level in (0.12, 0.045):
-        stage.box(0.04, horizon - level, 0.96, horizon - level + 0.018, (70, 72, 78))
+        shine = [(x, horizon - 0.17), (x + 0.1, 0.07), (x + 0.16, 0.07), (x + 0.06, horizon - 0.17)]
+        stage.polygon(shine, (206, 222, 230))
+    for level in (horizon - 0.12, horizon - 0.045):
+        stage.box(0.04, level, 0.96, level + 0.018, (70, 72, 78))
         x = 0.07 + rng.uniform(0, 0.03)
         while x < 0.88:
-            stage.line(
-                [(x, horizon - level - 0.022), (x + 0.07, horizon - level - 0.022)], (150, 152, 158), 0.01
-            )
+            stage.line([(x, level - 0.022), (x + 0.07, level - 0.022)], (150, 152, 158), 0.01)
             for end in (x, x + 0.07):
-                stage.box(end - 0.012, horizon - level - 0.046, end + 0.012, horizon - level, (40, 40, 46))
+                stage.box(end - 0.012, level - 0.046, end + 0.012, level, (40, 40, 46))
             x += 0.125
     stage.box(0, horizon, 1, horizon + 0.02, (120, 110, 100))
     stage.gradient(horizon + 0.02, 1, (96, 100, 112), (70, 74, 86))
     colour = rng.choice(((52, 110, 190), (46, 140, 140), (120, 80, 170)))
     shift = rng.uniform(-0.1, 0.1)
-    stage.polygon(
-        [(0.14 + shift, horizon + 0.14), (0.86 + shift, horizon + 0.14), (1.0 + shift, 1), (0.0 + shift, 1)],
-        colour,
-    )
+    mat = ((0.14, horizon + 0.14), (0.86, horizon + 0.14), (1.0, 1), (0.0, 1))
+    stage.polygon([(x + shift, y) for x, y in mat], colour)
 
 
 def _railway_platform(stage: Stage) -> None:
@@ -399,8 +356,7 @@ def _car_park(stage: Stage) -> None:
     rng, horizon = stage.rng, stage.horizon
     stage.paint_sky()
     stage.box(0, horizon - 0.12, 1, horizon, (150, 126, 110))
-    for index in range(14):
-        stage.line([(index / 13, horizon - 0.12), (index / 13, horizon)], (120, 98, 84), 0.005)
+    stage.posts(14, horizon - 0.12, horizon, (120, 98, 84), 0.005)
     stage.ground((108, 110, 116), (84, 86, 92))
     stage.converging_lines(6, horizon + 0.12, (1.0, 1.9), (240, 240, 234), 0.012)
     x = -rng.uniform(0, 0.2)
@@ -414,21 +370,18 @@ def _playground(stage: Stage) -> None:
     rng, horizon = stage.rng, stage.horizon
     stage.paint_sky()
     stage.box(0, horizon - 0.05, 1, horizon + 0.02, (96, 150, 76))
-    for index in range(22):
-        stage.line([(index / 21, horizon - 0.09), (index / 21, horizon + 0.01)], (232, 232, 224), 0.01)
+    stage.posts(22, horizon - 0.09, horizon + 0.01, (232, 232, 224), 0.01)
     stage.line([(0, horizon - 0.06), (1, horizon - 0.06)], (232, 232, 224), 0.01)
     stage.ground((214, 124, 88), (190, 100, 70))
     slide = rng.uniform(0.04, 0.14)
-    stage.line([(slide, horizon + 0.12), (slide + 0.02, 0.14)], (60, 90, 190), 0.02)
-    stage.line([(slide + 0.08, horizon + 0.12), (slide + 0.07, 0.14)], (60, 90, 190), 0.02)
+    blue = (60, 90, 190)
+    stage.line([(slide, horizon + 0.12), (slide + 0.02, 0.14)], blue, 0.02)
+    stage.line([(slide + 0.08, horizon + 0.12), (slide + 0.07, 0.14)], blue, 0.02)
     for index in range(5):
         y = 0.2 + index * (horizon - 0.12) / 5
-        stage.line([(slide + 0.01, y), (slide + 0.08, y)], (60, 90, 190), 0.012)
-    stage.line(
-        [(slide + 0.07, 0.17), (slide + 0.3, horizon + 0.1), (slide + 0.36, horizon + 0.1)],
-        (240, 190, 40),
-        0.045,
-    )
+        stage.line([(slide + 0.01, y), (slide + 0.08, y)], blue, 0.012)
+    chute = [(slide + 0.07, 0.17), (slide + 0.3, horizon + 0.1), (slide + 0.36, horizon + 0.1)]
+    stage.line(chute, (240, 190, 40), 0.045)
     swing = rng.uniform(0.6, 0.68)
     for x in (swing, swing + 0.3):
         stage.line([(x - 0.04, horizon + 0.1), (x, 0.12), (x + 0.04, horizon + 0.1)], (200, 50, 60), 0.016)
@@ -437,9 +390,8 @@ def _playground(stage: Stage) -> None:
         tilt = rng.uniform(-0.03, 0.03)
         for offset in (-0.025, 0.025):
             stage.line([(x + offset, 0.12), (x + offset + tilt, horizon - 0.03)], (70, 70, 74), 0.005)
-        stage.line(
-            [(x - 0.035 + tilt, horizon - 0.03), (x + 0.035 + tilt, horizon - 0.03)], (50, 50, 54), 0.016
-        )
+        seat = [(x + aside + tilt, horizon - 0.03) for aside in (-0.035, 0.035)]
+        stage.line(seat, (50, 50, 54), 0.016)
 
 
 def _forest_path(stage: Stage) -> None:
@@ -451,20 +403,13 @@ def _forest_path(stage: Stage) -> None:
         bark = jittered((88, 62, 42), rng, 14)
         stage.box(x - width, 0, x + width, horizon + rng.uniform(0.0, 0.06), bark)
         stage.line([(x - width * 0.3, 0), (x - width * 0.2, horizon)], shade(bark, 0.7), 0.006)
-    for _ in range(26):
-        stage.disc(
-            rng.random(), rng.uniform(-0.02, 0.14), rng.uniform(0.04, 0.08), jittered((46, 104, 50), rng, 16)
-        )
+    for x, y in stage.scattered(26, -0.02, 0.14):
+        stage.disc(x, y, rng.uniform(0.04, 0.08), jittered((46, 104, 50), rng, 16))
     stage.ground((78, 116, 58), (60, 96, 46))
     centre = rng.uniform(0.4, 0.6)
     stage.polygon([(centre - 0.07, horizon), (centre + 0.07, horizon), (0.95, 1), (0.05, 1)], (164, 128, 86))
-    for _ in range(30):
-        stage.disc(
-            rng.random(),
-            rng.uniform(horizon + 0.03, 1),
-            0.01,
-            rng.choice(((190, 120, 40), (110, 80, 50), (90, 140, 60))),
-        )
+    for x, y in stage.scattered(30, horizon + 0.03):
+        stage.disc(x, y, 0.01, rng.choice(((190, 120, 40), (110, 80, 50), (90, 140, 60))))
 
 
 def _snow_field(stage: Stage) -> None:
@@ -475,15 +420,9 @@ def _snow_field(stage: Stage) -> None:
         width = rng.uniform(0.35, 0.5)
         peak = rng.uniform(0.06, 0.18)
         stage.polygon([(x, horizon), (x + width / 2, peak), (x + width, horizon)], (128, 144, 168))
-        stage.polygon(
-            [
-                (x + width * 0.36, peak + (horizon - peak) * 0.28),
-                (x + width / 2, peak),
-                (x + width * 0.64, peak + (horizon - peak) * 0.28),
-                (x + width * 0.5, peak + (horizon - peak) * 0.2),
-            ],
-            (246, 250, 254),
-        )
+        cap = ((0.36, 0.28), (0.5, 0.0), (0.64, 0.28), (0.5, 0.2))
+        snow = [(x + width * along, peak + (horizon - peak) * down) for along, down in cap]
+        stage.polygon(snow, (246, 250, 254))
         x += width * 0.7
     stage.ground((238, 244, 250), (214, 226, 240))
     for _ in range(5):
@@ -493,8 +432,8 @@ def _snow_field(stage: Stage) -> None:
             top = base - 0.05 - level * 0.045
             stage.polygon([(x - size, top + 0.05), (x + size, top + 0.05), (x, top - 0.03)], (50, 92, 72))
             stage.polygon([(x - size * 0.4, top), (x + size * 0.4, top), (x, top - 0.03)], (244, 248, 252))
-    for _ in range(45):
-        stage.disc(rng.random(), rng.random(), rng.uniform(0.004, 0.008), (255, 255, 255))
+    for x, y in stage.scattered(45, 0):
+        stage.disc(x, y, rng.uniform(0.004, 0.008), (255, 255, 255))
 
 
 def _supermarket(stage: Stage) -> None:
@@ -503,39 +442,27 @@ def _supermarket(stage: Stage) -> None:
     for index in range(4):
         stage.box(0.06 + index * 0.25, 0.02, 0.2 + index * 0.25, 0.04, (255, 255, 246))
     stage.box(0, 0.08, 1, horizon + 0.06, (196, 188, 176))
-    rows = 5
-    for row in range(rows):
-        bottom = 0.08 + (row + 1) * (horizon - 0.02) / rows
+    goods = ((214, 60, 54), (240, 190, 60), (70, 150, 80), (60, 110, 190))
+    goods += ((240, 240, 236), (220, 130, 60), (140, 80, 150))
+    for row in range(5):
+        bottom = 0.08 + (row + 1) * (horizon - 0.02) / 5
         x = 0.005
         while x < 1:
             width = rng.uniform(0.03, 0.055)
-            colour = rng.choice(
-                (
-                    (214, 60, 54),
-                    (240, 190, 60),
-                    (70, 150, 80),
-                    (60, 110, 190),
-                    (240, 240, 236),
-                    (220, 130, 60),
-                    (140, 80, 150),
-                )
-            )
+            colour = rng.choice(goods)
             stage.box(x, bottom - rng.uniform(0.045, 0.065), x + width, bottom, colour)
             x += width + 0.006
         stage.box(0, bottom, 1, bottom + 0.014, (112, 104, 96))
     stage.box(0, horizon + 0.06, 1, 1, (226, 222, 212))
     stage.converging_lines(9, horizon + 0.06, (1.1, 2.2), (200, 196, 186), 0.005)
-    for index in range(1, 5):
-        y = horizon + 0.06 + 0.02 * index * (index + 1)
-        stage.line([(0, y), (1, y)], (200, 196, 186), 0.005)
+    stage.receding_lines(range(1, 5), horizon + 0.06, 0.02, (200, 196, 186), 0.005)
 
 
 def _bridge(stage: Stage) -> None:
     rng, horizon = stage.rng, stage.horizon
     stage.paint_sky()
     stage.gradient(horizon - 0.12, horizon + 0.15, (70, 110, 140), (104, 150, 170), 8)
-    for _ in range(10):
-        x, y = rng.random(), rng.uniform(horizon - 0.1, horizon + 0.06)
+    for x, y in stage.scattered(10, horizon - 0.1, horizon + 0.06):
         stage.line([(x, y), (x + 0.07, y)], (150, 186, 200), 0.005)
     steel = rng.choice(((170, 66, 52), (90, 110, 120)))
     tower = rng.choice((0.12, 0.5, 0.86))
@@ -559,39 +486,20 @@ def _basketball_court(stage: Stage) -> None:
         stage.box(index * 0.2 + 0.02, 0.05, index * 0.2 + 0.16, 0.16, (206, 226, 236), (90, 100, 112))
     stage.box(0, horizon - 0.08, 1, horizon, (44, 70, 120))
     stage.ground((214, 150, 88), (190, 122, 62))
-    for index in range(10):
-        y = horizon + 0.008 * index * (index + 1)
-        stage.line([(0, y), (1, y)], (178, 114, 58), 0.004)
+    stage.receding_lines(range(10), horizon, 0.008, (178, 114, 58), 0.004)
     x = rng.uniform(0.15, 0.85)
     stage.box(x - 0.012, 0.2, x + 0.012, horizon + 0.06, (60, 60, 66))
     stage.box(x - 0.12, 0.08, x + 0.12, 0.24, (248, 248, 248), (40, 40, 44))
-    stage.line(
-        [(x - 0.045, 0.21), (x - 0.045, 0.14), (x + 0.045, 0.14), (x + 0.045, 0.21)], (220, 60, 40), 0.008
-    )
+    square = [(x - 0.045, 0.21), (x - 0.045, 0.14), (x + 0.045, 0.14), (x + 0.045, 0.21)]
+    stage.line(square, (220, 60, 40), 0.008)
     stage.line([(x - 0.055, 0.25), (x + 0.055, 0.25)], (240, 100, 30), 0.016)
     for offset in (-0.045, -0.015, 0.015, 0.045):
         stage.line([(x + offset, 0.25), (x + offset * 0.6, 0.33)], (250, 250, 250), 0.004)
     white = (250, 248, 240)
     stage.line([(0, horizon + 0.08), (1, horizon + 0.08)], white, 0.01)
-    stage.polygon(
-        [
-            (x - 0.14, horizon + 0.08),
-            (x + 0.14, horizon + 0.08),
-            (x + 0.24, horizon + 0.34),
-            (x - 0.24, horizon + 0.34),
-        ],
-        (170, 60, 54),
-    )
-    stage.line(
-        [
-            (x - 0.14, horizon + 0.08),
-            (x - 0.24, horizon + 0.34),
-            (x + 0.24, horizon + 0.34),
-            (x + 0.14, horizon + 0.08),
-        ],
-        white,
-        0.01,
-    )
+    near, far = horizon + 0.34, horizon + 0.08
+    stage.polygon([(x - 0.14, far), (x + 0.14, far), (x + 0.24, near), (x - 0.24, near)], (170, 60, 54))
+    stage.line([(x - 0.14, far), (x - 0.24, near), (x + 0.24, near), (x + 0.14, far)], white, 0.01)
 
 
 def _desert(stage: Stage) -> None:
@@ -601,8 +509,7 @@ def _desert(stage: Stage) -> None:
         base = horizon - 0.1 + level * 0.05
         points = [(index / 8, base + rng.uniform(-0.035, 0.035)) for index in range(9)]
         stage.polygon([(0, 1), *points, (1, 1)], ((206, 138, 84), (220, 152, 92), (232, 170, 104))[level])
-    for _ in range(9):
-        x, y = rng.random(), rng.uniform(horizon + 0.08, 1)
+    for x, y in stage.scattered(9, horizon + 0.08):
         stage.line([(x, y), (x + 0.06, y - 0.01), (x + 0.12, y)], (206, 142, 84), 0.006)
     for _ in range(3):
         x, base, size = rng.uniform(0.03, 0.97), horizon + rng.uniform(0.02, 0.08), rng.uniform(0.16, 0.24)
@@ -610,15 +517,8 @@ def _desert(stage: Stage) -> None:
         stage.line([(x, base), (x, base - size)], green, 0.032)
         stage.disc(x, base - size, 0.016, green)
         for sign, rise in ((-1, 0.45), (1, 0.6)):
-            stage.line(
-                [
-                    (x, base - size * rise),
-                    (x + sign * 0.05, base - size * rise),
-                    (x + sign * 0.05, base - size * (rise + 0.3)),
-                ],
-                green,
-                0.022,
-            )
+            y, aside = base - size * rise, x + sign * 0.05
+            stage.line([(x, y), (aside, y), (aside, base - size * (rise + 0.3))], green, 0.022)
 
 
 def _any_colour(rng: random.Random) -> Colour:
@@ -645,13 +545,8 @@ def _made_up_backdrop(stage: Stage) -> None:
             if rng.random() < 0.4:  # windows, goods
                 pane = _any_colour(rng)
                 for row in range(int((horizon - top) / 0.09)):
-                    stage.box(
-                        x + 0.2 * width,
-                        top + 0.09 * row + 0.03,
-                        x + 0.8 * width,
-                        top + 0.09 * row + 0.07,
-                        pane,
-                    )
+                    y = top + 0.09 * row
+                    stage.box(x + 0.2 * width, y + 0.03, x + 0.8 * width, y + 0.07, pane)
         elif kind == "columns":
             stage.line([(x, 0), (x + rng.uniform(-0.1, 0.1), horizon)], colour, rng.uniform(0.005, 0.05))
         else:
@@ -676,9 +571,8 @@ def _made_up_things(stage: Stage) -> None:
         elif kind == "disc":
             stage.disc(x, y, size / 2, colour)
         elif kind == "pole":
-            stage.line(
-                [(x, y), (x + rng.uniform(-0.05, 0.05), y + 3 * size)], colour, rng.uniform(0.006, 0.03)
-            )
+            pole = [(x, y), (x + rng.uniform(-0.05, 0.05), y + 3 * size)]
+            stage.line(pole, colour, rng.uniform(0.006, 0.03))
         elif kind == "triangle":
             stage.polygon([(x, y), (x + size, y + size), (x - size, y + size)], colour)
         else:
@@ -693,13 +587,10 @@ def _made_up(stage: Stage, ground: str) -> None:
     stage.ground(jittered(base, rng, 16), jittered(base, rng, 40))
     detail = shade(base, rng.choice((0.6, 0.8, 1.3, 1.6)))
     if ground in ("planks", "tiles"):
-        stage.converging_lines(
-            rng.randint(6, 14), horizon, (1.1, rng.uniform(1.6, 2.4)), detail, rng.uniform(0.004, 0.012)
-        )
+        count, spread = rng.randint(6, 14), (1.1, rng.uniform(1.6, 2.4))
+        stage.converging_lines(count, horizon, spread, detail, rng.uniform(0.004, 0.012))
     if ground == "tiles":
-        for index in range(1, 7):
-            y = horizon + 0.012 * index * (index + 1)
-            stage.line([(0, y), (1, y)], detail, 0.005)
+        stage.receding_lines(range(1, 7), horizon, 0.012, detail, 0.005)
     elif ground == "stripes":
         y = horizon + rng.uniform(0.0, 0.1)
         while y < 1:
@@ -707,10 +598,8 @@ def _made_up(stage: Stage, ground: str) -> None:
             stage.box(0, y, 1, y + height, detail)
             y += height * rng.uniform(1.5, 3)
     elif ground == "stones":
-        for _ in range(50):
-            stage.disc(
-                rng.random(), rng.uniform(horizon, 1), rng.uniform(0.004, 0.016), jittered(detail, rng, 40)
-            )
+        for x, y in stage.scattered(50, horizon):
+            stage.disc(x, y, rng.uniform(0.004, 0.016), jittered(detail, rng, 40))
     _made_up_things(stage)
 
 

@@ -19,30 +19,19 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
 
 from PIL import Image
 from tqdm import tqdm
 
 from ..whole_files import replacing
-from . import MANIFEST
+from . import MANIFEST, read_tables
 from .figure_drawing import SKINS, Figure, Garment, draw_image
 from .scene_drawing import SKIES, Colour, jittered
-from .synthetic_worlds import (
-    DEMO_WORLD,
-    PRETRAINING_WORLD,
-    Action,
-    Named,
-    Paint,
-    Scene,
-    World,
-)
+from .synthetic_worlds import DEMO_WORLD, Action, Named, Paint, Scene, World
 
 ROWS_PER_FILE = 1000
 LOOKALIKE_PROBABILITY = 0.5
 SHORTEST_CAPTION, LONGEST_CAPTION = 20, 60  # words
-Choice = TypeVar("Choice")
-WORLDS = {world.name: world for world in (PRETRAINING_WORLD, DEMO_WORLD)}
 
 
 # --- who is drawn -----------------------------------------------------------------------------------------
@@ -129,49 +118,40 @@ def _draw_actions(world: World, scene: Scene, rng: random.Random) -> tuple[Actio
     return normal, rng.choice([action for action in possible if action.behaviour == "anomaly"])
 
 
-def _other(choices: Sequence[Choice], current: Choice, rng: random.Random) -> Choice:
-    return rng.choice([choice for choice in choices if choice != current])
-
-
 def _change_one(world: World, look: Look, rng: random.Random) -> tuple[Look, str]:
     """The same look with one attribute drawn anew, and the part of a caption that tells them apart."""
     uppers = [
         upper
         for upper in _uppers(world, look.woman)
-        if upper != look.upper and look.lower in _lowers(world, look.woman, upper) and upper.name != "dress"
+        if look.lower in _lowers(world, look.woman, upper) and upper.name != "dress"
     ]
-    lowers = [lower for lower in _lowers(world, look.woman, look.upper) if lower != look.lower]
+    lowers = _lowers(world, look.woman, look.upper)
     colours = [colour for colour in world.colours if colour not in (look.upper_colour, look.lower_colour)]
-    kinds = ["upper_colour", "upper_colour", "pattern", "shoes", "headwear", "carried"]
+    kinds = ["upper_colour", "upper_colour", "pattern", "shoes_colour", "headwear", "carried"]
     if look.lower is not None:  # not a dress
-        kinds += ["lower_colour", "lower_colour", "upper"] + (["lower"] if lowers else [])
+        kinds += ["lower_colour", "lower_colour", "upper"] + (["lower"] if len(lowers) > 1 else [])
     if look.headwear is None:
         kinds += ["hair"]
     kind = rng.choice(kinds)
-    if kind == "upper_colour":
-        return replace(look, upper_colour=rng.choice(colours)), "clothes"
-    if kind == "lower_colour":
-        return replace(look, lower_colour=rng.choice(colours)), "clothes"
-    if kind == "upper":
-        return replace(look, upper=rng.choice(uppers)), "clothes"
-    if kind == "lower":
-        return replace(look, lower=rng.choice(lowers)), "clothes"
-    if kind == "pattern":
-        return replace(look, pattern=_other(world.patterns, look.pattern, rng)), "clothes"
-    if kind == "shoes":
-        return replace(look, shoes_colour=_other(world.colours, look.shoes_colour, rng)), "shoes"
-    if kind == "hair":
-        styles = world.women_hair if look.woman else world.men_hair
-        if look.hair.name == "bald" or rng.random() < 0.5:
-            return replace(look, hair=_other(styles, look.hair, rng)), "hair"
-        return replace(look, hair_colour=_other(world.hair_colours, look.hair_colour, rng)), "hair"
-    if kind == "headwear":
-        if look.headwear is None:
-            return replace(look, headwear=rng.choice(world.headwear)), "headwear"
-        return replace(look, headwear_colour=_other(world.colours, look.headwear_colour, rng)), "headwear"
-    if look.carried is None:
-        return replace(look, carried=rng.choice(world.carried)), "carried"
-    return replace(look, carried_colour=_other(world.colours, look.carried_colour, rng)), "carried"
+    if kind in ("headwear", "carried") and getattr(look, kind) is not None:
+        kind = f"{kind}_colour"
+    elif kind == "hair" and look.hair.name != "bald" and rng.random() >= 0.5:
+        kind = "hair_colour"
+    choices: dict[str, Sequence[Named | Paint]] = {
+        "upper": uppers,
+        "upper_colour": colours,
+        "lower": lowers,
+        "lower_colour": colours,
+        "pattern": world.patterns,
+        "hair": world.women_hair if look.woman else world.men_hair,
+        "hair_colour": world.hair_colours,
+        "headwear": world.headwear,
+        "carried": world.carried,
+    }
+    others = [choice for choice in choices.get(kind, world.colours) if choice != getattr(look, kind)]
+    part = kind.removesuffix("_colour")
+    changed = replace(look, **{kind: rng.choice(others)})
+    return changed, part if part in ("hair", "shoes", "headwear", "carried") else "clothes"
 
 
 def _describe_source(world: World, seed: int | str, index: int) -> Source:
@@ -196,6 +176,10 @@ def _describe_source(world: World, seed: int | str, index: int) -> Source:
 
 
 def _figure(look: Look, rng: random.Random) -> Figure:
+
+    def garment(thing: Named | None, paint: Paint) -> Garment | None:
+        return None if thing is None else Garment(thing.name, jittered(paint.rgb, rng))
+
     upper = Garment(look.upper.name, jittered(look.upper_colour.rgb, rng), look.pattern.name)
     return Figure(
         woman=look.woman,
@@ -204,92 +188,19 @@ def _figure(look: Look, rng: random.Random) -> Figure:
         hair_style=look.hair.name,
         hair_colour=jittered(look.hair_colour.rgb, rng),
         upper=upper,
-        lower=None if look.lower is None else Garment(look.lower.name, jittered(look.lower_colour.rgb, rng)),
+        lower=garment(look.lower, look.lower_colour),
         shoes=jittered(look.shoes_colour.rgb, rng),
-        headwear=None
-        if look.headwear is None
-        else Garment(look.headwear.name, jittered(look.headwear_colour.rgb, rng)),
-        carried=None
-        if look.carried is None
-        else Garment(look.carried.name, jittered(look.carried_colour.rgb, rng)),
+        headwear=garment(look.headwear, look.headwear_colour),
+        carried=garment(look.carried, look.carried_colour),
     )
 
 
 # --- what is said -----------------------------------------------------------------------------------------
 
-# Each names the person, the clothes, the action and the place once, in all orders.
-_OPENINGS = (
-    "{person} wearing {clothes} is {action} {place}.",
-    "{person} in {clothes} is {action} {place}.",
-    "the image shows {person} in {clothes}, {action} {place}.",
-    "this picture captures {person} {action} {place}. {pronoun} wears {clothes}.",
-    "{place}, {person} dressed in {clothes} is {action}.",
-    "{place}, we see {person} {action}. {pronoun} is wearing {clothes}.",
-    "{person} is {action} {place}. {possessive} outfit consists of {clothes}.",
-    "{person} can be seen {action} {place}, dressed in {clothes}.",
-    "dressed in {clothes}, {person} is {action} {place}.",
-    "wearing {clothes}, {person} appears {place} and is {action}.",
-    "the scene takes place {place}. {person} with {clothes} is {action}.",
-    "the photo was taken {place} and shows {person} {action}; {pronoun} has on {clothes}.",
-    "{action} {place}, {person} wears {clothes}.",
-    "there is {person} {place}, clad in {clothes} and {action}.",
-)
-_PERSONS = {
-    "young": (
-        "young {noun}",
-        "{noun} in {possessive} twenties",
-        "{noun}",
-        "{noun}",
-        "young {noun}",
-        "young adult {noun}",
-    ),
-    "elderly": ("elderly {noun}", "old {noun}", "{noun}", "{noun}"),
-}
-_BUILD_WORDS = {"slim": ("slim", "thin"), "average": (), "stocky": ("stocky", "heavy")}
-_HAIR_TEXTS = (
-    "{pronoun} has {thing}.",
-    "one can see {thing} on {object}.",
-    "{possessive} look includes {thing}.",
-)
-_SHOES_TEXTS = ("{pronoun} wears {thing}.", "on {possessive} feet are {thing}.")
-_SHOES = ("shoes", "sneakers")
-_HEADWEAR_TEXTS = (
-    "{pronoun} has {thing} on {possessive} head.",
-    "{possessive} head is covered by {thing}.",
-)
-_CARRIED_TEXTS = ("{pronoun} has {thing} along.", "{pronoun} also carries {thing}.")
-_BACKGROUND_TEXTS = (
-    "{thing} can be seen in the background.",
-    "behind {object} one can see {thing}.",
-    "the background shows {thing}.",
-)
-_SKY_TEXTS = {
-    "clear": ("the sky is clear and blue.", "it is a sunny day."),
-    "cloudy": ("the sky is cloudy and gray.", "it is an overcast day."),
-    "sunset": ("the sun is setting.", "the evening sky glows orange."),
-}
-_MOODS = {
-    "normal": (
-        "everything looks calm and ordinary.",
-        "{pronoun} seems relaxed.",
-        "nothing unusual is happening.",
-    ),
-    "anomaly": (
-        "the situation looks dangerous.",
-        "it looks like an accident.",
-        "something has gone wrong here.",
-        "{pronoun} seems to be in trouble.",
-    ),
-}
-_FILLERS = (
-    "the whole body of the person is visible.",
-    "the picture shows one moment of the scene in detail.",
-    "no other details stand out in the image.",
-)
-_PRONOUNS = {
-    "man": {"pronoun": "he", "possessive": "his", "object": "him"},
-    "woman": {"pronoun": "she", "possessive": "her", "object": "her"},
-}
+_PHRASES = read_tables("phrases.toml")
+_FRAMING: dict[str, list[str]] = _PHRASES["framing"]  # put around those of a world
+_COMMON: dict[str, list[str]] = _PHRASES["common"]  # about build, age and sky, the same in every world
+_PRONOUNS: dict[str, dict[str, str]] = _PHRASES["pronouns"]
 _GLUE = ("a an and pair of", "man woman he she his her him")  # words that the code itself puts in
 
 
@@ -327,8 +238,8 @@ def _caption(source: Source, action: Action, rng: random.Random, longest: int = 
         return rng.random() < (0.95 if source.emphasised == attribute else probability)
 
     elderly = look.hair_colour.name == "gray" and look.hair.name != "bald"
-    person = rng.choice(_PERSONS["elderly" if elderly else "young"])
-    builds = _BUILD_WORDS[look.build]
+    person = rng.choice(_COMMON["elderly" if elderly else "young"])
+    builds = _COMMON[look.build]
     build = rng.choice(builds) if builds and rng.random() < 0.35 else ""
     person = f"{build} {person}".strip().format(noun="woman" if look.woman else "man", **pronouns)
     worn = _clothes(look, rng)
@@ -336,41 +247,41 @@ def _caption(source: Source, action: Action, rng: random.Random, longest: int = 
     hair = rng.choice(look.hair.words).format(colour=hair)
     texts: list[str] = []
     if said("hair", 0.25):
-        texts.append(rng.choice(_HAIR_TEXTS).format(thing=hair, **pronouns))
+        texts.append(rng.choice(_FRAMING["hair"]).format(thing=hair, **pronouns))
 
-    def mention(thing: str, templates: tuple[str, ...]) -> None:
+    def mention(thing: str, templates: list[str]) -> None:
         """Among the clothes or in a text of its own."""
         if rng.random() < 0.5:
             worn.append(thing)
         else:
             texts.append(rng.choice(templates).format(thing=thing, **pronouns))
 
-    shoes = _coloured(look.shoes_colour, rng.choice(_SHOES), rng)
+    shoes = _coloured(look.shoes_colour, rng.choice(_FRAMING["shoes_nouns"]), rng)
     if said("shoes", 0.22):
-        mention(shoes, _SHOES_TEXTS)
+        mention(shoes, _FRAMING["shoes"])
     if look.headwear is not None:
         headwear = _article(_coloured(look.headwear_colour, rng.choice(look.headwear.words), rng))
         if said("headwear", 0.5):
-            mention(headwear, _HEADWEAR_TEXTS)
+            mention(headwear, _FRAMING["headwear"])
     if look.carried is not None:
         carried = _article(_coloured(look.carried_colour, rng.choice(look.carried.words), rng))
         if said("carried", 0.5):
-            mention(carried, _CARRIED_TEXTS)
+            mention(carried, _FRAMING["carried"])
 
-    detail, background = f"{rng.choice(action.details)}.", rng.choice(_BACKGROUND_TEXTS)
+    detail, background = f"{rng.choice(action.details)}.", rng.choice(_FRAMING["backgrounds"])
     optional = [
         (0.35, detail),
         (0.2, background.replace("{thing}", rng.choice(source.scene.backgrounds))),
-        (0.15, rng.choice(_MOODS[action.behaviour])),
+        (0.15, rng.choice(_FRAMING[action.behaviour])),
     ]
     if source.scene.outdoors:
-        optional.append((0.12, rng.choice(_SKY_TEXTS[source.sky])))
+        optional.append((0.12, rng.choice(_COMMON[source.sky])))
     chosen, left_out = [], []
     for probability, template in optional:
         (chosen if rng.random() < probability else left_out).append(template.format(**pronouns))
     for group in (texts, chosen, left_out):
         rng.shuffle(group)
-    opening = rng.choice(_OPENINGS).format(
+    opening = rng.choice(_FRAMING["openings"]).format(
         person=_article(person),
         clothes=f"{', '.join(worn[:-1])} and {worn[-1]}" if len(worn) > 1 else worn[0],
         action=rng.choice(action.phrases),
@@ -378,7 +289,7 @@ def _caption(source: Source, action: Action, rng: random.Random, longest: int = 
         **pronouns,
     )
     texts = [opening, *texts, *chosen]
-    spare = [*left_out, *_FILLERS]
+    spare = [*left_out, *_FRAMING["fillers"]]
     while len(" ".join(texts).split()) < SHORTEST_CAPTION:
         texts.append(spare.pop(0))
     while len(texts) > 1 and len(" ".join(texts).split()) > longest:
@@ -392,47 +303,13 @@ def _words(text: str) -> list[str]:
 
 def _world_phrases(world: World) -> Iterator[str]:
     """What captions say about a world, without the phrases around it."""
-    for things in (
-        world.colours,
-        world.uppers,
-        world.lowers,
-        world.patterns,
-        world.hair_colours,
-        world.men_hair,
-        world.women_hair,
-        world.headwear,
-        world.carried,
-    ):
-        for thing in things:
-            yield from thing.words
+    clothes = (*world.colours, *world.uppers, *world.lowers, *world.patterns, *world.headwear, *world.carried)
+    for thing in (*clothes, *world.hair_colours, *world.men_hair, *world.women_hair):
+        yield from thing.words
     for scene in world.scenes:
         yield from (*scene.places, *scene.backgrounds)
     for action in world.actions:
         yield from (*action.phrases, *action.details)
-
-
-def _common_phrases() -> Iterator[str]:
-    """The phrases about build, age and sky, the same in every world."""
-    for table in (_PERSONS, _BUILD_WORDS, _SKY_TEXTS):
-        for phrases in table.values():
-            yield from phrases
-
-
-def _framing_phrases() -> Iterator[str]:
-    """The phrases that are put around those of a world."""
-    for templates in (
-        _OPENINGS,
-        _HAIR_TEXTS,
-        _SHOES_TEXTS,
-        _SHOES,
-        _HEADWEAR_TEXTS,
-        _CARRIED_TEXTS,
-        _BACKGROUND_TEXTS,
-        *_MOODS.values(),
-        _FILLERS,
-        _GLUE,
-    ):
-        yield from templates
 
 
 def _distinct_words(phrases: Iterable[str]) -> set[str]:
@@ -441,12 +318,14 @@ def _distinct_words(phrases: Iterable[str]) -> set[str]:
 
 def captions_vocabulary(*worlds: World) -> list[str]:
     """Every word that captions of these worlds can contain, sorted: lower case, split at punctuation."""
-    return sorted(_distinct_words(chain(_framing_phrases(), _common_phrases(), *map(_world_phrases, worlds))))
+    everywhere = chain(*_FRAMING.values(), _GLUE, *_COMMON.values())
+    return sorted(_distinct_words(chain(everywhere, *map(_world_phrases, worlds))))
 
 
 def telling_words(*worlds: World) -> list[str]:
     """The words of `captions_vocabulary` for what a world holds: colours, garments, deeds, places."""
-    return sorted(_distinct_words(chain(*map(_world_phrases, worlds))) - _distinct_words(_framing_phrases()))
+    framing = _distinct_words(chain(*_FRAMING.values(), _GLUE))
+    return sorted(_distinct_words(chain(*map(_world_phrases, worlds))) - framing)
 
 
 # --- examples in memory -----------------------------------------------------------------------------------
@@ -466,40 +345,26 @@ class Example:
 
 
 def draw_source(
-    world: World,
-    seed: int | str,
-    index: int,
-    image_size: int = 192,
-    longest_caption: int = LONGEST_CAPTION,
+    world: World, seed: int | str, index: int, image_size: int = 192, longest_caption: int = LONGEST_CAPTION
 ) -> tuple[Example, Example]:
     """The normal and the abnormal example of source `index`; depends on nothing but the arguments."""
     source = _describe_source(world, seed, index)
     rng = random.Random(f"{world.name}|{seed}|source|{index}")
-    scene_seed = rng.getrandbits(32)
+    scene, noun = source.scene, "woman" if source.look.woman else "man"
+    place = {"scene": scene.name, "sky": source.sky, "scene_seed": rng.getrandbits(32)}
     examples = []
     for frame, action in enumerate((source.normal, source.anomaly)):
         figure = _figure(source.look, rng)
-        image = draw_image(
-            figure,
-            action.pose,
-            source.scene.name,
-            source.sky,
-            scene_seed=scene_seed,
-            rng=rng,
-            image_size=image_size,
+        example = Example(
+            image=draw_image(figure, action.pose, **place, rng=rng, image_size=image_size),
+            caption=_caption(source, action, rng, longest_caption),
+            behaviour=action.behaviour,
+            action=action.name,
+            scene=scene.name,
+            source_id=f"{index}_{frame}",
+            source_caption=f"A {noun} is {action.phrases[0]} {scene.places[0]}.",
         )
-        noun = "woman" if source.look.woman else "man"
-        examples.append(
-            Example(
-                image=image,
-                caption=_caption(source, action, rng, longest_caption),
-                behaviour=action.behaviour,
-                action=action.name,
-                scene=source.scene.name,
-                source_id=f"{index}_{frame}",
-                source_caption=f"A {noun} is {action.phrases[0]} {source.scene.places[0]}.",
-            )
-        )
+        examples.append(example)
     return examples[0], examples[1]
 
 
@@ -514,16 +379,8 @@ def _save_source(
     described = []
     for example, file in zip(draw_source(world, seed, index, image_size), files, strict=True):
         example.image.save(Path(root, file), quality=92)
-        described.append(
-            {
-                "image": file,
-                "caption": example.caption,
-                "source_caption": example.source_caption,
-                "behaviour": example.behaviour,
-                "action": example.action,
-                "scene": example.scene,
-            }
-        )
+        texts = ("caption", "source_caption", "behaviour", "action", "scene")
+        described.append({"image": file} | {key: getattr(example, key) for key in texts})
     return described
 
 
@@ -616,26 +473,15 @@ def draw_pab(
 
 
 def _draw_into(
-    root: Path,
-    world: World,
-    train_sources: int,
-    test_sources: int,
-    seed: int,
-    image_size: int,
-    workers: int,
+    root: Path, world: World, train_sources: int, test_sources: int, seed: int, image_size: int, workers: int
 ) -> None:
     # Names, ids and orders are drawn apart from the contents, so that none of them tells about an image.
     names = random.Random(f"names|{seed}")
     sources = train_sources + test_sources
     source_numbers = names.sample(range(10 * sources), sources)
     image_ids = names.sample(range(20 * sources), 2 * sources)
-    for folder in (
-        "train/imgs_0/goal",
-        "train/imgs_0/wentrong",
-        "test/imgs",
-        "annotation/train",
-        "annotation/test",
-    ):
+    images = ("train/imgs_0/goal", "train/imgs_0/wentrong", "test/imgs")
+    for folder in (*images, "annotation/train", "annotation/test"):
         (root / folder).mkdir(parents=True)
     goal, wentrong = (names.sample(range(train_sources), train_sources) for _ in range(2))
     train_jobs = [
@@ -649,14 +495,9 @@ def _draw_into(
     ]
     names.shuffle(train_jobs)
     names.shuffle(test_jobs)
-    train_rows, test_rows = (
-        _save_all(
-            jobs,
-            workers,
-            partial(_save_source, root=str(root), world=world, seed=f"{seed}/{split}", image_size=image_size),
-        )
-        for split, jobs in (("train", train_jobs), ("test", test_jobs))
-    )
+    save = partial(_save_source, root=str(root), world=world, image_size=image_size)
+    train_rows = _save_all(train_jobs, workers, partial(save, seed=f"{seed}/train"))
+    test_rows = _save_all(test_jobs, workers, partial(save, seed=f"{seed}/test"))
     rows = _rows(train_rows, source_numbers[:train_sources], image_ids[: 2 * train_sources], "train", names)
     for number, start in enumerate(range(0, len(rows), ROWS_PER_FILE)):
         _write_lines(root / f"annotation/train/attr_{number}.json", rows[start : start + ROWS_PER_FILE])

@@ -16,7 +16,8 @@ from tpas.commands.pretrain_start import (
     start_config,
     start_processor,
 )
-from tpas.data.drawn.synthetic_pab import DEMO_WORLD, PRETRAINING_WORLD, captions_vocabulary, draw_source
+from tpas.data.drawn.synthetic_pab import captions_vocabulary, draw_source
+from tpas.data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.masked_language_modelling import MaskedLanguageModelling

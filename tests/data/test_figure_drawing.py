@@ -16,7 +16,7 @@ from tpas.data.drawn.figure_drawing import (
     jittered_pose,
     skeleton,
 )
-from tpas.data.drawn.synthetic_pab import WORLDS
+from tpas.data.drawn.synthetic_worlds import WORLDS
 
 MAGENTA, CYAN = (255, 0, 255), (0, 255, 255)
 ACTIONS = sorted(set(POSES) - {"kicker", "pusher"})

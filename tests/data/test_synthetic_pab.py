@@ -15,15 +15,8 @@ from tpas.commands import draw
 from tpas.data.drawn import synthetic_pab
 from tpas.data.drawn.figure_drawing import POSES
 from tpas.data.drawn.scene_drawing import SCENES
-from tpas.data.drawn.synthetic_pab import (
-    DEMO_WORLD,
-    PRETRAINING_WORLD,
-    WORLDS,
-    captions_vocabulary,
-    draw_pab,
-    draw_source,
-    telling_words,
-)
+from tpas.data.drawn.synthetic_pab import captions_vocabulary, draw_pab, draw_source, telling_words
+from tpas.data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD, WORLDS
 
 SIZE = 40
 KEYS = {"image", "caption", "image_id", "hard_i", "hard_c", "hard_i_id"}
