@@ -26,11 +26,11 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
-from accelerate.state import AcceleratorState, GradientState
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from tiny_inputs import noise_image, tiny_processor
 from tiny_retrieval_models import FAMILIES, save_tiny
+from training_runs import reset_accelerator
 from transformers import BertTokenizer
 
 from tpas import train_accelerate
@@ -138,14 +138,9 @@ def start(tiny_config, tmp_path) -> Path:
 @pytest.fixture
 def fresh_accelerator():
     """Lets a test begin as a process does that has no accelerator yet; yields a function for more of that."""
-
-    def reset() -> None:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
-
-    reset()
-    yield reset
-    reset()
+    reset_accelerator()
+    yield reset_accelerator
+    reset_accelerator()
 
 
 @pytest.fixture

@@ -42,8 +42,7 @@ def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
     (tmp_path / "demo_start").symlink_to(ROOT / "demo_start")
     folder = tmp_path / "walk"
     folder.mkdir()
-    text = (ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8")
-    blocks = BLOCK.findall(text)
+    blocks = BLOCK.findall((ROOT / "docs" / "walkthrough.md").read_text(encoding="utf-8"))
     assert [kind for kind, _ in blocks].count("python") >= 5
     names: dict[str, object] = {}
     with contextlib.chdir(folder):

@@ -121,9 +121,6 @@ def every_pair(reference):
     return torch.arange(texts).repeat_interleave(images), torch.arange(images).repeat(texts)
 
 
-# Equality with upstream
-
-
 @torch.no_grad()
 def test_image_features_equal_upstream(upstream_model, reference):
     image = upstream_model.get_image_features(reference["image"])
@@ -216,9 +213,6 @@ def test_every_gradient_equals_upstream(upstream_model, reference):
     assert_close(word_embeddings.sum(dim=0), types[0])
 
 
-# Masks
-
-
 @torch.no_grad()
 def test_padding_changes_nothing(upstream_model, reference):
     ids, mask = reference["text_ids"][:4], reference["text_atts"][:4]
@@ -275,9 +269,6 @@ def test_only_eager_attention_shows_where_it_looked(build, reference):
         assert attention[..., 10:].max() == 0
     _, attentions = build("sdpa").cross_modal_encoder(texts, mask, images, region)
     assert attentions == (None, None)
-
-
-# Behaviour
 
 
 @torch.no_grad()
@@ -388,9 +379,6 @@ def test_gradient_checkpointing_changes_no_gradient(build, reference, pairs, att
         assert_close(gradients[1][name], gradient, 1e-6)
 
 
-# Compiling and exporting
-
-
 class Part(torch.nn.Module):
     """One of the three encoders, as a module of its own."""
 
@@ -438,9 +426,6 @@ def test_each_encoder_exports_for_any_batch_and_length(part_and_inputs):
     larger = [torch.cat([tensor, tensor[:2]]) for tensor in inputs]
     for arguments in (inputs, larger):
         torch.testing.assert_close(exported(*arguments), part(*arguments), atol=1e-6, rtol=0)
-
-
-# Saving and loading
 
 
 def test_what_is_saved_comes_back_to_the_bit(build, pairs, tmp_path):
@@ -500,9 +485,6 @@ def test_xvlm_base_has_its_214_million_parameters():
         **{"image_projection": 262_400, "text_projection": 196_864},
         **{"matching_head": 1_187_330, "temperature": 1},
     }
-
-
-# Another image size
 
 
 def test_loading_at_another_size_interpolates_the_tables(tiny_config, tmp_path):

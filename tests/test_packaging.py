@@ -139,8 +139,7 @@ def test_no_file_names_a_private_path():
 def test_readme_names_every_root_file_and_folder():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`(\w+)\.py\b", readme))
-    existing = {path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("__")}
-    assert named == existing
+    assert named == {path.stem for path in ROOT.glob("*.py") if not path.stem.startswith("__")}
     table = readme.partition("## Where things are")[2]
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} <= set(re.findall(r"`([\w/]+)/`", table))
 

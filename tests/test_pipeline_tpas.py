@@ -62,7 +62,7 @@ def test_every_pair_is_scored_as_by_the_model(match, images, batch_size, pairs_a
             assert answer == expected_answer(match, image, text_or_texts)
         else:
             assert answer == [expected_answer(match, image, text) for text in text_or_texts]
-    assert list(match(iter(items), batch_size=batch_size)) == answers
+    assert list(match((item for item in items), batch_size=batch_size)) == answers
 
 
 def test_a_single_item_and_none(match, images, tmp_path):

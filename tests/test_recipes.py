@@ -179,14 +179,11 @@ def test_the_ladder_beyond_the_paper_is_what_its_score_files_say(calls, miniatur
     results = json.loads((run / "results.json").read_text())
     for row, stage in enumerate(("embeddings", "matching", "fused")):
         assert " / ".join(rows[row][1:4]) == figures(results, stage)
-    trained = {
-        path.parent.name: json.loads(path.read_text())["hard_negatives"]
-        for path in output.glob("fine_tuned/*/training_arguments.json")
-    }
+    settings = output.glob("fine_tuned/*/training_arguments.json")
+    trained = {path.parent.name: json.loads(path.read_text())["hard_negatives"] for path in settings}
     assert sorted(trained.values()) == [False, True, True]
     assert all(("hard_negatives" in name) == hard_negatives for name, hard_negatives in trained.items())
-    gained = float(rows[2][1]) - float(rows[1][1])
-    assert float(rows[2][4]) == pytest.approx(gained, abs=0.011)
+    assert float(rows[2][4]) == pytest.approx(float(rows[2][1]) - float(rows[1][1]), abs=0.011)
     calls.clear()
     run_recipe("stronger_than_the_paper", *flags)
     assert all(name.startswith(("fuse", "rerank")) for name in calls)  # the models are made once
@@ -253,8 +250,7 @@ def test_the_real_training_is_the_papers(flags, equal_steps, reproduction, tmp_p
     words = ["--model", "m", *flags, "--config_file", "a.yaml", "--", "--batch_size", "8"]
     arguments = reproduction.parse_row_arguments(row, words)
     place = reproduction.Workplace("org/xvlm", Path("/pab"), tmp_path, miniature=False)
-    command = reproduction.fine_tuning_command(row, place, 7, Path("run"), arguments)
-    words = [str(word) for word in command]
+    words = [str(word) for word in reproduction.fine_tuning_command(row, place, 7, Path("run"), arguments)]
     script = words.index(str(REPOSITORY / "train_accelerate.py"))
     assert words[:script] == [*ACCELERATE_LAUNCH, "--config_file", str(Path("a.yaml").resolve())]
     (parsed,) = HfArgumentParser(FineTuningArguments).parse_args_into_dataclasses(words[script + 1 :])

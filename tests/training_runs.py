@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from tpas.modeling_tpas import TPASModel
@@ -20,16 +20,9 @@ from tpas.training.fine_tuning import Run
 
 def flags(data_root: Path, start: Path | None, output: Path, **changes: object) -> list[str]:
     """Of a run without workers and without a tracker; a change to None leaves a flag out."""
-    settings = {
-        "data_root": data_root,
-        "output_dir": output,
-        "model_name_or_path": start,
-        "learning_rate": 1e-3,
-        "validation_fraction": 0.34,
-        "log_every": 1,
-        "num_workers": 0,
-        "report_to": "none",
-    } | changes
+    settings = {"data_root": data_root, "output_dir": output, "model_name_or_path": start}
+    settings |= {"learning_rate": 1e-3, "validation_fraction": 0.34, "log_every": 1}
+    settings |= {"num_workers": 0, "report_to": "none"} | changes
     given = {name: value for name, value in settings.items() if value is not None}
     return [word for name, value in given.items() for word in (f"--{name}", str(value))]
 
@@ -52,9 +45,14 @@ def parsed(words: list[str]) -> FineTuningArguments:
     return FineTuningArguments(**{field.name: values[field.name] for field in fields(FineTuningArguments)})
 
 
-def train_on_two_processes(words: list[str]) -> None:
-    """What `debug_launcher` starts: the command in a process that has no accelerator yet."""
+def reset_accelerator() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def train(words: list[str]) -> None:
+    """The command, as in a process that has no accelerator yet; what `debug_launcher` starts, too."""
+    reset_accelerator()
     main(words)
 
 
@@ -62,6 +60,7 @@ class WatchedRun(Run):
     """Calls `after_batch(run, losses)` after each batch; `batches_done` counts those of this process."""
 
     def __init__(self, words: list[str], after_batch: Callable[["WatchedRun", dict[str, Tensor]], Any]):
+        reset_accelerator()
         super().__init__(parsed(words))
         self.after_batch = after_batch
         self.batches_done = 0

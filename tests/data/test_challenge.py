@@ -161,9 +161,6 @@ def test_the_command_lists_mistakes_and_ends_with_a_code_of_its_own(test_set, tm
         submit([str(test_set), "--validate", str(answer)])
 
 
-# Test sets that are none
-
-
 def change(path: Path, line: int, content: str) -> None:
     lines = path.read_text().splitlines()
     lines[line - 1] = content

@@ -65,9 +65,6 @@ def root(tmp_path) -> Path:
     return tmp_path / "pab"
 
 
-# Reading
-
-
 def unlabelled(row: dict[str, str]) -> dict[str, str]:
     return {key: value for key, value in row.items() if key not in ("normal", "anomaly")}
 
@@ -179,12 +176,10 @@ def test_a_json_array_reads_as_json_lines_do(root, load, indent: int | None):
     records = [PERFORMING, FALLING, pair(3, "1")]
     lines = load_without_place(load, write_train(root, *records))
     text = json.dumps(records, indent=indent)
-    array = load_without_place(load, write_train(root, "\n" + text))
-    assert array == lines
+    assert load_without_place(load, write_train(root, "\n" + text)) == lines
     # The line of a row is the one where its object begins: here found by the opening brace.
     rows = enumerate(("\n" + text).split("\n"), start=1)
-    braces = [number for number, line in rows for _ in range(line.count("{"))]
-    assert load()["line"][:] == braces
+    assert load()["line"][:] == [number for number, line in rows for _ in range(line.count("{"))]
 
 
 def load_without_place(load, path: Path) -> list[dict]:
@@ -197,9 +192,6 @@ def test_byte_order_mark_and_windows_line_ends(root, load):
     for text in (lines, f"[{lines.replace(chr(10), ',')}]"):
         path.write_bytes(b"\xef\xbb\xbf" + text.encode())
         assert load()["image_id"][:] == ["0_0", "0_13630"]
-
-
-# Refusing
 
 
 @pytest.mark.parametrize(
@@ -300,9 +292,6 @@ def test_impossible_requests_are_refused(root, load, split: str, options: dict, 
         load(split, **options)
 
 
-# The cache
-
-
 def test_a_second_opening_maps_the_file_and_a_change_is_seen(tmp_path, root, load, monkeypatch):
     path = write_train(root, *(pair(number, "1", caption="long " * 1000) for number in range(400)))
     load()
@@ -342,9 +331,6 @@ def test_two_processes_open_the_same_files_at_once_and_draw_the_same(tmp_path, r
     assert outputs[0] == outputs[1]
     here = load(pairs=9, seed=3, validation_fraction=0.02), load("validation", validation_fraction=0.02)
     assert json.loads(outputs[0]) == [part["image_id"][:] for part in here]
-
-
-# Subsets and the validation split
 
 
 def test_subsets_are_exact_nested_and_drawn_by_seed_from_the_training_part(root, load):
@@ -518,9 +504,6 @@ def test_source_videos_number_the_rows_of_one_video_alike(root, load):
     assert source_videos(chosen)[0] == source_videos(chosen)[2] != source_videos(chosen)[1]
 
 
-# Images
-
-
 def test_image_path_stays_in_the_root(tmp_path, root, monkeypatch):
     inside, outside = root / "train", tmp_path / "outside"
     inside.mkdir(parents=True)
@@ -551,9 +534,6 @@ def test_image_path_finds_the_repacked_image(root):
     expected = {"0.jpg": "0.webp", "1.jpg": "1.jpg", "2.jpg": "2.jpg", "3.jpg": "3.jpg", "2.png": "2.png"}
     for name, found in expected.items():
         assert image_path(root, f"train/{name}") == folder / found
-
-
-# Evaluation
 
 
 def test_retrieval_split_by_hand(root, load):

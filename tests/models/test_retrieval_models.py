@@ -26,12 +26,8 @@ from tpas.training.arguments import FineTuningArguments
 from tpas.training.start import load_start
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
-CAPTIONS = [
-    "a man in a red coat is running on the street",
-    "a woman is lying on the grass",
-    "an old man in a blue shirt",
-    "a woman in a red coat is walking on the street",
-]
+CAPTIONS = ["a man in a red coat is running on the street", "a woman is lying on the grass"]
+CAPTIONS += ["an old man in a blue shirt", "a woman in a red coat is walking on the street"]
 IMAGES = 20  # two passes
 
 

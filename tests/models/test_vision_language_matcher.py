@@ -64,14 +64,9 @@ def save_llava(folder: Path) -> Path:
         text_config=LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **SIZE),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     )
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
-    )
+    images = CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    tokens = {"vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    processor = LlavaProcessor(images, tokenizer, patch_size=8, chat_template=LLAVA_TEMPLATE, **tokens)
     return save(LlavaForConditionalGeneration(config), processor, folder)
 
 
@@ -85,25 +80,19 @@ def save_qwen(folder: Path) -> Path:
     )
 
     tokenizer = word_tokenizer(QWEN_WORDS)
-    ids = {word: tokenizer.convert_tokens_to_ids(word) for word in QWEN_WORDS}
     rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
     positions = {"max_position_embeddings": 512, "rope_scaling": rope}
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4}
+    names = {"image_token_id": "image_pad", "video_token_id": "video_pad"}
+    names |= {"vision_start_token_id": "vision_start", "vision_end_token_id": "vision_end"}
     config = Qwen2_5_VLConfig(
         text_config=SIZE | {"vocab_size": len(tokenizer), "num_key_value_heads": 2} | positions,
         vision_config=vision | {"out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]},
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
+        **{name: tokenizer.convert_tokens_to_ids(f"<|{word}|>") for name, word in names.items()},
     )
-    pixels = {"patch_size": 4, "merge_size": 2, "min_pixels": 256, "max_pixels": 1024}
-    processor = Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(**pixels),
-        tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(patch_size=4, merge_size=2),
-        chat_template=QWEN_TEMPLATE,
-    )
+    images = Qwen2VLImageProcessorPil(patch_size=4, merge_size=2, min_pixels=256, max_pixels=1024)
+    videos = Qwen2VLVideoProcessor(patch_size=4, merge_size=2)
+    processor = Qwen2_5_VLProcessor(images, tokenizer, videos, chat_template=QWEN_TEMPLATE)
     return save(Qwen2_5_VLForConditionalGeneration(config), processor, folder)
 
 

@@ -68,8 +68,7 @@ def assert_is(fused, systems, expected, top_k):
     for images, scores, total in zip(fused.indices.tolist(), fused.scores.tolist(), expected, strict=True):
         assert len(set(images)) == len(images)
         assert scores == pytest.approx([total[image] for image in images], abs=1e-5)
-        best = sorted(total.values(), reverse=True)[: len(images)]
-        assert scores == pytest.approx(best, abs=1e-5)
+        assert scores == pytest.approx(sorted(total.values(), reverse=True)[: len(images)], abs=1e-5)
         pairs = [*zip(images, scores, strict=True)]
         assert pairs == sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 

@@ -180,8 +180,7 @@ def test_greedy_is_the_greedy_walk_on_long_chains(capacity):
 
 @pytest.mark.parametrize("rerank", [bounded_assignment, greedy_matching])
 def test_tensors_dense_matrices_and_types(rerank):
-    dense = torch.tensor([[9, 1, 0], [8, 7, 0]], dtype=torch.bfloat16)
-    result = rerank(None, dense, top_k=2)
+    result = rerank(None, torch.tensor([[9, 1, 0], [8, 7, 0]], dtype=torch.bfloat16), top_k=2)
     torch.testing.assert_close(result.indices, torch.tensor([[0, 1], [1, 0]]))
     torch.testing.assert_close(result.scores, torch.tensor([[9, 1], [7, 8]], dtype=torch.bfloat16))
     torch.testing.assert_close(result.moved, torch.tensor([False, True]))

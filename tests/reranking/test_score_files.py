@@ -135,8 +135,7 @@ def safetensors(**changes):
 
 
 def ids_as_tensor(path):
-    tensors = {"scores": np.ones((1, 2)), "query_ids": np.array([7])}
-    save_file(tensors, path, {"gallery_ids": '["x", "y"]'})
+    save_file({"scores": np.ones((1, 2)), "query_ids": np.array([7])}, path, {"gallery_ids": '["x", "y"]'})
 
 
 def objects(*content):
@@ -217,8 +216,7 @@ def test_alignment_is_by_id_and_never_by_position(dense, random):
     # A gallery alone, as that of a bank with other queries.
     bank = align_gallery(replace(shuffled, query_ids=("x", "y", "z")), "bank", GALLERY, "a")
     assert bank.gallery_ids == GALLERY
-    in_order = align([content, replace(bank, query_ids=shuffled.query_ids)], "ab")[1]
-    assert_equal(in_order, content)
+    assert_equal(align([content, replace(bank, query_ids=shuffled.query_ids)], "ab")[1], content)
 
 
 def test_small_indices_are_aligned_with_a_gallery_that_is_larger():

@@ -14,12 +14,11 @@ import torch
 import training_runs
 from accelerate import Accelerator, debug_launcher
 from safetensors import SafetensorError
-from training_runs import WatchedRun, parsed, stopped_after, weights
+from training_runs import WatchedRun, stopped_after, train, weights
 
 from tpas.modeling_tpas import TPASModel
-from tpas.train_accelerate import main
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
-from tpas.training.fine_tuning import ENDED_BY_SIGTERM, Run
+from tpas.training.fine_tuning import ENDED_BY_SIGTERM
 from tpas.training.run_folder import recover_models
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -74,15 +73,13 @@ def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
     log, other_log = ((run / "training_log.jsonl").read_text() for run in (one, other))
     assert log == other_log
     assert len(log.splitlines()) == lines  # by default four lines of losses, three evaluations
-    left = {path.name for path in other.iterdir()} - {path.name for path in one.iterdir()}
-    assert not left
+    assert not {path.name for path in other.iterdir()} - {path.name for path in one.iterdir()}
 
 
 @pytest.fixture
-def whole(small_pab, start, tmp_path, fresh_accelerator) -> Path:
+def whole(small_pab, start, tmp_path) -> Path:
     """The run that nothing happened to."""
-    main(flags(small_pab, start, tmp_path / "whole"))
-    fresh_accelerator()
+    train(flags(small_pab, start, tmp_path / "whole"))
     return tmp_path / "whole"
 
 
@@ -96,13 +93,13 @@ def test_a_killed_run_ends_bit_equal(small_pab, start, tmp_path, whole, where, n
     killed(where, number, arguments)
     found = find_checkpoints(tmp_path / "run" / "checkpoints")
     assert [int(path.name[5:]) for path in found][-1:] == ([] if last_step is None else [last_step])
-    main([*arguments, "--resume_from_checkpoint", "last"])
+    train([*arguments, "--resume_from_checkpoint", "last"])
     assert_same_run(whole, tmp_path / "run")
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert sorted(kept) == ["step_00000010", "step_00000012"]
 
 
-def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole, fresh_accelerator):
+def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole):
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
     before = signal.getsignal(signal.SIGTERM)
     run = stopped_after(5, arguments)
@@ -112,8 +109,7 @@ def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole, fresh_acceler
     assert run.batches_done == 6  # to the end of the step it was in
     assert signal.getsignal(signal.SIGTERM) is before
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000003"]
-    fresh_accelerator()
-    main([*arguments, "--resume_from_checkpoint", "last"])
+    train([*arguments, "--resume_from_checkpoint", "last"])
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -122,7 +118,7 @@ def train_on_two_processes(arguments: list[str], stop_after: int | None) -> None
     accelerator = Accelerator()
     assert accelerator.num_processes == 2
     if stop_after is None:
-        main(arguments)
+        train(arguments)
         return
     with pytest.raises(SystemExit, match="143"):
         stopped_after(stop_after if accelerator.process_index == 1 else -1, arguments).train()
@@ -139,9 +135,7 @@ def test_two_processes_stop_together_and_go_on_bit_equal(small_pab, start, tmp_p
     assert_same_run(tmp_path / "whole", tmp_path / "run", lines=5)
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(
-    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
-):
+def test_a_full_disk_leaves_the_last_good_checkpoint(small_pab, start, tmp_path, whole, monkeypatch):
     arguments = flags(small_pab, start, tmp_path / "run")
     save_state = Accelerator.save_state
 
@@ -152,16 +146,15 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(
 
     monkeypatch.setattr(Accelerator, "save_state", run_out_of_room)
     with pytest.raises(SystemExit, match=r"step 6 could not .*No space.*last good one is .*step_00000004"):
-        main(arguments)
+        train(arguments)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["step_00000002", "step_00000004"]
     monkeypatch.undo()
-    fresh_accelerator()
-    main([*arguments, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoints" / "step_00000002")])
+    train([*arguments, "--resume_from_checkpoint", str(tmp_path / "run" / "checkpoints" / "step_00000002")])
     assert_same_run(whole, tmp_path / "run")
 
 
-class RunOutOfMemory(Run):
+class RunOutOfMemory(WatchedRun):
     """Fails in the evaluation of its second epoch."""
 
     def validate(self, model, weights=None):
@@ -170,20 +163,17 @@ class RunOutOfMemory(Run):
         super().validate(model, weights)
 
 
-def test_an_evaluation_that_fails_costs_no_step(small_pab, start, tmp_path, whole, fresh_accelerator):
+def test_an_evaluation_that_fails_costs_no_step(small_pab, start, tmp_path, whole):
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
     with pytest.raises(RuntimeError, match="out of memory"):
-        RunOutOfMemory(parsed(arguments)).train()
-    fresh_accelerator()
+        RunOutOfMemory(arguments, lambda run, losses: None).train()
     run = WatchedRun([*arguments, "--resume_from_checkpoint", "last"], lambda run, losses: None)
     run.train()
     assert run.batches_done == 8  # those of the third epoch
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_full_disk_leaves_the_last_good_model(
-    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
-):
+def test_a_full_disk_leaves_the_last_good_model(small_pab, start, tmp_path, whole, monkeypatch):
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
     save, calls = TPASModel.save_pretrained, []
 
@@ -195,35 +185,30 @@ def test_a_full_disk_leaves_the_last_good_model(
 
     monkeypatch.setattr(TPASModel, "save_pretrained", run_out_of_room)
     with pytest.raises(SystemExit, match=r"run/last could not be written \(No space.*untouched. Make room"):
-        main(arguments)
+        train(arguments)
     assert not list((tmp_path / "run").glob(".last.*"))
     TPASModel.from_pretrained(tmp_path / "run" / "last")
     monkeypatch.undo()
-    fresh_accelerator()
-    main([*arguments, "--resume_from_checkpoint", "last"])
+    train([*arguments, "--resume_from_checkpoint", "last"])
     assert_same_run(whole, tmp_path / "run")
 
 
-def test_a_loss_that_is_no_number_stops_before_it_is_saved(small_pab, start, tmp_path):
-    def spoil(run, losses):
-        return {name: torch.tensor(float("nan")) for name in losses} if run.batches_done == 7 else None
+def spoil_a_loss(run, losses):
+    return {name: torch.tensor(float("nan")) for name in losses} if run.batches_done == 7 else None
 
-    message = r"by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
+
+@torch.no_grad()
+def ruin_a_weight(run, losses):
+    if run.batches_done == 8:  # the last one of step 4, where a checkpoint is due; the losses were finite
+        run.plain_objective.model.image_projection.bias.fill_(float("inf"))
+
+
+@pytest.mark.parametrize("spoil", [spoil_a_loss, ruin_a_weight])
+def test_what_is_no_finite_number_stops_before_it_is_saved(small_pab, start, tmp_path, spoil):
+    arguments = flags(small_pab, start, tmp_path / "run", evaluate_every=0)
+    message = r"no finite number by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
     with pytest.raises(FloatingPointError, match=message):
-        WatchedRun(flags(small_pab, start, tmp_path / "run"), spoil).train()
-    assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
-
-
-def test_weights_that_a_step_ruined_are_not_saved(small_pab, start, tmp_path):
-    """Though the losses up to it were finite."""
-
-    def ruin(run, losses):
-        if run.batches_done == 8:  # the last one of step 4, where a checkpoint is due
-            with torch.no_grad():
-                run.plain_objective.model.image_projection.bias.fill_(float("inf"))
-
-    with pytest.raises(FloatingPointError, match="a loss or weight is no finite number by step 4"):
-        WatchedRun(flags(small_pab, start, tmp_path / "run", evaluate_every=0), ruin).train()
+        WatchedRun(arguments, spoil).train()
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
 
 
@@ -233,7 +218,7 @@ def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
         return files, json.loads(files.pop(whole / "training_arguments.json"))
 
     before, arguments = contents()
-    main(flags(small_pab, start, whole, resume_from_checkpoint="last"))
+    train(flags(small_pab, start, whole, resume_from_checkpoint="last"))
     assert contents() == (before, arguments | {"resume_from_checkpoint": "last"})
 
 
@@ -272,25 +257,23 @@ def test_checkpoints_later_than_the_one_gone_back_to_are_replaced(tmp_path):
 def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, tmp_path, whole):
     changes = {"learning_rate": 2e-3, "checkpoints_kept": 5, "resume_from_checkpoint": "last"}
     with pytest.raises(SystemExit, match=r"other settings: learning_rate 0\.001 \(now 0\.002\)\. Give"):
-        main(flags(small_pab, start, whole, **changes))
+        train(flags(small_pab, start, whole, **changes))
     with pytest.raises(SystemExit, match=r"start is no checkpoint: there is no progress\.json"):
-        main(flags(small_pab, start, whole, resume_from_checkpoint=start))
+        train(flags(small_pab, start, whole, resume_from_checkpoint=start))
     last, elsewhere = whole / "checkpoints" / "step_00000012", start.with_name("elsewhere")
     with pytest.raises(SystemExit, match=r"step_00000012 is of another run than \S*elsewhere"):
-        main(flags(small_pab, start, elsewhere, resume_from_checkpoint=last))
+        train(flags(small_pab, start, elsewhere, resume_from_checkpoint=last))
     assert not elsewhere.exists()
     deleting = flags(small_pab, start, whole, overwrite_output_dir=True, resume_from_checkpoint="last")
     with pytest.raises(SystemExit, match="needs the run that --overwrite_output_dir deletes"):
-        main(deleting)
+        train(deleting)
 
 
-def test_a_run_in_another_precision_of_accelerate_is_refused(
-    small_pab, start, tmp_path, whole, monkeypatch, fresh_accelerator
-):
+def test_a_run_in_another_precision_of_accelerate_is_refused(small_pab, start, tmp_path, whole, monkeypatch):
     assert json.loads((whole / "training_arguments.json").read_text())["mixed_precision"] == "no"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     with pytest.raises(SystemExit, match=r"other settings: mixed_precision 'no' \(now 'bf16'\)"):
-        main([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
+        train([*flags(small_pab, start, whole), "--resume_from_checkpoint", "last"])
 
 
 def test_a_model_that_was_being_replaced_is_put_back(tmp_path):

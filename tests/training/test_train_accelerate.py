@@ -10,13 +10,12 @@ import torch
 import training_runs
 from accelerate import debug_launcher
 from torch.utils.data import DataLoader
-from training_runs import parsed, read_log, train_on_two_processes, weights
+from training_runs import parsed, read_log, train, weights
 
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.retrieval import evaluate
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.train_accelerate import main
 from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, stable_number
 from tpas.training.fine_tuning import Run
 from tpas.training.image_augmentation import Augmentation
@@ -38,7 +37,7 @@ def steps_and_evaluations(output: Path) -> tuple[list[dict], list[dict]]:
 
 def test_a_run_leaves_models_log_arguments_and_tracker_files(small_pab, start, tmp_path):
     output = tmp_path / "run"
-    main(flags(small_pab, start, output, report_to="tensorboard", num_workers=1))
+    train(flags(small_pab, start, output, report_to="tensorboard", num_workers=1))
     files = {"best", "last", "checkpoints", "tensorboard", "training_arguments.json", "training_log.jsonl"}
     assert {path.name for path in output.iterdir()} == files
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
@@ -69,7 +68,7 @@ def test_the_loss_falls_on_pairs_seen_again_and_again(small_pab, start, tmp_path
     output = tmp_path / "run"
     changes = {"pairs": 8, "max_train_steps": 40, "learning_rate": 5e-3, "augmentation": False}
     changes |= {"log_every": 20, "evaluate_every": 0, "warmup_ratio": 0.25, "max_grad_norm": 1.0}
-    main(flags(small_pab, start, output, **changes))
+    train(flags(small_pab, start, output, **changes))
     steps, evaluations = steps_and_evaluations(output)
     assert [entry["step"] for entry in steps] == [20, 40]
     assert steps[1]["contrastive_loss"] < 0.8 * steps[0]["contrastive_loss"]
@@ -80,7 +79,7 @@ def test_the_loss_falls_on_pairs_seen_again_and_again(small_pab, start, tmp_path
 
 def test_the_same_seed_gives_the_same_model(small_pab, start, tmp_path):
     for name, seed in (("first", 1), ("second", 1), ("third", 2)):
-        main(flags(small_pab, start, tmp_path / name, seed=seed, evaluate_every=0))
+        train(flags(small_pab, start, tmp_path / name, seed=seed, evaluate_every=0))
     first, second, third = (weights(tmp_path / name / "last") for name in ("first", "second", "third"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], third[name]) for name in first)
@@ -89,7 +88,7 @@ def test_the_same_seed_gives_the_same_model(small_pab, start, tmp_path):
 def test_steps_and_evaluations_are_counted_with_accumulation(small_pab, start, tmp_path):
     output = tmp_path / "run"
     changes = {"batch_size": 4, "gradient_accumulation_steps": 2, "max_train_steps": 5, "evaluate_every": 2}
-    main(flags(small_pab, start, output, **changes))
+    train(flags(small_pab, start, output, **changes))
     steps, evaluations = steps_and_evaluations(output)
     batches = len(load_pab(small_pab, "train", **CUT)) // 4
     per_epoch = -(-batches // 2)
@@ -105,7 +104,7 @@ def test_a_step_of_fewer_batches_is_their_mean_as_well(small_pab, start, tmp_pat
     for accumulated in (2, 5):
         output = tmp_path / str(accumulated)
         changes["gradient_accumulation_steps"] = accumulated
-        main(flags(small_pab, start, output, evaluate_every=0, **changes))
+        train(flags(small_pab, start, output, evaluate_every=0, **changes))
         assert len(steps_and_evaluations(output)[0]) == 1
     whole, short, before = (weights(folder) for folder in (tmp_path / "2/last", tmp_path / "5/last", start))
     assert max((whole[name] - before[name]).abs().max() for name in before) > 1e-3
@@ -116,7 +115,7 @@ def test_a_step_of_fewer_batches_is_their_mean_as_well(small_pab, start, tmp_pat
 def test_random_weights_from_a_config(small_pab, start, tmp_path):
     (start / "model.safetensors").unlink()
     output = tmp_path / "run"
-    main(flags(small_pab, None, output, config_name=start, max_train_steps=1))
+    train(flags(small_pab, None, output, config_name=start, max_train_steps=1))
     assert json.loads((output / "training_arguments.json").read_text())["new_parameters"] == 0
     assert weights(output / "last")
 
@@ -124,8 +123,8 @@ def test_random_weights_from_a_config(small_pab, start, tmp_path):
 def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(small_pab, start, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     words = flags(small_pab, start, two, batch_size=4, negatives="global")
-    debug_launcher(train_on_two_processes, (words,), num_processes=2)
-    main(flags(small_pab, start, one, batch_size=8, negatives="global"))
+    debug_launcher(train, (words,), num_processes=2)
+    train(flags(small_pab, start, one, batch_size=8, negatives="global"))
 
     arguments = json.loads((two / "training_arguments.json").read_text())
     assert (arguments["num_processes"], arguments["total_steps"]) == (2, 4)
@@ -141,9 +140,6 @@ def test_two_processes_see_the_batch_that_one_of_twice_the_size_sees(small_pab, 
     model, processor = (kind.from_pretrained(two / "last") for kind in (TPASModel, TPASProcessor))
     benchmark = retrieval_split(load_pab(small_pab, "validation", **CUT))
     assert evaluate(model, processor, benchmark, small_pab).stages == evaluations[-1]["evaluation"]
-
-
-# Parts
 
 
 def test_learning_rate_and_decay_of_each_parameter(tiny_config):
@@ -190,8 +186,7 @@ def test_augmentation_depends_on_seed_epoch_and_row_only(small_pab):
     pairs.begin_epoch(1)
     assert pairs[0]["image"].tobytes() != first[0]
     assert training_pairs(small_pab, seed=2)[0]["image"].tobytes() != first[0]
-    plain = training_pairs(small_pab, augmentation=None)
-    assert plain[0]["image"].size == (48, 48)
+    assert training_pairs(small_pab, augmentation=None)[0]["image"].size == (48, 48)
 
 
 def test_batches_are_the_same_with_and_without_workers(small_pab, start):
@@ -209,9 +204,6 @@ def test_stable_numbers_tell_ids_apart_and_never_change():
     assert all(0 <= number < 2**63 for number in numbers)
     assert torch.tensor(numbers).dtype == torch.int64
     assert stable_number("0") == 4761921975702974394
-
-
-# Bad input
 
 
 @pytest.fixture
@@ -234,14 +226,14 @@ def test_an_image_that_cannot_be_read_stops_the_run_and_is_named(broken_root, st
     if message == "no such image file":
         (broken_root / load_pab(broken_root, "train", **CUT)[1]["image"]).unlink()
     with pytest.raises(SystemExit, match=message) as error:
-        main(flags(broken_root, start, tmp_path / "run"))
+        train(flags(broken_root, start, tmp_path / "run"))
     assert place(broken_root, "train", 1) in str(error.value)
     assert not (tmp_path / "run" / "last").exists()
 
 
 def test_a_skipped_image_is_counted_and_named_once(broken_root, start, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip", num_train_epochs=3))
+    train(flags(broken_root, start, tmp_path / "run", on_bad_image="skip", num_train_epochs=3))
     named = [r for r in caplog.records if place(broken_root, "train", 1) in r.getMessage()]
     assert [record.levelname for record in named] == ["WARNING", "INFO"]  # when met, and at the end
     size = len(load_pab(broken_root, "train", **CUT))
@@ -266,7 +258,7 @@ def test_a_run_without_any_readable_image_is_refused(broken_root, start, tmp_pat
     with pytest.raises(ValueError, match=f"none of the {len(pairs)} training images can be read"):
         pairs[3]
     with pytest.raises(SystemExit, match="validation images can be read"):
-        main(flags(broken_root, start, tmp_path / "run", on_bad_image="skip"))
+        train(flags(broken_root, start, tmp_path / "run", on_bad_image="skip"))
     assert not (tmp_path / "run").exists()
 
 
@@ -276,11 +268,11 @@ def test_a_broken_validation_image_is_found_before_the_first_step(small_pab, sta
     (root / load_pab(root, "validation", **CUT)[0]["image"]).unlink()
     where = place(root, "validation", 0)
     with pytest.raises(SystemExit, match="no such image file") as error:
-        main(flags(root, start, tmp_path / "run"))
+        train(flags(root, start, tmp_path / "run"))
     assert str(error.value).startswith(f"tpas train: {where}")
     assert not (tmp_path / "run").exists()
 
-    main(flags(root, start, tmp_path / "run", on_bad_image="skip", max_train_steps=1))
+    train(flags(root, start, tmp_path / "run", on_bad_image="skip", max_train_steps=1))
     assert f"left out of the validation split: {where}" in caplog.text
 
 
@@ -291,12 +283,12 @@ def test_a_folder_with_a_run_is_left_alone_unless_told(small_pab, start, tmp_pat
     (output / "notes.txt").write_text("mine")
     changes = {"max_train_steps": 1, "evaluate_every": 0}
     with pytest.raises(SystemExit, match="holds a run already .last.: .*--overwrite_output_dir"):
-        main(flags(small_pab, start, output, **changes))
+        train(flags(small_pab, start, output, **changes))
     with pytest.raises(SystemExit, match="do not fill one batch"):  # refused later, and still nothing is lost
-        main(flags(small_pab, start, output, overwrite_output_dir=True, batch_size=1000, **changes))
+        train(flags(small_pab, start, output, overwrite_output_dir=True, batch_size=1000, **changes))
     assert (output / "last" / "old").exists()
 
-    main(flags(small_pab, start, output, overwrite_output_dir=True, **changes))
+    train(flags(small_pab, start, output, overwrite_output_dir=True, **changes))
     assert not (output / "last" / "old").exists()
     assert (output / "last" / "model.safetensors").exists()
     assert (output / "notes.txt").read_text() == "mine"
@@ -313,16 +305,15 @@ def test_a_folder_with_a_run_is_left_alone_unless_told(small_pab, start, tmp_pat
         ({"max_train_steps": 0}, "--max_train_steps must be at least 1, got 0"),
         ({"validation_fraction": 0}, "--evaluate_every 0"),
         ({"evaluation_shortlist": 0}, "the shortlist must be at least 1, got 0"),
+        ({"multiplied_parameters": "nowhere"}, "'nowhere' fits none of the trained parameters"),
+        ({"multiplied_parameters": "("}, "is no regular expression"),
         ({"fusion_weight": 1.5}, "--fusion_weight must be between 0 and 1, got 1.5"),
     ],
 )
 def test_impossible_runs_are_refused_and_write_nothing(small_pab, start, tmp_path, changes, message):
     with pytest.raises(SystemExit, match=message):
-        main(flags(small_pab, start, tmp_path / "run", **changes))
+        train(flags(small_pab, start, tmp_path / "run", **changes))
     assert not (tmp_path / "run").exists()
-
-
-# --- batches of hard pairs --------------------------------------------------------------------------------
 
 
 def grouped_order(videos, group_size, seed=0):
@@ -349,8 +340,7 @@ def test_grouped_rows_follow_each_other_and_each_row_comes_once():
 def test_a_video_smaller_than_the_group_loses_nothing():
     order = list(grouped_order([5, 3, 5, 5, 9], 2))
     assert sorted(order) == [0, 1, 2, 3, 4]
-    of_five = [order.index(row) for row in (0, 2, 3)]
-    assert 1 in np.diff(sorted(of_five))
+    assert 1 in np.diff(sorted([order.index(row) for row in (0, 2, 3)]))
 
 
 def test_training_with_grouped_sources_sees_both_of_a_person_in_a_batch(small_pab, start, tmp_path):

@@ -60,10 +60,8 @@ def test_by_default_it_is_the_loss_of_the_model(tiny_config):
 
 
 def test_global_negatives_depend_on_the_seed_alone(tiny_config):
-    objective, batch = (
-        FineTuningObjective(TPASModel(tiny_config).double(), global_negatives=True),
-        batch_of(),
-    )
+    model, batch = TPASModel(tiny_config).double(), batch_of()
+    objective = FineTuningObjective(model, global_negatives=True)
     seen = [{objective(**batch, draw_seed=seed)["matching_loss"].item() for _ in range(3)} for seed in (1, 2)]
     assert len(seen[0]) == len(seen[1]) == 1
     assert seen[0] != seen[1]
@@ -134,8 +132,7 @@ def test_words_are_masked_replaced_and_kept_by_their_shares():
     assert not predicted[ids < 5].any()
     assert torch.equal(targets[predicted], ids[predicted])
     assert torch.equal(masked[~predicted], ids[~predicted])
-    share = predicted.sum() / (ids >= 5).sum()
-    assert 0.24 < share < 0.26
+    assert 0.24 < predicted.sum() / (ids >= 5).sum() < 0.26
     outcome = masked[predicted]
     assert 0.78 < (outcome == 4).float().mean() < 0.82
     kept = (outcome == ids[predicted]).float().mean()  # by chance, one in 59 of the random ones too
@@ -147,13 +144,9 @@ def test_words_are_masked_replaced_and_kept_by_their_shares():
 
 def objective_with_everything(tiny_config) -> FineTuningObjective:
     torch.manual_seed(5)
-    return FineTuningObjective(
-        TPASModel(tiny_config),
-        label_smoothing=0.1,
-        second_view_weight=0.8,
-        masked_language_modelling=MaskedLanguageModelling(32, 4, list(range(5, 64)), 0.5),
-        masked_language_modelling_weight=0.7,
-    ).double()
+    words = MaskedLanguageModelling(32, 4, list(range(5, 64)), 0.5)
+    weights = {"second_view_weight": 0.8, "masked_language_modelling_weight": 0.7, "label_smoothing": 0.1}
+    return FineTuningObjective(TPASModel(tiny_config), masked_language_modelling=words, **weights).double()
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])

@@ -10,13 +10,12 @@ import training_runs
 from accelerate import Accelerator, debug_launcher
 from PIL import Image
 from tiny_retrieval_models import FAMILIES
-from training_runs import losses_of, train_on_two_processes
+from training_runs import losses_of, train
 from transformers import AutoModel, BlipForImageTextRetrieval, CLIPModel
 
 from tpas.models.loading import load_model
 from tpas.models.lora import add_lora
 from tpas.objectives import contrastive_loss
-from tpas.train_accelerate import main
 from tpas.training.data import PairCollator
 from tpas.training.gradient_cache import backward_in_chunks
 from tpas.training.objective import FineTuningObjective
@@ -87,7 +86,7 @@ def test_gradients_in_chunks_are_those_of_the_whole_batch(folders, family):
 def test_a_run_learns_and_leaves_a_folder_of_the_models_own_library(folders, small_pab, tmp_path):
     output = tmp_path / "run"
     changes = {"augmentation": False, "num_train_epochs": 12, "learning_rate": 3e-3}
-    main(flags(small_pab, folders["clip"], output, report_to="tensorboard", **changes))
+    train(flags(small_pab, folders["clip"], output, report_to="tensorboard", **changes))
     losses = losses_of(output)
     assert sum(losses[-2:]) < 0.5 * sum(losses[:2])
     assert list((output / "tensorboard").rglob("events.out.tfevents.*"))
@@ -102,10 +101,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folders, small_pab, tmp
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     checkpoints = {"checkpoint_every": 1, "checkpoints_kept": 9}
     for output in (whole, parts):
-        main(flags(small_pab, folders[family], output, **checkpoints))
+        train(flags(small_pab, folders[family], output, **checkpoints))
     for checkpoint in sorted((parts / "checkpoints").iterdir())[1:]:  # as after a kill in the second step
         shutil.rmtree(checkpoint)
-    main(flags(small_pab, folders[family], parts, **checkpoints, resume_from_checkpoint="last"))
+    train(flags(small_pab, folders[family], parts, **checkpoints, resume_from_checkpoint="last"))
     assert losses_of(parts) == losses_of(whole)
     library = BlipForImageTextRetrieval if family == "blip" else AutoModel
     expected = library.from_pretrained(whole / "last").state_dict()
@@ -117,8 +116,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits(folders, small_pab, tmp
 @pytest.mark.parametrize("targets", [None, "all-linear"])
 def test_adapters_train_little_of_every_encoder(folders, family, targets):
     model, processor = load_model(str(folders[family]))
-    adapter = add_lora(model, 2, 4.0, 0.0, targets)
-    objective = FineTuningObjective(adapter.train())
+    objective = FineTuningObjective(add_lora(model, 2, 4.0, 0.0, targets).train())
     objective(**batch_of(processor))["loss"].backward()
     trained = {name for name, p in objective.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "modules_to_save" in name for name in trained)
@@ -152,7 +150,7 @@ def test_recomputed_activations_give_the_same_gradients(folders, family, lora):
 @pytest.mark.parametrize("family", ["clip", "blip"])
 def test_an_adapter_is_kept_loaded_and_merged(folders, small_pab, tmp_path, family):
     output = tmp_path / "run"
-    main(flags(small_pab, folders[family], output, lora_rank=2, merge=True, num_train_epochs=1))
+    train(flags(small_pab, folders[family], output, lora_rank=2, merge=True, num_train_epochs=1))
     assert (output / "best" / "adapter_model.safetensors").exists()
     assert not (output / "best" / "model.safetensors").exists()
     adapted, processor = load_model(str(output / "best"))
@@ -164,9 +162,9 @@ def test_an_adapter_is_kept_loaded_and_merged(folders, small_pab, tmp_path, fami
     torch.testing.assert_close(embeds[0], embeds[1], atol=1e-6, rtol=0)
     assert not torch.allclose(embeds[0], embeds[2], atol=1e-4)
     assert adapted.temperature().item() == pytest.approx(merged.temperature().item(), rel=1e-5)
-    main(flags(small_pab, output / "best", tmp_path / "more", num_train_epochs=1))  # from an adapter
+    train(flags(small_pab, output / "best", tmp_path / "more", num_train_epochs=1))  # from an adapter
     with pytest.raises(SystemExit, match="start from the whole model"):
-        main(flags(small_pab, output / "best", tmp_path / "no", lora_rank=2))
+        train(flags(small_pab, output / "best", tmp_path / "no", lora_rank=2))
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])
@@ -174,8 +172,8 @@ def test_two_processes_train_as_one(folders, small_pab, tmp_path, family):
     same = {"augmentation": False} | ({"negatives": "global"} if family == "blip" else {})
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = flags(small_pab, folders[family], two, batch_size=4, **same)
-    debug_launcher(train_on_two_processes, (arguments,), num_processes=2)
-    main(flags(small_pab, folders[family], one, **same))
+    debug_launcher(train, (arguments,), num_processes=2)
+    train(flags(small_pab, folders[family], one, **same))
     assert json.loads((two / "training_arguments.json").read_text())["num_processes"] == 2
     assert losses_of(two) == pytest.approx(losses_of(one), rel=1e-4)
 
@@ -192,5 +190,5 @@ def test_two_processes_train_as_one(folders, small_pab, tmp_path, family):
 )
 def test_what_a_model_cannot_train_is_refused(folders, small_pab, tmp_path, family, setting, message):
     with pytest.raises(SystemExit, match=message):
-        main(flags(small_pab, folders[family], tmp_path / "run", **setting))
+        train(flags(small_pab, folders[family], tmp_path / "run", **setting))
     assert not (tmp_path / "run").exists()
