@@ -14,22 +14,13 @@ alike over the queries. `--quick` only shows that the script runs.
 
 import argparse
 import statistics
+from functools import partial
 
-import numpy as np
+import measuring
 import torch
 from drawn_people import encode_people
-from measuring import (
-    BEST,
-    add_timing_arguments,
-    agreement_of_orders,
-    build_model,
-    draw_sample,
-    machine,
-    median_ratio,
-    time_in_turn,
-)
+from measuring import BEST
 
-from tpas.data.whole_files import write_json
 from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.matching_cascade import MatchingCascade
@@ -48,7 +39,7 @@ def in_growing_shortlists(scores: torch.Tensor, block: int) -> tuple[float, torc
             if found == before:
                 break
             size += block
-        kept[query, size:] = -np.inf
+        kept[query, size:] = -torch.inf
         read += min(size, len(row))
     return 1 - read / scores.numel(), kept
 
@@ -71,14 +62,13 @@ def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> 
         return program
 
     programs = {"fp32": run("fp32", exact), "bf16": run("bf16", screen), "cascade": run_cascade}
-    for program in programs.values():  # a first run, not timed
-        program()
-    seconds = time_in_turn(programs, repeats, cpu_time)
+    seconds = measuring.time_in_turn(programs, repeats, cpu_time, warm_up=True)
     expected = results["fp32"]
     logits, report = results["cascade"]
+    agreed = partial(measuring.agreement_of_orders, expected)
     rows = {
-        "bf16 alone": {"share_saved": 1.0} | agreement_of_orders(expected, results["bf16"]),
-        "cascade": {"share_saved": report.share_saved} | agreement_of_orders(expected, logits[:, :, 1]),
+        "bf16 alone": {"share_saved": 1.0} | agreed(results["bf16"]),
+        "cascade": {"share_saved": report.share_saved} | agreed(logits[:, :, 1]),
     }
     saved, scores = [], torch.empty(shortlists.shape)
     for query in range(len(shortlists)):
@@ -88,50 +78,43 @@ def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> 
         logits, of_query = cascade.logits_of_shortlists(images, one, shortlists[row], BEST)
         saved.append(of_query.share_saved)
         scores[row] = logits[:, :, 1]
-    alone = agreement_of_orders(expected, scores)
-    rows["cascade, query by query"] = {"share_saved": statistics.fmean(saved)} | alone
+    rows["cascade, query by query"] = {"share_saved": statistics.fmean(saved)} | agreed(scores)
     for name, block in BLOCKS.items():
         share, scores = in_growing_shortlists(expected, block)
-        rows[f"fp32 over {name}"] = {"share_saved": share} | agreement_of_orders(expected, scores)
+        rows[f"fp32 over {name}"] = {"share_saved": share} | agreed(scores)
     return {
         "queries": len(shortlists),
         "shortlist": shortlists.shape[1],
         "rows": rows,
         "error_bound": report.error_bound,
         "largest_error_of_bf16": (results["bf16"] - expected).abs().max().item(),
-        "times_fp32": {name: median_ratio(seconds, "fp32", name) for name in ("bf16", "cascade")},
+        "times_fp32": {name: measuring.median_ratio(seconds, "fp32", name) for name in ("bf16", "cascade")},
     }
 
 
 def measure_time(arguments: argparse.Namespace, share_saved: float) -> dict:
-    model = build_model(arguments.quick)
+    model = measuring.build_model(arguments.quick)
+    sample = arguments.queries, arguments.shortlist, arguments.pairs_per_image
     with torch.inference_mode():
-        texts, images, shortlists = draw_sample(
-            model, arguments.queries, arguments.shortlist, arguments.pairs_per_image
-        )
+        texts, images, shortlists = measuring.draw_sample(model, *sample)
     exact, screen = FastMatcher(model), FastMatcher(model, torch.bfloat16)
     kept = max(1, round((1 - share_saved) * arguments.shortlist))
 
-    def in_cascade():
-        screen.logits_of_shortlists(images, texts, shortlists)[:, :, 1]
-        exact.logits_of_shortlists(images, texts, shortlists[:, :kept])[:, :, 1]
-
+    in_fp32 = partial(exact.logits_of_shortlists, images, texts)
+    in_bf16 = partial(screen.logits_of_shortlists, images, texts, shortlists)
     programs = {
-        "fp32": lambda: exact.logits_of_shortlists(images, texts, shortlists)[:, :, 1],
-        "bf16": lambda: screen.logits_of_shortlists(images, texts, shortlists)[:, :, 1],
-        "cascade": in_cascade,
+        "fp32": lambda: in_fp32(shortlists),
+        "bf16": in_bf16,
+        "cascade": lambda: (in_bf16(), in_fp32(shortlists[:, :kept])),
     }
-    for program in programs.values():
-        program()
-    seconds = time_in_turn(programs, arguments.repeats, arguments.cpu_time)
+    seconds = measuring.time_in_turn(programs, arguments.repeats, arguments.cpu_time, warm_up=True)
+    rates = {name: shortlists.numel() / statistics.median(times) for name, times in seconds.items()}
     return {
         "queries": len(shortlists),
         "shortlist": arguments.shortlist,
         "pairs_in_fp32_a_query": kept,
-        "pairs_per_second": {
-            name: shortlists.numel() / statistics.median(times) for name, times in seconds.items()
-        },
-        "times_fp32": {name: median_ratio(seconds, "fp32", name) for name in ("bf16", "cascade")},
+        "pairs_per_second": rates,
+        "times_fp32": {name: measuring.median_ratio(seconds, "fp32", name) for name in ("bf16", "cascade")},
         "seconds": seconds,
     }
 
@@ -163,19 +146,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=8, help="at full size (default: 8)")
     parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
     parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
-    add_timing_arguments(parser, repeats=3)
+    measuring.add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.drawn_pairs, arguments.queries, arguments.shortlist = 20, 3, 16
         arguments.pairs_per_image, arguments.repeats = 3, 1
     drawn = measure_saving(arguments.drawn_pairs, arguments.shortlist, arguments.repeats, arguments.cpu_time)
-    result = machine(arguments.cpu_time) | {
+    result = measuring.machine(arguments.cpu_time) | {
         "drawn_people": drawn,
         "full_size": measure_time(arguments, drawn["rows"]["cascade"]["share_saved"]),
     }
     print(format_result(result))
-    if arguments.output:
-        write_json(arguments.output, result)
+    measuring.write_output(arguments.output, result)
 
 
 if __name__ == "__main__":

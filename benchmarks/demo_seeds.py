@@ -9,8 +9,6 @@ one is not. ``--quick`` only shows that the script runs.
 """
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -18,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tpas.commands.demo import QUICK, REPOSITORY, DemoError, DemoSettings, format_table, run_experiment
+from tpas.data.whole_files import write_json
 from tpas.evaluation.settings import CUTOFFS
 from tpas.evaluation.stages import final_stage
 from tpas.evaluation.tables import stage_rows
@@ -48,40 +47,27 @@ def checks(zero_shot: dict, fine_tuned: dict) -> list[tuple[str, float, float, b
         return results["stages"][stage]["all"]["recall@1"]
 
     matching = final_stage(fine_tuned["stages"])
-    steps = [
-        (
-            f"zero-shot < fine-tuned, {row.stage.heading.removeprefix('+ ')}",
-            recall(zero_shot, row.stage),
-            row.recalls[0],
-        )
-        for row in stage_rows(fine_tuned)
-    ]
+    steps = []
+    for row in stage_rows(fine_tuned):
+        heading = row.stage.heading.removeprefix("+ ")
+        steps.append((f"zero-shot < fine-tuned, {heading}", recall(zero_shot, row.stage), row.recalls[0]))
     for model, results in (("zero-shot", zero_shot), ("fine-tuned", fine_tuned)):
-        steps.append(
-            (f"{model}: embeddings < {matching}", recall(results, "embeddings"), recall(results, matching))
-        )
-        steps.append((f"{model}: {matching} < with SCA", recall(results, matching), recall(results, "sca")))
+        ranked, matched, sca = (recall(results, stage) for stage in ("embeddings", matching, "sca"))
+        steps += [(f"{model}: embeddings < {matching}", ranked, matched)]
+        steps += [(f"{model}: {matching} < with SCA", matched, sca)]
     judged = [(what, before, after, before < after) for what, before, after in steps]
-    after = recall(fine_tuned, matching)
-    least = LEAST_RECALL_AFTER_MATCHING
-    return [
-        *judged,
-        (f"fine-tuned, after matching: at least {100 * least:.0f} %", least, after, after >= least),
-    ]
+    after, least = recall(fine_tuned, matching), LEAST_RECALL_AFTER_MATCHING
+    last = f"fine-tuned, after matching: at least {100 * least:.0f} %"
+    return [*judged, (last, least, after, after >= least)]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
-    parser.add_argument(
-        "--model_name_or_path", type=Path, default=REPOSITORY / "demo_start", help="default: demo_start/"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="the demo's --quick: everything small, nothing learnt"
-    )
-    parser.add_argument(
-        "--output", type=Path, help="write every seed's figures and the means to this JSON file"
-    )
+    start = REPOSITORY / "demo_start"
+    parser.add_argument("--model_name_or_path", type=Path, default=start, help="default: demo_start/")
+    parser.add_argument("--quick", action="store_true", help="the demo's --quick: small, nothing learnt")
+    parser.add_argument("--output", type=Path, help="write every seed's figures and the means as JSON")
     arguments = parser.parse_args(argv)
     settings = QUICK if arguments.quick else DemoSettings()
     start = arguments.model_name_or_path.resolve()
@@ -96,14 +82,8 @@ def main(argv: list[str] | None = None) -> int:
                 raise SystemExit(f"demo_seeds: seed {seed}: {error}") from error
         zero_shot, fine_tuned = experiment.zero_shot.results, experiment.fine_tuned.results
         print(format_table(zero_shot, fine_tuned), end="\n\n", flush=True)
-        runs.append(
-            {
-                "seed": seed,
-                "zero_shot": zero_shot,
-                "fine_tuned": fine_tuned,
-                "durations": experiment.durations,
-            }
-        )
+        run = {"seed": seed, "zero_shot": zero_shot, "fine_tuned": fine_tuned}
+        runs.append(run | {"durations": experiment.durations})
 
     zero_shot = mean_results([run["zero_shot"] for run in runs])
     fine_tuned = mean_results([run["fine_tuned"] for run in runs])
@@ -113,16 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     for what, before, after, holds in judged:
         print(f"{'yes' if holds else 'NO ':3}  {what}: {100 * before:.1f} -> {100 * after:.1f}")
     if arguments.output:
-        content = {
-            "settings": asdict(settings),
-            "runs": runs,
-            "zero_shot": zero_shot,
-            "fine_tuned": fine_tuned,
-        }
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        partial = arguments.output.with_name(f".{arguments.output.name}.partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, arguments.output)
+        means = {"zero_shot": zero_shot, "fine_tuned": fine_tuned}
+        write_json(arguments.output, {"settings": asdict(settings), "runs": runs} | means)
     return 0 if all(holds for *_, holds in judged) else 1
 
 

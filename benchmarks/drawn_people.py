@@ -19,16 +19,6 @@ DEMO_START = Path(__file__).parents[1] / "demo_start"
 
 
 @dataclass(frozen=True)
-class DrawnPeople:
-    """The model and what it is measured on; images are read when they are asked for."""
-
-    model: TPASModel
-    processor: TPASProcessor
-    benchmark: RetrievalBenchmark
-    images: ImageFiles
-
-
-@dataclass(frozen=True)
 class EncodedPeople:
     """The model, image tokens (G, 1+N, Dv), texts, and the gallery ranked by embeddings (Q, G)."""
 
@@ -39,24 +29,15 @@ class EncodedPeople:
     ranking: torch.Tensor
 
 
-def draw_people(folder: Path, pairs: int) -> DrawnPeople:
-    """Draws so many test pairs into the folder."""
-    root = draw_pab(folder / "pab", train_pairs=2, test_pairs=pairs)
-    benchmark = retrieval_split(load_pab(root, "test", cache_dir=folder / "cache"))
-    return DrawnPeople(
-        TPASModel.from_pretrained(DEMO_START),
-        TPASProcessor.from_pretrained(DEMO_START),
-        benchmark,
-        ImageFiles(root, benchmark.gallery_ids),
-    )
-
-
 def encode_people(pairs: int) -> EncodedPeople:
     """Draws so many test pairs and encodes them; the images are not kept."""
+    model, processor = TPASModel.from_pretrained(DEMO_START), TPASProcessor.from_pretrained(DEMO_START)
     with tempfile.TemporaryDirectory(prefix="tpas-drawn-") as folder:
-        drawn = draw_people(Path(folder), pairs)
-        inputs = collated([drawn.processor(images=[image]) for image in drawn.images])
-        embeds, states = encode_images(encoder_for(drawn.model), inputs)
-    texts = encode_texts(drawn.model, drawn.processor, drawn.benchmark.captions)
-    ranking, _ = rank_by_embeddings(texts.embeds, embeds, drawn.benchmark.gallery_ids)
-    return EncodedPeople(drawn.model, drawn.benchmark, states, texts, ranking)
+        root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=pairs)
+        benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
+        images = ImageFiles(root, benchmark.gallery_ids)
+        inputs = collated([processor(images=[image]) for image in images])
+        embeds, states = encode_images(encoder_for(model), inputs)
+    texts = encode_texts(model, processor, benchmark.captions)
+    ranking, _ = rank_by_embeddings(texts.embeds, embeds, benchmark.gallery_ids)
+    return EncodedPeople(model, benchmark, states, texts, ranking)

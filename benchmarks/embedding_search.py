@@ -21,10 +21,9 @@ import time
 import faiss
 import torch
 import torch.nn.functional as F
-from measuring import add_timing_arguments, median_ratio, time_in_turn
+from measuring import add_timing_arguments, median_ratio, time_in_turn, write_output
 from torch import Tensor, nn
 
-from tpas.data.whole_files import write_json
 from tpas.engine.packed_layers import PackedLinear
 from tpas.search.exact_index import ROUNDED_FROM, ExactIndex
 from tpas.search.faiss_index import FaissIndex
@@ -41,9 +40,8 @@ def made_embeddings(kind: str, rows: int, size: int, seed: int = 0) -> Tensor:
     if kind == "random":
         return noise
     centres = F.normalize(torch.randn(max(1, rows // 1000), size, generator=generator), dim=1)
-    return F.normalize(
-        centres[torch.randint(len(centres), (rows,), generator=generator)] + 0.75 * noise, dim=1
-    )
+    nearest = torch.randint(len(centres), (rows,), generator=generator)
+    return F.normalize(centres[nearest] + 0.75 * noise, dim=1)
 
 
 def made_queries(embeddings: Tensor, queries: int, cosine: float, seed: int = 1) -> Tensor:
@@ -74,9 +72,7 @@ def measure_exact(embeddings: Tensor, queries: Tensor, count: int, repeats: int,
     }
     for index in (ours, sharded):
         index.search(queries.repeat(1 + ROUNDED_FROM // len(queries), 1), count)
-    for program in programs.values():  # a first run, not timed
-        program()
-    seconds = time_in_turn(programs, repeats, cpu_time)
+    seconds = time_in_turn(programs, repeats, cpu_time, warm_up=True)
     share = embeddings.numel() * len(queries) / SQUARE**3  # of the large product's operations
     rounds = zip(seconds["read"], seconds["product, oneDNN"], seconds["product, torch"], strict=True)
     limits = [max(read, share * min(products)) for read, *products in rounds]
@@ -88,17 +84,10 @@ def measure_exact(embeddings: Tensor, queries: Tensor, count: int, repeats: int,
     }
     for name in ("faiss flat", "ours", "ours, shards of 512", "ours, first queries"):
         times = seconds[name]
-        result["rows"].append(
-            {
-                "name": name,
-                "seconds": statistics.median(times),
-                "fastest": min(times),
-                "times_faiss": median_ratio(seconds, "faiss flat", name),
-                "share_of_limit": statistics.median(
-                    limit / own for limit, own in zip(limits, times, strict=True)
-                ),
-            }
-        )
+        row = {"name": name, "seconds": statistics.median(times), "fastest": min(times)}
+        row["times_faiss"] = median_ratio(seconds, "faiss flat", name)
+        shares = (limit / own for limit, own in zip(limits, times, strict=True))
+        result["rows"].append(row | {"share_of_limit": statistics.median(shares)})
     return result
 
 
@@ -121,10 +110,7 @@ def measure_lists(embeddings: Tensor, queries: int, count: int, repeats: int, cp
         hits = [torch.isin(best, rows).double().mean() for best, rows in zip(wanted, found, strict=True)]
         result["recall"][str(cosine)] = torch.stack(hits).mean().item()
     texts = made_queries(embeddings, queries, UNSEEN_COSINES[-1], seed=3)
-    programs = {
-        "exact": lambda: exact.search(texts, count),
-        "lists": lambda: index.search(texts, count),
-    }
+    programs = {"exact": lambda: exact.search(texts, count), "lists": lambda: index.search(texts, count)}
     seconds = time_in_turn(programs, repeats, cpu_time)
     return result | {f"{name}_seconds": statistics.median(times) for name, times in seconds.items()}
 
@@ -144,13 +130,13 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     faiss.omp_set_num_threads(arguments.threads)
 
-    images, size, count = arguments.images, arguments.size, arguments.count
+    images, size, queries, count = arguments.images, arguments.size, arguments.queries, arguments.count
     embeddings = made_embeddings("random", images, size)
-    texts = made_queries(embeddings, arguments.queries, 0.5)
+    texts = made_queries(embeddings, queries, 0.5)
     timing = arguments.repeats, arguments.cpu_time
     exact = measure_exact(embeddings, texts, count, *timing)
     print(
-        f"{images:,} x {size}, {arguments.queries} queries, best {count}, {arguments.threads} threads: "
+        f"{images:,} x {size}, {queries} queries, best {count}, {arguments.threads} threads: "
         f"limit {exact['limit'] * 1e3:.0f} ms ({exact['bandwidth_GB_s']:.0f} GB/s, "
         f"{exact['product_GFLOP_s']:.0f} GFLOP/s)"
     )
@@ -159,18 +145,17 @@ def main(argv: list[str] | None = None) -> None:
             f"{row['name']:22}{row['seconds'] * 1e3:8.0f} ms (fastest {row['fastest'] * 1e3:.0f})"
             f"{row['times_faiss']:7.2f} x faiss flat{row['share_of_limit']:8.0%} of the limit"
         )
-    figures = {"images": images, "size": size, "queries": arguments.queries, "exact": exact, "lists": {}}
+    figures = {"images": images, "size": size, "queries": queries, "exact": exact, "lists": {}}
     for kind in arguments.lists:
         embeddings = made_embeddings(kind, images, size)
-        figures["lists"][kind] = lists = measure_lists(embeddings, arguments.queries, count, *timing)
+        figures["lists"][kind] = lists = measure_lists(embeddings, queries, count, *timing)
         recall = ", ".join(f"{value:.4f} at cosine {cosine}" for cosine, value in lists["recall"].items())
         print(
             f"faiss lists, {kind}: built in {lists['build_seconds']:.0f} s, reads {lists['lists_read']} of "
             f"{lists['lists']}; recall@{count} of unseen queries {recall}; "
             f"{lists['lists_seconds'] * 1e3:.0f} ms, exact {lists['exact_seconds'] * 1e3:.0f} ms"
         )
-    if arguments.output:
-        write_json(arguments.output, figures)
+    write_output(arguments.output, figures)
 
 
 if __name__ == "__main__":

@@ -16,21 +16,15 @@ The last line says how long Pillow takes for an image, which threads of a galler
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import measuring
 import torch
-from measuring import DTYPES, add_timing_arguments, build_model, compare, draw_token_ids, machine
-from PIL import Image
-from transformers import BertTokenizer
+from measuring import DTYPES
 
-from tpas.data.whole_files import write_json
 from tpas.engine.fast_encoding import FastEncoder
-from tpas.processing_tpas import TPASProcessor, load_image
 
 IMAGE = (192, 384)  # width and height
 PROBED_IMAGES, PROBED_TEXTS = (1, 2, 8), (12, 48)
@@ -38,26 +32,19 @@ PROBED_IMAGES, PROBED_TEXTS = (1, 2, 8), (12, 48)
 
 def seconds_to_decode(image_size: int) -> float:
     """Median time from a JPEG file to `pixel_values`."""
-    processor = TPASProcessor.build(BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1}), image_size=image_size)
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*IMAGE[::-1], 3), dtype=np.uint8))
-    seconds = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "image.jpg"
-        image.save(path)
-        for _ in range(10):
-            start = time.perf_counter()
-            processor(images=[load_image(path)])
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        measuring.noise_image(*IMAGE, seed=0).save(path)
+        return measuring.seconds_to_read([path], measuring.build_processor(image_size), repeats=10)
 
 
-def measure(
-    images: int, texts: int, repeats: int, probe: bool, quick: bool, cpu_time: bool
-) -> dict[str, Any]:
-    model = build_model(quick)
+@torch.inference_mode()
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    images, texts = arguments.images, arguments.texts
+    model = measuring.build_model(arguments.quick)
     size = model.config.vision_config.image_size
     pixels = torch.randn(images, 3, size, size)
-    input_ids, mask = draw_token_ids(model, texts)
+    input_ids, mask = measuring.draw_token_ids(model, texts)
     longest = int(mask.sum(dim=1).max())
 
     def image_engine(dtype, **settings):
@@ -75,21 +62,20 @@ def measure(
     for name, dtype in DTYPES.items():
         programs["image", f"engine {name}"] = image_engine(dtype)
         programs["text", f"engine {name}"] = text_engine(dtype)
-    if probe:
+    if arguments.probe:
+        short_ids, short_mask = input_ids[:, :longest], mask[:, :longest]
         programs["image", "model, one by one"] = lambda: [
             model.get_image_features(image[None]) for image in pixels
         ]
-        programs["text", "model, longest"] = lambda: model.get_text_features(
-            input_ids[:, :longest], mask[:, :longest]
-        )
+        programs["text", "model, longest"] = lambda: model.get_text_features(short_ids, short_mask)
         for count in PROBED_IMAGES:
-            programs["image", f"engine, {count} a batch"] = image_engine(
-                torch.float32, images_per_batch=count
-            )
+            engine = image_engine(torch.float32, images_per_batch=count)
+            programs["image", f"engine, {count} a batch"] = engine
         for count in PROBED_TEXTS:
             programs["text", f"engine, {count} a batch"] = text_engine(torch.float32, texts_per_batch=count)
 
-    compared = compare(programs, model.config.text_config.hidden_size, repeats, cpu_time)
+    width = model.config.text_config.hidden_size
+    compared = measuring.compare(programs, width, arguments.repeats, arguments.cpu_time)
     items = {"image": images, "text": texts}
     rows = {"image": {}, "text": {}}
     for kind, name in programs:
@@ -101,7 +87,7 @@ def measure(
         kind: (embeds - compared.outputs[kind, "engine fp32"].pooler_output).abs().max().item()
         for (kind, _), embeds in embeddings.items()
     }
-    return machine(cpu_time) | {
+    return measuring.machine(arguments.cpu_time) | {
         "rows": rows,
         "largest_difference_of_embeddings": differences,
         "gemm_limit_gflops": {name: compared.gemm_limit(name) / 1e9 for name in DTYPES},
@@ -111,10 +97,9 @@ def measure(
 
 
 def format_result(result: dict[str, Any]) -> str:
-    limits = ", ".join(f"{name} {value:.0f}" for name, value in result["gemm_limit_gflops"].items())
     lines = [
         f"{result['parameters'] / 1e6:.0f} M parameters, {result['threads']} threads, {result['clock']} time"
-        f", GEMM limit in GFLOP/s: {limits}"
+        f", {measuring.limits_line(result['gemm_limit_gflops'])}"
     ]
     for kind, rows in result["rows"].items():
         lines.append(f"{kind + 's':24}{'a second':>9}{'x model':>9}{'of limit':>10}{'at limit':>10}")
@@ -123,9 +108,8 @@ def format_result(result: dict[str, Any]) -> str:
                 f"  {name:22}{row['items_per_second']:9.2f}{row['times_faster']:9.2f}"
                 f"{row['share_of_gemm_limit']:10.0%}{row['times_faster_at_the_limit']:10.2f}"
             )
-        lines.append(
-            f"  (embeddings differ by at most {result['largest_difference_of_embeddings'][kind]:.1e})"
-        )
+        difference = result["largest_difference_of_embeddings"][kind]
+        lines.append(f"  (embeddings differ by at most {difference:.1e})")
     decoding, encoding = result["seconds_to_decode"], result["rows"]["image"]["engine fp32"]
     share = decoding * encoding["items_per_second"]
     lines.append(f"decoding an image: {1e3 * decoding:.1f} ms in one thread, {share:.1%} of its encoding")
@@ -137,22 +121,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--images", type=int, default=16, help="in a batch (default: 16)")
     parser.add_argument("--texts", type=int, default=48, help="default: 48")
     parser.add_argument("--probe", action="store_true", help="other numbers of items a batch as well")
-    add_timing_arguments(parser, repeats=3)
+    measuring.add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.images, arguments.texts, arguments.repeats = 4, 4, 1
-    with torch.inference_mode():
-        result = measure(
-            arguments.images,
-            arguments.texts,
-            arguments.repeats,
-            arguments.probe,
-            arguments.quick,
-            arguments.cpu_time,
-        )
+    result = measure(arguments)
     print(format_result(result))
-    if arguments.output:
-        write_json(arguments.output, result)
+    measuring.write_output(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,12 @@ one whole ranking (queries x gallery) would take.
 """
 
 import argparse
-import multiprocessing
-import resource
 import time
 from collections.abc import Sequence
 
-import numpy as np
+import measuring
 import torch
 from PIL import Image
-from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.evaluation.ranking import rank_gallery
@@ -25,7 +22,6 @@ from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 
 MEBIBYTE = 2**20
-WORDS = [f"word{number}" for number in range(50)]
 IMAGE_SIZE, WIDTH = 48, 64
 
 
@@ -41,52 +37,27 @@ class NoiseImages(Sequence[Image.Image]):
     def __getitem__(self, index: int) -> Image.Image:
         if index >= self.count:
             raise IndexError(index)
-        pixels = np.random.default_rng(index).integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-        return Image.fromarray(pixels)
+        return measuring.noise_image(IMAGE_SIZE, IMAGE_SIZE, seed=index)
 
 
 def build_model() -> tuple[TPASModel, TPASProcessor]:
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    config = TPASConfig(
-        vision_config={
-            "image_size": IMAGE_SIZE,
-            "patch_size": 4,
-            "embed_dim": WIDTH,
-            "depths": [1],
-            "num_heads": [2],
-            "window_size": 12,
-        },
-        text_config={
-            "vocab_size": len(words),
-            "hidden_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-            "max_position_embeddings": 32,
-        },
-        num_cross_modal_layers=1,
-        projection_dim=256,
-        max_text_length=16,
-    )
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    model = TPASModel(config)
+    vision = {"image_size": IMAGE_SIZE, "patch_size": 4, "embed_dim": WIDTH, "depths": [1], "num_heads": [2]}
+    vision["window_size"] = 12
+    text = measuring.TINY_TEXT | {"num_hidden_layers": 1, "intermediate_size": 64}
+    text["max_position_embeddings"] = 32
+    configs = {"vision_config": vision, "text_config": text, "num_cross_modal_layers": 1}
+    model = TPASModel(TPASConfig(**configs, projection_dim=256, max_text_length=16))
     for parameter in model.parameters():  # far from its start, where all queries want the same few images
         torch.nn.init.normal_(parameter, std=0.5) if parameter.ndim > 1 else None
-    return model, TPASProcessor.build(tokenizer, image_size=IMAGE_SIZE, max_text_length=16)
+    return model, measuring.build_processor(IMAGE_SIZE, max_text_length=16)
 
 
-def peak() -> int:
-    """Peak resident memory of this process, bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def measure(images: int, queries: int, shortlist: int, token_memory: int, results) -> None:
-    """One gallery, in a process of its own."""
+def measure(images: int, queries: int, shortlist: int, token_memory: int) -> tuple[int, float]:
+    """Bytes of growth and seconds for one gallery, in a process of its own."""
     torch.set_num_threads(1)
     model, processor = build_model()
-    generator = np.random.default_rng(0)
-    captions = [" ".join(generator.choice(WORDS, 12)) for _ in range(queries)]
+    captions = measuring.drawn_captions(queries, 12)
     settings = {"token_memory": token_memory, "watched": [[row] for row in range(queries)]}
 
     def rank(count: int, texts: list[str], **more) -> None:
@@ -95,9 +66,9 @@ def measure(images: int, queries: int, shortlist: int, token_memory: int, result
         rank_gallery(model, processor, texts, query_ids, NoiseImages(count), ids, **more)
 
     rank(200, captions[:32], shortlist=100)  # what the libraries allocate once
-    before, started = peak(), time.perf_counter()
+    before, started = measuring.peak_memory(), time.perf_counter()
     rank(images, captions, shortlist=shortlist, **settings)
-    results.put((peak() - before, time.perf_counter() - started))
+    return measuring.peak_memory() - before, time.perf_counter() - started
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -108,18 +79,11 @@ def main(argv: list[str] | None = None) -> None:
     add("--shortlist", type=int, default=128, help="default: 128")
     add("--token_memory", type=int, default=64, metavar="MIB", help="of image tokens (default: 64)")
     arguments = parser.parse_args(argv)
-    context = multiprocessing.get_context("spawn")
     tokens = (IMAGE_SIZE // 4) ** 2 + 1
     print(f"{'images':>9}{'growth, MiB':>13}{'all tokens, MiB':>17}{'one ranking, MiB':>18}{'seconds':>9}")
     for images in arguments.galleries:
-        results = context.Queue()
-        job = (images, arguments.queries, arguments.shortlist, arguments.token_memory * MEBIBYTE, results)
-        process = context.Process(target=measure, args=job)
-        process.start()
-        process.join()
-        if process.exitcode:
-            raise SystemExit(f"evaluation_memory: the process for {images} images ended with an error")
-        growth, seconds = results.get()
+        job = images, arguments.queries, arguments.shortlist, arguments.token_memory * MEBIBYTE
+        growth, seconds = measuring.in_fresh_process(measure, *job)
         all_tokens = images * tokens * WIDTH * 4
         ranking = images * arguments.queries * 8
         print(

@@ -11,53 +11,20 @@ proportion.
 import argparse
 import itertools
 import os
-import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import measuring
 import torch
 import torch.nn.functional as F
-from measuring import CAPTION_WORDS, build_model
-from PIL import Image
-from transformers import BertTokenizer
+from measuring import seconds_of
 
-from tpas.data.whole_files import write_json, write_text
-from tpas.processing_tpas import TPASProcessor
 from tpas.search.exact_index import ROUNDED_BYTES, ROUNDED_FROM, ExactIndex
 from tpas.search.gallery import Gallery
 
 SIZES = (2_000, 37_000, 1_000_000, 100_000_000)
 SHORTLIST = 128
-WORDS = [f"word{number}" for number in range(90)]  # with five special tokens, fewer than a tiny model knows
-
-
-def seconds_of(work: Callable[[], object], repeats: int) -> float:
-    """The median of some runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def made_images(count: int) -> list[tuple[str, Image.Image]]:
-    generator = np.random.default_rng(0)
-    shape = (480, 320, 3)
-    return [
-        (str(number), Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8)))
-        for number in range(count)
-    ]
-
-
-def made_texts(count: int) -> list[str]:
-    generator = np.random.default_rng(1)
-    words = round(statistics.fmean(CAPTION_WORDS))
-    return [" ".join(generator.choice(WORDS, words)) for _ in range(count)]
 
 
 def measure_units(folder: Path, count: int, texts: int, repeats: int, quick: bool) -> dict[str, float]:
@@ -65,11 +32,10 @@ def measure_units(folder: Path, count: int, texts: int, repeats: int, quick: boo
 
     A pair is one of a single query, which reads each image for itself.
     """
-    model = build_model(quick)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
-    processor = TPASProcessor.build(tokenizer, model.config.vision_config.image_size)
-    images, captions = made_images(count), made_texts(texts)
+    model = measuring.build_model(quick)
+    processor = measuring.build_processor(model.config.vision_config.image_size)
+    images = [(str(number), measuring.noise_image(320, 480, number)) for number in range(count)]
+    captions = measuring.drawn_captions(texts, round(statistics.fmean(measuring.CAPTION_WORDS)))
     numbers = itertools.count()
 
     def build(number: int) -> Gallery:
@@ -95,7 +61,7 @@ def measure_units(folder: Path, count: int, texts: int, repeats: int, quick: boo
         "token_bytes": tokens / count,
         "other_bytes": sum(file["bytes"] for file in shard["files"].values()) / count - tokens / count,
         "model_bytes": sum(tensor.nbytes for tensor in model.state_dict().values()),
-        "process_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "process_bytes": measuring.peak_memory(),
         "embedding_size": model.config.projection_dim,
     }
 
@@ -125,20 +91,18 @@ def cost_rows(units: dict[str, float], ranking: dict[int, float]) -> list[dict[s
     largest = max(ranking)
     rows = []
     for images in SIZES:
-        ranked = images in ranking
-        embedding = ranking[images] if ranked else ranking[largest] * images / largest
-        rows.append(
-            {
-                "images": images,
-                "build_hours": images * units["image_seconds"] / 3600,
-                "embedding_seconds": units["text_seconds"] + embedding,
-                "matching_seconds": units["text_seconds"] + embedding + SHORTLIST * units["pair_seconds"],
-                "ranked": ranked,
-                "mapped_GB": images * 4 * units["embedding_size"] / 1e9,
-                "disk_GB": images * (units["token_bytes"] + units["other_bytes"]) / 1e9,
-                "disk_without_tokens_GB": images * units["other_bytes"] / 1e9,
-            }
-        )
+        embedding = ranking.get(images, ranking[largest] * images / largest)
+        row = {
+            "images": images,
+            "build_hours": images * units["image_seconds"] / 3600,
+            "embedding_seconds": units["text_seconds"] + embedding,
+            "matching_seconds": units["text_seconds"] + embedding + SHORTLIST * units["pair_seconds"],
+            "ranked": images in ranking,
+            "mapped_GB": images * 4 * units["embedding_size"] / 1e9,
+            "disk_GB": images * (units["token_bytes"] + units["other_bytes"]) / 1e9,
+            "disk_without_tokens_GB": images * units["other_bytes"] / 1e9,
+        }
+        rows.append(row)
     return rows
 
 
@@ -149,23 +113,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:,.0f} days"
 
 
-def markdown(
-    rows: list[dict[str, float | bool]], units: dict[str, float], later: float, settings: dict[str, int]
-) -> str:
+def markdown(rows: list[dict], units: dict[str, float], later: float, settings: dict[str, int]) -> str:
     process = units["process_bytes"] / 1e9
     ranked = ", ".join(f"{row['images']:,}" for row in rows if row["ranked"])
-    lines = [
-        "| images | build | query, embeddings | + matching of 128 | memory | disk | without tokens |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = ["images", "build", "query, embeddings", "+ matching of 128", "memory", "disk", "without tokens"]
+    cells = []
     for row in rows:
-        mark = "" if row["ranked"] else "*"
-        lines.append(
-            f"| {row['images']:,} | {duration(3600 * row['build_hours'])}* "
-            f"| {duration(row['embedding_seconds'])}{mark} | {duration(row['matching_seconds'])}* "
-            f"| {process:.1f} GB + {row['mapped_GB']:,.2f} GB mapped* "
-            f"| {row['disk_GB']:,.1f} GB* | {row['disk_without_tokens_GB']:,.2f} GB* |"
-        )
+        times = [duration(row[stage]) for stage in ("embedding_seconds", "matching_seconds")]
+        build, mark = duration(3600 * row["build_hours"]), "" if row["ranked"] else "*"
+        memory = f"{process:.1f} GB + {row['mapped_GB']:,.2f} GB mapped*"
+        disk = f"{row['disk_GB']:,.1f} GB*", f"{row['disk_without_tokens_GB']:,.2f} GB*"
+        cells.append([f"{row['images']:,}", f"{build}*", f"{times[0]}{mark}", f"{times[1]}*", memory, *disk])
+    lines = measuring.markdown_table(heads, cells)
     lines += [
         "",
         f"\\* extrapolated from {settings['images']} images and {settings['texts']} single queries on "
@@ -187,27 +146,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--texts", type=int, default=5, help="single queries (default: 5)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="a tiny model: shows that it runs")
-    parser.add_argument(
-        "--output", type=Path, help="write every figure here, and a .md of that name beside it"
-    )
+    measuring.add_output_arguments(parser)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    sample = arguments.sample, arguments.texts, arguments.repeats, arguments.quick
     with tempfile.TemporaryDirectory() as temporary:
-        units = measure_units(
-            Path(temporary), arguments.sample, arguments.texts, arguments.repeats, arguments.quick
-        )
+        units = measure_units(Path(temporary), *sample)
     sizes = [size for size in SIZES if size <= (37_000 if arguments.quick else 1_000_000)]
     ranking, later = measure_ranking(sizes, int(units["embedding_size"]), arguments.repeats)
     rows = cost_rows(units, ranking)
     settings = {"images": arguments.sample, "texts": arguments.texts, "threads": arguments.threads}
     table = markdown(rows, units, later, settings)
     print(table, end="")
-    if arguments.output:
-        content = {"settings": settings, "units": units, "ranking_seconds": ranking}
-        content |= {"later_ranking_seconds": later, "rows": rows}
-        write_json(arguments.output, content)
-        write_text(arguments.output.with_suffix(".md"), table)
+    content = {"settings": settings, "units": units, "ranking_seconds": ranking}
+    content |= {"later_ranking_seconds": later, "rows": rows}
+    measuring.write_output(arguments.output, content, table)
 
 
 if __name__ == "__main__":

@@ -9,20 +9,15 @@ Images are read at two sizes: such as PAB's, and of a camera. `--quick` only sho
 """
 
 import argparse
-import statistics
 import tempfile
 import time
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
+import measuring
 import torch
-from measuring import build_model
 from PIL import Image
-from transformers import BertTokenizer
 
-from tpas.data.whole_files import write_json
-from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search import building
 from tpas.search.gallery import Gallery
 
@@ -33,21 +28,10 @@ BATCH_SIZE = 4
 def save_images(folder: Path, size: tuple[int, int], count: int) -> Path:
     """Noise enlarged four times, which makes JPEG files of the length of photographs'."""
     folder.mkdir()
-    generator = np.random.default_rng(0)
     for number in range(count):
-        pixels = generator.integers(0, 256, (size[1] // 4, size[0] // 4, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:03}.jpg")
+        small = measuring.noise_image(size[0] // 4, size[1] // 4, seed=number)
+        small.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number:03}.jpg")
     return folder
-
-
-def seconds_to_read(folder: Path, processor: TPASProcessor) -> float:
-    """Median time from a file to `pixel_values`, in one thread."""
-    seconds = []
-    for path in sorted(folder.iterdir()):
-        start = time.perf_counter()
-        processor(images=[load_image(path)])
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
 
 
 def measure_waiting(model, processor, images: Path, workers: int) -> dict[str, float]:
@@ -73,32 +57,27 @@ def measure_waiting(model, processor, images: Path, workers: int) -> dict[str, f
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=16, help="in a gallery (default: 16)")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    measuring.add_output_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.images < 3 * BATCH_SIZE or arguments.images % BATCH_SIZE:
         parser.error(f"--images must be a multiple of {BATCH_SIZE}, and at least {3 * BATCH_SIZE}")
-    model = build_model(arguments.quick)
-    size = model.config.vision_config.image_size
-    processor = TPASProcessor.build(BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1}), size)
+    model = measuring.build_model(arguments.quick)
+    processor = measuring.build_processor(model.config.vision_config.image_size)
     rows = {}
     with tempfile.TemporaryDirectory(prefix="tpas-decoding-") as folder:
         for number, (name, image_size) in enumerate(SIZES.items()):
             images = save_images(Path(folder) / str(number), image_size, arguments.images)
-            rows[name] = {"seconds_to_read": seconds_to_read(images, processor)}
+            rows[name] = {"seconds_to_read": measuring.seconds_to_read(images.iterdir(), processor)}
             for workers in (1, 2):
                 rows[name][f"{workers} threads"] = measure_waiting(model, processor, images, workers)
     for name, row in rows.items():
         print(f"images {name}: {1e3 * row['seconds_to_read']:.1f} ms to read one in one thread")
         for workers in (1, 2):
             waiting = row[f"{workers} threads"]
-            print(
-                f"  {workers} threads: {waiting['seconds_an_image']:.3f} s to encode one; it waited "
-                f"{waiting['waited_share']:.1%} of the time"
-            )
+            seconds, share = waiting["seconds_an_image"], waiting["waited_share"]
+            print(f"  {workers} threads: {seconds:.3f} s to encode one; it waited {share:.1%} of the time")
     print(f"{torch.get_num_threads()} threads of the encoder")
-    if arguments.output:
-        write_json(arguments.output, {"rows": rows, "threads": torch.get_num_threads()})
+    measuring.write_output(arguments.output, {"rows": rows, "threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

@@ -11,18 +11,14 @@ Memory is the peak resident size, mapped pages included, though the system may t
 """
 
 import argparse
-import json
-import multiprocessing
-import resource
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import measuring
 import torch
 import torch.nn.functional as F
-from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
@@ -34,28 +30,19 @@ from tpas.search.shards import ShardRow, list_shards, shard_name, write_shard
 
 TOKENS, WIDTH = 145, 1024  # X-VLM base at 384 pixels
 SHARD_ROWS = 512
-WORDS = [f"word{number}" for number in range(200)]
 
 
 def build_model(full_size: bool) -> tuple[TPASModel, TPASProcessor]:
     """X-VLM base, or its interface with hardly any arithmetic; equal whenever it is called."""
     torch.manual_seed(0)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
-    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    processor = measuring.build_processor(384)
     if full_size:
-        return TPASModel(TPASConfig()).eval(), TPASProcessor.build(tokenizer)
-    text = {
-        "vocab_size": 5 + len(WORDS),
-        "hidden_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
+        return TPASModel(TPASConfig()).eval(), processor
+    text = measuring.TINY_TEXT | {"num_hidden_layers": 1, "intermediate_size": 64}
     vision = {"image_size": 384, "embed_dim": 128, "depths": [1, 1, 1, 1], "num_heads": [4, 8, 16, 32]}
-    config = TPASConfig(
-        vision_config=vision | {"window_size": 12}, text_config=text, num_cross_modal_layers=1
-    )
-    return TPASModel(config).eval(), TPASProcessor.build(tokenizer)
+    vision["window_size"] = 12
+    config = TPASConfig(vision_config=vision, text_config=text, num_cross_modal_layers=1)
+    return TPASModel(config).eval(), processor
 
 
 def write_gallery(directory: Path, images: int, full_size: bool) -> int:
@@ -81,12 +68,10 @@ def measure(directory: Path, queries: int, full_size: bool) -> dict[str, Any]:
     """Peak memory (MiB) before opening, and after searches, and their seconds."""
 
     def peak() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return measuring.peak_memory() / 2**20
 
     model, processor = build_model(full_size)
-    generator = torch.Generator().manual_seed(1)
-    words = torch.randint(len(WORDS), (queries, 50), generator=generator).tolist()
-    texts = [" ".join(WORDS[word] for word in row) for row in words]
+    texts = measuring.drawn_captions(queries, 50)
     figures = {"imports_and_model": peak()}
     gallery = Gallery.open(directory, model, processor)
     figures["opened"] = peak()
@@ -106,18 +91,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=64)
     parser.add_argument("--full_size", action="store_true", help="the model's: 214 M parameters")
     parser.add_argument("--folder", type=Path, help="where the temporary gallery is written")
-    parser.add_argument("--quick", action="store_true", help="600 images, 4 queries: shows that it runs")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    measuring.add_output_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.images, arguments.queries = 600, 4
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         directory = Path(temporary) / "gallery"
-        # Each in a fresh process, whose peak begins at that of the one that starts it: this one stays small.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as executor:
-            disk = executor.submit(write_gallery, directory, arguments.images, arguments.full_size).result()
-            figures = executor.submit(measure, directory, arguments.queries, arguments.full_size).result()
+        # Fresh processes' peaks begin at that of the one that starts them: this one stays small.
+        full_size = arguments.full_size
+        disk = measuring.in_fresh_process(write_gallery, directory, arguments.images, full_size)
+        figures = measuring.in_fresh_process(measure, directory, arguments.queries, full_size)
     figures |= {"disk_bytes": disk, "queries": arguments.queries}
     print(f"{figures['images']:,} images, {disk / 1e9:.1f} GB on disk, {arguments.queries} queries at once")
     for name in ("imports_and_model", "opened", "embeddings", "search"):
@@ -125,9 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"{figures['embedding_seconds']:.1f} s by embeddings, {figures['search_seconds']:.1f} s with matching"
     )
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    measuring.write_output(arguments.output, figures)
 
 
 if __name__ == "__main__":

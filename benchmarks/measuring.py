@@ -1,44 +1,62 @@
-"""What the speed benchmarks share: a model, its input, timing in turn, the GEMM limit, counted operations."""
+"""What the benchmarks share: a model, its input, timing in turn, the GEMM limit, memory, flags and output."""
 
 import argparse
+import multiprocessing
+import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
+from transformers import BertTokenizer
 
 from tpas.configuration_tpas import TPASConfig
+from tpas.data.whole_files import write_json, write_text
 from tpas.engine.encoding import EncodedTexts
 from tpas.engine.packed_layers import PackedLinear
 from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor, load_image
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CAPTION_WORDS = (40, 60)
 SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 BEST = 10  # answers of a query
-TINY = {
-    "vision_config": {
-        "image_size": 32,
-        "embed_dim": 16,
-        "depths": [1, 1],
-        "num_heads": [1, 2],
-        "window_size": 4,
-    },
-    "text_config": {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
-    "num_cross_modal_layers": 3,
-}
+WORDS = [f"word{number}" for number in range(90)]  # with five special tokens, fewer than a tiny model knows
+TINY_VISION = {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+TINY_TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
 def build_model(quick: bool) -> TPASModel:
     """A model of full size, or a tiny one, with random weights, the same each time."""
     torch.manual_seed(0)
-    return TPASModel(TPASConfig(**TINY) if quick else TPASConfig()).eval()
+    tiny = {"vision_config": TINY_VISION, "text_config": TINY_TEXT, "num_cross_modal_layers": 3}
+    return TPASModel(TPASConfig(**tiny if quick else {})).eval()
+
+
+def build_processor(image_size: int, **settings: Any) -> TPASProcessor:
+    """Of square images, and captions of `WORDS`."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    return TPASProcessor.build(tokenizer, image_size, **settings)
+
+
+def noise_image(width: int, height: int, seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def drawn_captions(count: int, words: int) -> list[str]:
+    generator = np.random.default_rng(0)
+    return [" ".join(generator.choice(WORDS, words)) for _ in range(count)]
 
 
 def draw_token_ids(model: TPASModel, texts: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,7 +93,7 @@ def agreement_of_orders(expected: torch.Tensor, scores: torch.Tensor) -> dict[st
 
 
 def time_in_turn(
-    programs: dict[Any, Callable[[], Any]], repeats: int, cpu_time: bool = False
+    programs: dict[Any, Callable[[], Any]], repeats: int, cpu_time: bool = False, warm_up: bool = False
 ) -> dict[Any, list[float]]:
     """Seconds of each program in each repeat; all run once before the next repeat begins.
 
@@ -83,6 +101,8 @@ def time_in_turn(
     machine `cpu_time` counts the process's own; threads that wait count as well, so use one thread then.
     """
     clock = time.process_time if cpu_time else time.perf_counter
+    for program in programs.values() if warm_up else ():  # a first run, not timed
+        program()
     seconds = {name: [] for name in programs}
     for repeat in range(repeats):
         for name, program in programs.items():
@@ -91,6 +111,34 @@ def time_in_turn(
             seconds[name].append(clock() - start)
             print(f"repeat {repeat + 1}: {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     return seconds
+
+
+def seconds_of(work: Callable[[], object], repeats: int) -> float:
+    """The median of some runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def seconds_to_read(files: Iterable[Path], processor: TPASProcessor, repeats: int = 1) -> float:
+    """Median time from an image file to `pixel_values`, in one thread."""
+    return statistics.median(
+        seconds_of(lambda file=file: processor(images=[load_image(file)]), repeats) for file in files
+    )
+
+
+def peak_memory() -> int:
+    """Peak resident bytes of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """What `work` returns, called where nothing was done before; its peak memory is its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
 
 
 def median_ratio(seconds: Mapping[Any, list[float]], slow: Any, fast: Any, work: float = 1.0) -> float:
@@ -177,14 +225,36 @@ def compare(
     return Comparison(time_in_turn(programs, repeats, cpu_time), operations, outputs)
 
 
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+
+
 def add_timing_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
     """What every benchmark of speed takes."""
     parser.add_argument("--repeats", type=int, default=repeats, help=f"default: {repeats}")
     parser.add_argument("--cpu_time", action="store_true", help="not wall time; with OMP_NUM_THREADS=1")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
-    parser.add_argument("--quick", action="store_true", help="everything tiny, to show that the script runs")
+    add_output_arguments(parser)
 
 
 def machine(cpu_time: bool) -> dict[str, Any]:
     """How the figures were taken, to be written with them."""
     return {"threads": torch.get_num_threads(), "clock": "processor" if cpu_time else "wall"}
+
+
+def limits_line(limits: Mapping[str, float]) -> str:
+    return "GEMM limit in GFLOP/s: " + ", ".join(f"{name} {value:.0f}" for name, value in limits.items())
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Its lines."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
+
+
+def write_output(path: Path | None, content: Any, table: str | None = None) -> None:
+    """The figures as JSON, and a table as Markdown beside them, where a path is given."""
+    if path is not None:
+        write_json(path, content)
+        if table is not None:
+            write_text(path.with_suffix(".md"), table)

@@ -15,18 +15,10 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
+import measuring
 import torch
-from measuring import (
-    add_timing_arguments,
-    agreement_of_orders,
-    build_model,
-    draw_sample,
-    draw_token_ids,
-    median_ratio,
-    time_in_turn,
-)
+from measuring import DTYPES
 
-from tpas.data.whole_files import write_json
 from tpas.engine.encoding import encode_images
 from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.fast_matching import FastMatcher
@@ -49,15 +41,17 @@ def finished(program: Callable[[], Any], device: torch.device) -> Callable[[], A
     return run
 
 
-def compared(programs: dict[str, Callable[[], torch.Tensor]], items: int, arguments: Any) -> dict[str, dict]:
-    """Items a second of each, how many times faster it is than the model in fp32, and how far off."""
+def compared(
+    programs: dict[str, Callable[[], torch.Tensor]], items: int, arguments: Any
+) -> tuple[dict[str, dict], dict[str, torch.Tensor]]:
+    """Items a second of each, how much faster it is than the model in fp32 and how far off; their outputs."""
     programs = {name: finished(program, arguments.device) for name, program in programs.items()}
     outputs = {name: program() for name, program in programs.items()}  # a first run, not timed
-    seconds = time_in_turn(programs, arguments.repeats)
+    seconds = measuring.time_in_turn(programs, arguments.repeats)
     return {
         name: {
             "items_per_second": items / statistics.median(seconds[name]),
-            "times_faster": median_ratio(seconds, BASELINE, name),
+            "times_faster": measuring.median_ratio(seconds, BASELINE, name),
             "largest_difference": (outputs[name] - outputs[BASELINE]).abs().max().item(),
         }
         for name in programs
@@ -68,12 +62,8 @@ def measure_encoding(model: TPASModel, arguments: Any) -> dict[str, dict]:
     size = model.config.vision_config.image_size
     inputs = {"pixel_values": torch.randn(arguments.images, 3, size, size)}
     narrow = deepcopy(model).to(torch.bfloat16)
-    encoders = {
-        BASELINE: model,
-        "model bf16": narrow,
-        "engine fp32": FastEncoder(model),
-        "engine bf16": FastEncoder(model, torch.bfloat16),
-    }
+    encoders = {BASELINE: model, "model bf16": narrow}
+    encoders |= {f"engine {name}": FastEncoder(model, dtype) for name, dtype in DTYPES.items()}
     programs = {
         name: lambda encoder=encoder: encode_images(encoder, inputs)[0] for name, encoder in encoders.items()
     }
@@ -81,47 +71,36 @@ def measure_encoding(model: TPASModel, arguments: Any) -> dict[str, dict]:
 
 
 def measure_matching(model: TPASModel, arguments: Any) -> dict[str, dict]:
-    texts, images, shortlists = draw_sample(model.cpu(), arguments.queries, arguments.shortlist, 7)
+    texts, images, shortlists = measuring.draw_sample(model.cpu(), arguments.queries, arguments.shortlist, 7)
     model.to(arguments.device)
     narrow = deepcopy(model).to(torch.bfloat16)
-    matchers = {
-        BASELINE: PlainMatcher(model),
-        "model bf16": PlainMatcher(narrow),
-        "engine fp32": FastMatcher(model),
-        "engine bf16": FastMatcher(model, torch.bfloat16),
-    }
+    matchers = {BASELINE: PlainMatcher(model), "model bf16": PlainMatcher(narrow)}
+    matchers |= {f"engine {name}": FastMatcher(model, dtype) for name, dtype in DTYPES.items()}
     programs = {
         name: lambda matcher=matcher: matcher.logits_of_shortlists(images, texts, shortlists)[:, :, 1]
         for name, matcher in matchers.items()
     }
     rows, outputs = compared(programs, shortlists.numel(), arguments)
     for name, row in rows.items():
-        row |= agreement_of_orders(outputs[BASELINE], outputs[name])
+        row |= measuring.agreement_of_orders(outputs[BASELINE], outputs[name])
     return rows
 
 
 def measure_training(arguments: Any) -> dict[str, dict]:
     """Seconds and memory of a step; each way with a model of its own, one after the other."""
-    ways = {
-        "fp32": (False, False),
-        "bf16": (True, False),
-        "bf16, recomputed activations": (True, True),
-    }
-    rows = {}
+    ways = {"fp32": (False, False), "bf16": (True, False), "bf16, recomputed activations": (True, True)}
+    rows, pairs, on_gpu = {}, arguments.pairs, arguments.device.type == "cuda"
     for name, (narrow, recomputed) in ways.items():
-        model = build_model(arguments.quick).to(arguments.device).train()
+        model = measuring.build_model(arguments.quick).to(arguments.device).train()
         if recomputed:
             model.activation_checkpointing_enable({"use_reentrant": False})
         objective = FineTuningObjective(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-5)
         size = model.config.vision_config.image_size
-        input_ids, mask = (part.to(arguments.device) for part in draw_token_ids(model, arguments.pairs))
-        batch = {
-            "pixel_values": torch.randn(arguments.pairs, 3, size, size, device=arguments.device),
-            "input_ids": input_ids,
-            "attention_mask": mask,
-            "image_ids": torch.arange(arguments.pairs, device=arguments.device),
-        }
+        input_ids, mask = measuring.draw_token_ids(model, pairs)
+        batch = {"pixel_values": torch.randn(pairs, 3, size, size), "image_ids": torch.arange(pairs)}
+        batch |= {"input_ids": input_ids, "attention_mask": mask}
+        batch = {key: part.to(arguments.device) for key, part in batch.items()}
 
         def step(objective=objective, optimizer=optimizer, batch=batch, narrow=narrow) -> None:
             with torch.autocast(arguments.device.type, torch.bfloat16, enabled=narrow):
@@ -132,13 +111,13 @@ def measure_training(arguments: Any) -> dict[str, dict]:
 
         timed = finished(step, arguments.device)
         timed()
-        if arguments.device.type == "cuda":
+        if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        seconds = statistics.median(time_in_turn({name: timed}, arguments.repeats)[name])
-        memory = torch.cuda.max_memory_allocated() / 1e9 if arguments.device.type == "cuda" else None
-        rows[name] = {"seconds_a_step": seconds, "pairs_per_second": arguments.pairs / seconds, "gb": memory}
+        seconds = statistics.median(measuring.time_in_turn({name: timed}, arguments.repeats)[name])
+        memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else None
+        rows[name] = {"seconds_a_step": seconds, "pairs_per_second": pairs / seconds, "gb": memory}
         del model, objective, optimizer, batch, step, timed
-        if arguments.device.type == "cuda":
+        if on_gpu:
             torch.cuda.empty_cache()
     return rows
 
@@ -166,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=64, help="default: 64")
     parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
     parser.add_argument("--pairs", type=int, default=16, help="in a training step (default: 16)")
-    add_timing_arguments(parser, repeats=5)
+    measuring.add_timing_arguments(parser, repeats=5)
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.images, arguments.queries, arguments.shortlist, arguments.pairs = 4, 8, 4, 2
@@ -176,15 +155,14 @@ def main(argv: list[str] | None = None) -> None:
     name = torch.cuda.get_device_name() if arguments.device.type == "cuda" else "no GPU"
     result = {"device": name, "torch": torch.__version__}
     with torch.inference_mode():
-        model = build_model(arguments.quick).to(arguments.device)
+        model = measuring.build_model(arguments.quick).to(arguments.device)
         result["parameters"] = model.num_parameters()
         result["encoding"] = measure_encoding(model, arguments)
         result["matching"] = measure_matching(model, arguments)
     del model
     result["training"] = measure_training(arguments)
     print(format_result(result))
-    if arguments.output:
-        write_json(arguments.output, result)
+    measuring.write_output(arguments.output, result)
 
 
 if __name__ == "__main__":

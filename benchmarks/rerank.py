@@ -21,19 +21,11 @@ import logging
 import statistics
 from collections import Counter
 
+import measuring
 import torch
 from drawn_people import encode_people
-from measuring import (
-    DTYPES,
-    add_timing_arguments,
-    agreement_of_orders,
-    build_model,
-    compare,
-    draw_sample,
-    machine,
-)
+from measuring import DTYPES
 
-from tpas.data.whole_files import write_json
 from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
 from tpas.modeling_tpas import TPASModel
@@ -59,7 +51,7 @@ def agreement(expected: torch.Tensor, scores: torch.Tensor) -> dict[str, float]:
         "largest_score_difference": (expected - scores).abs().max().item(),
         "score_deviation_within_a_query": expected.std(dim=1).mean().item(),
         "queries": len(expected),
-    } | agreement_of_orders(expected, scores)
+    } | measuring.agreement_of_orders(expected, scores)
 
 
 def recall_on_drawn_people(test_pairs: int) -> dict[str, float]:
@@ -81,28 +73,25 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shortlist", type=int, default=128, help="default: 128")
     parser.add_argument("--pairs_per_image", type=float, default=7, help="default: 7, as for PAB")
     parser.add_argument("--test_pairs", type=int, default=200, help="of drawn people (default: 200)")
-    add_timing_arguments(parser, repeats=3)
+    measuring.add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.queries, arguments.shortlist, arguments.pairs_per_image = 3, 8, 3
-        arguments.test_pairs = 6
+        arguments.queries, arguments.shortlist, arguments.pairs_per_image, arguments.test_pairs = 3, 8, 3, 6
     if arguments.queries < max(arguments.pairs_per_image, arguments.repeats):
         parser.error("a sample needs at least as many queries as pairs an image, and as repeats")
     logging.getLogger("tpas").setLevel(logging.ERROR)
 
-    with torch.inference_mode():
-        result = measure(arguments)
+    result = measure(arguments)
     result["recall_at_1_on_drawn_people"] = recall_on_drawn_people(arguments.test_pairs)
     print(format_result(result))
-    if arguments.output:
-        write_json(arguments.output, result)
+    measuring.write_output(arguments.output, result)
 
 
+@torch.inference_mode()
 def measure(arguments: argparse.Namespace) -> dict:
-    model = build_model(arguments.quick)
-    texts, images, shortlists = draw_sample(
-        model, arguments.queries, arguments.shortlist, arguments.pairs_per_image
-    )
+    model = measuring.build_model(arguments.quick)
+    sample = arguments.queries, arguments.shortlist, arguments.pairs_per_image
+    texts, images, shortlists = measuring.draw_sample(model, *sample)
     width = model.config.text_config.hidden_size
     scores = {}
     calls = Counter()
@@ -131,14 +120,14 @@ def measure(arguments: argparse.Namespace) -> dict:
         "upstream, sdpa": straightforward("upstream, sdpa", "sdpa"),
         **{f"engine {name}": engine(f"engine {name}", dtype) for name, dtype in DTYPES.items()},
     }
-    compared = compare(programs, width, arguments.repeats, arguments.cpu_time)
+    compared = measuring.compare(programs, width, arguments.repeats, arguments.cpu_time)
     rows = {}
     for name in programs:
         pairs = shortlists.numel() if name.startswith("engine") else arguments.shortlist
         precision = "bf16" if name.endswith("bf16") else "fp32"
         rows[name] = compared.row(name, pairs, precision, "upstream", arguments.shortlist)
         rows[name]["answers"] = agreement(*(scores[n][: arguments.repeats] for n in ("upstream", name)))
-    return machine(arguments.cpu_time) | {
+    return measuring.machine(arguments.cpu_time) | {
         "sample": {
             "queries": len(shortlists),
             "shortlist": arguments.shortlist,
@@ -153,11 +142,11 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 def format_result(result: dict) -> str:
     sample, recalls = result["sample"], result["recall_at_1_on_drawn_people"]
-    limits = ", ".join(f"{name} {value:.0f}" for name, value in result["gemm_limit_gflops"].items())
     lines = [
         f"{sample['queries']} queries of {min(sample['text_tokens'])} to {max(sample['text_tokens'])} tokens "
         f"x {sample['shortlist']} of {sample['images']} images, {sample['parameters'] / 1e6:.0f} M "
-        f"parameters, {result['threads']} threads, {result['clock']} time, GEMM limit in GFLOP/s: {limits}",
+        f"parameters, {result['threads']} threads, {result['clock']} time, "
+        f"{measuring.limits_line(result['gemm_limit_gflops'])}",
         f"{'':16}{'pairs/s':>9}{'x upstream':>12}{'GFLOP/pair':>12}{'of limit':>10}{'at limit':>10}"
         f"{'largest diff.':>15}{'equal order':>13}{'equal first':>13}{'first 10 kept':>15}",
     ]
@@ -175,14 +164,10 @@ def format_result(result: dict) -> str:
     lines.append(f"(a query's scores on these random weights deviate by {deviation:.1e})")
     names = ("upstream", *(f"engine {name}" for name in DTYPES))
     hours = {name: PAB_PAIRS / result["rows"][name]["items_per_second"] / 3600 for name in names}
-    lines.append(
-        "extrapolated to PAB's 1,978 queries x 128: "
-        + ", ".join(f"{name} {value:.1f} h" for name, value in hours.items())
-    )
-    lines.append(
-        "Recall@1 of demo_start/ on drawn people: "
-        + ", ".join(f"{name} {100 * recall:.1f} %" for name, recall in recalls.items())
-    )
+    shown = ", ".join(f"{name} {value:.1f} h" for name, value in hours.items())
+    lines.append(f"extrapolated to PAB's 1,978 queries x 128: {shown}")
+    shown = ", ".join(f"{name} {100 * recall:.1f} %" for name, recall in recalls.items())
+    lines.append(f"Recall@1 of demo_start/ on drawn people: {shown}")
     return "\n".join(lines)
 
 

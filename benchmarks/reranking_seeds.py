@@ -8,27 +8,19 @@ Recall@1 by stage and method, mean over the seeds, and whether the expected orde
 as JSON and as Markdown beside it; `--quick` only shows that the script runs.
 """
 
-import argparse
 import os
 import statistics
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from tpas.commands.demo import (
-    QUICK,
-    REPOSITORY,
-    DemoSettings,
-    evaluation_command,
-    fine_tuning_command,
-    run_logged,
-)
+from demo_runs import captioned_table, draw_people, seeds_parser, settings_of
+from measuring import write_output
+
+from tpas.commands.demo import REPOSITORY, DemoSettings, evaluation_command, fine_tuning_command, run_logged
 from tpas.commands.rerank import rerank_score_file
-from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from tpas.data.pab import load_pab, retrieval_split
-from tpas.data.whole_files import write_json, write_text
 from tpas.evaluation.stages import Stage
 from tpas.reranking.score_files import ScoreFile, read_score_file
 
@@ -59,8 +51,7 @@ def recall_at_1(content: ScoreFile, relevant: dict[str, list[str]]) -> float:
 
 def run_seed(settings: DemoSettings, seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """Stage to method to Recall@1."""
-    pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
-    draw_pab(folder / "pab", world=DEMO_WORLD, seed=seed, **pairs)
+    draw_people(folder, settings, seed)
     run_logged(fine_tuning_command(settings, REPOSITORY / "demo_start", seed), folder, "fine_tune")
     evaluation = evaluation_command(settings, Path("fine_tuned/best"), "fine_tuned")
     run_logged([*evaluation, "--scores", Path("scores.npz")], folder, "evaluate")
@@ -77,29 +68,17 @@ def run_seed(settings: DemoSettings, seed: int, folder: Path) -> dict[str, dict[
 
 
 def markdown(means: dict[str, dict[str, float]], settings: DemoSettings, seeds: list[int]) -> str:
-    lines = [
-        f"Recall@1 in %, {settings.test_pairs} test pairs each, mean of seeds {', '.join(map(str, seeds))}.",
-        "",
-        f"| | {' | '.join(STAGES)} |",
-        "|---" * (1 + len(STAGES)) + "|",
-        *(
-            f"| {name} | {' | '.join(f'{100 * means[stage][name]:.1f}' for stage in STAGES)} |"
-            for name in METHODS
-        ),
-    ]
-    return "\n".join(lines) + "\n"
+    shown = ", ".join(map(str, seeds))
+    caption = f"Recall@1 in %, {settings.test_pairs} test pairs each, mean of seeds {shown}."
+    rows = [[name, *(f"{100 * means[stage][name]:.1f}" for stage in STAGES)] for name in METHODS]
+    return captioned_table(caption, ["", *STAGES], rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 3, 4], help="default: 2 3 4")
+    parser = seeds_parser(__doc__, seeds=[2, 3, 4])
     parser.add_argument("--parallel", type=int, default=1, help="seeds at a time (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="the demo's --quick: nothing is learnt")
-    parser.add_argument(
-        "--output", type=Path, help="write every figure here, and a .md of that name beside it"
-    )
     arguments = parser.parse_args(argv)
-    settings = QUICK if arguments.quick else DemoSettings()
+    settings = settings_of(arguments)
     if arguments.parallel > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
 
@@ -124,11 +103,9 @@ def main(argv: list[str] | None = None) -> None:
         ladder = [of_method[name] for name in EXPECTED_ORDER]
         verdict = "holds" if ladder == sorted(ladder) else "does not hold"
         print(f"{stage}: {' <= '.join(EXPECTED_ORDER)} {verdict}")
-    if arguments.output:
-        content = {"settings": asdict(settings), "seeds": arguments.seeds, "runs": runs, "means": means}
-        write_json(arguments.output, content)
-        write_text(arguments.output.with_suffix(".md"), table)
+    content = {"settings": asdict(settings), "seeds": arguments.seeds, "runs": runs, "means": means}
+    write_output(arguments.output, content, table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

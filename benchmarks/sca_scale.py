@@ -91,17 +91,9 @@ def main(argv: list[str] | None = None) -> None:
                     f" {each / smallest:>7.2f} {memory:>6.0f} {moves:>10,.0f}",
                     flush=True,
                 )
-            rows.append(
-                {
-                    "gallery": gallery,
-                    "confidence": confidence,
-                    "max_shift": max_shift,
-                    "queries": queries,
-                    "microseconds_per_query": each,
-                    "growth": each / smallest,
-                    "peak_mib": memory,
-                }
-            )
+            row = {"gallery": gallery, "confidence": confidence, "max_shift": max_shift, "queries": queries}
+            row |= {"microseconds_per_query": each, "growth": each / smallest, "peak_mib": memory}
+            rows.append(row)
     if arguments.output:
         # Without `tpas.evaluation`, whose imports would be in the time and memory of every run.
         arguments.output.parent.mkdir(parents=True, exist_ok=True)

@@ -73,52 +73,34 @@ def encoding_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 def engine_row(figure: str, unit: str, baseline: str, straightforward: dict, engine: dict) -> Row:
     """From what `measuring.Comparison.row` gives for both."""
-    return Row(
-        figure,
-        engine["items_per_second"],
-        unit,
-        baseline,
-        straightforward["items_per_second"],
-        engine["times_faster"],
-        engine["share_of_gemm_limit"],
-        engine["times_faster_at_the_limit"],
-    )
+    ratios = (engine[name] for name in ("times_faster", "share_of_gemm_limit", "times_faster_at_the_limit"))
+    rates = engine["items_per_second"], straightforward["items_per_second"]
+    return Row(figure, rates[0], unit, baseline, rates[1], *ratios)
 
 
 def embedding_search_rows(result: dict[str, Any]) -> Iterator[Row]:
     rows = {row["name"]: row for row in result["exact"]["rows"]}
     for name in ("ours", "ours, shards of 512"):
-        yield Row(
-            f"search of {result['images']:,} embeddings, {name}",
-            1e3 * rows[name]["seconds"],
-            "ms",
-            "faiss flat",
-            1e3 * rows["faiss flat"]["seconds"],
-            rows[name]["times_faiss"],
-            rows[name]["share_of_limit"],
-        )
+        own, faiss = rows[name], 1e3 * rows["faiss flat"]["seconds"]
+        figure = f"search of {result['images']:,} embeddings, {name}"
+        ratios = own["times_faiss"], own["share_of_limit"]
+        yield Row(figure, 1e3 * own["seconds"], "ms", "faiss flat", faiss, *ratios)
 
 
 def rerank_rows(result: dict[str, Any]) -> Iterator[Row]:
     rows = result["rows"]
     for name in ("engine fp32", "engine bf16"):
-        yield engine_row(
-            f"re-ranking, {name}", "pairs/s", "upstream's schedule", rows["upstream"], rows[name]
-        )
+        baseline = "upstream's schedule", rows["upstream"]
+        yield engine_row(f"re-ranking, {name}", "pairs/s", *baseline, rows[name])
 
 
 def sca_scale_rows(result: dict[str, Any]) -> Iterator[Row]:
     for row in result["rows"]:
         if row["confidence"] != "score":  # the default; the others are in the script's own table
             continue
-        yield Row(
-            f"SCA of {row['queries']:,} queries, {row['gallery']}, max_shift {row['max_shift']}",
-            row["microseconds_per_query"],
-            "us/query",
-            "fewest queries",
-            row["microseconds_per_query"] / row["growth"],
-            1 / row["growth"],
-        )
+        figure = f"SCA of {row['queries']:,} queries, {row['gallery']}, max_shift {row['max_shift']}"
+        own, growth = row["microseconds_per_query"], row["growth"]
+        yield Row(figure, own, "us/query", "fewest queries", own / growth, 1 / growth)
 
 
 def training_step_rows(result: dict[str, Any]) -> Iterator[Row]:
@@ -133,13 +115,9 @@ def training_step_rows(result: dict[str, Any]) -> Iterator[Row]:
 
 
 def gallery_memory_rows(result: dict[str, Any]) -> Iterator[Row]:
-    yield Row(
-        f"peak memory, search of {result['images']:,} images",
-        result["search"] / 1024,
-        "GiB",
-        "imports, narrow model",
-        result["imports_and_model"] / 1024,
-    )
+    figure = f"peak memory, search of {result['images']:,} images"
+    imports = result["imports_and_model"] / 1024
+    yield Row(figure, result["search"] / 1024, "GiB", "imports, narrow model", imports)
 
 
 READERS = {
@@ -189,17 +167,14 @@ def table(rows: list[Row]) -> str:
         return "" if value is None else f"{value:,.{2 if value < 10 else 1}f} {unit}"
 
     width = max((len(row.figure) for row in rows), default=0)
-    lines = [
-        f"{'figure':{width}}{'':>18}  {'baseline':24}{'':>18}{'ratio':>8}{'of limit':>10}{'at limit':>10}"
-    ]
+    heads = f"{'ratio':>8}{'of limit':>10}{'at limit':>10}"
+    lines = [f"{'figure':{width}}{'':>18}  {'baseline':24}{'':>18}{heads}"]
     for row in rows:
         ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
         share = "" if row.share_of_limit is None else f"{row.share_of_limit:.0%}"
         bound = "" if row.ratio_at_limit is None else f"{row.ratio_at_limit:.2f}"
-        line = (
-            f"{row.figure:{width}}{number(row.value, row.unit):>18}  {row.baseline or '':24}"
-            f"{number(row.baseline_value, row.unit):>18}{ratio:>8}{share:>10}{bound:>10}"
-        )
+        line = f"{row.figure:{width}}{number(row.value, row.unit):>18}  {row.baseline or '':24}"
+        line += f"{number(row.baseline_value, row.unit):>18}{ratio:>8}{share:>10}{bound:>10}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 
@@ -207,9 +182,8 @@ def table(rows: list[Row]) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="BENCHMARK")
-    parser.add_argument(
-        "--output_dir", type=Path, default=Path("outputs/bench"), help="default: outputs/bench"
-    )
+    output_dir = Path("outputs/bench")
+    parser.add_argument("--output_dir", type=Path, default=output_dir, help="default: outputs/bench")
     parser.add_argument("--quick", action="store_true", help="everything tiny, to show that they run")
     arguments = parser.parse_args(argv)
     arguments.output_dir.mkdir(parents=True, exist_ok=True)

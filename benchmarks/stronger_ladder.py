@@ -7,7 +7,6 @@ follows, with the demo's numbers. Prints the means over the seeds; `--output` wr
 Markdown beside it. `--quick` only shows that the script runs.
 """
 
-import argparse
 import json
 import math
 import os
@@ -15,12 +14,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
-from tpas.commands.demo import QUICK, REPOSITORY, DemoSettings, as_flags
-from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
-from tpas.data.whole_files import write_json, write_text
+from demo_runs import captioned_table, draw_people, seeds_parser, settings_of
+from measuring import write_output
+
+from tpas.commands.demo import REPOSITORY, DemoSettings, as_flags
 from tpas.evaluation.settings import CUTOFFS
 
 RECIPE = "stronger_than_the_paper"
@@ -30,24 +29,21 @@ OF_TRAINING += ("augmentation", "validation_fraction", "log_every", "num_workers
 
 def run_seed(settings: DemoSettings, seed: int, folder: Path) -> dict[str, list[float]]:
     """The recipe's ladder: each step's Recall@1, @5, @10 in percent."""
-    pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
-    draw_pab(folder / "pab", world=DEMO_WORLD, seed=seed, **pairs)
+    data_root = draw_people(folder, settings, seed)
     training = {name: getattr(settings, name) for name in OF_TRAINING}
     # The last weights, so that no step gains by being chosen, and no time goes into choosing.
     training |= {"report_to": "none", "evaluate_every": 0, "checkpoint_every": 0}
-    command = [
-        *(sys.executable, REPOSITORY / "recipes" / f"{RECIPE}.py"),
-        *(
-            "--model",
-            REPOSITORY / "demo_start",
-            "--data_root",
-            folder / "pab",
-            "--output_dir",
-            folder / "out",
-        ),
-        *("--pairs", 0, "--weights", "last", "--fusion_weight", settings.fusion_weight),
-        *("--seeds", seed, seed + 100, "--", *as_flags(training)),
-    ]
+    recipe = {
+        "model": REPOSITORY / "demo_start",
+        "data_root": data_root,
+        "output_dir": folder / "out",
+        "pairs": 0,
+        "weights": "last",
+        "fusion_weight": settings.fusion_weight,
+    }
+    script = REPOSITORY / "recipes" / f"{RECIPE}.py"
+    seeds = ["--seeds", seed, seed + 100]
+    command = [sys.executable, script, *as_flags(recipe), *seeds, "--", *as_flags(training)]
     alone = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(folder / "cache")}
     subprocess.run(list(map(str, command)), check=True, env=os.environ | alone)
     return json.loads((folder / "out" / f"{RECIPE}.json").read_text(encoding="utf-8"))["ladder"]
@@ -58,46 +54,36 @@ def markdown(runs: list[dict[str, list[float]]], seeds: list[int], settings: Dem
     drawn = f"{'Means over the drawn PABs' if several else 'The drawn PAB'} of seed{'s' if several else ''} "
     # Of a mean over so many ones and zeros; greatest where half are ones.
     standard_error = 50 / math.sqrt(len(seeds) * settings.test_pairs)
-    lines = [
-        "# Stronger than the paper, on drawn people",
-        "",
+    caption = (
+        "# Stronger than the paper, on drawn people\n\n"
         f"{drawn}{', '.join(map(str, seeds))}, {settings.test_pairs} test pairs{' each' if several else ''}; "
         f"{settings.train_pairs:,} training pairs, {settings.max_train_steps} steps of "
         f"{settings.batch_size}, last weights; embeddings weigh {settings.fusion_weight} in the fusion. In "
         f"%; in brackets each seed's Recall@1. The standard error of a figure is up to {standard_error:.1f} "
         "points, so a smaller difference says nothing; a greater one says which way an ingredient goes on "
-        "drawn people, not how far it goes on PAB.",
-        "",
-        f"| | {' | '.join(f'Recall@{k}' for k in CUTOFFS)} |",
-        "|---" * (1 + len(CUTOFFS)) + "|",
-    ]
+        "drawn people, not how far it goes on PAB."
+    )
+    rows = []
     for name in runs[0]:
         means = [statistics.fmean(run[name][place] for run in runs) for place in range(len(CUTOFFS))]
         own = ", ".join(f"{run[name][0]:.1f}" for run in runs)
-        cells = [f"{means[0]:.1f} ({own})", *(f"{mean:.1f}" for mean in means[1:])]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, f"{means[0]:.1f} ({own})", *(f"{mean:.1f}" for mean in means[1:])])
+    return captioned_table(caption, ["", *(f"Recall@{k}" for k in CUTOFFS)], rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[5, 6], help="default: 5 6")
+    parser = seeds_parser(__doc__, seeds=[5, 6])
     parser.add_argument("--steps", type=int, default=150, help="of each fine-tuning (default: 150)")
-    parser.add_argument("--quick", action="store_true", help="the demo's --quick: nothing is learnt")
-    parser.add_argument("--output", type=Path, help="a JSON file; a .md of that name is written beside it")
     arguments = parser.parse_args(argv)
-    settings = QUICK if arguments.quick else replace(DemoSettings(), max_train_steps=arguments.steps)
+    settings = settings_of(arguments)
     runs = []
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory(prefix="tpas-ladder-") as folder:
             runs.append(run_seed(settings, seed, Path(folder)))
     table = markdown(runs, arguments.seeds, settings)
     print(f"\n{table}")
-    if arguments.output:
-        write_json(
-            arguments.output, {"seeds": arguments.seeds, "steps": settings.max_train_steps, "runs": runs}
-        )
-        write_text(arguments.output.with_suffix(".md"), table)
+    content = {"seeds": arguments.seeds, "steps": settings.max_train_steps, "runs": runs}
+    write_output(arguments.output, content, table)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import time_in_turn
+from measuring import markdown_table, time_in_turn
 from torch import nn
 from transformers import (
     BlipConfig,
@@ -35,12 +35,7 @@ from tpas.data.whole_files import write_text
 from tpas.modeling_tpas import TPASModel
 from tpas.models.baselines_extra import import_from_baselines
 from tpas.models.blip import BlipRetriever
-from tpas.models.llm2clip import (
-    SOURCES,
-    LLM2CLIPEncoder,
-    LLM2CLIPNetwork,
-    build_adapter,
-)
+from tpas.models.llm2clip import SOURCES, LLM2CLIPEncoder, LLM2CLIPNetwork, build_adapter
 from tpas.models.open_clip_encoders import OpenClipEncoder
 from tpas.models.transformers_encoders import TransformersDualEncoder
 
@@ -49,15 +44,9 @@ PAPER = "arXiv:2502.03230, Table 2"
 NEEDS_EXTRA = "`.[baselines]`"
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 # Llama-3.2-1B
-LLAMA = {
-    "vocab_size": 128256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-}
+LLAMA = {"vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16}
+LLAMA |= {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64}
+LLM2CLIP_NEEDS = f"{NEEDS_EXTRA}, 7 GB of memory"
 
 
 @dataclass(frozen=True)
@@ -87,16 +76,14 @@ def build_tpas(quick: bool) -> TPASModel:
 
 
 def build_clip(quick: bool) -> TransformersDualEncoder:
-    vision, text = {"patch_size": 16, "image_size": 224}, {}
-    if quick:
-        vision, text = vision | SMALL, text | SMALL
+    small = SMALL if quick else {}
+    vision, text = {"patch_size": 16, "image_size": 224} | small, small
     return TransformersDualEncoder(CLIPModel(CLIPConfig(vision_config=vision, text_config=text)), "clip")
 
 
 def build_siglip(quick: bool) -> TransformersDualEncoder:
-    vision, text = {"patch_size": 16, "image_size": 224}, {"vocab_size": 32000}
-    if quick:
-        vision, text = vision | SMALL, text | SMALL
+    small = SMALL if quick else {}
+    vision, text = {"patch_size": 16, "image_size": 224} | small, {"vocab_size": 32000} | small
     config = SiglipConfig(vision_config=vision, text_config=text)
     return TransformersDualEncoder(SiglipModel(config), "siglip")
 
@@ -130,12 +117,7 @@ SYSTEMS = (
     System("blip: BLIP base", build_blip, 384, TOKENS),
     System("open_clip: EVA-CLIP, EVA02-B-16", build_eva_clip, 224, 77, NEEDS_EXTRA, (60.01, 77.81)),
     System(
-        "llm2clip: EVA02-L-14-336 and Llama 1B",
-        build_llm2clip,
-        336,
-        TOKENS,
-        f"{NEEDS_EXTRA}, 7 GB of memory",
-        (73.61, 79.93),
+        "llm2clip: EVA02-L-14-336 and Llama 1B", build_llm2clip, 336, TOKENS, LLM2CLIP_NEEDS, (73.61, 79.93)
     ),
 )
 
@@ -147,13 +129,7 @@ def programs(system: System, model: nn.Module, images: int, pairs: int) -> dict[
     ids = torch.randint(5, 90, (pairs, system.tokens))
     mask = torch.ones_like(ids)
 
-    def guarded(call: Callable[[], Any]) -> Callable[[], Any]:
-        def run() -> None:
-            with torch.inference_mode():
-                call()
-
-        return run
-
+    guarded = torch.inference_mode()  # each call as well
     timed = {
         "images": guarded(lambda: model.get_image_features(pixels)),
         "captions": guarded(lambda: model.get_text_features(ids, mask)),
@@ -191,14 +167,15 @@ def shown_rate(rate: float | None) -> str:
 def markdown(measured: dict[str, dict[str, Any]], arguments: argparse.Namespace) -> str:
     heads = ["`--model`", "parameters", "pixels", "needs", "images/s", "captions/s", "pairs/s"]
     heads += ["paper's Recall@1 on PAB, zero-shot → fine-tuned", "ours"]
-    lines = ["# Retrieval models side by side", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    rows = []
     for system in SYSTEMS:
         figures = measured[system.name]
         rates = [shown_rate(figures.get(name)) for name in ("images", "captions", "pairs")]
         parameters = f"{figures['parameters'] / 1e6:,.1f} M" if "parameters" in figures else "—"
         paper = "—" if system.paper is None else " → ".join(f"{recall:.2f}" for recall in system.paper)
-        cells = [system.name, parameters, str(system.image_size), system.needs or "—", *rates, paper, "—"]
-        lines.append(f"| {' | '.join(cells)} |")
+        pixels, needs = str(system.image_size), system.needs or "—"
+        rows.append([system.name, parameters, pixels, needs, *rates, paper, "—"])
+    lines = ["# Retrieval models side by side", "", *markdown_table(heads, rows)]
     lines += [
         "",
         f"The paper's figures are of {PAPER}; of ours on PAB there are none, its images and the weights "

@@ -8,18 +8,18 @@ no variant gains by being chosen. Prints the table and, with `--output`, writes 
 beside it. Several runs share the machine with `--parallel`, each on one thread.
 """
 
-import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from demo_runs import captioned_table, draw_people, seeds_parser, settings_of
+from measuring import write_output
+
 from tpas.commands.demo import (
-    QUICK,
     REPOSITORY,
     DemoSettings,
     as_flags,
@@ -27,8 +27,6 @@ from tpas.commands.demo import (
     fine_tuning_command,
     run_logged,
 )
-from tpas.data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
-from tpas.data.whole_files import write_json, write_text
 from tpas.evaluation.stages import Stage
 
 BASELINE = "recipe alone"
@@ -49,11 +47,8 @@ def run_variant(settings: DemoSettings, start: Path, seed: int, name: str, folde
     """Recall@1 of each stage on the test pairs of the drawn PAB in `folder`."""
     (own := folder / name.split(" (")[0].replace(" ", "_")).mkdir()
     (own / "pab").symlink_to(folder / "pab")
-    training = [
-        *fine_tuning_command(settings, start, seed),
-        *as_flags({"evaluate_every": 0} | VARIANTS[name]),
-    ]
-    run_logged(training, own, "fine_tune")
+    training = fine_tuning_command(settings, start, seed)
+    run_logged([*training, *as_flags({"evaluate_every": 0} | VARIANTS[name])], own, "fine_tune")
     run_logged(evaluation_command(settings, Path("fine_tuned/last"), "fine_tuned"), own, "evaluate")
     stages = json.loads((own / "evaluation" / "fine_tuned" / "results.json").read_text())["stages"]
     return {stage: stages[stage]["all"]["recall@1"] for stage in STAGES}
@@ -63,48 +58,36 @@ def summarise(runs: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
     """Variant to stage to the mean over the seeds, and of the differences to the baseline."""
     recalls = {(run["variant"], run["seed"]): run["recall@1"] for run in runs}
     seeds = sorted({run["seed"] for run in runs})
-    return {
-        variant: {
-            stage: {
-                "mean": statistics.fmean(recalls[variant, seed][stage] for seed in seeds),
-                "gain": statistics.fmean(
-                    recalls[variant, seed][stage] - recalls[BASELINE, seed][stage] for seed in seeds
-                ),
-            }
-            for stage in STAGES
-        }
-        for variant in dict.fromkeys(run["variant"] for run in runs)
-    }
+    summary: dict[str, dict[str, dict[str, float]]] = {}
+    for variant in dict.fromkeys(run["variant"] for run in runs):
+        summary[variant] = {}
+        for stage in STAGES:
+            own = [recalls[variant, seed][stage] for seed in seeds]
+            gains = [recall - recalls[BASELINE, seed][stage] for recall, seed in zip(own, seeds, strict=True)]
+            summary[variant][stage] = {"mean": statistics.fmean(own), "gain": statistics.fmean(gains)}
+    return summary
 
 
 def markdown(summary: dict, settings: DemoSettings, seeds: list[int]) -> str:
-    lines = [
+    caption = (
         f"Recall@1 in %, {settings.test_pairs} test pairs, mean of seeds {', '.join(map(str, seeds))}; in "
         f"brackets the difference to the recipe alone; {settings.train_pairs} pairs, "
         f"{settings.max_train_steps} steps of {settings.batch_size}. A few points are within what one "
-        "seed varies.",
-        "",
-        f"| variant | {' | '.join(STAGES)} |",
-        "|---" * (1 + len(STAGES)) + "|",
+        "seed varies."
+    )
+    rows = [
+        [variant, *(f"{100 * own['mean']:.1f} ({100 * own['gain']:+.1f})" for own in stages.values())]
+        for variant, stages in summary.items()
     ]
-    for variant, stages in summary.items():
-        cells = (f"{100 * figures['mean']:.1f} ({100 * figures['gain']:+.1f})" for figures in stages.values())
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return captioned_table(caption, ["variant", *STAGES], rows)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="default: 0 1")
+    parser = seeds_parser(__doc__, seeds=[0, 1])
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run (default: 200)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="the demo's --quick: nothing is learnt")
-    parser.add_argument(
-        "--output", type=Path, help="write every figure here, and a .md of that name beside it"
-    )
     arguments = parser.parse_args(argv)
-    settings = QUICK if arguments.quick else replace(DemoSettings(), max_train_steps=arguments.steps)
-    settings = replace(settings, source_group_size=1)
+    settings = replace(settings_of(arguments), source_group_size=1)
     start = REPOSITORY / "demo_start"
     if arguments.parallel > 1:
         os.environ["OMP_NUM_THREADS"] = "1"
@@ -112,8 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="tpas-ablation-") as folder:
         folders = {seed: Path(folder) / str(seed) for seed in arguments.seeds}
         for seed, of_seed in folders.items():
-            pairs = {"train_pairs": settings.train_pairs, "test_pairs": settings.test_pairs}
-            draw_pab(of_seed / "pab", world=DEMO_WORLD, seed=seed, **pairs)
+            draw_people(of_seed, settings, seed)
 
         def run(task: tuple[str, int]) -> dict:
             variant, seed = task
@@ -129,10 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     summary = summarise(runs)
     table = markdown(summary, settings, arguments.seeds)
     print(f"\n{table}")
-    if arguments.output:
-        write_json(arguments.output, {"settings": asdict(settings), "runs": runs, "summary": summary})
-        write_text(arguments.output.with_suffix(".md"), table)
+    content = {"settings": asdict(settings), "runs": runs, "summary": summary}
+    write_output(arguments.output, content, table)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

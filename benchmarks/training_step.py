@@ -13,21 +13,16 @@ the imports, with weights, gradients and AdamW's moments in it.
 """
 
 import argparse
-import multiprocessing
-import resource
 import statistics
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from pathlib import Path
 
+import measuring
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from measuring import build_model, time_in_turn
 from torch import Tensor
 
-from tpas.data.whole_files import write_json
 from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.objectives import contrastive_loss
@@ -90,7 +85,7 @@ def upstream_loss(model: TPASModel, batch: dict[str, Tensor]) -> Tensor:
 
 def compare_times(quick: bool, pairs: int, repeats: int) -> dict[str, float]:
     """Medians of seconds a step, and of the ratio of two steps that follow each other."""
-    ours, theirs = build_model(quick).train(), build_model(quick).train()
+    ours, theirs = measuring.build_model(quick).train(), measuring.build_model(quick).train()
     theirs.set_attn_implementation("eager")
     objective, batch = FineTuningObjective(ours), batch_of(ours, pairs)
 
@@ -106,23 +101,19 @@ def compare_times(quick: bool, pairs: int, repeats: int) -> dict[str, float]:
         "upstream": step_of(theirs, lambda: upstream_loss(theirs, batch)),
         "ours": step_of(ours, lambda: objective(**batch)["loss"]),
     }
-    for warm_up in steps.values():
-        warm_up()
-    seconds = time_in_turn(steps, repeats)
+    seconds = measuring.time_in_turn(steps, repeats, warm_up=True)
     ratios = [slower / faster for slower, faster in zip(*seconds.values(), strict=True)]
-    return {f"{name}_seconds": statistics.median(times) for name, times in seconds.items()} | {
-        "ratio": statistics.median(ratios),
-        "least_ratio": min(ratios),
-        "greatest_ratio": max(ratios),
-    }
+    medians = {f"{name}_seconds": statistics.median(times) for name, times in seconds.items()}
+    ratio = {"ratio": statistics.median(ratios), "least_ratio": min(ratios), "greatest_ratio": max(ratios)}
+    return medians | ratio
 
 
-def peak_memory(option: str, quick: bool, pairs: int) -> float:
+def memory_of(option: str, quick: bool, pairs: int) -> float:
     """GB beyond the imports, for two steps. To be called in a fresh process."""
     rank, checkpointing, chunk_size, precision = OPTIONS[option]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = measuring.peak_memory()
     accelerator = Accelerator(mixed_precision=precision, cpu=True)
-    network = build_model(quick)
+    network = measuring.build_model(quick)
     batch = batch_of(network, pairs)
     model = add_lora(network, rank, 2 * rank, 0.0) if rank else network
     if checkpointing:
@@ -138,21 +129,19 @@ def peak_memory(option: str, quick: bool, pairs: int) -> float:
             accelerator.backward(objective(**batch)["loss"])
         optimizer.step()
         optimizer.zero_grad()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1e9
+    return (measuring.peak_memory() - before) / 1e9
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--pairs", type=int, default=4, help="batch size (default: 4)")
     parser.add_argument("--repeats", type=int, default=5, help="steps of each schedule (default: 5)")
-    parser.add_argument("--quick", action="store_true", help="a tiny model")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    measuring.add_output_arguments(parser)
     arguments = parser.parse_args(argv)
 
     memory = {}
     for option in OPTIONS:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            memory[option] = pool.submit(peak_memory, option, arguments.quick, arguments.pairs).result()
+        memory[option] = measuring.in_fresh_process(memory_of, option, arguments.quick, arguments.pairs)
         print(f"{option:40}{memory[option]:8.2f} GB for {arguments.pairs} pairs", flush=True)
     times = compare_times(arguments.quick, arguments.pairs, arguments.repeats)
     print(
@@ -160,10 +149,9 @@ def main(argv: list[str] | None = None) -> None:
         f"{times['ours_seconds']:.2f} s, ratio {times['ratio']:.2f} "
         f"({times['least_ratio']:.2f} to {times['greatest_ratio']:.2f})"
     )
-    if arguments.output:
-        settings = {"pairs": arguments.pairs, "repeats": arguments.repeats, "quick": arguments.quick}
-        settings["threads"] = torch.get_num_threads()
-        write_json(arguments.output, {"settings": settings, "times": times, "memory_gb": memory})
+    settings = {"pairs": arguments.pairs, "repeats": arguments.repeats, "quick": arguments.quick}
+    settings["threads"] = torch.get_num_threads()
+    measuring.write_output(arguments.output, {"settings": settings, "times": times, "memory_gb": memory})
 
 
 if __name__ == "__main__":

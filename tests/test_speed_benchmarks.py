@@ -66,16 +66,12 @@ def test_cascade(tmp_path):
     assert "equal best 10" in printed
 
 
-def test_evaluation_speed(tmp_path):
-    _, result = run("evaluation_speed", tmp_path / "evaluation_speed.json")
-    for row in result["rows"].values():
-        assert row["largest_score_difference"] < 1e-5
-        assert row["times_faster"] > 0
-
-
 def test_gallery_decoding(tmp_path):
     printed, result = run("gallery_decoding", tmp_path / "gallery_decoding.json", "--images", "12")
-    assert all(0 <= row["1 threads"]["waited_share"] < 1 for row in result["rows"].values())
+    for row in result["rows"].values():
+        assert row["seconds_to_read"] > 0
+        assert row["1 threads"]["seconds_an_image"] > 0
+        assert 0 <= row["1 threads"]["waited_share"] < 1
     assert "the encoder" in printed
 
 
