@@ -49,13 +49,8 @@ FEWEST_PAIRS = 10_000  # the first row of Table 3
 # So many pairs of the paper are one in miniature, where the other numbers are these.
 MINIATURE_SCALE = 2000
 MINIATURE_PAB = {"train_pairs": 24, "test_pairs": 12, "image_size": 96, "workers": 1}
-MINIATURE_TRAINING = {
-    "num_train_epochs": 1,
-    "batch_size": 4,
-    "num_workers": 0,
-    "log_every": 1,
-    "report_to": "none",
-}
+MINIATURE_TRAINING = {"num_train_epochs": 1, "batch_size": 4, "num_workers": 0, "log_every": 1}
+MINIATURE_TRAINING |= {"report_to": "none"}
 MINIATURE_NOTE = (
     "In miniature: drawn people, a small model, a few steps. It shows that the recipe runs, and says nothing "
     "about the paper's figures."
@@ -118,36 +113,20 @@ def reproduce(row: Row, argv: Sequence[str] | None = None) -> None:
 
 
 def parse_row_arguments(row: Row, argv: Sequence[str] | None) -> argparse.Namespace:
-    takes_extra = "train_accelerate.py" if row.fine_tuned else "tpas evaluate"
-    parser = argparse.ArgumentParser(
-        prog=row.recipe, description=f"{row.title}, beside the paper's figures.", allow_abbrev=False
-    )
+    description = f"{row.title}, beside the paper's figures."
+    parser = argparse.ArgumentParser(prog=row.recipe, description=description, allow_abbrev=False)
+    add = parser.add_argument
     shown = "" if row.model is None else f" (default: {row.model})"
-    parser.add_argument(
-        "--model", help=f"folder, Hub id or KIND:NAME of the model to start from, with its processor{shown}"
-    )
-    add_common_arguments(parser, takes_extra)
+    add("--model", help=f"folder, Hub id or KIND:NAME of the model to start from, with its processor{shown}")
     if row.fine_tuned:
-        parser.add_argument(
-            "--config_file", type=Path, help="accelerate's, such as recipes/accelerate/single_gpu.yaml"
-        )
-        parser.add_argument("--seeds", type=int, nargs="+", default=[42], help="a run for each (default: 42)")
-        parser.add_argument(
-            "--weights",
-            choices=["best", "last"],
-            default="best",
-            help="to evaluate: the best on held-out training pairs, or the last (default: best)",
-        )
+        add("--seeds", type=int, nargs="+", default=[42], help="a run for each (default: 42)")
+        add_training_arguments(parser)
+    else:
+        add_common_arguments(parser, "tpas evaluate")
     if row.table == 3:
-        parser.add_argument(
-            "--equal_steps",
-            type=int,
-            nargs="?",
-            const=FEWEST_PAIRS,
-            metavar="PAIRS",
-            help="as many steps as the epochs have over PAIRS pairs, so that rows differ in their data alone "
-            f"(default: {FEWEST_PAIRS})",
-        )
+        equal = "as many steps as the epochs have over PAIRS pairs, so that rows differ in their data alone"
+        settings = {"type": int, "nargs": "?", "const": FEWEST_PAIRS, "metavar": "PAIRS"}
+        add("--equal_steps", **settings, help=f"{equal} (default: {FEWEST_PAIRS})")
     arguments = parser.parse_args(argv)
     if arguments.model is None and not arguments.miniature:
         if row.model is None:
@@ -163,8 +142,8 @@ def fine_tune_and_evaluate(row: Row, place: Workplace, seed: int, arguments: arg
     of_system = f"{row.system}_" if row.system else ""
     run = f"{of_system}{row.pairs or 'all'}_pairs{steps_suffix(arguments)}_seed_{seed}"
     folder = Path("fine_tuned", run)
-    command = fine_tuning_command(row, place, seed, folder, arguments)
     weights = folder / arguments.weights
+    command = fine_tuning_command(row, place, seed, folder, arguments)
     run_once(place, command, f"fine_tune_{run}", weights, place.model)
     sizes = json.loads((place.output_dir / folder / "training_arguments.json").read_text(encoding="utf-8"))
     names = ("training_pairs", "steps_as_pairs", "total_steps", "effective_batch", "num_processes")
@@ -194,11 +173,9 @@ def fine_tuning_command(
     if getattr(arguments, "equal_steps", None) is not None:
         training["steps_as_pairs"] = max(1, arguments.equal_steps // scale)
     training |= MINIATURE_TRAINING if place.miniature else {"checkpoint_every": CHECKPOINT_EVERY}
-    launch: dict[str, object] = {}
+    launch: dict[str, object] = one_process() if place.miniature else {}
     if arguments.config_file is not None:
         launch = {"config_file": arguments.config_file.resolve()}
-    elif place.miniature:
-        launch = one_process()
     script = REPOSITORY / "train_accelerate.py"
     return [*ACCELERATE_LAUNCH, *as_flags(launch), script, *as_flags(training), *arguments.extra]
 
@@ -224,39 +201,37 @@ def report_row(row: Row, place: Workplace, runs: list[dict], name: str) -> None:
         "paper": {"source": PAPER, "may_be_of_stages": row.stages} | by_name(row.paper),
         "runs": runs_without_outcomes(runs),
     }
-    table = row_table(row, measured, runs, place.miniature)
-    write_json(place.output_dir / f"{name}.json", content)
-    write_text(place.output_dir / f"{name}.md", table)
-    print(f"\n{table}")
+    report(place, name, content, row_table(row, measured, runs, place.miniature))
 
 
 def row_table(row: Row, measured: dict, runs: list[dict], miniature: bool) -> str:
     """Markdown: each stage as measured, the paper's figures at the stages that they may be of."""
-    compared = not miniature and is_pab([run["results"] for run in runs])
+    results = [run["results"] for run in runs]
+    compared = not miniature and is_pab(results)
     heads = ["stage", "measured", f"paper ({PAPER})", *(["measured - paper"] if compared else [])]
-    lines = [f"# {row.title}", "", *table_head(heads)]
+    rows = []
     for stage, figures in measured.items():
         cells = [Stage(stage).label, shown_summary(figures), "", ""]
         if stage in row.stages:
-            difference = (
-                figures[f"recall@{k}"]["mean"] - paper for k, paper in zip(CUTOFFS, row.paper, strict=True)
-            )
-            cells[2:] = shown_recalls(row.paper), " / ".join(f"{value:+.2f}" for value in difference)
-        lines.append(f"| {' | '.join(cells[: len(heads)])} |")
-    lines += ["", f"Recall@1 / @5 / @10 in %, {shown_data(runs[0]['results'])}."]
+            means = (figures[f"recall@{k}"]["mean"] for k in CUTOFFS)
+            differences = (mean - paper for mean, paper in zip(means, row.paper, strict=True))
+            cells[2:] = shown_recalls(row.paper), " / ".join(f"{value:+.2f}" for value in differences)
+        rows.append(cells[: len(heads)])
+    lines = [f"# {row.title}", "", *table_lines(heads, rows)]
+    lines += ["", f"Recall@1 / @5 / @10 in %, {shown_data(results[0])}."]
     if row.fine_tuned:
-        first = runs[0]
+        first, several = runs[0], len(runs) > 1
         seeds = ", ".join(str(run["seed"]) for run in runs)
         lines[-1] += (
             f" Fine-tuned on {first['training_pairs']:,} pairs, steps: {first['total_steps']:,}, batch: "
-            f"{first['effective_batch']}; {'mean of seeds' if len(runs) > 1 else 'seed'} {seeds}"
-            f"{', ± their standard deviation' if len(runs) > 1 else ''}; {first['weights']} weights."
+            f"{first['effective_batch']}; {'mean of seeds' if several else 'seed'} {seeds}"
+            f"{', ± their standard deviation' if several else ''}; {first['weights']} weights."
         )
         if first["steps_as_pairs"]:
             lines[-1] += f" As many steps as over {first['steps_as_pairs']:,} pairs: not the paper's recipe."
     if len(row.stages) > 1:
         lines += ["", "The paper does not say which of these stages its figures are of."]
-    return "\n".join([*lines, *notes(compared, miniature)]) + "\n"
+    return "\n".join([*lines, *notes(results, miniature)]) + "\n"
 
 
 def summarise(results: list[dict], stage: str) -> dict[str, dict[str, float]]:
@@ -282,28 +257,31 @@ def shown_summary(figures: dict[str, dict[str, float]]) -> str:
 
 def runs_without_outcomes(runs: list[dict]) -> list[dict]:
     """The runs without what only their results.json needs: query by query, which is most of it."""
-    return [
-        run | {"results": {name: value for name, value in run["results"].items() if name != "outcomes"}}
-        for run in runs
-    ]
+    without = [{name: own for name, own in run["results"].items() if name != "outcomes"} for run in runs]
+    return [run | {"results": results} for run, results in zip(runs, without, strict=True)]
 
 
-# ------------------------------------------------------------------------------- what the grid needs as well
+# ------------------------------------------------------------------------ what the other recipes need as well
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, takes_extra: str) -> None:
     add = parser.add_argument
     add("--data_root", help="PAB's folder, with annotation/ in it, or a data set's Hub id")
-    add(
-        "--output_dir", type=Path, help="default: outputs/recipes, with --miniature outputs/recipes_miniature"
-    )
-    add(
-        "--miniature",
-        action="store_true",
-        help="drawn people, the demo's start and a few steps, where --model and --data_root do not say "
-        "otherwise: shows that the recipe runs",
-    )
+    folder = "default: outputs/recipes, with --miniature outputs/recipes_miniature"
+    add("--output_dir", type=Path, help=folder)
+    people = "drawn people, the demo's start and a few steps"
+    unless = "where --model and --data_root do not say otherwise"
+    add("--miniature", action="store_true", help=f"{people}, {unless}: shows that the recipe runs")
     add("extra", nargs="*", metavar="-- FLAG", help=f"after --: more flags, for {takes_extra}")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Those of a recipe that fine-tunes."""
+    add = parser.add_argument
+    add_common_arguments(parser, "train_accelerate.py")
+    add("--config_file", type=Path, help="accelerate's, such as recipes/accelerate/single_gpu.yaml")
+    which = "to evaluate: the best on held-out training pairs, or the last (default: best)"
+    add("--weights", choices=["best", "last"], default="best", help=which)
 
 
 def prepare(arguments: argparse.Namespace, model: str | None) -> Workplace:
@@ -348,13 +326,7 @@ def evaluate_once(
     arguments = {"model": model, "data_root": place.data_root, "split": "test", "output": results}
     command = [*TPAS, "evaluate", *as_flags(arguments | flags), *extra]
     run_once(place, command, f"evaluate_{name}", results, model)
-    return read_results(place, name)
-
-
-def read_results(place: Workplace, name: str) -> dict:
-    """What an evaluation wrote."""
-    path = place.output_dir / "evaluation" / name / "results.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads((place.output_dir / results).read_text(encoding="utf-8"))
 
 
 def run_once(place: Workplace, command: Command, name: str, product: Path, model: str | Path) -> None:
@@ -419,8 +391,16 @@ def by_name(recalls: Recalls) -> dict[str, float]:
     return {f"recall@{k}": recall for k, recall in zip(CUTOFFS, recalls, strict=True)}
 
 
-def table_head(heads: Sequence[str]) -> list[str]:
-    return [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+def table_lines(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    lines = [f"| {' | '.join(map(str, cells))} |" for cells in (heads, *rows)]
+    return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
+
+
+def report(place: Workplace, name: str, content: dict, table: str) -> None:
+    """Prints the table, and writes `<name>.json` and `<name>.md`."""
+    write_json(place.output_dir / f"{name}.json", content)
+    write_text(place.output_dir / f"{name}.md", table)
+    print(f"\n{table}")
 
 
 def is_pab(results: Sequence[dict]) -> bool:
@@ -431,11 +411,9 @@ def shown_data(results: dict) -> str:
     return f"{results['data_name']}, {results['split']}, {results['queries']:,} queries"
 
 
-def notes(compared: bool, miniature: bool) -> list[str]:
+def notes(results: Sequence[dict], miniature: bool) -> list[str]:
     """The closing lines of a table, each after an empty one."""
-    lines = []
     if miniature:
-        lines += ["", MINIATURE_NOTE]
-    elif not compared:
-        lines += ["", "These are drawn people: the paper's figures, of PAB, say nothing about them."]
-    return lines
+        return ["", MINIATURE_NOTE]
+    drawn = "These are drawn people: the paper's figures, of PAB, say nothing about them."
+    return [] if is_pab(results) else ["", drawn]

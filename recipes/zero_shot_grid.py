@@ -16,27 +16,9 @@ import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from reproduction import (
-    PAPER,
-    PAPER_ZERO_SHOT,
-    Recalls,
-    Workplace,
-    add_common_arguments,
-    by_name,
-    evaluate_once,
-    is_pab,
-    local_or_hub,
-    notes,
-    one_line_errors,
-    prepare,
-    recalls_of,
-    run_once,
-    shown_data,
-    shown_recalls,
-    table_head,
-)
+import reproduction
+from reproduction import PAPER, PAPER_ZERO_SHOT, Recalls, Workplace
 from tpas.commands.demo import TPAS, DemoError, as_flags
-from tpas.data.whole_files import write_json, write_text
 
 RECIPE = "zero_shot_grid"
 STAGES = ("embeddings", "matching")
@@ -76,16 +58,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=RECIPE, description=__doc__.partition("\n")[0], allow_abbrev=False)
     add = parser.add_argument
     add("--models", nargs="+", default=[], help="folders, Hub ids, or X-VLM's .th and .pth files")
-    add(
-        "--image_sizes", type=int, nargs="+", default=[None], help="pixels a side (default: each model's own)"
-    )
+    sizes = "pixels a side (default: each model's own)"
+    add("--image_sizes", type=int, nargs="+", default=[None], help=sizes)
     add("--max_text_lengths", type=int, nargs="+", default=[30, 70], help="tokens (default: 30 70)")
     add("--shortlists", type=int, nargs="+", default=[None], help="images re-ranked (default: 128, or all)")
     files = parser.add_argument_group("to convert files (see tpas convert)")
     files.add_argument("--tokenizer", help="folder or Hub id (default: bert-base-uncased)")
     files.add_argument("--vision_config", type=Path, help="upstream's configuration of Swin, JSON")
     files.add_argument("--text_config", type=Path, help="upstream's configuration of BERT, JSON")
-    add_common_arguments(parser, "tpas evaluate")
+    reproduction.add_common_arguments(parser, "tpas evaluate")
     arguments = parser.parse_args(argv)
     if not arguments.models and not arguments.miniature:
         parser.error("give --models (and --data_root), or --miniature")
@@ -110,9 +91,9 @@ def converted(model: str | Path, place: Workplace, arguments: argparse.Namespace
         if (path := getattr(arguments, flag)) is not None
     }
     if arguments.tokenizer is not None:
-        flags["tokenizer"] = local_or_hub(arguments.tokenizer)
+        flags["tokenizer"] = reproduction.local_or_hub(arguments.tokenizer)
     command = [*TPAS, "convert", model, folder, *as_flags(flags)]
-    run_once(place, command, f"convert_{name}", folder, model)
+    reproduction.run_once(place, command, f"convert_{name}", folder, model)
     return folder
 
 
@@ -128,22 +109,20 @@ def measure(
     refused: dict[str, str] = {}
     every_result, last_error = [], None
     for given in arguments.models or [str(place.model)]:
-        model = local_or_hub(given)
+        model = reproduction.local_or_hub(given)
         try:
             folder = converted(model, place, arguments)
         except DemoError as error:
             refused[given], last_error = str(error), error
             continue
         names = ("image_size", "max_text_length", "shortlist")
-        for values in itertools.product(
-            arguments.image_sizes, arguments.max_text_lengths, arguments.shortlists
-        ):
+        grid = itertools.product(arguments.image_sizes, arguments.max_text_lengths, arguments.shortlists)
+        for values in grid:
             flags = {name: value for name, value in zip(names, values, strict=True) if value is not None}
             settings = "".join(f"-{name}_{value}" for name, value in flags.items())
+            name = f"{short_name(model)}{settings}"
             try:
-                results = evaluate_once(
-                    place, folder, f"{short_name(model)}{settings}", flags, arguments.extra
-                )
+                results = reproduction.evaluate_once(place, folder, name, flags, arguments.extra)
             except DemoError as error:
                 refused[f"{given}, {', '.join(f'{n} {v}' for n, v in flags.items())}"] = str(error)
                 last_error = error
@@ -152,7 +131,8 @@ def measure(
             sizes = (results["image_size"], results["max_text_length"])
             for stage in STAGES:
                 shortlist = results["shortlist"] if stage == "matching" else None
-                measured[Measured(given, *sizes, shortlist, stage, recalls_of(results, stage))] = None
+                recalls = reproduction.recalls_of(results, stage)
+                measured[Measured(given, *sizes, shortlist, stage, recalls)] = None
     if not measured:
         raise last_error
     return sorted(measured, key=lambda combination: combination.distance), refused, every_result
@@ -161,56 +141,48 @@ def measure(
 def grid_table(
     measured: list[Measured], refused: dict[str, str], every_result: list[dict], miniature: bool
 ) -> str:
-    heads = [
-        "checkpoint",
-        "pixels",
-        "tokens",
-        "shortlist",
-        "ranked by",
-        "measured",
-        f"paper ({PAPER})",
-        "off",
-    ]
-    lines = ["# Zero-shot on PAB: which checkpoint?", "", *table_head(heads)]
+    heads = ["checkpoint", "pixels", "tokens", "shortlist", "ranked by"]
+    heads += ["measured", f"paper ({PAPER})", "off"]
+    rows = []
     for one in measured:
         shortlist = "" if one.shortlist is None else one.shortlist
-        cells = [one.checkpoint, one.image_size, one.max_text_length, shortlist, one.ranked_by]
-        cells += [shown_recalls(one.recalls), shown_recalls(PAPER_ZERO_SHOT), f"{one.distance:.2f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        recalls = [reproduction.shown_recalls(figures) for figures in (one.recalls, PAPER_ZERO_SHOT)]
+        sizes = one.image_size, one.max_text_length, shortlist
+        rows.append([one.checkpoint, *sizes, one.ranked_by, *recalls, f"{one.distance:.2f}"])
+    lines = ["# Zero-shot on PAB: which checkpoint?", "", *reproduction.table_lines(heads, rows)]
     nearest = measured[0]
     verdict = "equals the paper's to its last digit" if nearest.equals_paper else "none equals the paper's"
     lines += [
         "",
-        f"Recall@1 / @5 / @10 in %, {shown_data(every_result[0])}; off: the sum of the three differences, in "
-        "points.",
+        f"Recall@1 / @5 / @10 in %, {reproduction.shown_data(every_result[0])}; off: the sum of the "
+        "three differences, in points.",
         "",
-        f"Nearest to the paper's: {nearest.name}: {shown_recalls(nearest.recalls)}, {verdict}.",
+        f"Nearest to the paper's: {nearest.name}: {reproduction.shown_recalls(nearest.recalls)}, {verdict}.",
     ]
     if refused:
         lines += ["", *(f"- Not measured: {name}: {reason}" for name, reason in refused.items())]
-    return "\n".join([*lines, *notes(is_pab(every_result), miniature)]) + "\n"
+    return "\n".join([*lines, *reproduction.notes(every_result, miniature)]) + "\n"
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
-    with one_line_errors(RECIPE):
-        place = prepare(arguments, None)
+    with reproduction.one_line_errors(RECIPE):
+        place = reproduction.prepare(arguments, None)
         measured, refused, every_result = measure(place, arguments)
         content = {
             "recipe": RECIPE,
             "unit": "percent",
             "miniature": place.miniature,
             "data_root": str(place.data_root),
-            "paper": {"source": PAPER} | by_name(PAPER_ZERO_SHOT),
+            "paper": {"source": PAPER} | reproduction.by_name(PAPER_ZERO_SHOT),
             "nearest_first": [
-                asdict(one) | {"recalls": by_name(one.recalls), "distance": one.distance} for one in measured
+                asdict(one) | {"recalls": reproduction.by_name(one.recalls), "distance": one.distance}
+                for one in measured
             ],
             "refused": refused,
         }
         table = grid_table(measured, refused, every_result, place.miniature)
-        write_json(place.output_dir / f"{RECIPE}.json", content)
-        write_text(place.output_dir / f"{RECIPE}.md", table)
-        print(f"\n{table}")
+        reproduction.report(place, RECIPE, content, table)
 
 
 if __name__ == "__main__":
