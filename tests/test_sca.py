@@ -461,7 +461,7 @@ AT_0 = {"text_threshold": 0}
 @pytest.mark.parametrize(
     ("chosen", "error", "message"),
     [
-        ({"confidence": "entropy"}, ValueError, "must be one of score, softmax, margin, got 'entropy'"),
+        ({"confidence": "entropy"}, ValueError, "confidence must .* score, softmax, margin, got 'entropy'"),
         ({"mode": "twice"}, ValueError, "mode must be one of deferred, single_pass, got 'twice'"),
         ({"max_shift": -1}, ValueError, "max_shift must be at least 0, got -1"),
         ({"max_shift": 1.5}, TypeError, "max_shift must be an integer, got 1.5"),

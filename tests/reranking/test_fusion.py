@@ -146,8 +146,8 @@ def unlike(*shape: int) -> list[SystemScores]:
         (lambda: weighted_sum(SYSTEMS, [1, 1], top_k=4), "top_k must be at most 3, .* got 4"),
         (lambda: weighted_sum(SYSTEMS[1:], [1], top_k=0), "top_k must be at least 1, got 0"),
         (lambda: reciprocal_rank(SYSTEMS, constant=-1), "constant must be at least 0, got -1"),
-        (lambda: weighted_sum(unlike(2, 4), [1, 1]), r"same queries and images, .* \(2, 3\), \(2, 4\)"),
-        (lambda: reciprocal_rank(unlike(3, 3)), r"same queries and images, .* \(2, 3\), \(3, 3\)"),
+        (lambda: weighted_sum(unlike(2, 4), [1, 1]), r"same .* images, got shapes \(2, 3\), \(2, 4\)"),
+        (lambda: reciprocal_rank(unlike(3, 3)), r"same queries and images, got shapes \(2, 3\), \(3, 3\)"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

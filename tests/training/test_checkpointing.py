@@ -203,10 +203,11 @@ def ruin_a_weight(run, losses):
         run.plain_objective.model.image_projection.bias.fill_(float("inf"))
 
 
-@pytest.mark.parametrize("spoil", [spoil_a_loss, ruin_a_weight])
-def test_what_is_no_finite_number_stops_before_it_is_saved(small_pab, start, tmp_path, spoil):
-    arguments = flags(small_pab, start, tmp_path / "run", evaluate_every=0)
-    message = r"no finite number by step 4\. .*--resume_from_checkpoint last.*--learning_rate"
+@pytest.mark.parametrize(("spoil", "evaluate_every"), [(spoil_a_loss, 1), (ruin_a_weight, 0)])
+def test_what_is_no_finite_number_stops_before_it_is_saved(small_pab, start, tmp_path, spoil, evaluate_every):
+    arguments = flags(small_pab, start, tmp_path / "run", evaluate_every=evaluate_every)
+    message = r"a loss or weight is no finite number by step 4\. "
+    message += ".*--resume_from_checkpoint last.*--learning_rate"
     with pytest.raises(FloatingPointError, match=message):
         WatchedRun(arguments, spoil).train()
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]

@@ -172,7 +172,7 @@ def test_cached_gradients_are_those_of_the_whole_batch(tiny_config, chunk_size):
 def test_cached_gradients_replay_dropout(tiny_config):
     """What is encoded twice is encoded alike: the gradient is that of the loss that was computed."""
     tiny_config.vision_config.drop_path_rate = 0.5
-    tiny_config.text_config.hidden_dropout_prob = 0.5
+    tiny_config.text_config.hidden_dropout_prob = tiny_config.text_config.attention_probs_dropout_prob = 0.5
     objective, batch = FineTuningObjective(TPASModel(tiny_config)).double().train(), batch_of()
     encoded = []
     for name in ("encode_images", "encode_texts"):
