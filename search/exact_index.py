@@ -197,7 +197,7 @@ def _lost_by_sums(size: int) -> float:
 
 
 def _lost_by_fp32_products() -> float:
-    """How far off a cosine is where torch was told to round the inputs of fp32 products on a CPU.
+    """How far off a cosine is where torch is set to round the inputs of fp32 products on a CPU.
 
     So `torch.set_float32_matmul_precision("medium")` does, here to bf16, and some set it for their GPU.
     """

@@ -40,7 +40,7 @@ def place_of_gallery(folder: Path) -> Path:
 def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **opened_as: Any) -> Gallery:
     """The gallery of the images that are in the folder now.
 
-    New images are encoded, changed ones again (told by size and time of change), and those that are gone
+    New images are encoded, changed ones again (seen by size and time of change), and those that are gone
     are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`
     other than `images_root`.
 

@@ -1,4 +1,4 @@
-"""The Space's entry: `tpas app`, told by the Space's variables what to search; see README.md."""
+"""The Space's entry: `tpas app`; the Space's variables say what it searches, see README.md."""
 
 from tpas.commands.app import main
 
