@@ -1,11 +1,13 @@
 """Images and captions to the tensors that [`TPASModel`] reads."""
 
+import io
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, BertTokenizer, CLIPImageProcessorPil, ProcessorMixin
 
@@ -13,6 +15,12 @@ MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte onc
 
 # Not all that Pillow opens, whatever a file's name says: for PostScript it would start another program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# Pillow makes RGB of these; for greys of 16 bits and for transparency `_to_rgb` has a rule of its own.
+EIGHT_BIT_MODES = {"1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBA", "RGBa", "RGBX"}
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 
 REMOVED_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 REPEATED_SPACE = re.compile(r"\s{2,}")
@@ -37,43 +45,98 @@ def check_captions(captions: Sequence[str]) -> None:
 
 
 def load_image(path: str | Path | BinaryIO) -> Image.Image:
-    """Reads an image as upright RGB.
+    """Reads an image as upright RGB: greys of 16 bits by their high byte, transparency on white.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image of [`IMAGE_FORMATS`], is cut off, or has more than
-            [`MAX_IMAGE_PIXELS`] pixels; the message names the file.
+        ValueError: it is no image of [`IMAGE_FORMATS`], is cut off, holds values that are no colours
+            (floating point, 32 bits, Lab), or has more than [`MAX_IMAGE_PIXELS`] pixels; the message
+            names the file.
     """
+    try:
+        return _load_image(path, path)
+    except ValueError as error:
+        # Pillow gives up on a PNG over what is written beside its pixels, such as a prompt of a megabyte.
+        if "MAX_TEXT_" not in str(error):
+            raise
+    return _load_image(_without_text_chunks(path), path)
+
+
+def _load_image(file: str | Path | BinaryIO, name: object) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # `upright_rgb` refuses what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=IMAGE_FORMATS)
+            image = Image.open(file, formats=IMAGE_FORMATS)
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such image file") from None
+        raise FileNotFoundError(f"{name}: no such image file") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{path}: not an image, or none of {', '.join(IMAGE_FORMATS)}") from error
+        raise ValueError(f"{name}: not an image, or none of {', '.join(IMAGE_FORMATS)}") from error
     except Exception as error:  # as in `upright_rgb`
-        raise _broken(path, error) from error
+        raise _broken(name, error) from error
     with image:
-        return upright_rgb(image, path)
+        return upright_rgb(image, name)
+
+
+def _without_text_chunks(path: str | Path | BinaryIO) -> io.BytesIO:
+    """A PNG file as it would be had nobody written text into it."""
+    if isinstance(path, str | Path):
+        content = Path(path).read_bytes()
+    else:
+        path.seek(0)
+        content = path.read()
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start < len(content):
+        # A chunk: the length of its data in four bytes, its name in four, the data, a checksum in four.
+        end = start + 12 + int.from_bytes(content[start : start + 4])
+        if content[start + 4 : start + 8] not in PNG_TEXT_CHUNKS:
+            kept.append(content[start:end])
+        start = end
+    return io.BytesIO(b"".join(kept))
 
 
 def upright_rgb(image: Image.Image, name: object) -> Image.Image:
-    """An opened image as upright RGB.
+    """An opened image as upright RGB, see [`load_image`].
 
     Raises:
-        ValueError: it is broken, or has more than [`MAX_IMAGE_PIXELS`] pixels; `name` begins the message.
+        ValueError: it is broken, holds values that are no colours, or has more than
+            [`MAX_IMAGE_PIXELS`] pixels; `name` begins the message.
     """
     width, height = image.size
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(f"{name}: {width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
     try:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # broken files make Pillow raise almost anything, struct.error for one
         raise _broken(name, error) from error
+    if rgb is None:
+        raise ValueError(
+            f"{name}: an image of mode {image.mode}, whose values have no agreed brightness; "
+            "save it with 8 or 16 bits a channel"
+        )
+    return rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image | None:
+    """`image` as RGB; None for a mode or a range of values that is not known to be colours."""
+    transparent = image.has_transparency_data
+    if image.mode.startswith("I"):
+        # Pillow would clip at 255, which makes every such photograph white.
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            return None
+        grey = Image.fromarray((values >> 8).astype(np.uint8))
+        if transparent:  # the one grey that a PNG names as see-through
+            grey.paste(255, mask=Image.fromarray(values == image.info["transparency"]))
+        return grey.convert("RGB")
+    if image.mode not in EIGHT_BIT_MODES:
+        return None
+    if not transparent:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _broken(name: object, error: Exception) -> ValueError:

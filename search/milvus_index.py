@@ -126,7 +126,8 @@ class MilvusIndex:
                 limit=limit,
                 search_params={"metric_type": "IP"},
             )
-        return [[hit["key"] for hit in answer] for answer in answers]
+        # The primary key by its attribute: in the mapping a server names it "id", milvus-lite "key".
+        return [[hit.id for hit in answer] for answer in answers]
 
     def _known_rows(self, keys: list[int]) -> Tensor:
         """The rows of the keys, without those that the gallery lacks: images that were appended since."""

@@ -183,3 +183,81 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, width):
     assert width * 10_000 > processing_tpas.MAX_IMAGE_PIXELS
     with pytest.raises(ValueError, match=r"bomb\.png: .*pixels"):
         load_image(tmp_path / "bomb.png")
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+RAMP = np.array([[0, 256, 0x7FFF], [0x8000, 0xFF00, 0xFFFF]], dtype=np.uint16)
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_a_grey_of_16_bits_is_its_high_byte(tmp_path, byte_order):
+    for file in (tmp_path / "grey.png", tmp_path / "grey.tif"):
+        Image.fromarray(RAMP.astype(f"{byte_order}u2")).save(file)
+        levels = np.asarray(load_image(file))
+        assert levels.shape == (2, 3, 3)
+        assert levels[..., 0].tolist() == levels[..., 2].tolist() == [[0, 1, 127], [128, 255, 255]]
+
+
+def test_a_grey_of_32_bits_is_read_as_16_where_it_fits_and_refused_where_not(tmp_path):
+    Image.fromarray(RAMP.astype(np.int32)).save(tmp_path / "fits.tif")
+    assert np.asarray(load_image(tmp_path / "fits.tif"))[..., 0].tolist() == [[0, 1, 127], [128, 255, 255]]
+    for name, value in [("high", 0x10000), ("low", -1)]:
+        Image.fromarray(np.full((2, 2), value, dtype=np.int32)).save(tmp_path / f"{name}.tif")
+        with pytest.raises(ValueError, match=rf"{name}\.tif: an image of mode I, .* 8 or 16 bits"):
+            load_image(tmp_path / f"{name}.tif")
+
+
+@pytest.mark.parametrize("mode", ["F", "LAB"])
+def test_values_that_are_no_colours_are_refused_by_their_mode(tmp_path, mode):
+    Image.new(mode, (4, 4)).save(tmp_path / "values.tif")
+    with pytest.raises(ValueError, match=rf"values\.tif: an image of mode {mode}, .* 8 or 16 bits"):
+        load_image(tmp_path / "values.tif")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"])
+def test_colours_of_8_bits_are_pillows(image, mode):
+    of_mode = image.convert(mode)
+    assert upright_rgb(of_mode, "colours").tobytes() == of_mode.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA", "P", "L", "RGB", "I;16"])
+def test_transparency_is_composed_on_white(tmp_path, mode):
+    """Black, see-through on the left: what lies under it was never meant to be seen."""
+    file = tmp_path / "half.png"
+    if mode in ("LA", "RGBA"):
+        half = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
+        half.paste((0, 0, 0, 0), (0, 0, 2, 2))
+        half.convert(mode).save(file)
+    else:
+        levels = np.array([[9, 9, 0, 0]] * 2, dtype=np.uint16 if mode == "I;16" else np.uint8)
+        see_through = (9, 9, 9) if mode == "RGB" else 9
+        half = Image.fromarray(levels)
+        (half if mode == "I;16" else half.convert(mode)).save(file, transparency=see_through)
+    with Image.open(file) as stored:
+        assert stored.mode == mode
+        assert stored.has_transparency_data
+    assert np.asarray(load_image(file)).tolist() == [[[255] * 3] * 2 + [[0] * 3] * 2] * 2
+
+
+def test_a_fifth_of_red_on_white_is_pink():
+    assert upright_rgb(Image.new("RGBA", (1, 1), (255, 0, 0, 51)), "pink").getpixel((0, 0)) == (255, 204, 204)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_a_png_keeps_its_pixels_beside_a_large_text(tmp_path, image, place):
+    """Pillow raises over a text of more than a megabyte once decompressed."""
+    saved = io.BytesIO()
+    image.save(saved, "PNG")
+    content = saved.getvalue()
+    split = content.index(b"IDAT" if place == "before" else b"IEND") - 4
+    text = png_chunk(b"zTXt", b"prompt\0\0" + zlib.compress(b"a" * 3_000_000))
+    file = tmp_path / "prompt.png"
+    file.write_bytes(content[:split] + text + content[split:])
+    for source in (file, str(file), io.BytesIO(file.read_bytes())):
+        assert load_image(source).tobytes() == image.tobytes()
+    file.write_bytes((content[:split] + text + content[split:])[: 2 * len(content) // 3])
+    with pytest.raises(ValueError, match=r"prompt\.png: "):
+        load_image(file)

@@ -1,6 +1,7 @@
 """What ranks a gallery's embeddings, against a sort of all cosines in double precision."""
 
 import hashlib
+import os
 import sys
 import traceback
 from unittest.mock import Mock
@@ -387,14 +388,18 @@ def test_a_faiss_index_over_another_change_is_told_from_a_gallery_to_be_opened_a
         open_index("faiss", after)
 
 
-# Milvus, in its embedded form
+# Milvus, in its embedded form and, where TPAS_MILVUS is the address of one, on a server
 
 
-@pytest.fixture
-def database(tmp_path) -> str:
-    """The address of a database that does not exist yet."""
-    pytest.importorskip("milvus_lite")
-    return str(tmp_path / "milvus.db")
+@pytest.fixture(params=["embedded", "server"])
+def database(request, tmp_path) -> str:
+    """The address of a database that does not hold the test's gallery yet."""
+    if request.param == "embedded":
+        pytest.importorskip("milvus_lite")
+        return str(tmp_path / "milvus.db")
+    if "TPAS_MILVUS" not in os.environ:
+        pytest.skip("TPAS_MILVUS names no Milvus server")
+    return os.environ["TPAS_MILVUS"]
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
