@@ -248,7 +248,7 @@ def limits_line(limits: Mapping[str, float]) -> str:
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Its lines."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    lines = ["".join(f"| {cell} " if cell else "| " for cell in cells) + "|" for cells in (heads, *rows)]
     return [lines[0], "|---" * len(heads) + "|", *lines[1:]]
 
 
