@@ -13,7 +13,10 @@ from ..sca import SCAResult
 from ..search.hits import SearchHit
 from .results import CAPTION_HEIGHT, caption, draw_ranked, is_right
 from .sheet import (
+    BETWEEN_ROWS,
     CAPTION_SIZE,
+    GAP,
+    MARGIN,
     PADDING,
     QUIET,
     RIGHT,
@@ -24,7 +27,6 @@ from .sheet import (
     open_or_none,
 )
 
-MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches
 IMAGE_HEIGHT, NARROWEST, WIDEST = 1.3, 0.75, 1.6
 TEXT_WIDTH, ARROW_WIDTH, BETWEEN_SIDES = 2.3, 0.3, 0.4
 HEADING_HEIGHT = CAPTION_HEIGHT + 0.1

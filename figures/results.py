@@ -11,8 +11,11 @@ from PIL import Image
 from ..processing_tpas import load_image
 from ..search.hits import SearchHit
 from .sheet import (
+    BETWEEN_ROWS,
     CAPTION_SIZE,
+    GAP,
     LINE_SPACING,
+    MARGIN,
     NEUTRAL,
     PADDING,
     QUIET,
@@ -24,7 +27,6 @@ from .sheet import (
     open_or_none,
 )
 
-MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches
 IMAGE_HEIGHT, NARROWEST, WIDEST = 1.5, 0.75, 2.25
 LEAST_TEXT_WIDTH = 5.0
 CAPTION_HEIGHT = CAPTION_SIZE * LINE_SPACING / 72

@@ -19,6 +19,7 @@ LINE_SPACING = 1.3
 ASCENT = 0.93  # of the letters' size, above the baseline
 FRAME_GAP = 0.025  # inches between image and frame
 PADDING = 0.09  # inches between text, image and caption
+MARGIN, GAP, BETWEEN_ROWS = 0.2, 0.16, 0.3  # inches around the sheet, between images, between rows
 LARGEST_SIDE = 700  # pixels kept of an image, which is shown at two inches or so
 
 
