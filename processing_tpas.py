@@ -1,7 +1,9 @@
 """Images and captions to the tensors that [`TPASModel`] reads."""
 
 import io
+import os
 import re
+import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, BertTokenizer, CLIPImageProcessorPil, ProcessorMixin
 
-MAX_IMAGE_PIXELS = 89_478_485  # Pillow's own bound: a quarter of a gigabyte once decoded
+# Bounds of one image, whoever it is from. The side is a JPEG's largest; the pixels are Pillow's own bound, a
+# quarter of a gigabyte once decoded, and their file is not larger than that.
+MAX_IMAGE_BYTES = 2**28
+MAX_IMAGE_SIDE = 65_535
+MAX_IMAGE_PIXELS = 89_478_485
 
 # Not all that Pillow opens, whatever a file's name says: for PostScript it would start another program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -48,28 +54,52 @@ def load_image(path: str | Path | BinaryIO) -> Image.Image:
     """Reads an image as upright RGB: greys of 16 bits by their high byte, transparency on white.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no image of [`IMAGE_FORMATS`], is cut off, holds values that are no colours
-            (floating point, 32 bits, Lab), or has more than [`MAX_IMAGE_PIXELS`] pixels; the message
-            names the file.
+        FileNotFoundError, PermissionError: there is no such file, or it may not be read.
+        ValueError: it is no file (a folder, a pipe, a device) or no image of [`IMAGE_FORMATS`], is cut off,
+            holds values that are no colours (floating point, 32 bits, Lab), or is larger than
+            [`MAX_IMAGE_BYTES`], [`MAX_IMAGE_SIDE`] or [`MAX_IMAGE_PIXELS`]; the message names the file.
     """
-    try:
+    if not isinstance(path, str | Path):
         return _load_image(path, path)
+    with _opened(path) as file:
+        return _load_image(file, path)
+
+
+def _opened(path: str | Path) -> BinaryIO:
+    try:
+        # Without waiting: a pipe that nobody writes to would be opened for ever.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such image file") from None
+    except PermissionError:
+        raise PermissionError(f"{path}: this user may not read the file") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError(f"{path}: no file, but a folder, a pipe or a device")
+    return os.fdopen(descriptor, "rb")
+
+
+def _load_image(file: BinaryIO, name: object) -> Image.Image:
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{name}: {size} bytes are more than {MAX_IMAGE_BYTES}")
+    file.seek(0)
+    try:
+        return _decoded(file, name)
     except ValueError as error:
         # Pillow gives up on a PNG over what is written beside its pixels, such as a prompt of a megabyte.
         if "MAX_TEXT_" not in str(error):
             raise
-    return _load_image(_without_text_chunks(path), path)
+    file.seek(0)
+    return _decoded(_without_text_chunks(file.read()), name)
 
 
-def _load_image(file: str | Path | BinaryIO, name: object) -> Image.Image:
+def _decoded(file: BinaryIO, name: object) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # `upright_rgb` refuses what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=IMAGE_FORMATS)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{name}: no such image file") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -80,13 +110,8 @@ def _load_image(file: str | Path | BinaryIO, name: object) -> Image.Image:
         return upright_rgb(image, name)
 
 
-def _without_text_chunks(path: str | Path | BinaryIO) -> io.BytesIO:
+def _without_text_chunks(content: bytes) -> io.BytesIO:
     """A PNG file as it would be had nobody written text into it."""
-    if isinstance(path, str | Path):
-        content = Path(path).read_bytes()
-    else:
-        path.seek(0)
-        content = path.read()
     kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
     while start < len(content):
         # A chunk: the length of its data in four bytes, its name in four, the data, a checksum in four.
@@ -101,10 +126,12 @@ def upright_rgb(image: Image.Image, name: object) -> Image.Image:
     """An opened image as upright RGB, see [`load_image`].
 
     Raises:
-        ValueError: it is broken, holds values that are no colours, or has more than
-            [`MAX_IMAGE_PIXELS`] pixels; `name` begins the message.
+        ValueError: it is broken, holds values that are no colours, or is larger than [`MAX_IMAGE_SIDE`] or
+            [`MAX_IMAGE_PIXELS`]; `name` begins the message.
     """
     width, height = image.size
+    if max(width, height) > MAX_IMAGE_SIDE:
+        raise ValueError(f"{name}: {width}x{height} pixels, no side may have more than {MAX_IMAGE_SIDE}")
     if width * height > MAX_IMAGE_PIXELS:
         raise ValueError(f"{name}: {width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
     try:

@@ -23,7 +23,7 @@ from ..engine.matching import Matcher
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
 from ..modeling_tpas import TPASModel
 from ..models.interface import Encoder, TextEncoder
-from ..processing_tpas import TPASProcessor
+from ..processing_tpas import TPASProcessor, load_image
 from ..sca import Confidence, sca_rerank
 from .arguments import MatchingDtype, check_cascade, check_index
 from .building import build_shards
@@ -453,7 +453,7 @@ class Gallery:
         """What a hit says of its image."""
         extra, row = selection.extra_of(place), selection.row_of(place)
         if extra is not None:
-            return {"id": extra.id, "extra": extra, "_open": partial(_opened_jpeg, extra.thumbnail)}
+            return {"id": extra.id, "extra": extra, "_open": partial(load_image, io.BytesIO(extra.thumbnail))}
         assert row is not None
         record = self.stored.record(row)
         root = self.images_root or record["root"] or ""
@@ -553,13 +553,9 @@ def _taken_by(before: Tensor, after: Tensor) -> list[int | None]:
 def _image(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
     thumbnail = stored.thumbnail(row)
     if thumbnail is not None:
-        return _opened_jpeg(thumbnail)
+        return load_image(io.BytesIO(thumbnail))
     record = stored.record(row)
     root = images_root or record["root"]
     if root is None or record["path"] is None:
         raise FileNotFoundError(f"image {record['id']!r} was no file, and the gallery keeps no thumbnails")
     return load_inside(root, record["path"])
-
-
-def _opened_jpeg(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content)).convert("RGB")

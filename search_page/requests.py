@@ -206,7 +206,7 @@ class SearchRequests:
 
     def _read_card(self, row: int) -> bytes | None:
         thumbnail = self.gallery.stored.thumbnail(row)
-        image = self._file(row) if thumbnail is None else Image.open(io.BytesIO(thumbnail))
+        image = self._file(row) if thumbnail is None else load_image(io.BytesIO(thumbnail))
         return None if image is None else jpeg_thumbnail(image, CARD_EDGE)
 
     def _file(self, row: int) -> Image.Image | None:

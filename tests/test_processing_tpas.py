@@ -1,6 +1,7 @@
 """Images and captions to tensors, against Pillow and arithmetic by hand."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -183,6 +184,35 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path, width):
     assert width * 10_000 > processing_tpas.MAX_IMAGE_PIXELS
     with pytest.raises(ValueError, match=r"bomb\.png: .*pixels"):
         load_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("size", [(1, 70_000), (70_000, 1)])
+def test_a_strip_is_refused_before_it_is_decoded(tmp_path, size):
+    """67,200,000 x 1 pixels in 10 KB took all memory when they were resized."""
+    (tmp_path / "strip.png").write_bytes(png_header(*size))
+    with pytest.raises(ValueError, match=r"strip\.png: .* no side may have more than 65535"):
+        load_image(tmp_path / "strip.png")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "device"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "image.jpg"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=r"image\.jpg: no file, but a folder, a pipe or a device"):
+        load_image(path)
+
+
+def test_a_file_of_gigabytes_is_refused_before_it_is_read(tmp_path):
+    with open(tmp_path / "sparse.png", "wb") as file:
+        file.write(png_header(4, 4))
+        file.truncate(2**32)
+    with pytest.raises(ValueError, match=r"sparse\.png: 4294967296 bytes are more than 268435456"):
+        load_image(tmp_path / "sparse.png")
 
 
 def png_chunk(name: bytes, data: bytes) -> bytes:
