@@ -65,9 +65,7 @@ def evaluate(
     model: Annotated[
         str, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
     ],
-    data_root: Annotated[
-        Path, Option(help="folder of PAB or of data in its layout, with annotation/ in it")
-    ],
+    data_root: Annotated[Path, Option(help="folder of PAB or of data in its layout, with annotation/ in it")],
     ranking: RankingArguments,
     files: ResultFiles,
     split: Annotated[EvaluatedSplit, Option()] = "test",

@@ -125,9 +125,9 @@ def read_answers(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             if names != [ARCHIVED]:
+                held = ", ".join(map(repr, names[:3])) + ", ..." * (len(names) > 3)
                 raise ValueError(
-                    f"{path} holds {', '.join(map(repr, names[:3])) or 'nothing'}{', ...' * (len(names) > 3)}: it "
-                    f"must hold {ARCHIVED!r} alone, and in no folder"
+                    f"{path} holds {held or 'nothing'}: it must hold {ARCHIVED!r} alone, and in no folder"
                 )
             if archive.getinfo(ARCHIVED).file_size > LARGEST_ANSWERS:
                 raise ValueError(

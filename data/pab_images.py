@@ -58,7 +58,7 @@ def open_image(root: Path, image: str, place: str) -> Image.Image:
 
 
 def _other_places(path: Path) -> Iterator[Path]:
-    """Where else a training image may lie, in either layout; a zip unpacks into a folder of its name, or not."""
+    """Where else a training image may lie; an archive unpacks into a folder of its name, or not."""
     inner = path.relative_to("train") if path.parts[0] == "train" else path
     found = re.fullmatch(r"imgs_(\d+)", inner.parts[0])
     if found is None:
@@ -73,8 +73,8 @@ def _other_places(path: Path) -> Iterator[Path]:
 def image_path(root: str | Path, image: str) -> Path:
     """The file of a row's `image` or `hard_i`, always inside `root`, whether it exists or not.
 
-    Found are both layouts of PAB, under either's annotations: the flat one, `train/imgs_9/goal/0.jpg`, and that
-    of its downloads, `Part 2/imgs_9/imgs_9/goal/0.jpg`, whose annotations say `imgs_9/goal/0.jpg`.
+    Both layouts of PAB are known, under either's annotations: the flat one, `train/imgs_9/goal/0.jpg`, and
+    that of its downloads, `Part 2/imgs_9/imgs_9/goal/0.jpg`, whose annotations say `imgs_9/goal/0.jpg`.
 
     The challenge's release packs images as .webp under annotations that say .jpg: where the named file is not
     there, but exactly one of the same stem and another of PAB's suffixes (.jpg, .webp, .png), it is that one.

@@ -19,6 +19,7 @@ from ..engine.encoding import encode_texts
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from .arguments import FineTuningArguments
 from .caption_augmentation import eda_view
+from .checkpointing import IMAGE_SIZES
 from .data import PairCollator, SourceGroupedSampler, TrainingPairs, validation_benchmark
 from .image_augmentation import Augmentation
 from .run_folder import SUBSET_FILE
@@ -91,7 +92,7 @@ def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
 
     rows = np.linspace(0, len(dataset) - 1, min(IMAGES_LOOKED_AT, len(dataset))).astype(int)
     sizes = [size_of(image) for image in dataset.select(rows)["image"]]
-    return {"data_fingerprint": annotations_fingerprint(dataset), "image_sizes": sizes}
+    return {"data_fingerprint": annotations_fingerprint(dataset), IMAGE_SIZES: sizes}
 
 
 def build_loader(

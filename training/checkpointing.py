@@ -9,7 +9,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,9 +41,9 @@ FREE_TO_CHANGE = {
 # ... or because the run only becomes longer or shorter ...
 LENGTH = {"num_train_epochs", "max_train_steps", "steps_as_pairs", "total_steps"}
 # ... or because what lies there is compared in its place.
+IMAGE_SIZES = "image_sizes"
 PLACES = {
     "data_fingerprint": ("data_root",),
-    "image_sizes": ("data_root",),
     "start_fingerprint": ("model_name_or_path", "config_name", "revision"),
 }
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
@@ -162,34 +162,33 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """
     before, now = under_todays_names(before), json.loads(json.dumps(now))
     places = {name for names in PLACES.values() for name in names}
-    changed = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if name in FREE_TO_CHANGE | LENGTH | places or name not in before or old == new:
-            continue
-        if name == "image_sizes":
-            others = sum(one != other for one, other in zip(old, new, strict=False))
-            if 2 * others <= len(old):  # some may have been repaired meanwhile
-                continue
-            changed.append(f"{others} of {len(old)} images have other sizes, in {_places(name, before, now)}")
-        elif name in PLACES:
-            changed.append(f"{name} {old} (now {new}), of what lies in {_places(name, before, now)}")
-        else:
-            changed.append(f"{name} {old!r} (now {new!r})")
+    compared = before.keys() - FREE_TO_CHANGE - LENGTH - PLACES.keys() - places - {IMAGE_SIZES}
+    changed = [
+        f"{name} {before[name]!r} (now {now.get(name)!r})"
+        for name in sorted(compared)
+        if before[name] != now.get(name)
+    ]
+
+    def shown(names: Sequence[str]) -> str:
+        given = (name for name in names if before.get(name) or now.get(name))
+        return ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in given)
+
     for fingerprint, names in PLACES.items():
-        if fingerprint not in before and fingerprint in now and fingerprint != "image_sizes":
-            moved = [name for name in names if not _is_same_place(before.get(name), now.get(name))]
-            changed += [f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in moved]
+        if fingerprint not in before:
+            if not all(_is_same_place(before.get(name), now.get(name)) for name in names):
+                changed.append(shown(names))
+        elif before[fingerprint] != now.get(fingerprint):
+            fingerprints = f"{before[fingerprint]} (now {now.get(fingerprint)})"
+            changed.append(f"the content of {shown(names)}, {fingerprint} {fingerprints}")
+    sizes = before.get(IMAGE_SIZES, [])
+    others = sum(one != other for one, other in zip(sizes, now.get(IMAGE_SIZES, []), strict=False))
+    if 2 * others > len(sizes):  # not of some, which may have been repaired meanwhile
+        changed.append(f"the images of {shown(['data_root'])}, {others} of {len(sizes)} of another size")
     return changed
 
 
-def _places(fingerprint: str, before: dict[str, Any], now: dict[str, Any]) -> str:
-    names = [name for name in PLACES[fingerprint] if before.get(name) or now.get(name)]
-    return ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in names)
-
-
 def _is_same_place(one: str | None, other: str | None) -> bool:
-    return one == other or (None not in (one, other) and Path(one).resolve() == Path(other).resolve())
+    return one == other or bool(one and other and Path(one).resolve() == Path(other).resolve())
 
 
 def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:
@@ -208,7 +207,8 @@ def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:
             f"{checkpoint} is of a run with other settings: {', '.join(changed)}. Give these again to go on "
             "with it, or start another run in another --output_dir"
         )
-    if unknown := sorted(settings.keys() - content["settings"].keys() - FREE_TO_CHANGE - PLACES.keys()):
+    newer = settings.keys() - under_todays_names(content["settings"]).keys() - FREE_TO_CHANGE
+    if unknown := sorted(newer - PLACES.keys() - {IMAGE_SIZES}):
         logger.info("%s is of an earlier version, which did not know of %s", checkpoint, ", ".join(unknown))
     progress = Progress(**content["progress"])
     progress.planned_steps = content["settings"].get("total_steps", 0)

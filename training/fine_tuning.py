@@ -514,9 +514,10 @@ def warn_of_few_queries(queries: int, arguments: FineTuningArguments) -> None:
         return
     low, high = wilson_interval(0.5, queries)
     logger.warning(
-        "best/ will be chosen by %d validation %s: a Recall@1 of 50 %% of so few may as well be %.0f or %.0f %% "
-        "(95 %% interval), and the best of many epochs is chance. Hold out more (--validation_fraction, now "
-        "%g, --max_validation_pairs, now %d) for at least %d, or take last/ (--evaluate_every 0)",
+        "best/ will be chosen by %d validation %s: a Recall@1 of 50 %% of so few may as well be %.0f or "
+        "%.0f %% (95 %% interval), and the best of many epochs is chance. Hold out more "
+        "(--validation_fraction, now %g, --max_validation_pairs, now %d), at least %d, or take last/ "
+        "(--evaluate_every 0)",
         *(queries, "query" if queries == 1 else "queries", 100 * low, 100 * high),
         *(arguments.validation_fraction, arguments.max_validation_pairs, FEWEST_QUERIES),
     )

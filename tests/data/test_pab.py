@@ -272,7 +272,7 @@ def test_missing_files_are_named_with_what_was_looked_for(tmp_path, root, load):
 @pytest.mark.parametrize(
     ("split", "options", "message"),
     [
-        ("dev", {}, "train, validation, test, ucc, got 'dev'"),
+        ("dev", {}, "train, validation, test, ucc, .*multi-weather_light, got 'dev'"),
         ("test", {"pairs": 1}, "'test'"),
         ("validation", {"pairs": 1}, "'validation'"),
         ("train", {"pairs": 0}, "at least 1, got 0"),

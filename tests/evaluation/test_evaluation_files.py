@@ -186,7 +186,7 @@ def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
 def test_markdown_says_what_the_json_says(written):
     text = (written / "results.md").read_text()
     results = read(written / "results.json")
-    title = f"# {results['model']} on Drawn PAB, test"
+    title = f"# {results['model']} on pab (drawn), test"
     assert text.startswith(f"{title}\n\n## all (12 queries)\n\n| stage | Recall@1")
     lines = (line.strip("|").split("|") for line in text.splitlines() if "|" in line)
     rows = [[cell.strip() for cell in cells] for cells in lines]
