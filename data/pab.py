@@ -224,13 +224,10 @@ def annotation_places(dataset: Dataset) -> dict[str, str]:
     return {image: f"{file}, line {line}" for image, file, line in zip(*columns, strict=True)}
 
 
-def annotations_fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits for all rows of the files that `load_pab` read, whichever of them it gave.
-
-    The files' names, and where they lie, do not count.
-    """
+def annotations_fingerprint(root: str | Path, split: str, cache_dir: str | Path | None = None) -> str:
+    """16 hexadecimal digits for all rows of a split's files, wherever these lie and whatever their names."""
     digest = hashlib.blake2b(digest_size=8)
-    table = cast(Table, dataset.data)
+    table = cast(Table, open_annotations(Path(root), split, None, cache_dir).data)
     for name in sorted(set(table.column_names) - {"file", "line"}):
         digest.update(name.encode())
         chunks = table.column(name).chunks

@@ -82,6 +82,9 @@ def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
     """What data are, wherever they lie: all rows of their annotations, and the sizes of a few images.
 
     To look at every image of PAB would take minutes on a network's disk; other editions differ in most.
+
+    Args:
+        dataset: those of the rows that are trained on.
     """
 
     def size_of(image: str) -> int | None:
@@ -92,7 +95,7 @@ def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
 
     rows = np.linspace(0, len(dataset) - 1, min(IMAGES_LOOKED_AT, len(dataset))).astype(int)
     sizes = [size_of(image) for image in dataset.select(rows)["image"]]
-    return {"data_fingerprint": annotations_fingerprint(dataset), IMAGE_SIZES: sizes}
+    return {"data_fingerprint": annotations_fingerprint(root, "train"), IMAGE_SIZES: sizes}
 
 
 def build_loader(

@@ -357,17 +357,22 @@ def learning_rates(run: Path) -> list[float]:
     return [entry["learning_rate"] for entry in entries if "learning_rate" in entry]
 
 
-LENGTHS = [{"num_train_epochs": 2}, {"num_train_epochs": 2, "checkpoint_every": 0}, {"max_train_steps": 5}]
-
-
-@pytest.mark.parametrize("shorter", LENGTHS, ids=["epochs", "checkpoints of epochs alone", "within an epoch"])
+@pytest.mark.parametrize(
+    "shorter",
+    [
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 2, "checkpoint_every": 0},
+        {"max_train_steps": 5, "checkpoint_every": 0},
+    ],
+    ids=["epochs", "a checkpoint an epoch", "within an epoch"],
+)
 def test_a_finished_run_at_a_constant_rate_becomes_longer_bit_equal(
     small_pab, start, tmp_path, caplog, shorter
 ):
     constant = {"lr_scheduler_type": "constant", "log_every": 1}
     train(flags(small_pab, start, tmp_path / "whole", **constant))
     run = tmp_path / "run"
-    train(flags(small_pab, start, run, **constant | {"checkpoint_every": 0} | shorter))
+    train(flags(small_pab, start, run, **constant | shorter))
     longer = {"num_train_epochs": 3, "resume_from_checkpoint": "last"}
     caplog.set_level("INFO")
     train(flags(small_pab, start, run, **constant | longer))
