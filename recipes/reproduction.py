@@ -34,7 +34,7 @@ from tpas.commands.demo import (
     run_logged,
     shown_command,
 )
-from tpas.data.drawn import is_drawn
+from tpas.data.drawn import MANIFEST, is_drawn
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.data.whole_files import write_json, write_text
 from tpas.evaluation.settings import CUTOFFS
@@ -372,9 +372,9 @@ def weights_digest(model: Path) -> str:
 
 
 def annotations_digest(data_root: Path) -> str:
-    """Of all annotation files, by their names and contents."""
+    """Of all annotation files, by their names and contents, and of what says that the data are drawn."""
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted((data_root / "annotation").rglob("*.json")):
+    for path in sorted([*(data_root / "annotation").rglob("*.json"), *data_root.glob(MANIFEST)]):
         digest.update(path.relative_to(data_root).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
