@@ -56,46 +56,61 @@ def similarities(image_embeds, text_embeds, temperature):
         return cosines / in_full_precision(temperature)
 
 
-def contrastive_loss(image_embeds, text_embeds, temperature, image_ids=None, label_smoothing=0.0):
+def same_pairs(rows, image_ids=None, text_ids=None):
+    """Which image of a batch of pairs belongs to which text: (B, B) bool, image by text, symmetric.
+
+    Its own, and those of the same image id or text id: who reads the same is described by it as well.
+
+    Args:
+        rows: any tensor of B rows, on whose device the answer is.
+        image_ids, text_ids: (B,) integers, or `None` if all differ.
+    """
+    same = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    for ids in (image_ids, text_ids):
+        if ids is not None:
+            same = same | (ids[:, None] == ids[None, :])
+    return same
+
+
+def contrastive_loss(
+    image_embeds, text_embeds, temperature, image_ids=None, label_smoothing=0.0, text_ids=None
+):
     """The image-text contrastive loss (paper, Eq. 5-7), the mean of both directions.
 
     Args:
         image_embeds, text_embeds: (B, D) of unit norm; row i of one belongs to row i of the other.
         temperature: scalar tensor by which the cosines are divided.
-        image_ids: (B,) integers; rows of equal id all count as right and share the positive mass.
-            `None`: only the diagonal is right.
+        image_ids, text_ids: (B,) integers; rows of equal image or equal text all count as right and share
+            the positive mass. `None`: only the diagonal is right.
         label_smoothing: share of the positive mass, in [0, 1], that is spread evenly over all B.
 
     Returns:
         Scalar tensor. With all cosines equal it is log(B).
     """
     logits = similarities(image_embeds, text_embeds, temperature)  # (B, B)
-    if image_ids is None:
-        targets = torch.eye(len(logits), dtype=logits.dtype, device=logits.device)
-    else:
-        same_image = (image_ids[:, None] == image_ids[None, :]).to(logits.dtype)
-        targets = same_image / same_image.sum(dim=1, keepdim=True)
+    same = same_pairs(logits, image_ids, text_ids).to(logits.dtype)
+    targets = same / same.sum(dim=1, keepdim=True)
     image_to_text = F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
     text_to_image = F.cross_entropy(logits.t(), targets, label_smoothing=label_smoothing)
     return (image_to_text + text_to_image) / 2
 
 
 @torch.no_grad()
-def sample_hard_negatives(similarity, image_ids=None, generator=None):
+def sample_hard_negatives(similarity, image_ids=None, generator=None, text_ids=None):
     """Draws one hard negative for each text and each image of a batch of pairs.
 
     A negative is drawn in proportion to softmax(similarity) + 1e-5 (upstream's floor, which keeps
-    every pair possible), never of the same image id. Image negatives are drawn first, as upstream does.
+    every pair possible), never of the same image or text id. Image negatives are drawn first, as upstream.
 
     Args:
         similarity: (B, B) cosine over temperature, image by text.
-        image_ids: (B,) integers, or `None` if all images differ.
+        image_ids, text_ids: see [`same_pairs`].
         generator: a `torch.Generator` on the device of `similarity`; `None`: the device's own.
 
     Returns:
         image_negatives (B,): for each text the index of another image.
         text_negatives (B,): for each image the index of another text.
-        Where every image of the batch has the same id, an index of that id is returned;
+        Where every pair of the batch is the same image or text, an index of that kind is returned;
         [`match_pairs`] leaves such a pair out of the loss.
 
     Raises:
@@ -104,14 +119,12 @@ def sample_hard_negatives(similarity, image_ids=None, generator=None):
     batch = len(similarity)
     if batch < 2:
         raise ValueError(f"a negative needs at least 2 pairs in a batch, got {batch}: raise the batch size")
-    if image_ids is None:
-        image_ids = torch.arange(batch, device=similarity.device)
-    same_image = image_ids[:, None] == image_ids[None, :]
-    without_negative = same_image.all(dim=1, keepdim=True)
+    same = same_pairs(similarity, image_ids, text_ids)
+    without_negative = same.all(dim=1, keepdim=True)
 
     def draw(scores):
         weights = scores.float().softmax(dim=1) + 1e-5
-        weights = weights.masked_fill(same_image & ~without_negative, 0)
+        weights = weights.masked_fill(same & ~without_negative, 0)
         return torch.multinomial(weights, num_samples=1, generator=generator).squeeze(1)
 
     image_negatives = draw(similarity.t())
@@ -132,22 +145,22 @@ class MatchPairs(NamedTuple):
     labels: torch.Tensor
 
 
-def match_pairs(image_negatives, text_negatives, image_ids=None, own=slice(None)):
+def match_pairs(image_negatives, text_negatives, image_ids=None, own=slice(None), text_ids=None):
     """B positive pairs, then their B texts with a negative image, then their B images with a negative text.
 
     Args:
-        image_negatives, text_negatives, image_ids: see [`sample_hard_negatives`].
+        image_negatives, text_negatives, image_ids, text_ids: see [`sample_hard_negatives`].
         own: the B of these rows that a process brought itself.
 
     Returns:
-        [`MatchPairs`] of 3B pairs. A drawn "negative" that is of the same image id is left out of the loss.
+        [`MatchPairs`] of 3B pairs. A drawn "negative" of the same image or text is left out of the loss.
     """
     rows = torch.arange(len(image_negatives), device=image_negatives.device)
-    ids = rows if image_ids is None else image_ids
+    same = same_pairs(rows, image_ids, text_ids)
     positives = rows[own]  # (B,)
     images = torch.cat([positives, image_negatives[own], positives])  # (3B,)
     texts = torch.cat([positives, positives, text_negatives[own]])  # (3B,)
-    labels = torch.where(ids[images] == ids[texts], IGNORED_LABEL, 0)
+    labels = torch.where(same[images, texts], IGNORED_LABEL, 0)
     labels[: len(positives)] = 1
     return MatchPairs(images, texts, labels)
 
@@ -159,6 +172,7 @@ def draw_match_pairs(
     temperature,
     image_ids=None,
     *,
+    text_ids=None,
     hardness=1.0,
     from_all_processes=False,
     seed=None,
@@ -166,8 +180,8 @@ def draw_match_pairs(
     """Draws the 3B pairs of this process's B images and texts that the matching loss is over.
 
     Args:
-        image_embeds, text_embeds, temperature, image_ids: see [`contrastive_loss`]; (W * B, D) of all W
-            processes, in the order of the ranks.
+        image_embeds, text_embeds, temperature, image_ids, text_ids: see [`contrastive_loss`]; (W * B, D) of
+            all W processes, in the order of the ranks.
         hardness: scales the similarities by which negatives are drawn; at 0 all other pairs are alike.
         from_all_processes: draw from the W * B rows, by `seed`, which is the same in every process: then the
             draw does not depend on how many processes share a batch. Otherwise from the process's own B, by
@@ -186,9 +200,11 @@ def draw_match_pairs(
     else:
         image_embeds, text_embeds = image_embeds[own], text_embeds[own]
         image_ids = None if image_ids is None else image_ids[own]
+        text_ids = None if text_ids is None else text_ids[own]
         own = slice(batch)
     similarity = hardness * similarities(image_embeds, text_embeds, temperature)
-    return match_pairs(*sample_hard_negatives(similarity, image_ids, generator), image_ids, own)
+    negatives = sample_hard_negatives(similarity, image_ids, generator, text_ids)
+    return match_pairs(*negatives, image_ids, own, text_ids)
 
 
 def pair_weights(labels, share=1.0):

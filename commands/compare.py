@@ -85,7 +85,10 @@ def compare(
     }
     lines = [f"{name}: {of['path']}, {Stage(of['stage']).label}" for name, of in content.items()]
     queries = len(systems[0].relevant_ranks)
-    lines.append(f"{queries:,} queries\n\n{format_comparison(figures)}")
+    data = {system.dataset_name for system in systems if system.dataset_name}
+    content |= {"dataset_name": data.pop()} if len(data) == 1 else {}  # of one content, whatever its names
+    on = f"{content['dataset_name']}, " if "dataset_name" in content else ""
+    lines.append(f"{on}{queries:,} queries\n\n{format_comparison(figures)}")
     content |= {
         "data_fingerprint": systems[0].data_fingerprint,
         "queries": queries,

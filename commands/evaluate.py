@@ -1,4 +1,4 @@
-"""Measures text-to-image retrieval on PAB, stage by stage, zero-shot or fine-tuned.
+"""Measures text-to-image retrieval on PAB, or data in its layout, stage by stage, zero-shot or fine-tuned.
 
     tpas evaluate --model MODEL --data_root PAB --output results.json
 
@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
+from ..data.annotation_fields import EvaluatedSplit
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments, flag
 from .command_line import CommandLine, CommandResult, WrongUsage
@@ -64,10 +65,14 @@ def evaluate(
     model: Annotated[
         str, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
     ],
-    data_root: Annotated[Path, Option(help="PAB's folder, with annotation/ in it")],
+    data_root: Annotated[Path, Option(help="folder of PAB or of data in its layout, with annotation/ in it")],
     ranking: RankingArguments,
     files: ResultFiles,
-    split: Annotated[Literal["validation", "test", "ucc"], Option()] = "test",
+    split: Annotated[EvaluatedSplit, Option()] = "test",
+    dataset_name: Annotated[
+        str | None,
+        Option(help="what the data are called in tables, files and cards (default: their folder's name)"),
+    ] = None,
     validation_fraction: Annotated[
         float | None, Option(help="with validation: share of train, by source video (default: 0.02)")
     ] = None,
@@ -91,18 +96,17 @@ def evaluate(
 
     from accelerate import Accelerator
 
+    from ..data import pab
     from ..data.distractors import find_distractors
-    from ..data.drawn import is_drawn
-    from ..data.pab import annotation_places, load_pab, retrieval_split
     from ..evaluation.retrieval import evaluate
     from ..search.fingerprints import model_fingerprint
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
-        dataset = load_pab(data_root, split, **cut)
+        dataset = pab.load_pab(data_root, split, **cut)
     own = list(dict.fromkeys(dataset["image"]))
     distractors = find_distractors(gallery, data_root, own) if gallery else {}
-    benchmark = retrieval_split(dataset, gallery=[*own, *distractors])
+    benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
     network, processor = ranking.load(model, accelerator.device)
     result = evaluate(
         network,
@@ -113,7 +117,7 @@ def evaluate(
         matcher=ranking.load_matcher(accelerator.device),
         **ranking.settings(),
         k=k,
-        annotated_at=annotation_places(dataset),
+        annotated_at=pab.annotation_places(dataset),
         elsewhere=distractors,
         accelerator=accelerator,
     )
@@ -133,7 +137,7 @@ def evaluate(
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
-        "data_name": "Drawn PAB" if is_drawn(data_root) else "PAB",
+        "dataset_name": dataset_name or pab.dataset_name(data_root),
         "data_fingerprint": benchmark.fingerprint,
         "distractors": len(distractors),
     }
@@ -162,7 +166,7 @@ def write(
     if files.rankings:
         write_json(files.rankings, rankings_json(result, benchmark, distractors))
     if files.markdown:
-        title = f"{context['model']} on {context['data_name']}, {context['split']}"
+        title = f"{context['model']} on {context['dataset_name']}, {context['split']}"
         write_text(files.markdown, markdown_report(result, content()["confidence"]["stages"], title))
     if files.scores:
         ids = benchmark.query_ids, benchmark.gallery_ids

@@ -6,7 +6,8 @@
 The files are aligned by query and gallery id, never by position; other ids are refused. A file may be dense
 or top-K lists. An image that one file's list lacks is still a candidate if another file scores it. In the
 weighted sum it then counts with the lowest score that the file gives the query; in reciprocal rank fusion
-that file adds nothing to it.
+that file adds nothing to it. For the challenge choose files and weights on held-out data: it forbids any use
+of the test set's outputs for that.
 """
 
 from collections.abc import Sequence

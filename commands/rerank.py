@@ -6,7 +6,8 @@
 A score file (`score_files.py` says what it holds) is dense or top-K lists; what is written are lists, best
 first. Methods that only choose another first answer leave each image its own score, and say so in the file.
 Nearly all are transductive: they look at all queries together, so they fit a benchmark or a batch, not a
-single live query; qb-norm fits both. Which one a method is, is printed.
+single live query; qb-norm fits both. Which one a method is, is printed. For the challenge choose method and
+numbers on held-out data: it forbids any use of the test set's outputs for that.
 """
 
 import logging

@@ -1,11 +1,13 @@
 """Writes or checks the answer file of a text-based person anomaly search challenge.
 
-    tpas submit name-masked_test-set --model MODEL --output answer.txt
+    tpas submit name-masked_test-set --model MODEL --output answer.zip
     tpas submit name-masked_test-set --from_scores reranked.npz --output answer.txt
-    tpas submit name-masked_test-set --validate answer.txt
+    tpas submit name-masked_test-set --validate answer.zip
 
 For the WWW 2025 workshop and AI City Challenge 2026, Track 4; `challenge.py` says what is known of their
-files. The flags are those of `tpas evaluate`; SCA uses all queries together, as it does there.
+files. A file named .zip is the archive that their servers take, with answer.txt in it. The flags are those of
+`tpas evaluate`; SCA uses all queries together, as it does there. The challenge forbids any use of the test
+set's outputs to choose a model, a threshold, a weight or a post-processing: choose them on held-out data.
 """
 
 from collections.abc import Sequence
@@ -36,7 +38,7 @@ def submit(
     model: Annotated[
         str | None, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
     ] = None,
-    output: Annotated[Path | None, Option(help="the answer file to write")] = None,
+    output: Annotated[Path | None, Option(help="the answer file to write, .txt or .zip")] = None,
     validate: Annotated[
         Path | None, Option(help="check this answer file, and write none; exit code 3 if it has mistakes")
     ] = None,
@@ -75,9 +77,9 @@ def submit(
 
 def check(path: Path, challenge: "Challenge") -> CommandResult:
     """What is wrong with an answer file, line by line."""
-    from ..data.challenge import find_mistakes, read_text
+    from ..data.challenge import find_mistakes, read_answers
 
-    mistakes = find_mistakes(read_text(path), challenge)
+    mistakes = find_mistakes(read_answers(path), challenge)
     content = {"path": str(path), "answers": len(challenge.query_ids), "mistakes": mistakes}
     if not mistakes:
         return CommandResult(content, f"{path}: {len(challenge.query_ids)} lines as they should be", DONE)

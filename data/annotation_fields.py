@@ -1,7 +1,23 @@
-"""What captions and image paths of an annotation must be."""
+"""What captions and image paths of an annotation must be, and what its splits are called."""
 
 import re
 from pathlib import PurePosixPath
+from typing import Literal, get_args
+
+# The test images again in other weather and light; named as PAB's files of them.
+WeatherSplit = Literal[
+    "multi-weather_wind",
+    "multi-weather_rain",
+    "multi-weather_snow",
+    "multi-weather_rain_snow",
+    "multi-weather_dark",
+    "multi-weather_dark_wind",
+    "multi-weather_dark_rain",
+    "multi-weather_dark_snow",
+    "multi-weather_light",
+]
+EvaluatedSplit = Literal["validation", "test", "ucc", WeatherSplit]
+SPLITS: tuple[str, ...] = ("train", *get_args(EvaluatedSplit))
 
 
 def has_a_word(caption: str) -> bool:

@@ -4,13 +4,19 @@ Two editions share one layout, `name-masked_test-set/`: the WWW 2025 workshop's 
 Track 4, whose gallery has 34,795 distractors as well.
 
 - `query.json` (2025) or `query_text.json` (2026): JSON Lines, or one JSON array, of objects with
-  `query_index`, the query's id, and `caption`. Other fields are not read.
+  `query_index`, the query's id, and `caption`, whose other fields are not read; or one JSON object of all
+  texts by id.
 - `query_index.txt`: the ids, one a line; an answer file follows its order. Where it is absent, the query
   file's order counts.
 - `gallery/`: images under masked names, at times one folder deeper, as they were unpacked.
 
 An answer file has one line a query: the names, without suffix, of the ten best images, best first,
-separated by spaces. Names and ids are text: zeros in front stay.
+separated by spaces. Names and ids are text: zeros in front stay. The servers take it as `answer.txt` in a zip
+archive, which is written and read here as well, by its suffix `.zip`.
+
+**The rule of AI City 2026, Track 4**: any use of the test set's outputs to choose models, thresholds, weights
+or post-processing is forbidden, with or without labels. SCA over all queries with constants that were fixed
+elsewhere, such as on the validation split, was accepted.
 
 What is certain and what is not: `query_index.txt` and an example `answer.txt` are published in
 github.com/Shuyu-XJTU/WWW2025Workshop (1,978 lines each, ids of 15 letters and digits, lines ended by CR LF,
@@ -20,19 +26,22 @@ files. What the evaluation servers themselves accept was not seen.
 """
 
 import json
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .annotation_fields import has_a_word
 from .image_files import images_in
-from .whole_files import write_text
+from .whole_files import replacing, write_text
 
 QUERY_FILES = ("query_text.json", "query.json")
 ORDER_FILE = "query_index.txt"
 GALLERY = "gallery"
 ANSWERS = 10  # names a line
+ARCHIVE, ARCHIVED = ".zip", "answer.txt"
+LARGEST_ANSWERS = 2**26  # bytes; those of a million queries are twice that many at most
 
 
 @dataclass(frozen=True)
@@ -94,10 +103,39 @@ def read_text(path: Path) -> str:
     Raises:
         ValueError: it is none; names the file.
     """
+    return _decoded(path.read_bytes(), str(path))
+
+
+def _decoded(content: bytes, name: str) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+        raise ValueError(f"{name}: not a text file in UTF-8: {error}") from error
+
+
+def read_answers(path: Path) -> str:
+    """The content of an answer file, or of the one that an archive holds.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or the archive holds something else; names the file.
+    """
+    if path.suffix.lower() != ARCHIVE:
+        return read_text(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if names != [ARCHIVED]:
+                held = ", ".join(map(repr, names[:3])) + ", ..." * (len(names) > 3)
+                raise ValueError(
+                    f"{path} holds {held or 'nothing'}: it must hold {ARCHIVED!r} alone, and in no folder"
+                )
+            if archive.getinfo(ARCHIVED).file_size > LARGEST_ANSWERS:
+                raise ValueError(
+                    f"{path}: {ARCHIVED} has more than {LARGEST_ANSWERS:,} bytes: no answer file"
+                )
+            return _decoded(archive.read(ARCHIVED), f"{path}, {ARCHIVED}")
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # broken, unknown, encrypted
+        raise ValueError(f"{path}: not a zip archive that can be read: {error}") from error
 
 
 def answer_lines(rankings: Sequence[Sequence[str]]) -> str:
@@ -106,7 +144,7 @@ def answer_lines(rankings: Sequence[Sequence[str]]) -> str:
 
 
 def write_answers(path: Path, rankings: Sequence[Sequence[str]], challenge: Challenge) -> None:
-    """Writes an answer file.
+    """Writes an answer file, or where the path ends in .zip, an archive with it.
 
     Raises:
         ValueError: it would not be a right one.
@@ -114,7 +152,13 @@ def write_answers(path: Path, rankings: Sequence[Sequence[str]], challenge: Chal
     text = answer_lines(rankings)
     if mistakes := find_mistakes(text, challenge):
         raise ValueError(f"{path} is not written: {mistakes[0]}")
-    write_text(path, text)
+    if path.suffix.lower() != ARCHIVE:
+        write_text(path, text)
+        return
+    entry = zipfile.ZipInfo(ARCHIVED)  # without the time of day: equal answers, equal archives
+    entry.compress_type, entry.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+    with replacing(path) as unfinished, zipfile.ZipFile(unfinished, "w") as archive:
+        archive.writestr(entry, text)
 
 
 def find_mistakes(text: str, challenge: Challenge) -> list[str]:
@@ -158,19 +202,8 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 def _read_captions(path: Path) -> dict[str, str]:
     """Query id to caption, in the file's order."""
     text = read_text(path)
-    try:
-        if text.lstrip().startswith("["):
-            records = list(enumerate(json.loads(text), start=1))
-            unit = "item"
-        else:
-            lines = enumerate(text.split("\n"), start=1)  # a text may hold other ends of a line
-            unit = "line"
-            records = [(number, _parsed(line, path, number)) for number, line in lines if line.strip()]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
     captions: dict[str, str] = {}
-    for number, record in records:
-        where = f"{path}, {unit} {number}"
+    for where, record in _records(path, text):
         query_id, caption = _fields(record, where)
         if query_id in captions:
             raise ValueError(f"{where}: the query_index {query_id!r} is there twice")
@@ -178,6 +211,41 @@ def _read_captions(path: Path) -> dict[str, str]:
     if not captions:
         raise ValueError(f"{path}: no query in it")
     return captions
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Where it stands, and the object, of each query."""
+    try:
+        # An object as its pairs, to see a key that comes twice.
+        whole = json.loads(text, object_pairs_hook=_Pairs)
+    except json.JSONDecodeError as error:
+        # A text may hold other ends of a line.
+        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        if lines and not _is_json(lines[0][1]):
+            raise ValueError(f"{path}, line {error.lineno}: not JSON: {error}") from error
+        for number, line in lines:
+            yield f"{path}, line {number}", _parsed(line, path, number)
+        return
+    if not isinstance(whole, _Pairs):
+        for number, item in enumerate(whole if isinstance(whole, list) else [whole], start=1):
+            yield f"{path}, item {number}", dict(item) if isinstance(item, _Pairs) else item
+    elif "query_index" in dict(whole):  # a single line
+        yield f"{path}, line 1", dict(whole)
+    else:
+        for query_id, caption in whole:
+            yield f"{path}, query {query_id!r}", {"query_index": query_id, "caption": caption}
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object's keys and values, in their order."""
 
 
 def _parsed(line: str, path: Path, number: int) -> Any:

@@ -7,6 +7,7 @@ maps that file into memory. No image is opened or looked for.
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,13 @@ import pyarrow.compute
 from datasets import Dataset
 from datasets.table import Table
 
+from .annotation_fields import SPLITS
+from .drawn import is_drawn
 from .pab_annotations import open_annotations
 
 logger = logging.getLogger(__name__)
 pc: Any = pyarrow.compute  # most of its functions are made when it is imported, unseen by type checkers
 
-SPLITS = ("train", "validation", "test", "ucc")
 SUBSETS = ("random", "first", "balanced")
 
 # Which videos are held out, and which of their pairs are shown, must be the same for everybody and for ever.
@@ -50,7 +52,8 @@ def load_pab(
     `hard_c`, `hard_i_id`, `file` and `line` (where the row is written). What a row lacks is None; `image`,
     `caption`, `image_id`, `file` and `line` are never None. Identities are text: leading zeros stay.
 
-    `split` is "train", "validation", "test" or "ucc". PAB has no validation split: at most
+    `split` is "train", "validation", "test", "ucc" or one of the multi-weather annotations, such as
+    "multi-weather_dark_rain". PAB has no validation split: at most
     `validation_fraction` of the training pairs, but at least one video's, are held out by source video
     (`source_id` before its underscore), the same videos for everybody. "validation" is the held-out pairs, a
     fixed choice of `max_validation_pairs` where there are more; "train" is what shares no video with the
@@ -219,6 +222,27 @@ def annotation_places(dataset: Dataset) -> dict[str, str]:
     """File and line of each image of `load_pab`'s dataset."""
     columns = (dataset["image"], dataset["file"], dataset["line"])
     return {image: f"{file}, line {line}" for image, file, line in zip(*columns, strict=True)}
+
+
+def annotations_fingerprint(root: str | Path, split: str, cache_dir: str | Path | None = None) -> str:
+    """16 hexadecimal digits for all rows of a split's files, wherever these lie and whatever their names."""
+    digest = hashlib.blake2b(digest_size=8)
+    table = cast(Table, open_annotations(Path(root), split, None, cache_dir).data)
+    for name in sorted(set(table.column_names) - {"file", "line"}):
+        digest.update(name.encode())
+        chunks = table.column(name).chunks
+        for chunk in chunks:
+            digest.update(pc.binary_length(chunk).fill_null(-1).to_numpy().astype("<i4"))
+        for chunk in chunks:
+            together = pa.ListArray.from_arrays([0, len(chunk)], chunk.fill_null(""))
+            digest.update(pc.binary_join(together, "")[0].as_buffer())
+    return digest.hexdigest()
+
+
+def dataset_name(root: Path) -> str:
+    """What data are called whom nobody gave a name: as their folder, and "drawn" where they are."""
+    name = Path(os.path.abspath(root)).name or str(root)  # the name of a link itself
+    return f"{name} (drawn)" if is_drawn(root) else name
 
 
 def _digest(text: str) -> str:

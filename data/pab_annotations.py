@@ -10,13 +10,13 @@ import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import datasets.config
 from datasets import Dataset, Features, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 
-from .annotation_fields import has_a_word, relative_path
+from .annotation_fields import WeatherSplit, has_a_word, relative_path
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +30,7 @@ ANNOTATION_FILES = {
     ),
     "test": ("annotation/test/attr.json", "annotation/test/pair.json"),
     "ucc": ("annotation/test/ucc.json",),
+    **{split: (f"annotation/multi-weather/{split}.json",) for split in get_args(WeatherSplit)},
 }
 _BEHAVIOUR_OF_FOLDER = {"goal": "normal", "wentrong": "anomaly", "wentwrong": "anomaly"}
 
@@ -110,7 +111,7 @@ def open_annotations(
     annotations: str | Path | Sequence[str | Path] | None,
     cache_dir: str | Path | None,
 ) -> Dataset:
-    """All pairs of "train", "test" or "ucc", memory-mapped; see `tpas.data.pab.load_pab` for the arguments.
+    """All pairs of a split but "validation", memory-mapped; see `tpas.data.pab.load_pab` for the arguments.
 
     They come from the cache, where `datasets` writes them under a lock, beside, and renames.
     """
@@ -126,7 +127,7 @@ def open_annotations(
             features=_FEATURES,
             gen_kwargs={"files": tuple(files)},
             cache_dir=str(cache_dir or datasets.config.HF_DATASETS_CACHE),
-            split=NamedSplit(split),
+            split=NamedSplit(split.replace("-", "_")),  # which allows no hyphen
             fingerprint=fingerprint.hexdigest(),
         )
     except DatasetGenerationError as error:

@@ -1,6 +1,7 @@
 """PAB's images: the files that annotations name, read when they are asked for."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -56,8 +57,24 @@ def open_image(root: Path, image: str, place: str) -> Image.Image:
         raise ValueError(f"{place}: {error}") from error
 
 
+def _other_places(path: Path) -> Iterator[Path]:
+    """Where else a training image may lie; an archive unpacks into a folder of its name, or not."""
+    inner = path.relative_to("train") if path.parts[0] == "train" else path
+    found = re.fullmatch(r"imgs_(\d+)", inner.parts[0])
+    if found is None:
+        return
+    part = f"Part {int(found[1]) // 8 + 1}"
+    for folder in (Path(), Path("train")):
+        yield folder / inner
+        for nested in (inner.parts[0], ""):
+            yield folder / part / nested / inner
+
+
 def image_path(root: str | Path, image: str) -> Path:
     """The file of a row's `image` or `hard_i`, always inside `root`, whether it exists or not.
+
+    Both layouts of PAB are known, under either's annotations: the flat one, `train/imgs_9/goal/0.jpg`, and
+    that of its downloads, `Part 2/imgs_9/imgs_9/goal/0.jpg`, whose annotations say `imgs_9/goal/0.jpg`.
 
     The challenge's release packs images as .webp under annotations that say .jpg: where the named file is not
     there, but exactly one of the same stem and another of PAB's suffixes (.jpg, .webp, .png), it is that one.
@@ -66,11 +83,14 @@ def image_path(root: str | Path, image: str) -> Path:
         ValueError: an absolute path, one with "..", or a link that leads out of `root`.
     """
     path = Path(relative_path(image, "image_path"))
-    if not (root / path).exists():
-        others = [path.with_suffix(suffix) for suffix in SUFFIXES]
-        others = [other for other in others if (root / other).exists()]
+    for place in (path, *_other_places(path)):
+        others = [place]
+        if not (root / place).exists():
+            others = [place.with_suffix(suffix) for suffix in SUFFIXES]
+            others = [other for other in others if (root / other).exists()]
         if len(others) == 1:
             path = others[0]
+            break
     try:
         return file_inside(root, path)
     except ValueError as error:

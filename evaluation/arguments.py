@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 
 
+# Of AI City 2026, Track 4; for each number that somebody might tune.
+NOT_BY_THE_TEST_SET = (
+    "choose it on held-out data: the challenge forbids any use of the test set's outputs for that"
+)
+
+
 def flag(default: Any, about: str) -> Any:
     """A field that is a flag of a command, with what its help says."""
     return field(default=default, metadata={"help": about})
@@ -35,16 +41,18 @@ class RankingArguments:
     )
     trust_remote_code: bool = flag(False, "run the code that comes with the model")
     revision: str | None = flag(None, "commit of the model's Hub repository")
-    fusion_weight: float = flag(0.0, "weight of the embeddings' score; 0: none")
+    fusion_weight: float = flag(0.0, f"weight of the embeddings' score; 0: none; {NOT_BY_THE_TEST_SET}")
     max_text_length: int | None = flag(None, "tokens at which a caption is cut (default: the processor's)")
     image_size: int | None = flag(None, "pixels a side, the model is resized to it (default: the model's)")
     sca_confidence: Confidence = flag("score", "the paper's: score")
     sca_mode: Mode = flag("deferred", "when a query that lost moves on")
     sca_max_shift: int = flag(1, "places a query may move down")
-    sca_tau: float = flag(0.0, "confidences so close are left alone")
+    sca_tau: float = flag(0.0, f"confidences so close are left alone; {NOT_BY_THE_TEST_SET}")
     sca_capacity: int = flag(1, "queries that an image may answer")
     sca_text_threshold: float | None = flag(
-        None, "texts compete for an image only if the cosine of their embeddings is so high (default: all do)"
+        None,
+        "texts compete for an image only if the cosine of their embeddings is so high (default: all do); "
+        f"{NOT_BY_THE_TEST_SET}",
     )
     batch_size: int = flag(
         64, "images that a process reads at once; changes memory and speed, never a figure"

@@ -193,9 +193,14 @@ def write_scores(
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What one results file says of each query: its figures at one stage, by query id."""
+    """What one results file says of each query: its figures at one stage, by query id.
+
+    Attributes:
+        dataset_name: None in the files of earlier versions, which called all data PAB.
+    """
 
     path: Path
+    dataset_name: str | None
     data_fingerprint: str
     stage: str
     k: list[int]
@@ -234,7 +239,9 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
             raise ValueError(
                 f"{path}: the ranks of query {query_id} must be integers from 1, each once, got {row!r}"
             )
-    return Outcomes(path, fingerprint, stage, k, dict(zip(query_ids, ranks, strict=True)))
+    return Outcomes(
+        path, results.get("dataset_name"), fingerprint, stage, k, dict(zip(query_ids, ranks, strict=True))
+    )
 
 
 def _all_are(kind: type, values: Any) -> bool:

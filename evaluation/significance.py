@@ -7,7 +7,7 @@ kind, not with another training run or another gallery.
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import bootstrap, permutation_test
+from scipy.stats import bootstrap, norm, permutation_test
 from tqdm import tqdm
 
 LEVEL = 0.95
@@ -42,6 +42,15 @@ def confidence_intervals(
         name: (float(low), float(high))
         for name, low, high in zip(names, interval.low, interval.high, strict=True)
     }
+
+
+def wilson_interval(share: float, count: int) -> tuple[float, float]:
+    """Wilson's interval at `LEVEL` of a share of `count` queries, which holds for few of them as well."""
+    z = norm.ppf((1 + LEVEL) / 2)
+    centre = share + z**2 / (2 * count)
+    spread = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    whole = 1 + z**2 / count
+    return float((centre - spread) / whole), float((centre + spread) / whole)
 
 
 def paired_comparison(

@@ -64,6 +64,7 @@ def build_report(
         query_count=len(queries),
         gallery_count=fine_tuned.results["gallery"],
         shortlist=fine_tuned.results["shortlist"],
+        matched=Stage.MATCHING in fine_tuned.results["stages"],
         fused=Stage.FUSED in fine_tuned.results["stages"],
         charts=_charts(training_log),
         cards=[
@@ -110,7 +111,8 @@ class _Images:
 def _card(query: RankedQuery, at_start: RankedQuery | None, images: _Images) -> dict[str, Any]:
     ranks = {"the start's embeddings": rank_of_right(at_start, Stage.EMBEDDINGS)} if at_start else {}
     ranks["fine-tuned embeddings"] = rank_of_right(query, Stage.EMBEDDINGS)
-    ranks["matching"] = rank_of_right(query, final_stage(query.hits))
+    if Stage.MATCHING in query.hits:
+        ranks["matching"] = rank_of_right(query, final_stage(query.hits))
     ranks["SCA"] = rank_of_right(query, Stage.SCA)
     hits, missed = shown_hits(query)
     tiles = [images.tile(hit, query) for hit in hits]
@@ -144,7 +146,7 @@ def _ladder(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any]) -> list
     steps = [
         ("Start, embeddings alone", zero_shot[Stage.EMBEDDINGS]),
         ("Fine-tuned", fine_tuned[Stage.EMBEDDINGS]),
-        ("+ matching", fine_tuned[final_stage(fine_tuned)]),
+        *([("+ matching", fine_tuned[final_stage(fine_tuned)])] if Stage.MATCHING in fine_tuned else []),
         ("+ SCA", fine_tuned[Stage.SCA]),
     ]
     values = [stage["all"]["recall@1"] for _, stage in steps]

@@ -34,6 +34,7 @@ from tpas.commands.demo import (
     run_logged,
     shown_command,
 )
+from tpas.data.drawn import MANIFEST, is_drawn
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.data.whole_files import write_json, write_text
 from tpas.evaluation.settings import CUTOFFS
@@ -44,6 +45,7 @@ Recalls = tuple[float, float, float]  # Recall@1, @5, @10 in percent
 # Rows of Table 2 and of Table 4, and what the grid looks for.
 PAPER_ZERO_SHOT: Recalls = (77.86, 98.28, 99.24)
 
+PAB_TEST_QUERIES = 1978
 CHECKPOINT_EVERY = 1000  # steps; an epoch over all of PAB has some 60 times as many
 FEWEST_PAIRS = 10_000  # the first row of Table 3
 # So many pairs of the paper are one in miniature, where the other numbers are these.
@@ -335,12 +337,15 @@ def run_once(place: Workplace, command: Command, name: str, product: Path, model
     Its `product`, a file or folder that appears whole or not at all, is relative to the output folder.
     """
     marker = place.output_dir / "finished" / f"{name}.json"
-    wanted = {
-        "command": [str(word) for word in command[1:]],
-        "model": weights_digest(place.output_dir / model) if isinstance(model, Path) else model,
-    }
+    words = [str(word) for word in command[1:]]
+    weights = weights_digest(place.output_dir / model) if isinstance(model, Path) else model
+    as_before = {"command": words, "model": weights}  # what an earlier version wrote
+    # Their content in place of where they lie.
+    content = {str(place.data_root): annotations_digest(place.data_root), str(model): weights}
+    wanted = {"command": [content.get(word, word) for word in words]}
     print(f"$ {shown_command(command, place.output_dir)}", flush=True)
-    if is_marked(marker, wanted) and (place.output_dir / product).exists():
+    ended = is_marked(marker, wanted) or is_marked(marker, as_before)
+    if ended and (place.output_dir / product).exists():
         print(f"  has ended well before; to run it again, remove {marker}", flush=True)
         return
     marker.unlink(missing_ok=True)
@@ -361,6 +366,16 @@ def weights_digest(model: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     files = [model] if model.is_file() else sorted(model.glob("*.safetensors"))  # an adapter's as well
     for path in files:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def annotations_digest(data_root: Path) -> str:
+    """Of all annotation files, by their names and contents, and of what says that the data are drawn."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted([*(data_root / "annotation").rglob("*.json"), *data_root.glob(MANIFEST)]):
+        digest.update(path.relative_to(data_root).as_posix().encode())
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
@@ -404,16 +419,19 @@ def report(place: Workplace, name: str, content: dict, table: str) -> None:
 
 
 def is_pab(results: Sequence[dict]) -> bool:
-    return all(result["data_name"] == "PAB" for result in results)
+    """Whether the results may be of PAB's test split: a name alone says nothing."""
+    drawn = any(is_drawn(Path(result["data_root"])) for result in results)
+    return not drawn and all(result["queries"] == PAB_TEST_QUERIES for result in results)
 
 
 def shown_data(results: dict) -> str:
-    return f"{results['data_name']}, {results['split']}, {results['queries']:,} queries"
+    name = f"{results['dataset_name']}, " if "dataset_name" in results else ""  # not an earlier version's
+    return f"{name}{results['split']}, {results['queries']:,} queries"
 
 
 def notes(results: Sequence[dict], miniature: bool) -> list[str]:
     """The closing lines of a table, each after an empty one."""
     if miniature:
         return ["", MINIATURE_NOTE]
-    drawn = "These are drawn people: the paper's figures, of PAB, say nothing about them."
-    return [] if is_pab(results) else ["", drawn]
+    other = f"Not PAB's {PAB_TEST_QUERIES:,} test queries: the paper's figures say nothing about these."
+    return [] if is_pab(results) else ["", other]

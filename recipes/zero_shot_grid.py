@@ -149,7 +149,7 @@ def grid_table(
         recalls = [reproduction.shown_recalls(figures) for figures in (one.recalls, PAPER_ZERO_SHOT)]
         sizes = one.image_size, one.max_text_length, shortlist
         rows.append([one.checkpoint, *sizes, one.ranked_by, *recalls, f"{one.distance:.2f}"])
-    lines = ["# Zero-shot on PAB: which checkpoint?", "", *reproduction.table_lines(heads, rows)]
+    lines = ["# Zero-shot: which checkpoint?", "", *reproduction.table_lines(heads, rows)]
     nearest = measured[0]
     verdict = "equals the paper's to its last digit" if nearest.equals_paper else "none equals the paper's"
     lines += [

@@ -44,7 +44,7 @@ def resolve_shortlist(shortlist: int | None, gallery_size: int) -> int:
     if shortlist < 1:
         raise ValueError(f"the shortlist must be at least 1, got {shortlist}")
     if gallery_size < shortlist:
-        logger.info("the gallery has %d images: all of them are re-ranked", gallery_size)
+        logger.info("the gallery has %d images: the shortlist holds all of them", gallery_size)
     return min(shortlist, gallery_size)
 
 

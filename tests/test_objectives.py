@@ -45,8 +45,9 @@ class Projection(torch.nn.Module):
 model = DistributedDataParallel(Projection())
 half = slice(4 * rank, 4 * rank + 4)
 images, texts = model(batch["images"][half], batch["texts"][half])
-ids = gather_with_gradient(batch["ids"][half])
-loss = contrastive_loss(*map(gather_with_gradient, (images, texts)), model.module.temperature, ids)
+ids, text_ids = (gather_with_gradient(batch[name][half]) for name in ("ids", "text_ids"))
+both = map(gather_with_gradient, (images, texts))
+loss = contrastive_loss(*both, model.module.temperature, ids, text_ids=text_ids)
 loss.backward()
 # Of its four pairs the second process leaves two out, the first none.
 labels = torch.tensor([1, 0, 1, 0]) if rank == 0 else torch.tensor([1, -100, -100, 0])
@@ -88,16 +89,22 @@ def test_contrastive_loss_is_zero_where_only_the_own_text_is_near():
     assert contrastive_loss(images, images, torch.tensor(0.01)).item() == pytest.approx(0, abs=1e-6)
 
 
-def test_equal_ids_share_the_positive_mass():
+@pytest.mark.parametrize("texts_of", [None, [1, 1, 2, 4, 4]], ids=["images", "images or texts"])
+def test_equal_ids_share_the_positive_mass(texts_of):
     images, texts, ids = unit(5, 6), unit(5, 6), [7, 3, 7, 7, 3]
     expected = 0.0
     for row in range(5):
-        mates = [column for column in range(5) if ids[column] == ids[row]]
+        mates = [
+            column
+            for column in range(5)
+            if ids[column] == ids[row] or (texts_of and texts_of[column] == texts_of[row])
+        ]
         for one, others in ((images[row], texts), (texts[row], images)):
             scores = [float(one @ other) / 0.1 for other in others]
             log_sum = math.log(sum(math.exp(score) for score in scores))
             expected -= sum(scores[mate] - log_sum for mate in mates) / len(mates) / 10
-    loss = contrastive_loss(images, texts, torch.tensor(0.1), torch.tensor(ids))
+    text_ids = None if texts_of is None else torch.tensor(texts_of)
+    loss = contrastive_loss(images, texts, torch.tensor(0.1), torch.tensor(ids), text_ids=text_ids)
     assert loss.item() == pytest.approx(expected, abs=1e-5)
 
 
@@ -108,25 +115,26 @@ def test_different_ids_are_no_ids():
     assert with_ids.item() == contrastive_loss(images, texts, temperature).item()
 
 
-def draw_often(similarity, image_ids, draws=4000):
+def draw_often(similarity, image_ids, draws=4000, text_ids=None):
     """How often each (row, column) is drawn: image negatives of texts, text negatives of images."""
     images, texts = torch.zeros_like(similarity), torch.zeros_like(similarity)
     rows = torch.arange(len(similarity))
     for _ in range(draws):
-        image_negatives, text_negatives = sample_hard_negatives(similarity, image_ids)
+        image_negatives, text_negatives = sample_hard_negatives(similarity, image_ids, text_ids=text_ids)
         images[rows, image_negatives] += 1
         texts[rows, text_negatives] += 1
     return images, texts
 
 
-def test_negatives_are_drawn_in_proportion_and_never_of_the_same_id():
+def test_negatives_are_drawn_in_proportion_and_never_of_the_same_image_or_text():
     similarity = torch.randn(5, 5) * 1.5
-    ids = [0, 1, 0, 2, 3]
+    ids, texts = [0, 1, 0, 2, 3], [6, 7, 8, 8, 9]
     draws = 4000
-    drawn = draw_often(similarity, torch.tensor(ids), draws)
+    drawn = draw_often(similarity, torch.tensor(ids), draws, torch.tensor(texts))
     for counts, scores in zip(drawn, (similarity.t(), similarity), strict=True):
         for row in range(5):
-            allowed = [column for column in range(5) if ids[column] != ids[row]]
+            others = [column for column in range(5) if ids[column] != ids[row]]
+            allowed = [column for column in others if texts[column] != texts[row]]
             assert counts[row, allowed].sum() == draws
             weights = [math.exp(scores[row, column]) for column in range(5)]
             weights = [weights[column] / sum(weights) + 1e-5 for column in allowed]
@@ -157,6 +165,8 @@ def test_labels_by_hand():
     # Ids 5, 5, 6: text 0 with image 1 and image 1 with text 0 are no negatives after all.
     pairs = match_pairs(*negatives, torch.tensor([5, 5, 6]))
     assert pairs.labels.tolist() == [1, 1, 1, IGNORED_LABEL, 0, 0, 0, IGNORED_LABEL, 0]
+    texts = match_pairs(*negatives, text_ids=torch.tensor([5, 5, 6]))
+    assert torch.equal(texts.labels, pairs.labels)
     own = match_pairs(*negatives, own=slice(1, 3))
     assert [column.tolist() for column in own] == [[1, 2, 2, 0, 1, 2], [1, 2, 1, 2, 0, 1], [1, 1, 0, 0, 0, 0]]
 
@@ -216,6 +226,7 @@ def test_two_processes_train_as_one(tmp_path):
         "images": torch.randn(8, 6),
         "texts": torch.randn(8, 6),
         "ids": torch.tensor([0, 1, 2, 3, 0, 4, 5, 3]),  # two images are seen by both processes
+        "text_ids": torch.tensor([0, 1, 2, 3, 4, 1, 6, 7]),  # and a text
         "weight": torch.randn(6, 5),
         "temperature": torch.tensor(0.2),
     }
@@ -229,7 +240,7 @@ def test_two_processes_train_as_one(tmp_path):
 
     weight, temperature = batch["weight"].requires_grad_(), batch["temperature"].requires_grad_()
     images, texts = (F.normalize(batch[name] @ weight) for name in ("images", "texts"))
-    loss = contrastive_loss(images, texts, temperature, batch["ids"])
+    loss = contrastive_loss(images, texts, temperature, batch["ids"], text_ids=batch["text_ids"])
     loss.backward()
     for rank in range(2):
         saved = torch.load(tmp_path / f"rank{rank}.pt", weights_only=True)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import save_tiny
 from transformers import BertTokenizer, HfArgumentParser
 
-from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
+from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, TPAS, DemoError, as_flags
 from tpas.data.drawn import MANIFEST
 from tpas.evaluation.stages import Stage
 from tpas.training.arguments import FineTuningArguments
@@ -221,18 +221,46 @@ def test_what_has_ended_well_is_shared_and_done_again_when_it_must(calls, miniat
     assert len(calls) == 5
 
 
-def test_only_pab_itself_is_compared(calls, start, small_pab, tmp_path, capsys):
+def test_an_evaluation_is_known_by_what_was_evaluated_wherever_it_lies(
+    calls, start, small_pab, reproduction, tmp_path
+):
+    moved, elsewhere = tmp_path / "moved", tmp_path / "other start"
+    shutil.copytree(small_pab, moved)
+    shutil.copytree(start, elsewhere)
+
+    def run(model: Path, data: Path) -> int:
+        flags = ["--model", str(model), "--data_root", str(data), "--output_dir", str(tmp_path / "output")]
+        run_recipe("table_4_with_sca", *flags)
+        return len(calls)
+
+    assert run(start, small_pab) == run(elsewhere, moved) == 1
+    marker = tmp_path / "output" / "finished" / "evaluate_zero_shot.json"
+    of_earlier_versions = {"model": start, "data_root": small_pab, "split": "test"}
+    of_earlier_versions["output"] = Path("evaluation", "zero_shot", "results.json")
+    words = list(map(str, [*TPAS, "evaluate", *as_flags(of_earlier_versions)]))
+    weights = reproduction.weights_digest(start)
+    marker.write_text(json.dumps({"command": words[1:], "model": weights}))
+    assert run(start, small_pab) == 1
+
+    annotations = moved / "annotation" / "test" / "attr.json"
+    annotations.write_text(annotations.read_text().replace("man", "person"))
+    assert run(start, moved) == 2
+
+
+def test_only_pab_itself_is_compared(calls, start, small_pab, reproduction, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduction, "PAB_TEST_QUERIES", 12)  # as many as the drawn ones
     flags = ["--model", str(start), "--output_dir", str(tmp_path / "output")]
     run_recipe("table_4_with_sca", *flags, "--data_root", str(small_pab))
     printed = capsys.readouterr().out
-    assert "These are drawn people" in printed
+    assert "Not PAB's 12 test queries" in printed
     assert "measured - paper" not in printed
 
     pab = tmp_path / "PAB"
     shutil.copytree(small_pab, pab, ignore=shutil.ignore_patterns(MANIFEST))
     run_recipe("table_4_with_sca", *flags, "--data_root", str(pab))
     head, *rows = table_rows(printed := capsys.readouterr().out)
-    assert "drawn" not in printed
+    assert "Not PAB's" not in printed
+    assert "in %, PAB, test, 12 queries" in printed
     assert head[3] == "measured - paper"
     *others, sca = rows
     assert all(row[2:] == ["", ""] for row in others)

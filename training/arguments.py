@@ -15,7 +15,9 @@ class FineTuningArguments:
     """The defaults are the paper's recipe; what the paper does not have is off."""
 
     # Where from and where to
-    data_root: str = field(metadata={"help": "PAB's folder, with annotation/ and train/ in it"})
+    data_root: str = field(
+        metadata={"help": "folder of PAB, or of data in its layout, with annotation/ and the images in it"}
+    )
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
     model_name_or_path: str | None = flag(
         None,
@@ -25,13 +27,16 @@ class FineTuningArguments:
     config_name: str | None = flag(
         None, "in place of a model: folder with a config and a processor, to start from random weights"
     )
+    dataset_name: str | None = flag(
+        None, "what the data are called in what the run leaves (default: the name of the data's folder)"
+    )
     trust_remote_code: bool = flag(False, "run the code that comes with the model")
     revision: str | None = flag(None, "commit of the model's Hub repository")
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
     resume_from_checkpoint: str | None = flag(
         None,
         "checkpoint to go on from, later ones being replaced; 'last': output_dir's newest, or the beginning "
-        "if it has none",
+        "if it has none; with more epochs than before a run goes on beyond its end",
     )
 
     # Pairs
@@ -86,6 +91,11 @@ class FineTuningArguments:
         0.0, "weight of the loss of masked words; its head starts anew (X-VLM's pre-training: 1); 0: none"
     )
     masked_share: float = flag(0.25, "with it: share of the words that are masked (X-VLM: 0.25)")
+    equal_texts_match: bool = flag(
+        True,
+        "captions that read the same but for case and punctuation are right for each other's images, under "
+        "whatever ids, and never negatives; without such captions nothing changes",
+    )
     label_smoothing: float = flag(0.0, "of the contrastive loss (Inception-v3, arXiv:1512.00567: 0.1)")
 
     # Augmentation
@@ -112,8 +122,9 @@ class FineTuningArguments:
         1.0,
         "factor of the learning rate from a layer to the one below (BEiT, arXiv:2106.08254: 0.65 to 0.95)",
     )
-    warmup_ratio: float = flag(
-        0.0, "share of the steps in which the rate rises; then it falls to 0 (paper: 0)"
+    warmup_ratio: float = flag(0.0, "share of the steps in which the rate rises (paper: 0)")
+    lr_scheduler_type: Literal["linear", "constant"] = flag(
+        "linear", "after that the rate falls to 0 at the last step (paper), or stays as it is"
     )
     weight_decay: float = flag(0.01, "AdamW's, except on biases and LayerNorms (paper: 0.01)")
     adam_beta1: float = flag(0.9, "AdamW's first beta (X-VLM: 0.9)")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -12,17 +13,20 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..data.pab import RetrievalBenchmark, load_pab, source_videos
+from ..data.pab import RetrievalBenchmark, annotations_fingerprint, load_pab, source_videos
+from ..data.pab_images import image_path
 from ..engine.encoding import encode_texts
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from .arguments import FineTuningArguments
 from .caption_augmentation import eda_view
+from .checkpointing import IMAGE_SIZES
 from .data import PairCollator, SourceGroupedSampler, TrainingPairs, validation_benchmark
 from .image_augmentation import Augmentation
 from .run_folder import SUBSET_FILE
 from .subsets import diverse_subset
 
 POOL_OF_A_DIVERSE_SUBSET = 20  # times its size
+IMAGES_LOOKED_AT = 16  # to tell one edition of the images from another
 
 
 def validation_cut(arguments: FineTuningArguments) -> dict[str, Any]:
@@ -72,6 +76,26 @@ def load_training_pairs(
         chosen = diverse_subset(embeds, wanted, arguments.seed).tolist() if main else []
         rows = sorted(broadcast_object_list([chosen])[0])
     return pool.select(rows), rows
+
+
+def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
+    """What data are, wherever they lie: all rows of their annotations, and the sizes of a few images.
+
+    To look at every image of PAB would take minutes on a network's disk; other editions differ in most.
+
+    Args:
+        dataset: those of the rows that are trained on.
+    """
+
+    def size_of(image: str) -> int | None:
+        try:
+            return image_path(root, image).stat().st_size
+        except (OSError, ValueError):  # the training names it, with its place, when it comes to it
+            return None
+
+    rows = np.linspace(0, len(dataset) - 1, min(IMAGES_LOOKED_AT, len(dataset))).astype(int)
+    sizes = [size_of(image) for image in dataset.select(rows)["image"]]
+    return {"data_fingerprint": annotations_fingerprint(root, "train"), IMAGE_SIZES: sizes}
 
 
 def build_loader(
@@ -126,7 +150,7 @@ def build_loader(
         num_workers=arguments.num_workers,
         prefetch_factor=arguments.prefetch_factor if arguments.num_workers else None,
         pin_memory=accelerator.device.type == "cuda",
-        collate_fn=PairCollator(processor),
+        collate_fn=PairCollator(processor, arguments.equal_texts_match),
         generator=generator,
     )
     return pairs, accelerator.prepare(loader)

@@ -6,9 +6,10 @@ is whole, whenever the run was killed.
 """
 
 import json
+import logging
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,32 @@ from safetensors import SafetensorError
 
 from ..data.whole_files import UNFINISHED, put_in_place
 
+logger = logging.getLogger(__name__)
+
 PROGRESS = "progress.json"
 WRITING_FAILED = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have errors of their own
 RENAMED_SETTINGS = {"counterparts": "hard_negatives"}  # as earlier versions wrote them
+# What may change when a run goes on, because nothing of it reaches the weights, ...
+FREE_TO_CHANGE = {
+    "output_dir",
+    "dataset_name",
+    "trust_remote_code",
+    "num_workers",
+    "prefetch_factor",
+    "report_to",
+    "overwrite_output_dir",
+    "resume_from_checkpoint",
+    "checkpoint_every",
+    "checkpoints_kept",
+}
+# ... or because the run only becomes longer or shorter ...
+LENGTH = {"num_train_epochs", "max_train_steps", "steps_as_pairs", "total_steps"}
+# ... or because what lies there is compared in its place.
+IMAGE_SIZES = "image_sizes"
+PLACES = {
+    "data_fingerprint": ("data_root",),
+    "start_fingerprint": ("model_name_or_path", "config_name", "revision"),
+}
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
 
 
@@ -38,6 +62,7 @@ class Progress:
         generator_state: of the data order's generator when the epoch began, hexadecimal.
         losses: of the batches since the last line of the log, by process and batch.
         skipped: the messages about unreadable images.
+        planned_steps: how many the run was to have when it was here; 0: not known.
     """
 
     step: int = 0
@@ -49,6 +74,7 @@ class Progress:
     generator_state: str = ""
     losses: list[list[list[float]]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    planned_steps: int = 0
 
     def keep_generator(self, generator: torch.Generator) -> None:
         self.generator_state = bytes(generator.get_state().tolist()).hex()
@@ -128,26 +154,70 @@ def under_todays_names(settings: dict[str, Any]) -> dict[str, Any]:
     return {RENAMED_SETTINGS.get(name, name): value for name, value in settings.items()}
 
 
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the settings `now` is not as it was when a run began, in words; [] if the run may go on.
+
+    An earlier version kept no fingerprints: of its runs the places are compared. What it did not know of is
+    not compared.
+    """
+    before, now = under_todays_names(before), json.loads(json.dumps(now))
+    places = {name for names in PLACES.values() for name in names}
+    compared = before.keys() - FREE_TO_CHANGE - LENGTH - PLACES.keys() - places - {IMAGE_SIZES}
+    changed = [
+        f"{name} {before[name]!r} (now {now.get(name)!r})"
+        for name in sorted(compared)
+        if before[name] != now.get(name)
+    ]
+
+    def shown(names: Sequence[str]) -> str:
+        given = (name for name in names if before.get(name) or now.get(name))
+        return ", ".join(f"{name} {before.get(name)!r} (now {now.get(name)!r})" for name in given)
+
+    for fingerprint, names in PLACES.items():
+        if fingerprint not in before:
+            if not all(_is_same_place(before.get(name), now.get(name)) for name in names):
+                changed.append(shown(names))
+        elif before[fingerprint] != now.get(fingerprint):
+            fingerprints = f"{before[fingerprint]} (now {now.get(fingerprint)})"
+            changed.append(f"the content of {shown(names)}, {fingerprint} {fingerprints}")
+    sizes = before.get(IMAGE_SIZES, [])
+    others = sum(one != other for one, other in zip(sizes, now.get(IMAGE_SIZES, []), strict=False))
+    if 2 * others > len(sizes):  # not of some, which may have been repaired meanwhile
+        changed.append(f"the images of {shown(['data_root'])}, {others} of {len(sizes)} of another size")
+    return changed
+
+
+def _is_same_place(one: str | None, other: str | None) -> bool:
+    return one == other or bool(one and other and Path(one).resolve() == Path(other).resolve())
+
+
 def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:
     """The progress of a checkpoint.
 
     Raises:
         FileNotFoundError: it is none.
-        ValueError: its run had other settings, which are named.
+        ValueError: its run had other settings, which are named, or is further than it is to go.
     """
     path = checkpoint / PROGRESS
     if not path.is_file():
         raise FileNotFoundError(f"{checkpoint} is no checkpoint: there is no {PROGRESS} in it")
     content = json.loads(path.read_text(encoding="utf-8"))
-    before, now = under_todays_names(content["settings"]), json.loads(json.dumps(settings))
-    changed = [
-        f"{name} {before.get(name)!r} (now {now.get(name)!r})"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
-    if changed:
+    if changed := changed_settings(content["settings"], settings):
         raise ValueError(
             f"{checkpoint} is of a run with other settings: {', '.join(changed)}. Give these again to go on "
             "with it, or start another run in another --output_dir"
         )
-    return Progress(**content["progress"])
+    newer = settings.keys() - under_todays_names(content["settings"]).keys() - FREE_TO_CHANGE
+    if unknown := sorted(newer - PLACES.keys() - {IMAGE_SIZES}):
+        logger.info("%s is of an earlier version, which did not know of %s", checkpoint, ", ".join(unknown))
+    progress = Progress(**content["progress"])
+    progress.planned_steps = content["settings"].get("total_steps", 0)
+    if progress.step > settings.get("total_steps", progress.step):
+        by = "max_train_steps" if settings["max_train_steps"] else "num_train_epochs"
+        epochs = progress.step / settings["steps_per_epoch"]
+        raise ValueError(
+            f"{checkpoint} has done {progress.step} steps, {epochs:.3g} epochs, and --{by} {settings[by]} "
+            f"asks for {settings['total_steps']} steps: give a greater --{by}, go on from an earlier "
+            "checkpoint by its name, or start another run in another --output_dir"
+        )
+    return progress

@@ -17,6 +17,7 @@ from PIL import Image
 from ..data.pab import RetrievalBenchmark, retrieval_split
 from ..data.pab_images import open_image
 from ..models.interface import RetrievalProcessor
+from ..processing_tpas import clean_caption
 from .caption_augmentation import swap_left_right
 from .image_augmentation import Augmentation
 
@@ -150,14 +151,22 @@ def place_of(pair: dict[str, Any]) -> str:
 
 @dataclass
 class PairCollator:
-    """Items of `TrainingPairs` to the inputs of `FineTuningObjective`, and the list `unreadable`."""
+    """Items of `TrainingPairs` to the inputs of `FineTuningObjective`, and the list `unreadable`.
+
+    With `equal_texts_match` captions that read the same get one text id, and a hard negative whose caption
+    reads as the pair's own is none. A second view counts as the caption that it was made of.
+    """
 
     processor: RetrievalProcessor
+    equal_texts_match: bool = False
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         images = [item["image"] for item in items]
         captions = [item["caption"] for item in items]
         inputs = {"image_ids": torch.tensor([stable_number(item["image_id"]) for item in items])}
+        texts = [clean_caption(caption) for caption in captions] if self.equal_texts_match else []
+        if texts:
+            inputs["text_ids"] = torch.tensor(list(map(stable_number, texts)))
         if "second_view" in items[0]:
             captions += [item["second_view"] for item in items]
         if "hard_negative" in items[0]:
@@ -165,7 +174,11 @@ class PairCollator:
             hard_negatives = [item["hard_negative"] or (item["image"], item["caption"]) for item in items]
             images += [image for image, _ in hard_negatives]
             captions += [caption for _, caption in hard_negatives]
-            inputs["has_hard_negative"] = torch.tensor([item["hard_negative"] is not None for item in items])
+            there = [item["hard_negative"] is not None for item in items]
+            if texts:
+                others = [clean_caption(caption) for _, caption in hard_negatives]
+                there = [one and text != other for one, text, other in zip(there, texts, others, strict=True)]
+            inputs["has_hard_negative"] = torch.tensor(there)
         unreadable = [message for item in items for message in item["unreadable"]]
         return dict(self.processor(images=images, text=captions)) | inputs | {"unreadable": unreadable}
 

@@ -14,22 +14,24 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object, set_seed
+from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
-from transformers import get_linear_schedule_with_warmup
+from transformers import get_scheduler
 
+from ..data.pab import dataset_name
 from ..data.whole_files import write_json
 from ..evaluation.retrieval import evaluate
+from ..evaluation.significance import wilson_interval
 from ..evaluation.tables import format_table
 from ..modeling_tpas import TEMPERATURE_RANGE
 from ..models.loading import load_model
 from ..search.ranking import resolve_shortlist
 from .arguments import FineTuningArguments
 from .averaging import WeightAverages
-from .batches import build_loader, load_training_pairs, load_validation_pairs
+from .batches import build_loader, data_identity, load_training_pairs, load_validation_pairs
 from .checkpointing import Progress, save_checkpoint
 from .data import stable_number
 from .gradient_cache import average_gradients, backward_in_chunks
@@ -37,21 +39,12 @@ from .log import Clock, LossMeans, TrainingLog, peak_memory, start_tracker
 from .objective import FineTuningObjective, network_of
 from .optimizer import LearningRates, build_optimizer, describe_groups
 from .run_folder import SUBSET_FILE, earlier_run, find_progress, recover_models, save_model
-from .start import build_objective, load_start, new_names, refuse_with_fsdp
+from .start import build_objective, load_start, new_names, refuse_with_fsdp, start_fingerprint
 
 logger = logging.getLogger(__name__)
 
-# What may change when a run goes on: nothing of it reaches the weights.
-FREE_TO_CHANGE = {
-    "output_dir",
-    "num_workers",
-    "prefetch_factor",
-    "report_to",
-    "overwrite_output_dir",
-    "resume_from_checkpoint",
-    "checkpoint_every",
-    "checkpoints_kept",
-}
+# Recall@1 of fewer queries is so uncertain (at 50 % by 14 points) that it cannot tell epochs from each other.
+FEWEST_QUERIES = 50
 ENDED_BY_SIGTERM = 143
 
 
@@ -71,7 +64,7 @@ class Run:
         optimizer, scheduler, averages: what a step changes beside the weights.
         whole: where FSDP has cut the model, a copy that its weights are collected in; otherwise None.
         sizes: how many pairs, steps and parameters there are.
-        settings: all that the run depends on. A checkpoint of other settings is refused.
+        settings: all that the run is made with. A checkpoint is refused where one that counts has changed.
         progress: where the run is.
         means: of the losses since the last line of `log`.
         skipped: the messages about unreadable images.
@@ -92,9 +85,15 @@ class Run:
         model, self.processor, self.new_parameters = load_start(arguments)
         self.benchmark = load_validation_pairs(arguments, accelerator) if arguments.evaluate_every else None
         if self.benchmark is not None:
+            warn_of_few_queries(len(self.benchmark.captions), arguments)
             images = len(self.benchmark.gallery_ids)
             self.shortlist = resolve_shortlist(arguments.evaluation_shortlist, images)
         dataset, self.subset_rows = load_training_pairs(arguments, model, self.processor, accelerator)
+        identity = {}
+        if accelerator.is_main_process:
+            identity = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
+            identity |= data_identity(dataset, Path(arguments.data_root))
+        identity = broadcast_object_list([identity])[0]
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.pairs, self.loader = build_loader(
             arguments, dataset, self.processor, accelerator, self.generator
@@ -121,8 +120,12 @@ class Run:
         self.sizes = self._count(objective)
         self.steps_per_epoch = self.sizes["steps_per_epoch"]
         self.total_steps = self.sizes["total_steps"]
-        warmup_steps = round(arguments.warmup_ratio * self.total_steps)
-        scheduler = get_linear_schedule_with_warmup(optimizer, warmup_steps, self.total_steps)
+        scheduler = get_scheduler(
+            {"linear": "linear", "constant": "constant_with_warmup"}[arguments.lr_scheduler_type],
+            optimizer,
+            round(arguments.warmup_ratio * self.total_steps),
+            self.total_steps,
+        )
         self.objective, self.optimizer, self.scheduler = accelerator.prepare(objective, optimizer, scheduler)
         self.plain_objective: FineTuningObjective = accelerator.unwrap_model(self.objective)
         self.averages = WeightAverages(
@@ -131,10 +134,8 @@ class Run:
 
         # The precision may come from accelerate's configuration.
         precision = {"mixed_precision": accelerator.mixed_precision}
-        self.every_setting = asdict(arguments) | self.sizes | precision
-        self.settings = {
-            name: value for name, value in self.every_setting.items() if name not in FREE_TO_CHANGE
-        }
+        name = {"dataset_name": arguments.dataset_name or dataset_name(Path(arguments.data_root))}
+        self.settings = asdict(arguments) | name | self.sizes | precision | identity
         self.progress = Progress()
         self.log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator)
         self.means = LossMeans(accelerator, self.plain_objective.loss_names)
@@ -206,9 +207,39 @@ class Run:
             self.progress.restore_generator(self.generator)
             self.accelerator.load_state(str(checkpoint))
             self.averages.load(checkpoint)
+            if self.progress.planned_steps not in (0, self.total_steps):
+                self.change_length()
         self.means.restore(self.progress.losses)
         self.skipped = set(self.progress.skipped)
         logger.info("going on from %s", checkpoint or "the beginning, there is no checkpoint")
+
+    def change_length(self) -> None:
+        """Takes the schedule of the run's new length, as transformers' Trainer does, and says what that does.
+
+        Raises:
+            ValueError: the mean over the last epochs may hold others already.
+        """
+        planned, arguments = self.progress.planned_steps, self.arguments
+        if arguments.average_last_epochs:
+            raise ValueError(
+                f"--average_last_epochs {arguments.average_last_epochs}: which epochs are the last was "
+                f"settled for {planned} steps, now there are {self.total_steps}: give the epochs or steps of "
+                "before, or start another run in another --output_dir"
+            )
+        schedule = self.scheduler.scheduler  # without accelerate's wrapper
+        before = schedule.get_last_lr()[0]
+        factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
+        rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+        schedule.load_state_dict(schedule.state_dict() | {"_last_lr": rates})
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        falls = arguments.lr_scheduler_type == "linear"
+        logger.info(
+            "%d steps in place of %d: from step %d the learning rate %s %.3g (it was %.3g)%s",
+            *(self.total_steps, planned, self.progress.step),
+            *("goes on at" if falls else "stays", rates[0], before),
+            " and falls to 0 at the last step, as in transformers' Trainer" if falls else "",
+        )
 
     def open_folder(self) -> None:
         """Makes the folder ready, and logs what kind of run this is."""
@@ -216,7 +247,7 @@ class Run:
             for path in self.earlier:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             recover_models(self.output_dir)
-            write_json(self.output_dir / "training_arguments.json", self.every_setting)
+            write_json(self.output_dir / "training_arguments.json", self.settings)
             if self.subset_rows is not None:
                 write_json(self.output_dir / SUBSET_FILE, self.subset_rows)
             if self.log.path.exists():
@@ -342,8 +373,10 @@ class Run:
             self.validate(kept)
         self.keep(kept, "last")
         self.accelerator.wait_for_everyone()
+        # One that ended within the epoch keeps its place there, lest a longer run should leave the rest out.
+        within = progress.batches < len(self.loader)
         progress.epoch, progress.batches = progress.epoch + 1, 0
-        if not arguments.checkpoint_every:
+        if not arguments.checkpoint_every and not within:
             progress.keep_generator(self.generator)
             self.save_checkpoint()
 
@@ -473,6 +506,20 @@ def start_accelerator(arguments: FineTuningArguments) -> Accelerator:
         log_with=tracker,
         project_dir=Path(arguments.output_dir),
         step_scheduler_with_optimizer=False,  # one step of the schedule to a step, on any number of processes
+    )
+
+
+def warn_of_few_queries(queries: int, arguments: FineTuningArguments) -> None:
+    if queries >= FEWEST_QUERIES:
+        return
+    low, high = wilson_interval(0.5, queries)
+    logger.warning(
+        "best/ will be chosen by %d validation %s: a Recall@1 of 50 %% of so few may as well be %.0f or "
+        "%.0f %% (95 %% interval), and the best of many epochs is chance. Hold out more "
+        "(--validation_fraction, now %g, --max_validation_pairs, now %d), at least %d, or take last/ "
+        "(--evaluate_every 0)",
+        *(queries, "query" if queries == 1 else "queries", 100 * low, 100 * high),
+        *(arguments.validation_fraction, arguments.max_validation_pairs, FEWEST_QUERIES),
     )
 
 

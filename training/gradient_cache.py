@@ -66,6 +66,7 @@ def backward_in_chunks(
     input_ids: Tensor,
     attention_mask: Tensor,
     image_ids: Tensor,
+    text_ids: Tensor | None = None,
     has_hard_negative: Tensor | None = None,
     draw_seed: int | None = None,
     **image_inputs: Tensor,
@@ -89,7 +90,7 @@ def backward_in_chunks(
             objective.encode_texts, chunk_size, input_ids=input_ids, attention_mask=attention_mask
         )
         contrastive, pairs = objective.compare(
-            images.embeds, texts.embeds, image_ids, has_hard_negative, draw_seed
+            images.embeds, texts.embeds, image_ids, has_hard_negative, draw_seed, text_ids
         )
         accelerator.backward(contrastive)
         losses = {"contrastive_loss": contrastive.detach()}

@@ -101,6 +101,7 @@ class FineTuningObjective(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         image_ids: Tensor,
+        text_ids: Tensor | None = None,
         has_hard_negative: Tensor | None = None,
         draw_seed: int | None = None,
         **image_inputs: Tensor,
@@ -110,6 +111,7 @@ class FineTuningObjective(nn.Module):
         Args:
             input_ids, attention_mask: (B, 2B or 3B, L).
             image_ids: (B,) integers; pairs of equal id show the same image, so none is another's negative.
+            text_ids: (B,) integers; the same of pairs whose captions read the same. None: all differ.
             has_hard_negative: (B,) bool, or None if the batch holds no hard negatives. Where it is false, the
                 hard negative's rows are anything.
             draw_seed: of the hard negatives, the same in every process; needed for `global_negatives`.
@@ -119,7 +121,9 @@ class FineTuningObjective(nn.Module):
         input_ids, attention_mask = self.equal_length(input_ids, attention_mask)
         image_embeds, image_states = self.encode_images(**image_inputs)
         text_embeds, text_states = self.encode_texts(input_ids, attention_mask)
-        contrastive, pairs = self.compare(image_embeds, text_embeds, image_ids, has_hard_negative, draw_seed)
+        contrastive, pairs = self.compare(
+            image_embeds, text_embeds, image_ids, has_hard_negative, draw_seed, text_ids
+        )
         losses = {"contrastive_loss": contrastive}
         if pairs is not None:
             candidates = self.candidates(image_states, text_states, attention_mask, len(image_ids))
@@ -163,6 +167,7 @@ class FineTuningObjective(nn.Module):
         image_ids: Tensor,
         has_hard_negative: Tensor | None,
         draw_seed: int | None,
+        text_ids: Tensor | None = None,
     ) -> tuple[Tensor, WeightedPairs | None]:
         """The contrastive loss over the batches of all processes, and this process's pairs to match.
 
@@ -171,16 +176,18 @@ class FineTuningObjective(nn.Module):
         """
         batch = len(image_ids)
         images, ids = gather_with_gradient(image_embeds[:batch]), gather_with_gradient(image_ids)
+        text_ids = None if text_ids is None else gather_with_gradient(text_ids)
         temperature = self.network.temperature()
         losses, pairs = [], []
         for view, weight in enumerate(self.view_weights):
             texts = gather_with_gradient(text_embeds[view * batch : (view + 1) * batch])
             everyone = (images, texts, temperature, ids)
-            losses.append(weight * contrastive_loss(*everyone, self.label_smoothing))
+            losses.append(weight * contrastive_loss(*everyone, self.label_smoothing, text_ids))
             if not self.matches:
                 continue
             drawn = draw_match_pairs(
                 *everyone,
+                text_ids=text_ids,
                 from_all_processes=self.global_negatives,
                 seed=None if draw_seed is None else draw_seed + view,
             )

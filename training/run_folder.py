@@ -8,7 +8,7 @@ from torch import nn
 
 from ..data.whole_files import recover, replacing
 from ..models.interface import RetrievalModel, RetrievalProcessor
-from .checkpointing import WRITING_FAILED, Progress, find_checkpoints, read_progress, under_todays_names
+from .checkpointing import WRITING_FAILED, Progress, changed_settings, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
 SUBSET_FILE = "subset.json"
@@ -69,10 +69,8 @@ def find_progress(
 
 def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError if `training_arguments.json` is of a run with other settings than these."""
-    before = under_todays_names(json.loads(arguments_file.read_text(encoding="utf-8")))
-    now = json.loads(json.dumps(settings))
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
+    before = json.loads(arguments_file.read_text(encoding="utf-8"))
+    if changed := changed_settings(before, settings):
         raise ValueError(
             f"{arguments_file.parent} holds another run without a checkpoint, with other settings "
             f"({', '.join(changed)}): choose another --output_dir"

@@ -1,5 +1,6 @@
 """What a run starts from: the model and its processor, and the objective over it."""
 
+import hashlib
 from typing import Any, cast
 
 import torch
@@ -58,6 +59,19 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             f"{processor.image_size}: convert the checkpoint again with one --image_size"
         )
     return model, processor, missing
+
+
+def start_fingerprint(arguments: FineTuningArguments, model: RetrievalModel, missing: set[str]) -> str:
+    """16 hexadecimal digits for the weights that a run starts from, wherever they lie.
+
+    Of parameters that start from random weights the names and shapes alone.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        if arguments.config_name is None and name not in missing:
+            digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def refuse_with_other_models(arguments: FineTuningArguments, model: RetrievalModel) -> None:

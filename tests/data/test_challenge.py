@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from tiny_retrieval_models import save_tiny
 
 from tpas.commands.evaluate import main as evaluate
 from tpas.commands.submit import main as submit
-from tpas.data.challenge import find_mistakes, read_challenge
+from tpas.data.challenge import find_mistakes, read_challenge, write_answers
 from tpas.data.pab import load_pab
 from tpas.reranking.score_files import ScoreFile, write_score_file
 
@@ -64,6 +65,75 @@ def test_the_older_layout_and_a_gallery_one_folder_deeper(test_set):
     challenge = read_challenge(test_set)
     assert (challenge.query_ids, challenge.captions) == (whole.query_ids, whole.captions)
     assert challenge.images.keys() == whole.images.keys()
+
+
+def test_the_texts_may_be_one_object_by_id(test_set):
+    whole, path = read_challenge(test_set), test_set / "query_text.json"
+    (test_set / "query_index.txt").unlink()
+    texts = {f"{number:04}": caption for number, caption in enumerate(whole.captions)}
+    for indent in (None, 1):
+        path.write_bytes(json.dumps(texts, indent=indent).replace("\n", "\r\n").encode())
+        challenge = read_challenge(test_set)
+        assert dict(zip(challenge.query_ids, challenge.captions, strict=True)) == texts
+    (test_set / "query_index.txt").write_bytes(b"\r\n".join(sorted(map(str.encode, texts), reverse=True)))
+    assert read_challenge(test_set).query_ids == sorted(texts, reverse=True)
+
+    path.write_text('{"0001": "a man", "0001": "a woman"}')
+    with pytest.raises(
+        ValueError, match="query_text.json, query '0001': the query_index '0001' is there twice"
+    ):
+        read_challenge(test_set)
+    path.write_text('{"0001": "a man",\n "0002": 5}')
+    with pytest.raises(ValueError, match="query_text.json, query '0002': 'caption' must be a text, got 5"):
+        read_challenge(test_set)
+    path.write_text('{"0001": "a man",\n "0002" "a woman"}')
+    with pytest.raises(ValueError, match="query_text.json, line 2: not JSON"):
+        read_challenge(test_set)
+    path.write_text('{"query_index": "0001", "caption": "one line alone"}')
+    (test_set / "query_index.txt").unlink()
+    assert read_challenge(test_set).query_ids == ["0001"]
+
+
+def test_an_archive_holds_the_answers_and_is_checked(test_set, right_lines, tmp_path, capsys):
+    challenge, path = read_challenge(test_set), tmp_path / "answers" / "answer.zip"
+    write_answers(path, [line.split() for line in right_lines], challenge)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["answer.txt"]
+        assert archive.read("answer.txt").decode() == "".join(f"{line}\n" for line in right_lines)
+    content = path.read_bytes()
+    write_answers(path, [line.split() for line in right_lines], challenge)
+    assert path.read_bytes() == content  # equal answers, equal bytes
+    submit([str(test_set), "--validate", str(path)])
+    assert "12 lines as they should be" in capsys.readouterr().out
+
+    def refused(entries: dict[str, str], message: str) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, text in entries.items():
+                archive.writestr(name, text)
+        with pytest.raises(SystemExit, match=message):
+            submit([str(test_set), "--validate", str(path)])
+
+    good = "\r\n".join([*right_lines, ""])
+    refused({"answers/answer.txt": good}, "holds 'answers/answer.txt': it must hold 'answer.txt' alone")
+    refused(
+        {"answer.txt": good, "__MACOSX/._answer.txt": ""}, "holds 'answer.txt', '__MACOSX/._answer.txt': it"
+    )
+    refused({"answer.txt": good + "more"}, "3")  # the exit code: a mistake was found
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("answer.txt", good)
+    submit([str(test_set), "--validate", str(path)])
+    path.write_bytes(content[:100])
+    with pytest.raises(SystemExit, match="answer.zip: not a zip archive that can be read"):
+        submit([str(test_set), "--validate", str(path)])
+
+
+def test_the_rule_of_the_challenge_stands_beside_what_could_be_tuned(capsys):
+    submit(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    rule = "the challenge forbids any use of the test set's outputs"
+    assert text.count(rule) == 3  # of the weight, tau and the texts' threshold
+    for flag in ("--fusion_weight", "--sca_tau", "--sca_text_threshold"):
+        assert rule in text[text.index(f"{flag} ") :][:260]
 
 
 @pytest.mark.parametrize("stage", ["embeddings", "sca"])

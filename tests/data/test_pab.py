@@ -13,7 +13,14 @@ import pyarrow as pa
 import pytest
 
 from tpas.data import pab_annotations
-from tpas.data.pab import load_pab, retrieval_split, source_videos
+from tpas.data.drawn import MANIFEST
+from tpas.data.pab import (
+    annotations_fingerprint,
+    dataset_name,
+    load_pab,
+    retrieval_split,
+    source_videos,
+)
 from tpas.data.pab_images import image_path
 
 # The two rows that PAB's own documentation shows (captions shortened).
@@ -272,7 +279,7 @@ def test_missing_files_are_named_with_what_was_looked_for(tmp_path, root, load):
 @pytest.mark.parametrize(
     ("split", "options", "message"),
     [
-        ("dev", {}, "train, validation, test, ucc, got 'dev'"),
+        ("dev", {}, "train, validation, test, ucc, .*multi-weather_light, got 'dev'"),
         ("test", {"pairs": 1}, "'test'"),
         ("validation", {"pairs": 1}, "'validation'"),
         ("train", {"pairs": 0}, "at least 1, got 0"),
@@ -534,6 +541,69 @@ def test_image_path_finds_the_repacked_image(root):
     expected = {"0.jpg": "0.webp", "1.jpg": "1.jpg", "2.jpg": "2.jpg", "3.jpg": "3.jpg", "2.png": "2.png"}
     for name, found in expected.items():
         assert image_path(root, f"train/{name}") == folder / found
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "train/imgs_9/goal/0.jpg",
+        "imgs_9/goal/0.jpg",
+        "Part 2/imgs_9/imgs_9/goal/0.webp",
+        "Part 2/imgs_9/goal/0.jpg",
+        "train/Part 2/imgs_9/imgs_9/goal/0.jpg",
+    ],
+)
+def test_image_path_finds_a_training_image_in_either_layout(root, place):
+    """Both of PAB's, as it is annotated for training and as it is downloaded (Part = number // 8 + 1)."""
+    file = root.resolve() / place
+    file.parent.mkdir(parents=True)
+    for annotated in ("train/imgs_9/goal/0.jpg", "imgs_9/goal/0.jpg"):
+        assert image_path(root, annotated) == root.resolve() / annotated  # that is where it is missed
+        file.touch()
+        assert image_path(root, annotated) == file
+        file.unlink()
+    other = root.resolve() / "Part 1/imgs_9/imgs_9/goal/0.jpg"  # no part of these
+    other.parent.mkdir(parents=True)
+    other.touch()
+    assert image_path(root, "imgs_9/goal/0.jpg") == root.resolve() / "imgs_9/goal/0.jpg"
+
+
+def test_other_weather_is_a_split_of_its_own(root, load):
+    row = {"image": "test/0.jpg", "caption": ["A man in the rain."], "image_id": "007", "normal": "Walking"}
+    write_lines(root / "annotation/multi-weather/multi-weather_dark_rain.json", row)
+    dataset = load("multi-weather_dark_rain")
+    assert (dataset["caption"][:], dataset["image_id"][:]) == (["A man in the rain."], ["007"])
+    with pytest.raises(FileNotFoundError, match="annotation/multi-weather/multi-weather_snow.json"):
+        load("multi-weather_snow")
+
+
+def test_the_fingerprint_is_of_what_is_annotated_and_of_nothing_else(tmp_path, root):
+    def fingerprint(root: Path) -> str:
+        return annotations_fingerprint(root, "train", tmp_path / "cache")
+
+    write_train(root, PERFORMING, FALLING)
+    before = fingerprint(root)
+    moved = tmp_path / "moved"
+    write_lines(moved / "annotation/train/pair_0.json", PERFORMING)
+    write_lines(moved / "annotation/train/pair_1.json", FALLING)
+    assert fingerprint(moved) == before
+    fingerprints = {before}
+    without = {key: value for key, value in FALLING.items() if key != "hard_c"}
+    shifted = FALLING | {"image_id": "0_1", "caption": FALLING["caption"] + "3630"}
+    for changed in ([FALLING, PERFORMING], [PERFORMING], [PERFORMING, without], [PERFORMING, shifted]):
+        write_train(root, *changed)
+        fingerprints.add(fingerprint(root))
+    assert len(fingerprints) == 5
+
+
+def test_data_are_called_as_their_folder(tmp_path, monkeypatch):
+    (tmp_path / "street").mkdir()
+    (tmp_path / "link").symlink_to("street")
+    assert dataset_name(tmp_path / "link") == "link"
+    monkeypatch.chdir(tmp_path / "street")
+    assert dataset_name(Path(".")) == "street"
+    Path(MANIFEST).touch()
+    assert dataset_name(Path(".")) == "street (drawn)"
 
 
 def test_retrieval_split_by_hand(root, load):

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -74,6 +75,17 @@ def made_results(recall):
     return {"queries": 6, "gallery": 8, "shortlist": 8, "stages": stages, "sca_report": report}
 
 
+def without_stage_2(evaluation):
+    """The same of a model that has embeddings alone."""
+    results = evaluation.results
+    stages = {stage: figures for stage, figures in results["stages"].items() if stage != "matching"}
+    queries = [
+        replace(query, hits={stage: hits for stage, hits in query.hits.items() if stage != "matching"})
+        for query in evaluation.queries
+    ]
+    return Evaluation(results | {"stages": stages}, queries)
+
+
 TRAINING_LOG = [
     {"step": step, "epoch": step / 4, "loss": 3.0, "contrastive_loss": 4.0 / step, "matching_loss": 0.6}
     for step in range(1, 9)
@@ -88,7 +100,7 @@ def image_root(tmp_path):
     return tmp_path
 
 
-def make_page(image_root, rankings=None, **changes):
+def make_page(image_root, rankings=None, shown=lambda evaluation: evaluation, **changes):
     rankings = rankings or made_rankings()
     arguments = {
         "training_log": TRAINING_LOG,
@@ -98,7 +110,8 @@ def make_page(image_root, rankings=None, **changes):
         "commands": ["accelerate launch train_accelerate.py --data_root '<here>'"],
     } | changes
     zero_shot = made_evaluation(0.0437, made_rankings(), image_root)
-    return build_report(zero_shot, made_evaluation(0.4321, rankings, image_root), **arguments)
+    fine_tuned = made_evaluation(0.4321, rankings, image_root)
+    return build_report(shown(zero_shot), shown(fine_tuned), **arguments)
 
 
 class Reader(HTMLParser):
@@ -182,6 +195,14 @@ def test_a_right_image_beyond_the_shown_ones_takes_the_last_place_with_its_rank(
     assert image_number(card["figures"][-1]) == 3
     assert "not in the first ten" in card["text"]
     assert "> 7" in card["text"]
+
+
+def test_a_page_speaks_of_matching_only_where_there_was_some(image_root):
+    words = ("re-scores the best 8", "+ matching", "matching: <b>", "the logit of a match")
+    page, without = make_page(image_root), make_page(image_root, shown=without_stage_2)
+    assert all(word in page for word in words)
+    assert not any(word in without for word in words)
+    assert "its score,\n    the cosine." in without
 
 
 def test_what_others_wrote_cannot_become_markup(image_root):

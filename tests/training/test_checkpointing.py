@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,10 @@ import torch
 import training_runs
 from accelerate import Accelerator, debug_launcher
 from safetensors import SafetensorError
-from training_runs import WatchedRun, stopped_after, train, weights
+from safetensors.torch import load_file, save_file
+from training_runs import WatchedRun, losses_of, stopped_after, train, weights
 
+from tpas.data.pab import load_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
 from tpas.training.fine_tuning import ENDED_BY_SIGTERM
@@ -268,6 +271,147 @@ def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, t
     deleting = flags(small_pab, start, whole, overwrite_output_dir=True, resume_from_checkpoint="last")
     with pytest.raises(SystemExit, match="needs the run that --overwrite_output_dir deletes"):
         train(deleting)
+
+
+@pytest.fixture
+def stopped(small_pab, start, tmp_path) -> Path:
+    """A run that was stopped after two of its twelve steps."""
+    with pytest.raises(SystemExit, match="143"):
+        stopped_after(3, flags(small_pab, start, tmp_path / "run")).train()
+    return tmp_path / "run"
+
+
+def change_json(path: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_goes_on_wherever_its_data_and_its_start_lie(small_pab, start, tmp_path, whole, stopped):
+    moved, elsewhere = tmp_path / "moved", tmp_path / "other start"
+    shutil.copytree(small_pab, moved)
+    shutil.copytree(start, elsewhere)
+    image = moved / load_pab(small_pab, "train", validation_fraction=0.34)[0]["image"]
+    image.write_bytes(image.read_bytes() + b"\0")  # repaired meanwhile, one of many
+    named = {"dataset_name": "streets", "resume_from_checkpoint": "last"}
+    train(flags(moved, elsewhere, stopped, **named))
+    assert_same_run(whole, stopped)
+    settings = json.loads((stopped / "training_arguments.json").read_text())
+    assert settings["dataset_name"] == "streets"
+    assert json.loads((whole / "training_arguments.json").read_text())["dataset_name"] == "pab (drawn)"
+
+
+def test_other_data_or_another_start_are_refused_under_the_same_name(small_pab, start, tmp_path):
+    data, run = tmp_path / "pab", tmp_path / "run"
+    shutil.copytree(small_pab, data)
+    with pytest.raises(SystemExit, match="143"):
+        stopped_after(3, flags(data, start, run)).train()
+    again = flags(data, start, run, resume_from_checkpoint="last")
+
+    content = {path: path.read_bytes() for path in [start / "model.safetensors", *data.rglob("*.j*")]}
+    tensors = load_file(start / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in tensors.items()}, start / "model.safetensors")
+    with pytest.raises(
+        SystemExit, match=r"the content of model_name_or_path '\S*start' \(now .* [0-9a-f]{16}"
+    ):
+        train(again)
+    (start / "model.safetensors").write_bytes(content[start / "model.safetensors"])
+
+    annotations = next((data / "annotation" / "train").glob("*.json"))
+    annotations.write_bytes(content[annotations].replace(b"man", b"boy", 1))
+    with pytest.raises(
+        SystemExit, match=r"the content of data_root '\S*pab' \(now .*data_fingerprint [0-9a-f]{16}"
+    ):
+        train(again)
+    annotations.write_bytes(content[annotations])
+
+    for image in data.rglob("*.jpg"):
+        image.write_bytes(content[image] + b"\0")
+    with pytest.raises(SystemExit, match=r"the images of data_root '\S*pab' .*, 16 of 16 of another size"):
+        train(again)
+    for path, before in content.items():
+        path.write_bytes(before)
+    train(again)
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_it_lay(small_pab, start, tmp_path, whole, stopped):
+    (checkpoint,) = find_checkpoints(stopped / "checkpoints")
+    newer = ("data_fingerprint", "start_fingerprint", "image_sizes", "lr_scheduler_type", "equal_texts_match")
+
+    def as_before(content: dict) -> None:
+        for name in newer:
+            del content["settings"][name]
+        del content["progress"]["planned_steps"]
+
+    change_json(checkpoint / "progress.json", as_before)
+    moved = tmp_path / "moved"
+    shutil.copytree(small_pab, moved)
+    with pytest.raises(SystemExit, match=rf"other settings: data_root '\S*pab' \(now '{moved}'\)\. Give"):
+        train(flags(moved, start, stopped, resume_from_checkpoint="last"))
+    train(flags(small_pab, start, stopped, resume_from_checkpoint="last"))
+    assert_same_run(whole, stopped)
+
+
+def learning_rates(run: Path) -> list[float]:
+    entries = map(json.loads, (run / "training_log.jsonl").read_text().splitlines())
+    return [entry["learning_rate"] for entry in entries if "learning_rate" in entry]
+
+
+@pytest.mark.parametrize(
+    "shorter",
+    [
+        {"num_train_epochs": 2},
+        {"num_train_epochs": 2, "checkpoint_every": 0},
+        {"max_train_steps": 5, "checkpoint_every": 0},
+    ],
+    ids=["epochs", "a checkpoint an epoch", "within an epoch"],
+)
+def test_a_finished_run_at_a_constant_rate_becomes_longer_bit_equal(
+    small_pab, start, tmp_path, caplog, shorter
+):
+    constant = {"lr_scheduler_type": "constant", "log_every": 1}
+    train(flags(small_pab, start, tmp_path / "whole", **constant))
+    run = tmp_path / "run"
+    train(flags(small_pab, start, run, **constant | shorter))
+    longer = {"num_train_epochs": 3, "resume_from_checkpoint": "last"}
+    caplog.set_level("INFO")
+    train(flags(small_pab, start, run, **constant | longer))
+    expected = weights(tmp_path / "whole" / "last")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run / "last").items())
+    assert losses_of(run) == losses_of(tmp_path / "whole")
+    done = shorter.get("max_train_steps", 8)
+    assert f"12 steps in place of {done}: from step {done} the learning rate stays 0.001 (it" in caplog.text
+
+
+def test_a_longer_run_takes_the_schedule_of_its_new_length(small_pab, start, tmp_path, caplog):
+    every_step = {"log_every": 1, "warmup_ratio": 0.25}
+    train(flags(small_pab, start, tmp_path / "whole", **every_step))
+    run = tmp_path / "run"
+    train(flags(small_pab, start, run, num_train_epochs=2, **every_step))
+    caplog.set_level("INFO")
+    train(flags(small_pab, start, run, resume_from_checkpoint="last", **every_step))
+    # As transformers' Trainer, but for its first step, which is still the old schedule's, of rate 0.
+    assert learning_rates(run)[8:] == learning_rates(tmp_path / "whole")[8:]
+    message = (
+        "12 steps in place of 8: from step 8 the learning rate goes on at 0.000444 (it was 0) and falls to 0"
+    )
+    assert message in caplog.text
+
+
+def test_a_run_cannot_become_shorter_than_it_is(small_pab, start, tmp_path, whole):
+    shorter = flags(small_pab, start, whole, num_train_epochs=2, resume_from_checkpoint="last")
+    message = (
+        "has done 12 steps, 3 epochs, and --num_train_epochs 2 asks for 8 steps: give a greater --num_train"
+    )
+    with pytest.raises(SystemExit, match=message):
+        train(shorter)
+    averaged = {"average_last_epochs": 2, "num_train_epochs": 2}
+    train(flags(small_pab, start, tmp_path / "run", **averaged))
+    longer = averaged | {"num_train_epochs": 3, "resume_from_checkpoint": "last"}
+    with pytest.raises(
+        SystemExit, match="--average_last_epochs 2: which epochs are the last was settled for 8"
+    ):
+        train(flags(small_pab, start, tmp_path / "run", **longer))
 
 
 def test_a_run_in_another_precision_of_accelerate_is_refused(small_pab, start, tmp_path, whole, monkeypatch):

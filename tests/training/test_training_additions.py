@@ -24,7 +24,7 @@ from tpas.processing_tpas import TPASProcessor
 from tpas.training.arguments import FineTuningArguments
 from tpas.training.caption_augmentation import swap_left_right
 from tpas.training.data import PairCollator, TrainingPairs, stable_number
-from tpas.training.fine_tuning import Run
+from tpas.training.fine_tuning import Run, warn_of_few_queries
 from tpas.training.image_augmentation import Augmentation
 from tpas.training.optimizer import LearningRates, build_optimizer, describe_groups
 from tpas.training.subsets import diverse_subset
@@ -253,6 +253,44 @@ def test_hard_negatives_are_those_that_the_annotation_names(small_pab, start):
     assert len(batch["pixel_values"]) == len(batch["input_ids"]) == 4
     assert torch.equal(batch["pixel_values"][0], batch["pixel_values"][2])  # its place is filled
     assert not torch.equal(batch["pixel_values"][1], batch["pixel_values"][3])
+
+
+def test_captions_that_read_the_same_get_one_id(small_pab, start):
+    captions = ["A man, in red.", "a man in RED", "A man in blue."]
+    rows = training_rows(small_pab).select(range(3))
+    own = rows.map(lambda row, place: {"caption": captions[place], "hard_c": captions[-1]}, with_indices=True)
+    view = {"second_view": lambda caption, rng: "red"}  # counts as the caption that it was made of
+    items = list(
+        map(TrainingPairs(own, small_pab, seed=1, hard_negatives=True, **view).__getitem__, range(3))
+    )
+    processor = TPASProcessor.from_pretrained(start)
+    batch = PairCollator(processor, equal_texts_match=True)(items)
+    first, second, third = batch["text_ids"].tolist()
+    assert first == second != third
+    assert batch["has_hard_negative"].tolist() == [True, True, False]  # "in blue" is no negative of itself
+    plain = PairCollator(processor)(items)
+    assert "text_ids" not in plain
+    assert plain["has_hard_negative"].tolist() == [True, True, True]
+
+
+def test_without_equal_captions_the_flag_changes_nothing(small_pab, start, tmp_path):
+    for name, match in (("match", True), ("negatives", False)):
+        train(flags(small_pab, start, tmp_path / name, equal_texts_match=match))
+    one, other = (weights(tmp_path / name / "last") for name in ("match", "negatives"))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    assert read_log(tmp_path / "match") == read_log(tmp_path / "negatives")
+
+
+def test_a_best_model_of_few_queries_is_warned_of(small_pab, start, tmp_path, caplog):
+    run = Run(parsed(flags(small_pab, start, tmp_path / "run", evaluate_every=1, max_validation_pairs=2)))
+    assert len(run.benchmark.captions) == 2
+    # Wilson's interval of 1 in 2, by hand: (1 + z^2 / 2 -+ z sqrt(1 / 2 + z^2 / 4)) / (2 + z^2), z = 1.96.
+    expected = "by 2 validation queries: a Recall@1 of 50 % of so few may as well be 9 or 91 %"
+    assert expected in caplog.text
+    assert "--max_validation_pairs, now 2), at least 50, or take last/ (--evaluate_every 0)" in caplog.text
+    caplog.clear()
+    warn_of_few_queries(50, run.arguments)
+    assert not caplog.records
 
 
 def test_a_broken_hard_negative_is_named_or_passed_over(small_pab, tmp_path):

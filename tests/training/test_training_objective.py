@@ -23,7 +23,9 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerator", "without_dropout")
 PAIRS = 6
 
 
-def batch_of(views: int = 1, hard_negatives: bool = False) -> dict[str, torch.Tensor]:
+def batch_of(
+    views: int = 1, hard_negatives: bool = False, text_ids: list[int] | None = None
+) -> dict[str, torch.Tensor]:
     """A batch as `PairCollator` makes it; the captions end in padding, pairs 1 and 4 show one image."""
     generator = torch.Generator().manual_seed(3)
     images, texts = PAIRS * (1 + hard_negatives), PAIRS * (views + hard_negatives)
@@ -36,7 +38,7 @@ def batch_of(views: int = 1, hard_negatives: bool = False) -> dict[str, torch.Te
     }
     if hard_negatives:
         batch["has_hard_negative"] = torch.tensor([True, False, True, True, True, True])
-    return batch
+    return batch if text_ids is None else batch | {"text_ids": torch.tensor(text_ids)}
 
 
 def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -113,6 +115,20 @@ def test_hard_negatives_are_two_more_negatives_of_each_pair_that_has_one(tiny_co
     torch.testing.assert_close(objective.match(image_states, text_states, mask, pairs), mean)
 
 
+def test_equal_texts_are_right_for_each_other_s_images_in_either_view(tiny_config):
+    """As equal images are: ids of texts that say the same as ids of images would give the same losses."""
+    model = TPASModel(tiny_config).double().eval()
+    objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
+    texts = [3, 7, 5, 9, 7, 2]
+    by_images = objective(**batch_of(views=2), draw_seed=11)
+    batch = batch_of(views=2, text_ids=texts) | {"image_ids": torch.arange(PAIRS)}
+    by_texts = objective(**batch, draw_seed=11)
+    assert torch.equal(by_texts["loss"], by_images["loss"])
+    different = objective(**batch | {"text_ids": torch.arange(PAIRS)}, draw_seed=11)
+    assert torch.equal(different["loss"], objective(**batch | {"text_ids": None}, draw_seed=11)["loss"])
+    assert different["contrastive_loss"] != by_texts["contrastive_loss"]
+
+
 def test_label_smoothing_by_hand():
     embeds, texts = F.normalize(torch.randn(2, 4, 8), dim=2)
     temperature = torch.tensor(0.1)
@@ -152,7 +168,8 @@ def objective_with_everything(tiny_config) -> FineTuningObjective:
 @pytest.mark.parametrize("chunk_size", [1, 4, 100])
 def test_cached_gradients_are_those_of_the_whole_batch(tiny_config, chunk_size):
     accelerator = Accelerator()
-    objective, batch = objective_with_everything(tiny_config), batch_of(views=2, hard_negatives=True)
+    objective, texts = objective_with_everything(tiny_config), [4, 1, 6, 4, 2, 6]
+    batch = batch_of(views=2, hard_negatives=True, text_ids=texts)
     torch.manual_seed(7)
     expected = objective(**batch)
     expected["loss"].backward()
@@ -225,7 +242,7 @@ def test_two_processes_have_the_gradient_of_one_with_both_batches(tiny_config, t
     """With negatives of all processes: both losses, every gradient, captions of other lengths in each."""
     model = TPASModel(tiny_config).double().eval()
     model.save_pretrained(tmp_path / "model")
-    batch = batch_of(views=2)
+    batch = batch_of(views=2, text_ids=[4, 1, 6, 4, 2, 9])  # a pair of either process reads the same
     objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
     expected = objective(**batch, draw_seed=11)
     expected["loss"].backward()
@@ -234,7 +251,7 @@ def test_two_processes_have_the_gradient_of_one_with_both_batches(tiny_config, t
     for rank in range(2):
         own = torch.arange(half) + rank * half
         of_views = torch.cat([own, own + PAIRS])
-        part = {"pixel_values": batch["pixel_values"][own], "image_ids": batch["image_ids"][own]}
+        part = {name: batch[name][own] for name in ("pixel_values", "image_ids", "text_ids")}
         length = int(batch["attention_mask"][of_views].sum(dim=1).max())
         for name in ("input_ids", "attention_mask"):
             part[name] = batch[name][of_views, :length]
