@@ -1,4 +1,4 @@
-"""Drawn people encoded by a small trained model, demo_start/ or one from it: for the benchmarks of matching."""
+"""Drawn people encoded by demo_start/ or a model made from it, which the benchmarks of matching share."""
 
 import tempfile
 from dataclasses import dataclass
