@@ -1,4 +1,4 @@
-"""What a model does not take from a text: words that its tokenizer does not know, and those behind its cut."""
+"""What a model does not take from a text: words that it does not know, and those beyond its cut."""
 
 import re
 from bisect import bisect_right

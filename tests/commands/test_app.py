@@ -216,7 +216,8 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".tpas-cards")
     # The settings push the answers out of sight, and the page has to bring them back.
-    page.wait_for_function("document.querySelector('.tpas-cards').getBoundingClientRect().top < 500")
+    in_sight = f"document.querySelector('.tpas-cards').getBoundingClientRect().top < {PHONE['height']}"
+    page.wait_for_function(in_sight)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     for _ in range(30):
         page.keyboard.press("Tab")
