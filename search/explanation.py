@@ -5,6 +5,8 @@ ALBEF (https://arxiv.org/abs/2107.07651, section 6.3) and X-VLM. What a word doe
 Neither says what an image shows, only what the model went by.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -15,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..modeling_tpas import CrossModalAttention, CrossModalLayer, TPASModel, eager_attention
-from ..models.text_checks import words_of
-from ..processing_tpas import TPASProcessor
+from ..processing_tpas import TPASProcessor, clean_caption
 
 # From low to high: violet, red, orange, yellow; brighter throughout, so that the colour-blind see the order.
 HEAT_COLOURS = ((48, 18, 110), (160, 30, 110), (230, 70, 50), (252, 160, 30), (255, 240, 100))
@@ -81,11 +82,8 @@ def explain_tokens(
     if not 0 <= layer < layers:
         raise ValueError(f"the model has cross-modal layers 0 to {layers - 1}, got {layer}")
 
-    text_words = words_of(processor, text)
-    words, word_of_token = text_words.read, text_words.word_of_token
-    if not words:
-        raise ValueError(f"{text!r} has no words that the model reads")
-    input_ids = text_words.input_ids.to(model.device)
+    words, unread_words, input_ids, word_of_token = split_into_words(processor, text)
+    input_ids = input_ids.to(model.device)
     with torch.no_grad():
         text_states = model.get_text_features(input_ids).last_hidden_state  # (1, L, D)
     assert text_states is not None
@@ -103,12 +101,34 @@ def explain_tokens(
             maps[word] += token_maps[token]
     return Explanation(
         words=words,
-        unread_words=text_words.cut,
+        unread_words=unread_words,
         match_logit=float(logits[0, 1]),
         effects=float(logits[0, 1]) - without,
         maps=maps,
         text_map=token_maps.sum(dim=0),
     )
+
+
+def split_into_words(
+    processor: TPASProcessor, text: str
+) -> tuple[list[str], list[str], Tensor, list[int | None]]:
+    """The words of a text that the model reads, those it does not, and the tokens of the former.
+
+    Returns:
+        words (W), words after the longest text, token ids (1, L), each token's word (None: [CLS] or [SEP]).
+    """
+    features = processor(text=[text], return_offsets_mapping=True)
+    caption = clean_caption(text) if processor.clean_captions else text
+    words = [(match.start(), match.group()) for match in re.finditer(r"\S+", caption)]
+    word_of_token = [
+        None if start == end else bisect_right(words, start, key=lambda word: word[0]) - 1
+        for start, end in features["offset_mapping"][0].tolist()
+    ]
+    read = 1 + max((word for word in word_of_token if word is not None), default=-1)
+    if not read:
+        raise ValueError(f"{text!r} has no words that the model reads")
+    words = [word for _, word in words]
+    return words[:read], words[read:], features["input_ids"], word_of_token
 
 
 def heat_map(image: Image.Image, values: Tensor, scale: float | None = None) -> Image.Image:

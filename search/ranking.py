@@ -43,8 +43,8 @@ def resolve_shortlist(shortlist: int | None, gallery_size: int) -> int:
     shortlist = DEFAULT_SHORTLIST if shortlist is None else shortlist
     if shortlist < 1:
         raise ValueError(f"the shortlist must be at least 1, got {shortlist}")
-    if gallery_size < shortlist:
-        logger.info("the gallery has %d images: all of them are re-ranked", gallery_size)
+    if gallery_size < shortlist:  # in words that are true of a model that re-ranks none as well
+        logger.info("the gallery has %d images: the shortlist is all of them", gallery_size)
     return min(shortlist, gallery_size)
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 from PIL import Image
 
 from ..data.image_files import load_inside
-from ..models.text_checks import words_of
+from ..models.unread_texts import unread_warnings
 from ..processing_tpas import clean_caption, load_image
 from ..search.explanation import Explanation
 from ..search.gallery import Gallery
@@ -25,7 +25,6 @@ logger = logging.getLogger(__name__)
 
 CARD_EDGE = 256  # pixels of an image among others
 LARGE_EDGE = 768  # of one alone
-UNKNOWN_NAMED = 8  # words of a text
 KEPT_CARDS = 2_000  # copies of the gallery's images kept in memory, some 15 KB each
 
 Where = Literal["gallery", "own", "both"]
@@ -145,23 +144,12 @@ class SearchRequests:
         return session.result
 
     def unread(self, result: SearchResult) -> list[str]:
-        """Sentences on what of the texts the model does not know or cuts off; none where it reads all."""
-        sentences = []
-        for number, text in enumerate([] if result.similar_to else result.texts, start=1):
-            words = words_of(self.processor, text)
-            of_text = f"Text {number}: " if len(result) > 1 else ""
-            if len(words.unknown) >= len(words.read):
-                sentences.append(f"{of_text}The model knows none of these words: what it finds is chance.")
-            elif words.unknown:
-                distinct = list(dict.fromkeys(words.unknown))
-                named = ", ".join(f"“{word}”" for word in distinct[:UNKNOWN_NAMED])
-                more = len(distinct) - UNKNOWN_NAMED
-                others = f" and {more} more" if more > 0 else ""
-                sentences.append(f"{of_text}The model does not know {named}{others}.")
-            if words.cut:
-                end = "its last word is" if len(words.cut) == 1 else f"its last {len(words.cut)} words are"
-                sentences.append(f"{of_text}It is too long: {end} not read, from “{words.cut[0]}” on.")
-        return sentences
+        """What of the texts the model does not know or cuts off, a line each; none where it reads all."""
+        if result.similar_to is not None:
+            return []
+        one = len(result.texts) == 1
+        places = ["your text" if one else f"text {number}" for number in range(1, len(result.texts) + 1)]
+        return unread_warnings(self.processor, result.texts, places)
 
     def similar(self, session: Session, answer: int, place: int, shown: int = 12) -> SearchResult:
         """The neighbours, by the embeddings' cosine, of one image of the session's result.

@@ -430,6 +430,13 @@ def test_too_many_requests_of_one_address_are_refused(gallery):
     assert "tpas-cards" in page.search(*question, neighbour)[1]
 
 
+def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery):
+    page, request = SearchPage(SearchRequests(gallery)), SimpleNamespace(client=SimpleNamespace(host="::1"))
+    question = ("a man\u2028in red\n\na boy", "gallery", "any", "any", 3, True, True)
+    _, shown = page.search(Session(), *question, request)
+    assert shown.count("<section") == 2
+
+
 def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):
     page = SearchPage(SearchRequests(gallery))
     monkeypatch.setattr(page.requests, "search", lambda *arguments, **settings: 1 / 0)

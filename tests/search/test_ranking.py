@@ -49,7 +49,7 @@ def test_the_default_shortlist_is_128_or_the_whole_gallery(caplog):
     assert not caplog.records
     with caplog.at_level("INFO"):
         assert resolve_shortlist(None, 40) == 40
-    assert "the gallery has 40 images: all of them are re-ranked" in caplog.text
+    assert "the gallery has 40 images: the shortlist is all of them" in caplog.text
     assert resolve_shortlist(40, 40) == 40
     assert resolve_shortlist(41, 40) == 40
 
