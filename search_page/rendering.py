@@ -9,9 +9,10 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
+from ..data.challenge import ANSWERS
 from ..search.explanation import Explanation, heat_layer
 from ..search.hits import SearchHit
-from .exports import answer_file, csv_table, image_sheet
+from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
 from .requests import SearchRequests, Session
 
 TEMPLATES = Path(__file__).parent
@@ -54,6 +55,8 @@ class Renderer:
         return self._render(
             "answers.html",
             result=result,
+            sheet_images=SHEET_IMAGES,
+            answers=ANSWERS,
             unread=self.requests.unread(result),
             card=self._card,
             label_of=self.requests.label,
