@@ -4,12 +4,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY = .venv/.installed
 HOOKS = .ci/pre-commit-config.yaml
 
-.PHONY: help setup demo test bench docs quality hooks style clean
+.PHONY: help setup demo test test-milvus bench docs quality hooks style clean
 
 help:
 	@echo "make setup    install into .venv, which every other target does first"
 	@echo "make demo     draw a small PAB, fine-tune on it, evaluate, and write outputs/demo/index.html"
 	@echo "make test     run the tests"
+	@echo "make test-milvus  run those of Milvus again on a real server, where its wheel can be had"
 	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
 	@echo "make docs     write the API reference into outputs/docs, from the docstrings"
 	@echo "make quality  check style, imports and types (changes nothing)"
@@ -34,6 +35,9 @@ demo: $(READY)
 
 test: $(READY)
 	.venv/bin/pytest
+
+test-milvus: $(READY)
+	.venv/bin/python .ci/test_milvus.py
 
 bench: $(READY)
 	.venv/bin/python benchmarks/speed_and_memory.py --output_dir outputs/bench

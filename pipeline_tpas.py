@@ -22,8 +22,7 @@ class ImageTextMatchingPipeline(Pipeline):
     one text the answer is a dictionary, for several a list of them in the order of the texts:
 
     - `text`: the text.
-    - `match_probability`: that the pair matches, by the cross-modal encoder; not calibrated.
-    - `match_logit`: what search ranks by.
+    - `match_logit`: of the cross-modal encoder, what search ranks by: higher is better. Not a probability.
     - `cosine`: of the embeddings, what search draws its shortlist by.
 
     A list of items gives a list of answers; a generator or a `datasets.Dataset` gives them as they are ready.
@@ -103,10 +102,10 @@ class ImageTextMatchingPipeline(Pipeline):
         answers = outputs["answers"]
         answer = answers[0] if isinstance(answers, list) else answers  # as in _forward
         logits = answer["logits"].float()  # (T, 2)
-        columns = (logits.softmax(dim=-1)[:, 1], logits[:, 1], answer["cosine"].float())
+        columns = (logits[:, 1], answer["cosine"].float())
         scored = [
-            {"text": text, "match_probability": probability, "match_logit": logit, "cosine": cosine}
-            for text, probability, logit, cosine in zip(
+            {"text": text, "match_logit": logit, "cosine": cosine}
+            for text, logit, cosine in zip(
                 answer["strings"], *(column.tolist() for column in columns), strict=True
             )
         ]

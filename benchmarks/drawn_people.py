@@ -1,4 +1,4 @@
-"""The small trained model in demo_start/ and drawn people for it, which the benchmarks of matching share."""
+"""Drawn people encoded by demo_start/ or a model made from it, which the benchmarks of matching share."""
 
 import tempfile
 from dataclasses import dataclass
@@ -30,14 +30,18 @@ class EncodedPeople:
 
 
 def encode_people(pairs: int) -> EncodedPeople:
-    """Draws so many test pairs and encodes them; the images are not kept."""
-    model, processor = TPASModel.from_pretrained(DEMO_START), TPASProcessor.from_pretrained(DEMO_START)
+    """Draws so many test pairs and encodes them by the start; the images are not kept."""
     with tempfile.TemporaryDirectory(prefix="tpas-drawn-") as folder:
         root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=pairs)
-        benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
-        images = ImageFiles(root, benchmark.gallery_ids)
-        inputs = collated([processor(images=[image]) for image in images])
-        embeds, states = encode_images(encoder_for(model), inputs)
+        return encode_test_pairs(DEMO_START, root, Path(folder) / "cache")
+
+
+def encode_test_pairs(directory: Path, data_root: Path, cache: Path) -> EncodedPeople:
+    """The test pairs below `data_root`, encoded by the model in `directory`."""
+    model, processor = TPASModel.from_pretrained(directory), TPASProcessor.from_pretrained(directory)
+    benchmark = retrieval_split(load_pab(data_root, "test", cache_dir=cache))
+    inputs = collated([processor(images=[image]) for image in ImageFiles(data_root, benchmark.gallery_ids)])
+    embeds, states = encode_images(encoder_for(model), inputs)
     texts = encode_texts(model, processor, benchmark.captions)
     ranking, _ = rank_by_embeddings(texts.embeds, embeds, benchmark.gallery_ids)
     return EncodedPeople(model, benchmark, states, texts, ranking)

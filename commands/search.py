@@ -5,6 +5,9 @@
 
 A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
+
+An answer is ordered by its score: the match logit of the re-ranked, without re-ranking the cosine. Higher is
+better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
 """
 
 import sys
@@ -107,19 +110,23 @@ def search(
         )
     else:
         gallery = open_folder(folder, network, processor, index=index, matching_dtype=matching_dtype)
+    if not len(gallery):
+        raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
     answers = gallery.search(
         texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
     )
-    pairs = list(zip(texts, answers, strict=True))
     if sheet is not None:
         from ..figures.contact_sheet import write_contact_sheet
 
-        write_contact_sheet(sheet, pairs)
+        write_contact_sheet(sheet, answers)
         if open_sheet:
             webbrowser.open(sheet.resolve().as_uri())
     return CommandResult(
-        [{"text": text, "hits": [hit_fields(hit) for hit in hits]} for text, hits in pairs],
-        "\n\n".join(f"{text}\n{table(hits)}" for text, hits in pairs),
+        [
+            {"text": text, "hits": [hit_fields(hit) for hit in hits]}
+            for text, hits in zip(texts, answers, strict=True)
+        ],
+        "\n\n".join(f"{text}\n{table(hits)}" for text, hits in zip(texts, answers, strict=True)),
     )
 
 
@@ -137,16 +144,19 @@ def all_texts(given: Sequence[str], file: Path | None) -> list[str]:
 
 
 def hit_fields(hit: "SearchHit") -> dict[str, Any]:
-    names = ("id", "rank", "score", "cosine", "match_logit", "match_probability", "embedding_rank")
+    names = ("id", "rank", "score", "cosine", "match_logit", "embedding_rank", "rank_before_sca")
     return {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
 
 
 def table(hits: Sequence["SearchHit"]) -> str:
-    lines = [f"{'rank':>4} {'match':>8} {'cosine':>7} {'by cosine':>9}  image"]
+    by_sca = any(hit.rank_before_sca is not None for hit in hits)
+    before = f" {'before SCA':>10}" if by_sca else ""
+    lines = [f"{'rank':>4} {'score':>8} {'cosine':>7} {'by cosine':>9}{before}  image"]
     for hit in hits:
-        match = "" if hit.match_logit is None else f"{hit.match_logit:.3f}"
+        score = "" if hit.score is None else f"{hit.score:.3f}"
+        before = f" {hit.rank_before_sca:>10}" if by_sca else ""
         image = printable(str(hit.path or hit.id))
-        lines.append(f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {image}")
+        lines.append(f"{hit.rank:>4} {score:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}{before}  {image}")
     return "\n".join(lines)
 
 

@@ -85,7 +85,8 @@ def find_collisions(
             for hit in before[other]
             if hit.id == claimed.id
         }
-        holder = max(claims, key=lambda other: claims[other].score, default=None)
+        # What SCA resolves has a score.
+        holder = max(claims, key=lambda other: claims[other].score or 0.0, default=None)
         kept = None if holder is None else claims[holder]
         collisions.append(Collision(query, claimed, taken, holder, kept))
     return collisions

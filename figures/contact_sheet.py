@@ -1,16 +1,14 @@
 """What a search found, as a page or an image to look at."""
 
 import logging
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..data.whole_files import check_place, write_text
-from ..search.hits import SearchHit
+from ..search.hits import SearchHit, SearchResult
 
 logger = logging.getLogger(__name__)
 
-Answers = Sequence[tuple[str, Sequence[SearchHit]]]
 PAGES = (".html", ".htm")
 IMAGE_SIZE = 320  # pixels, of the longest side
 
@@ -33,7 +31,7 @@ def check_sheet(path: Path) -> None:
     check_place(path)
 
 
-def write_contact_sheet(path: Path, answers: Answers) -> None:
+def write_contact_sheet(path: Path, result: SearchResult) -> None:
     """Writes a page that holds its images itself (.html), or a figure (.png, .jpg, .webp, .svg, .pdf).
 
     Raises:
@@ -42,12 +40,13 @@ def write_contact_sheet(path: Path, answers: Answers) -> None:
     if path.suffix.lower() in PAGES:
         from .pages import render
 
-        write_text(path, render("contact_sheet.html", answers=answers, address_of=_address))
+        write_text(path, render("contact_sheet.html", result=result, address_of=_address))
         return
     from .results import ResultRow, plot_result_rows
     from .saving import save_figure
 
-    save_figure(plot_result_rows([ResultRow(text, hits) for text, hits in answers]), path)
+    rows = [ResultRow(text, hits) for text, hits in zip(result.texts, result, strict=True)]
+    save_figure(plot_result_rows(rows), path)
 
 
 def _address(hit: SearchHit) -> str | None:

@@ -56,7 +56,7 @@ def is_right(hit: SearchHit, relevant: Collection[str] | None) -> bool | None:
 
 
 def plot_result_rows(rows: Sequence[ResultRow]) -> Figure:
-    """Each text over its ranked images, with rank and score under them.
+    """Each text over its ranked images, with rank and score under them; "2 → 1" is what SCA did to a rank.
 
         hits = [SearchHit.of_image("one", 1, 4.1, "1.jpg"), SearchHit.of_image("two", 2, -0.3, "2.jpg")]
         figure = plot_result_rows([ResultRow("a man lying on the road", hits, relevant={"two"})])
@@ -114,7 +114,9 @@ def _draw_row(sheet: Sheet, row: ResultRow, text: Paragraph, images: list, top: 
 
 
 def caption(hit: SearchHit) -> str:
-    return f"{hit.rank} · " + f"{hit.score:.2f}".replace("-", "−")
+    """Its rank, the one before SCA as well where that moved it, and its score where it has one."""
+    rank = f"{hit.rank_before_sca} → {hit.rank}" if hit.is_moved else f"{hit.rank}"
+    return rank if hit.score is None else f"{rank} · " + f"{hit.score:.2f}".replace("-", "−")
 
 
 def draw_ranked(

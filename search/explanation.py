@@ -33,7 +33,6 @@ class Explanation:
         words: the W words that the model read, as the processor cleans them.
         unread_words: those after its longest text, which had no influence.
         match_logit: of the whole text with the image; what a search ranks by.
-        match_probability: the softmax over both logits.
         effects: (W,) in logits: `match_logit` less that with this one word hidden, its tokens masked out of
             every attention while the others keep their places. Above 0 the word speaks for the match,
             below 0 against it. (To write the text without it would move the words behind it, which
@@ -47,7 +46,6 @@ class Explanation:
     words: list[str]
     unread_words: list[str]
     match_logit: float
-    match_probability: float
     effects: Tensor
     maps: Tensor
     text_map: Tensor
@@ -105,7 +103,6 @@ def explain_tokens(
         words=words,
         unread_words=unread_words,
         match_logit=float(logits[0, 1]),
-        match_probability=float(logits[0].softmax(dim=0)[1]),
         effects=float(logits[0, 1]) - without,
         maps=maps,
         text_map=token_maps.sum(dim=0),

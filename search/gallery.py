@@ -431,17 +431,15 @@ class Gallery:
         for rank, place in enumerate(ranking.tolist(), start=1):
             candidate = candidates[place]
             cosine = stages.cosines[query, candidate].item()
-            logit = probability = None
+            logit = None
             if stages.logits is not None and candidate < stages.logits.shape[1]:
-                pair = stages.logits[query, candidate]  # (2,)
-                logit, probability = pair[1].item(), pair.softmax(dim=0)[1].item()
+                logit = stages.logits[query, candidate, 1].item()
             hits.append(
                 SearchHit(
                     rank=rank,
-                    score=cosine if logit is None else logit,
+                    score=cosine if stages.logits is None else logit,
                     cosine=cosine,
                     match_logit=logit,
-                    match_probability=probability,
                     embedding_rank=candidate + 1,
                     rank_before_sca=ranks_before.get(place),
                     **self._image_of(selection, place),

@@ -40,12 +40,12 @@ class SearchHit:
     Attributes:
         id: the image's name in the gallery.
         rank: its place in the answer, from 1.
-        score: what the answer is ordered by: the match logit where there is one, otherwise the cosine. With
-            SCA an image keeps its score, so the first one's may be lower than the second one's.
+        score: what the answer is ordered by, and what is shown of it: the match logit, or the cosine where
+            the answer was not re-ranked. Higher is better; it is no probability, and to be compared within
+            one answer alone. None of an image below the shortlist of an answer that was: the cosine ordered
+            these, and is no number beside the others' logits. An image that SCA moved keeps its own.
         cosine: of the embeddings of text and image; None where only a later stage's score is known.
         match_logit: of the cross-modal encoder; None where it did not read the pair.
-        match_probability: that the pair matches, the softmax over both of its logits; not what the answer is
-            ordered by. None as above.
         embedding_rank: its place by cosine alone, from 1; None as `cosine`.
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
         path: where its file was when the gallery was built; None for an image that was no file.
@@ -55,10 +55,9 @@ class SearchHit:
 
     id: str
     rank: int
-    score: float
+    score: float | None
     cosine: float | None = None
     match_logit: float | None = None
-    match_probability: float | None = None
     embedding_rank: int | None = None
     rank_before_sca: int | None = None
     path: Path | None = None
@@ -87,6 +86,11 @@ class SearchHit:
         from ..processing_tpas import load_image  # loads transformers, which names and scores do without
 
         return load_image(self.path)
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether SCA changed its place, so that its score is not in order."""
+        return self.rank_before_sca not in (None, self.rank)
 
     def is_same_image(self, other: "SearchHit") -> bool:
         """Whether both show one image, in whatever answer and at whatever place."""
@@ -124,6 +128,20 @@ class SearchResult(list[list[SearchHit]]):
         self.taken_by = list(taken_by) or [None] * len(self)
         self.cascade_report = cascade_report
         self.similar_to = similar_to
+
+    @property
+    def is_reranked(self) -> bool:
+        """Whether its scores are match logits; otherwise they are cosines."""
+        return any(hit.match_logit is not None for hits in self for hit in hits[:1])
+
+    @property
+    def meaning_of_scores(self) -> str:
+        """A sentence for those who look at them."""
+        number = "match logit of the cross-modal encoder" if self.is_reranked else "cosine of the embeddings"
+        return (
+            f"Ordered by score, the {number}: higher is better. It is no probability, and is to be compared "
+            "within one answer only."
+        )
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:

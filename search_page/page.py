@@ -51,7 +51,7 @@ class SearchPage:
         def answers() -> str:
             self.requests.search(
                 session,
-                texts.splitlines(),
+                texts.split("\n"),  # as the page numbers them; other separators are within a text
                 shown=shown,
                 where=where,
                 behaviour=None if behaviour == ANY else behaviour,
@@ -83,6 +83,8 @@ class SearchPage:
             self._admit(request)
             if session.result is None:
                 raise RequestError("This result is gone: search again.")
+            if not any(session.result):
+                raise RequestError("There is no image in this result.")
         except RequestError as error:
             raise gr.Error(str(error), print_exception=False) from error
         return self.renderer.sheet(session)
@@ -163,7 +165,9 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
                     )
                     shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images for each text")
                     rerank = gr.Checkbox(
-                        True, label=f"Read the best {requests.shortlist} with the text again"
+                        True,
+                        label="Read the best again with the text",
+                        info=f"{requests.shortlist} images for each text, or all where there are fewer.",
                     )
                     resolve = gr.Checkbox(True, label="Resolve collisions between texts (SCA)")
                 with gr.Accordion("My own images", open=False):

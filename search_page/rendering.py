@@ -9,9 +9,10 @@ from pathlib import Path
 import jinja2
 from PIL import Image
 
+from ..data.challenge import ANSWERS
 from ..search.explanation import Explanation, heat_layer
 from ..search.hits import SearchHit
-from .exports import answer_file, csv_table, image_sheet
+from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
 from .requests import SearchRequests, Session
 
 TEMPLATES = Path(__file__).parent
@@ -31,7 +32,12 @@ class Renderer:
             lstrip_blocks=True,
             undefined=jinja2.StrictUndefined,
         )
-        self.environment.filters |= {"decimal": _decimal, "signed": _signed, "percent": _percent}
+        self.environment.filters |= {
+            "decimal": _decimal,
+            "signed": _signed,
+            "share_of": _share_of,
+            "counted": _counted,
+        }
         self.numbers = itertools.count()
 
     def welcome(self, examples: Sequence[str]) -> str:
@@ -49,6 +55,9 @@ class Renderer:
         return self._render(
             "answers.html",
             result=result,
+            sheet_images=SHEET_IMAGES,
+            answers=ANSWERS,
+            unread=self.requests.unread(result),
             card=self._card,
             label_of=self.requests.label,
             csv=data_address(csv_table(result, self.requests.label).encode(), "text/csv"),
@@ -149,6 +158,11 @@ def _signed(value: float) -> str:
     return f"{value:+.2f}".replace("-", "−")
 
 
-def _percent(share: float) -> str:
-    """A share as a whole percentage; the smallest are not called none."""
-    return "<1 %" if share < 0.01 else f"{100 * share:.0f} %"
+def _share_of(score: float, scores: Sequence[float]) -> float:
+    """Where a score lies between the lowest and highest of `scores`, in percent; 100 where all are equal."""
+    lowest, highest = min(scores), max(scores)
+    return 100.0 if lowest == highest else round(100 * (score - lowest) / (highest - lowest), 1)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

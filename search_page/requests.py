@@ -12,6 +12,7 @@ from typing import Literal
 from PIL import Image
 
 from ..data.image_files import load_inside
+from ..models.unread_texts import unread_warnings
 from ..processing_tpas import clean_caption, load_image
 from ..search.explanation import Explanation
 from ..search.gallery import Gallery
@@ -128,6 +129,8 @@ class SearchRequests:
         if rows is not None and not rows and not extra:
             if where == "own" and not filtered:
                 raise RequestError("You have no images here yet: upload some, or search the gallery.")
+            if where == "own":
+                raise RequestError("Yours have no labels: leave out the filter, or search the gallery.")
             raise RequestError("No image is labelled so: choose another behaviour or scene.")
         session.result = self.gallery.search(
             texts,
@@ -139,6 +142,14 @@ class SearchRequests:
             extra=extra,
         )
         return session.result
+
+    def unread(self, result: SearchResult) -> list[str]:
+        """What of the texts the model does not know or cuts off, a line each; none where it reads all."""
+        if result.similar_to is not None:
+            return []
+        one = len(result.texts) == 1
+        places = ["your text" if one else f"text {number}" for number in range(1, len(result.texts) + 1)]
+        return unread_warnings(self.processor, result.texts, places)
 
     def similar(self, session: Session, answer: int, place: int, shown: int = 12) -> SearchResult:
         """The neighbours, by the embeddings' cosine, of one image of the session's result.

@@ -43,7 +43,6 @@ def expected_answer(match: ImageTextMatchingPipeline, image: Image.Image, text: 
         output = model(**processor(images=[image], text=[text]))
     logits = output.match_logits[0]
     scores = {
-        "match_probability": logits.softmax(dim=0)[1].item(),
         "match_logit": logits[1].item(),
         "cosine": (output.image_embeds[0] @ output.text_embeds[0]).item(),
     }

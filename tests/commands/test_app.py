@@ -216,7 +216,8 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".tpas-cards")
     # The settings push the answers out of sight, and the page has to bring them back.
-    page.wait_for_function("document.querySelector('.tpas-cards').getBoundingClientRect().top < 500")
+    in_sight = f"document.querySelector('.tpas-cards').getBoundingClientRect().top < {PHONE['height']}"
+    page.wait_for_function(in_sight)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     for _ in range(30):
         page.keyboard.press("Tab")
@@ -427,6 +428,13 @@ def test_too_many_requests_of_one_address_are_refused(gallery):
     assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
     assert "More than 2 requests in a minute" in answers[2]
     assert "tpas-cards" in page.search(*question, neighbour)[1]
+
+
+def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery):
+    page, request = SearchPage(SearchRequests(gallery)), SimpleNamespace(client=SimpleNamespace(host="::1"))
+    question = ("a man\u2028in red\n\na boy", "gallery", "any", "any", 3, True, True)
+    _, shown = page.search(Session(), *question, request)
+    assert shown.count("<section") == 2
 
 
 def test_a_failure_is_told_and_logged(gallery, caplog, monkeypatch):

@@ -277,6 +277,32 @@ def test_a_sheet_shows_the_images_in_their_order(folder, found, tmp_path, monkey
         assert image.width > 500
 
 
+def test_what_sca_moved_and_what_was_not_re_ranked_is_marked(folder, tmp_path, capsys):
+    page = tmp_path / "page.html"
+    words = ["--model", MODEL, "--shortlist", "2", "--top_k", "3", "--sca", "--sheet", str(page)]
+    main([str(folder), TEXT, TEXT, *words])
+    kept, moved = (answer.splitlines()[1:] for answer in capsys.readouterr().out.split("\n\n"))
+    assert kept[0].split()[:6] == ["rank", "score", "cosine", "by", "cosine", "before"]
+    (first, second, third), rows = ([row.split() for row in answer[1:]] for answer in (kept, moved))
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert [row[4] for row in (first, second)] == ["1", "2"]
+    assert [row[4] for row in rows[:2]] == ["2", "1"]
+    assert [row[1] for row in rows[:2]] == [second[1], first[1]]  # each keeps its score
+    assert float(first[1]) > float(second[1])
+    assert len(rows[2]) == len(third) == 5  # no score: its cosine is none beside match logits
+    shown = page.read_text(encoding="utf-8")
+    assert [shown.count(words) for words in ("SCA 2 → 1", "SCA 1 → 2", "not re-ranked")] == [1, 1, 2]
+    assert "higher is better. It is no probability" in shown
+
+
+def test_an_empty_gallery_is_refused(folder, found):
+    found()
+    (gallery,) = place_of_gallery(folder).iterdir()
+    manage_gallery.main(["delete", str(gallery), *sorted(os.listdir(folder))])
+    with pytest.raises(SystemExit, match="is empty: `tpas gallery append` images first"):
+        main([str(gallery), TEXT, "--model", MODEL])
+
+
 def build_in_a_process(words: list[str]) -> None:
     torch.set_num_threads(1)
     manage_gallery.main(words)

@@ -6,7 +6,7 @@ from figure_pixels import COLOURS, IMAGES, columns_with, framed, hits, pixels, p
 from matplotlib import pyplot
 from PIL import Image
 
-from tpas.figures.results import ResultRow, plot_result_rows
+from tpas.figures.results import ResultRow, caption, plot_result_rows
 from tpas.figures.sheet import NEUTRAL, RIGHT, WRONG, box_for, fitted_size
 from tpas.search.hits import SearchHit
 
@@ -29,6 +29,13 @@ def test_without_knowledge_every_frame_is_neutral(tmp_path):
     assert framed(image, NEUTRAL) == [0, 1, 2, 3]
     assert framed(image, RIGHT) == framed(image, WRONG) == []
     assert texts(figure) == ["A man falls.", "1 · 9.00", "2 · 8.00", "3 · 7.00", "4 · 6.00"]
+
+
+def test_a_rank_that_sca_changed_is_marked_and_no_number_stands_where_there_is_none():
+    moved = [SearchHit("a", 1, 2.0, rank_before_sca=2), SearchHit("b", 2, 3.0, rank_before_sca=1)]
+    others = [SearchHit("c", 3, 1.0, rank_before_sca=3), SearchHit("d", 4, None, rank_before_sca=4)]
+    captions = [caption(hit) for hit in (*moved, *others)]
+    assert captions == ["2 → 1 · 2.00", "1 → 2 · 3.00", "3 · 1.00", "4"]
 
 
 def test_proportions_are_kept(tmp_path):

@@ -148,10 +148,7 @@ def test_search_equals_the_stages_in_memory(build, model, processor, folder, tok
         assert [hit.embedding_rank for hit in hits] == [by_cosine.index(row) + 1 for row in expected]
         assert [hit.match_logit for hit in hits[:6]] == pytest.approx(head_scores[query].tolist(), abs=1e-6)
         assert [hit.match_logit for hit in hits[6:]] == [None] * 4
-        pair = [states[expected[:1]], texts.hidden_states[query][None], texts.attention_mask[query][None]]
-        probability = model.match(*pair).softmax(dim=1)[0, 1].item()
-        assert hits[0].match_probability == pytest.approx(probability, abs=1e-6)
-        assert [hit.match_probability for hit in hits[6:]] == [None] * 4
+        assert [hit.score for hit in hits] == [hit.match_logit for hit in hits]
         own_cosines = [cosines[query, by_cosine.index(row)].item() for row in expected]
         assert [hit.cosine for hit in hits] == pytest.approx(own_cosines, abs=1e-6)
         assert [hit.path for hit in hits] == [folder.resolve() / hit.id for hit in hits]
@@ -1069,7 +1066,7 @@ def test_the_commands(start, folder, tmp_path, capsys):
     gallery = Gallery.open(path, TPASModel.from_pretrained(start), TPASProcessor.from_pretrained(start))
     expected = gallery.search(TEXTS, top_k=4, sca="score")
     assert [answer["text"] for answer in answers] == TEXTS
-    assert all(0 < hit["match_probability"] < 1 for answer in answers for hit in answer["hits"])
+    assert all(hit["score"] == hit["match_logit"] is not None for answer in answers for hit in answer["hits"])
     assert [[hit["id"] for hit in answer["hits"]] for answer in answers] == ids_of(expected)
     search_gallery([*words, "--cascade"])
     captured = capsys.readouterr()

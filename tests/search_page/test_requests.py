@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -177,6 +178,7 @@ def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_pa
         (["a man"] * 21, {}, "21 texts are too many"),
         (["a" * 1001], {}, "Text 1 has 1001 characters"),
         (["a man"], {"scene": "moon"}, "No image is labelled so"),
+        (["a man"], {"scene": "street", "where": "own"}, "Yours have no labels: leave out the filter"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(requests, texts, settings, message):
@@ -261,6 +263,9 @@ def test_a_csv_holds_the_answers(requests, captions):
     assert rows[3]["rank_by_embedding"] == str(best.embedding_rank)
     label = requests.label(best)
     assert (rows[3]["behaviour"], rows[3]["scene"]) == (label.behaviour, label.scene)
+    scores = [float(row["score"]) for row in rows[3:]]
+    assert scores == [pytest.approx(hit.match_logit, abs=1e-6) for hit in answers[1]]
+    assert scores == sorted(scores, reverse=True)
 
 
 def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(requests):
@@ -321,6 +326,85 @@ def test_nothing_that_was_typed_becomes_markup(requests):
         assert "<script" not in page
     assert "&lt;script&gt;" in pages[0]
     assert renderer.problem("the same") != renderer.problem("the same")  # every page differs from the last
+
+
+def shown(page: str) -> tuple[list[float], list[float]]:
+    """The scores and the bars on a page, in its order."""
+    scores = re.findall(r"score <b>(.*?)</b>", page)
+    bars = re.findall(r"--share: ([\d.]+)%", page)
+    return [float(score.replace("−", "-")) for score in scores], list(map(float, bars))
+
+
+@pytest.mark.parametrize("rerank", [True, False])
+def test_one_number_orders_the_images_and_is_shown(gallery, captions, rerank):
+    requests, session = SearchRequests(gallery, shortlist=20), Session()
+    for text in list(captions.values())[:5]:
+        (hits,) = requests.search(session, [text], shown=24, rerank=rerank)
+        page = Renderer(requests).answers(session)
+        scores, bars = shown(page)
+        assert scores == [round(hit.score, 2) for hit in hits[: 20 if rerank else 24]]
+        assert scores == sorted(scores, reverse=True)
+        assert bars == sorted(bars, reverse=True)
+        assert (bars[0], bars[-1]) == (100, 0)
+        assert page.count("not re-ranked") == (4 if rerank else 0)
+        assert ("the match logit of" in page, "the cosine of" in page) == (rerank, not rerank)
+        assert "The best 24 of 40 images." in page
+
+
+def test_an_image_that_sca_moved_keeps_its_score_and_is_marked(requests, captions):
+    text, session = next(iter(captions.values())), Session()
+    requests.search(session, [text, text], shown=5)
+    page = Renderer(requests).answers(session)
+    first, second = (shown(section)[0] for section in page.split("<section")[1:])
+    assert second == [first[1], first[0], *first[2:]]
+    assert "Its first image went to text 1, which has the higher score for it." in page
+    assert page.count("SCA 2 → 1") == page.count("SCA 1 → 2") == 1
+
+
+def test_an_explanation_says_the_number_that_ranked(gallery, captions):
+    requests, session = SearchRequests(gallery, shortlist=3), Session()
+    text = next(iter(captions.values()))
+    for rerank, place, note in ((True, 1, False), (True, 4, True), (False, 1, True)):
+        hit = requests.search(session, [text], rerank=rerank)[0][place]
+        page = " ".join(
+            Renderer(requests).explanation(0, place, *requests.explain(session, 0, place)).split()
+        )
+        if not note:
+            assert f"The score is {hit.score:.2f}".replace("-", "−") in page
+        assert (f"which was ranked by its cosine, {hit.cosine:.2f}." in page) == note
+
+
+@pytest.mark.parametrize(
+    ("texts", "lines"),
+    [
+        (["a man in a red jacket"], []),
+        (["a man\u2028in red"], []),  # one text, whatever it was pasted from
+        (["a man and a zebra"], ["The model does not know the word &#39;zebra&#39; (your text)."]),
+        (["a man", "一个男人"], ["no word at all is known of text 2: what is found for it is chance."]),
+        (["a man", "a man " * 34 + "in red"], ["Text 2 is longer than the 70 tokens that the model reads: "]),
+    ],
+)
+def test_what_is_not_understood_is_said_before_the_answers(requests, texts, lines):
+    session = Session()
+    assert len(requests.unread(requests.search(session, texts))) == len(lines)
+    page = Renderer(requests).answers(session)
+    assert page.count("understood") == len(lines)
+    for line in lines:
+        assert page.index(line) < page.index("Save as CSV") < page.index("tpas-card")
+    requests.similar(session, 0, 0)
+    assert "understood" not in Renderer(requests).answers(session)
+
+
+def test_a_single_image_has_no_neighbours(model, processor, pab, captions, tmp_path):
+    (tmp_path / "images").mkdir()
+    load_image(pab / "test" / next(iter(captions))).save(tmp_path / "images" / "one.png")
+    requests = SearchRequests(Gallery.build(model, processor, tmp_path / "images", tmp_path / "gallery"))
+    renderer, session = Renderer(requests), Session()
+    assert "ranks 1 image by" in renderer.welcome([])
+    requests.search(session, ["a man"])
+    assert "All of 1 image." in renderer.answers(session)
+    requests.similar(session, 0, 0)
+    assert "There is no other image." in renderer.answers(session)
 
 
 def write(path, *lines):
