@@ -4,7 +4,9 @@ import hashlib
 import os
 import sys
 import traceback
-from unittest.mock import Mock
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpas.commands.gallery import main as manage_gallery
-from tpas.search import exact_index, gallery_files, indexes, stored_gallery
+from tpas.search import exact_index
 from tpas.search.exact_index import PAIRS_AT_ONCE, ROUNDED_FROM, ExactIndex
 from tpas.search.faiss_index import FaissIndex
 from tpas.search.indexes import open_index, write_index
@@ -21,7 +23,6 @@ from tpas.search.manifest import (
     EMBEDDINGS,
     GalleryError,
     GallerySettings,
-    file_checksum,
     new_manifest,
     read_manifest,
 )
@@ -310,27 +311,19 @@ def test_a_faiss_index_on_disk(tmp_path, capsys):
         open_index("faiss", StoredGallery(stored.directory))
 
 
-def damaged_shards(stored: StoredGallery, numbers: list[int]) -> None:
-    """Changes a bit of an embedding in each of these shards."""
+@contextmanager
+def damaged(stored: StoredGallery, numbers: Iterable[int]) -> Iterator[None]:
+    """Meanwhile a bit of an embedding in each of these shards is changed, so that a check of them fails."""
+    whole = {}
     for number in numbers:
         path = stored.directory / "shards" / stored.shards[number]["name"] / EMBEDDINGS
-        content = bytearray(path.read_bytes())
-        place = content.index(stored.mapped_embeddings[number][3].numpy().tobytes())
-        content[place] ^= 1
+        whole[path] = path.read_bytes()
+        content = bytearray(whole[path])
+        content[content.index(stored.mapped_embeddings[number][3].numpy().tobytes())] ^= 1
         path.write_bytes(content)
-
-
-@pytest.fixture
-def checked_files(monkeypatch) -> list[str]:
-    """The shards whose files are compared with their checksums."""
-    checked = []
-
-    def checksum(path):
-        checked.append(path.parent.name)
-        return file_checksum(path)
-
-    monkeypatch.setattr(gallery_files, "file_checksum", checksum)
-    return checked
+    yield
+    for path, content in whole.items():
+        path.write_bytes(content)
 
 
 def rows_near(images: Tensor, shard: int) -> Tensor:
@@ -344,32 +337,34 @@ def shards_apart(shards: int, size: int) -> Tensor:
     return F.normalize(centres.repeat_interleave(100, dim=0) + 0.3 * unit(100 * shards, size), dim=1)
 
 
-def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path, checked_files):
+def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path):
     images = shards_apart(8, 16)
     write_index("faiss", write_gallery(tmp_path / "gallery", images))
     stored = StoredGallery(tmp_path / "gallery")
-    damaged_shards(stored, [2])
-    checked_files.clear()
-    index = open_index("faiss", stored)
-    assert not checked_files
-    for _ in range(2):
+    with damaged(stored, {*range(8)} - {5}):
+        index = open_index("faiss", stored)
         index.search(rows_near(images, 5), 20)
-        assert checked_files == [stored.shards[5]["name"]]
-    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
-        index.search(rows_near(images, 2), 20)
-    index.lists.nprobe = 1
-    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
-        index.search(rows_near(images, 5), 700)  # for which all rows are read
+        with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
+            index.search(rows_near(images, 2), 20)
+        index.lists.nprobe = 1
+        with pytest.raises(GalleryError, match=f"{stored.shards[0]['name']}/{EMBEDDINGS} is damaged"):
+            index.search(rows_near(images, 5), 700)  # for which all rows are read
+    with damaged(stored, [5]):
+        index.search(rows_near(images, 5), 20)  # whose shard was checked
+        with pytest.raises(GalleryError, match=f"{stored.shards[5]['name']}/{EMBEDDINGS} is damaged"):
+            open_index("faiss", StoredGallery(stored.directory)).search(rows_near(images, 5), 20)
 
 
-def test_one_image_is_deleted_without_reading_all_others(tmp_path, checked_files):
+def test_one_image_is_deleted_without_reading_all_others(tmp_path):
     stored = write_gallery(tmp_path / "gallery", shards_apart(5, 16))
     embeddings = stored.mapped_embeddings[3].clone()
-    changed = stored.shards[3]["name"]
-    damaged_shards(stored, [1])
-    checked_files.clear()
-    delete_images(stored.directory, ["image 307"])
-    assert set(checked_files) == {changed}
+    with (
+        damaged(stored, [3]),
+        pytest.raises(GalleryError, match=f"{stored.shards[3]['name']}/{EMBEDDINGS} is damaged"),
+    ):
+        delete_images(stored.directory, ["image 307"])
+    with damaged(stored, [0, 1, 2, 4]):
+        delete_images(stored.directory, ["image 307"])
     stored = StoredGallery(stored.directory)
     assert torch.equal(stored.mapped_embeddings[3], torch.cat([embeddings[:7], embeddings[8:]]))
 
@@ -429,7 +424,7 @@ def test_milvus_answers_as_exact_search(tmp_path, database):
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
-def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, database, checked_files):
+def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, database):
     images = shards_apart(7, 16)
     before = write_gallery(tmp_path / "gallery", images)
     write_index(database, before)
@@ -441,9 +436,11 @@ def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, databa
     after = write_gallery(tmp_path / "gallery", nearer, prefix="other")
     write_index(database, after)
     queries = torch.cat([other, query])
-    checked_files.clear()
-    found = reader.search(queries, 20)
-    assert sorted(checked_files) == [before.shards[number]["name"] for number in (3, 5)]
+    for number in (3, 5):
+        with damaged(before, [number]), pytest.raises(GalleryError, match="is damaged"):
+            reader.search(queries, 20)
+    with damaged(before, {*range(7)} - {3, 5}):  # it reads no others
+        found = reader.search(queries, 20)
     assert all(map(torch.equal, found, open_index("exact", before).search(queries, 20)))
     with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
         open_index(database, before)
@@ -492,8 +489,11 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(tmp_path, 
 
 def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monkeypatch, capsys):
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
-    monkeypatch.setattr(indexes, "MilvusIndex", Mock())
-    manage_gallery(["index", str(stored.directory), "--index", "http://user:secret@host:19530", "--json"])
+    address, client = "http://user:secret@host:19530", MagicMock()
+    client.return_value.query_iterator.return_value.next.return_value = []  # an empty database
+    monkeypatch.setattr("pymilvus.MilvusClient", client)
+    manage_gallery(["index", str(stored.directory), "--index", address, "--json"])
+    client.assert_called_once_with(uri=address)
     printed = capsys.readouterr()
     assert printed.out.count("http://user:***@host:19530") == 2
     assert "secret" not in printed.out + printed.err
