@@ -33,7 +33,6 @@ from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
-from tpas.search import gallery as search
 from tpas.search import manifest, shards, stored_gallery
 from tpas.search.fingerprints import model_fingerprint
 from tpas.search.gallery import Gallery
@@ -189,14 +188,12 @@ def test_a_cascade_answers_as_fp32_does(model, build):
         assert answers.cascade_report.share_saved > 0
 
 
-def test_more_texts_than_are_in_memory_at_once(model, build, monkeypatch):
+def test_more_texts_than_are_in_memory_at_once(model, build):
     spread_match_logits(model)
     gallery = build()
     for settings in ({}, {"rerank": False}, {"sca": "margin"}, {"cascade": True, "top_k": 1}):
         expected = gallery.search(TEXTS, **settings)
-        monkeypatch.setattr(search, "TEXTS_AT_ONCE", 2)
-        answers = gallery.search(TEXTS, **settings)
-        monkeypatch.undo()
+        answers = gallery.search(TEXTS, **settings, texts_at_once=2)
         assert ids_of(answers) == ids_of(expected)
         for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
             assert own.score == pytest.approx(other.score, abs=1e-5)
