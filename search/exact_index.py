@@ -30,19 +30,32 @@ BF16_ROUNDOFF = 2.0**-8  # at most this share of a number is lost when it is rou
 class ExactIndex:
     """Searches unit vectors that lie in parts, in memory or mapped from disk.
 
-    On a CPU that multiplies bf16 faster, an index that is asked more than `ROUNDED_FROM` queries keeps a
-    rounded copy of its rows, half as large: up to `ROUNDED_BYTES`. Rows beyond are always read in fp32.
+    An index that is asked more than `ROUNDED_FROM` queries keeps a rounded copy of its rows, half as large.
 
     Args:
         segments: (n, D) fp32 each.
         id_hashes: (G,) int64, which resolve ties: the smaller first.
+        span_rows: looked through at once.
+        rounded_bytes: most of the rounded copy; rows beyond are always read in fp32.
+        in_bf16: whether to keep one; `None`: on a CPU that multiplies bf16 faster.
     """
 
-    def __init__(self, segments: Sequence[Tensor], id_hashes: Tensor):
+    def __init__(
+        self,
+        segments: Sequence[Tensor],
+        id_hashes: Tensor,
+        *,
+        span_rows: int = SPAN_ROWS,
+        rounded_bytes: int = ROUNDED_BYTES,
+        in_bf16: bool | None = None,
+    ):
         self.segments = segments
         self.id_hashes = id_hashes
+        self.span_rows = span_rows
+        self.rounded_bytes = rounded_bytes
+        self.in_bf16 = _multiplies_bf16_faster() if in_bf16 is None else in_bf16
         self.starts = [0, *accumulate(map(len, segments))]
-        self.spans = list(regroup(segments, SPAN_ROWS))
+        self.spans = list(regroup(segments, span_rows))
         self.rounded: dict[int, RoundedRows] = {}  # by span
         self.queries = 0  # that were asked so far
 
@@ -78,15 +91,15 @@ class ExactIndex:
                 query, rows = reaching(span.computed, span.computed_of(found.threshold))
             computed = span.computed[query, rows]
             lower, upper = span.lower_bounds(computed, query), span.upper_bounds(computed, query)
-            found.add(query, rows + number * SPAN_ROWS, lower, upper)
+            found.add(query, rows + number * self.span_rows, lower, upper)
         return rank_candidates(queries, found.rows(), count, self)
 
     def _rounded(self, number: int) -> "RoundedRows | None":
         """The rounded rows of a span, if they are of use and may be kept."""
         if number not in self.rounded:
-            size = 2 * SPAN_ROWS * self.spans[number][0].shape[1]
-            pays = self.queries > ROUNDED_FROM and _multiplies_bf16_faster()
-            if not pays or (number + 1) * size > ROUNDED_BYTES:
+            size = 2 * self.span_rows * self.spans[number][0].shape[1]
+            pays = self.queries > ROUNDED_FROM and self.in_bf16
+            if not pays or (number + 1) * size > self.rounded_bytes:
                 return None
             self.rounded[number] = RoundedRows(self.spans[number])
         return self.rounded[number]

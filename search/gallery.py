@@ -262,12 +262,12 @@ class Gallery:
         rows: Sequence[int] | Tensor | None = None,
         extra: Sequence[EncodedImage] = (),
         batch_size: int = 64,
+        texts_at_once: int = TEXTS_AT_ONCE,
     ) -> SearchResult:
         """The best images for each text, best first.
 
         Args:
-            texts: any iterable of strings; one string is refused. They go through the model in blocks of
-                `TEXTS_AT_ONCE`, to bound the memory.
+            texts: any iterable of strings; one string is refused.
             top_k: images in each answer, or all that are searched where these are fewer.
             shortlist: images that the cross-modal encoder reads for each text, or all that are searched. What
                 follows them in a longer answer is ordered by cosine.
@@ -281,6 +281,7 @@ class Gallery:
                 them are searched exactly, whatever the gallery's index.
             extra: images to look through beside them, from `encode_image`; exactly, as above.
             batch_size: texts in one forward pass.
+            texts_at_once: whose hidden states are in memory together.
 
         Returns:
             A list of answers, with SCA's and the cascade's report.
@@ -290,7 +291,8 @@ class Gallery:
                 change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
                 with SCA by softmax.
         """
-        for name, value in (("top_k", top_k), ("shortlist", shortlist)):
+        numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
+        for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if sca is not None and sca not in get_args(Confidence):
@@ -311,7 +313,10 @@ class Gallery:
         read_in_fp32 = None
         if cascade:
             read_in_fp32 = max(top_k, SCA_READS) if sca else top_k
-        stages = self._ranked(selection, texts, asked, head if rerank else 0, read_in_fp32, batch_size)
+        matched = head if rerank else 0
+        if matched and self.stored.settings.tokens is None:
+            texts_at_once = len(texts)  # for each block the shortlisted images would be encoded again
+        stages = self._ranked(selection, texts, asked, matched, read_in_fp32, batch_size, texts_at_once)
 
         ranking, before, sca_report = stages.candidates, None, None
         if head:
@@ -394,17 +399,16 @@ class Gallery:
         shortlist: int,
         read_in_fp32: int | None,
         batch_size: int,
+        texts_at_once: int,
     ) -> "_Stages":
         """The best `count` by cosine, and the match logits of the best `shortlist` of these, block by block.
 
         Args:
             read_in_fp32: what a cascade reads in fp32; `None`: no cascade.
         """
-        # For each block the shortlisted images are read, or without tokens encoded, again.
-        at_once = len(texts) if shortlist and self.stored.settings.tokens is None else TEXTS_AT_ONCE
         parts: list[_Stages] = []
-        for start in range(0, len(texts), at_once):
-            encoded = self._encode(texts[start : start + at_once], batch_size)
+        for start in range(0, len(texts), texts_at_once):
+            encoded = self._encode(texts[start : start + texts_at_once], batch_size)
             candidates, cosines = selection.index.search(encoded.embeds, count)  # (q, K)
             logits = report = None
             if shortlist and read_in_fp32 is not None:

@@ -176,33 +176,33 @@ def all_competing(chosen):
     return kept | {"capacity": 1, "tau": 0.0, "mode": "deferred"}
 
 
-@pytest.mark.parametrize("few", [0, 2])
 @settings(max_examples=200)
 @given(problem=problems())
-def test_many_claims_at_once_equal_the_literal_procedure(few, problem):
+def test_many_claims_at_once_equal_the_literal_procedure(problem):
+    """Of so many copies of a problem, each with images of its own, that their losers move on in rounds."""
     indices, scores, chosen = problem
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tpas.sca._FEW_LOSERS", few)  # 0: to the end; 2: the last ones one by one
-        assert_equals_the_literal_procedure(indices, scores, all_competing(chosen))
-        assert_equals_the_literal_procedure(indices + 10**12, scores, all_competing(chosen))
+    chosen, copies = all_competing(chosen), 2001
+    place, moves = literal(indices, scores, **chosen)
+    by_id = np.argsort(chosen.pop("query_ids"))
+    images = (indices[by_id] + 10 * np.arange(copies)[:, None, None]).reshape(-1, indices.shape[1])
+    for many in (images, images + 10**12):
+        result = sca_rerank(many, np.tile(scores[by_id], (copies, 1)), **chosen)
+        assert result.report.moves == copies * moves
+        expected = many[np.arange(len(many)), np.tile(np.array(place)[by_id], copies)]
+        np.testing.assert_array_equal(result.indices[:, 0], expected)
 
 
 @pytest.mark.parametrize("confidence", ["score", "softmax", "margin"])
 @pytest.mark.parametrize("largest_image", [0, 10**9])
-def test_claims_at_once_and_one_by_one_agree(confidence, largest_image, monkeypatch):
+def test_claims_at_once_and_then_one_by_one_equal_the_literal_procedure(confidence, largest_image):
     generator = np.random.default_rng(7)
     queries, candidates = 6000, 8
     indices = (queries * generator.random((queries, 3 * candidates)) ** 2).astype(int)
     indices = np.array([list(dict.fromkeys(row))[:candidates] for row in indices.tolist()]) + largest_image
     scores = -np.sort(-generator.integers(0, 200, (queries, candidates)) / 8, axis=1)
-    results = []
-    for few in (0, 100, 10**9):
-        monkeypatch.setattr("tpas.sca._FEW_LOSERS", few)
-        results.append(sca_rerank(indices, scores, confidence=confidence, max_shift=candidates - 1))
-    assert results[0].report.moves > queries
-    for other in results[1:]:
-        assert other.report == results[0].report
-        np.testing.assert_array_equal(other.indices, results[0].indices)
+    chosen = {"confidence": confidence, "mode": "deferred", "max_shift": candidates - 1, "tau": 0.0}
+    chosen |= {"temperature": 1.0, "capacity": 1, "query_ids": range(queries)}
+    assert_equals_the_literal_procedure(indices, scores, chosen)
 
 
 def stable_matchings(indices, trust, rank):
@@ -379,16 +379,18 @@ def test_a_dense_matrix_is_cut_to_its_best(queries, images, data):
     assert cut.report == listed.report
 
 
-def test_a_large_dense_matrix_is_cut_and_text_pairs_are_compared_in_parts(monkeypatch):
+def test_a_large_dense_matrix_is_cut_and_text_pairs_are_compared_in_parts():
     generator = np.random.default_rng(0)
-    dense = generator.integers(0, 9, (60, 30)).astype(np.float64)
-    texts = {"text_embeds": generator.standard_normal((60, 4)), "text_threshold": 0.1}
+    dense = generator.integers(0, 9, (250, 20_000)).astype(np.float32)
+    texts = {"text_embeds": generator.standard_normal((250, 20_000)), "text_threshold": 0.0}
+    indices = np.argsort(-dense, axis=1, kind="stable")[:, :4]
     whole, gated = sca_rerank(None, dense, top_k=4), sca_rerank(None, dense, top_k=4, **texts)
     assert (gated.moved != whole.moved).any()
-    for elements in (100, 8):
-        monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", elements)
-        np.testing.assert_array_equal(sca_rerank(None, dense, top_k=4).indices, whole.indices)
-        np.testing.assert_array_equal(sca_rerank(None, dense, top_k=4, **texts).indices, gated.indices)
+    chosen = {"confidence": "score", "mode": "deferred", "max_shift": 1, "tau": 0.0, "temperature": 1.0}
+    chosen |= {"capacity": 1, "query_ids": range(250)}
+    for result, more in ((whole, {}), (gated, texts)):
+        place, _ = literal(indices, np.take_along_axis(dense, indices, axis=1), **chosen, **more)
+        np.testing.assert_array_equal(result.indices[:, 0], indices[np.arange(250), place])
 
 
 def test_top_k_cuts_lists():

@@ -1,5 +1,10 @@
 """What tests of searching share beside conftest's fixtures: words, a processor, images, scores."""
 
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image
@@ -8,7 +13,7 @@ from transformers import BertTokenizer
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import building
+from tpas.search.manifest import MANIFEST
 
 WORDS = ["a", "the", "person", "man", "woman", "wears", "red", "blue", "green", "shirt"]
 WORDS += ["hat", "runs", "falls", "street"]
@@ -49,13 +54,24 @@ def score_each_pair(
     return cosines, logits
 
 
-def counted_batches(monkeypatch) -> list[int]:
-    """How many images each batch holds that is encoded for a gallery from now on."""
-    sizes, encode = [], building.encode_images
+def spoil(files: Iterable[Path]) -> None:
+    """Leaves nothing to read in files, and lets them look as before: who reads one again shows it."""
+    for file in files:
+        status = file.stat()
+        file.write_bytes(bytes(status.st_size))
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
 
-    def counted(encoder, inputs, tokens):
-        sizes.append(len(inputs["pixel_values"]))
-        return encode(encoder, inputs, tokens)
 
-    monkeypatch.setattr(building, "encode_images", counted)
-    return sizes
+@contextmanager
+def interrupted_before_the_manifest(monkeypatch) -> Iterator[None]:
+    """Stops what is done meanwhile when a gallery's manifest is to be put in its place, as Ctrl+C would."""
+    replace = os.replace
+
+    def interrupt(source, target):
+        if Path(target).name == MANIFEST:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", interrupt)
+        yield

@@ -6,20 +6,18 @@ import os
 import re
 import shutil
 from pathlib import Path
-from unittest.mock import Mock
 
 import pytest
 import torch
 from accelerate import debug_launcher
 from PIL import Image, ImageOps
-from tiny_inputs import counted_batches
+from tiny_inputs import interrupted_before_the_manifest, spoil
 
 from tpas.commands import gallery as manage_gallery
 from tpas.commands.search import main
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.search import building, folder_gallery
 from tpas.search.folder_gallery import place_of_gallery
 from tpas.search.manifest import GalleryError
 
@@ -40,12 +38,6 @@ def folder(drawn, tmp_path) -> Path:
     return Path(shutil.copytree(drawn, tmp_path / "images"))
 
 
-@pytest.fixture(autouse=True)
-def encoded(monkeypatch) -> list[int]:
-    """How many images each batch of the model holds."""
-    return counted_batches(monkeypatch)
-
-
 @pytest.fixture
 def found(folder, capsys):
     """Searches the folder and returns each hit's fields by id."""
@@ -59,32 +51,31 @@ def found(folder, capsys):
     return search
 
 
-def test_a_folder_is_encoded_once_and_then_brought_up_to_date(folder, found, encoded):
+def test_a_folder_is_encoded_once_and_then_brought_up_to_date(drawn, folder, found):
     names = sorted(os.listdir(folder))
     first = found()
     assert sorted(first) == names
     assert [hit["rank"] for hit in first.values()] == [1, 2, 3, 4, 5, 6]
     assert all(Path(hit["path"]).samefile(folder / name) for name, hit in first.items())
+    spoil(folder.iterdir())
     assert found() == first
-    assert encoded == [6]
     assert sorted(os.listdir(folder.parent)) == ["images", "images.gallery"]
 
     gone, mirrored, replaced = names[:3]
     (folder / gone).unlink()
-    shutil.copy(folder / mirrored, folder / "new.jpg")
-    with Image.open(folder / replaced) as image:
+    shutil.copy(drawn / mirrored, folder / "new.jpg")
+    with Image.open(drawn / replaced) as image:
         turned = ImageOps.mirror(image)
     turned.save(folder / replaced)
     second = found()
     assert sorted(second) == sorted({*names, "new.jpg"} - {gone})
-    assert encoded == [6, 2]
     assert second["new.jpg"]["match_logit"] == pytest.approx(first[mirrored]["match_logit"], abs=1e-5)
     assert second[replaced]["match_logit"] != pytest.approx(first[replaced]["match_logit"], abs=1e-3)
     for name in names[3:]:
         assert second[name]["match_logit"] == pytest.approx(first[name]["match_logit"], abs=1e-5)
 
 
-def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys, encoded):
+def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys):
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(drawn, before / "images" / "street")
     for parent in (before, after):
@@ -94,52 +85,47 @@ def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tm
             assert Path(hit["path"]).samefile(parent / "images" / hit["id"])
         if parent == before:
             before.rename(after)
-    assert encoded == [6]
+            spoil((after / "images" / "street").iterdir())
 
 
-def test_a_broken_image_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
-    name = sorted(os.listdir(folder))[0]
+def test_a_broken_image_is_left_out_and_tried_again_once_it_is_whole(folder, found, caplog):
+    name, *others = sorted(os.listdir(folder))
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:200])
-    assert name not in found()
+    assert sorted(found()) == others
     assert f"left out {name}" in caplog.text
-    assert len(found()) == 5
-    assert encoded == [5]
+    spoil(folder / other for other in others)
+    assert sorted(found()) == others
     (folder / name).write_bytes(whole)
-    assert name in found()
-    assert encoded == [5, 1]
+    assert sorted(found()) == [name, *others]
 
 
-def test_what_only_looks_like_images_is_left_out(folder, found, encoded):
+def test_what_only_looks_like_images_is_left_out(folder, found):
     names = sorted(os.listdir(folder))
     os.mkfifo(folder / "pipe.jpg")
     (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
     (folder / "folder.jpg").mkdir()
-    for _ in range(2):
-        assert sorted(found()) == names
-    assert encoded == [6]
+    assert sorted(found()) == names
+    spoil(folder / name for name in names)
+    assert sorted(found()) == names
 
 
-def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_image(
-    folder, found, encoded, monkeypatch
-):
+def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_image(folder, found, monkeypatch):
     """The shard was finished, and then an image was changed, before the gallery was."""
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "_finish", Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(SystemExit) as ended:
-            found()
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(SystemExit) as ended:
+        found()
     assert ended.value.code == 130
-    changed, other = sorted(os.listdir(folder))[:2]
+    changed, other, *more = sorted(os.listdir(folder))
     shutil.copy(folder / other, folder / changed)
+    spoil(folder / name for name in (other, *more))
     hits = found()
-    assert encoded == [6, 1]
+    assert len(hits) == 6
     assert hits[changed]["match_logit"] == pytest.approx(hits[other]["match_logit"], abs=1e-5)
 
 
 def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch, fresh_accelerator):
     path = str(tmp_path / "gallery")
-    monkeypatch.setattr(building, "_finish", Mock(side_effect=KeyboardInterrupt))
-    with pytest.raises(SystemExit):
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(SystemExit):
         manage_gallery.main(["build", str(folder), "--model", MODEL, "--path", path])
     with pytest.raises(SystemExit, match="the gallery .* is not finished: do the same build again"):
         main([path, TEXT, "--model", MODEL])
@@ -155,7 +141,7 @@ def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys)
     assert len(os.listdir(place_of_gallery(folder))) == 2
 
 
-def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_path, capsys, encoded):
+def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_path, capsys):
     first = found()
     shutil.copytree(MODEL, tmp_path / "other")
     processor = TPASProcessor.from_pretrained(MODEL)
@@ -163,18 +149,17 @@ def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_pat
     processor.save_pretrained(tmp_path / "other")
     main([str(folder), TEXT, "--model", str(tmp_path / "other"), "--json"])
     (answer,) = json.loads(capsys.readouterr().out)
-    assert encoded == [6, 6]
     cosines = {hit["id"]: hit["cosine"] for hit in answer["hits"]}
     assert any(abs(cosines[name] - hit["cosine"]) > 1e-3 for name, hit in first.items())
+    spoil(folder.iterdir())
     assert found() == first
-    assert encoded == [6, 6]
 
 
 def test_beside_a_folder_that_cannot_be_written_to_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     beside = tmp_path / "images"
     assert place_of_gallery(beside) == tmp_path / "images.gallery"
-    monkeypatch.setattr(folder_gallery.os, "access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
     kept = place_of_gallery(beside)
     assert kept.parent == tmp_path / "cache" / "tpas"
     assert kept != place_of_gallery(tmp_path / "other" / "images")

@@ -25,13 +25,13 @@ def build(image_size: int, window_size: int, depths: list[int], **more) -> SwinM
         pytest.param(48, 3, [3, 2, 1], id="a shift of 1, windows of 3"),
         pytest.param(36, 4, [2, 2], id="maps of 9 and 5: windows and merging are padded"),
         pytest.param(32, 8, [2], id="one window, which is not shifted"),
+        pytest.param(144, 36, [1], id="a window larger than what goes through at once"),
     ],
 )
-@pytest.mark.parametrize("rows_at_once", [1, 100, 10_000])
-def test_outputs_are_swins(monkeypatch, image_size, window_size, depths, rows_at_once):
-    monkeypatch.setattr("tpas.engine.packed_swin.CPU_ROWS_AT_ONCE", rows_at_once)
+@pytest.mark.parametrize("images", [3, 40])  # at once, and some windows at a time
+def test_outputs_are_swins(image_size, window_size, depths, images):
     model = build(image_size, window_size, depths)
-    pixels = torch.randn(3, 3, image_size, image_size)
+    pixels = torch.randn(images, 3, image_size, image_size)
     expected = model(pixels).last_hidden_state
     actual = PackedSwinModel(model, torch.float32)(pixels).last_hidden_state
     assert expected.std() > 0.1

@@ -1,5 +1,7 @@
 """Weighted sum and reciprocal rank fusion against loops, and what a list that lacks an image does."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -103,23 +105,23 @@ def test_an_image_that_a_list_lacks_by_hand():
     np.testing.assert_allclose(by_rank.scores, [[1 / 61 + 1 / 62, 1 / 61]], rtol=1e-6)
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_large_input_is_fused_in_parts(dense, monkeypatch):
+@pytest.mark.parametrize(
+    ("fuse", "dense"), [(weighted_sum, False), (weighted_sum, True), (reciprocal_rank, True)]
+)
+def test_large_input_is_fused_in_parts(fuse, dense):
     generator = np.random.default_rng(0)
-    scores = -np.sort(-generator.random((50, 30)), axis=1)
-    order = generator.permuted(np.tile(np.arange(60), (50, 1)), axis=1)[:, :30]
+    scores = -np.sort(-generator.random((410, 5000)), axis=1)
+    order = generator.permuted(np.tile(np.arange(6000), (410, 1)), axis=1)[:, :5000]
     systems = [SystemScores(scores, order), SystemScores(scores**2, order[::-1])]
     if dense:
-        systems.append(SystemScores(generator.random((50, 60))))
-
-    def fused():
-        return weighted_sum(systems, [1] * len(systems), top_k=4), reciprocal_rank(systems, top_k=4)
-
-    whole = fused()
-    monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", 100)
-    for one, other in zip(whole, fused(), strict=True):
-        np.testing.assert_array_equal(one.indices, other.indices)
-        np.testing.assert_array_equal(one.scores, other.scores)
+        systems.append(SystemScores(generator.random((410, 6000))))
+    weights = {"weights": [1] * len(systems)} if fuse is weighted_sum else {}
+    last = slice(380, 410)  # reaches into the last part, and alone is a part of its own
+    ends = [replace(system, scores=system.scores[last]) for system in systems]
+    ends = [end if end.indices is None else replace(end, indices=end.indices[last]) for end in ends]
+    whole, alone = fuse(systems, top_k=4, **weights), fuse(ends, top_k=4, **weights)
+    np.testing.assert_array_equal(whole.indices[last], alone.indices)
+    np.testing.assert_array_equal(whole.scores[last], alone.scores)
 
 
 def test_standardise_of_constant_rows_and_of_integers():

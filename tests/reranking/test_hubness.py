@@ -70,13 +70,27 @@ def test_csls_of_lists_by_a_loop(lists, neighbours):
     assert_ranked_by(csls(*lists, neighbours=neighbours), naive_csls(as_dicts(*lists), neighbours))
 
 
-@pytest.mark.parametrize("blocks", [4_000_000, 10])
-def test_dense_matrices_by_a_loop(blocks, monkeypatch):
-    monkeypatch.setattr("tpas.sca._ELEMENTS_AT_ONCE", blocks)
+def test_dense_matrices_by_a_loop():
     dense = dense_scores()
     rows = [dict(enumerate(row)) for row in dense.tolist()]
     assert_ranked_by(dual_softmax(None, dense, temperature=0.4), naive_dual_softmax(rows, 0.4))
     assert_ranked_by(csls(None, dense, neighbours=3), naive_csls(rows, 3))
+
+
+def test_matrices_that_are_worked_through_in_parts():
+    """So large that neither all rows nor all columns are copied at once."""
+    dense = dense_scores(2100, 2000)
+    scores = torch.from_numpy(dense)
+    softmaxes = (scores / 0.4).log_softmax(dim=0) + (scores / 0.4).log_softmax(dim=1)
+    means = [scores.topk(3, dim=side).values.mean(dim=side, keepdim=True) for side in (0, 1)]
+    for result, expected in (
+        (dual_softmax(None, dense, temperature=0.4), softmaxes),
+        (csls(None, dense, neighbours=3), 2 * scores - means[0] - means[1]),
+    ):
+        ranked = np.take_along_axis(expected.numpy(), result.indices, axis=1)
+        np.testing.assert_allclose(result.scores, ranked, atol=1e-9)
+        assert (np.diff(result.scores, axis=1) <= 0).all()
+        assert (np.sort(result.indices, axis=1) == np.arange(2000)).all()
 
 
 @pytest.mark.parametrize("rerank", TRANSDUCTIVE)

@@ -1,6 +1,5 @@
 """Building, keeping and searching a gallery on disk."""
 
-import contextlib
 import errno
 import gc
 import hashlib
@@ -22,21 +21,19 @@ from accelerate import Accelerator, debug_launcher
 from datasets import Dataset, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageSequence
-from tiny_inputs import counted_batches, noise_image, spread_match_logits
+from tiny_inputs import interrupted_before_the_manifest, noise_image, spoil, spread_match_logits
 from transformers import BertTokenizer
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_gallery
 from tpas.data.image_files import load_inside
 from tpas.engine.encoding import encode_images, encode_texts
-from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
-from tpas.search import building, image_tokens, manifest, shards, stored_gallery
-from tpas.search import gallery as search
+from tpas.search import manifest, shards, stored_gallery
 from tpas.search.fingerprints import model_fingerprint
 from tpas.search.gallery import Gallery
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
@@ -188,14 +185,12 @@ def test_a_cascade_answers_as_fp32_does(model, build):
         assert answers.cascade_report.share_saved > 0
 
 
-def test_more_texts_than_are_in_memory_at_once(model, build, monkeypatch):
+def test_more_texts_than_are_in_memory_at_once(model, build):
     spread_match_logits(model)
     gallery = build()
     for settings in ({}, {"rerank": False}, {"sca": "margin"}, {"cascade": True, "top_k": 1}):
         expected = gallery.search(TEXTS, **settings)
-        monkeypatch.setattr(search, "TEXTS_AT_ONCE", 2)
-        answers = gallery.search(TEXTS, **settings)
-        monkeypatch.undo()
+        answers = gallery.search(TEXTS, **settings, texts_at_once=2)
         assert ids_of(answers) == ids_of(expected)
         for own, other in zip(sum(answers, []), sum(expected, []), strict=True):
             assert own.score == pytest.approx(other.score, abs=1e-5)
@@ -407,16 +402,15 @@ def test_thumbnails_are_small_copies(build, folder, tmp_path):
     assert hit.image().tobytes() == Image.open(stream).convert("RGB").tobytes()
 
 
-def test_unreadable_images_are_left_out_and_named(build, folder, caplog, monkeypatch):
+def test_unreadable_images_are_left_out_and_named(build, folder, caplog):
     broken = folder / "camera 0" / "004.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:60])
     (folder / "camera 1" / "005.png").write_text("no image")
-    monkeypatch.setattr("tpas.processing_tpas.MAX_IMAGE_PIXELS", 2000)
-    Image.new("RGB", (50, 50)).save(folder / "large.png")
+    (folder / "large.png").write_bytes(b"P6 10000 10000 255 ")  # says that so many pixels follow
     gallery = build(shard_size=1)
     assert sorted(gallery.unreadable) == ["camera 0/004.png", "camera 1/005.png", "large.png"]
-    assert "50x50 pixels are more than 2000" in gallery.unreadable["large.png"]
+    assert "10000x10000 pixels are more than" in gallery.unreadable["large.png"]
     assert "left out camera 1/005.png" in caplog.text
     assert len(gallery) == 18 == len(list((gallery.path / SHARDS).iterdir()))
 
@@ -546,24 +540,20 @@ def test_a_gallery_of_hardly_any_images(model, processor, tmp_path, count):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_images_are_encoded_by_the_fastest_with_the_models_values(
-    build, model, processor, folder, monkeypatch, dtype
-):
+def test_images_are_encoded_by_the_fastest_with_the_models_values(build, model, processor, folder, dtype):
     model = model.to(dtype)
-    encoders = []
-    encode = building.encode_images
-    for module in (building, image_tokens):
-        monkeypatch.setattr(module, "encode_images", lambda *a: (encoders.append(a[0]), encode(*a))[1])
+    asked_of_the_model = dtype == torch.bfloat16
+    model.get_image_features = asked = Mock(wraps=model.get_image_features)
     gallery = build(tokens=None, shard_size=8, batch_size=3)
-    built = len(encoders)
-    gallery.search(TEXTS)
-    gallery.search(TEXTS)
-    assert built == 8  # of 3, 3 and 2; of 3 and 1
-    assert len(encoders) > built + 1
-    assert len(set(encoders)) == (2 if dtype == torch.float32 else 1)  # one to build, one to search
-    assert {type(encoder) for encoder in encoders} == {FastEncoder if dtype == torch.float32 else TPASModel}
+    batches = [len(call.kwargs["pixel_values"]) for call in asked.call_args_list]
+    assert batches == ([3, 3, 2, 3, 3, 2, 3, 1] if asked_of_the_model else [])
+    answers = gallery.search(TEXTS)
+    assert (asked.call_count > len(batches) + 1) == asked_of_the_model
     embeds, _ = encode_images(model, processor(images=[load_image(folder / name) for name in gallery.ids]))
     torch.testing.assert_close(torch.cat(gallery.stored.embeddings), embeds, atol=1e-5, rtol=0)
+    if not asked_of_the_model:  # a later search has the copy of the first, and makes no other
+        torch.nn.init.zeros_(model.image_projection.weight)
+        assert fields(gallery.search(TEXTS)) == fields(answers)
 
 
 def test_an_adapter_that_is_not_merged_is_refused_before_anything_is_encoded(
@@ -670,7 +660,7 @@ def test_a_database_forgets_a_gallery_that_was_emptied(gallery, tmp_path):
 
 def test_a_killed_deletion_can_be_repeated(sharded, monkeypatch):
     gone = sharded.ids[3]
-    with interrupted_at(monkeypatch, stored_gallery, "write_manifest"):
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
         sharded.delete([gone])
     assert gone in Gallery.open(sharded.path).ids
     sharded.delete([gone])
@@ -681,78 +671,66 @@ def test_a_killed_deletion_can_be_repeated(sharded, monkeypatch):
 # Faults
 
 
-@contextlib.contextmanager
-def interrupted_at(monkeypatch, module, function: str):
-    """Stops what is done meanwhile when it comes to the function, as Ctrl+C would."""
-    with monkeypatch.context() as patch:
-        patch.setattr(module, function, Mock(side_effect=KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            yield
+def build_and_die(model, processor, folder, path, survives):
+    """Reads `survives` images, and is killed as the system kills."""
+
+    class DeadlyProcessor(TPASProcessor):
+        read = 0
+
+        def __call__(self, *arguments, **settings):
+            if self.read == survives:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.read += 1
+            return super().__call__(*arguments, **settings)
+
+    processor.__class__ = DeadlyProcessor
+    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3, workers=1)
 
 
-def build_and_die(model, processor, folder, path, log, survives):
-    """Encodes `survives` batches, whose sizes it writes to `log`, and is killed as the system kills."""
-    encode = building.encode_images
-
-    def counted(model, inputs, tokens):
-        if len(Path(log).read_text().split()) == survives:
-            os.kill(os.getpid(), signal.SIGKILL)
-        with open(log, "a") as stream:
-            stream.write(f"{len(inputs['pixel_values'])}\n")
-        return encode(model, inputs, tokens)
-
-    building.encode_images = counted
-    Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3)
-
-
-def test_a_killed_build_goes_on(build, model, processor, folder, tmp_path, monkeypatch):
-    path, log = tmp_path / "gallery", tmp_path / "log"
-    log.write_text("")
-    assert exit_code_of(build_and_die, model, processor, folder, path, log, 5) == -signal.SIGKILL
-    assert log.read_text().split() == ["3"] * 5  # two shards, and half of the third
+def test_a_killed_build_goes_on(build, model, processor, folder, tmp_path):
+    whole = file_digests(build("whole", shard_size=6, batch_size=3).path)
+    path = tmp_path / "gallery"
+    assert exit_code_of(build_and_die, model, processor, folder, path, 15) == -signal.SIGKILL
     with pytest.raises(GalleryError, match="is not finished: do the same build again"):
         Gallery.open(path)
-
-    sizes = counted_batches(monkeypatch)
+    spoil(sorted(folder.rglob("*.png"))[:12])  # of two shards; half of the third was read as well
     build(shard_size=6, batch_size=3)
-    assert sum(sizes) == 20 - 12
-    assert file_digests(path) == file_digests(build("whole", shard_size=6, batch_size=3).path)
+    assert file_digests(path) == whole
 
 
 def test_a_killed_build_goes_on_with_more_images(build, folder, monkeypatch):
     """New images shift the others into other shards; what is finished is still not encoded again."""
-    with interrupted_at(monkeypatch, building, "list_shards"):
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
         build(shard_size=6)
+    spoil(folder.rglob("*.png"))
     for number in (100, 101, 102, 103):  # of which two sort before most others
         draw_images(folder, 1, first=number)
-    sizes = counted_batches(monkeypatch)
     gallery = build(shard_size=6)
-    assert sum(sizes) == 4
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
 @pytest.mark.parametrize("shard_size", [1, 6])
 def test_a_killed_build_that_met_unreadable_images_goes_on(build, folder, monkeypatch, shard_size):
     broken = folder / "camera 0" / "004.png"
-    whole = broken.read_bytes()
-    broken.write_bytes(whole[:60])
-    with interrupted_at(monkeypatch, building, "list_shards"):
+    image = broken.read_bytes()
+    broken.write_bytes(image[:60])
+    whole = file_digests(build("whole", shard_size=shard_size).path)
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
         build(shard_size=shard_size)
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "encode_images", None)
-        gallery = build(shard_size=shard_size)
+    spoil(folder.rglob("*.png"))
+    gallery = build(shard_size=shard_size)
     assert list(gallery.unreadable) == ["camera 0/004.png"]
-    assert file_digests(gallery.path) == file_digests(build("whole", shard_size=shard_size).path)
+    assert file_digests(gallery.path) == whole
 
-    broken.write_bytes(whole)
+    broken.write_bytes(image)
     gallery.append(folder)
     assert not gallery.unreadable
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
-def test_a_build_may_be_repeated(gallery, build, monkeypatch, caplog):
+def test_a_build_may_be_repeated(gallery, build, folder, caplog):
     before = file_digests(gallery.path)
-    monkeypatch.setattr(building, "encode_images", None)
+    spoil(folder.rglob("*.png"))
     with caplog.at_level("INFO"):
         build()
     assert file_digests(gallery.path) == before
@@ -1029,7 +1007,7 @@ def fail_on_one_of_two_processes(model, processor, folder, path):
     accelerator, message = Accelerator(), "another process stopped: could not write"
     if accelerator.process_index == 1:
         message = "the disk is full: make room, then do the same again"
-        building.write_shard = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
+        os.replace = Mock(side_effect=OSError(errno.ENOSPC, "No space left on device"))
     with pytest.raises(GalleryError, match=message):
         Gallery.build(model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator)
 

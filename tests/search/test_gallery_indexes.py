@@ -4,23 +4,25 @@ import hashlib
 import os
 import sys
 import traceback
-from unittest.mock import Mock
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpas.commands.gallery import main as manage_gallery
-from tpas.search import exact_index, gallery_files, indexes, stored_gallery
-from tpas.search.exact_index import ExactIndex
+from tpas.search import exact_index
+from tpas.search.exact_index import PAIRS_AT_ONCE, ROUNDED_FROM, ExactIndex
 from tpas.search.faiss_index import FaissIndex
 from tpas.search.indexes import open_index, write_index
 from tpas.search.manifest import (
     EMBEDDINGS,
     GalleryError,
     GallerySettings,
-    file_checksum,
     new_manifest,
     read_manifest,
 )
@@ -67,9 +69,15 @@ def write_gallery(directory, embeddings: Tensor, shard_size: int = 100, prefix: 
 # Exact search
 
 
-def index_of(images: Tensor, sizes: int | list[int]) -> ExactIndex:
-    """Of images named by their row, in segments of these sizes."""
-    return ExactIndex(images.split(sizes), torch.tensor([id_hash(str(row)) for row in range(len(images))]))
+def index_of(images: Tensor, sizes: int | list[int], **settings) -> ExactIndex:
+    """Of images named by their row, in segments of these sizes, and asked so often that rounding them pays.
+
+    A gallery of some hundred rows is looked through in several steps.
+    """
+    hashes = torch.tensor([id_hash(str(row)) for row in range(len(images))])
+    index = ExactIndex(images.split(sizes), hashes, **{"span_rows": 200} | settings)
+    index.search(unit(ROUNDED_FROM + 1, images.shape[1]), 1)
+    return index
 
 
 def best_in_double(texts: Tensor, images: Tensor, count: int) -> list[Tensor]:
@@ -78,28 +86,19 @@ def best_in_double(texts: Tensor, images: Tensor, count: int) -> list[Tensor]:
     return [values[:, :count] for values in ranked]
 
 
-@pytest.fixture
-def small_spans(monkeypatch):
-    """So that a gallery of some hundred rows is looked through in several steps."""
-    for name, rows in (("SPAN_ROWS", 192), ("GROUP_ROWS", 8), ("ROUNDED_FROM", 0)):
-        monkeypatch.setattr(exact_index, name, rows)
-
-
-@pytest.mark.parametrize("product", ["torch", "fp32", "bf16"])
-@pytest.mark.parametrize(("queries", "count"), [(1, 1), (5, 17), (32, 128), (3, 900)])
-def test_exact_search_is_a_sort_in_double(monkeypatch, small_spans, queries, count, product):
-    if product == "torch":
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
+@pytest.mark.parametrize("in_bf16", [False, True])
+@pytest.mark.parametrize(("queries", "count"), [(1, 1), (5, 3), (5, 17), (32, 128), (3, 900)])
+def test_exact_search_is_a_sort_in_double(queries, count, in_bf16):
     images, texts = clustered(900, 16), unit(queries, 16)
     images[500:700] = images[:200].clone()  # every one of these twice
     expected = best_in_double(texts, images, count)
     for sizes in ([900], [100] * 9, [1, 200, 63, 64, 65, 507]):
-        assert all(map(torch.equal, index_of(images, sizes).search(texts, count), expected))
+        index = index_of(images, sizes, in_bf16=in_bf16)
+        assert all(map(torch.equal, index.search(texts, count), expected))
 
 
 @pytest.mark.parametrize("sizes", [[900], [100] * 9])
-def test_exact_search_where_most_spans_hold_nothing_of_interest(small_spans, sizes):
+def test_exact_search_where_most_spans_hold_nothing_of_interest(sizes):
     texts = unit(2, 16)
     images = F.normalize(unit(900, 16) - 3 * texts.sum(dim=0), dim=1)
     images[:30] = F.normalize(texts[0] + unit(30, 16), dim=1)
@@ -123,22 +122,21 @@ def test_rounded_rows_keep_every_pair_that_reaches_a_cosine_and_few_others():
     assert (span.upper_bounds(computed, query) >= true[query, rows]).all()
 
 
-def test_rows_beyond_what_is_kept_in_memory_are_searched_as_well(monkeypatch, small_spans):
-    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(exact_index, "ROUNDED_BYTES", 2 * 2 * 192 * 16)
-    monkeypatch.setattr(exact_index, "ROUNDED_FROM", 10)
-    images, texts = clustered(900, 16), unit(5, 16)
-    index = index_of(images, 100)
-    for kept in ([], [], [0, 1], [0, 1]):  # it is not known before the 11th query that there will be so many
+def test_rows_beyond_what_is_kept_in_memory_are_searched_as_well():
+    images, texts = clustered(900, 16), unit(25, 16)
+    index = ExactIndex(
+        images.split(100), torch.arange(900), span_rows=192, rounded_bytes=2 * 2 * 192 * 16, in_bf16=True
+    )
+    for kept in ([], [], [0, 1], [0, 1]):  # it is not known before the 65th query that there will be so many
         assert torch.equal(index.search(texts, 17)[0], best_in_double(texts, images, 17)[0])
         assert sorted(index.rounded) == kept
 
 
-def test_exact_search_where_all_images_are_equal(small_spans):
+def test_exact_search_where_all_images_are_equal():
     images = unit(1, 16).expand(500, 16).contiguous()
-    hashes = torch.randperm(500)
-    rows, cosines = ExactIndex([images], hashes).search(unit(3, 16), 20)
-    assert torch.equal(rows, hashes.argsort()[:20].expand(3, 20))
+    index = index_of(images, 500)
+    rows, cosines = index.search(unit(3, 16), 20)
+    assert torch.equal(rows, index.id_hashes.argsort()[:20].expand(3, 20))
     assert torch.equal(cosines, cosines[:, :1].expand(3, 20))
 
 
@@ -146,7 +144,8 @@ def test_exact_search_finds_what_fp32_alone_would_miss():
     """Cosines that differ in the last places of fp32 only, so that its sum may swap them."""
     text = unit(1, 256)
     images = F.normalize(text + 1e-4 * torch.randn(3000, 256), dim=1)
-    assert torch.equal(index_of(images, 3000).search(text, 50)[0], best_in_double(text, images, 50)[0])
+    index = index_of(images, 3000, span_rows=3000, in_bf16=False)
+    assert torch.equal(index.search(text, 50)[0], best_in_double(text, images, 50)[0])
 
 
 def embeddings_made_to_mislead(kind: str, texts: Tensor, rows: int) -> Tensor:
@@ -178,49 +177,54 @@ def embeddings_made_to_mislead(kind: str, texts: Tensor, rows: int) -> Tensor:
     return images[torch.randperm(rows)]
 
 
-@pytest.mark.parametrize("product", ["fp32", "bf16"])
+@pytest.mark.parametrize("in_bf16", [False, True])
 @pytest.mark.parametrize("kind", ["steps of one bit", "rounding against the best", "subnormal", "zeros"])
-def test_exact_search_where_cosines_are_made_to_mislead(monkeypatch, kind, product):
-    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: product == "bf16")
-    monkeypatch.setattr(exact_index, "SPAN_ROWS", 1024)
-    monkeypatch.setattr(exact_index, "ROUNDED_FROM", 0)
+def test_exact_search_where_cosines_are_made_to_mislead(kind, in_bf16):
     texts = unit(6, 64)
     texts[1] = texts[1].to(torch.bfloat16).float()  # nothing of it is lost
     images = embeddings_made_to_mislead(kind, texts, 6000)
-    index = index_of(images, 700)
+    index = index_of(images, 700, span_rows=1024, in_bf16=in_bf16)
     for asked, count in ((texts, 1), (texts[:1], 1), (texts[:1], 128), (texts, 2000)):
         assert all(map(torch.equal, index.search(asked, count), best_in_double(asked, images, count)))
 
 
-def test_exact_search_under_autocast(monkeypatch, small_spans):
-    monkeypatch.setattr(exact_index, "_multiplies_bf16_faster", lambda: False)
+def test_exact_search_under_autocast():
     texts = unit(5, 16)
     images = embeddings_made_to_mislead("rounding against the best", texts, 900)
-    index = index_of(images, 100)
+    index = index_of(images, 100, in_bf16=False)
     with torch.autocast("cpu"):
         rows, _ = index.search(texts, 17)
     assert torch.equal(rows, best_in_double(texts, images, 17)[0])
 
 
-def test_many_rows_are_gathered_in_chunks(monkeypatch, small_spans):
-    gather_rows = Mock(wraps=stored_gallery.gather_rows)
-    monkeypatch.setattr(exact_index, "gather_rows", gather_rows)
-    monkeypatch.setattr(exact_index, "PAIRS_AT_ONCE", 1024)
-    images, texts = clustered(900, 16), unit(4, 16)
-    found, _ = index_of(images, 100).search(texts, 900)
+class LargestTensor(TorchDispatchMode):
+    """Notes how many elements the largest tensor has that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), settings=None):
+        made = function(*arguments, **settings or {})
+        if isinstance(made, Tensor):
+            self.elements = max(self.elements, made.numel())
+        return made
+
+
+def test_many_rows_are_gathered_in_chunks():
+    images, texts = clustered(900, 16), unit(80, 16)
+    index, largest = index_of(images, 100), LargestTensor()
+    with largest:
+        found, _ = index.search(texts, 900)
     assert torch.equal(found, best_in_double(texts, images, 900)[0])
-    gathered = [len(rows) for (_, _, rows), _ in gather_rows.call_args_list]
-    assert (sum(gathered), max(gathered)) == (3600, 1024)
+    assert largest.elements == PAIRS_AT_ONCE * 16 < 80 * 900 * 16
 
 
-def test_exact_search_where_torch_was_told_to_round_products_in_fp32(monkeypatch, small_spans):
+def test_exact_search_where_torch_was_told_to_round_products_in_fp32(monkeypatch):
     """As a CPU with AMX does in "medium" precision, in every product."""
     linear = F.linear
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     monkeypatch.setattr(F, "linear", lambda rows, *more: linear(rows.bfloat16().float(), *more))
     texts = unit(5, 16).bfloat16().float()
     images = embeddings_made_to_mislead("rounding against the best", texts, 900)
-    index, (expected, _) = index_of(images, 100), best_in_double(texts, images, 17)
+    index, (expected, _) = index_of(images, 100, in_bf16=False), best_in_double(texts, images, 17)
     assert not torch.equal(index.search(texts, 17)[0], expected)  # unless it is told as well
     torch.set_float32_matmul_precision("medium")
     try:
@@ -307,27 +311,19 @@ def test_a_faiss_index_on_disk(tmp_path, capsys):
         open_index("faiss", StoredGallery(stored.directory))
 
 
-def damaged_shards(stored: StoredGallery, numbers: list[int]) -> None:
-    """Changes a bit of an embedding in each of these shards."""
+@contextmanager
+def damaged(stored: StoredGallery, numbers: Iterable[int]) -> Iterator[None]:
+    """Meanwhile a bit of an embedding in each of these shards is changed, so that a check of them fails."""
+    whole = {}
     for number in numbers:
         path = stored.directory / "shards" / stored.shards[number]["name"] / EMBEDDINGS
-        content = bytearray(path.read_bytes())
-        place = content.index(stored.mapped_embeddings[number][3].numpy().tobytes())
-        content[place] ^= 1
+        whole[path] = path.read_bytes()
+        content = bytearray(whole[path])
+        content[content.index(stored.mapped_embeddings[number][3].numpy().tobytes())] ^= 1
         path.write_bytes(content)
-
-
-@pytest.fixture
-def checked_files(monkeypatch) -> list[str]:
-    """The shards whose files are compared with their checksums."""
-    checked = []
-
-    def checksum(path):
-        checked.append(path.parent.name)
-        return file_checksum(path)
-
-    monkeypatch.setattr(gallery_files, "file_checksum", checksum)
-    return checked
+    yield
+    for path, content in whole.items():
+        path.write_bytes(content)
 
 
 def rows_near(images: Tensor, shard: int) -> Tensor:
@@ -341,32 +337,34 @@ def shards_apart(shards: int, size: int) -> Tensor:
     return F.normalize(centres.repeat_interleave(100, dim=0) + 0.3 * unit(100 * shards, size), dim=1)
 
 
-def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path, checked_files):
+def test_faiss_checks_the_shards_that_it_finds_rows_of(tmp_path):
     images = shards_apart(8, 16)
     write_index("faiss", write_gallery(tmp_path / "gallery", images))
     stored = StoredGallery(tmp_path / "gallery")
-    damaged_shards(stored, [2])
-    checked_files.clear()
-    index = open_index("faiss", stored)
-    assert not checked_files
-    for _ in range(2):
+    with damaged(stored, {*range(8)} - {5}):
+        index = open_index("faiss", stored)
         index.search(rows_near(images, 5), 20)
-        assert checked_files == [stored.shards[5]["name"]]
-    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
-        index.search(rows_near(images, 2), 20)
-    index.lists.nprobe = 1
-    with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
-        index.search(rows_near(images, 5), 700)  # for which all rows are read
+        with pytest.raises(GalleryError, match=f"{stored.shards[2]['name']}/{EMBEDDINGS} is damaged"):
+            index.search(rows_near(images, 2), 20)
+        index.lists.nprobe = 1
+        with pytest.raises(GalleryError, match=f"{stored.shards[0]['name']}/{EMBEDDINGS} is damaged"):
+            index.search(rows_near(images, 5), 700)  # for which all rows are read
+    with damaged(stored, [5]):
+        index.search(rows_near(images, 5), 20)  # whose shard was checked
+        with pytest.raises(GalleryError, match=f"{stored.shards[5]['name']}/{EMBEDDINGS} is damaged"):
+            open_index("faiss", StoredGallery(stored.directory)).search(rows_near(images, 5), 20)
 
 
-def test_one_image_is_deleted_without_reading_all_others(tmp_path, checked_files):
+def test_one_image_is_deleted_without_reading_all_others(tmp_path):
     stored = write_gallery(tmp_path / "gallery", shards_apart(5, 16))
     embeddings = stored.mapped_embeddings[3].clone()
-    changed = stored.shards[3]["name"]
-    damaged_shards(stored, [1])
-    checked_files.clear()
-    delete_images(stored.directory, ["image 307"])
-    assert set(checked_files) == {changed}
+    with (
+        damaged(stored, [3]),
+        pytest.raises(GalleryError, match=f"{stored.shards[3]['name']}/{EMBEDDINGS} is damaged"),
+    ):
+        delete_images(stored.directory, ["image 307"])
+    with damaged(stored, [0, 1, 2, 4]):
+        delete_images(stored.directory, ["image 307"])
     stored = StoredGallery(stored.directory)
     assert torch.equal(stored.mapped_embeddings[3], torch.cat([embeddings[:7], embeddings[8:]]))
 
@@ -426,7 +424,7 @@ def test_milvus_answers_as_exact_search(tmp_path, database):
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
-def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, database, checked_files):
+def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, database):
     images = shards_apart(7, 16)
     before = write_gallery(tmp_path / "gallery", images)
     write_index(database, before)
@@ -438,9 +436,11 @@ def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, databa
     after = write_gallery(tmp_path / "gallery", nearer, prefix="other")
     write_index(database, after)
     queries = torch.cat([other, query])
-    checked_files.clear()
-    found = reader.search(queries, 20)
-    assert sorted(checked_files) == [before.shards[number]["name"] for number in (3, 5)]
+    for number in (3, 5):
+        with damaged(before, [number]), pytest.raises(GalleryError, match="is damaged"):
+            reader.search(queries, 20)
+    with damaged(before, {*range(7)} - {3, 5}):  # it reads no others
+        found = reader.search(queries, 20)
     assert all(map(torch.equal, found, open_index("exact", before).search(queries, 20)))
     with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
         open_index(database, before)
@@ -489,8 +489,11 @@ def test_a_database_that_cannot_be_used_is_named_without_its_password(tmp_path, 
 
 def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monkeypatch, capsys):
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
-    monkeypatch.setattr(indexes, "MilvusIndex", Mock())
-    manage_gallery(["index", str(stored.directory), "--index", "http://user:secret@host:19530", "--json"])
+    address, client = "http://user:secret@host:19530", MagicMock()
+    client.return_value.query_iterator.return_value.next.return_value = []  # an empty database
+    monkeypatch.setattr("pymilvus.MilvusClient", client)
+    manage_gallery(["index", str(stored.directory), "--index", address, "--json"])
+    client.assert_called_once_with(uri=address)
     printed = capsys.readouterr()
     assert printed.out.count("http://user:***@host:19530") == 2
     assert "secret" not in printed.out + printed.err
