@@ -9,8 +9,6 @@ Nearly all are transductive: they look at all queries together, so they fit a be
 single live query; qb-norm fits both. Which one a method is, is printed.
 """
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -31,9 +29,7 @@ from ..reranking.score_files import (
     write_score_file,
 )
 from ..sca import Confidence, sca_rerank
-from .command_line import CommandLine, CommandResult, WrongUsage
-
-logger = logging.getLogger(__name__)
+from .command_line import CommandLine, CommandResult, WrongUsage, shown_warnings
 
 app = CommandLine("tpas rerank", __doc__)
 
@@ -175,12 +171,11 @@ def rerank(
     if options.bank is not None:
         given["bank"] = read_score_file(options.bank)
         lines.append(f"{options.bank}: {given['bank'].describe()}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        reranked, report = rerank_score_file(content, method, given)
-    for warning in caught:
-        flag = " (--capacity)" if "capacity" in str(warning.message) else ""
-        logger.warning("tpas rerank: warning: %s%s", warning.message, flag)
+    with shown_warnings("tpas rerank", capacity="--capacity"):
+        try:
+            reranked, report = rerank_score_file(content, method, given)
+        except ValueError as error:
+            raise ValueError(f"{scores}: {str(error).replace('pass top_k=', 'pass --top_k ')}") from error
     write_score_file(output, reranked)
     of_all = "it looks at all queries together" if report.transductive else "each query by itself"
     lines += [

@@ -104,7 +104,11 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
     assert [line.split(" ") for line in answer.read_text().splitlines()] == expected
 
     write_score_file(path, ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names))
-    with pytest.raises(SystemExit, match="an answer names 10 images, but .* lists 1"):
+    with pytest.raises(SystemExit, match="names 10 images, but .* has 1 scored for query 'Q011'"):
+        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+    filled = np.where(scores < np.sort(scores, axis=1)[:, 3, None], -100, scores)  # 9 images of each
+    write_score_file(path, ScoreFile(filled, None, query_ids, names))
+    with pytest.raises(SystemExit, match="names 10 images, but .* has 9 scored for query 'Q011'"):
         submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
     write_score_file(path, ScoreFile(scores[:11], None, query_ids[:11], names))
     with pytest.raises(SystemExit, match="are not about the same queries"):
