@@ -75,7 +75,8 @@ def submit(
 
 def check(path: Path, challenge: "Challenge") -> CommandResult:
     """What is wrong with an answer file, line by line."""
-    from ..data.challenge import find_mistakes, read_text
+    from ..data.challenge import find_mistakes
+    from ..data.text_files import read_text
 
     mistakes = find_mistakes(read_text(path), challenge)
     content = {"path": str(path), "answers": len(challenge.query_ids), "mistakes": mistakes}
@@ -104,6 +105,7 @@ def write(
     from ..evaluation.ranking import rank_gallery
     from ..evaluation.result_files import write_scores
     from ..models.interface import can_match
+    from ..models.unread_texts import warn_of_unread
     from ..reranking.fusion import check_fusion_weight
     from ..reranking.score_files import check_suffix
     from ..search.ranking import resolve_shortlist
@@ -123,6 +125,9 @@ def write(
         check_place(scores)
     check_place(output)
     network, processor = ranking.load(model, accelerator.device)
+    if accelerator.is_main_process:
+        places = [f"query {query_id}" for query_id in challenge.query_ids]
+        warn_of_unread(processor, challenge.captions, places)
     if stage in (Stage.MATCHING, Stage.FUSED) and not (ranking.matcher or can_match(network)):
         raise ValueError(
             f"--stage {stage}: {model} has embeddings alone, whose stages are embeddings and sca"

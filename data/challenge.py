@@ -27,6 +27,7 @@ from typing import Any
 
 from .annotation_fields import has_a_word
 from .image_files import images_in
+from .text_files import lines_of, read_text
 from .whole_files import write_text
 
 QUERY_FILES = ("query_text.json", "query.json")
@@ -88,18 +89,6 @@ def read_gallery(folder: Path) -> dict[str, Path]:
     return images
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file in UTF-8, without a byte order mark.
-
-    Raises:
-        ValueError: it is none; names the file.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
-
-
 def answer_lines(rankings: Sequence[Sequence[str]]) -> str:
     """An answer file's content, from each query's ranked names."""
     return "".join(f"{' '.join(names[:ANSWERS])}\n" for names in rankings)
@@ -122,7 +111,7 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 
     Whether each line answers the query of its place cannot be seen from names: only their count is checked.
     """
-    lines = text.splitlines()
+    lines = lines_of(text)
     mistakes = []
     if len(lines) != len(challenge.query_ids):
         mistakes.append(
@@ -163,7 +152,7 @@ def _read_captions(path: Path) -> dict[str, str]:
             records = list(enumerate(json.loads(text), start=1))
             unit = "item"
         else:
-            lines = enumerate(text.split("\n"), start=1)  # a text may hold other ends of a line
+            lines = enumerate(lines_of(text), start=1)
             unit = "line"
             records = [(number, _parsed(line, path, number)) for number, line in lines if line.strip()]
     except json.JSONDecodeError as error:
@@ -202,7 +191,7 @@ def _fields(record: Any, where: str) -> tuple[str, str]:
 
 def _read_order(path: Path, captions: dict[str, str], query_file: Path) -> list[str]:
     seen: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
         query_id = line.strip()
         if not query_id:
             continue

@@ -15,14 +15,16 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from ..data.pab import RetrievalBenchmark, load_pab, source_videos
 from ..engine.encoding import encode_texts
 from ..models.interface import RetrievalModel, RetrievalProcessor
+from ..models.unread_texts import warn_of_unread
 from .arguments import FineTuningArguments
 from .caption_augmentation import eda_view
-from .data import PairCollator, SourceGroupedSampler, TrainingPairs, validation_benchmark
+from .data import PairCollator, SourceGroupedSampler, TrainingPairs, place_of, validation_benchmark
 from .image_augmentation import Augmentation
 from .run_folder import SUBSET_FILE
 from .subsets import diverse_subset
 
 POOL_OF_A_DIVERSE_SUBSET = 20  # times its size
+CAPTIONS_LOOKED_AT = 10_000  # for what the model does not read of them; some seconds
 
 
 def validation_cut(arguments: FineTuningArguments) -> dict[str, Any]:
@@ -72,6 +74,15 @@ def load_training_pairs(
         chosen = diverse_subset(embeds, wanted, arguments.seed).tolist() if main else []
         rows = sorted(broadcast_object_list([chosen])[0])
     return pool.select(rows), rows
+
+
+def warn_of_unread_captions(dataset: Dataset, processor: RetrievalProcessor) -> None:
+    """Logs what the model does not read of the captions; of many, of a sample that is spread evenly."""
+    looked_at = dataset
+    if len(dataset) > CAPTIONS_LOOKED_AT:
+        looked_at = dataset.select(range(0, len(dataset), -(-len(dataset) // CAPTIONS_LOOKED_AT)))
+    places = [place_of(pair) for pair in looked_at.select_columns(["file", "line"])]
+    warn_of_unread(processor, looked_at["caption"], places)
 
 
 def build_loader(

@@ -29,7 +29,12 @@ from ..models.loading import load_model
 from ..search.ranking import resolve_shortlist
 from .arguments import FineTuningArguments
 from .averaging import WeightAverages
-from .batches import build_loader, load_training_pairs, load_validation_pairs
+from .batches import (
+    build_loader,
+    load_training_pairs,
+    load_validation_pairs,
+    warn_of_unread_captions,
+)
 from .checkpointing import Progress, save_checkpoint
 from .data import stable_number
 from .gradient_cache import average_gradients, backward_in_chunks
@@ -95,6 +100,8 @@ class Run:
             images = len(self.benchmark.gallery_ids)
             self.shortlist = resolve_shortlist(arguments.evaluation_shortlist, images)
         dataset, self.subset_rows = load_training_pairs(arguments, model, self.processor, accelerator)
+        if accelerator.is_main_process:
+            warn_of_unread_captions(dataset, self.processor)
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.pairs, self.loader = build_loader(
             arguments, dataset, self.processor, accelerator, self.generator

@@ -204,7 +204,7 @@ def test_a_text_may_hold_other_ends_of_a_line(test_set):
 @pytest.mark.parametrize("name", ["query_text.json", "query_index.txt"])
 def test_a_file_in_another_encoding_is_named(test_set, name):
     (test_set / name).write_bytes("Q000 fährt".encode("latin-1"))
-    with pytest.raises(ValueError, match=f"{name}: not a text file in UTF-8"):
+    with pytest.raises(ValueError, match=f"{name}, line 1: not UTF-8: .*iconv"):
         read_challenge(test_set)
 
 
