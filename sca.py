@@ -25,6 +25,9 @@ Mode = Literal["deferred", "single_pass"]
 
 _ELEMENTS_AT_ONCE = 4_000_000  # bounds temporary arrays to some tens of megabytes
 _FEW_LOSERS = 2_000  # so few queries are resolved faster one by one than all at once
+_FAR_BELOW = 1_000  # and so many times any other score: then a score only says that there is none
+_FILLINGS = (0.0, -100.0)  # numpy's zeros; the evaluation scripts of X-VLM and BLIP
+_ROWS_TO_TELL = 5  # fewer rows may hold a value equally often by chance
 
 
 def blocks(rows: int, elements_a_row: int) -> Iterator[slice]:
@@ -114,8 +117,10 @@ def sca_rerank(
     Args:
         indices: (Q, K) integers >= 0, each query's candidate images, best first, none twice in a row.
             `None`: `scores` is dense, and its column g belongs to image g.
-        scores: (Q, K), finite, the candidates' scores, descending in each row (equal neighbours are fine).
+        scores: (Q, K), the candidates' scores, descending in each row (equal neighbours are fine).
             With `indices=None`: (Q, G) in any order; equal scores of a row are ranked by image number.
+            Minus infinity, and what only fills up a matrix or a list ([`filling_of`]), is no candidate: the
+            lists that come back are as long as the longest of those without it.
         confidence: how sure a query is of a candidate. "score": the score itself. "softmax": the softmax over
             the row at `temperature`. "margin": the score minus that of the next candidate (the last one: 0).
             "softmax" and "margin" are immune to an offset that a query adds to all its scores (but for
@@ -142,22 +147,25 @@ def sca_rerank(
     Warns:
         UserWarning: if there are at least `capacity` + 1 times as many queries as different candidate images,
             as where an image has several captions. Then SCA may lower recall without a greater `capacity`.
+            And if scores are taken as not scored.
     """
     _check_options(confidence, mode, max_shift, tau, temperature, capacity)
-    images, values = candidate_lists(indices, scores, top_k)  # (Q, K) both
+    images, values, scored = candidate_lists(indices, scores, top_k)  # (Q, K) both, (Q,)
     queries, candidates = images.shape
     rank = rank_of_ids(query_ids, queries)
     similar = _text_gate(text_embeds, text_threshold, queries)
     claims_before = claims(images)
     warn_where_images_are_few(queries, images, capacity)
 
-    reach = min(max_shift, candidates - 1) + 1  # candidates that a query may claim
-    certainty = _confidence(values, confidence, temperature)[:, :reach]
-    contest = _Contest(images[:, :reach], certainty, rank, capacity, tau, similar)
+    longest = min(max_shift, candidates - 1) + 1
+    reach = np.minimum(scored, longest)  # (Q,) candidates that a query may claim
+    certainty = _confidence(values, scored, confidence, temperature)[:, :longest]
+    contest = _Contest(images[:, :longest], certainty, reach, rank, capacity, tau, similar)
     losers, holding = contest.resolve_first_claims()
     moves, place = 0, np.zeros(queries, dtype=np.int64)  # of the new first answer in the old list
-    if reach > 1 and len(losers):
+    if longest > 1 and len(losers):
         if mode == "single_pass":
+            losers = losers[reach[losers] > 1]
             place[losers] = 1
             moves = len(losers)
         else:
@@ -204,6 +212,7 @@ class _Contest:
     Attributes:
         images: (Q, S) the candidates that a query may claim, in its order.
         certainty: (Q, S) the query's confidence in them.
+        reach: (Q,) from 1 to S, how many of them it may claim.
         rank: (Q,) the place of the query's id among all ids.
         capacity, tau: as in `sca_rerank`.
         similar: says of pairs of queries, (n,) and (n,), whether they compete, or `None` if all do.
@@ -211,6 +220,7 @@ class _Contest:
 
     images: np.ndarray
     certainty: np.ndarray
+    reach: np.ndarray
     rank: np.ndarray
     capacity: int
     tau: float
@@ -249,7 +259,6 @@ class _Contest:
 
         Returns the number of moves, and (Q,) the place of each query's final answer among its candidates.
         """
-        reach = self.images.shape[1]
         moves, places = 0, np.zeros(len(self.images), dtype=np.int64)
         if self.capacity == 1 and self.tau == 0 and self.similar is None:
             moves, places, losers, holding = self._resolve_in_rounds(losers, holding)
@@ -258,6 +267,7 @@ class _Contest:
 
         # `item` reads single Python numbers: much faster than numpy scalars, without copying all to lists.
         image_at, certainty_at, negative_rank = self.images.item, self.certainty.item, (-self.rank).item
+        reach = self.reach.item
         place = places.tolist()
         holders: dict[int, list[_Claim]] = {}  # for each claimed image its holders, a heap
         for query in holding.tolist():
@@ -267,7 +277,7 @@ class _Contest:
 
         def move_on(query: int) -> None:
             nonlocal moves
-            if place[query] + 1 < reach:
+            if place[query] + 1 < reach(query):
                 place[query] += 1
                 moves += 1
                 waiting.append(query)
@@ -304,7 +314,6 @@ class _Contest:
             The moves, (Q,) the places so far, the queries that have lost and not yet moved on, and those that
             hold an image.
         """
-        reach = self.images.shape[1]
         images = self.images
         if images.max() >= 2 * images.size:  # too large to be places in an array
             images = np.unique(images, return_inverse=True)[1].reshape(images.shape)
@@ -313,7 +322,7 @@ class _Contest:
         place = np.zeros(len(images), dtype=np.int64)
         moves = 0
         while len(losers) > _FEW_LOSERS:
-            in_vain = place[losers] + 1 == reach
+            in_vain = place[losers] + 1 == self.reach[losers]
             place[losers[in_vain]] = 0
             claimants = losers[~in_vain]
             place[claimants] += 1
@@ -336,16 +345,22 @@ class _Contest:
         return moves, place, losers, holder[holder >= 0]
 
 
-def _confidence(values: np.ndarray, confidence: Confidence, temperature: float) -> np.ndarray:
-    """Descending scores (Q, K) to the confidence in each candidate (Q, K), in double precision."""
+def _confidence(
+    values: np.ndarray, scored: np.ndarray, confidence: Confidence, temperature: float
+) -> np.ndarray:
+    """Descending scores (Q, K) to the confidence in each candidate (Q, K), in double precision.
+
+    What lies beyond the first `scored` (Q,) of a row is no candidate; its confidence means nothing.
+    """
     values = values.astype(np.float64)
+    listed = np.arange(values.shape[1]) < scored[:, None]
     if confidence == "softmax":
         # A row's first value is its greatest, so no exponential overflows.
-        powers = np.exp((values - values[:, :1]) / temperature)
+        powers = np.where(listed, np.exp((values - values[:, :1]) / temperature), 0)
         return powers / powers.sum(axis=1, keepdims=True)
     if confidence == "margin":
         margins = np.zeros_like(values)
-        margins[:, :-1] = values[:, :-1] - values[:, 1:]
+        np.subtract(values[:, :-1], values[:, 1:], out=margins[:, :-1], where=listed[:, 1:])
         return margins
     return values
 
@@ -440,14 +455,17 @@ def check_temperature(temperature: float) -> None:
         raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
 
 
-def candidate_lists(indices: Any, scores: Any, top_k: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Checks the input and returns images (Q, K) and scores (Q, K), best first."""
-    images, values = checked_input(indices, scores)
+def candidate_lists(
+    indices: Any, scores: Any, top_k: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Checks the input and returns images (Q, K) and scores (Q, K), best first, and how many of each row
+    are candidates, (Q,); see [`scored_candidates`]."""
+    images, values, scored = scored_candidates(*checked_arrays(indices, scores))
     top_k = checked_top_k(top_k, values)
     if images is None:
         images = best_columns(values, top_k)
-        return images, np.take_along_axis(values, images, axis=1)
-    return images[:, :top_k], values[:, :top_k]
+        values = np.take_along_axis(values, images, axis=1)
+    return images[:, :top_k], values[:, :top_k], np.minimum(scored, top_k)
 
 
 def checked_top_k(top_k: int | None, values: np.ndarray) -> int:
@@ -460,13 +478,31 @@ def checked_top_k(top_k: int | None, values: np.ndarray) -> int:
     return top_k
 
 
-def checked_input(indices: Any, scores: Any) -> tuple[np.ndarray | None, np.ndarray]:
+def checked_input(indices: Any, scores: Any, top_k: int | None) -> tuple[np.ndarray | None, np.ndarray]:
+    """Images (Q, K) and scores (Q, K) of candidates alone, or `None` and dense scores (Q, G).
+
+    For methods that need as many candidates of each query; a `top_k` that all have cuts to the best ones.
+    """
+    images, values, scored = scored_candidates(*checked_arrays(indices, scores))
+    fewest = int(scored.min())
+    if images is not None and fewest < images.shape[1]:
+        if top_k is None or top_k > fewest:
+            raise ValueError(
+                f"queries have between {fewest} and {images.shape[1]} scored images, and this method needs "
+                f"as many of each: pass top_k={fewest} to keep each query's best, or score more"
+            )
+        images, values = images[:, :top_k], values[:, :top_k]
+    return images, values
+
+
+def checked_arrays(indices: Any, scores: Any) -> tuple[np.ndarray | None, np.ndarray]:
     """Images (Q, K) and scores (Q, K) as arrays, or `None` and dense scores (Q, G), if nothing is wrong."""
     values = to_numpy(scores, "scores")
     _refuse_shape(values, "scores")
     if values.dtype.kind not in "fiu":
         raise TypeError(f"scores must be real numbers, got {values.dtype}")
-    refuse_rows(~np.isfinite(values), "scores must be finite", values)
+    broken = np.isnan(values) | (values == np.inf)
+    refuse_rows(broken, "scores must be finite, or -inf where nothing was scored", values)
     if indices is None:
         return None, values
 
@@ -481,6 +517,123 @@ def checked_input(indices: Any, scores: Any) -> tuple[np.ndarray | None, np.ndar
     ordered = np.sort(images, axis=1)
     refuse_rows(ordered[:, 1:] == ordered[:, :-1], "indices must not repeat within a row", images)
     return images, values
+
+
+def scored_candidates(
+    images: np.ndarray | None, values: np.ndarray
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
+    """What was scored of a matrix (Q, G), `images` being `None`, or of lists (Q, K).
+
+    Returns:
+        images, values, and how many of each row were scored, (Q,). Without scores that only fill up
+        ([`filling_of`]) it is what was given; otherwise lists as long as the longest, where the end of a
+        shorter one is made of images that were not scored.
+
+    Raises:
+        ValueError: nothing was scored of a query.
+
+    Warns:
+        UserWarning: in the name of the caller's caller's caller, how many were taken as not scored.
+    """
+    filling = filling_of(values)
+    if filling is None:
+        return images, values, np.full(len(values), values.shape[1])
+    scored = values.shape[1] - _times(values, filling)
+    refuse_rows((scored == 0)[:, None], f"nothing was scored: {filling} is no score", values)
+    warnings.warn(
+        f"{values.size - scored.sum():,} of {values.size:,} scores are {filling}: taken as not scored",
+        UserWarning,
+        stacklevel=4,
+    )
+    longest = int(scored.max())
+    if images is None:
+        known = values
+        if _range_of_others(values, filling.lowest, filling.highest)[0] < filling.lowest:
+            known = np.where(values == filling.lowest, -np.inf, values)  # lest zeros come before logits
+        images = best_columns(known, longest)
+        values = np.take_along_axis(values, images, axis=1)
+    return images[:, :longest], values[:, :longest], scored
+
+
+@dataclass(frozen=True)
+class Filling:
+    """The scores from `lowest` to `highest` say that nothing was scored; minus infinity always does."""
+
+    lowest: float
+    highest: float
+
+    def holds(self, values: np.ndarray) -> np.ndarray:
+        """Which of them say so, bool of the same shape."""
+        return ((values >= self.lowest) & (values <= self.highest)) | (values == -np.inf)
+
+    def __str__(self) -> str:
+        return f"{'' if self.lowest == self.highest else 'about '}{self.lowest:g}"
+
+
+def filling_of(values: np.ndarray) -> Filling | None:
+    """What fills up scores (Q, K) where nothing was scored, or `None` where all were scored.
+
+    It is minus infinity; numbers from -1,000 down that lie a thousand times as far from 0 as any other, as
+    -1e9, -65504 and -3e38 do; or, among fractions, one whole number that comes again and again,
+    - negative, and farther below all others than these lie apart, as -100 is below match logits; or
+    - the least one, 0 or -100, where every row holds it equally often, which is how the best K of each query
+      look in a matrix of zeros. With fewer than five rows that may be chance.
+    A finite one fills up a part of some row: where it would be whole rows, these are queries of low scores.
+    """
+    lowest, least_of_all = np.inf, np.inf
+    for part in blocks(*values.shape):
+        block = values[part]
+        least_of_all = min(least_of_all, float(block.min()))
+        lowest = min(lowest, float(block.min(where=np.isfinite(block), initial=block.max())))
+    if lowest <= -_FAR_BELOW:
+        least, greatest = _range_of_others(values, -np.inf, lowest / 2)
+        farthest, far = max(greatest, -least), Filling(lowest, lowest / 2)
+        if 0 < farthest < -lowest / _FAR_BELOW and _parts_rows(_times(values, far), values):
+            return far
+    for number in dict.fromkeys((lowest, *_FILLINGS)):
+        if float(number).is_integer() and _fills_up(values, number, number == lowest):
+            return Filling(number, number)
+    return Filling(-np.inf, -np.inf) if least_of_all == -np.inf else None
+
+
+def _fills_up(values: np.ndarray, number: float, is_lowest: bool) -> bool:
+    """Whether the whole number is a filling by the second half of `filling_of`."""
+    times = _times(values, Filling(number, number))
+    if times.sum() < 2 or not _parts_rows(times, values):
+        return False
+    least, greatest = _range_of_others(values, number, number)
+    far_below = is_lowest and number < 0 and least - number > greatest - least > 0
+    even = len(values) >= _ROWS_TO_TELL and times.min() == times.max()
+    if not (far_below or even):
+        return False
+    others = np.concatenate([values[part][values[part] != number] for part in blocks(*values.shape)])
+    others = others[np.isfinite(others)]
+    fractions = others[others != np.trunc(others)]
+    # Scores that are counts or votes are whole numbers, or a few values that come again themselves.
+    return len(fractions) >= 0.9 * len(others) and 2 * len(np.unique(fractions)) > len(fractions)
+
+
+def _times(values: np.ndarray, filling: Filling) -> np.ndarray:
+    """How often each row of (Q, K) holds the filling, (Q,)."""
+    times = np.empty(len(values), dtype=np.int64)
+    for part in blocks(*values.shape):
+        times[part] = filling.holds(values[part]).sum(axis=1)
+    return times
+
+
+def _parts_rows(times: np.ndarray, values: np.ndarray) -> bool:
+    return bool(((times > 0) & (times < values.shape[1])).any())
+
+
+def _range_of_others(values: np.ndarray, lowest: float, highest: float) -> tuple[float, float]:
+    """The least and the greatest finite score outside of a range; infinity and its negative without any."""
+    least, greatest = np.inf, -np.inf
+    for part in blocks(*values.shape):
+        block = values[part]
+        others = block[((block < lowest) | (block > highest)) & np.isfinite(block)]
+        if len(others):
+            least, greatest = min(least, float(others.min())), max(greatest, float(others.max()))
+    return least, greatest
 
 
 def best_columns(values: np.ndarray, top_k: int) -> np.ndarray:

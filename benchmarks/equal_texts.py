@@ -2,7 +2,7 @@
 
     python benchmarks/equal_texts.py --output benchmarks/equal_texts.json
 
-Each seed draws a PAB of its own, whose training captions all become coarse ("A woman is walking on a lawn."),
+Each seed draws a PAB of its own, whose training captions all become coarse ("A woman is on a lawn."),
 so that many people have one in common. With and without the flag the demo's start is fine-tuned on it, through
 the commands a user would type, and its last weights are measured: by mAP with the coarse captions of the test
 images, each of which is right for all images that it describes, and by Recall@1 with their whole captions.

@@ -22,6 +22,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -189,6 +190,19 @@ def is_main_process() -> bool:
     if accelerate is not None and accelerate.PartialState._shared_state:
         return accelerate.PartialState().is_main_process
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def shown_warnings(program: str, **flags: str) -> Iterator[None]:
+    """Logs what libraries warn of, a line each, and the flag that is the way out by a word that names it."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for message in dict.fromkeys(one_line(str(warning.message)) for warning in caught):
+                ways_out = "".join(f" ({flag})" for word, flag in flags.items() if word in message)
+                logging.getLogger(__name__).warning("%s: warning: %s%s", program, message, ways_out)
 
 
 @contextmanager

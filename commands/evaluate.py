@@ -99,6 +99,7 @@ def evaluate(
     from ..data import pab
     from ..data.distractors import find_distractors
     from ..evaluation.retrieval import evaluate
+    from ..models.unread_texts import warn_of_unread
     from ..search.fingerprints import model_fingerprint
 
     accelerator = Accelerator()
@@ -108,6 +109,9 @@ def evaluate(
     distractors = find_distractors(gallery, data_root, own) if gallery else {}
     benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
     network, processor = ranking.load(model, accelerator.device)
+    if accelerator.is_main_process:
+        places = [f"{file}, line {line}" for file, line in zip(dataset["file"], dataset["line"], strict=True)]
+        warn_of_unread(processor, dataset["caption"], places)
     result = evaluate(
         network,
         processor,

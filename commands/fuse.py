@@ -4,10 +4,10 @@
     tpas fuse a.npz b.npz c.npz --rrf --output fused.npz            reciprocal rank fusion
 
 The files are aligned by query and gallery id, never by position; other ids are refused. A file may be dense
-or top-K lists. An image that one file's list lacks is still a candidate if another file scores it. In the
-weighted sum it then counts with the lowest score that the file gives the query; in reciprocal rank fusion
-that file adds nothing to it. For the challenge choose files and weights on held-out data: it forbids any use
-of the test set's outputs for that.
+or top-K lists; of a matrix that is filled up, say with -100, only what was scored counts. An image that one
+file's list lacks is still a candidate if another file scores it. In the weighted sum it then counts with the
+lowest score that the file gives the query; in reciprocal rank fusion that file adds nothing to it. For the
+challenge choose files and weights on held-out data: it forbids any use of the test set's outputs for that.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from ..reranking.score_files import (
     read_score_file,
     write_score_file,
 )
-from .command_line import CommandLine, CommandResult, WrongUsage
+from .command_line import CommandLine, CommandResult, WrongUsage, shown_warnings
 
 app = CommandLine("tpas fuse", __doc__)
 
@@ -60,10 +60,11 @@ def fuse(
     first = align_gallery(files[0], names[0], in_tie_order(files[0].gallery_ids), names[0])
     files = align([first, *files[1:]], names)
     systems = [SystemScores(content.scores, content.indices) for content in files]
-    if weights is None:
-        fused = reciprocal_rank(systems, constant=60 if rrf_k is None else rrf_k, top_k=top_k)
-    else:
-        fused = weighted_sum(systems, weights, top_k=top_k)
+    with shown_warnings("tpas fuse"):
+        if weights is None:
+            fused = reciprocal_rank(systems, constant=60 if rrf_k is None else rrf_k, top_k=top_k)
+        else:
+            fused = weighted_sum(systems, weights, top_k=top_k)
     content = ScoreFile(fused.scores, fused.indices, first.query_ids, first.gallery_ids)
     write_score_file(output, content)
     lines.append(f"{output}: {content.describe()}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from ..data.text_files import read_texts
 from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
 
 if TYPE_CHECKING:
@@ -131,11 +132,18 @@ def index(
     check_index(index)
     if texts is not None and model is None:
         raise WrongUsage("--texts needs --model to encode them")
-    lines = None if texts is None else texts.read_text(encoding="utf-8").splitlines()
+    asked = None if texts is None else read_texts(texts)
+    if asked == []:
+        raise ValueError(f"{texts}: no text in it")
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders = (None, None) if lines is None or model is None else load_encoders(model)[0]
+    encoders, lines = (None, None), None
+    if asked is not None and model is not None:
+        from ..models.unread_texts import warn_of_unread
+
+        encoders, lines = load_encoders(model)[0], [text.text for text in asked]
+        warn_of_unread(encoders[1], lines, [text.place for text in asked])
     done = Gallery.open(path, *encoders).write_index(index, lines)
     return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
 

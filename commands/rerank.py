@@ -10,8 +10,6 @@ single live query; qb-norm fits both. Which one a method is, is printed. For the
 numbers on held-out data: it forbids any use of the test set's outputs for that.
 """
 
-import logging
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -32,9 +30,7 @@ from ..reranking.score_files import (
     write_score_file,
 )
 from ..sca import Confidence, sca_rerank
-from .command_line import CommandLine, CommandResult, WrongUsage
-
-logger = logging.getLogger(__name__)
+from .command_line import CommandLine, CommandResult, WrongUsage, shown_warnings
 
 app = CommandLine("tpas rerank", __doc__)
 
@@ -176,12 +172,11 @@ def rerank(
     if options.bank is not None:
         given["bank"] = read_score_file(options.bank)
         lines.append(f"{options.bank}: {given['bank'].describe()}")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        reranked, report = rerank_score_file(content, method, given)
-    for warning in caught:
-        flag = " (--capacity)" if "capacity" in str(warning.message) else ""
-        logger.warning("tpas rerank: warning: %s%s", warning.message, flag)
+    with shown_warnings("tpas rerank", capacity="--capacity"):
+        try:
+            reranked, report = rerank_score_file(content, method, given)
+        except ValueError as error:
+            raise ValueError(f"{scores}: {str(error).replace('pass top_k=', 'pass --top_k ')}") from error
     write_score_file(output, reranked)
     of_all = "it looks at all queries together" if report.transductive else "each query by itself"
     lines += [

@@ -10,7 +10,7 @@ An answer is ordered by its score: the match logit of the re-ranked, without re-
 better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
 """
 
-import sys
+import os
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
 from ..sca import Confidence
 from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
 from .flags import IfBare
@@ -33,7 +34,7 @@ def search(
     folder: Annotated[Path, Argument(help="images, or a gallery that `tpas gallery build` made")],
     texts: Annotated[
         list[str] | None,
-        Argument(help="what to look for; - reads the standard input, a text a line"),
+        Argument(help="what to look for, each text in quotes; - reads the standard input, a text a line"),
     ] = None,
     texts_file: Annotated[Path | None, Option(help="more texts, a text a line")] = None,
     model: Annotated[
@@ -72,7 +73,8 @@ def search(
         )
     if open_sheet and sheet is None:
         raise WrongUsage("--open needs --sheet, the file to write")
-    texts = all_texts(texts or [], texts_file)
+    asked = all_texts(texts or [], texts_file)
+    wanted = [text.text for text in asked]
 
     # What can be refused is, before torch is loaded and images are encoded for hours.
     from ..search.arguments import MatchingDtype, check_cascade, check_index
@@ -95,10 +97,12 @@ def search(
 
     with quick_imports():
         from ..models.loading import load_tpas
+        from ..models.unread_texts import warn_of_unread
         from ..search.folder_gallery import open_folder
         from ..search.gallery import Gallery
 
     network, processor = load_tpas(model)
+    warn_of_unread(processor, wanted, [text.place for text in asked])
     if is_gallery:
         gallery = Gallery.open(
             folder,
@@ -113,7 +117,7 @@ def search(
     if not len(gallery):
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
     answers = gallery.search(
-        texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
+        wanted, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
     )
     if sheet is not None:
         from ..figures.contact_sheet import write_contact_sheet
@@ -124,23 +128,44 @@ def search(
     return CommandResult(
         [
             {"text": text, "hits": [hit_fields(hit) for hit in hits]}
-            for text, hits in zip(texts, answers, strict=True)
+            for text, hits in zip(wanted, answers, strict=True)
         ],
-        "\n\n".join(f"{text}\n{table(hits)}" for text, hits in zip(texts, answers, strict=True)),
+        "\n\n".join(f"{printable(text)}\n{table(hits)}" for text, hits in zip(wanted, answers, strict=True)),
     )
 
 
-def all_texts(given: Sequence[str], file: Path | None) -> list[str]:
-    """The texts of the command line, in place of a - those of the standard input, and those of the file."""
-    texts = []
-    for text in given:
-        texts += sys.stdin.read().splitlines() if text == "-" else [text]
+def all_texts(given: Sequence[str], file: Path | None) -> list[PlacedText]:
+    """The texts of the command line, in place of a - those of the standard input, and those of the file.
+
+    Raises:
+        WrongUsage: there is none, or they are the words of one sentence.
+        ValueError: one is no text, or punctuation alone; names its place.
+    """
+    if len(given) > 1 and all(text.isascii() and text != "-" and len(text.split()) == 1 for text in given):
+        raise WrongUsage(
+            f"{len(given)} texts of one word each: quote the sentence, as in {' '.join(given)!r}; "
+            "or, if words are what you look for, give them as the lines of --texts_file"
+        )
+    texts: list[PlacedText] = []
+    for number, text in enumerate(given, start=1):
+        if text == "-":
+            texts += texts_in(read_standard_input(), "the standard input")
+        elif text.strip():
+            placed = PlacedText(as_typed(text, f"text {number}").strip(), f"text {number}")
+            check_text(placed)
+            texts.append(placed)
     if file is not None:
-        texts += file.read_text(encoding="utf-8").splitlines()
-    texts = [text.strip() for text in texts if text.strip()]
+        texts += read_texts(file)
     if not texts:
         raise WrongUsage("there is no text to look for")
     return texts
+
+
+def as_typed(text: str, place: str) -> str:
+    """What was typed in UTF-8, also where Python was told of another encoding; raises as `decoded`."""
+    if text.isprintable():
+        return text
+    return decoded(os.fsencode(text), place)
 
 
 def hit_fields(hit: "SearchHit") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typer import Argument, Option
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments
 from ..evaluation.stages import Stage
-from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, shown_warnings
 
 if TYPE_CHECKING:
     from ..data.challenge import Challenge
@@ -106,6 +106,7 @@ def write(
     from ..evaluation.ranking import rank_gallery
     from ..evaluation.result_files import write_scores
     from ..models.interface import can_match
+    from ..models.unread_texts import warn_of_unread
     from ..reranking.fusion import check_fusion_weight
     from ..reranking.score_files import check_suffix
     from ..search.ranking import resolve_shortlist
@@ -125,6 +126,9 @@ def write(
         check_place(scores)
     check_place(output)
     network, processor = ranking.load(model, accelerator.device)
+    if accelerator.is_main_process:
+        places = [f"query {query_id}" for query_id in challenge.query_ids]
+        warn_of_unread(processor, challenge.captions, places)
     if stage in (Stage.MATCHING, Stage.FUSED) and not (ranking.matcher or can_match(network)):
         raise ValueError(
             f"--stage {stage}: {model} has embeddings alone, whose stages are embeddings and sca"
@@ -159,14 +163,19 @@ def write_from_scores(path: Path, challenge: "Challenge", output: Path) -> Comma
     from ..data.challenge import ANSWERS, write_answers
     from ..reranking.ranked_lists import in_tie_order
     from ..reranking.score_files import align_gallery, align_queries, read_score_file
-    from ..sca import best_columns
+    from ..sca import best_columns, scored_candidates
 
     names = in_tie_order(list(challenge.images))
     file = align_queries(read_score_file(path), str(path), tuple(challenge.query_ids), "the challenge")
     file = align_gallery(file, str(path), names, "the challenge")
-    if file.scores.shape[1] < ANSWERS:
-        raise ValueError(f"an answer names {ANSWERS} images, but {path} lists {file.scores.shape[1]}")
-    best = best_columns(file.scores, ANSWERS) if file.indices is None else file.indices[:, :ANSWERS]
+    with shown_warnings("tpas submit"):
+        images, values, scored = scored_candidates(file.indices, file.scores)
+    if scored.min() < ANSWERS:
+        query = challenge.query_ids[int(scored.argmin())]
+        raise ValueError(
+            f"an answer names {ANSWERS} images, but {path} has {scored.min()} scored for query {query!r}"
+        )
+    best = best_columns(values, ANSWERS) if images is None else images[:, :ANSWERS]
     write_answers(output, [[names[column] for column in row] for row in best.tolist()], challenge)
     answers = len(challenge.query_ids)
     return CommandResult(

@@ -34,6 +34,7 @@ from typing import Any
 
 from .annotation_fields import has_a_word
 from .image_files import images_in
+from .text_files import decoded, lines_of, read_text
 from .whole_files import replacing, write_text
 
 QUERY_FILES = ("query_text.json", "query.json")
@@ -97,22 +98,6 @@ def read_gallery(folder: Path) -> dict[str, Path]:
     return images
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file in UTF-8, without a byte order mark.
-
-    Raises:
-        ValueError: it is none; names the file.
-    """
-    return _decoded(path.read_bytes(), str(path))
-
-
-def _decoded(content: bytes, name: str) -> str:
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: not a text file in UTF-8: {error}") from error
-
-
 def read_answers(path: Path) -> str:
     """The content of an answer file, or of the one that an archive holds.
 
@@ -133,7 +118,7 @@ def read_answers(path: Path) -> str:
                 raise ValueError(
                     f"{path}: {ARCHIVED} has more than {LARGEST_ANSWERS:,} bytes: no answer file"
                 )
-            return _decoded(archive.read(ARCHIVED), f"{path}, {ARCHIVED}")
+            return decoded(archive.read(ARCHIVED), f"{path}, {ARCHIVED}")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # broken, unknown, encrypted
         raise ValueError(f"{path}: not a zip archive that can be read: {error}") from error
 
@@ -166,7 +151,7 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 
     Whether each line answers the query of its place cannot be seen from names: only their count is checked.
     """
-    lines = text.splitlines()
+    lines = lines_of(text)
     mistakes = []
     if len(lines) != len(challenge.query_ids):
         mistakes.append(
@@ -219,8 +204,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         # An object as its pairs, to see a key that comes twice.
         whole = json.loads(text, object_pairs_hook=_Pairs)
     except json.JSONDecodeError as error:
-        # A text may hold other ends of a line.
-        lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        lines = [(number, line) for number, line in enumerate(lines_of(text), start=1) if line.strip()]
         if lines and not _is_json(lines[0][1]):
             raise ValueError(f"{path}, line {error.lineno}: not JSON: {error}") from error
         for number, line in lines:
@@ -270,7 +254,7 @@ def _fields(record: Any, where: str) -> tuple[str, str]:
 
 def _read_order(path: Path, captions: dict[str, str], query_file: Path) -> list[str]:
     seen: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(path)), start=1):
         query_id = line.strip()
         if not query_id:
             continue

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from .image_files import images_in
 from .pab_images import image_path
+from .text_files import lines_of, read_text
 
 logger = logging.getLogger(__name__)
 
@@ -18,12 +19,8 @@ def images_listed(listing: Path) -> list[Path]:
         ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
     """
     folder = listing.resolve().parent
-    try:
-        text = listing.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{listing}: neither a folder nor a list in UTF-8: {error}") from error
     lines: dict[Path, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(read_text(listing)), start=1):
         if not line.strip():
             continue
         name, where = line.strip(), f"{listing}, line {number}"

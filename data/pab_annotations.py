@@ -4,7 +4,9 @@ The releases (github.com/Shuyu-XJTU/CMP, its workshop edition, the challenge's) 
 in the fields of a row and in the images' format; `ANNOTATION_FILES` and `_pairs` are where that ends.
 """
 
+import codecs
 import hashlib
+import io
 import json
 import logging
 import re
@@ -17,6 +19,7 @@ from datasets import Dataset, Features, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 
 from .annotation_fields import WeatherSplit, has_a_word, relative_path
+from .text_files import decoded
 
 logger = logging.getLogger(__name__)
 
@@ -148,13 +151,18 @@ def _all_pairs(files: Iterable[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
 def _records(name: str, path: Path) -> Iterator[tuple[int, Any]]:
     """(line, value) of a file of JSON Lines, read line by line, or of one JSON array, read whole."""
     with path.open("rb") as stream:
-        if stream.read(1024).decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
-            yield from _array_items(name, path.read_bytes())
-            return
+        start = stream.read(1024)
+        of_two_bytes = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if of_two_bytes or start.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
+            text = decoded(path.read_bytes(), name)
+            if text.lstrip().startswith("["):
+                yield from _array_items(name, text)
+                return
+            stream = io.BytesIO(text.encode())
         stream.seek(0)
         for line, content in enumerate(stream, start=1):
+            text = decoded(content, name, line)
             try:
-                text = content.decode("utf-8-sig" if line == 1 else "utf-8")
                 record = json.loads(text) if text.strip() else None
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{name}, line {line}: not a line of JSON: {error}") from None
@@ -162,13 +170,8 @@ def _records(name: str, path: Path) -> Iterator[tuple[int, Any]]:
                 yield line, record
 
 
-def _array_items(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
+def _array_items(name: str, text: str) -> Iterator[tuple[int, Any]]:
     """(line where it begins, value) of each item. `json.loads` would not say where an item begins."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{name}, line {line}: not UTF-8: {error}") from None
     decode = json.JSONDecoder().raw_decode
     position = _after_blanks(text, text.index("[") + 1)
     line, counted = 1, 0

@@ -9,6 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..models.interface import Encoder, RetrievalProcessor, TextEncoder
+from ..models.unread_texts import as_read
+from ..processing_tpas import check_captions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -79,7 +81,7 @@ def encode_texts(
     The processes of `accelerator` share the work, and each gets the whole result.
 
     Raises:
-        ValueError: a batch size below 1, or an empty text.
+        ValueError: a batch size below 1, or an empty text; names its position.
     """
 
     def encode(rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -94,6 +96,7 @@ def encode_texts(
 
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    check_captions([as_read(processor, text) for text in texts])  # in the caller's order
     # Texts of similar length share a batch, which saves padding.
     by_length = sorted(range(len(texts)), key=lambda row: (len(texts[row]), texts[row]))
     batches = [by_length[start : start + batch_size] for start in range(0, len(texts), batch_size)]

@@ -4,14 +4,12 @@ Rows are queries, in the same order in every array; images are numbers that mean
 """
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..sca import best_columns, blocks, check_count
-from .ranked_lists import refuse_scores_for_none
+from ..sca import best_columns, blocks, check_count, scored_candidates
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +25,15 @@ class SystemScores:
     indices: np.ndarray | None = None
 
 
-def standardise(scores: np.ndarray) -> np.ndarray:
-    """Each row of scores (Q, K) at mean 0 and deviation 1, in double precision; a constant row becomes 0."""
+def standardise(scores: np.ndarray, scored: np.ndarray | None = None) -> np.ndarray:
+    """Each row of scores (Q, K) at mean 0 and deviation 1, in double precision; a constant row becomes 0.
+
+    Of a row only the first `scored` (Q,) count; the others become its least.
+    """
     scores = scores.astype(np.float64)
+    if scored is not None and (scored < scores.shape[1]).any():
+        z = [standardise(row[None, :count])[0] for row, count in zip(scores, scored, strict=True)]
+        return np.stack([np.pad(row, (0, scores.shape[1] - len(row)), "minimum") for row in z])
     centred = scores - scores.mean(axis=1, keepdims=True)
     deviation = np.sqrt(np.square(centred).mean(axis=1, keepdims=True))
     # Rounding may leave a constant row a tiny deviation, which must not be blown up.
@@ -58,48 +62,26 @@ def weighted_sum(
         Single-precision scores, dense or descending in lists; equal scores by image number.
 
     Raises:
-        ValueError, TypeError: where the arguments break the above, or scores stand for "no candidate"
-            ([`tpas.reranking.ranked_lists.stands_for_none`]).
+        ValueError, TypeError: where the arguments break the above.
 
     Warns:
-        UserWarning: if a dense system's lowest score looks like what fills up a matrix, as X-VLM's -100 does.
+        UserWarning: of scores that only fill up a system's matrix, as X-VLM's -100 does
+            ([`tpas.sca.filling_of`]); it then counts as the lists that were scored.
     """
     if len(weights) != len(systems):
         raise ValueError(f"weights must be one for each of the {len(systems)} systems, got {len(weights)}")
     if not all(weight >= 0 and math.isfinite(weight) for weight in weights) or not any(weights):
         raise ValueError(f"weights must be finite, at least 0 and not all 0, got {list(weights)}")
 
-    for system in systems:
-        refuse_scores_for_none(system.scores)
-        if system.indices is None:
-            _warn_of_filling(system.scores)
+    systems, scored = _scored(systems)
 
     def weighted(number: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         system = systems[number]
-        z = weights[number] * standardise(system.scores[rows])
+        z = weights[number] * standardise(system.scores[rows], scored[number][rows])
         least = np.zeros(len(z)) if system.indices is None else z.min(axis=1)
         return least, z - least[:, None]
 
     return _fuse(systems, weighted, top_k)
-
-
-def _warn_of_filling(scores: np.ndarray) -> None:
-    """Warns if half of dense scores (Q, G) are one number below 0, far below the range of the others."""
-    lowest, highest = float(scores.min()), float(scores.max())
-    filled, least = 0, highest
-    for rows in blocks(*scores.shape):
-        others = scores[rows][scores[rows] > lowest]
-        filled += scores[rows].size - len(others)
-        least = min(least, float(others.min(initial=highest)))
-    share = filled / scores.size
-    if lowest < 0 and share >= 0.5 and least - lowest > highest - least > 0:
-        warnings.warn(
-            f"{share:.0%} of a system's scores are {lowest:g}, and the others from {least:g} to {highest:g}: "
-            "if that only fills up what was not scored, it spoils the z-normalisation; give lists of what "
-            "was scored",
-            UserWarning,
-            stacklevel=3,
-        )
 
 
 def reciprocal_rank(
@@ -116,6 +98,7 @@ def reciprocal_rank(
         constant: >= 0; the greater, the less the first ranks stand out.
     """
     check_count("constant", constant, 0)
+    systems, scored = _scored(systems)
 
     def reciprocal(number: int, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         system = systems[number]
@@ -126,9 +109,23 @@ def reciprocal_rank(
             added = np.empty(scores.shape)
             np.put_along_axis(added, order, by_rank, axis=1)
             by_rank = added
+        by_rank = np.where(np.arange(scores.shape[1]) < scored[number][rows, None], by_rank, 0)
         return np.zeros(len(scores)), by_rank
 
     return _fuse(systems, reciprocal, top_k)
+
+
+def _scored(systems: Sequence[SystemScores]) -> tuple[list[SystemScores], list[np.ndarray]]:
+    """The systems without what only fills up their scores, and how many of each row were scored, (Q,)."""
+    galleries = {system.scores.shape[1] for system in systems if system.indices is None}
+    if len({len(system.scores) for system in systems}) != 1 or len(galleries) > 1:
+        shapes = ", ".join(str(system.scores.shape) for system in systems)
+        raise ValueError(f"systems must have scored the same queries and images, got shapes {shapes}")
+    candidates = [scored_candidates(system.indices, system.scores) for system in systems]
+    return (
+        [SystemScores(scores, indices) for indices, scores, _ in candidates],
+        [scored for _, _, scored in candidates],
+    )
 
 
 def _fuse(
@@ -137,11 +134,7 @@ def _fuse(
     top_k: int | None,
 ) -> SystemScores:
     """Sums the systems' shares: (n,) for every image of n queries, and (n, K or G) more for those scored."""
-    queries = {len(system.scores) for system in systems}
-    galleries = {system.scores.shape[1] for system in systems if system.indices is None}
-    if len(queries) != 1 or len(galleries) > 1:
-        shapes = ", ".join(str(system.scores.shape) for system in systems)
-        raise ValueError(f"systems must have scored the same queries and images, got shapes {shapes}")
+    dense_systems = any(system.indices is None for system in systems)
     longest = max(system.scores.shape[1] for system in systems)
     if top_k is not None:
         check_count("top_k", top_k, 1)
@@ -149,13 +142,13 @@ def _fuse(
             raise ValueError(f"top_k must be at most {longest}, the candidates given, got {top_k}")
 
     scored = sum(system.scores.shape[1] for system in systems)
-    dense = bool(galleries) and top_k is None
+    dense = dense_systems and top_k is None
     length = top_k or longest
-    scores = np.empty((queries.pop(), length), dtype=np.float32)
+    scores = np.empty((len(systems[0].scores), length), dtype=np.float32)
     indices = np.empty(scores.shape, dtype=np.int64)
     for rows in blocks(len(scores), scored):
         shares = [share(number, rows) for number in range(len(systems))]
-        if not galleries:
+        if not dense_systems:
             lists = [system.indices[rows] for system in systems if system.indices is not None]
             indices[rows], scores[rows] = _best_of_lists(lists, shares, length)
             continue

@@ -5,7 +5,7 @@ that counts less. All are transductive: a query's new scores depend on the other
 is rounded in the order of the rows, so another order may change last digits.
 
 In top-K lists an image is seen only by the queries that list it. What is assumed of the others is said at
-each function.
+each function. A matrix in which not all was scored ([`tpas.sca.filling_of`]) is lists.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from ..sca import (
     checked_input,
     warn_where_images_are_few,
 )
-from .ranked_lists import RerankResult, new_score_type, refuse_scores_for_none, rescored
+from .ranked_lists import RerankResult, new_score_type, rescored
 
 # That of QB-Norm's experiments (beta = 20), for cosines.
 DEFAULT_TEMPERATURE = 0.05
@@ -45,7 +45,7 @@ def dual_softmax(
         ValueError, TypeError: where the input breaks the above, naming the row or the value.
     """
     check_temperature(temperature)
-    images, values = checked_input(indices, scores)
+    images, values = checked_input(indices, scores, top_k)
     columns = _column_numbers(images)
     of_columns = log_sum_of_columns(values, columns, temperature)
     of_rows = np.empty(len(values))
@@ -98,7 +98,7 @@ def sinkhorn(
     check_temperature(temperature)
     check_count("iterations", iterations, 1)
     check_count("capacity", capacity, 1)
-    images, values = checked_input(indices, scores)
+    images, values = checked_input(indices, scores, top_k)
     columns = _column_numbers(images)
     gallery = np.arange(values.shape[1])[None] if images is None else images
     warn_where_images_are_few(len(values), gallery, capacity)
@@ -127,8 +127,6 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
 
     Cross-domain similarity local scaling: Conneau et al., "Word translation without parallel data" (2018).
 
-    Scores that stand for "no candidate" ([`tpas.reranking.ranked_lists.stands_for_none`]) are refused.
-
     Lists: a query's best are in its list. Where fewer than `neighbours` queries list an image, each that is
     lacking counts with the mean of all queries' last scores.
 
@@ -142,8 +140,7 @@ def csls(indices: Any, scores: Any, *, neighbours: int = 10, top_k: int | None =
         ValueError, TypeError: where the input breaks the above, naming the row or the value.
     """
     check_count("neighbours", neighbours, 1)
-    images, values = checked_input(indices, scores)
-    refuse_scores_for_none(values)
+    images, values = checked_input(indices, scores, top_k)
     columns = _column_numbers(images)
     of_columns = _mean_of_best(values, columns, min(neighbours, len(values)))
     of_rows = np.empty(len(values))

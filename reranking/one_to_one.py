@@ -18,7 +18,7 @@ from ..sca import (
     sca_rerank,
     warn_where_images_are_few,
 )
-from .ranked_lists import RerankReport, RerankResult, answers_put_first, stands_for_none
+from .ranked_lists import RerankReport, RerankResult, answers_put_first
 
 _LARGEST_DENSE = 100_000  # cost entries; beyond it a sparse solver is faster
 
@@ -52,8 +52,7 @@ def bounded_assignment(
 
     Args:
         indices, scores, query_ids, capacity, top_k: as in [`tpas.sca.sca_rerank`].
-        max_loss: >= 0, in units of the score. `None`: any loss, but to a score such as -1e9 or -3e38, which
-            stands for "no candidate" ([`tpas.reranking.ranked_lists.stands_for_none`]).
+        max_loss: >= 0, in units of the score. `None`: any loss.
 
     Raises:
         ValueError, TypeError: where the input breaks the above, naming the row or the value.
@@ -64,15 +63,14 @@ def bounded_assignment(
     check_count("capacity", capacity, 1)
     if max_loss is not None and not max_loss >= 0:
         raise ValueError(f"max_loss must be at least 0, got {max_loss}")
-    images, values = candidate_lists(indices, scores, top_k)
+    images, values, scored = candidate_lists(indices, scores, top_k)
     rank = rank_of_ids(query_ids, len(images))
     warn_where_images_are_few(len(images), images, capacity)
 
     exact = values.astype(np.float64)
     losses = exact[:, :1] - exact  # (Q, K)
     allowed = losses <= (np.inf if max_loss is None else max_loss)
-    if max_loss is None and (none := stands_for_none(exact)) is not None:
-        allowed[:, 1:] &= exact[:, 1:] > none
+    allowed &= np.arange(images.shape[1]) < scored[:, None]
     query, place = np.nonzero(allowed)  # (edges,) both
     _, image = np.unique(images[query, place], return_inverse=True)
     component = _components(query, image, len(images))  # (Q,)

@@ -11,7 +11,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..sca import best_columns, blocks, check_count, check_temperature, checked_input, refuse_rows
+from ..sca import (
+    best_columns,
+    blocks,
+    check_count,
+    check_temperature,
+    checked_arrays,
+    checked_input,
+    filling_of,
+    refuse_rows,
+)
 from .hubness import DEFAULT_TEMPERATURE, log_sum_of_columns
 from .ranked_lists import RerankResult, new_score_type, rescored
 
@@ -37,12 +46,18 @@ class QueryBank:
         """Sums up dense scores (B, G) of B captions, by the same scorer as the queries' and the same gallery.
 
         Args:
-            bank_scores: (B, G), finite. Training captions: those of the test set would make it transductive.
+            bank_scores: (B, G), each image scored for each caption. Training captions: those of the test set
+                would make it transductive.
             temperature: > 0, in units of the score; 1 / beta of the source, which has beta = 20 for cosines.
             activation: an image is activated if it is among the best so many of a caption (the source: 1).
         """
         check_temperature(temperature)
-        _, values = checked_input(None, bank_scores)
+        _, values = checked_arrays(None, bank_scores)
+        if (filling := filling_of(values)) is not None:
+            raise ValueError(
+                f"the bank's scores hold {filling}, which says that an image was not scored: "
+                "score every image for every caption"
+            )
         check_count("activation", activation, 1)
         if activation > values.shape[1]:
             raise ValueError(f"activation must be at most the {values.shape[1]} images, got {activation}")
@@ -67,10 +82,11 @@ def qb_norm(indices: Any, scores: Any, *, bank: QueryBank, top_k: int | None = N
     Raises:
         ValueError, TypeError: where the input breaks the above, naming the row or the value.
     """
-    images, values = checked_input(indices, scores)
+    images, values = checked_arrays(indices, scores)
     gallery = len(bank.log_sums)
     if images is None and values.shape[1] != gallery:
         raise ValueError(f"the bank has {gallery} images, the dense scores have {values.shape[1]}")
+    images, values = checked_input(indices, scores, top_k)
     if images is not None:
         refuse_rows(images >= gallery, f"indices must be below the {gallery} images of the bank", images)
     first = values.argmax(axis=1) if images is None else images[:, 0]

@@ -1,4 +1,4 @@
-"""Ranked lists: how ties are ordered, which scores are none, and what every re-ranker returns.
+"""Ranked lists: how ties are ordered, and what every re-ranker returns.
 
 Re-rankers are called as [`tpas.sca.sca_rerank`] is: `indices` (Q, K) and `scores` (Q, K), or `None` and a
 dense matrix (Q, G); numpy arrays or torch tensors in, the same kind out.
@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sca import as_given, best_columns, blocks, checked_top_k, claims, put_first, refuse_rows
-
-_FAR_BELOW = 1_000  # and so many times any other score: then a score only says that there is none
+from ..sca import as_given, best_columns, checked_top_k, claims, put_first
 
 
 def tie_key(image_id: str) -> bytes:
@@ -140,34 +138,6 @@ def rescored(
 def new_score_type(values: np.ndarray) -> np.dtype:
     """The type of computed scores: that of the scores given, but single precision at least."""
     return np.result_type(values.dtype, np.float32)
-
-
-def stands_for_none(values: np.ndarray) -> float | None:
-    """The score at or below which a score of (Q, K) only says "no candidate", or `None` without such ones.
-
-    Minus infinity is refused, so a number far below all scores takes its place: -1e9, -65504, -3e38. It is
-    taken for one from -1,000 on, where it lies a thousand times as far from 0 as any other score, and so is
-    what lies within a factor of 2 of it.
-    """
-    lowest = float(values.min())
-    if lowest > -_FAR_BELOW:
-        return None
-    farthest = 0.0  # of the others
-    for part in blocks(*values.shape):
-        others = values[part][values[part] > lowest / 2]
-        if len(others):
-            farthest = max(farthest, float(others.max()), -float(others.min()))
-    return lowest / 2 if 0 < farthest < -lowest / _FAR_BELOW else None
-
-
-def refuse_scores_for_none(values: np.ndarray) -> None:
-    """Raises for scores (Q, K) that stand for "no candidate", where a mean with them in it would be taken."""
-    if (none := stands_for_none(values)) is not None:
-        rule = (
-            "scores so far below all others stand for no candidate, and a mean over them says nothing: "
-            "give lists of the images that were scored, all as long as the shortest"
-        )
-        refuse_rows(values <= none, rule, values)
 
 
 def _report(

@@ -9,8 +9,9 @@ A file is `.npz` (numpy) or `.safetensors` and holds
     moved        (Q,) bool, optional: a re-ranker put the row's first answer there, so only the rest descends
 
 In `.npz` the ids are arrays of strings; in `.safetensors`, which has no strings, they are JSON lists in the
-file's metadata, under the same names. Higher scores are better. Scores are finite: every query has K
-candidates, and a shorter list is not padded but refused. Nothing in a file is ever executed.
+file's metadata, under the same names. Higher scores are better. Scores are finite, or minus infinity where
+nothing was scored, which comes last in a list; what else fills up a matrix, such as -100, is found by those
+who read it ([`tpas.sca.filling_of`]). Nothing in a file is ever executed.
 """
 
 import json
@@ -66,7 +67,8 @@ class ScoreFile:
                 f"there are {gallery} gallery ids for {scores.shape[1]} columns of scores; top-K lists need"
                 " indices"
             )
-        self._refuse(~np.isfinite(scores), "has the score {score}: scores must be finite")
+        broken = np.isnan(scores) | (scores == np.inf)
+        self._refuse(broken, "has the score {score}: scores must be finite, or -inf where nothing was scored")
         if self.moved is not None and (self.moved.shape != (queries,) or self.moved.dtype != bool):
             raise ValueError(f"moved must be ({queries},) bool, got {self.moved.shape} {self.moved.dtype}")
         if self.indices is not None:
@@ -85,7 +87,7 @@ class ScoreFile:
         self._refuse(
             indices < 0,
             "has fewer candidates than the others (index {index}): give every query as many, by searching"
-            " deeper or cutting all lists to the shortest",
+            " deeper, by cutting all lists to the shortest, or with other images at the score -inf",
         )
         self._refuse(
             indices >= len(self.gallery_ids),
@@ -230,6 +232,7 @@ def _positions(kind: str, ids: tuple[str, ...], name: str, wanted: tuple[str, ..
     """Where in `ids` each of `wanted` is."""
     place = {key: position for position, key in enumerate(ids)}
     lacking = [key for key in wanted if key not in place]
+    stripped = {key.lstrip("0"): key for key in ids}
     known = set(wanted)
     extra = [key for key in ids if key not in known]
     if lacking or extra:
@@ -238,6 +241,9 @@ def _positions(kind: str, ids: tuple[str, ...], name: str, wanted: tuple[str, ..
             if keys:
                 shown = ", ".join(map(repr, keys[:_SHOWN])) + (", ..." if len(keys) > _SHOWN else "")
                 parts.append(f"{len(keys)} of {one} are not in {without} ({shown})")
+        if like := next((key for key in lacking if key.lstrip("0") in stripped), None):
+            other_id = stripped[like.lstrip("0")]
+            parts.append(f"ids are text, zeros in front count: {other_id!r} is not {like!r}")
         raise ValueError(
             f"{name} and {other} are not about the same {'queries' if kind == 'query' else 'images'}:"
             f" of {len(ids)} and {len(wanted)} {kind} ids, {'; '.join(parts)}"
@@ -270,7 +276,7 @@ def _ids_of_array(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...]:
     if ids.ndim != 1 or ids.dtype.kind != "U":
         raise ValueError(
             f"{name} must be a list of strings, got {ids.dtype} of shape {ids.shape}; of plain numbers"
-            f" {name}.astype(str) makes strings"
+            f" {name}.astype(str) makes strings, which have no zeros in front"
         )
     return tuple(ids.tolist())
 

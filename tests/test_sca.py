@@ -497,9 +497,9 @@ def test_bad_options_are_named(chosen, error, message):
 @pytest.mark.parametrize(
     ("indices", "scores", "error", "message"),
     [
-        ([[0, 1], [0, 1]], [[1.0, 0.5], [1, math.nan]], ValueError, r"finite; query 1 has \[ ?1., nan\]"),
-        (None, [[1.0, math.inf]], ValueError, "scores must be finite; query 0"),
-        (None, [[1.0, -math.inf]], ValueError, "scores must be finite; query 0"),
+        ([[0, 1], [0, 1]], [[1.0, 0.5], [1, math.nan]], ValueError, r"finite, .*; query 1 has \[ ?1., nan\]"),
+        (None, [[1.0, math.inf]], ValueError, "scores must be finite, or -inf .*; query 0"),
+        (None, [[1.0, 2], [-math.inf] * 2], ValueError, "nothing was scored: -inf is no score; query 1"),
         ([[0, 1], [3, 3]], [[1, 0], [1, 0]], ValueError, r"repeat within a row; query 1 has \[3, 3\]"),
         ([[0, 1], [3, 2]], [[1, 0], [0, 1]], ValueError, r"descend in each row .*; query 1 has \[0, 1\]"),
         ([[0, 1], [3, -1]], [[1, 0], [1, 0]], ValueError, r"negative .*; query 1 has \[ 3, -1\]"),

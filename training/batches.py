@@ -17,16 +17,18 @@ from ..data.pab import RetrievalBenchmark, annotations_fingerprint, load_pab, so
 from ..data.pab_images import image_path
 from ..engine.encoding import encode_texts
 from ..models.interface import RetrievalModel, RetrievalProcessor
+from ..models.unread_texts import warn_of_unread
 from .arguments import FineTuningArguments
 from .caption_augmentation import eda_view
 from .checkpointing import IMAGE_SIZES
-from .data import PairCollator, SourceGroupedSampler, TrainingPairs, validation_benchmark
+from .data import PairCollator, SourceGroupedSampler, TrainingPairs, place_of, validation_benchmark
 from .image_augmentation import Augmentation
 from .run_folder import SUBSET_FILE
 from .subsets import diverse_subset
 
 POOL_OF_A_DIVERSE_SUBSET = 20  # times its size
 IMAGES_LOOKED_AT = 16  # to tell one edition of the images from another
+CAPTIONS_LOOKED_AT = 10_000  # for what the model does not read of them; some seconds
 
 
 def validation_cut(arguments: FineTuningArguments) -> dict[str, Any]:
@@ -96,6 +98,15 @@ def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
     rows = np.linspace(0, len(dataset) - 1, min(IMAGES_LOOKED_AT, len(dataset))).astype(int)
     sizes = [size_of(image) for image in dataset.select(rows)["image"]]
     return {"data_fingerprint": annotations_fingerprint(root, "train"), IMAGE_SIZES: sizes}
+
+
+def warn_of_unread_captions(dataset: Dataset, processor: RetrievalProcessor) -> None:
+    """Logs what the model does not read of the captions; of many, of a sample that is spread evenly."""
+    looked_at = dataset
+    if len(dataset) > CAPTIONS_LOOKED_AT:
+        looked_at = dataset.select(range(0, len(dataset), -(-len(dataset) // CAPTIONS_LOOKED_AT)))
+    places = [place_of(pair) for pair in looked_at.select_columns(["file", "line"])]
+    warn_of_unread(processor, looked_at["caption"], places)
 
 
 def build_loader(

@@ -31,7 +31,13 @@ from ..models.loading import load_model
 from ..search.ranking import resolve_shortlist
 from .arguments import FineTuningArguments
 from .averaging import WeightAverages
-from .batches import build_loader, data_identity, load_training_pairs, load_validation_pairs
+from .batches import (
+    build_loader,
+    data_identity,
+    load_training_pairs,
+    load_validation_pairs,
+    warn_of_unread_captions,
+)
 from .checkpointing import Progress, save_checkpoint
 from .data import stable_number
 from .gradient_cache import average_gradients, backward_in_chunks
@@ -91,6 +97,7 @@ class Run:
         dataset, self.subset_rows = load_training_pairs(arguments, model, self.processor, accelerator)
         identity = {}
         if accelerator.is_main_process:
+            warn_of_unread_captions(dataset, self.processor)
             identity = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
             identity |= data_identity(dataset, Path(arguments.data_root))
         identity = broadcast_object_list([identity])[0]

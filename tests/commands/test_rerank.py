@@ -180,7 +180,7 @@ def changed(row, column, value, name="scores"):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (changed(3, 1, np.nan), "query 'query 3' has the score nan: scores must be finite"),
+        (changed(3, 1, np.nan), "query 'query 3' has the score nan: scores must be finite, or -inf"),
         (changed(4, 0, np.inf), "query 'query 4' has the score inf: scores must be finite"),
         (changed(5, 4, 9), "query 'query 5' is not sorted, its score 9.0 is above the one before it"),
         (changed(6, 2, list_file().indices[6, 0], "indices"), "query 'query 6' lists '"),
@@ -252,3 +252,20 @@ def test_what_an_evaluation_writes_is_resolved_as_the_evaluation_does(small_pab,
     for query in queries:
         expected = query["stages"]["sca"]["ids"]
         assert reranked[query["query_id"]][: len(expected)] == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_filled_matrix_gives_the_file_of_the_lists(method, paths, monkeypatch, caplog):
+    """As the evaluation scripts of X-VLM and BLIP write it."""
+    monkeypatch.chdir(paths)
+    lists = list_file()
+    matrix = np.full((QUERIES, IMAGES), -100, dtype=np.float32)
+    np.put_along_axis(matrix, lists.indices, lists.scores, axis=1)
+    write_score_file("filled.npz", replace(dense_file(), scores=matrix))
+    bank = ["--bank", "bank.npz"] if method == "qb-norm" else []
+    for name in ("lists", "filled"):
+        main([f"{name}.npz", "--method", method, "--output", f"{name}.out.npz", *bank])
+    expected, found = read_score_file("lists.out.npz"), read_score_file("filled.out.npz")
+    assert named(found) == named(expected)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert caplog.text.count("warning: 108 of 180 scores are -100: taken as not scored") == 1

@@ -181,7 +181,7 @@ def test_a_damaged_record_is_named(folder, found):
 
 def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "more.txt").write_text("from a file\n")
-    monkeypatch.setattr("sys.stdin", io.StringIO("piped\n\n twice \n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"piped\n\n twice \n")))
     monkeypatch.setenv("TPAS_MODEL", MODEL)
     main([str(folder), "first", "-", "--texts-file", str(tmp_path / "more.txt"), "--json", "--top_k", "1"])
     answers = json.loads(capsys.readouterr().out)

@@ -174,7 +174,11 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
     assert [line.split(" ") for line in answer.read_text().splitlines()] == expected
 
     write_score_file(path, ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names))
-    with pytest.raises(SystemExit, match="an answer names 10 images, but .* lists 1"):
+    with pytest.raises(SystemExit, match="names 10 images, but .* has 1 scored for query 'Q011'"):
+        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+    filled = np.where(scores < np.sort(scores, axis=1)[:, 3, None], -100, scores)  # 9 images of each
+    write_score_file(path, ScoreFile(filled, None, query_ids, names))
+    with pytest.raises(SystemExit, match="names 10 images, but .* has 9 scored for query 'Q011'"):
         submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
     write_score_file(path, ScoreFile(scores[:11], None, query_ids[:11], names))
     with pytest.raises(SystemExit, match="are not about the same queries"):
@@ -270,7 +274,7 @@ def test_a_text_may_hold_other_ends_of_a_line(test_set):
 @pytest.mark.parametrize("name", ["query_text.json", "query_index.txt"])
 def test_a_file_in_another_encoding_is_named(test_set, name):
     (test_set / name).write_bytes("Q000 fährt".encode("latin-1"))
-    with pytest.raises(ValueError, match=f"{name}: not a text file in UTF-8"):
+    with pytest.raises(ValueError, match=f"{name}, line 1: not UTF-8: .*iconv"):
         read_challenge(test_set)
 
 

@@ -157,31 +157,6 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
-@pytest.mark.parametrize("none", [-1e4, -1e9, -3e38])
-@pytest.mark.parametrize("dense", [True, False])
-def test_scores_that_stand_for_none_are_refused(none, dense):
-    scores = np.array([[0.9, 0.5, none], [0.7, none, none]])
-    indices = None if dense else np.array([[0, 1, 2], [2, 1, 0]])
-    other = SystemScores(np.ones((2, 3)))
-    with pytest.raises(ValueError, match="stand for no candidate, .* give lists .*; query 0 has"):
-        weighted_sum([other, SystemScores(scores, indices)], [1, 1])
-    assert reciprocal_rank([other, SystemScores(scores, indices)]).scores.shape == (2, 3)  # ranks alone count
-
-
-def test_a_few_scores_near_zero_make_no_other_stand_for_none():
-    scores = np.array([[0.001, -2.5]])
-    assert weighted_sum([SystemScores(scores), SystemScores(scores)], [1, 1]).scores.tolist() == [[2, -2]]
-
-
-def test_a_matrix_that_is_filled_up_warns():
-    scores = np.full((4, 9), -100.0)
-    scores[:, :3] = np.random.default_rng(0).standard_normal((4, 3))
-    with pytest.warns(UserWarning, match="67% of a system's scores are -100, and the others from"):
-        weighted_sum([SystemScores(scores), SystemScores(np.ones((4, 9)))], [1, 1])
-    words_in_common = np.maximum(0, np.arange(36.0) - 25).reshape(4, 9)  # many equal, but no gap above them
-    weighted_sum([SystemScores(words_in_common), SystemScores(np.ones((4, 9)))], [1, 1])
-
-
 @pytest.mark.parametrize("fuse", [lambda systems: weighted_sum(systems, [1, 2]), reciprocal_rank])
 def test_numbers_of_images_may_be_as_large_as_hashes(fuse):
     generator = np.random.default_rng(0)

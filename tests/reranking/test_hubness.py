@@ -230,7 +230,8 @@ def test_qb_norm_by_a_loop(activation, candidates):
 def test_qb_norm_answers_a_query_alone_as_among_others(lists, dense, random):
     indices, scores = lists
     if dense:
-        indices, scores = None, np.array([[random.gauss(0, 1) for _ in range(9)] for _ in scores])
+        generator = np.random.default_rng(random.randrange(1000))
+        indices, scores = None, generator.standard_normal((len(scores), 9))
     bank = query_bank()
     together = qb_norm(indices, scores, bank=bank)
     for query in range(len(scores)):
@@ -277,11 +278,12 @@ def test_tensors_give_tensors(rerank, given_type, score_type):
         (lambda: sinkhorn(None, np.ones((2, 3)), capacity=0), "capacity must be at least 1, got 0"),
         (lambda: csls(None, np.ones((2, 3)), neighbours=0), "neighbours must be at least 1, got 0"),
         (lambda: csls(None, np.ones((2, 3)), top_k=4), "top_k must be at most 3, .*, got 4"),
-        (lambda: csls(None, np.array([[1, np.nan]])), "scores must be finite; query 0"),
+        (lambda: csls(None, np.array([[1, np.nan]])), "scores must be finite, .*; query 0"),
         (lambda: csls([[0, 0]], [[1, 0]]), "must not repeat within a row"),
         (lambda: query_bank(temperature=0), "temperature must be greater than 0"),
         (lambda: query_bank(activation=10), "activation must be at most the 9 images, got 10"),
-        (lambda: QueryBank.from_scores([[1, np.inf]]), "scores must be finite; query 0"),
+        (lambda: QueryBank.from_scores([[1, np.inf]]), "scores must be finite, .*; query 0"),
+        (lambda: QueryBank.from_scores([[1, -np.inf]]), "-inf, which says .*: score every image for every"),
         (lambda: qb_norm(None, np.ones((2, 3)), bank=query_bank()), "9 images, the dense scores have 3"),
         (lambda: qb_norm([[1, 9]], [[2, 1]], bank=query_bank()), r"the 9 images .*; query 0 has \[1, 9\]"),
     ],
@@ -289,18 +291,3 @@ def test_tensors_give_tensors(rerank, given_type, score_type):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.parametrize("none", [-1e9, -3e38])
-def test_scores_that_stand_for_none(none):
-    scores = dense_scores(queries=30, images=30).astype(np.float32)
-    listed = np.argsort(-scores, axis=1)[:, :6]
-    masked = np.full_like(scores, none)
-    np.put_along_axis(masked, listed, np.take_along_axis(scores, listed, axis=1), axis=1)
-    with pytest.raises(ValueError, match="stand for no candidate, .* give lists .*; query 0 has"):
-        csls(None, masked)
-    for method in (dual_softmax, sinkhorn):  # to which they are no weight
-        result = method(None, masked, temperature=1.0)
-        assert np.isfinite(result.scores).all()
-        of_lists = method(listed, np.take_along_axis(scores, listed, axis=1), temperature=1.0)
-        np.testing.assert_array_equal(result.indices[:, :6], of_lists.indices)

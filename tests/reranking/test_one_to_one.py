@@ -210,22 +210,3 @@ def test_warns_where_an_image_must_answer_several(rerank):
 def test_bad_options_are_named(chosen, message):
     with pytest.raises(ValueError, match=message):
         bounded_assignment(np.array([[0, 1], [0, 1]]), np.ones((2, 2)), **chosen)
-
-
-@pytest.mark.parametrize(
-    ("none", "dtype"),
-    [
-        *((-1e4, np.float16), (-1e9, np.float32), (-3e38, np.float32)),
-        *((-1e15, np.float64), (-1.7e308, np.float64)),
-    ],
-)
-def test_a_score_that_stands_for_none_is_no_candidate(none, dtype):
-    """As without the images that have it, whatever number it is, and also where it is added to scores."""
-    scores = np.random.default_rng(0).standard_normal((40, 40)).astype(dtype)
-    listed = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-    expected = bounded_assignment(listed, np.take_along_axis(scores, listed, axis=1))
-    masked = (scores + np.random.default_rng(1).random(scores.shape) + none).astype(dtype)
-    np.put_along_axis(masked, listed, np.take_along_axis(scores, listed, axis=1), axis=1)
-    result = bounded_assignment(None, masked)
-    assert result.report.moved > 5
-    np.testing.assert_array_equal(result.indices[:, 0], expected.indices[:, 0])
