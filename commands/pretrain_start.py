@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import BertTokenizer, get_cosine_schedule_with_warmup
 
-from ..configuration_tpas import TPASConfig
+from ..configuration_tpas import TPASConfig, height_and_width
 from ..data.drawn.synthetic_pab import captions_vocabulary, draw_source, telling_words
 from ..data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD
 from ..data.whole_files import UNFINISHED, put_in_place
@@ -122,12 +122,12 @@ class DrawnPairs:
         longest_caption: int = PretrainingArguments.longest_caption,
         show_progress: bool = True,
     ):
-        size = (processor.image_size, processor.image_size)
+        height, width = height_and_width(processor.image_size)
         images, captions, made_up = [], [], []
         made_up_places = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
         for source in tqdm(sources, desc="drawing", disable=not show_progress):
             for example in draw_source(PRETRAINING_WORLD, seed, source, longest_caption=longest_caption):
-                images.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
+                images.append(np.asarray(example.image.resize((width, height), resample=Image.Resampling.BICUBIC)))
                 captions.append(example.caption)
                 made_up.append(example.scene in made_up_places)
         self.images = np.stack(images)

@@ -146,6 +146,16 @@ def start_of_adapter(name: str) -> str:
     return json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
 
 
+def check_vocabulary(tokenizer: Any, config: Any, whose: str, way_out: str) -> None:
+    """Raises ValueError for a tokenizer with more words than the model has embeddings.
+
+    Fewer are well: BLIP's and others' embeddings have room left.
+    """
+    words, embeddings = len(tokenizer), config.text_config.vocab_size
+    if words > embeddings:
+        raise ValueError(f"{whose} has {words} words, the model {embeddings}: {way_out}")
+
+
 def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
     """The kind of model, and its folder or Hub name.
 
