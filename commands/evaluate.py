@@ -95,7 +95,7 @@ def evaluate(
     from ..data.drawn import is_drawn
     from ..data.pab import annotation_places, load_pab, retrieval_split
     from ..evaluation.retrieval import evaluate
-    from ..search.fingerprints import model_fingerprint
+    from ..models.fingerprints import model_fingerprint
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from ..search.arguments import BASE_MODEL_HELP
 from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ app = CommandLine("tpas gallery", __doc__)
 
 Images = Annotated[Path, Argument(help="the folder of images; ids are paths below it")]
 Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
+BaseModel = Annotated[str | None, Option("--base_model", help=BASE_MODEL_HELP)]
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
 ShardSize = Annotated[int, Option("--shard_size", help="images in a file", min=1)]
@@ -46,6 +48,7 @@ def build(
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
+    base_model: BaseModel = None,
 ) -> CommandResult:
     """Encodes a folder of images; goes on where a killed build stopped.
 
@@ -54,7 +57,7 @@ def build(
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders, accelerator = load_encoders(model)
+    encoders, accelerator = load_encoders(model, base_model)
     gallery = Gallery.build(
         *encoders,
         images,
@@ -78,6 +81,7 @@ def append(
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
+    base_model: BaseModel = None,
 ) -> CommandResult:
     """Encodes the images whose ids a gallery lacks.
 
@@ -86,7 +90,7 @@ def append(
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders, accelerator = load_encoders(model)
+    encoders, accelerator = load_encoders(model, base_model)
     gallery = Gallery.open(path, *encoders)
     work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
     gallery.append(images, **work, accelerator=accelerator)
@@ -121,6 +125,7 @@ def index(
         Path | None, Option(help="file of texts, one a line, that a faiss index is set by")
     ] = None,
     model: Annotated[str | None, Option(help="the gallery's model; only --texts needs it")] = None,
+    base_model: BaseModel = None,
 ) -> CommandResult:
     """Builds or renews an index for large galleries.
 
@@ -135,7 +140,7 @@ def index(
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders = (None, None) if lines is None or model is None else load_encoders(model)[0]
+    encoders = (None, None) if lines is None or model is None else load_encoders(model, base_model)[0]
     done = Gallery.open(path, *encoders).write_index(index, lines)
     return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
 
@@ -171,14 +176,16 @@ def info(
     return CommandResult(result.content, "\n".join(lines), exit_code)
 
 
-def load_encoders(model: str) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
+def load_encoders(
+    model: str, base_model: str | None
+) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
     """A model with its processor, and the processes that share the work, on whose device it is."""
     from accelerate import Accelerator
 
     from ..models.loading import load_tpas
 
     accelerator = Accelerator()
-    network, processor = load_tpas(model)
+    network, processor = load_tpas(model, base_model=base_model)
     return (network.to(accelerator.device), processor), accelerator
 
 

@@ -123,11 +123,12 @@ class DrawnPairs:
         show_progress: bool = True,
     ):
         height, width = height_and_width(processor.image_size)
+        size = width, height
         images, captions, made_up = [], [], []
         made_up_places = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
         for source in tqdm(sources, desc="drawing", disable=not show_progress):
             for example in draw_source(PRETRAINING_WORLD, seed, source, longest_caption=longest_caption):
-                images.append(np.asarray(example.image.resize((width, height), resample=Image.Resampling.BICUBIC)))
+                images.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
                 captions.append(example.caption)
                 made_up.append(example.scene in made_up_places)
         self.images = np.stack(images)

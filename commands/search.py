@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ..sca import Confidence
+from ..search.arguments import BASE_MODEL_HELP
 from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
 from .flags import IfBare
 
@@ -41,6 +42,7 @@ def search(
             help="its folder, or its name on the Hub; of a gallery, the one that built it",
         ),
     ] = None,
+    base_model: Annotated[str | None, Option(help=BASE_MODEL_HELP)] = None,
     top_k: Annotated[int, Option(help="images shown for each text", min=1)] = 10,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
@@ -95,7 +97,7 @@ def search(
         from ..search.folder_gallery import open_folder
         from ..search.gallery import Gallery
 
-    network, processor = load_tpas(model)
+    network, processor = load_tpas(model, base_model=base_model)
     if is_gallery:
         gallery = Gallery.open(
             folder,

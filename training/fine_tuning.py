@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # What may change when a run goes on: nothing of it reaches the weights.
 FREE_TO_CHANGE = {
     "output_dir",
+    "base_model",
     "num_workers",
     "prefetch_factor",
     "report_to",

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from ..configuration_tpas import height_and_width
-
 FILL = (128, 128, 128)  # what upstream shows where a shifted image leaves a gap
 CLIP_MEAN = (123, 117, 104)  # the processor's mean colour: within 0.004 of 0 once normalised
 ERASED_SHARE = (0.02, 0.4)  # of the area, as in APTM
@@ -47,7 +45,7 @@ class Augmentation:
         level: int = 7,
         erasing_probability: float = 0.0,
     ):
-        self.height, self.width = height_and_width(size)
+        self.height, self.width = (size, size) if isinstance(size, int) else size
         self.scale = scale
         self.ratio = ratio
         self.crop_probability = crop_probability
