@@ -1,10 +1,15 @@
 """The architecture of the text-based person anomaly search model, in numbers."""
 
+import logging
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 from transformers import BertConfig, PreTrainedConfig, SwinConfig
 from transformers.configuration_utils import SubConfigSpec
+
+logger = logging.getLogger(__name__)
 
 # X-VLM base at 384 pixels: Swin-B with windows of 12, and BERT-base cut after its sixth layer.
 XVLM_BASE_VISION = {
@@ -17,13 +22,50 @@ XVLM_BASE_VISION = {
 }
 XVLM_BASE_TEXT = {"num_hidden_layers": 6}
 
+# Settings of no architecture, which a configuration is given or saved with.
+ADDED_BY_TRANSFORMERS = {
+    *("auto_map", "custom_pipelines", "torch_dtype", "name_or_path", "_name_or_path", "_commit_hash"),
+    *("attn_implementation", "experts_implementation"),
+}
+
+
+def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Both sides in pixels of an image size, which is one number for a square."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    return height, width
+
+
+def number_if_square(image_size: int | Sequence[int]) -> int | tuple[int, int]:
+    """An image size as it is written: one number for a square, (height, width) for other rectangles."""
+    height, width = height_and_width(image_size)
+    return height if height == width else (height, width)
+
+
+def stage_maps(vision_config: SwinConfig) -> list[tuple[int, int]]:
+    """Patches (down, across) in each Swin stage; of the last, the patches that an image is encoded to."""
+    height, width = height_and_width(vision_config.image_size)
+    patch = cast(int, vision_config.patch_size)
+    maps = [(-(-height // patch), -(-width // patch))]
+    while len(maps) < len(vision_config.depths):
+        height, width = maps[-1]
+        maps.append((-(-height // 2), -(-width // 2)))
+    return maps
+
+
+def stage_window(window_size: int, stage_map: tuple[int, int]) -> int:
+    """Patches a side of a stage's windows, which shrink to a smaller map, as upstream's do."""
+    return min(window_size, *stage_map)
+
 
 class TPASConfig(PreTrainedConfig):
     """Configuration of a [`TPASModel`]. The defaults are X-VLM base at 384 pixels (214 M parameters).
 
+    A setting that is none of these is kept, as transformers does, and a warning names it.
+
     Args:
         vision_config: the Swin image encoder, a `SwinConfig` or its fields; a dict is completed by
-            `SwinConfig`'s own defaults, only `None` means X-VLM base.
+            `SwinConfig`'s own defaults, only `None` means X-VLM base. Its `image_size` is one number for
+            squares, or (height, width).
         text_config: the BERT layers that read text alone, a `BertConfig` or its fields. The cross-modal
             encoder has the same width, heads, feed-forward size and dropout.
         num_cross_modal_layers: layers that read the text and look at the image (upstream: the layers
@@ -32,9 +74,6 @@ class TPASConfig(PreTrainedConfig):
         init_temperature: the contrastive temperature before training; it is learned.
         max_text_length: tokens at which a caption is cut, [CLS] and [SEP] included.
         initializer_range: standard deviation of new weights.
-
-    Raises:
-        ValueError: when the last Swin stage has fewer patches a side than a window.
     """
 
     model_type = "tpas"
@@ -56,34 +95,62 @@ class TPASConfig(PreTrainedConfig):
             self.vision_config = deepcopy(XVLM_BASE_VISION)  # it holds lists
         if self.text_config is None:
             self.text_config = dict(XVLM_BASE_TEXT)
+        warn_of("TPASConfig", unknown_settings(TPASConfig, kwargs))
+        for name, kind in (("vision_config", SwinConfig), ("text_config", BertConfig)):
+            if isinstance(settings := getattr(self, name), dict):
+                warn_of(f"{kind.__name__} in {name}", unknown_settings(kind, settings))
         super().__post_init__(**kwargs)  # makes a SwinConfig and a BertConfig of these
-        self._check_windows()
+        self.vision_config.image_size = number_if_square(self.vision_config.image_size)
 
-    def set_image_size(self, image_size: int):
-        """Changes the input to `image_size` pixels a side, and the windows with it, as X-VLM does.
+    def set_image_size(self, image_size: int | Sequence[int]):
+        """Changes the input to `image_size` pixels a side, or to (height, width).
 
-        There the window is the whole feature map of the last stage (224: 7, 384: 12, 480: 15), so that
-        nothing is ever padded. Weights for other windows have other relative position tables.
+        Of a square the windows change with it, as X-VLM does: there the window is the whole feature map of
+        the last stage (224: 7, 384: 12, 480: 15), so that nothing is ever padded. For other rectangles the
+        window stays. Weights for other windows have other relative position tables.
 
         Raises:
-            ValueError: the size is no multiple of the pixels that one patch of the last stage covers.
+            ValueError: a side is no multiple of the pixels that one patch of the last stage covers, or the
+                maps of a rectangle cannot be divided into whole windows.
         """
-        vision = self.vision_config
-        reduction = vision.patch_size * 2 ** (len(vision.depths) - 1)
-        if image_size < reduction or image_size % reduction:
-            raise ValueError(f"image_size must be a multiple of {reduction} pixels, got {image_size}")
-        vision.image_size, vision.window_size = image_size, image_size // reduction
+        resized = deepcopy(self.vision_config)
+        reduction = cast(int, resized.patch_size) * 2 ** (len(resized.depths) - 1)
+        for side in height_and_width(image_size):
+            if side < reduction or side % reduction:
+                raise ValueError(f"image_size must be a multiple of {reduction} pixels, got {image_size}")
+        resized.image_size = number_if_square(image_size)
+        if isinstance(resized.image_size, int):
+            resized.window_size = resized.image_size // reduction
+        check_whole_windows(resized)
+        self.vision_config = resized
 
-    def _check_windows(self):
-        # Swin shrinks a window to a smaller feature map, but not its position table: it would crash later.
-        vision = self.vision_config
-        last_resolution = vision.image_size // (vision.patch_size * 2 ** (len(vision.depths) - 1))
-        if last_resolution < vision.window_size:
+
+def check_whole_windows(vision_config: SwinConfig) -> None:
+    """Raises ValueError where Swin would pad a map, which upstream's cannot."""
+    height, width = height_and_width(vision_config.image_size)
+    maps = stage_maps(vision_config)
+    for stage, stage_map in enumerate(maps):
+        which = f"h {height}, w {width}: the {stage_map[0]}x{stage_map[1]} patches of Swin stage {stage + 1}"
+        window = stage_window(vision_config.window_size, stage_map)
+        if stage_map[0] % window or stage_map[1] % window:
             raise ValueError(
-                f"image_size {vision.image_size} leaves {last_resolution}x{last_resolution} patches at the "
-                f"last of {len(vision.depths)} Swin stages, fewer than one window of {vision.window_size}: "
-                f"use a larger image, a smaller window or fewer stages"
+                f"{which} cannot be divided into windows of {window}x{window} (window_size "
+                f"{vision_config.window_size})"
             )
+        if stage < len(maps) - 1 and (stage_map[0] % 2 or stage_map[1] % 2):
+            raise ValueError(f"{which} cannot be halved")
+
+
+def unknown_settings(kind: type[PreTrainedConfig], names: Iterable[str]) -> list[str]:
+    """Those of the names that a configuration of this kind does not have, and transformers does not add."""
+    known = {field.name for field in fields(kind)} | ADDED_BY_TRANSFORMERS
+    known |= {"hidden_size", "num_layers", "stage_names"} if kind is SwinConfig else set()  # it derives them
+    return sorted(name for name in names if name not in known and not hasattr(kind, name))
+
+
+def warn_of(owner: str, unknown: list[str]) -> None:
+    if unknown:
+        logger.warning("%s has no setting %s: it has no effect", owner, " and no ".join(unknown))
 
 
 TPASConfig.register_for_auto_class()

@@ -5,8 +5,10 @@ that also look at the image). Search compares the embeddings of the first two, t
 images again with the third. Paper: https://arxiv.org/abs/2111.08276 (X-VLM).
 """
 
+from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +19,10 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.swin.modeling_swin import SwinLayer, SwinMLP
+from transformers.models.swin.modeling_swin import SwinMLP, SwinRelativePositionBias
 from transformers.utils.generic import ModelOutput
 
-from .configuration_tpas import TPASConfig
+from .configuration_tpas import TPASConfig, height_and_width, stage_maps, stage_window
 from .objectives import contrastive_loss, draw_match_pairs, gather_with_gradient, matching_loss
 from .pipeline_tpas import ImageTextMatchingPipeline
 
@@ -53,11 +55,20 @@ class SwinFeedForward(SwinMLP):
 
 
 def build_vision_model(config):
-    """The image encoder, a `SwinModel` without its pooling."""
+    """The image encoder, a `SwinModel` without its pooling.
+
+    Where a stage's map is smaller than a window, its position tables shrink with the window, as upstream's
+    do; transformers shrinks the window alone, which then does not fit.
+    """
     vision_model = SwinModel(config, add_pooling_layer=False)
-    for module in vision_model.modules():
-        if isinstance(module, SwinLayer):
-            module.mlp = SwinFeedForward(config, module.mlp.fc1.in_features, module.drop_path)
+    stages: Any = vision_model.encoder.layers
+    for stage, stage_map in zip(stages, stage_maps(config), strict=True):
+        window = stage_window(config.window_size, stage_map)
+        for layer in stage.blocks:
+            layer.mlp = SwinFeedForward(config, layer.mlp.fc1.in_features, layer.drop_path)
+            if window != config.window_size:
+                heads = layer.attention.num_attention_heads
+                layer.attention.relative_position_bias = SwinRelativePositionBias(heads, (window, window))
     return vision_model
 
 
@@ -260,7 +271,7 @@ class TPASModel(PreTrainedModel):
             nn.init.constant_(module.value, module.initial_value)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size: int | None = None, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
         """As `PreTrainedModel.from_pretrained`; with `image_size`, [`~TPASModel.resize_image`] follows."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         if image_size is not None:
@@ -268,19 +279,22 @@ class TPASModel(PreTrainedModel):
             model.resize_image(image_size)
         return loaded
 
-    def resize_image(self, image_size: int):
-        """Makes the model take images of `image_size` pixels a side, interpolating as X-VLM does.
+    def resize_image(self, image_size: int | Sequence[int]):
+        """Makes the model take images of `image_size` pixels a side, or (height, width), interpolating the
+        position tables as X-VLM does.
 
         Raises:
             ValueError: see [`TPASConfig.set_image_size`].
         """
         weights = self.vision_model.state_dict()
-        self.config.set_image_size(image_size)
-        resized = build_vision_model(self.config.vision_config)
+        config = deepcopy(self.config)
+        config.set_image_size(image_size)
+        resized = build_vision_model(config.vision_config)
         for name, wanted in resized.state_dict().items():
             if is_other_window(weights[name], wanted):
                 weights[name] = interpolate_table(weights[name], round(len(wanted) ** 0.5))
         resized.load_state_dict(weights)
+        self.config.vision_config = config.vision_config
         # Not `resized.to`, whose signature transformers hides from type checkers.
         self.vision_model = nn.Module.to(resized, self.device, self.dtype).train(self.training)
 
@@ -291,12 +305,13 @@ class TPASModel(PreTrainedModel):
             `last_hidden_state` (B, 1+N, Dv): the mean of the N patch tokens, then the tokens;
             `pooler_output` (B, projection_dim): the embedding, unit norm.
         """
-        size = self.config.vision_config.image_size
-        if pixel_values.shape[-2:] != (size, size):  # Swin would pad its windows and give other features
-            height, width = pixel_values.shape[-2:]
+        height, width = height_and_width(self.config.vision_config.image_size)
+        given = pixel_values.shape[-2:]
+        if given != (height, width):  # Swin would pad its windows and give other features
             raise ValueError(
-                f"the model takes images of {size}x{size} pixels, got {height}x{width}: set the processor's "
-                f"image_size, or the model's with resize_image or from_pretrained(..., image_size=...)"
+                f"the model takes images of {height}x{width} pixels, got {given[0]}x{given[1]}: set the "
+                f"processor's image_size, or the model's with resize_image or "
+                f"from_pretrained(..., image_size=...)"
             )
         patches = self.vision_model(pixel_values).last_hidden_state  # (B, N, Dv)
         mean = patches.mean(dim=1, keepdim=True)  # (B, 1, Dv)

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers import BatchFeature, BertTokenizer, CLIPImageProcessorPil, ProcessorMixin
 
+from .configuration_tpas import height_and_width, number_if_square
+
 # Bounds of one image, whoever it is from. The side is a JPEG's largest; the pixels are Pillow's own bound, a
 # quarter of a gigabyte once decoded, and their file is not larger than that.
 MAX_IMAGE_BYTES = 2**28
@@ -171,7 +173,7 @@ def _broken(name: object, error: Exception) -> ValueError:
 
 
 class TPASProcessor(ProcessorMixin):
-    """Images to squares of CLIP's mean and deviation by bicubic interpolation, captions to tokens.
+    """Images to one size and CLIP's mean and deviation by bicubic interpolation, captions to tokens.
 
     Args:
         image_processor: a `CLIPImageProcessorPil`; see [`TPASProcessor.build`] for X-VLM's settings.
@@ -194,21 +196,22 @@ class TPASProcessor(ProcessorMixin):
         return BertTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
-    def build(cls, tokenizer, image_size: int = 384, **kwargs) -> "TPASProcessor":
-        """A processor with X-VLM's image settings: the whole image squeezed to a square, no crop."""
-        image_processor = CLIPImageProcessorPil(
-            size={"height": image_size, "width": image_size}, do_center_crop=False
-        )
+    def build(cls, tokenizer, image_size: int | Sequence[int] = 384, **kwargs) -> "TPASProcessor":
+        """A processor with X-VLM's image settings: the whole image squeezed to `image_size`, no crop."""
+        height, width = height_and_width(image_size)
+        image_processor = CLIPImageProcessorPil(size={"height": height, "width": width}, do_center_crop=False)
         return cls(image_processor, tokenizer, **kwargs)
 
     @property
-    def image_size(self) -> int:
-        """Height and width of `pixel_values`; the model must take the same."""
-        return self.image_processor.size["height"]
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels a side of `pixel_values`, or (height, width); the model must take the same."""
+        size = self.image_processor.size
+        return number_if_square((size["height"], size["width"]))
 
     @image_size.setter
-    def image_size(self, image_size: int):
-        self.image_processor.size = {"height": image_size, "width": image_size}
+    def image_size(self, image_size: int | Sequence[int]):
+        height, width = height_and_width(image_size)
+        self.image_processor.size = {"height": height, "width": width}
 
     def __call__(
         self,

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
+from tpas.models.fingerprints import model_fingerprint
 from tpas.processing_tpas import TPASProcessor
-from tpas.search.fingerprints import model_fingerprint
 from tpas.search.gallery import Gallery
 from tpas.search.manifest import GallerySettings, new_manifest
 from tpas.search.shards import ShardRow, list_shards, shard_name, write_shard

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from ..search.arguments import BASE_MODEL_HELP
 from .command_line import CommandLine
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def serve_page(
     model: Annotated[
         str, Option(envvar="TPAS_MODEL", help="the model that built it: its folder, or its name on the Hub")
     ],
+    base_model: Annotated[str | None, Option(help=BASE_MODEL_HELP)] = None,
     annotations: Annotated[
         Path | None,
         Option(
@@ -61,7 +63,7 @@ def serve_page(
     except ImportError as error:
         raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
     labels = None if annotations is None else read_labels(annotations)
-    opened = Gallery.open(gallery, *load_tpas(model), images_root=images_root)
+    opened = Gallery.open(gallery, *load_tpas(model, base_model=base_model), images_root=images_root)
     if not len(opened):
         raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
     look_for_images(opened)

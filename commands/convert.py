@@ -26,7 +26,7 @@ def convert(
         list[Path],
         Argument(
             metavar="[CHECKPOINT] OUTPUT_DIR",
-            help="upstream's .th or .pth file, and a directory to write, not there yet or empty",
+            help="upstream's .th, .pth or .safetensors, and a directory to write, not there yet or empty",
         ),
     ],
     swin: Annotated[Path | None, Option(help="in place of CHECKPOINT: Swin trained on ImageNet, and")] = None,
@@ -66,7 +66,7 @@ def convert(
         drop_cmp_parts=drop_cmp_parts,
     )
     parameters = sum(tensor.numel() for tensor in conversion.state_dict.values())
-    lines = [f"{output_dir}: {conversion.kind} checkpoint, {parameters:,} parameters"]
+    lines = [f"{output_dir}: {conversion.kind} checkpoint, {parameters:,} parameters", *conversion.notes]
     if conversion.interpolated:
         count = len(conversion.interpolated)
         lines.append(f"interpolated to another window: {count} relative position tables")
@@ -77,7 +77,7 @@ def convert(
         lines.append(f"not in the checkpoint, drawn at random: {len(conversion.new)}")
         lines += [f"  {name}" for name in conversion.new]
     content = {"output_dir": str(output_dir), "kind": conversion.kind, "parameters": parameters}
-    content |= {name: getattr(conversion, name) for name in ("interpolated", "left_out", "new")}
+    content |= {name: getattr(conversion, name) for name in ("interpolated", "left_out", "new", "notes")}
     return CommandResult(content, "\n".join(lines))
 
 

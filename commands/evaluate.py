@@ -99,8 +99,8 @@ def evaluate(
     from ..data import pab
     from ..data.distractors import find_distractors
     from ..evaluation.retrieval import evaluate
+    from ..models.fingerprints import model_fingerprint
     from ..models.unread_texts import warn_of_unread
-    from ..search.fingerprints import model_fingerprint
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there

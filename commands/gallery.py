@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from typer import Argument, Option
 
 from ..data.text_files import read_texts
+from ..search.arguments import BASE_MODEL_HELP
 from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ app = CommandLine("tpas gallery", __doc__)
 
 Images = Annotated[Path, Argument(help="the folder of images; ids are paths below it")]
 Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
+BaseModel = Annotated[str | None, Option("--base_model", help=BASE_MODEL_HELP)]
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
 ShardSize = Annotated[int, Option("--shard_size", help="images in a file", min=1)]
@@ -47,6 +49,7 @@ def build(
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
+    base_model: BaseModel = None,
 ) -> CommandResult:
     """Encodes a folder of images; goes on where a killed build stopped.
 
@@ -55,7 +58,7 @@ def build(
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders, accelerator = load_encoders(model)
+    encoders, accelerator = load_encoders(model, base_model)
     gallery = Gallery.build(
         *encoders,
         images,
@@ -79,6 +82,7 @@ def append(
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
+    base_model: BaseModel = None,
 ) -> CommandResult:
     """Encodes the images whose ids a gallery lacks.
 
@@ -87,7 +91,7 @@ def append(
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders, accelerator = load_encoders(model)
+    encoders, accelerator = load_encoders(model, base_model)
     gallery = Gallery.open(path, *encoders)
     work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
     gallery.append(images, **work, accelerator=accelerator)
@@ -122,6 +126,7 @@ def index(
         Path | None, Option(help="file of texts, one a line, that a faiss index is set by")
     ] = None,
     model: Annotated[str | None, Option(help="the gallery's model; only --texts needs it")] = None,
+    base_model: BaseModel = None,
 ) -> CommandResult:
     """Builds or renews an index for large galleries.
 
@@ -142,7 +147,7 @@ def index(
     if asked is not None and model is not None:
         from ..models.unread_texts import warn_of_unread
 
-        encoders, lines = load_encoders(model)[0], [text.text for text in asked]
+        encoders, lines = load_encoders(model, base_model)[0], [text.text for text in asked]
         warn_of_unread(encoders[1], lines, [text.place for text in asked])
     done = Gallery.open(path, *encoders).write_index(index, lines)
     return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
@@ -179,14 +184,16 @@ def info(
     return CommandResult(result.content, "\n".join(lines), exit_code)
 
 
-def load_encoders(model: str) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
+def load_encoders(
+    model: str, base_model: str | None
+) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
     """A model with its processor, and the processes that share the work, on whose device it is."""
     from accelerate import Accelerator
 
     from ..models.loading import load_tpas
 
     accelerator = Accelerator()
-    network, processor = load_tpas(model)
+    network, processor = load_tpas(model, base_model=base_model)
     return (network.to(accelerator.device), processor), accelerator
 
 

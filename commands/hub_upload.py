@@ -19,11 +19,11 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..evaluation.measures import headline
 from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
+from ..models.fingerprints import model_fingerprint
 from ..models.hub_code import HUB_CODE
 from ..models.loading import is_adapter
 from ..models.transformers_encoders import load_complete
 from ..processing_tpas import TPASProcessor
-from ..search.fingerprints import model_fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD_TEMPLATE = ROOT / "model_card.md"

@@ -28,7 +28,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import BertTokenizer, get_cosine_schedule_with_warmup
 
-from ..configuration_tpas import TPASConfig
+from ..configuration_tpas import TPASConfig, height_and_width
 from ..data.drawn.synthetic_pab import captions_vocabulary, draw_source, telling_words
 from ..data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD
 from ..data.whole_files import UNFINISHED, put_in_place
@@ -122,7 +122,8 @@ class DrawnPairs:
         longest_caption: int = PretrainingArguments.longest_caption,
         show_progress: bool = True,
     ):
-        size = (processor.image_size, processor.image_size)
+        height, width = height_and_width(processor.image_size)
+        size = width, height
         images, captions, made_up = [], [], []
         made_up_places = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
         for source in tqdm(sources, desc="drawing", disable=not show_progress):

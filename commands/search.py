@@ -20,6 +20,7 @@ from typer import Argument, Option
 
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
 from ..sca import Confidence
+from ..search.arguments import BASE_MODEL_HELP
 from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
 from .flags import IfBare
 
@@ -45,6 +46,7 @@ def search(
             help="its folder, or its name on the Hub; of a gallery, the one that built it",
         ),
     ] = None,
+    base_model: Annotated[str | None, Option(help=BASE_MODEL_HELP)] = None,
     top_k: Annotated[int, Option(help="images shown for each text", min=1)] = 10,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
@@ -101,7 +103,7 @@ def search(
         from ..search.folder_gallery import open_folder
         from ..search.gallery import Gallery
 
-    network, processor = load_tpas(model)
+    network, processor = load_tpas(model, base_model=base_model)
     warn_of_unread(processor, wanted, [text.place for text in asked])
     if is_gallery:
         gallery = Gallery.open(

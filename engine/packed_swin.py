@@ -18,6 +18,7 @@ from transformers import SwinModel
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.swin.modeling_swin import SwinLayer, SwinPatchMerging, SwinStage
 
+from ..configuration_tpas import stage_maps, stage_window
 from .packed_layers import PackedLinear, attend_on_cpu
 
 CPU_ROWS_AT_ONCE = 1152  # of the patches that go through a layer; 8 windows of 12 x 12
@@ -25,23 +26,28 @@ MASKED = -100.0  # transformers' own, added to scores of patches that are neighb
 PADDING = -1
 
 
-def window_rows(side: int, window: int, shift: int) -> tuple[Tensor, list[int]]:
-    """The patches of each window of a map of side x side patches, numbered row by row, and its kind.
+def window_rows(height: int, width: int, window: int, shift: int) -> tuple[Tensor, list[int]]:
+    """The patches of each window of a map of height x width patches, numbered row by row, and its kind.
 
     Returns:
         (W, window^2) patch numbers, `PADDING` where a window reaches beyond the map;
         W kinds in ascending order: of shifted windows 1 for those at the right edge, 2 at the bottom, 3 at
         both, whose patches come from opposite edges of the map; else 0.
     """
-    across = -(-side // window)  # windows a side
-    patches = F.pad(
-        torch.arange(side * side).view(side, side), (0, across * window - side) * 2, value=PADDING
+    down, across = -(-height // window), -(-width // window)  # windows
+    patches = numbered(height, width, down * window, across * window).roll((-shift, -shift), dims=(0, 1))
+    rows = patches.view(down, window, across, window).transpose(1, 2).reshape(down * across, window**2)
+    at_bottom, at_right = (
+        ((torch.arange(windows) == windows - 1) & bool(shift)).long() for windows in (down, across)
     )
-    patches = patches.roll((-shift, -shift), dims=(0, 1))
-    rows = patches.view(across, window, across, window).transpose(1, 2).reshape(across**2, window**2)
-    at_edge = (torch.arange(across) == across - 1).long() if shift else torch.zeros(across, dtype=torch.long)
-    kinds, order = (2 * at_edge[:, None] + at_edge).flatten().sort(stable=True)
+    kinds, order = (2 * at_bottom[:, None] + at_right).flatten().sort(stable=True)
     return rows[order], kinds.tolist()
+
+
+def numbered(height: int, width: int, padded_height: int, padded_width: int) -> Tensor:
+    """(padded height, padded width): the patches of a map, numbered row by row, and `PADDING` beyond it."""
+    patches = torch.arange(height * width).view(height, width)
+    return F.pad(patches, (0, padded_width - width, 0, padded_height - height), value=PADDING)
 
 
 def shift_masks(window: int, shift: int) -> Tensor:
@@ -80,16 +86,23 @@ class PackedSwinLayer(nn.Module):
 
     Args:
         given: (N,) the patch that each row of an image is, in what comes in.
-        side: of the map of patches.
+        stage_map: (height, width) of the map of patches.
         shifted: whether this layer's windows are, where there are several.
     """
 
     def __init__(
-        self, layer: SwinLayer, given: Tensor, side: int, window: int, shifted: bool, dtype, activation
+        self,
+        layer: SwinLayer,
+        given: Tensor,
+        stage_map: tuple[int, int],
+        window: int,
+        shifted: bool,
+        dtype,
+        activation,
     ):
         super().__init__()
-        shift = window // 2 if shifted and side > window else 0
-        rows, self.kinds = window_rows(side, window, shift)
+        shift = window // 2 if shifted and min(stage_map) > window else 0
+        rows, self.kinds = window_rows(*stage_map, window, shift)
         self.window_area = rows.shape[1]
         self.patches = rows.flatten()  # (P,) what each row is in what goes out
         self.gather = _Gather(self.patches, given)
@@ -157,13 +170,15 @@ class PackedSwinLayer(nn.Module):
 class PackedPatchMerging(nn.Module):
     """Four neighbouring patches to one of the next stage; arguments as in [`PackedSwinLayer`]."""
 
-    def __init__(self, merging: SwinPatchMerging, given: Tensor, side: int, dtype: torch.dtype):
+    def __init__(
+        self, merging: SwinPatchMerging, given: Tensor, stage_map: tuple[int, int], dtype: torch.dtype
+    ):
         super().__init__()
-        half = -(-side // 2)
-        patches = F.pad(torch.arange(side * side).view(side, side), (0, 2 * half - side) * 2, value=PADDING)
-        neighbours = patches.view(half, 2, half, 2).permute(0, 2, 3, 1)  # columns before rows, as there
+        down, across = (-(-side // 2) for side in stage_map)
+        patches = numbered(*stage_map, 2 * down, 2 * across)
+        neighbours = patches.view(down, 2, across, 2).permute(0, 2, 3, 1)  # columns before rows, as there
         self.gather = _Gather(neighbours.flatten(), given)
-        self.patches = torch.arange(half * half)
+        self.patches = torch.arange(down * across)
         self.norm = deepcopy(merging.norm).to(dtype)
         self.reduction = PackedLinear(merging.reduction, dtype=dtype)
 
@@ -184,21 +199,21 @@ class PackedSwinModel(nn.Module):
         super().__init__()
         config = vision_model.config
         self.embeddings = deepcopy(vision_model.embeddings).to(dtype)
-        side = cast(int, config.image_size) // cast(int, config.patch_size)
-        patches = torch.arange(side * side)
+        maps = stage_maps(config)
+        patches = torch.arange(maps[0][0] * maps[0][1])
         steps = []
-        for stage in cast(Iterable[SwinStage], vision_model.encoder.layers):
-            window = min(side, config.window_size)
+        for stage, own in zip(cast(Iterable[SwinStage], vision_model.encoder.layers), maps, strict=True):
+            window = stage_window(config.window_size, own)
             for number, layer in enumerate(cast(Iterable[SwinLayer], stage.blocks)):
                 shifted = number % 2 == 1
-                steps.append(PackedSwinLayer(layer, patches, side, window, shifted, dtype, config.hidden_act))
+                steps.append(PackedSwinLayer(layer, patches, own, window, shifted, dtype, config.hidden_act))
                 patches = steps[-1].patches
             if stage.downsample is not None:
                 merging = cast(SwinPatchMerging, stage.downsample)
-                steps.append(PackedPatchMerging(merging, patches, side, dtype))
-                patches, side = steps[-1].patches, -(-side // 2)
+                steps.append(PackedPatchMerging(merging, patches, own, dtype))
+                patches = steps[-1].patches
         self.steps = nn.ModuleList(steps)
-        self.last = _Gather(torch.arange(side * side), patches)
+        self.last = _Gather(torch.arange(maps[-1][0] * maps[-1][1]), patches)
         self.layer_norm = deepcopy(vision_model.layernorm).to(dtype)
 
     def forward(self, pixel_values: Tensor) -> BaseModelOutput:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..sca import Confidence, Mode
+from ..search.arguments import BASE_MODEL_HELP
 from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class RankingArguments:
     )
     trust_remote_code: bool = flag(False, "run the code that comes with the model")
     revision: str | None = flag(None, "commit of the model's Hub repository")
+    base_model: str | None = flag(None, BASE_MODEL_HELP)
     fusion_weight: float = flag(0.0, f"weight of the embeddings' score; 0: none; {NOT_BY_THE_TEST_SET}")
     max_text_length: int | None = flag(None, "tokens at which a caption is cut (default: the processor's)")
     image_size: int | None = flag(None, "pixels a side, the model is resized to it (default: the model's)")
@@ -83,7 +85,10 @@ class RankingArguments:
         from ..models.loading import load_model
 
         model, processor = load_model(
-            model_name, trust_remote_code=self.trust_remote_code, revision=self.revision
+            model_name,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+            base_model=self.base_model,
         )
         is_ours = isinstance(model, TPASModel)
         if self.image_size is not None:

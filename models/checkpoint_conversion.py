@@ -10,19 +10,29 @@ import logging
 import re
 import zipfile
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, BertModel
+from transformers import AutoTokenizer, BertConfig, BertModel
 
-from ..configuration_tpas import XVLM_BASE_TEXT, XVLM_BASE_VISION, TPASConfig
+from ..configuration_tpas import (
+    XVLM_BASE_TEXT,
+    XVLM_BASE_VISION,
+    TPASConfig,
+    check_whole_windows,
+    height_and_width,
+    number_if_square,
+    unknown_settings,
+)
 from ..data.whole_files import replacing
 from ..modeling_tpas import TPASModel, interpolate_table, is_other_window
 from ..processing_tpas import TPASProcessor
+from .loading import check_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +69,15 @@ CROSS_MODAL_LAYER = re.compile(r"^cross_modal_encoder\.layers\.(\d+)")
 QUERY_KEY_VALUE = re.compile(r"\.attention\.([qkv])_proj\.")
 PRETRAINED_TEXT = "text_encoder.bert."  # upstream's pre-training model wraps BERT with a language head
 
+# Where trainers put a state dict, and what they put before its names: DDP, Lightning, torch.compile.
+STATE_DICTS = ("model", "state_dict", "model_state_dict")
+PREFIXES = re.compile(r"^(?:(?:module|model|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
+
+# Upstream's settings of Swin that are read, and those that say nothing about the network.
+VISION_SETTINGS = ("window_size", "embed_dim", "depths", "num_heads")
+READ_OF_VISION = {*VISION_SETTINGS, "image_res", "h", "w", "vision_width", "ckpt"}
+NOT_OF_TEXT = ("architectures", "model_type", "fusion_layer", "encoder_width")
+
 LEFT_OUT = {
     "buffers that the model computes": r"(^|\.)(relative_position_index|attn_mask|position_ids)$",
     "the masked-language head": r"^text_encoder\.cls\.",
@@ -87,6 +106,7 @@ class Conversion:
         left_out: for each reason the upstream keys that were left out on purpose.
         interpolated: the upstream keys of relative position tables that were brought to another window.
         new: the upstream keys of what the checkpoint lacks and is drawn at random.
+        notes: what else a user should know, a line each: settings and parts of the file that were not used.
     """
 
     kind: str
@@ -94,10 +114,26 @@ class Conversion:
     left_out: dict[str, list[str]]
     interpolated: list[str]
     new: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in an upstream file, `{"model": state_dict, ...}` or the state dict itself.
+@dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        weights: the state dict, without what trainers put before its names.
+        settings: of the training, as upstream keeps them beside it, or none.
+        notes: what was taken off the names, and what lies beside the state dict unread, a line each.
+    """
+
+    weights: dict[str, Tensor]
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """An upstream file: a state dict, alone or under one of [`STATE_DICTS`], also nested; or safetensors.
 
     Nothing in the file is executed; large files are mapped, and read once for their checksums.
 
@@ -109,7 +145,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
+    content, beside = _content(path), {}
+    while isinstance(content, dict) and (found := [name for name in STATE_DICTS if name in content]):
+        inner = [name for name in found if isinstance(content[name], dict)]
+        if len(inner) > 1:
+            raise ValueError(
+                f"{path}: holds several state dicts, under {' and '.join(map(repr, inner))}: save the one "
+                f"that is meant alone: torch.save(checkpoint[{inner[0]!r}], ...)."
+            )
+        beside |= {name: value for name, value in content.items() if name not in inner}
+        content = content[inner[0]] if inner else None
+    tensors = isinstance(content, dict) and all(map(torch.is_tensor, content.values()))
+    if not tensors or not content or not all(isinstance(name, str) for name in content):
+        names = ", ".join(map(repr, STATE_DICTS))
+        raise ValueError(f"{path}: holds no state dict, neither at its top nor under one of {names}.")
+    settings = beside.pop("config", None)
+    unread = [str(name) for name in beside]
+    weights, taken_off = without_prefixes(content, path)
+    notes = [f"taken off the names of the weights: {', '.join(taken_off)}"] if taken_off else []
+    notes += [f"in the file beside the weights, not read: {', '.join(unread)}"] if unread else []
+    return Checkpoint(weights, settings if isinstance(settings, dict) else {}, notes)
+
+
+def _content(path: Path) -> Any:
+    """What a file of tensors and plain Python values holds, see [`read_checkpoint`]."""
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # Only the zip format (torch >= 1.6) can be mapped.
         is_zip = zipfile.is_zipfile(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -117,6 +179,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
                     raise zipfile.BadZipFile(f"{damaged} does not have its checksum")
+        return content
     except Exception as error:  # the unpickler raises nearly anything on a broken file
         refused = re.search(r"GLOBAL (\S+) (?:was not an allowed global|whose module)", str(error))
         if refused:
@@ -128,11 +191,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{path}: damaged, cut off, or no torch checkpoint ({type(error).__name__}); get the file again."
         ) from error
-    weights = content.get("model", content) if isinstance(content, dict) else None
-    tensors = isinstance(weights, dict) and all(map(torch.is_tensor, weights.values()))
-    if not tensors or not weights or not all(isinstance(name, str) for name in weights):
-        raise ValueError(f"{path}: holds no state dict, neither at its top nor under 'model'.")
-    return weights
+
+
+def without_prefixes(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict under the names that the network itself gives, and what was taken off them.
+
+    Raises:
+        ValueError: two names would become one.
+    """
+    plain, taken_off = {}, set()
+    for name, tensor in weights.items():
+        taken_off.update(PREFIXES.findall(name))
+        short = PREFIXES.sub("", name)
+        if short in plain:
+            raise ValueError(f"{path}: holds {short} more than once, one of them as {name}")
+        plain[short] = tensor
+    return plain, sorted(taken_off)
 
 
 def read_json(path: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
@@ -148,13 +222,37 @@ def read_json(path: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
 
 
 def vision_settings(path: str | Path | None) -> dict[str, Any]:
-    """`SwinConfig` fields of upstream's JSON (`None`: X-VLM base)."""
+    """`SwinConfig` fields of upstream's JSON (`None`: X-VLM base).
+
+    Raises:
+        ValueError: see [`read_json`]; or the file contradicts itself.
+    """
     settings = deepcopy(XVLM_BASE_VISION)
-    if path is not None:
-        upstream = read_json(path, ("image_res", "window_size", "embed_dim", "depths", "num_heads"))
-        settings["image_size"] = upstream["image_res"]
-        settings |= {name: upstream[name] for name in ("window_size", "embed_dim", "depths", "num_heads")}
+    if path is None:
+        return settings
+    upstream = read_json(path, ("image_res", *VISION_SETTINGS))
+    settings |= {name: upstream[name] for name in VISION_SETTINGS}
+    settings["image_size"] = image_size_of(upstream, str(path))
+    width = settings["embed_dim"] * 2 ** (len(settings["depths"]) - 1)
+    if upstream.get("vision_width", width) != width:
+        raise ValueError(
+            f"{path}: vision_width {upstream['vision_width']}, but embed_dim {settings['embed_dim']} becomes "
+            f"{width} in {len(settings['depths'])} stages"
+        )
     return settings
+
+
+def image_size_of(settings: dict[str, Any], place: str) -> int | tuple[int, int] | None:
+    """The size that upstream's settings have: `h` and `w` of those who train on rectangles, or `image_res`.
+
+    Raises:
+        ValueError: only one of `h` and `w` is given.
+    """
+    if ("h" in settings) != ("w" in settings):
+        raise ValueError(f"{place}: gives only one of h and w, the height and the width in pixels")
+    if "h" in settings:
+        return number_if_square((settings["h"], settings["w"]))
+    return settings.get("image_res")
 
 
 def text_settings(path: str | Path | None) -> tuple[dict[str, Any], int]:
@@ -165,9 +263,20 @@ def text_settings(path: str | Path | None) -> tuple[dict[str, Any], int]:
     layers, text_layers = settings["num_hidden_layers"], settings["fusion_layer"]
     if not 0 < text_layers < layers:
         raise ValueError(f"{path}: fusion_layer must be between 1 and {layers - 1}, got {text_layers}")
-    for foreign in ("architectures", "model_type", "fusion_layer", "encoder_width"):
+    for foreign in (*NOT_OF_TEXT, *unknown_settings(BertConfig, settings)):
         settings.pop(foreign, None)
     return settings | {"num_hidden_layers": text_layers}, layers - text_layers
+
+
+def unused_settings(vision_config: str | Path | None, text_config: str | Path | None) -> list[str]:
+    """A line for each of upstream's JSON files about what of it is not used, and may matter."""
+    unused = []
+    if vision_config is not None:
+        unused.append((vision_config, sorted(read_json(vision_config, ()).keys() - READ_OF_VISION)))
+    if text_config is not None:
+        of_text = read_json(text_config, ()).keys() - set(NOT_OF_TEXT)
+        unused.append((text_config, unknown_settings(BertConfig, of_text)))
+    return [f"not used, of {path}: {', '.join(names)}" for path, names in unused if names]
 
 
 def build_config(
@@ -176,7 +285,11 @@ def build_config(
     text_config: str | Path | None = None,
     image_size: int | None = None,
 ) -> TPASConfig:
-    """The architecture, from upstream's JSON files; only the embeddings' width is taken from the weights."""
+    """The architecture, from upstream's JSON files; only the embeddings' width is taken from the weights.
+
+    Raises:
+        ValueError: a file is none or contradicts itself, or upstream could not encode images of its size.
+    """
     text, num_cross_modal_layers = text_settings(text_config)
     projection = weights.get("vision_proj.weight")
     config = TPASConfig(
@@ -187,7 +300,23 @@ def build_config(
     )
     if image_size is not None and image_size != config.vision_config.image_size:
         config.set_image_size(image_size)
+    try:
+        check_whole_windows(config.vision_config)
+    except ValueError as error:
+        raise ValueError(f"{vision_config}: {error}, so upstream cannot have run it") from error
     return config
+
+
+def check_image_size(settings: dict[str, Any], config: TPASConfig, source: str) -> None:
+    """Raises ValueError if upstream trained on rectangles and the configuration has others."""
+    trained = image_size_of(settings, source) if "h" in settings or "w" in settings else None
+    configured = config.vision_config.image_size
+    if trained is not None and trained != configured:
+        (h, w), (height, width) = height_and_width(trained), height_and_width(configured)
+        raise ValueError(
+            f"{source}: was trained on images of h {h}, w {w} pixels, and the configuration is of {height} x "
+            f"{width}: give its own as --vision_config, or --image_size for squares"
+        )
 
 
 def upstream_name(name: str, num_text_layers: int) -> str:
@@ -204,7 +333,7 @@ def upstream_name(name: str, num_text_layers: int) -> str:
     return name
 
 
-def join_swin_and_bert(swin: str | Path, bert: str | Path) -> dict[str, Tensor]:
+def join_swin_and_bert(swin: str | Path, bert: str | Path) -> Checkpoint:
     """An ImageNet checkpoint of Swin and a BERT (directory or Hub id) under the names of X-VLM.
 
     So X-VLM's pre-training starts: BERT's lower layers read text alone, the upper ones also the image.
@@ -212,9 +341,11 @@ def join_swin_and_bert(swin: str | Path, bert: str | Path) -> dict[str, Tensor]:
     Raises:
         FileNotFoundError, ValueError: see [`read_checkpoint`].
     """
-    weights = {f"vision_encoder.{name}": tensor for name, tensor in read_checkpoint(swin).items()}
+    read = read_checkpoint(swin)
+    weights = {f"vision_encoder.{name}": tensor for name, tensor in read.weights.items()}
     text_model = BertModel.from_pretrained(bert, add_pooling_layer=False, dtype=torch.float32)
-    return weights | {f"text_encoder.{name}": tensor for name, tensor in text_model.state_dict().items()}
+    weights |= {f"text_encoder.{name}": tensor for name, tensor in text_model.state_dict().items()}
+    return Checkpoint(weights, {}, read.notes)
 
 
 def kind_of(weights: dict[str, Tensor]) -> str:
@@ -308,14 +439,28 @@ def convert_state_dict(
 def build_processor(tokenizer: str, config: TPASConfig) -> TPASProcessor:
     """X-VLM's processor around a tokenizer (directory or Hub id) that fits the word embeddings."""
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    if len(loaded) > config.text_config.vocab_size:
-        raise ValueError(
-            f"the tokenizer {tokenizer} has {len(loaded)} words, the model {config.text_config.vocab_size}: "
-            f"give the one it was trained with as --tokenizer, or none"
-        )
+    check_vocabulary(
+        loaded,
+        config,
+        f"the tokenizer {tokenizer}",
+        "give the one it was trained with as --tokenizer, or none",
+    )
     return TPASProcessor.build(
         loaded, image_size=config.vision_config.image_size, max_text_length=config.max_text_length
     )
+
+
+def about(processor: TPASProcessor, config: TPASConfig) -> list[str]:
+    """What a processor does that a checkpoint may have been trained otherwise with, a line each."""
+    height, width = height_and_width(processor.image_size)
+    lines = [
+        f"images are squeezed to {height} x {width} pixels (height x width), by CLIP's mean and deviation; "
+        f"texts are cut at {processor.max_text_length} tokens"
+    ]
+    words, embeddings = len(processor.tokenizer), config.text_config.vocab_size
+    if words < embeddings:
+        lines.append(f"the tokenizer has {words:,} words, the model {embeddings:,}: the others are not used")
+    return lines
 
 
 @torch.inference_mode()
@@ -325,7 +470,7 @@ def check_saved(directory: str | Path, model: TPASModel) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = {
         "pixel_values": torch.randn(
-            1, vision.num_channels, vision.image_size, vision.image_size, generator=generator
+            1, vision.num_channels, *height_and_width(vision.image_size), generator=generator
         ),
         "input_ids": torch.randint(text.vocab_size, (1, 8), generator=generator),
     }
@@ -362,15 +507,18 @@ def convert_checkpoint(
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty directory: remove it, or name another")
     if checkpoint is not None and swin is None and bert is None:
-        source, kind, read = checkpoint, None, partial(read_checkpoint, checkpoint)
+        source, kind, load = checkpoint, None, partial(read_checkpoint, checkpoint)
     elif checkpoint is None and swin is not None and bert is not None:
         source, kind = f"{swin} and {bert}", "Swin and BERT"
-        read = partial(join_swin_and_bert, swin, bert)
+        load = partial(join_swin_and_bert, swin, bert)
     else:
         raise ValueError("give either a checkpoint, or --swin and --bert together")
     logger.info("reading %s", source)
-    weights = read()
+    read = load()
+    weights = read.weights
     config = build_config(weights, vision_config, text_config, image_size)
+    if image_size is None:
+        check_image_size(read.settings, config, str(source))
     processor = None if tokenizer is None else build_processor(tokenizer, config)
     logger.info("converting %d tensors", len(weights))
     with torch.random.fork_rng(devices=[]):
@@ -390,4 +538,6 @@ def convert_checkpoint(
             processor.save_pretrained(unfinished)
         logger.info("loading it again to check it")
         check_saved(unfinished, model)
+    conversion.notes = [*unused_settings(vision_config, text_config), *read.notes]
+    conversion.notes += [] if processor is None else about(processor, config)
     return conversion

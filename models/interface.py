@@ -112,12 +112,12 @@ class RetrievalProcessor(Protocol):
     """Tokens at which a text is cut."""
 
     @property
-    def image_size(self) -> int:
-        """Pixels a side of what the model sees."""
+    def image_size(self) -> int | tuple[int, int]:
+        """Pixels a side of what the model sees, or (height, width)."""
         ...
 
     @image_size.setter
-    def image_size(self, image_size: int) -> None: ...
+    def image_size(self, image_size: int | tuple[int, int]) -> None: ...
 
     def __call__(
         self, images: "list[Image.Image] | None" = None, text: list[str] | None = None

@@ -213,7 +213,7 @@ def their_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder}: one checkpoint of tower and adapter is needed, found {names}")
     if found[0].suffix == ".safetensors":
         return load_file(found[0])
-    return read_checkpoint(found[0])
+    return read_checkpoint(found[0]).weights
 
 
 def build_network(

@@ -10,8 +10,10 @@ What a name may be:
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,8 +41,10 @@ if TYPE_CHECKING:
 
 KINDS = ("tpas", "transformers", "blip", "open_clip", "llm2clip")
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name for it
+BASE_FILE = "base_model.json"  # beside it: which weights the adapter belongs to
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LLM2CLIP_CONFIG = "llm2clip.json"
+OTHER_TOKENIZER = "it belongs to another model; put the one into the folder that it was trained with"
 COMMIT = "[0-9a-f]{40}"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -51,26 +55,33 @@ def load_model(
     dtype: torch.dtype | None = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base_model: str | None = None,
 ) -> "tuple[RetrievalModel, RetrievalProcessor]":
     """The model, in evaluation mode, and its processor; see the top of the file for names.
 
-    An adapter's updates are merged into the weights of its start, whose processor comes with it.
+    An adapter's updates are merged into the weights of its base, whose processor comes with it.
 
     Args:
         dtype: of the weights; None: as they are kept.
         revision: the Hub repository's commit.
         trust_remote_code: run the code that comes with the model. A Hub repository's must be pinned.
+        base_model: of an adapter: where its base lies now, if not where it was trained.
 
     Raises:
         OSError: it is not there.
         ValueError: it is no retrieval model, needs code that is not trusted or not pinned, or a package that
-            is not installed.
+            is not installed; or an adapter's base has other weights than those it was trained over.
     """
-    return _adapted(name, lambda whole: _load_whole(whole, dtype, revision, trust_remote_code))
+    load = partial(_load_whole, trust_remote_code=trust_remote_code)
+    return _adapted(name, load, dtype, revision, base_model)
 
 
 def load_tpas(
-    name: str, *, dtype: torch.dtype | None = torch.float32, revision: str | None = None
+    name: str,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    revision: str | None = None,
+    base_model: str | None = None,
 ) -> "tuple[TPASModel, TPASProcessor]":
     """As `load_model`, for what takes TPAS models alone.
 
@@ -78,30 +89,45 @@ def load_tpas(
         ValueError: it is a model of another architecture.
     """
 
-    def load(whole: str) -> "tuple[RetrievalModel, RetrievalProcessor]":
+    def load(
+        whole: str, dtype: torch.dtype | None, revision: str | None
+    ) -> "tuple[RetrievalModel, RetrievalProcessor]":
         if not is_tpas(whole, revision):
             raise ValueError(
                 f"{whole} is no TPAS model, as is needed here; tpas convert makes one of X-VLM's files"
             )
         return _load_whole(whole, dtype, revision, trust_remote_code=False)
 
-    return cast("tuple[TPASModel, TPASProcessor]", _adapted(name, load))
+    return cast("tuple[TPASModel, TPASProcessor]", _adapted(name, load, dtype, revision, base_model))
 
 
 def _adapted(
-    name: str, load: "Callable[[str], tuple[RetrievalModel, RetrievalProcessor]]"
+    name: str,
+    load: "Callable[[str, torch.dtype | None, str | None], tuple[RetrievalModel, RetrievalProcessor]]",
+    dtype: torch.dtype | None,
+    revision: str | None,
+    base_model: str | None,
 ) -> "tuple[RetrievalModel, RetrievalProcessor]":
-    """What `load` makes of a whole model, in evaluation mode; for an adapter, of its start, and merged."""
+    """What `load` makes of a whole model, in evaluation mode; for an adapter, of its base, and merged."""
     if not is_adapter(name):
-        model, processor = load(name)
+        if base_model is not None:
+            raise ValueError(f"--base_model {base_model} is for adapters, and {name} is none")
+        model, processor = load(name, dtype, revision)
         return model.eval(), processor
-    from .lora import merge_adapter
+    from .lora import check_base, merge_adapter
 
-    start = start_of_adapter(name)
+    trained, commit = base_of_adapter(name)
+    base, revision = (base_model, revision) if base_model else (trained, commit or revision)
+    # Rounded to half precision, weights could not be told from others any more.
+    loaded_as = None if dtype is None else torch.float32
     try:
-        model, processor = _adapted(start, load)
+        model, processor = _adapted(base, load, loaded_as, revision, None)
     except OSError as error:
-        raise OSError(f"{name} is an adapter of {start}, which cannot be loaded: {error}") from error
+        raise OSError(
+            f"{name} is an adapter of {base}, which cannot be loaded: {error}; --base_model says where it is"
+        ) from error
+    check_base(cast(torch.nn.Module, model), name, trained, base)
+    model = model if dtype is None else model.to(dtype)
     return merge_adapter(model, name).eval(), processor
 
 
@@ -116,7 +142,9 @@ def _load_whole(
         source: dict[str, Any] = {"revision": revision}
         processor = TPASProcessor.from_pretrained(place, **source)
         settings: dict[str, Any] = source if dtype is None else source | {"dtype": dtype}
-        return TPASModel.from_pretrained(place, **settings), processor
+        model = TPASModel.from_pretrained(place, **settings)
+        check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {place}", OTHER_TOKENIZER)
+        return model, processor
     if kind == "open_clip":
         from .open_clip_encoders import load_open_clip
 
@@ -141,9 +169,31 @@ def is_adapter(name: str) -> bool:
     return (Path(name) / ADAPTER_CONFIG).is_file()
 
 
-def start_of_adapter(name: str) -> str:
-    """The folder or Hub name of the model that an adapter's folder belongs to."""
-    return json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))["base_model_name_or_path"]
+def base_of_adapter(name: str) -> tuple[str, str | None]:
+    """The folder or Hub name of the model that an adapter was trained over, and the Hub's commit."""
+    settings = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return settings["base_model_name_or_path"], settings.get("revision")
+
+
+def lasting_name(name: str) -> str:
+    """The name of a model as it is understood in every folder: a path in it made absolute."""
+    kind, colon, place = name.partition(":")
+    before = f"{kind}:" if colon and kind in KINDS else ""
+    place = name.removeprefix(before)
+    if before == "open_clip:" and not Path(place).exists():  # ARCHITECTURE/FILE
+        architecture, slash, place = place.partition("/")
+        before += architecture + slash
+    return before + (os.path.abspath(place) if place and Path(place).exists() else place)
+
+
+def check_vocabulary(tokenizer: Any, config: Any, whose: str, way_out: str) -> None:
+    """Raises ValueError for a tokenizer with more words than the model has embeddings.
+
+    Fewer are well: BLIP's and others' embeddings have room left.
+    """
+    words, embeddings = len(tokenizer), config.text_config.vocab_size
+    if words > embeddings:
+        raise ValueError(f"{whose} has {words} words, the model {embeddings}: {way_out}")
 
 
 def kind_and_place(name: str, revision: str | None = None) -> tuple[str, str]:
@@ -188,9 +238,12 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return config
 
 
-def is_tpas(name: str, revision: str | None = None) -> bool:
+def is_tpas(name: str, revision: str | None = None, base_model: str | None = None) -> bool:
     """Whether the name is of `TPASModel`, or of an adapter of one."""
-    return kind_and_place(start_of_adapter(name) if is_adapter(name) else name, revision)[0] == "tpas"
+    if is_adapter(name):
+        trained, commit = base_of_adapter(name)
+        name, revision = (base_model, revision) if base_model else (trained, commit or revision)
+    return kind_and_place(name, revision)[0] == "tpas"
 
 
 def may_run_code(

@@ -2,19 +2,29 @@
 
 An adapter is a few megabytes beside its start model: low-rank updates of the attention of all encoders, and
 the small heads and the temperature whole. `loading.load_model` takes adapters and whole models alike.
+
+An adapter is worth nothing over other weights. So its folder says where its base lay, by a path or Hub name
+that is understood anywhere and the commit, and in `base_model.json` which weights these were.
 """
 
+import json
+import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from .dual_encoder import DualEncoder
+from .fingerprints import weights_fingerprint
 from .interface import RetrievalModel
+from .loading import ADAPTER_CONFIG, BASE_FILE, lasting_name
+
+logger = logging.getLogger(__name__)
 
 # Queries and values of the three encoders: Swin names them one way, BERT and the cross-modal encoder another.
 DEFAULT_TARGETS = r".*\.(q_proj|v_proj|query|value)"
@@ -31,7 +41,12 @@ def _quietly() -> Iterator[None]:
 
 
 def add_lora(
-    model: RetrievalModel, rank: int, alpha: float, dropout: float, targets: str | None = None
+    model: RetrievalModel,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    targets: str | None = None,
+    revision: str | None = None,
 ) -> PeftModel:
     """Freezes the model but for its heads and temperature, and adds trainable low-rank updates.
 
@@ -40,6 +55,7 @@ def add_lora(
         alpha: the updates are scaled by alpha / rank.
         targets: a regular expression of module names; "all-linear": every linear layer but the heads;
             `None`: queries and values.
+        revision: the commit that the model is of, if it is the Hub's.
 
     Raises:
         ValueError: no module has such a name, or it is no regular expression.
@@ -61,11 +77,53 @@ def add_lora(
         target_modules=linear_layers(network, whole) if targets == EVERY_LINEAR_LAYER else layers,
         modules_to_save=whole,
     )
+    fingerprint = fingerprint_beside(network, whole)
     try:
         with _quietly():
-            return get_peft_model(network, config)
+            adapted: Any = get_peft_model(network, config, revision=revision)
     except ValueError as error:
         raise ValueError(f"--lora_targets {layers!r} fits no layer of the model: {error}") from error
+    config.base_model_name_or_path = lasting_name(model.name_or_path or "") or None
+    adapted.base_fingerprint = fingerprint  # `keep_base` writes it
+    return adapted
+
+
+def fingerprint_beside(model: nn.Module, trained_whole: Iterable[str]) -> str:
+    """Of the weights that an adapter leaves as they are: all but the modules that it brings whole."""
+    brought = re.compile(rf"(^|\.)({'|'.join(map(re.escape, trained_whole))})\.")
+    return weights_fingerprint(
+        {name: tensor for name, tensor in model.state_dict().items() if not brought.search(name)}
+    )
+
+
+def keep_base(model: nn.Module, folder: Path) -> None:
+    """Writes which weights an adapter belongs to beside what its `save_pretrained` wrote; else nothing."""
+    if isinstance(model, PeftModel):
+        content = json.dumps({"fingerprint": model.base_fingerprint}, indent=2)
+        (folder / BASE_FILE).write_text(content + "\n", encoding="utf-8")
+
+
+def check_base(model: nn.Module, adapter: str, trained: str, here: str) -> None:
+    """Compares the weights that an adapter is to be merged into with those that it was trained over.
+
+    Args:
+        trained, here: the names of the two.
+
+    Raises:
+        ValueError: they are others.
+    """
+    file = Path(adapter, BASE_FILE)
+    if not file.is_file():
+        logger.warning("%s does not say which weights it belongs to: %s is taken unchecked", adapter, here)
+        return
+    settings = json.loads(Path(adapter, ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    expected = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+    found = fingerprint_beside(model, settings["modules_to_save"])
+    if found != expected:
+        raise ValueError(
+            f"{adapter} was trained over {trained} as it was then (fingerprint {expected}), and {here} has "
+            f"other weights ({found}): name the folder that holds the former by --base_model, or train again"
+        )
 
 
 def linear_layers(model: nn.Module, but: list[str]) -> list[str]:

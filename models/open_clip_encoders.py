@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BatchFeature
 
+from ..configuration_tpas import number_if_square
 from ..processing_tpas import check_captions
 from .baselines_extra import import_from_baselines
 from .dual_encoder import ATTENTION_LAYERS, DualEncoder
@@ -76,7 +77,7 @@ class OpenClipProcessor:
         tokenizer: captions to ids (T, positions).
     """
 
-    def __init__(self, transform: Any, tokenizer: Any, image_size: int, positions: int):
+    def __init__(self, transform: Any, tokenizer: Any, image_size: int | tuple[int, int], positions: int):
         self.transform = transform
         self.tokenizer = tokenizer
         self.image_size = image_size
@@ -150,8 +151,6 @@ def open_clip_pair(
     network: Any, transform: Any, tokenizer: Any, spec: str, config: dict[str, Any]
 ) -> tuple[OpenClipEncoder, OpenClipProcessor]:
     """What open_clip makes, in our form."""
-    size = network.visual.image_size
-    processor = OpenClipProcessor(
-        transform, tokenizer, size if isinstance(size, int) else size[0], network.context_length
-    )
+    size = number_if_square(network.visual.image_size)
+    processor = OpenClipProcessor(transform, tokenizer, size, network.context_length)
     return OpenClipEncoder(network, spec, config), processor

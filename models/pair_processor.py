@@ -18,7 +18,7 @@ class PairProcessor:
     """Images and captions as the model was trained on them; pixels come from Pillow, on every machine.
 
     Args:
-        image_size: pixels a side of what the model sees.
+        image_size: pixels a side of what the model sees, or (height, width).
         max_text_length: tokens at which a caption is cut.
         full_length: captions are shown in lower case and padded to the `max_text_length` given here, as
             SigLIPs were trained, also where it is lowered later; otherwise to the longest of a call.
@@ -29,7 +29,7 @@ class PairProcessor:
         image_processor: Any,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        image_size: int,
+        image_size: int | tuple[int, int],
         max_text_length: int,
         full_length: bool = False,
     ):
@@ -41,7 +41,13 @@ class PairProcessor:
 
     @classmethod
     def from_pretrained(
-        cls, name: str, *, image_size: int, positions: int, full_length: bool = False, **source: Any
+        cls,
+        name: str,
+        *,
+        image_size: int | tuple[int, int],
+        positions: int,
+        full_length: bool = False,
+        **source: Any,
     ) -> "PairProcessor":
         """The processors that lie with a model.
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
+from ..configuration_tpas import number_if_square
 from .dual_encoder import INITIAL_TEMPERATURE, DualEncoder
 from .pair_processor import PairProcessor
 
@@ -98,15 +99,15 @@ def load_complete(network_class: Any, name: str | Path, dtype: torch.dtype | Non
     return network
 
 
-def image_size_of(name: str, config: Any) -> int:
-    """Pixels a side, or what a square image would have where images keep their shape.
+def image_size_of(name: str, config: Any) -> int | tuple[int, int]:
+    """Pixels a side or (height, width), and what a square image would have where images keep their shape.
 
     Raises:
         ValueError: the configuration does not say.
     """
     vision: Any = getattr(config, "vision_config", None)
     if (size := getattr(vision, "image_size", None)) is not None:
-        return size if isinstance(size, int) else size[0]
+        return number_if_square(size)
     if (patches := getattr(vision, "num_patches", None)) is not None:
         return round(patches**0.5) * vision.patch_size
     raise ValueError(f"{name}: its configuration does not say how large its images are")

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ..sca import Confidence
 
+BASE_MODEL_HELP = "of an adapter: folder or Hub name of its base now, if it is not where it was trained"
 MatchingDtype = Literal["float32", "bfloat16"]
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..configuration_tpas import stage_maps
 from ..modeling_tpas import CrossModalAttention, CrossModalLayer, TPASModel, eager_attention
 from ..processing_tpas import TPASProcessor, clean_caption
 
@@ -93,9 +94,8 @@ def explain_tokens(
     without = _logits_without_words(model, image_tokens, input_ids, word_of_token, len(words))
     # Token 0 is the image's mean, which lies nowhere in it.
     weighted = (attention * gradient.clamp(min=0))[0, :, :, 1:].mean(dim=0).float().cpu()  # (L, N)
-    side = round(weighted.shape[1] ** 0.5)
-    token_maps = weighted.unflatten(1, (side, side))  # (L, h, w)
-    maps = torch.zeros(len(words), side, side)
+    token_maps = weighted.unflatten(1, stage_maps(model.config.vision_config)[-1])  # (L, h, w)
+    maps = torch.zeros(len(words), *token_maps.shape[1:])
     for token, word in enumerate(word_of_token):
         if word is not None:
             maps[word] += token_maps[token]

@@ -16,8 +16,8 @@ from typing import Any
 from ..data.image_sources import find_images
 from ..data.whole_files import write_json
 from ..modeling_tpas import TPASModel
+from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..processing_tpas import TPASProcessor
-from .fingerprints import image_fingerprint, model_fingerprint
 from .gallery import Gallery
 from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors
 

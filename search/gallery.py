@@ -22,13 +22,13 @@ from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
 from ..modeling_tpas import TPASModel
+from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import Encoder, TextEncoder
 from ..processing_tpas import TPASProcessor, load_image
 from ..sca import Confidence, sca_rerank
 from .arguments import MatchingDtype, check_cascade, check_index
 from .building import build_shards
 from .explanation import Explanation, explain_tokens
-from .fingerprints import image_fingerprint, model_fingerprint
 from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, open_index, write_index

@@ -32,6 +32,7 @@ class FineTuningArguments:
     )
     trust_remote_code: bool = flag(False, "run the code that comes with the model")
     revision: str | None = flag(None, "commit of the model's Hub repository")
+    base_model: str | None = flag(None, "to start from an adapter: where its base lies now, if it was moved")
     overwrite_output_dir: bool = flag(False, "delete an earlier run that output_dir holds")
     resume_from_checkpoint: str | None = flag(
         None,

@@ -28,6 +28,7 @@ RENAMED_SETTINGS = {"counterparts": "hard_negatives"}  # as earlier versions wro
 # What may change when a run goes on, because nothing of it reaches the weights, ...
 FREE_TO_CHANGE = {
     "output_dir",
+    "base_model",
     "dataset_name",
     "trust_remote_code",
     "num_workers",

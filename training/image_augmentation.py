@@ -7,7 +7,7 @@ is handed in, so the same generator state gives the same image; an option that i
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -20,13 +20,14 @@ GREATEST_LEVEL = 10
 
 
 class Augmentation:
-    """Maps an RGB image and a generator to an augmented RGB image of `size` x `size` pixels.
+    """Maps an RGB image and a generator to an augmented RGB image.
 
     Args:
+        size: of the result, pixels a side or (height, width).
         scale: least and greatest share of the area that the crop keeps.
         ratio: least and greatest width / height of the crop.
-        crop_probability: of showing a crop (a local view); otherwise the whole image is squeezed to the
-            square (the global view, the one that evaluation sees). After the local-global hybrid
+        crop_probability: of showing a crop (a local view); otherwise the whole image is squeezed to
+            `size` (the global view, the one that evaluation sees). After the local-global hybrid
             perspective of arXiv:2511.22470; 1 is upstream's.
         flip_probability: of mirroring left and right.
         operations, level: RandAugment's two numbers, the level out of 10.
@@ -35,7 +36,7 @@ class Augmentation:
 
     def __init__(
         self,
-        size: int,
+        size: int | Sequence[int],
         scale: tuple[float, float] = (0.5, 1.0),
         ratio: tuple[float, float] = (3 / 4, 4 / 3),
         crop_probability: float = 1.0,
@@ -44,7 +45,7 @@ class Augmentation:
         level: int = 7,
         erasing_probability: float = 0.0,
     ):
-        self.size = size
+        self.height, self.width = (size, size) if isinstance(size, int) else size
         self.scale = scale
         self.ratio = ratio
         self.crop_probability = crop_probability
@@ -57,7 +58,7 @@ class Augmentation:
         """The augmented image, and whether it is mirrored: then its caption's left is the image's right."""
         local = self.crop_probability >= 1 or rng.random() < self.crop_probability
         box = random_box(*image.size, self.scale, self.ratio, rng) if local else None
-        image = image.resize((self.size, self.size), Image.Resampling.BICUBIC, box=box)
+        image = image.resize((self.width, self.height), Image.Resampling.BICUBIC, box=box)
         mirrored = rng.random() < self.flip_probability
         if mirrored:
             image = ImageOps.mirror(image)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..data.whole_files import recover, replacing
 from ..models.interface import RetrievalModel, RetrievalProcessor
+from ..models.lora import keep_base
 from .checkpointing import WRITING_FAILED, Progress, changed_settings, find_checkpoints, read_progress
 
 MODELS = ("best", "last", "averaged", "merged")
@@ -86,6 +87,7 @@ def save_model(model: nn.Module, processor: RetrievalProcessor, directory: Path)
     try:
         with replacing(directory) as unfinished:
             cast(RetrievalModel, model).save_pretrained(unfinished)
+            keep_base(model, unfinished)
             processor.save_pretrained(unfinished)
     except WRITING_FAILED as error:
         raise RuntimeError(

@@ -10,7 +10,14 @@ from ..configuration_tpas import TPASConfig
 from ..modeling_tpas import TPASModel
 from ..models.dual_encoder import DualEncoder
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
-from ..models.loading import is_adapter, is_tpas, load_model, load_tpas
+from ..models.loading import (
+    OTHER_TOKENIZER,
+    check_vocabulary,
+    is_adapter,
+    is_tpas,
+    load_model,
+    load_tpas,
+)
 from ..models.lora import add_lora
 from ..processing_tpas import TPASProcessor
 from .arguments import FineTuningArguments
@@ -35,15 +42,18 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             f"--lora_rank would make an adapter over what the adapter {name} makes of its start, which is in "
             "no folder: start from the whole model that --merge writes"
         )
-    elif not is_tpas(name, arguments.revision):
+    elif not is_tpas(name, arguments.revision, arguments.base_model):
         model, processor = load_model(
-            name, trust_remote_code=arguments.trust_remote_code, revision=arguments.revision
+            name,
+            trust_remote_code=arguments.trust_remote_code,
+            revision=arguments.revision,
+            base_model=arguments.base_model,
         )
         refuse_with_other_models(arguments, model)
         cast(DualEncoder, model).train_all()
         return model, processor, missing
     elif is_adapter(name):
-        model, _ = load_tpas(name, revision=arguments.revision)
+        model, _ = load_tpas(name, revision=arguments.revision, base_model=arguments.base_model)
         model.requires_grad_(True)  # peft left it frozen
     else:
         loaded = TPASModel.from_pretrained(
@@ -52,10 +62,11 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
         model, loading = cast(tuple[TPASModel, dict[str, Any]], loaded)
         missing = set(loading["missing_keys"])
     processor = TPASProcessor.from_pretrained(name, revision=arguments.revision or "main")
+    check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {name}", OTHER_TOKENIZER)
     image_size = model.config.vision_config.image_size
     if processor.image_size != image_size:
         raise ValueError(
-            f"{name}: the model takes images of {image_size} pixels a side, its processor makes them "
+            f"{name}: the model takes images of {image_size} pixels, its processor makes them "
             f"{processor.image_size}: convert the checkpoint again with one --image_size"
         )
     return model, processor, missing
@@ -88,7 +99,7 @@ def refuse_with_other_models(arguments: FineTuningArguments, model: RetrievalMod
 def refuse_with_fsdp(arguments: FineTuningArguments) -> None:
     """Raises ValueError for what needs whole weights where FSDP has cut them, and for models of others."""
     name = arguments.model_name_or_path
-    if name is not None and not is_tpas(name, arguments.revision):
+    if name is not None and not is_tpas(name, arguments.revision, arguments.base_model):
         raise ValueError(
             f"FSDP is for TPAS models, and {name} is none: use recipes/accelerate/multi_gpu.yaml"
         )
@@ -107,7 +118,14 @@ def build_objective(
     trained: nn.Module = cast(nn.Module, model)
     if arguments.lora_rank:
         targets = arguments.lora_targets
-        trained = add_lora(model, arguments.lora_rank, arguments.lora_alpha, arguments.lora_dropout, targets)
+        trained = add_lora(
+            model,
+            arguments.lora_rank,
+            arguments.lora_alpha,
+            arguments.lora_dropout,
+            targets,
+            arguments.revision,
+        )
     if arguments.gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if arguments.torch_compile:

@@ -149,8 +149,44 @@ def test_a_bare_state_dict_and_the_format_before_torch_1_6_are_read(weights, tmp
     old = write_checkpoint(tmp_path / "old.pth", weights, _use_new_zipfile_serialization=False)
     for path in (tmp_path / "bare.pth", old):
         read = read_checkpoint(path)
-        assert read.keys() == weights.keys()
-        assert all(torch.equal(read[name], tensor) for name, tensor in weights.items())
+        assert read.weights.keys() == weights.keys()
+        assert all(torch.equal(read.weights[name], tensor) for name, tensor in weights.items())
+
+
+# What trainers put around a state dict
+
+
+@pytest.mark.parametrize(
+    ("around", "prefix", "taken_off"),
+    [
+        (lambda weights: {"state_dict": weights, "epoch": 1}, "model.", "model."),
+        (lambda weights: {"model_state_dict": weights}, "module.", "module."),
+        (lambda weights: {"state_dict": {"model": weights}}, "module._orig_mod.", "module._orig_mod."),
+        (lambda weights: weights, "_orig_mod.", "_orig_mod."),
+    ],
+)
+def test_wrapped_weights_are_found_under_their_own_names(weights, tmp_path, around, prefix, taken_off):
+    wrapped = {prefix + name: tensor for name, tensor in weights.items()}
+    torch.save(around(wrapped), tmp_path / "x.pth")
+    read = read_checkpoint(tmp_path / "x.pth")
+    assert read.weights.keys() == weights.keys()
+    assert all(torch.equal(read.weights[name], tensor) for name, tensor in weights.items())
+    assert read.notes[0] == f"taken off the names of the weights: {taken_off}"
+
+
+def test_parts_that_were_compiled_are_found_too(weights, tmp_path):
+    parts = {name.replace("_encoder.", "_encoder._orig_mod."): tensor for name, tensor in weights.items()}
+    torch.save(parts, tmp_path / "x.pth")
+    assert read_checkpoint(tmp_path / "x.pth").weights.keys() == weights.keys()
+
+
+def test_what_is_ambiguous_is_refused(weights, tmp_path):
+    torch.save({"model": weights, "state_dict": weights}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match="several state dicts, under 'model' and 'state_dict'"):
+        read_checkpoint(tmp_path / "x.pth")
+    torch.save({"model": weights | {"module.temp": weights["temp"]}}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"x\.pth: holds temp more than once, one of them as module\.temp"):
+        read_checkpoint(tmp_path / "x.pth")
 
 
 # All three cases of the reference, as a user without this package loads them
@@ -491,6 +527,17 @@ def test_both_text_encoders_need_a_layer(tmp_path, fusion_layer):
     (tmp_path / "bert.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=f"between 1 and 3, got {fusion_layer}"):
         build_config({}, text_config=tmp_path / "bert.json")
+
+
+def test_a_tokenizer_with_fewer_words_than_the_model_is_said(checkpoint, tokenizer_dir, tmp_path):
+    conversion = convert_checkpoint(
+        checkpoint, tmp_path / "model", **CONFIGURATIONS, tokenizer=str(tokenizer_dir)
+    )
+    assert conversion.notes[-2:] == [
+        "images are squeezed to 128 x 128 pixels (height x width), by CLIP's mean and deviation; "
+        "texts are cut at 70 tokens",
+        "the tokenizer has 8 words, the model 1,200: the others are not used",
+    ]
 
 
 def test_a_tokenizer_with_more_words_than_the_model_is_refused(checkpoint, tmp_path):

@@ -1,21 +1,23 @@
 """LoRA: small adapters that load, merge and resume."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
 import torch
 import training_runs
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from training_runs import stopped_after, train
 from transformers import AutoModel
 
 from tpas.commands.evaluate import main as evaluate
 from tpas.modeling_tpas import TPASModel
-from tpas.models.loading import load_model, load_tpas
+from tpas.models.loading import lasting_name, load_model, load_tpas
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor
+from tpas.training.run_folder import save_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 OUTPUTS = ("image_embeds", "text_embeds", "match_logits")
@@ -95,6 +97,92 @@ def test_an_adapter_over_random_weights_is_refused(small_pab, start, tmp_path):
     words[words.index("--model_name_or_path")] = "--config_name"
     with pytest.raises(SystemExit, match="--lora_rank keeps an adapter alone.*give --model_name_or_path"):
         train(words)
+
+
+def test_a_base_is_found_from_any_folder_and_by_the_flag_where_it_was_moved(
+    small_pab, start, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    train(flags(small_pab, start.name, "run", max_train_steps=1))
+    adapter, elsewhere = str(tmp_path / "run" / "last"), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    expected = answers(load_model(adapter)[0])
+
+    moved = start.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match=r"last is an adapter of /\S*start, .*--base_model says where it is"):
+        load_model(adapter)
+    assert_same_answers(answers(load_model(adapter, base_model=str(moved))[0]), expected)
+    assert_same_answers(answers(load_tpas(adapter, base_model=str(moved))[0]), expected)
+    evaluate(["--model", adapter, "--data_root", str(small_pab), "--base_model", str(moved)])
+    assert "embeddings" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--base_model \S*run is for adapters, and \S*moved is none"):
+        load_model(str(moved), base_model=str(tmp_path / "run"))
+
+
+def test_an_adapter_over_other_weights_is_refused_by_both_names(small_pab, start, tmp_path):
+    train(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    adapter = str(tmp_path / "run" / "last")
+    expected, model = answers(load_model(adapter)[0]), TPASModel.from_pretrained(start)
+    with torch.no_grad():  # what an adapter brings along itself may differ
+        model.matching_head.dense.weight.mul_(2)
+    model.save_pretrained(start)
+    assert_same_answers(answers(load_model(adapter)[0]), expected)
+    with torch.no_grad():
+        model.vision_model.layernorm.weight.mul_(1.01)
+    shutil.copytree(start, tmp_path / "retrained")
+    model.save_pretrained(tmp_path / "retrained")
+    for dtype in (torch.float32, torch.bfloat16, None):
+        load_model(adapter, dtype=dtype)
+        with pytest.raises(
+            ValueError, match=r"last was trained over \S*start .*, and \S*retrained has other"
+        ):
+            load_model(adapter, dtype=dtype, base_model=str(tmp_path / "retrained"))
+
+
+def test_an_adapter_of_an_earlier_version_loads_with_one_warning(small_pab, start, tmp_path, caplog):
+    train(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    adapter = tmp_path / "run" / "last"
+    expected = answers(load_model(str(adapter))[0])
+    (adapter / "base_model.json").unlink()
+    caplog.clear()
+    assert_same_answers(answers(load_model(str(adapter))[0]), expected)
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert [record.getMessage() for record in warnings] == [
+        f"{adapter} does not say which weights it belongs to: {start} is taken unchecked"
+    ]
+
+
+@pytest.mark.parametrize("family", ["clip", "blip"])
+def test_adapters_of_other_models_know_their_base_too(folders, family, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folders[family], base)
+    model, processor = load_model(str(base))
+    adapted = add_lora(model, rank=2, alpha=4, dropout=0.0, revision="a" * 40)
+    save_model(adapted, processor, tmp_path / "adapter")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == (str(base), "a" * 40)
+    load_model(str(tmp_path / "adapter"))
+    weights = load_file(base / "model.safetensors")
+    name = next(name for name in weights if name.endswith("patch_embedding.weight"))
+    save_file(weights | {name: 2 * weights[name]}, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"adapter was trained over \S*base as it was then"):
+        load_model(str(tmp_path / "adapter"))
+
+
+def test_a_name_is_understood_in_every_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a/clip", "tower/weights"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "weights.pt").touch()
+    for name, expected in (
+        ("a/clip", f"{tmp_path}/a/clip"),
+        ("blip:./a/../a/clip", f"blip:{tmp_path}/a/clip"),
+        ("open_clip:ViT-B-32/weights.pt", f"open_clip:ViT-B-32/{tmp_path}/weights.pt"),
+        ("open_clip:ViT-B-32/openai", "open_clip:ViT-B-32/openai"),
+        ("openai/clip-vit-base-patch16", "openai/clip-vit-base-patch16"),
+    ):
+        assert lasting_name(name) == expected
 
 
 def test_an_adapter_without_its_start_names_it(small_pab, start, tmp_path):

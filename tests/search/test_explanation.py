@@ -79,15 +79,18 @@ def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
     return (probabilities * expected.clamp(min=0))[0, :, :, 1:].mean(dim=0)
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, monkeypatch):
+@pytest.mark.parametrize(("layer", "image_size"), [(0, 32), (1, 32), (1, (48, 16))])
+def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, image_size, monkeypatch):
+    model.resize_image(image_size)
+    processor.image_size = image_size
+    grid = (4, 4) if image_size == 32 else (6, 2)
     explanation = explain(model, processor, image, TEXT, layer)
     tokens = grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch)
     assert len(tokens) == 11  # [CLS], seven words of one piece, run ##ning, [SEP]
-    words = torch.cat([tokens[1:8], tokens[8:10].sum(dim=0, keepdim=True)]).view(8, 4, 4)
+    words = torch.cat([tokens[1:8], tokens[8:10].sum(dim=0, keepdim=True)]).view(8, *grid)
     assert words.max() > 1e-5
     torch.testing.assert_close(explanation.maps.double(), words, atol=1e-9, rtol=1e-3)
-    text_map = tokens.sum(dim=0).view(4, 4)
+    text_map = tokens.sum(dim=0).view(grid)
     torch.testing.assert_close(explanation.text_map.double(), text_map, atol=1e-9, rtol=1e-3)
 
 

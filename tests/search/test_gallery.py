@@ -30,11 +30,11 @@ from tpas.data.image_files import load_inside
 from tpas.engine.encoding import encode_images, encode_texts
 from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
+from tpas.models.fingerprints import model_fingerprint
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
 from tpas.search import manifest, shards, stored_gallery
-from tpas.search.fingerprints import model_fingerprint
 from tpas.search.gallery import Gallery
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.search.manifest import (

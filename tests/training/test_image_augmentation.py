@@ -42,6 +42,17 @@ def test_augmentation_is_rgb_of_the_size_and_depends_on_the_generator_alone():
     assert image.tobytes() == before
 
 
+@pytest.mark.parametrize("crop_probability", [0.0, 1.0])
+def test_a_rectangle_is_filled_by_the_crop_and_by_the_whole_image(crop_probability):
+    """48 pixels high and 16 wide; without colours changed, by the box that is drawn first."""
+    image, rng = noise(50, 70), random.Random(3)
+    settings = {"flip_probability": 0.0, "operations": 0, "erasing_probability": 0.0}
+    augmented, _ = Augmentation((48, 16), crop_probability=crop_probability, **settings)(image, rng)
+    box = random_box(50, 70, SCALE, RATIO, random.Random(3)) if crop_probability else None
+    assert augmented.size == (16, 48)
+    assert augmented.tobytes() == image.resize((16, 48), Image.Resampling.BICUBIC, box=box).tobytes()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_options_that_are_off_draw_nothing(seed):
     """Crop, mirror, RandAugment and no more draws: a resumed run sees what it would have seen."""

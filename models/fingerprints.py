@@ -2,14 +2,14 @@
 
 import hashlib
 import json
-from typing import cast
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
 
 from ..modeling_tpas import TPASModel
-from ..models.interface import RetrievalModel
 from ..processing_tpas import TPASProcessor
+from .interface import RetrievalModel
 
 # What decides an image's features beside the weights; by name, since new versions of transformers add more.
 VISION_SETTINGS = (
@@ -39,14 +39,19 @@ def model_fingerprint(model: RetrievalModel) -> str:
     state = _state_of(module)
     if state is not None and module in _known and _known[module][0] == state:
         return _known[module][1]
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy())
-    fingerprint = digest.hexdigest()
+    fingerprint = weights_fingerprint(model.state_dict())
     if state is not None:
         _known[module] = (state, fingerprint)
     return fingerprint
+
+
+def weights_fingerprint(weights: dict[str, Any]) -> str:
+    """16 hexadecimal digits for tensors by name, as fp32."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
 
 
 def _state_of(module: torch.nn.Module) -> tuple | None:
