@@ -1,9 +1,11 @@
 """Images and captions to the tensors that [`TPASModel`] reads."""
 
+import importlib
 import io
 import re
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,12 +46,24 @@ def check_captions(captions: Sequence[str]) -> None:
             raise ValueError(f"caption {position} is empty, or punctuation alone")
 
 
+@cache
+def image_formats() -> tuple[str, ...]:
+    """[`IMAGE_FORMATS`], and HEIF where pillow-heif is installed (the extra `heic`)."""
+    try:
+        # Not by a statement: the Hub would not load this file where the library is not installed.
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return IMAGE_FORMATS
+    return (*IMAGE_FORMATS, "HEIF")
+
+
 def load_image(path: str | Path | BinaryIO) -> Image.Image:
     """Reads an image as upright RGB: greys of 16 bits by their high byte, transparency on white.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image of [`IMAGE_FORMATS`], is cut off, holds values that are no colours
+        PermissionError: this user may not read it.
+        ValueError: it is no image of [`image_formats`], is cut off, holds values that are no colours
             (floating point, 32 bits, Lab), or has more than [`MAX_IMAGE_PIXELS`] pixels; the message
             names the file.
     """
@@ -67,13 +81,15 @@ def _load_image(file: str | Path | BinaryIO, name: object) -> Image.Image:
         with warnings.catch_warnings():
             # `upright_rgb` refuses what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=IMAGE_FORMATS)
+            image = Image.open(file, formats=image_formats())
     except FileNotFoundError:
         raise FileNotFoundError(f"{name}: no such image file") from None
+    except PermissionError:
+        raise
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not an image, or none of {', '.join(IMAGE_FORMATS)}") from error
+        raise ValueError(f"{name}: not an image, or none of {', '.join(image_formats())}") from error
     except Exception as error:  # as in `upright_rgb`
         raise _broken(name, error) from error
     with image:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Option
 
+from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments, flag
 from .command_line import CommandLine, CommandResult, WrongUsage
@@ -67,6 +68,7 @@ def evaluate(
     data_root: Annotated[Path, Option(help="PAB's folder, with annotation/ in it")],
     ranking: RankingArguments,
     files: ResultFiles,
+    rules: FolderRules,
     split: Annotated[Literal["validation", "test", "ucc"], Option()] = "test",
     validation_fraction: Annotated[
         float | None, Option(help="with validation: share of train, by source video (default: 0.02)")
@@ -101,7 +103,7 @@ def evaluate(
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
         dataset = load_pab(data_root, split, **cut)
     own = list(dict.fromkeys(dataset["image"]))
-    distractors = find_distractors(gallery, data_root, own) if gallery else {}
+    distractors = find_distractors(gallery, data_root, own, rules) if gallery else {}
     benchmark = retrieval_split(dataset, gallery=[*own, *distractors])
     network, processor = ranking.load(model, accelerator.device)
     result = evaluate(
@@ -115,6 +117,7 @@ def evaluate(
         k=k,
         annotated_at=annotation_places(dataset),
         elsewhere=distractors,
+        follow_links=rules.follow_links,
         accelerator=accelerator,
     )
     accelerator.end_training()

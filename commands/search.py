@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ..data.image_folders import FolderRules, printable
 from ..sca import Confidence
 from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
 from .flags import IfBare
@@ -28,6 +29,7 @@ app = CommandLine("tpas search", __doc__)
 @app.command()
 def search(
     folder: Annotated[Path, Argument(help="images, or a gallery that `tpas gallery build` made")],
+    rules: FolderRules,
     texts: Annotated[
         list[str] | None,
         Argument(help="what to look for; - reads the standard input, a text a line"),
@@ -85,6 +87,8 @@ def search(
     is_gallery = (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
+    if rules.exclude and is_gallery:
+        raise WrongUsage(f"--exclude is for a folder of images, and {folder} is a gallery, built without it")
     check_index(index)
     matching_dtype: MatchingDtype = "bfloat16" if bf16 else "float32"
     if cascade:
@@ -102,11 +106,13 @@ def search(
             network,
             processor,
             images_root=images_root,
+            follow_links=rules.follow_links,
             index=index,
             matching_dtype=matching_dtype,
         )
     else:
-        gallery = open_folder(folder, network, processor, index=index, matching_dtype=matching_dtype)
+        opened_as = {"index": index, "matching_dtype": matching_dtype}
+        gallery = open_folder(folder, network, processor, rules=rules, **opened_as)
     answers = gallery.search(
         texts, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
     )
@@ -148,11 +154,6 @@ def table(hits: Sequence["SearchHit"]) -> str:
         image = printable(str(hit.path or hit.id))
         lines.append(f"{hit.rank:>4} {match:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}  {image}")
     return "\n".join(lines)
-
-
-def printable(name: str) -> str:
-    """The name on one line, and with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from datasets import Dataset, Features, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 
 from .annotation_fields import has_a_word, relative_path
+from .json_records import json_records
 
 logger = logging.getLogger(__name__)
 
@@ -136,66 +137,12 @@ def open_annotations(
 def _all_pairs(files: Iterable[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
     empty = True
     for name, path in files:
-        for line, record in _records(name, path):
+        for line, record in json_records(name, path):
             for pair in _pairs(record, name, line):
                 empty = False
                 yield pair
     if empty:
         raise ValueError(f"no pair in {', '.join(name for name, _ in files)}: the files are empty")
-
-
-def _records(name: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, value) of a file of JSON Lines, read line by line, or of one JSON array, read whole."""
-    with path.open("rb") as stream:
-        if stream.read(1024).decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
-            yield from _array_items(name, path.read_bytes())
-            return
-        stream.seek(0)
-        for line, content in enumerate(stream, start=1):
-            try:
-                text = content.decode("utf-8-sig" if line == 1 else "utf-8")
-                record = json.loads(text) if text.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{name}, line {line}: not a line of JSON: {error}") from None
-            if text.strip():
-                yield line, record
-
-
-def _array_items(name: str, content: bytes) -> Iterator[tuple[int, Any]]:
-    """(line where it begins, value) of each item. `json.loads` would not say where an item begins."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"{name}, line {line}: not UTF-8: {error}") from None
-    decode = json.JSONDecoder().raw_decode
-    position = _after_blanks(text, text.index("[") + 1)
-    line, counted = 1, 0
-    if text[position : position + 1] == "]" and not text[position + 1 :].strip():
-        return
-    while True:
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            item, position = decode(text, position)
-        except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            raise ValueError(f"{name}, line {line}: the JSON array is broken: {error}") from None
-        yield line, item
-        position = _after_blanks(text, position)
-        if text[position : position + 1] == ",":
-            position = _after_blanks(text, position + 1)
-        elif text[position:].rstrip() == "]":
-            return
-        else:
-            line += text.count("\n", counted, position)
-            raise ValueError(f"{name}, line {line}: the JSON array is broken: expected ',' or a final ']'")
-
-
-def _after_blanks(text: str, position: int) -> int:
-    found = re.compile(r"[ \t\n\r]*").match(text, position)
-    assert found is not None  # it also matches nothing
-    return found.end()
 
 
 def _pairs(record: Any, file: str, line: int) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,9 @@
 Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which only a killed process leaves.
 """
 
+import errno
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -33,6 +35,38 @@ def check_place(path: Path) -> None:
         raise type(error)(f"no place for {path}: {error}") from error
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"no place for {path}: its folder cannot be written to")
+
+
+def file_checksum(path: Path) -> str:
+    """32 hexadecimal digits that stand for a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def is_denied(error: object) -> bool:
+    """Whether an error, or one behind it, says that this user may not; libraries' own say it in words."""
+    while isinstance(error, BaseException):
+        if isinstance(error, PermissionError) or os.strerror(errno.EACCES) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def denial(path: str | Path) -> str:
+    """What to say of a file or folder that this user may not read, with the way out."""
+    return (
+        f"{path} may not be read by this user: its owner can allow it, by chmod -R a+rX {path} and chmod a+x "
+        "of the folders above"
+    )
+
+
+@contextmanager
+def explained_denial(path: str | Path) -> Iterator[None]:
+    """Says of a permission error which file it is about, and the way out."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(denial(path)) from error
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 from ..sca import Confidence
 
 MatchingDtype = Literal["float32", "bfloat16"]
+OnClash = Literal["error", "skip", "replace"]  # about an image whose id the gallery has for another image
 
 
 def check_index(index: str) -> str:

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 # What may change when a run goes on: nothing of it reaches the weights.
 FREE_TO_CHANGE = {
     "output_dir",
+    "follow_links",
     "num_workers",
     "prefetch_factor",
     "report_to",
@@ -363,6 +364,7 @@ class Run:
             shortlist=self.shortlist,
             fusion_weight=self.arguments.fusion_weight,
             batch_size=self.arguments.evaluation_batch_size,
+            follow_links=self.arguments.follow_links,
             accelerator=self.accelerator,
         )
         epoch = progress.step / self.steps_per_epoch
