@@ -28,7 +28,7 @@ HEIF_SUFFIXES = (".heic", ".heics", ".heif", ".heifs", ".hif")
 # How the errors of `tpas.processing_tpas.load_image` and `tpas.data.image_files` are counted; the rest is
 # "unreadable".
 REASONS = (
-    ("may not be read", "that this user may not read"),
+    ("may not be read", "not for this user to read"),
     ("pixels are more than", "too large"),
     ("exceeds limit", "too large"),
     ("no such image file", "gone, or a link to nowhere"),
@@ -126,7 +126,9 @@ class LeftOut:
         detail = "pip install 'tpas[heic]'" if reason in HEIF_SUFFIXES else ""
         if not reason.startswith("."):
             detail = printable(self.examples[reason])
-        return f"{self.counts[reason]:,} {reason}" + (f" ({detail})" if detail else "")
+        count = self.counts[reason]
+        words = re.sub(r"^(link|folder)\b", r"\1s", reason) if count > 1 else reason
+        return f"{count:,} {words}" + (f" ({detail})" if detail else "")
 
 
 @dataclass
@@ -158,7 +160,7 @@ def list_images(folder: Path, rules: FolderRules | None = None) -> FolderContent
         path = folders.popleft() if folders else links.popleft()
         place = os.path.realpath(os.path.join(root, path))
         if place in seen:
-            left_out.add("link to a folder that is taken already", path)
+            left_out.add("link to a folder taken already", path)
             continue
         seen.add(place)
         try:
@@ -166,7 +168,7 @@ def list_images(folder: Path, rules: FolderRules | None = None) -> FolderContent
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             denied = isinstance(error, PermissionError)
-            left_out.add("folder that this user may not read" if denied else "unreadable folder", path or ".")
+            left_out.add("folder not for this user to read" if denied else "unreadable folder", path or ".")
             continue
         of_a_gallery = any(entry.name in GALLERY_FILES for entry in found)
         for entry in found:
@@ -179,9 +181,9 @@ def list_images(folder: Path, rules: FolderRules | None = None) -> FolderContent
                 if not entry.is_symlink():
                     folders.append(name)
                 elif not rules.follow_links:
-                    left_out.add("link that is not followed", name)
+                    left_out.add("link not followed", name)
                 elif _is_within(place, os.path.realpath(entry.path)):
-                    left_out.add("link that leads back", name)
+                    left_out.add("link leading back", name)
                 else:
                     links.append(name)
             elif (suffix := PurePosixPath(name).suffix.lower()) not in suffixes:
@@ -194,7 +196,7 @@ def list_images(folder: Path, rules: FolderRules | None = None) -> FolderContent
                 and entry.is_symlink()
                 and not _is_within(os.path.realpath(entry.path), root)
             ):
-                left_out.add("link that is not followed", name)
+                left_out.add("link not followed", name)
             else:
                 images.append(name)
     return FolderContent(sorted(images), left_out)

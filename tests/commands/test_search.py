@@ -97,6 +97,57 @@ def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tm
     assert encoded == [6]
 
 
+def test_an_image_that_was_swapped_for_one_of_equal_size_and_time_is_encoded_again(folder, found, encoded):
+    large, small = sorted(folder.iterdir(), key=lambda path: -path.stat().st_size)[::5]
+    first, before = found(), large.stat()
+    large.write_bytes(small.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = large.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    hits = found()
+    assert encoded == [6, 1]
+    assert hits[large.name]["match_logit"] == pytest.approx(first[small.name]["match_logit"], abs=1e-5)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_files_that_are_new_entries_of_equal_content_are_read_and_not_encoded_again(
+    folder, found, encoded, early
+):
+    """As after a copy or a restored backup; an early version's record has neither entries nor contents."""
+    first = found()
+    if early:
+        (record,) = place_of_gallery(folder).glob("*/files.json")
+        content = json.loads(record.read_text())
+        content["files"] = {name: state[:2] for name, state in content["files"].items()}
+        record.write_text(json.dumps(content))
+    for path in folder.iterdir():
+        copy = folder / "copy"
+        (shutil.copy2 if early else shutil.copyfile)(path, copy)
+        copy.replace(path)
+    assert found() == first
+    assert found() == first
+    assert encoded == [6]
+
+
+def test_what_is_not_taken_is_said_at_each_search_in_one_line(folder, found, encoded, caplog):
+    names = sorted(os.listdir(folder))
+    (folder / "camera").symlink_to(folder.parent / "elsewhere")
+    (folder.parent / "elsewhere").mkdir()
+    (folder / names[0]).rename(folder.parent / "elsewhere" / "1.jpg")
+    (folder / "night").mkdir()
+    (folder / names[1]).rename(folder / "night" / names[1])
+    (folder / names[2]).write_bytes(b"no image")
+    for name in ("a.heic", "b.heic", "c.txt", ".DS_Store"):
+        (folder / name).touch()
+    reasons = f"2 .heic (pip install 'tpas[heic]'), 1 .txt, 1 no image but by name ({names[2]})"
+    for _ in range(2):
+        caplog.clear()
+        assert sorted(found("--exclude", "night")) == sorted(["camera/1.jpg", *names[3:]])
+        assert caplog.messages[-1] == f"{folder}: 4 files not taken: {reasons}; 2 excluded (.DS_Store, night)"
+    assert encoded == [4]
+    assert sorted(found("--no_follow_links")) == sorted([f"night/{names[1]}", *names[3:]])
+
+
 def test_a_broken_image_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
     name = sorted(os.listdir(folder))[0]
     whole = (folder / name).read_bytes()
@@ -207,7 +258,7 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
     ("words", "message", "code"),
     [
         (["nowhere", TEXT], "nowhere is neither a folder of images nor a gallery", None),
-        ([".", TEXT], r"\. holds no images", None),
+        ([".", TEXT], r"\. holds no images \(\.apng, .*\)$", None),
         (["."], "there is no text to look for", 2),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),
         ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),

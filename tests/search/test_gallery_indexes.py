@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tpas.commands.gallery import main as manage_gallery
+from tpas.data.whole_files import file_checksum
 from tpas.search import exact_index, gallery_files, indexes, stored_gallery
 from tpas.search.exact_index import ExactIndex
 from tpas.search.faiss_index import FaissIndex
@@ -20,7 +21,6 @@ from tpas.search.manifest import (
     EMBEDDINGS,
     GalleryError,
     GallerySettings,
-    file_checksum,
     new_manifest,
     read_manifest,
 )
