@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..data.whole_files import check_readable
+
 # What only some models need is imported where one of these is loaded.
 if TYPE_CHECKING:
     from ..modeling_tpas import TPASModel
@@ -62,7 +64,7 @@ def load_model(
         trust_remote_code: run the code that comes with the model. A Hub repository's must be pinned.
 
     Raises:
-        OSError: it is not there.
+        OSError: it is not there, or this user may not read it.
         ValueError: it is no retrieval model, needs code that is not trusted or not pinned, or a package that
             is not installed.
     """
@@ -92,6 +94,8 @@ def _adapted(
     name: str, load: "Callable[[str], tuple[RetrievalModel, RetrievalProcessor]]"
 ) -> "tuple[RetrievalModel, RetrievalProcessor]":
     """What `load` makes of a whole model, in evaluation mode; for an adapter, of its start, and merged."""
+    kind, _, place = name.partition(":")
+    check_readable(Path(place if kind in KINDS else name))
     if not is_adapter(name):
         model, processor = load(name)
         return model.eval(), processor

@@ -108,7 +108,7 @@ class GalleryFiles:
             raise self._damaged(shard, file, "its checksum differs from the manifest's")
 
     def _damaged(self, shard: dict[str, Any], file: str, reason: object) -> GalleryError:
-        if is_denied(reason):
+        if is_denied(self._path(shard, file)):
             return GalleryError(f"the gallery {denial(self.directory)}")
         # A deletion replaces shards under a gallery that was opened before.
         now = read_manifest(self.directory)

@@ -931,6 +931,24 @@ def test_damage_is_found_and_named(sharded, model, processor, file):
         Gallery.open(path)
 
 
+def read_as_another_user(folder):
+    os.chdir(folder)
+    if os.geteuid() == 0:  # to whom everything is readable
+        os.setuid(65534)
+    assert os.access("gallery", os.X_OK)
+    message = "^the gallery gallery may not be read by this user: .*, by chmod -R a.rX gallery, and"
+    with pytest.raises(GalleryError, match=message):
+        read_all(Path("gallery"))
+
+
+@pytest.mark.parametrize("file", [MANIFEST, EMBEDDINGS, TOKENS, IMAGES, THUMBNAILS])
+def test_a_file_that_another_user_may_not_read_is_no_damage(build, tmp_path, file):
+    (target,) = build(thumbnail_size=8).path.rglob(file)
+    target.chmod(0)
+    tmp_path.chmod(0o755)
+    assert exit_code_of(read_as_another_user, tmp_path) == 0
+
+
 def test_a_damaged_hash_of_an_id_stops_an_append(gallery, build):
     """It would encode an image again, under an id that is there already."""
     (target,) = gallery.path.glob(f"shards/*/{EMBEDDINGS}")
