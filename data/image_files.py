@@ -13,7 +13,7 @@ from .whole_files import explained_denial
 @cache
 def image_suffixes() -> frozenset[str]:
     """How the names of files end that [`load_image`] opens, in lower case, such as ".jpg"."""
-    formats = image_formats()
+    formats = {*image_formats(), "MPO"}  # of stereo cameras: two in one file, which the JPEG decoder opens
     registered = Image.registered_extensions()
     return frozenset(suffix for suffix, kind in registered.items() if kind in formats)
 

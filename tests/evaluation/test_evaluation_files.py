@@ -104,6 +104,17 @@ def test_distractors_are_links_out_of_their_folder(noise, small_pab, tmp_path, c
         find_distractors(folder / "list.txt", small_pab, [], rules)
 
 
+def test_the_benchmarks_own_images_may_be_linked(start, small_pab, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(small_pab / "annotation", root / "annotation")
+    (root / "test").symlink_to(small_pab / "test")
+    run(start, root, "--output", tmp_path / "linked")
+    run(start, small_pab, "--output", tmp_path / "there")
+    assert read(tmp_path / "linked")["stages"] == read(tmp_path / "there")["stages"]
+    with pytest.raises(SystemExit, match="evaluate: annotation/test/.*, line .* is a link that leads out"):
+        run(start, root, "--no_follow_links")
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
