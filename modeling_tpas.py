@@ -8,6 +8,7 @@ images again with the third. Paper: https://arxiv.org/abs/2111.08276 (X-VLM).
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -297,6 +298,17 @@ class TPASModel(PreTrainedModel):
         self.config.vision_config = config.vision_config
         # Not `resized.to`, whose signature transformers hides from type checkers.
         self.vision_model = nn.Module.to(resized, self.device, self.dtype).train(self.training)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers, but the weights may be read by whoever may read the configuration.
+
+        safetensors writes them for the owner alone, whatever the umask.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        config = Path(save_directory) / "config.json"
+        for weights in Path(save_directory).glob("*.safetensors"):
+            if config.is_file():  # the main process's
+                weights.chmod(config.stat().st_mode & 0o777)
 
     def get_image_features(self, pixel_values: torch.Tensor) -> TPASFeatures:
         """Encodes images (B, 3, H, W), H and W being the configuration's `image_size`.

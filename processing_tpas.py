@@ -1,11 +1,13 @@
 """Images and captions to the tensors that [`TPASModel`] reads."""
 
+import importlib
 import io
 import os
 import re
 import stat
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,12 +54,23 @@ def check_captions(captions: Sequence[str]) -> None:
             raise ValueError(f"caption {position} is empty, or punctuation alone")
 
 
+@cache
+def image_formats() -> tuple[str, ...]:
+    """[`IMAGE_FORMATS`], and HEIF where pillow-heif is installed (the extra `heic`)."""
+    try:
+        # Not by a statement: the Hub would not load this file where the library is not installed.
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return IMAGE_FORMATS
+    return (*IMAGE_FORMATS, "HEIF")
+
+
 def load_image(path: str | Path | BinaryIO) -> Image.Image:
     """Reads an image as upright RGB: greys of 16 bits by their high byte, transparency on white.
 
     Raises:
         FileNotFoundError, PermissionError: there is no such file, or it may not be read.
-        ValueError: it is no file (a folder, a pipe, a device) or no image of [`IMAGE_FORMATS`], is cut off,
+        ValueError: it is no file (a folder, a pipe, a device) or no image of [`image_formats`], is cut off,
             holds values that are no colours (floating point, 32 bits, Lab), or is larger than
             [`MAX_IMAGE_BYTES`], [`MAX_IMAGE_SIDE`] or [`MAX_IMAGE_PIXELS`]; the message names the file.
     """
@@ -101,11 +114,11 @@ def _decoded(file: BinaryIO, name: object) -> Image.Image:
         with warnings.catch_warnings():
             # `upright_rgb` refuses what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=IMAGE_FORMATS)
+            image = Image.open(file, formats=image_formats())
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not an image, or none of {', '.join(IMAGE_FORMATS)}") from error
+        raise ValueError(f"{name}: not an image, or none of {', '.join(image_formats())}") from error
     except Exception as error:  # as in `upright_rgb`
         raise _broken(name, error) from error
     with image:

@@ -37,14 +37,18 @@ def serve_page(
     ],
     base_model: Annotated[str | None, Option(help=BASE_MODEL_HELP)] = None,
     annotations: Annotated[
-        Path | None,
+        list[Path] | None,
         Option(
-            envvar="TPAS_ANNOTATIONS", help="PAB's annotation file, or metadata.jsonl or .csv, to filter by"
+            envvar="TPAS_ANNOTATIONS",
+            help="to filter by: PAB's annotation files, metadata.jsonl or .csv, or a folder of such",
         ),
     ] = None,
     images_root: Annotated[
         Path | None, Option(help="the folder where the images lie now, if it was moved since the build")
     ] = None,
+    follow_links: Annotated[
+        bool, Option(help="show images that are links, also such as lead out of their folder")
+    ] = True,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     host: Annotated[
         str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
@@ -54,6 +58,7 @@ def serve_page(
     ] = None,
 ) -> None:
     from ..models.loading import load_tpas
+    from ..search.building import report_left_out
     from ..search.gallery import Gallery
     from ..search_page.labels import read_labels
     from ..search_page.requests import SearchRequests
@@ -62,11 +67,13 @@ def serve_page(
         from ..search_page.page import serve
     except ImportError as error:
         raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
-    labels = None if annotations is None else read_labels(annotations)
-    opened = Gallery.open(gallery, *load_tpas(model, base_model=base_model), images_root=images_root)
+    labels = read_labels(annotations) if annotations else None
+    opened_as = {"images_root": images_root, "follow_links": follow_links}
+    opened = Gallery.open(gallery, *load_tpas(model, base_model=base_model), **opened_as)
     if not len(opened):
         raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
     look_for_images(opened)
+    report_left_out([], opened.stored)
     serve(SearchRequests(opened, labels, shortlist=shortlist), host, port)
 
 

@@ -26,12 +26,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from tqdm import tqdm
 from typer.core import TyperGroup
 
+from ..data.whole_files import denial, is_denied
 from .flags import LenientCommand, flags_of, values_if_bare
 
 DONE, WRONG_USAGE, CHECK_FAILED, INTERRUPTED, OUTPUT_CLOSED = 0, 2, 3, 130, 141
@@ -122,7 +124,9 @@ class CommandLine(typer.Typer):
             context = getattr(error, "ctx", None)
             path = self.program if context is None else context.command_path
             _let_the_main_process_report_first()
-            message = f"{path}: {one_line(error.format_message()).removesuffix('.')} ({path} --help)"
+            said = one_line(error.format_message()).removesuffix(".")
+            said = re.sub(r"path '(.*)' is not readable", lambda match: denial(match[1]), said)
+            message = f"{path}: {said} ({path} --help)"
             typer.echo(message, err=True)
             ending = SystemExit(message)  # for callers in Python
             ending.code = error.exit_code
@@ -257,6 +261,8 @@ def _one_line_errors(context: typer.Context, debug: bool) -> Iterator[None]:
 def _explained(error: Exception) -> str:
     if isinstance(error, KeyError) and len(error.args) == 1:  # which would quote it
         return one_line(str(error.args[0]))
+    if isinstance(error, PermissionError) and error.filename and is_denied(Path(error.filename)):
+        return one_line(denial(error.filename))
     expected = isinstance(error, OSError | ValueError | ImportError | RuntimeError | ArithmeticError)
     if expected and str(error):
         return one_line(str(error))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from ..data.annotation_fields import EvaluatedSplit
+from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments, flag
 from .command_line import CommandLine, CommandResult, WrongUsage
@@ -68,6 +69,7 @@ def evaluate(
     data_root: Annotated[Path, Option(help="folder of PAB or of data in its layout, with annotation/ in it")],
     ranking: RankingArguments,
     files: ResultFiles,
+    rules: FolderRules,
     split: Annotated[EvaluatedSplit, Option()] = "test",
     dataset_name: Annotated[
         str | None,
@@ -106,7 +108,7 @@ def evaluate(
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
         dataset = pab.load_pab(data_root, split, **cut)
     own = list(dict.fromkeys(dataset["image"]))
-    distractors = find_distractors(gallery, data_root, own) if gallery else {}
+    distractors = find_distractors(gallery, data_root, own, rules) if gallery else {}
     benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
     network, processor = ranking.load(model, accelerator.device)
     if accelerator.is_main_process:
@@ -123,6 +125,7 @@ def evaluate(
         k=k,
         annotated_at=pab.annotation_places(dataset),
         elsewhere=distractors,
+        follow_links=rules.follow_links,
         accelerator=accelerator,
     )
     accelerator.end_training()

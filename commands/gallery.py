@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
+from ..data.image_folders import FolderRules
 from ..data.text_files import read_texts
-from ..search.arguments import BASE_MODEL_HELP
+from ..search.arguments import BASE_MODEL_HELP, OnClash
 from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ Model = Annotated[str, Option(help="a model or adapter: its folder, or its name 
 BaseModel = Annotated[str | None, Option("--base_model", help=BASE_MODEL_HELP)]
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
+Prefix = Annotated[
+    str, Option("--id_prefix", help="what each id begins with, such as camera1/, where names repeat")
+]
+Clash = Annotated[
+    OnClash,
+    Option("--on_clash", help="about an id that the gallery has for another image; replace: encode this one"),
+]
 ShardSize = Annotated[int, Option("--shard_size", help="images in a file", min=1)]
 BatchSize = Annotated[int, Option("--batch_size", help="images encoded together", min=1)]
 Workers = Annotated[int, Option("--workers", help="threads that read images", min=1)]
@@ -39,6 +47,7 @@ def build(
     images: Images,
     model: Model,
     path: Directory,
+    rules: FolderRules,
     tokens: Annotated[
         Literal["float16", "float32", "none"],
         Option(help="the type of the stored image tokens; none: computed again for each search"),
@@ -46,6 +55,8 @@ def build(
     thumbnail_size: Annotated[
         int | None, Option(help="keep small copies, this many pixels wide or high at most", min=1)
     ] = None,
+    id_prefix: Prefix = "",
+    on_clash: Clash = "error",
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
@@ -65,6 +76,9 @@ def build(
         path,
         tokens=None if tokens == "none" else tokens,
         thumbnail_size=thumbnail_size,
+        rules=rules,
+        id_prefix=id_prefix,
+        on_clash=on_clash,
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,
@@ -79,14 +93,17 @@ def append(
     images: Images,
     model: Model,
     path: Directory,
+    rules: FolderRules,
+    id_prefix: Prefix = "",
+    on_clash: Clash = "error",
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
     base_model: BaseModel = None,
 ) -> CommandResult:
-    """Encodes the images whose ids a gallery lacks.
+    """Encodes the images that a gallery lacks.
 
-    tpas gallery append more_images --model demo_start --path gallery
+    tpas gallery append more_images --model demo_start --path gallery --id_prefix more/
     """
     with quick_imports():
         from ..search.gallery import Gallery
@@ -94,7 +111,8 @@ def append(
     encoders, accelerator = load_encoders(model, base_model)
     gallery = Gallery.open(path, *encoders)
     work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
-    gallery.append(images, **work, accelerator=accelerator)
+    ids = {"rules": rules, "id_prefix": id_prefix, "on_clash": on_clash}
+    gallery.append(images, **ids, **work, accelerator=accelerator)
     accelerator.end_training()
     return description(gallery.stored)
 

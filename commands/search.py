@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from ..data.image_folders import FolderRules, printable
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
 from ..sca import Confidence
 from ..search.arguments import BASE_MODEL_HELP
@@ -33,6 +34,7 @@ app = CommandLine("tpas search", __doc__)
 @app.command()
 def search(
     folder: Annotated[Path, Argument(help="images, or a gallery that `tpas gallery build` made")],
+    rules: FolderRules,
     texts: Annotated[
         list[str] | None,
         Argument(help="what to look for, each text in quotes; - reads the standard input, a text a line"),
@@ -92,6 +94,8 @@ def search(
     is_gallery = (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
+    if rules.exclude and is_gallery:
+        raise WrongUsage(f"--exclude is for a folder of images, and {folder} is a gallery, built without it")
     check_index(index)
     matching_dtype: MatchingDtype = "bfloat16" if bf16 else "float32"
     if cascade:
@@ -111,11 +115,13 @@ def search(
             network,
             processor,
             images_root=images_root,
+            follow_links=rules.follow_links,
             index=index,
             matching_dtype=matching_dtype,
         )
     else:
-        gallery = open_folder(folder, network, processor, index=index, matching_dtype=matching_dtype)
+        opened_as = {"index": index, "matching_dtype": matching_dtype}
+        gallery = open_folder(folder, network, processor, rules=rules, **opened_as)
     if not len(gallery):
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
     answers = gallery.search(
@@ -185,11 +191,6 @@ def table(hits: Sequence["SearchHit"]) -> str:
         image = printable(str(hit.path or hit.id))
         lines.append(f"{hit.rank:>4} {score:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}{before}  {image}")
     return "\n".join(lines)
-
-
-def printable(name: str) -> str:
-    """The name on one line, and with nothing in it that a terminal would obey."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

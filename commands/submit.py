@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments
 from ..evaluation.stages import Stage
@@ -35,6 +36,7 @@ def submit(
         Path, Argument(metavar="TEST_SET", help="the folder with the query file and gallery/")
     ],
     ranking: RankingArguments,
+    rules: FolderRules,
     model: Annotated[
         str | None, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
     ] = None,
@@ -65,7 +67,7 @@ def submit(
         raise WrongUsage("--stage fused needs a --fusion_weight above 0")
     from ..data.challenge import read_challenge
 
-    challenge = read_challenge(test_set)
+    challenge = read_challenge(test_set, rules)
     if validate is not None:
         return check(validate, challenge)
     assert output is not None  # as checked above, and one of the two below

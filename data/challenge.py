@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from .annotation_fields import has_a_word
-from .image_files import images_in
+from .image_folders import FolderRules, list_images
 from .text_files import decoded, lines_of, read_text
 from .whole_files import replacing, write_text
 
@@ -59,8 +59,8 @@ class Challenge:
     images: dict[str, Path]
 
 
-def read_challenge(folder: Path) -> Challenge:
-    """Reads a test set.
+def read_challenge(folder: Path, rules: FolderRules | None = None) -> Challenge:
+    """Reads a test set; `rules` say what of the gallery's folder is taken, `None`: the defaults.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, and the line, that is missing or wrong.
@@ -74,11 +74,11 @@ def read_challenge(folder: Path) -> Challenge:
     query_ids = list(captions)
     if (folder / ORDER_FILE).is_file():
         query_ids = _read_order(folder / ORDER_FILE, captions, query_file)
-    return Challenge(query_ids, [captions[query_id] for query_id in query_ids], read_gallery(folder))
+    return Challenge(query_ids, [captions[query_id] for query_id in query_ids], read_gallery(folder, rules))
 
 
-def read_gallery(folder: Path) -> dict[str, Path]:
-    """The images of a test set, by their names without suffix.
+def read_gallery(folder: Path, rules: FolderRules | None = None) -> dict[str, Path]:
+    """The images of a test set, by their names without suffix; what else is there is counted in the log.
 
     Raises:
         FileNotFoundError, ValueError: no gallery, no image in it, or two of one name.
@@ -87,14 +87,17 @@ def read_gallery(folder: Path) -> dict[str, Path]:
     if not gallery.is_dir():
         raise FileNotFoundError(f"{folder}: no folder {GALLERY}/ in it: unpack the gallery there")
     images: dict[str, Path] = {}
-    for path in (gallery / name for name in images_in(gallery)):
+    content = list_images(gallery, rules)
+    for path in (gallery / name for name in content.images):
         if path.stem in images:
             raise ValueError(f"{path}: the name {path.stem!r} is that of {images[path.stem]} as well")
         if path.stem.split() != [path.stem]:
             raise ValueError(f"{path}: a name with a space in it cannot stand in an answer file")
         images[path.stem] = path
     if len(images) < ANSWERS:
-        raise ValueError(f"{gallery}: {len(images)} images, but an answer names {ANSWERS}")
+        why = f"; {content.left_out.line()}" if content.left_out else ""
+        raise ValueError(f"{gallery}: {len(images)} images, but an answer names {ANSWERS}{why}")
+    content.left_out.report(gallery)
     return images
 
 

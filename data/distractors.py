@@ -1,19 +1,24 @@
 """Images to add to a benchmark's gallery, from a folder or a list of files."""
 
-import hashlib
 import logging
+import os
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from .image_files import images_in
+from .image_files import file_inside
+from .image_folders import FolderRules, list_images
 from .pab_images import image_path
 from .text_files import lines_of, read_text
+from .whole_files import file_checksum
 
 logger = logging.getLogger(__name__)
 
 
-def images_listed(listing: Path) -> list[Path]:
+def images_listed(listing: Path, follow_links: bool = True) -> list[Path]:
     """The images that a text file names, one path a line, relative to the file's own folder.
+
+    Args:
+        follow_links: see `file_inside`.
 
     Raises:
         ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
@@ -24,9 +29,11 @@ def images_listed(listing: Path) -> list[Path]:
         if not line.strip():
             continue
         name, where = line.strip(), f"{listing}, line {number}"
-        path = (folder / name).resolve()
-        if PurePosixPath(name).is_absolute() or not path.is_relative_to(folder):
-            raise ValueError(f"{where}: {name!r} leaves {folder}: give paths below the list's own folder")
+        path = Path(os.path.normpath(folder / name))
+        try:
+            file_inside(folder, name, follow_links)
+        except ValueError as error:
+            raise ValueError(f"{where}: {name!r}: {error}; give paths below the list's own folder") from error
         if path in lines:
             raise ValueError(f"{where}: {name!r} is the image of line {lines[path]} again")
         if not path.is_file():
@@ -37,7 +44,9 @@ def images_listed(listing: Path) -> list[Path]:
     return list(lines)
 
 
-def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> dict[str, Path]:
+def find_distractors(
+    source: Path, root: Path, gallery_ids: Iterable[str], rules: FolderRules | None = None
+) -> dict[str, Path]:
     """Images to add to a benchmark's gallery: gallery id to file.
 
     An id is the path relative to the root, or where the file lies outside of it, relative to the parent of
@@ -48,37 +57,42 @@ def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> di
     Args:
         source: a folder, searched with all folders below, or a text file; see `images_listed`.
         gallery_ids: the benchmark's own images, relative to the root.
+        rules: what of a folder is taken; `None`: the defaults. What else it holds is counted in the log.
 
     Raises:
         FileNotFoundError, ValueError: no such source, no image in it, or an id that is taken.
     """
+    rules = rules or FolderRules()
+    folder = source if source.is_dir() else source.parent
+    folder = folder.resolve()
     if source.is_dir():
-        found = [source / name for name in images_in(source)]
+        content = list_images(folder, rules)
+        found = [folder / name for name in content.images]
         if not found:
-            raise FileNotFoundError(f"{source}: no image in it")
+            raise FileNotFoundError(f"{source}: no image in it. {content.left_out.line()}".removesuffix(". "))
+        content.left_out.report(source)
     elif source.is_file():
-        found = images_listed(source)
+        found = images_listed(source, rules.follow_links)
     else:
         raise FileNotFoundError(f"{source}: neither a folder of images nor a list of them")
     root = root.resolve()
-    base = (source if source.is_dir() else source.resolve().parent).resolve().parent
 
     own = {path for gallery_id in gallery_ids if (path := image_path(root, gallery_id)).is_file()}
     own_names = set(gallery_ids)
     by_size: dict[int, list[Path]] = {}
     for path in own:
         by_size.setdefault(path.stat().st_size, []).append(path)
-    digests: dict[int, set[bytes]] = {}  # by size, only of sizes that a distractor has as well
+    digests: dict[int, set[str]] = {}  # by size, only of sizes that a distractor has as well
     distractors: dict[str, Path] = {}
     copies = 0
-    for path in (path.resolve() for path in found):
+    for path in found:
         size = path.stat().st_size
         if size in by_size and size not in digests:
-            digests[size] = {_content(other) for other in by_size[size]}
-        if path in own or (size in digests and _content(path) in digests[size]):
+            digests[size] = {file_checksum(other) for other in by_size[size]}
+        if path.resolve() in own or (size in digests and file_checksum(path) in digests[size]):
             copies += 1
             continue
-        gallery_id = path.relative_to(root if path.is_relative_to(root) else base).as_posix()
+        gallery_id = path.relative_to(root if path.is_relative_to(root) else folder.parent).as_posix()
         if gallery_id in own_names or gallery_id in distractors:
             raise ValueError(
                 f"{path}: the gallery has another image named {gallery_id!r}: rename the distractors' folder"
@@ -87,8 +101,3 @@ def find_distractors(source: Path, root: Path, gallery_ids: Iterable[str]) -> di
     if copies:
         logger.info("%d of %d distractors are in the gallery already and left out", copies, len(found))
     return distractors
-
-
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").digest()

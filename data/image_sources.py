@@ -1,21 +1,22 @@
 """Where a gallery's images come from: a folder, a `datasets.Dataset`, or pairs of an id and an image."""
 
+import hashlib
 import io
-import logging
 import os
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageFile
 
 from ..processing_tpas import load_image, upright_rgb
-from .image_files import image_suffixes, images_in, load_inside
-
-logger = logging.getLogger(__name__)
+from .image_files import image_suffixes, load_inside
+from .image_folders import FolderRules, LeftOut, list_images, no_images
+from .whole_files import file_checksum
 
 PAIRS = "pairs (id, image), such as [(path.name, path) for path in files]"
 
@@ -28,12 +29,28 @@ class SourceImage:
         id: its name in the gallery.
         load: reads it as upright RGB; raises OSError or ValueError where that fails.
         root, path: the file is `root`/`path`, `path` in POSIX form; None where it is no file.
+        encoded: the content of a file that is in memory.
     """
 
     id: str
     load: Callable[[], Image.Image]
     root: str | None = None
     path: str | None = None
+    encoded: bytes | None = field(default=None, repr=False)
+
+    @property
+    def file(self) -> Path | None:
+        return None if self.root is None or self.path is None else Path(self.root, self.path)
+
+    def content(self) -> str | None:
+        """What stands for the file's content, wherever it lies; None for an image that is no file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if self.encoded is not None:
+            return hashlib.blake2b(self.encoded, digest_size=16).hexdigest()
+        return None if self.file is None else file_checksum(self.file)
 
     def until_read(self) -> "SourceImage":
         """The same, to be read later, when what it comes from may have gone on to the next."""
@@ -48,7 +65,30 @@ class _OpenedImage(SourceImage):
         return SourceImage(self.id, partial(upright_rgb, _kept_until_read(self.image), self.id))
 
 
-def find_images(images: Any, id_column: str | None = None) -> Iterable[SourceImage]:
+class FolderImages(list[SourceImage]):
+    """The images of a folder, and what else it holds."""
+
+    def __init__(self, images: Iterable[SourceImage], left_out: LeftOut):
+        super().__init__(images)
+        self.left_out = left_out
+
+
+def file_state(file: Path) -> list[int]:
+    """What changes whenever a file does, whatever its time of change is set to, without reading it.
+
+    Size, time of change and time of change of the entry, in nanoseconds, and the entry's number: a copy or a
+    file that was moved has the same content and other times. Zeros where there is no file.
+    """
+    try:
+        status = file.stat()
+    except OSError:  # gone since it was listed, a link to itself: whoever reads it will name it
+        return [0, 0, 0, 0]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def find_images(
+    images: Any, id_column: str | None = None, rules: FolderRules | None = None, id_prefix: str = ""
+) -> Iterable[SourceImage]:
     """The images of `images`, in a fixed order; with a length where it is known.
 
     Args:
@@ -56,45 +96,54 @@ def find_images(images: Any, id_column: str | None = None) -> Iterable[SourceIma
             column; an iterable of (id, image), the image a path or a `PIL.Image.Image`; or a list of
             [`SourceImage`], which is returned as it is.
         id_column: the dataset's column of ids; `None`: the row numbers.
+        rules: what of a folder is taken; `None`: the defaults.
+        id_prefix: what each id begins with, such as "camera1/", so that sources of equal names can share a
+            gallery.
 
     Raises:
         NotADirectoryError, ValueError, TypeError: it is none of these.
     """
-    if isinstance(images, str | Path):
-        return _in_folder(Path(images))
-    if hasattr(images, "features"):
-        return _DatasetImages(images, id_column)
     if isinstance(images, list) and all(isinstance(image, SourceImage) for image in images):
         return images
+    if isinstance(images, str | Path):
+        return _in_folder(Path(images), rules, id_prefix)
+    if hasattr(images, "features"):
+        return _Prefixed(_DatasetImages(images, id_column), id_prefix)
     if isinstance(images, Iterable):
-        return _NamedImages(images)
+        return _Prefixed(_NamedImages(images), id_prefix)
     raise TypeError(f"images must be a folder, a datasets.Dataset or {PAIRS}, got {type(images)}")
 
 
-def _in_folder(folder: Path) -> list[SourceImage]:
+def _in_folder(folder: Path, rules: FolderRules | None, id_prefix: str) -> FolderImages:
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder of images")
-    root = Path(os.path.realpath(folder))
-    images = []
-    for path in images_in(root):
-        target = Path(os.path.realpath(root / path))
-        if not target.is_relative_to(root):
-            logger.warning("left out %s: it leads out of the folder, to %s", path, target)
-        elif not _is_unicode(path):
-            logger.warning("left out %r: its name is not UTF-8", path)
-        else:
-            images.append(SourceImage(path, partial(load_inside, str(root), path), str(root), path))
-    if not images:
-        raise ValueError(f"{folder} holds no images ({', '.join(sorted(image_suffixes()))})")
-    return images
+    root = os.path.realpath(folder)
+    content = list_images(folder, rules)
+    if not content.images:
+        raise ValueError(no_images(folder, content.left_out, image_suffixes()))
+    return FolderImages(
+        (
+            SourceImage(id_prefix + path, partial(load_inside, root, path), root, path)
+            for path in content.images
+        ),
+        content.left_out,
+    )
 
 
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+@dataclass(frozen=True)
+class _Prefixed:
+    images: "_DatasetImages | _NamedImages"
+    id_prefix: str
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.images)
+
+    def __iter__(self) -> Iterator[SourceImage]:
+        if not self.id_prefix:
+            yield from self.images  # under no other reference, so that an image goes once it was read
+            return
+        for image in self.images:
+            yield replace(image, id=self.id_prefix + image.id)
 
 
 class _DatasetImages:
@@ -120,7 +169,8 @@ class _DatasetImages:
             name = str(number) if self.id_column is None else str(row[self.id_column])
             image = row[self.column]
             if image is not None and image["bytes"] is not None:
-                yield SourceImage(name, partial(load_image, _NamedBytes(image["bytes"], name)))
+                encoded = image["bytes"]
+                yield SourceImage(name, partial(load_image, _NamedBytes(encoded, name)), encoded=encoded)
             elif image is not None and image["path"] is not None:
                 yield _image_file(name, Path(image["path"]))
             else:

@@ -4,9 +4,7 @@ The releases (github.com/Shuyu-XJTU/CMP, its workshop edition, the challenge's) 
 in the fields of a row and in the images' format; `ANNOTATION_FILES` and `_pairs` are where that ends.
 """
 
-import codecs
 import hashlib
-import io
 import json
 import logging
 import re
@@ -19,7 +17,7 @@ from datasets import Dataset, Features, NamedSplit, Value
 from datasets.exceptions import DatasetGenerationError
 
 from .annotation_fields import WeatherSplit, has_a_word, relative_path
-from .text_files import decoded
+from .json_records import json_records
 
 logger = logging.getLogger(__name__)
 
@@ -140,66 +138,12 @@ def open_annotations(
 def _all_pairs(files: Iterable[tuple[str, Path]]) -> Iterator[dict[str, Any]]:
     empty = True
     for name, path in files:
-        for line, record in _records(name, path):
+        for line, record in json_records(name, path):
             for pair in _pairs(record, name, line):
                 empty = False
                 yield pair
     if empty:
         raise ValueError(f"no pair in {', '.join(name for name, _ in files)}: the files are empty")
-
-
-def _records(name: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """(line, value) of a file of JSON Lines, read line by line, or of one JSON array, read whole."""
-    with path.open("rb") as stream:
-        start = stream.read(1024)
-        of_two_bytes = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        if of_two_bytes or start.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
-            text = decoded(path.read_bytes(), name)
-            if text.lstrip().startswith("["):
-                yield from _array_items(name, text)
-                return
-            stream = io.BytesIO(text.encode())
-        stream.seek(0)
-        for line, content in enumerate(stream, start=1):
-            text = decoded(content, name, line)
-            try:
-                record = json.loads(text) if text.strip() else None
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{name}, line {line}: not a line of JSON: {error}") from None
-            if text.strip():
-                yield line, record
-
-
-def _array_items(name: str, text: str) -> Iterator[tuple[int, Any]]:
-    """(line where it begins, value) of each item. `json.loads` would not say where an item begins."""
-    decode = json.JSONDecoder().raw_decode
-    position = _after_blanks(text, text.index("[") + 1)
-    line, counted = 1, 0
-    if text[position : position + 1] == "]" and not text[position + 1 :].strip():
-        return
-    while True:
-        line += text.count("\n", counted, position)
-        counted = position
-        try:
-            item, position = decode(text, position)
-        except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", line)
-            raise ValueError(f"{name}, line {line}: the JSON array is broken: {error}") from None
-        yield line, item
-        position = _after_blanks(text, position)
-        if text[position : position + 1] == ",":
-            position = _after_blanks(text, position + 1)
-        elif text[position:].rstrip() == "]":
-            return
-        else:
-            line += text.count("\n", counted, position)
-            raise ValueError(f"{name}, line {line}: the JSON array is broken: expected ',' or a final ']'")
-
-
-def _after_blanks(text: str, position: int) -> int:
-    found = re.compile(r"[ \t\n\r]*").match(text, position)
-    assert found is not None  # it also matches nothing
-    return found.end()
 
 
 def _pairs(record: Any, file: str, line: int) -> Iterator[dict[str, Any]]:

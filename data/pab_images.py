@@ -6,9 +6,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..processing_tpas import load_image
 from .annotation_fields import relative_path
-from .image_files import file_inside
+from .image_files import file_inside, load_file
 
 SUFFIXES = (".jpg", ".webp", ".png")  # of PAB's releases
 
@@ -19,6 +18,7 @@ class ImageFiles(Sequence[Image.Image]):
     Args:
         annotated_at: where each path is written, such as "attr.json, line 3", for the message of an error.
         elsewhere: the files of those that do not lie under the root.
+        follow_links: see `image_path`.
     """
 
     def __init__(
@@ -27,11 +27,13 @@ class ImageFiles(Sequence[Image.Image]):
         images: Sequence[str],
         annotated_at: Mapping[str, str] | None = None,
         elsewhere: Mapping[str, Path] | None = None,
+        follow_links: bool = True,
     ):
         self.root = root
         self.images = images
         self.annotated_at = annotated_at or {}
         self.elsewhere = elsewhere or {}
+        self.follow_links = follow_links
 
     def __len__(self) -> int:
         return len(self.images)
@@ -39,20 +41,23 @@ class ImageFiles(Sequence[Image.Image]):
     def __getitem__(self, index: int) -> Image.Image:
         image = self.images[index]
         if image in self.elsewhere:
-            return load_image(self.elsewhere[image])
-        return open_image(self.root, image, self.annotated_at.get(image, image))
+            return load_file(self.elsewhere[image])
+        return open_image(self.root, image, self.annotated_at.get(image, image), self.follow_links)
 
 
-def open_image(root: Path, image: str, place: str) -> Image.Image:
-    """The image at the relative path `image`.
+def open_image(root: Path, image: str, place: str, follow_links: bool = True) -> Image.Image:
+    """The image at the relative path `image`; see `image_path`.
 
     Raises:
-        FileNotFoundError, ValueError: it is missing, or cannot be read; both begin with `place`.
+        FileNotFoundError, PermissionError, ValueError: it is missing, may not or cannot be read; all begin
+            with `place`.
     """
     try:
-        return load_image(image_path(root, image))
+        return load_file(image_path(root, image, follow_links))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{place}: {error}") from error
+    except PermissionError as error:
+        raise PermissionError(f"{place}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
@@ -70,8 +75,11 @@ def _other_places(path: Path) -> Iterator[Path]:
             yield folder / part / nested / inner
 
 
-def image_path(root: str | Path, image: str) -> Path:
-    """The file of a row's `image` or `hard_i`, always inside `root`, whether it exists or not.
+def image_path(root: str | Path, image: str, follow_links: bool = True) -> Path:
+    """The file of a row's `image` or `hard_i`, whether it exists or not.
+
+    What the row says cannot leave `root`. A link that lies there is followed, be it out of `root`: so are
+    the files of a Hub snapshot links, and folders of other disks.
 
     Both layouts of PAB are known, under either's annotations: the flat one, `train/imgs_9/goal/0.jpg`, and
     that of its downloads, `Part 2/imgs_9/imgs_9/goal/0.jpg`, whose annotations say `imgs_9/goal/0.jpg`.
@@ -79,8 +87,12 @@ def image_path(root: str | Path, image: str) -> Path:
     The challenge's release packs images as .webp under annotations that say .jpg: where the named file is not
     there, but exactly one of the same stem and another of PAB's suffixes (.jpg, .webp, .png), it is that one.
 
+    Args:
+        follow_links: otherwise a link that leads out of `root` is refused.
+
     Raises:
-        ValueError: an absolute path, one with "..", or a link that leads out of `root`.
+        ValueError: an absolute path, one with "..", or such a link.
+        PermissionError: a folder on the way may not be read.
     """
     path = Path(relative_path(image, "image_path"))
     for place in (path, *_other_places(path)):
@@ -92,7 +104,7 @@ def image_path(root: str | Path, image: str) -> Path:
             path = others[0]
             break
     try:
-        return file_inside(root, path)
+        return file_inside(root, path, follow_links)
     except ValueError as error:
         raise ValueError(
             f"the image path {image!r}: {error}: give the folder where the images are as root, and that of "

@@ -7,6 +7,7 @@ Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which onl
 """
 
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -33,6 +34,45 @@ def check_place(path: Path) -> None:
         raise type(error)(f"no place for {path}: {error}") from error
     if not os.access(path.parent, os.W_OK):
         raise PermissionError(f"no place for {path}: its folder cannot be written to")
+
+
+def file_checksum(path: Path) -> str:
+    """32 hexadecimal digits that stand for a file's content."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def is_denied(path: Path) -> bool:
+    """Whether there is a file or folder that this user may not read. Libraries' errors do not tell: that of
+    safetensors says that there is none."""
+    try:
+        return path.exists() and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+    except PermissionError:  # of a folder above
+        return True
+
+
+def check_readable(folder: Path) -> None:
+    """Raises PermissionError, with the way out, for a folder or a file in it that this user may not read."""
+    for path in (folder, *(() if is_denied(folder) or not folder.is_dir() else folder.iterdir())):
+        if is_denied(path):
+            raise PermissionError(denial(path))
+
+
+def denial(path: str | Path) -> str:
+    """What to say of a file or folder that this user may not read, with the way out."""
+    return (
+        f"{path} may not be read by this user: its owner can allow it, by chmod -R a+rX {path}, and by chmod "
+        "a+x on the folders above"
+    )
+
+
+@contextmanager
+def explained_denial(path: str | Path) -> Iterator[None]:
+    """Says of a permission error which file it is about, and the way out."""
+    try:
+        yield
+    except PermissionError as error:
+        raise PermissionError(denial(path)) from error
 
 
 def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
@@ -70,7 +110,7 @@ def put_in_place(unfinished: Path, path: Path, *, durable: bool = False) -> None
     [`recover`] takes it if the process is killed in between.
     """
     written = [unfinished, *unfinished.rglob("*")]
-    _open_by_umask([entry for entry in written if entry.is_file()], beside=unfinished.parent)
+    open_by_umask(unfinished)
     if durable:
         for entry in written:
             _flush(entry)
@@ -102,11 +142,16 @@ def _set_aside(path: Path) -> Path:
     return path.with_name(f".{path.name}.replaced")
 
 
-def _open_by_umask(files: list[Path], beside: Path) -> None:
-    """Gives files that only their owner may read, as safetensors writes them, the mode of other new files."""
+def open_by_umask(path: Path) -> None:
+    """Gives a file, or all in a folder, that the owner alone may read the mode of other new files.
+
+    safetensors writes such files, whatever the umask. What goes through [`replacing`] or [`put_in_place`]
+    needs no more; this is for what is written where the caller wants it.
+    """
+    files = [entry for entry in (path, *path.rglob("*")) if entry.is_file()]
     private = [file for file in files if file.stat().st_mode & 0o777 == 0o600]
     if private:
-        with tempfile.TemporaryDirectory(dir=beside) as folder:
+        with tempfile.TemporaryDirectory(dir=path if path.is_dir() else path.parent) as folder:
             usual = Path(folder) / "file"
             usual.touch()
             for file in private:

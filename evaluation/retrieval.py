@@ -94,6 +94,7 @@ def evaluate(
     k: Sequence[int] | None = None,
     annotated_at: Mapping[str, str] | None = None,
     elsewhere: Mapping[str, Path] | None = None,
+    follow_links: bool = True,
     accelerator: Accelerator | None = None,
 ) -> EvaluationResult:
     """Ranks the gallery for every query of the benchmark and measures each stage.
@@ -109,7 +110,7 @@ def evaluate(
         matcher, matcher_shortlist: see `rank_gallery`.
         batch_size, token_memory: see `rank_gallery`.
         k: cutoffs of Recall@k; `None`: those of 1, 5 and 10 that the gallery allows.
-        annotated_at, elsewhere: see `ImageFiles`.
+        annotated_at, elsewhere, follow_links: see `ImageFiles`.
 
     Raises:
         ValueError: for a k above the gallery's size, a shortlist, fusion weight or SCA setting out of range,
@@ -134,7 +135,7 @@ def evaluate(
         processor,
         benchmark.captions,
         benchmark.query_ids,
-        ImageFiles(root, gallery_ids, annotated_at, elsewhere),
+        ImageFiles(root, gallery_ids, annotated_at, elsewhere, follow_links),
         gallery_ids,
         shortlist=shortlist,
         matcher=matcher,

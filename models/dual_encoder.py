@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from ..data.whole_files import open_by_umask
 from ..modeling_tpas import TEMPERATURE_RANGE, Temperature
 from .interface import Features
 
@@ -106,6 +107,7 @@ class DualEncoder(nn.Module):
         """See `RetrievalModel`."""
         self.keep_temperature()
         self.network.save_pretrained(folder)
+        open_by_umask(Path(folder))
 
     def activation_checkpointing_enable(self, settings: dict[str, Any]) -> None:
         """Recomputes activations going backwards; as `PreTrainedModel` has it.

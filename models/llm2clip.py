@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, LlamaModel
 
+from ..data.whole_files import open_by_umask
 from .baselines_extra import import_from_baselines
 from .checkpoint_conversion import read_checkpoint
 from .dual_encoder import DualEncoder
@@ -126,6 +127,7 @@ class LLM2CLIPEncoder(DualEncoder):
         }
         save_file(weights, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(self.sources, indent=2), encoding="utf-8")
+        open_by_umask(folder)
 
     def activation_checkpointing_enable(self, settings: dict[str, Any]) -> None:
         """Recomputes the tower's activations going backwards."""

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..data.whole_files import check_readable
+
 # What only some models need is imported where one of these is loaded.
 if TYPE_CHECKING:
     from ..modeling_tpas import TPASModel
@@ -68,7 +70,7 @@ def load_model(
         base_model: of an adapter: where its base lies now, if not where it was trained.
 
     Raises:
-        OSError: it is not there.
+        OSError: it is not there, or this user may not read it.
         ValueError: it is no retrieval model, needs code that is not trusted or not pinned, or a package that
             is not installed; or an adapter's base has other weights than those it was trained over.
     """
@@ -109,6 +111,8 @@ def _adapted(
     base_model: str | None,
 ) -> "tuple[RetrievalModel, RetrievalProcessor]":
     """What `load` makes of a whole model, in evaluation mode; for an adapter, of its base, and merged."""
+    kind, _, place = name.partition(":")
+    check_readable(Path(place if kind in KINDS else name))
     if not is_adapter(name):
         if base_model is not None:
             raise ValueError(f"--base_model {base_model} is for adapters, and {name} is none")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from ..configuration_tpas import number_if_square
+from ..data.whole_files import open_by_umask
 from ..processing_tpas import check_captions
 from .baselines_extra import import_from_baselines
 from .dual_encoder import ATTENTION_LAYERS, DualEncoder
@@ -63,6 +64,7 @@ class OpenClipEncoder(DualEncoder):
         save_file(weights, folder / WEIGHTS_FILE)
         config = {"model_cfg": self.model_config, "preprocess_cfg": self.network.visual.preprocess_cfg}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
+        open_by_umask(folder)
 
     def activation_checkpointing_enable(self, settings: dict[str, Any]) -> None:
         """Recomputes activations going backwards."""

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,18 +10,21 @@ from functools import cached_property
 from itertools import chain, islice
 from operator import length_hint
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.image_sources import SourceImage
+from ..data.image_folders import LeftOut
+from ..data.image_sources import FolderImages, SourceImage, file_state
+from ..data.whole_files import file_checksum
 from ..engine.encoding import collated, encode_images
 from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel
 from ..models.interface import Encoder
 from ..processing_tpas import TPASProcessor
+from .arguments import OnClash
 from .manifest import (
     SHARDS,
     GalleryError,
@@ -41,7 +44,7 @@ from .shards import (
     unlisted_shards,
     write_shard,
 )
-from .stored_gallery import StoredGallery
+from .stored_gallery import Record, StoredGallery, delete_images
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,11 +59,14 @@ class PreparedImage:
     Attributes:
         inputs: what the processor makes of it, by name, each (1, ...).
         thumbnail: JPEG, or None where none is kept.
+        content, state: as in `ShardRow`.
         root, path: as in `SourceImage`.
     """
 
     inputs: dict[str, Tensor]
     thumbnail: bytes | None
+    content: str | None
+    state: list[int] | None
     root: str | None
     path: str | None
 
@@ -72,29 +78,38 @@ def build_shards(
     directory: Path,
     settings: GallerySettings,
     *,
+    on_clash: OnClash,
     shard_size: int,
     batch_size: int,
     workers: int,
     accelerator: "Accelerator | None",
 ) -> None:
-    """Adds the images whose ids the gallery in `directory` lacks, and makes the gallery if there is none.
+    """Adds the images that the gallery in `directory` lacks, and makes the gallery if there is none.
 
     Which images share a shard, and a batch of the model, depends on their order alone: neither on the number
     of processes nor on where an earlier build was stopped. Every process of `accelerator` must call it, with
     the same images; each encodes every n-th shard.
 
     Raises:
-        GalleryError: the gallery was made otherwise, another build runs, or the disk failed.
+        GalleryError: the gallery was made otherwise, another build runs, the disk failed, or with the
+            `on_clash` "error" the gallery has another image of an id.
         ValueError: an id occurs twice.
     """
+    if on_clash not in get_args(OnClash):
+        raise ValueError(f"on_clash must be one of {get_args(OnClash)}, got {on_clash!r}")
     for name, value in (("shard_size", shard_size), ("batch_size", batch_size), ("workers", workers)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value!r}")
     processes, rank = (accelerator.num_processes, accelerator.process_index) if accelerator else (1, 0)
     expected = length_hint(images) or None
     with _shared_errors(processes):  # before there is a directory: the first may be no image at all
+        if on_clash == "replace":
+            images = list(images)
+        listed = images if isinstance(images, list) else None
         images = iter(images)
         images = chain(list(islice(images, 1)), images)
+        if rank == 0 and on_clash == "replace" and listed is not None:
+            _forget_others(directory, settings, listed)
     with ExitStack() as stack:
         plans = []
         with _shared_errors(processes):
@@ -104,6 +119,11 @@ def build_shards(
                     (directory / SHARDS).mkdir(exist_ok=True)
                     plans.append(_Plan.read(directory, settings))
         (plan,) = gathered(plans, processes)
+        with _shared_errors(processes):
+            if on_clash == "error" and listed is not None:  # not after hours of encoding
+                for image in listed[rank::processes]:
+                    plan.refuse_another(image)
+        compare = on_clash == "error" and listed is None
 
         progress = tqdm(
             desc="encoding images",
@@ -114,7 +134,7 @@ def build_shards(
         )
         encoder = _ShardEncoder(model, processor, directory, settings, batch_size, workers, progress)
         with _shared_errors(processes), progress, encoder, torch.inference_mode():
-            for number, shard in enumerate(_runs(plan.missing(images, progress), shard_size)):
+            for number, shard in enumerate(_runs(plan.missing(images, progress, compare), shard_size)):
                 if number % processes == rank:
                     encoder.encode(plan.first_shard + number, shard, plan.finished)
                 else:
@@ -123,7 +143,7 @@ def build_shards(
 
         if rank == 0 and plan.already:
             logger.info(
-                "%d images were not read: their ids are in the gallery %s already", plan.already, directory
+                "%d images are in the gallery %s already and were not encoded again", plan.already, directory
             )
         with _shared_errors(processes), explained_write_errors(directory):
             if rank == 0:
@@ -155,45 +175,127 @@ def _shared_errors(processes: int) -> Iterator[None]:
             raise GalleryError(f"another process stopped: {message}")
 
 
+def report_left_out(images: Iterable[SourceImage], stored: StoredGallery) -> None:
+    """Says in one line what of the images, and of the folder that they are from, is not in the gallery."""
+    left_out, unreadable, place = LeftOut(), stored.unreadable, str(stored.directory)
+    if isinstance(images, FolderImages):
+        left_out, place = images.left_out, images[0].root or place
+        unreadable = {image.id: unreadable[image.id] for image in images if image.id in unreadable}
+    left_out.with_unreadable(unreadable).report(place)
+
+
+def is_same(image: SourceImage, record: Record) -> bool | None:
+    """Whether an image is the one that a gallery's record is of; None where that cannot be told.
+
+    It is told by the file's content, wherever it lies now, which is not read where the file's state is the
+    recorded one. Early versions recorded neither: there the recorded file is read, if it is another one.
+    """
+    file = image.file
+    try:
+        if file is not None and record.get("state") == file_state(file):
+            return True
+        before = record.get("content")
+        if before is None:
+            if record["path"] is None:
+                return None
+            recorded = Path(record["root"] or "", record["path"])
+            if recorded == file:
+                return None
+            before = file_checksum(recorded)
+        now = image.content()
+    except OSError:
+        return None
+    return None if now is None else now == before
+
+
+def _forget_others(directory: Path, settings: GallerySettings, images: Sequence[SourceImage]) -> None:
+    """Deletes what the gallery has under the ids of other images."""
+    with builder_lock(directory):
+        plan = _Plan.read(directory, settings)
+        others = {image.id for image in images if plan.other(image) is not None}
+        for shard in {plan.finished[name][0] for name in others & plan.finished.keys()}:
+            shutil.rmtree(directory / SHARDS / shard)  # not listed yet, so all of it is encoded again
+    if stale := others - plan.finished.keys():
+        delete_images(directory, stale)
+
+
 @dataclass
 class _Plan:
     """What is done.
 
     Attributes:
-        known: hashes of the gallery's ids.
-        finished: ids of the shards that a killed build finished, unreadable images among them.
+        known: the gallery's rows by the hashes of their ids.
+        finished: by the ids of the shards that a killed build finished, the shard, and the image's record or
+            None of one that could not be read.
     """
 
+    directory: Path
     first_shard: int
-    known: set[int]
-    finished: set[str]
-    already: int = 0  # images met whose ids the manifest lists
+    known: dict[int, int]
+    finished: dict[str, tuple[str, Record | None]]
+    already: int = 0  # images met that the manifest lists
 
     @classmethod
     def read(cls, directory: Path, settings: GallerySettings) -> "_Plan":
         manifest = read_manifest(directory)
-        known = set()
+        known: dict[int, int] = {}
         if manifest is not None:
             settings.check_equal(manifest["settings"], directory)
             stored = StoredGallery(directory)
             _ = stored.embeddings  # checks their files, which hold the hashes too
-            known = set(stored.id_hashes.tolist())
-        finished = set()
+            known = {own: row for row, own in enumerate(stored.id_hashes.tolist())}
+        finished: dict[str, tuple[str, Record | None]] = {}
         first_shard = manifest["next_shard"] if manifest else 0
         for name in unlisted_shards(directory, manifest or new_manifest(settings)):
             shard, records = read_shard(directory, name)
             settings.check_equal(shard["settings"], directory)
-            finished |= {image["id"] for image in records["pictures"]} | records["unreadable"].keys()
-        return cls(first_shard, known, finished)
+            finished |= dict.fromkeys(records["unreadable"], (name, None))
+            finished |= {image["id"]: (name, image) for image in records["pictures"]}
+        return cls(directory, first_shard, known, finished)
 
-    def missing(self, images: Iterable[SourceImage], progress: tqdm) -> Iterator[SourceImage]:
-        """The images that the manifest does not list; those of finished shards too, which count."""
+    @cached_property
+    def stored(self) -> StoredGallery:
+        return StoredGallery(self.directory)
+
+    def other(self, image: SourceImage) -> Record | None:
+        """What there is under the image's id, if that is another image."""
+        row = self.known.get(id_hash(image.id))
+        record = self.finished.get(image.id, ("", None))[1] if row is None else self.stored.record(row)
+        return record if record is not None and is_same(image, record) is False else None
+
+    def refuse_another(self, image: SourceImage) -> None:
+        """Raises GalleryError, naming both and the ways out, if there is another image of the id."""
+        record = self.other(image)
+        if record is None:
+            return
+        there = "an image that was no file"
+        if record["path"] is not None:
+            there = str(Path(record["root"] or "", record["path"]))
+        here, again = str(image.file or "this one"), "--on_clash replace encodes it again, skip keeps what is"
+        if here == there:
+            raise GalleryError(
+                f"{here} was changed since it was encoded into the gallery {self.directory}: {again}"
+            )
+        prefix = f"{Path(image.root or '').name or 'NAME'}/"
+        raise GalleryError(
+            f"two images have the id {image.id!r}: {there} is in the gallery {self.directory}, and {here} is "
+            f"another: --id_prefix {prefix} makes other ids of what is added, {again}"
+        )
+
+    def missing(self, images: Iterable[SourceImage], progress: tqdm, compare: bool) -> Iterator[SourceImage]:
+        """The images that the manifest does not list; those of finished shards too, which count.
+
+        Args:
+            compare: raise GalleryError where another image has the id.
+        """
         seen = set()
         for image in images:
             key = id_hash(image.id)
             if key in seen:
                 raise ValueError(f"two images have the id {image.id!r}")
             seen.add(key)
+            if compare:
+                self.refuse_another(image)
             if key in self.known:
                 self.already += 1
                 progress.update()
@@ -242,7 +344,7 @@ class _ShardEncoder:
     def encoder(self) -> Encoder:
         return encoder_for(self.model)  # which copies the weights: not before there is an image
 
-    def encode(self, number: int, images: Iterator[SourceImage], finished: set[str]) -> None:
+    def encode(self, number: int, images: Iterator[SourceImage], finished: Container[str]) -> None:
         """Writes the shard of these images, without those that a killed build finished."""
         ids, rows, unreadable = [], [], {}
         for batch in self._ahead(images, finished):
@@ -260,8 +362,8 @@ class _ShardEncoder:
                 self._check_finite(list(prepared), embeds, tokens)
                 for place, (image_id, image) in enumerate(prepared.items()):
                     own = None if tokens is None else tokens[place]
-                    row = ShardRow(image_id, embeds[place], own, image.root, image.path, image.thumbnail)
-                    rows.append(row)
+                    file = image.root, image.path, image.thumbnail, image.content, image.state
+                    rows.append(ShardRow(image_id, embeds[place], own, *file))
             ids += batch
             self.progress.update(len(batch))
         if ids:
@@ -269,7 +371,7 @@ class _ShardEncoder:
                 write_shard(self.directory, shard_name(number, ids), self.settings, rows, unreadable)
 
     def _ahead(
-        self, images: Iterator[SourceImage], finished: set[str]
+        self, images: Iterator[SourceImage], finished: Container[str]
     ) -> Iterator[dict[str, Future[PreparedImage]]]:
         """Batches of images by id, while the threads already read the next one.
 
@@ -301,14 +403,18 @@ class _ShardEncoder:
             )
 
     def _prepare(self, image: SourceImage) -> PreparedImage:
-        loaded = image.load()
+        state = None if image.file is None else file_state(image.file)
+        loaded, content = image.load(), image.content()
+        if image.file is not None and file_state(image.file) != state:
+            content = state = None  # written to meanwhile: what was read cannot be told
         if self.settings.tokens is None and image.path is None:
             raise GalleryError(
                 f"image {image.id!r} is no file to compute its tokens from again: keep the tokens"
             )
         size = self.settings.thumbnail_size
         thumbnail = None if size is None else jpeg_thumbnail(loaded, size)
-        return PreparedImage(dict(self.processor(images=[loaded])), thumbnail, image.root, image.path)
+        inputs = dict(self.processor(images=[loaded]))
+        return PreparedImage(inputs, thumbnail, content, state, image.root, image.path)
 
 
 def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:
@@ -324,9 +430,3 @@ def _finish(directory: Path, settings: GallerySettings) -> None:
     for path in (directory / SHARDS).iterdir():
         if path.name not in listed:  # none of its images could be read
             shutil.rmtree(path)
-    if manifest["unreadable"]:
-        logger.warning(
-            "%d images could not be read and are not in the gallery %s",
-            len(manifest["unreadable"]),
-            directory,
-        )

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.whole_files import replacing, write_json
+from ..data.whole_files import denial, file_checksum, replacing, write_json
 from .exact_index import ExactIndex, rank_candidates
 from .manifest import (
     FAISS_DESCRIPTION,
@@ -22,7 +22,6 @@ from .manifest import (
     GalleryError,
     builder_lock,
     explained_write_errors,
-    file_checksum,
 )
 from .stored_gallery import StoredGallery, gather_rows
 
@@ -158,6 +157,8 @@ def open_faiss_index(stored: StoredGallery, exact: ExactIndex) -> FaissIndex:
         found = file_checksum(path)
     except FileNotFoundError:
         problem = f"the gallery {stored.directory} has no faiss index"
+    except PermissionError as error:
+        raise GalleryError(f"the gallery {denial(stored.directory)}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"{stored.directory / FAISS_DESCRIPTION} is damaged ({error!r})"
     else:

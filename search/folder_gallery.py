@@ -1,7 +1,7 @@
 """The gallery of a plain folder of images, kept beside it and brought up to date whenever it is asked for.
 
     IMAGES.gallery/<fingerprints>/     a model's and image processor's gallery, see `tpas.search.manifest`
-        files.json                       the encoded files' sizes and times of change
+        files.json                       the encoded files' states
 
 Where the folder beside cannot be written to, it is kept in the user's cache.
 """
@@ -13,18 +13,21 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..data.image_sources import find_images
-from ..data.whole_files import write_json
+from ..data.image_folders import FolderRules
+from ..data.image_sources import SourceImage, file_state, find_images
+from ..data.whole_files import denial, write_json
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..processing_tpas import TPASProcessor
+from .building import is_same, report_left_out
 from .gallery import Gallery
 from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors
 
 logger = logging.getLogger(__name__)
 
 RECORD = "files.json"
-FileStates = dict[str, list[int]]  # by id: size in bytes, time of change in nanoseconds
+# By id, as `file_state` says; early versions wrote the first two numbers alone.
+FileStates = dict[str, list[int]]
 
 
 def place_of_gallery(folder: Path) -> Path:
@@ -37,12 +40,24 @@ def place_of_gallery(folder: Path) -> Path:
     return cache / "tpas" / f"{folder.name}-{blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
 
 
-def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **opened_as: Any) -> Gallery:
+def open_folder(
+    folder: Path,
+    model: TPASModel,
+    processor: TPASProcessor,
+    *,
+    rules: FolderRules | None = None,
+    **opened_as: Any,
+) -> Gallery:
     """The gallery of the images that are in the folder now.
 
-    New images are encoded, changed ones again (seen by size and time of change), and those that are gone
-    are deleted. It may be killed at any time and goes on from there. `opened_as`: settings of `Gallery.open`
-    other than `images_root`.
+    New images are encoded, changed ones again, and those that are gone are deleted; what else the folder
+    holds is counted in the log. A file whose size, times or entry differ from what they were is read, and
+    encoded again if its content differs: a folder that was moved or copied with its gallery is not. It may be
+    killed at any time and goes on from there.
+
+    Args:
+        rules: what of the folder is taken; `None`: the defaults, see `Gallery.build`.
+        opened_as: settings of `Gallery.open` other than `images_root` and `follow_links`.
 
     Raises:
         NotADirectoryError, ValueError: there is no such folder, or no image in it.
@@ -50,39 +65,46 @@ def open_folder(folder: Path, model: TPASModel, processor: TPASProcessor, **open
     """
     fingerprints = f"{model_fingerprint(model)}-{image_fingerprint(model, processor)}"
     path = place_of_gallery(folder) / fingerprints
-    images = list(find_images(folder))
-    now = {image.id: _state(folder / image.id) for image in images}
+    rules = rules or FolderRules()
+    found = find_images(folder, rules=rules)
+    images = list(found)
+    now = {image.id: file_state(Path(image.root or "", image.path or "")) for image in images}
     then, finished = _read_record(path)
     if not (finished and then == now and (path / MANIFEST).exists()):
         if not finished:  # its shards may hold files as they were then
-            Gallery.build(model, processor, images, path)
-        kept = _without(path, {name for name, state in then.items() if now.get(name) != state})
+            Gallery.build(model, processor, images, path, on_clash="skip")
+        stale = {name for name, state in then.items() if now.get(name, [])[: len(state)] != state}
+        kept = _without(path, stale, {image.id: image for image in images})
         logger.info("%s: %d of %d images to encode", path, len(now.keys() - kept), len(now))
         path.mkdir(parents=True, exist_ok=True)
         _write_record(path, now, finished=False)
-        Gallery.build(model, processor, images, path)
+        Gallery.build(model, processor, images, path, on_clash="skip")
         _write_record(path, now, finished=True)
     # The folder may have been moved together with its gallery.
-    return Gallery.open(path, model, processor, images_root=os.path.realpath(folder), **opened_as)
+    root = os.path.realpath(folder)
+    opened_as |= {"images_root": root, "follow_links": rules.follow_links}
+    gallery = Gallery.open(path, model, processor, **opened_as)
+    report_left_out(found, gallery.stored)
+    return gallery
 
 
-def _without(path: Path, stale: set[str]) -> set[str]:
-    """Deletes images from a gallery, where there is one; returns the ids that are left."""
+def _without(path: Path, stale: set[str], images: dict[str, SourceImage]) -> set[str]:
+    """Deletes what is stale from a gallery, where there is one; returns the ids that are left.
+
+    Args:
+        stale: ids whose files are gone or may have changed.
+        images: those that are there now, by id.
+    """
     if not (path / MANIFEST).exists():
         return set()
     gallery = Gallery.open(path)
-    if gone := stale.intersection(gallery.ids):
+    there = stale.intersection(gallery.ids)
+    records = zip(there, map(gallery.stored.record, gallery.stored.rows_of(there)), strict=True)
+    same = {name for name, record in records if name in images and is_same(images[name], record)}
+    if gone := there - same:
         logger.info("%s: %d images are gone or were changed", path, len(gone))
         gallery.delete(gone)
     return set(gallery.ids)
-
-
-def _state(file: Path) -> list[int]:
-    try:
-        status = file.stat()
-    except OSError:  # gone since it was listed, a link to itself: whoever reads it will name it
-        return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
 
 
 def _read_record(path: Path) -> tuple[FileStates, bool]:
@@ -94,6 +116,8 @@ def _read_record(path: Path) -> tuple[FileStates, bool]:
     try:
         record = json.loads((path / RECORD).read_text(encoding="utf-8"))
         return dict(record["files"]), bool(record["finished"])
+    except PermissionError as error:
+        raise GalleryError(f"the gallery {denial(path)}") from error
     except FileNotFoundError:
         if (path / SHARDS).exists():
             raise GalleryError(f"{path / RECORD} is missing: remove {path}, it is made again") from None

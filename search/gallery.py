@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.image_files import load_inside
+from ..data.image_folders import FolderRules
 from ..data.image_sources import find_images
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
@@ -26,8 +26,8 @@ from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import Encoder, TextEncoder
 from ..processing_tpas import TPASProcessor, load_image
 from ..sca import Confidence, sca_rerank
-from .arguments import MatchingDtype, check_cascade, check_index
-from .building import build_shards
+from .arguments import MatchingDtype, OnClash, check_cascade, check_index
+from .building import build_shards, report_left_out
 from .explanation import Explanation, explain_tokens
 from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
@@ -64,6 +64,7 @@ class Gallery:
         index: str,
         images_root: str | None,
         matching_dtype: MatchingDtype = "float32",
+        follow_links: bool = True,
     ):
         self.stored = stored
         self.model = model
@@ -71,6 +72,7 @@ class Gallery:
         self.index = index
         self.images_root = images_root
         self.matching_dtype: MatchingDtype = matching_dtype
+        self.follow_links = follow_links
 
     @classmethod
     def build(
@@ -83,6 +85,9 @@ class Gallery:
         tokens: Literal["float16", "float32"] | None = "float16",
         thumbnail_size: int | None = None,
         id_column: str | None = None,
+        rules: FolderRules | None = None,
+        id_prefix: str = "",
+        on_clash: OnClash = "error",
         shard_size: int = 512,
         batch_size: int = 16,
         workers: int = 2,
@@ -90,19 +95,27 @@ class Gallery:
     ) -> "Gallery":
         """Encodes images into the directory `path`, and opens it.
 
-        It may be repeated at any time, with the same images or more: those whose ids are in the gallery are
-        not encoded again, nor are those that a killed build had finished. An image that cannot be read is
-        left out, and `unreadable` tells why. The model is put into evaluation mode and left in it; in
+        It may be repeated at any time, with the same images or more: those that are in the gallery are not
+        encoded again, nor are those that a killed build had finished. An image that cannot be read is
+        left out, and `unreadable` tells why; what else of a folder is not taken is counted in the log. The
+        model is put into evaluation mode and left in it; in
         fp32 on a CPU a `FastEncoder` takes its place, with its values to 1e-5.
 
         Args:
-            images: a folder (ids are relative paths; links that lead out of it are left out), a
-                `datasets.Dataset` with an Image column, or an iterable of (id, path or PIL image), which is
-                read a few images at a time; PIL images that were opened lazily stay so.
+            images: a folder (ids are relative paths), a `datasets.Dataset` with an Image column, or an
+                iterable of (id, path or PIL image), which is read a few images at a time; PIL images that
+                were opened lazily stay so.
             tokens: the type of the image tokens kept for re-ranking, 297 KB an image at full size in
                 "float16"; `None`: they are computed again from the files when a query needs them.
             thumbnail_size: the longest side in pixels of a small copy to keep of each image; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
+            rules: what of a folder is taken; `None`: also what links lead to, but nothing that
+                `DEFAULT_EXCLUDED` names.
+            id_prefix: what each id begins with, so that two sources with equal names can share a gallery.
+            on_clash: what to do about an image whose id the gallery has for another image: a file of other
+                content, wherever it lies. "error"; "skip": the gallery's stays; "replace": it is deleted, and
+                this one encoded. PIL images are not compared, nor what an early version encoded from files
+                that are gone: there the gallery's stays.
             shard_size: images in a shard. A kill loses what is done of one shard a process. A shard is one
                 of the files that the system maps for a process, of which Linux by default allows 65,530: 33
                 million images at 512. What a build keeps in memory, mostly tokens, grows with it.
@@ -114,6 +127,7 @@ class Gallery:
         Raises:
             GalleryError: the gallery there is another model's or has other settings, another process writes
                 to it, or the disk failed; what is there stays whole.
+                So it is where an id is that of another image.
             ValueError, TypeError: for a folder without images, items that are no such pairs, an id that
                 occurs twice, and a model whose adapter is not merged.
         """
@@ -121,20 +135,25 @@ class Gallery:
             raise ValueError(f"tokens must be 'float16', 'float32' or None, got {tokens!r}")
         if thumbnail_size is not None and thumbnail_size < 1:
             raise ValueError(f"thumbnail_size must be at least 1, got {thumbnail_size}")
+        found = find_images(images, id_column, rules, id_prefix)
         build_shards(
             model.eval(),
             processor,
-            find_images(images, id_column),
+            found,
             Path(path),
             GallerySettings(
                 model_fingerprint(model), tokens, thumbnail_size, image_fingerprint(model, processor)
             ),
+            on_clash=on_clash,
             shard_size=shard_size,
             batch_size=batch_size,
             workers=workers,
             accelerator=accelerator,
         )
-        return cls.open(path, model, processor)
+        gallery = cls.open(path, model, processor)
+        if found is not images and (accelerator is None or accelerator.is_main_process):
+            report_left_out(found, gallery.stored)  # who lists a folder's images reports of it as well
+        return gallery
 
     @classmethod
     def open(
@@ -145,6 +164,7 @@ class Gallery:
         *,
         index: str = "exact",
         images_root: str | Path | None = None,
+        follow_links: bool = True,
         matching_dtype: MatchingDtype = "float32",
     ) -> "Gallery":
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
@@ -159,6 +179,9 @@ class Gallery:
             images_root: the folder where the images lie now, if they were moved since: of a gallery of a
                 folder that folder; for files that were given one by one the folder that takes the place of
                 "/", so that /data/1.jpg is looked for at images_root/data/1.jpg.
+            follow_links: shows, and reads again, an image whose file is a link; otherwise only one inside the
+                folder of the images. What a gallery says of its files, which may have come from anybody,
+                cannot leave that folder by "..".
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of images whose scores are close
                 (`benchmarks/rerank.py`: what that does to Recall@1).
@@ -185,7 +208,7 @@ class Gallery:
             )
             own.check_equal(expected, stored.directory)
         root = None if images_root is None else str(images_root)
-        gallery = cls(stored, model, processor, check_index(index), root, matching_dtype)
+        gallery = cls(stored, model, processor, check_index(index), root, matching_dtype, follow_links)
         if index != "exact" and model is not None and len(stored):
             # As of this change: it may be renewed before the first search. Exact search would read it all.
             gallery._opened_index = open_index(index, stored)
@@ -213,7 +236,7 @@ class Gallery:
         self.stored.verify()
 
     def append(self, images: Any, **settings: Any) -> None:
-        """Encodes the images whose ids are new; `settings` are `build`'s that the gallery does not fix."""
+        """Encodes the images that are new; `settings` are `build`'s that the gallery does not fix."""
         model, processor = self._encoders()
         fixed = {"tokens": self.stored.settings.tokens, "thumbnail_size": self.stored.settings.thumbnail_size}
         self._reopen(Gallery.build(model, processor, images, self.path, **fixed, **settings).stored)
@@ -460,7 +483,7 @@ class Gallery:
         record = self.stored.record(row)
         root = self.images_root or record["root"] or ""
         path = None if record["path"] is None else Path(root, record["path"])
-        opened = partial(_image, self.stored, row, self.images_root)
+        opened = partial(_image, self.stored, row, self.images_root, self.follow_links)
         return {"id": record["id"], "row": row, "path": path, "_open": opened}
 
     @cached_property
@@ -494,7 +517,7 @@ class Gallery:
     def _tokens(self) -> ImageTokens:
         if self.stored.settings.tokens is not None:
             return ImageTokens(self.stored)
-        return RecomputedImageTokens(self.stored, *self._encoders(), self.images_root)
+        return RecomputedImageTokens(self.stored, *self._encoders(), self.images_root, self.follow_links)
 
     def _encoders(self) -> tuple[TPASModel, TPASProcessor]:
         if self.model is None or self.processor is None:
@@ -552,12 +575,11 @@ def _taken_by(before: Tensor, after: Tensor) -> list[int | None]:
     return [None if first == now else holders.get(first) for first, now in firsts]
 
 
-def _image(stored: StoredGallery, row: int, images_root: str | None) -> Image.Image:
+def _image(stored: StoredGallery, row: int, images_root: str | None, follow_links: bool) -> Image.Image:
     thumbnail = stored.thumbnail(row)
     if thumbnail is not None:
         return load_image(io.BytesIO(thumbnail))
-    record = stored.record(row)
-    root = images_root or record["root"]
-    if root is None or record["path"] is None:
-        raise FileNotFoundError(f"image {record['id']!r} was no file, and the gallery keeps no thumbnails")
-    return load_inside(root, record["path"])
+    if stored.record(row)["path"] is None:
+        name = stored.record(row)["id"]
+        raise FileNotFoundError(f"image {name!r} was no file, and the gallery keeps no thumbnails")
+    return stored.open_file(row, images_root, follow_links)

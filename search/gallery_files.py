@@ -5,13 +5,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from ..data.whole_files import denial, file_checksum, is_denied
 from .manifest import (
     FAISS_INDEX,
     MANIFEST,
     SHARDS,
     GalleryError,
     GallerySettings,
-    file_checksum,
     read_manifest,
 )
 
@@ -26,7 +26,7 @@ class GalleryFiles:
 
     Raises:
         FileNotFoundError: there is no gallery.
-        GalleryError: it is not finished, or a file is missing or of another length.
+        GalleryError: it is not finished, or a file is missing, of another length or not to be read.
     """
 
     def __init__(self, directory: str | Path):
@@ -108,6 +108,8 @@ class GalleryFiles:
             raise self._damaged(shard, file, "its checksum differs from the manifest's")
 
     def _damaged(self, shard: dict[str, Any], file: str, reason: object) -> GalleryError:
+        if is_denied(self._path(shard, file)):
+            return GalleryError(f"the gallery {denial(self.directory)}")
         # A deletion replaces shards under a gallery that was opened before.
         now = read_manifest(self.directory)
         if now is not None and shard["name"] not in {listed["name"] for listed in now["shards"]}:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.image_files import load_inside
 from ..engine.encoding import encode_images
 from ..engine.fastest import encoder_for
 from ..modeling_tpas import TPASModel
@@ -46,7 +45,7 @@ class RecomputedImageTokens(ImageTokens):
     """For a gallery without tokens: each image is read and encoded when it is asked for, and not kept.
 
     Args:
-        images_root: the folder where the images lie now, if they were moved.
+        images_root, follow_links: see `StoredGallery.open_file`.
     """
 
     def __init__(
@@ -55,12 +54,14 @@ class RecomputedImageTokens(ImageTokens):
         model: TPASModel,
         processor: TPASProcessor,
         images_root: str | None,
+        follow_links: bool = True,
         batch_size: int = 16,
     ):
         super().__init__(stored)
         self.model = model
         self.processor = processor
         self.images_root = images_root
+        self.follow_links = follow_links
         self.batch_size = batch_size
 
     @cached_property
@@ -88,14 +89,10 @@ class RecomputedImageTokens(ImageTokens):
         return list(tokens.numpy())
 
     def _load(self, row: int):
-        record = self.stored.record(row)
-        root, path = self.images_root or record["root"], record["path"]
-        if root is None or path is None:
-            raise GalleryError(f"image {record['id']!r} of {self.stored.directory} was no file")
         try:
-            return load_inside(root, path)
+            return self.stored.open_file(row, self.images_root, self.follow_links)
         except (OSError, ValueError) as error:
             raise GalleryError(
                 f"the gallery {self.stored.directory} holds no tokens, and to compute them image "
-                f"{record['id']!r} cannot be read: {error}"
+                f"{self.stored.record(row)['id']!r} cannot be read: {error}"
             ) from error

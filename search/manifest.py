@@ -4,7 +4,8 @@
     builder.lock                held by the one build that may write
     faiss.index  faiss.json     an approximate index of the embeddings, and what it was made from; optional
     shards/000003-5f0c2a91/     some hundred images, written beside and renamed
-        pictures.json         ids and files of the images, and what could not be read
+        pictures.json         ids and files of the images, what stands for the files' content, and what could
+                                not be read
         embeddings.safetensors  embeddings (n, D) fp32, id_hashes (n,) and token_checksums (n,) int64
         tokens.safetensors      tokens (n, 1+N, image width), fp16 or fp32; optional
         thumbnails.zip          0.jpg, 1.jpg, ...; optional
@@ -15,7 +16,6 @@ who opened the old one goes on reading the shards that it names.
 """
 
 import errno
-import hashlib
 import json
 import re
 import shutil
@@ -29,13 +29,13 @@ from uuid import uuid4
 import filelock
 from safetensors import SafetensorError
 
-from ..data.whole_files import UNFINISHED, write_json
+from ..data.image_folders import GALLERY_FILES, GALLERY_SHARDS
+from ..data.whole_files import UNFINISHED, denial, write_json
 
 FORMAT = 1
-MANIFEST = "gallery.json"
-LOCK = "builder.lock"
+MANIFEST, LOCK = GALLERY_FILES
 FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
-SHARDS = "shards"
+SHARDS = GALLERY_SHARDS
 SHARD = "shard.json"
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
 IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS = (
@@ -107,7 +107,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest, or None where there is none.
 
     Raises:
-        GalleryError: it is damaged, or of another format.
+        GalleryError: it may not be read, is damaged, or of another format.
     """
     path = directory / MANIFEST
     try:
@@ -127,6 +127,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
                     _check_keys(file, {"bytes", "blake2b"})
     except FileNotFoundError:
         return None
+    except PermissionError as error:
+        raise GalleryError(f"the gallery {denial(directory)}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise GalleryError(
             f"{path} is damaged ({error!r}): restore it, or build the gallery again"
@@ -205,8 +207,3 @@ def explained_write_errors(directory: Path) -> Iterator[None]:
             f"could not write to the gallery {directory} ({error}). What is there is whole; {remedy}, then "
             "do the same again and it goes on from there"
         ) from error
-
-
-def file_checksum(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

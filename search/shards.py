@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.whole_files import replacing
+from ..data.whole_files import denial, file_checksum, replacing
 from ..reranking.ranked_lists import tie_key
 from .manifest import (
     EMBEDDINGS,
@@ -28,7 +28,6 @@ from .manifest import (
     UNFINISHED,
     GalleryError,
     GallerySettings,
-    file_checksum,
     shard_number,
     write_manifest,
 )
@@ -43,6 +42,8 @@ class ShardRow:
         tokens: (1+N, image width) in the gallery's type, or None.
         root, path: its file, or None.
         thumbnail: JPEG, or None.
+        content: of `SourceImage.content` when it was encoded; None where it is no file, or was being changed.
+        state: the file's `file_state` then.
     """
 
     id: str
@@ -51,6 +52,15 @@ class ShardRow:
     root: str | None
     path: str | None
     thumbnail: bytes | None
+    content: str | None = None
+    state: list[int] | None = None
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What is kept of it beside the arrays; what is not known is left out."""
+        known = {"content": self.content, "state": self.state}
+        known = {name: value for name, value in known.items() if value is not None}
+        return {"id": self.id, "root": self.root, "path": self.path} | known
 
 
 def id_hash(image_id: str) -> int:
@@ -79,7 +89,7 @@ def write_shard(
     with replacing(directory / SHARDS / name, durable=True) as partial:
         partial.mkdir()
         images = {
-            "pictures": [{"id": row.id, "root": row.root, "path": row.path} for row in rows],
+            "pictures": [row.record for row in rows],
             "unreadable": unreadable,
         }
         (partial / IMAGES).write_text(json.dumps(images, indent=0) + "\n", encoding="utf-8")
@@ -117,6 +127,8 @@ def read_shard(directory: Path, name: str) -> tuple[dict[str, Any], dict[str, An
     try:
         contents = [json.loads((folder / file).read_text(encoding="utf-8")) for file in (SHARD, IMAGES)]
         return contents[0] | {"settings": GallerySettings.from_json(contents[0]["settings"])}, contents[1]
+    except PermissionError as error:
+        raise GalleryError(f"the gallery {denial(directory)}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise GalleryError(f"{folder} is damaged ({error!r}): remove it, and build again") from error
 

@@ -11,13 +11,15 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..data.image_files import load_inside
 from .gallery_files import GalleryFiles
 from .manifest import (
     EMBEDDINGS,
@@ -37,11 +39,16 @@ from .shards import ShardRow, id_hash, read_shard, shard_name, unlisted_shards, 
 
 
 class Record(TypedDict):
-    """An image of a gallery; its file is `root`/`path`, both None of an image that was no file."""
+    """An image of a gallery; its file is `root`/`path`, both None of an image that was no file.
+
+    `content` and `state` are as in `ShardRow`; galleries of early versions lack both.
+    """
 
     id: str
     root: str | None
     path: str | None
+    content: NotRequired[str]
+    state: NotRequired[list[int]]
 
 
 class StoredGallery(GalleryFiles):
@@ -102,6 +109,23 @@ class StoredGallery(GalleryFiles):
         """An image's `id`, `root` and `path`."""
         number, place = self._locate(row)
         return self._records(number)[place]
+
+    def open_file(self, row: int, images_root: str | None = None, follow_links: bool = True) -> Image.Image:
+        """The image itself, not its thumbnail.
+
+        Args:
+            images_root: the folder where the images lie now, if they were moved.
+            follow_links: see `file_inside`.
+
+        Raises:
+            FileNotFoundError: it was no file, or is gone.
+            ValueError, PermissionError: it cannot be read.
+        """
+        record = self.record(row)
+        root = images_root or record["root"]
+        if root is None or record["path"] is None:
+            raise FileNotFoundError(f"image {record['id']!r} of {self.directory} was no file")
+        return load_inside(root, record["path"], follow_links)
 
     def rows_of(self, ids: Collection[str]) -> list[int]:
         """The rows of images by their ids.
@@ -172,6 +196,8 @@ class StoredGallery(GalleryFiles):
             root=record["root"],
             path=record["path"],
             thumbnail=self.thumbnail(row),
+            content=record.get("content"),
+            state=record.get("state"),
         )
 
     def _locate(self, row: int) -> tuple[int, int]:

@@ -1,12 +1,14 @@
 """What is known about the images of a gallery beside themselves: behaviour, action, scene, a caption."""
 
 import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.json_records import json_records
+
+SUFFIXES = (".csv", ".json", ".jsonl")  # of annotation files in a folder
 BEHAVIOURS = ("normal", "anomaly")
 
 
@@ -20,29 +22,30 @@ class ImageLabel:
     caption: str | None = None
 
 
-def read_labels(path: Path) -> dict[str, ImageLabel]:
-    """The labels in a file, by the image's path as it is written there.
+def read_labels(paths: Path | Sequence[Path]) -> dict[str, ImageLabel]:
+    """The labels in a file, in several, or in all of a folder, by the image's path as it is written there.
 
-    It is one of PAB's annotation files (JSON Lines with `image`, `normal` or `anomaly`, `scene`, `caption`),
-    `datasets`' metadata.jsonl, or a .csv file with a header; the latter two name the image in `file_name`
-    and have columns `behaviour` ("normal" or "anomaly"), `action`, `scene`, `caption`, as far as known. Of
-    several lines about one image the first counts.
+    A file is one of PAB's annotation files (JSON Lines or one JSON array, of objects with `image`, `normal`
+    or `anomaly`, `scene`, `caption`), `datasets`' metadata.jsonl, or a .csv file with a header; the latter
+    two name the image in `file_name` and have columns `behaviour` ("normal" or "anomaly"), `action`, `scene`,
+    `caption`, as far as known. Of several rows about one image the first counts.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: naming the file and the line that is wrong.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such annotation file")
     labels: dict[str, ImageLabel] = {}
-    try:
-        for line, row in _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path):
-            image, label = _parse_row(row, f"{path}, line {line}")
-            labels.setdefault(image, label)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
-    if not labels:
-        raise ValueError(f"{path}: no image is named in it")
+    given = [paths] if isinstance(paths, Path) else list(paths)
+    for path in (file for each in given for file in _annotation_files(each)):
+        before = len(labels)
+        try:
+            for line, row in _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path):
+                image, label = _parse_row(row, f"{path}, line {line}")
+                labels.setdefault(image, label)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+        if len(labels) == before == 0:
+            raise ValueError(f"{path}: no image is named in it")
     return labels
 
 
@@ -61,6 +64,18 @@ def labels_of(ids: Iterable[str], labels: Mapping[str, ImageLabel]) -> list[Imag
     return [labels[name] if name in labels else by_ending.get(name) for name in ids]
 
 
+def _annotation_files(path: Path) -> list[Path]:
+    """The file itself, or of a folder those that lie in it, in the order of their names."""
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        if not files:
+            raise FileNotFoundError(f"{path}: no annotation file in it ({', '.join(SUFFIXES)})")
+        return files
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    return [path]
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
@@ -69,17 +84,10 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not a line of JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object, got {row!r:.80}")
-            yield number, row
+    for line, row in json_records(str(path), path):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {line}: expected an object, got {row!r:.80}")
+        yield line, row
 
 
 def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, ImageLabel]:

@@ -11,7 +11,6 @@ from typing import Literal
 
 from PIL import Image
 
-from ..data.image_files import load_inside
 from ..models.unread_texts import unread_warnings
 from ..processing_tpas import clean_caption, load_image
 from ..search.explanation import Explanation
@@ -221,12 +220,11 @@ class SearchRequests:
         return None if image is None else jpeg_thumbnail(image, CARD_EDGE)
 
     def _file(self, row: int) -> Image.Image | None:
-        record = self.gallery.stored.record(row)
-        root = self.gallery.images_root or record["root"]
-        if root is None or record["path"] is None:
+        gallery = self.gallery
+        if gallery.stored.record(row)["path"] is None:
             return None
         try:
-            return load_inside(root, record["path"])
+            return gallery.stored.open_file(row, gallery.images_root, gallery.follow_links)
         except (OSError, ValueError) as error:
             logger.warning("an image of the gallery cannot be shown: %s", error)
             return None

@@ -431,6 +431,8 @@ def test_each_encoder_exports_for_any_batch_and_length(part_and_inputs):
 def test_what_is_saved_comes_back_to_the_bit(build, pairs, tmp_path):
     model = build()
     model.save_pretrained(tmp_path)
+    usual = (tmp_path / "config.json").stat().st_mode
+    assert (tmp_path / "model.safetensors").stat().st_mode == usual  # whoever reads one may read the other
     loaded, report = TPASModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()), report
     for kind in ("named_parameters", "named_buffers"):

@@ -52,6 +52,9 @@ class FineTuningArguments:
     on_bad_image: Literal["raise", "skip"] = flag(
         "raise", "stop at an unreadable image, or leave its pair out and say so"
     )
+    follow_links: bool = flag(
+        True, "read images that are links out of data_root, or lie in linked folders; otherwise refuse them"
+    )
     num_workers: int = flag(2, "processes that decode images, for each training process")
     prefetch_factor: int = flag(2, "batches that each of them keeps ready")
 

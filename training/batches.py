@@ -41,7 +41,8 @@ def load_validation_pairs(arguments: FineTuningArguments, accelerator: Accelerat
     root = Path(arguments.data_root)
     with accelerator.main_process_first():
         pairs = load_pab(root, "validation", **validation_cut(arguments))
-    return validation_benchmark(pairs, root, skip_bad_images=arguments.on_bad_image == "skip")
+    skip = arguments.on_bad_image == "skip"
+    return validation_benchmark(pairs, root, skip_bad_images=skip, follow_links=arguments.follow_links)
 
 
 def load_training_pairs(
@@ -145,6 +146,7 @@ def build_loader(
         second_view=eda_view if arguments.second_view_weight else None,
         hard_negatives=arguments.hard_negatives,
         skip_bad_images=arguments.on_bad_image == "skip",
+        follow_links=arguments.follow_links,
     )
     sampler: Sampler | None = None
     if arguments.source_group_size > 1:

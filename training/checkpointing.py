@@ -30,6 +30,7 @@ FREE_TO_CHANGE = {
     "output_dir",
     "base_model",
     "dataset_name",
+    "follow_links",
     "trust_remote_code",
     "num_workers",
     "prefetch_factor",

@@ -40,6 +40,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         second_view: makes an item's `second_view` of its caption, or None.
         hard_negatives: read the images of `hard_i` too. An item's `hard_negative` is image and caption, or
             None where the row names none, or the same image, or an image that cannot be read.
+        follow_links: see `image_path`.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         second_view: CaptionView | None = None,
         hard_negatives: bool = False,
         skip_bad_images: bool = False,
+        follow_links: bool = True,
     ):
         self.dataset = dataset
         self.root = root
@@ -62,6 +64,7 @@ class TrainingPairs(torch.utils.data.Dataset):
         self.second_view = second_view
         self.hard_negatives = hard_negatives
         self.skip_bad_images = skip_bad_images
+        self.follow_links = follow_links
         self.epoch = 0
 
     def begin_epoch(self, epoch: int) -> None:  # accelerate would call a `set_epoch` with numbers of its own
@@ -90,8 +93,8 @@ class TrainingPairs(torch.utils.data.Dataset):
     def _read(self, pair: dict[str, Any], column: str, unreadable: list[str]) -> Image.Image | None:
         """The image; None, and a line in `unreadable`, for one to be left out."""
         try:
-            return open_image(self.root, pair[column], place_of(pair))
-        except (FileNotFoundError, ValueError) as error:
+            return open_image(self.root, pair[column], place_of(pair), self.follow_links)
+        except (OSError, ValueError) as error:
             if not self.skip_bad_images:
                 raise
             unreadable.append(str(error))
@@ -188,18 +191,20 @@ def stable_number(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
-def validation_benchmark(dataset: Dataset, root: Path, *, skip_bad_images: bool) -> RetrievalBenchmark:
+def validation_benchmark(
+    dataset: Dataset, root: Path, *, skip_bad_images: bool, follow_links: bool = True
+) -> RetrievalBenchmark:
     """The validation split's benchmark. Reads each image once, lest the first epoch end in an error.
 
     Raises:
-        FileNotFoundError, ValueError: for an unreadable image; with `skip_bad_images`, if all are.
+        OSError, ValueError: for an unreadable image; with `skip_bad_images`, if all are.
     """
     readable = []
     for row in range(len(dataset)):
         pair = dataset[row]
         try:
-            open_image(root, pair["image"], place_of(pair))
-        except (FileNotFoundError, ValueError) as error:
+            open_image(root, pair["image"], place_of(pair), follow_links)
+        except (OSError, ValueError) as error:
             if not skip_bad_images:
                 raise
             logger.warning("left out of the validation split: %s", error)

@@ -403,6 +403,7 @@ class Run:
             shortlist=self.shortlist,
             fusion_weight=self.arguments.fusion_weight,
             batch_size=self.arguments.evaluation_batch_size,
+            follow_links=self.arguments.follow_links,
             accelerator=self.accelerator,
         )
         epoch = progress.step / self.steps_per_epoch

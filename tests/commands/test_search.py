@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import debug_launcher
 from PIL import Image, ImageOps
-from tiny_inputs import interrupted_before_the_manifest, spoil
+from tiny_inputs import interrupted_before_the_manifest
 
 from tpas.commands import gallery as manage_gallery
 from tpas.commands.search import main
@@ -39,6 +39,18 @@ def folder(drawn, tmp_path) -> Path:
 
 
 @pytest.fixture
+def encoded(caplog):
+    """A function: of the searches since that had images to encode, how many each had."""
+    caplog.set_level("INFO", "tpas.search.folder_gallery")
+
+    def numbers() -> list[int]:
+        said = (re.search(r"(\d+) of \d+ images to encode", text) for text in caplog.messages)
+        return [int(number[1]) for number in said if number and number[1] != "0"]
+
+    return numbers
+
+
+@pytest.fixture
 def found(folder, capsys):
     """Searches the folder and returns each hit's fields by id."""
 
@@ -51,14 +63,14 @@ def found(folder, capsys):
     return search
 
 
-def test_a_folder_is_encoded_once_and_then_brought_up_to_date(drawn, folder, found):
+def test_a_folder_is_encoded_once_and_then_brought_up_to_date(drawn, folder, found, encoded):
     names = sorted(os.listdir(folder))
     first = found()
     assert sorted(first) == names
     assert [hit["rank"] for hit in first.values()] == [1, 2, 3, 4, 5, 6]
     assert all(Path(hit["path"]).samefile(folder / name) for name, hit in first.items())
-    spoil(folder.iterdir())
     assert found() == first
+    assert encoded() == [6]
     assert sorted(os.listdir(folder.parent)) == ["images", "images.gallery"]
 
     gone, mirrored, replaced = names[:3]
@@ -68,6 +80,7 @@ def test_a_folder_is_encoded_once_and_then_brought_up_to_date(drawn, folder, fou
         turned = ImageOps.mirror(image)
     turned.save(folder / replaced)
     second = found()
+    assert encoded() == [6, 2]
     assert sorted(second) == sorted({*names, "new.jpg"} - {gone})
     assert second["new.jpg"]["match_logit"] == pytest.approx(first[mirrored]["match_logit"], abs=1e-5)
     assert second[replaced]["match_logit"] != pytest.approx(first[replaced]["match_logit"], abs=1e-3)
@@ -75,7 +88,7 @@ def test_a_folder_is_encoded_once_and_then_brought_up_to_date(drawn, folder, fou
         assert second[name]["match_logit"] == pytest.approx(first[name]["match_logit"], abs=1e-5)
 
 
-def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys):
+def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tmp_path, capsys, encoded):
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(drawn, before / "images" / "street")
     for parent in (before, after):
@@ -85,40 +98,93 @@ def test_a_folder_that_was_moved_with_its_gallery_is_not_encoded_again(drawn, tm
             assert Path(hit["path"]).samefile(parent / "images" / hit["id"])
         if parent == before:
             before.rename(after)
-            spoil((after / "images" / "street").iterdir())
+    assert encoded() == [6]
 
 
-def test_a_broken_image_is_left_out_and_tried_again_once_it_is_whole(folder, found, caplog):
+def test_an_image_that_was_swapped_for_one_of_equal_size_and_time_is_encoded_again(folder, found, encoded):
+    large, small = sorted(folder.iterdir(), key=lambda path: -path.stat().st_size)[::5]
+    first, before = found(), large.stat()
+    large.write_bytes(small.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(large, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = large.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    hits = found()
+    assert encoded() == [6, 1]
+    assert hits[large.name]["match_logit"] == pytest.approx(first[small.name]["match_logit"], abs=1e-5)
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_files_that_are_new_entries_of_equal_content_are_read_and_not_encoded_again(
+    folder, found, encoded, early
+):
+    """As after a copy or a restored backup; an early version's record has neither entries nor contents."""
+    first = found()
+    if early:
+        (record,) = place_of_gallery(folder).glob("*/files.json")
+        content = json.loads(record.read_text())
+        content["files"] = {name: state[:2] for name, state in content["files"].items()}
+        record.write_text(json.dumps(content))
+    for path in folder.iterdir():
+        copy = folder / "copy"
+        (shutil.copy2 if early else shutil.copyfile)(path, copy)
+        copy.replace(path)
+    assert found() == first
+    assert found() == first
+    assert encoded() == [6]
+
+
+def test_what_is_not_taken_is_said_at_each_search_in_one_line(folder, found, encoded, caplog):
+    names = sorted(os.listdir(folder))
+    (folder / "camera").symlink_to(folder.parent / "elsewhere")
+    (folder.parent / "elsewhere").mkdir()
+    (folder / names[0]).rename(folder.parent / "elsewhere" / "1.jpg")
+    (folder / "night").mkdir()
+    (folder / names[1]).rename(folder / "night" / names[1])
+    (folder / names[2]).write_bytes(b"no image")
+    for name in ("a.heic", "b.heic", "c.txt", ".DS_Store"):
+        (folder / name).touch()
+    reasons = f"2 .heic (pip install 'tpas[heic]'), 1 .txt, 1 no image but by name ({names[2]})"
+    for _ in range(2):
+        assert sorted(found("--exclude", "night")) == sorted(["camera/1.jpg", *names[3:]])
+        assert caplog.messages[-1] == f"{folder}: 4 files not taken: {reasons}; 2 excluded (.DS_Store, night)"
+    assert encoded() == [5]  # one of them in vain
+    assert sorted(found("--no_follow_links")) == sorted([f"night/{names[1]}", *names[3:]])
+
+
+def test_a_broken_image_is_left_out_and_tried_again_once_it_is_whole(folder, found, encoded, caplog):
     name, *others = sorted(os.listdir(folder))
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:200])
     assert sorted(found()) == others
     assert f"left out {name}" in caplog.text
-    spoil(folder / other for other in others)
     assert sorted(found()) == others
+    assert encoded() == [6]  # one of them in vain
     (folder / name).write_bytes(whole)
     assert sorted(found()) == [name, *others]
+    assert encoded() == [6, 1]
 
 
-def test_what_only_looks_like_images_is_left_out(folder, found):
+def test_what_only_looks_like_images_is_left_out(folder, found, encoded):
     names = sorted(os.listdir(folder))
     os.mkfifo(folder / "pipe.jpg")
     (folder / "circle.jpg").symlink_to(folder / "circle.jpg")
     (folder / "folder.jpg").mkdir()
     assert sorted(found()) == names
-    spoil(folder / name for name in names)
     assert sorted(found()) == names
+    assert encoded()[1:] == []
 
 
-def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_image(folder, found, monkeypatch):
+def test_a_search_that_was_stopped_is_gone_on_with_and_takes_no_old_image(
+    folder, found, encoded, monkeypatch
+):
     """The shard was finished, and then an image was changed, before the gallery was."""
     with interrupted_before_the_manifest(monkeypatch), pytest.raises(SystemExit) as ended:
         found()
     assert ended.value.code == 130
-    changed, other, *more = sorted(os.listdir(folder))
+    changed, other, *_ = sorted(os.listdir(folder))
     shutil.copy(folder / other, folder / changed)
-    spoil(folder / name for name in (other, *more))
     hits = found()
+    assert encoded() == [6, 1]
     assert len(hits) == 6
     assert hits[changed]["match_logit"] == pytest.approx(hits[other]["match_logit"], abs=1e-5)
 
@@ -131,7 +197,7 @@ def test_a_gallery_whose_build_was_killed_is_named(folder, tmp_path, monkeypatch
         main([path, TEXT, "--model", MODEL])
 
 
-def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys):
+def test_another_model_has_a_gallery_of_its_own(folder, found, encoded, tmp_path, capsys):
     found()
     other = TPASModel.from_pretrained(MODEL)
     other.matching_head.classifier.bias.data += 1
@@ -141,7 +207,7 @@ def test_another_model_has_a_gallery_of_its_own(folder, found, tmp_path, capsys)
     assert len(os.listdir(place_of_gallery(folder))) == 2
 
 
-def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_path, capsys):
+def test_another_image_processor_has_a_gallery_of_its_own(folder, found, encoded, tmp_path, capsys):
     first = found()
     shutil.copytree(MODEL, tmp_path / "other")
     processor = TPASProcessor.from_pretrained(MODEL)
@@ -151,8 +217,8 @@ def test_another_image_processor_has_a_gallery_of_its_own(folder, found, tmp_pat
     (answer,) = json.loads(capsys.readouterr().out)
     cosines = {hit["id"]: hit["cosine"] for hit in answer["hits"]}
     assert any(abs(cosines[name] - hit["cosine"]) > 1e-3 for name, hit in first.items())
-    spoil(folder.iterdir())
     assert found() == first
+    assert encoded() == [6, 6]
 
 
 def test_beside_a_folder_that_cannot_be_written_to_nothing_is_kept(tmp_path, monkeypatch):
@@ -192,7 +258,7 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
     ("words", "message", "code"),
     [
         (["nowhere", TEXT], "nowhere is neither a folder of images nor a gallery", None),
-        ([".", TEXT], r"\. holds no images", None),
+        ([".", TEXT], r"\. holds no images \(\.apng, .*\)$", None),
         (["."], "there is no text to look for", 2),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),
         ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),

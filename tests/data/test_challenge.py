@@ -136,6 +136,18 @@ def test_the_rule_of_the_challenge_stands_beside_what_could_be_tuned(capsys):
         assert rule in text[text.index(f"{flag} ") :][:260]
 
 
+def test_a_linked_gallery_is_that_gallery_and_what_else_is_there_is_counted(test_set, tmp_path, caplog):
+    whole = read_challenge(test_set)
+    (test_set / "gallery").rename(tmp_path / "disk")
+    (test_set / "gallery").mkdir()
+    (test_set / "gallery" / "part").symlink_to(tmp_path / "disk")
+    (test_set / "gallery" / "1.heic").touch()
+    assert read_challenge(test_set).images.keys() == whole.images.keys()
+    assert caplog.messages == [f"{test_set}/gallery: 1 file not taken: 1 .heic (pip install 'tpas[heic]')"]
+    with pytest.raises(SystemExit, match="0 images, but an answer names 10; 2 files not taken: .*1 link not"):
+        submit([str(test_set), "--validate", "a.txt", "--no_follow_links"])
+
+
 @pytest.mark.parametrize("stage", ["embeddings", "sca"])
 def test_answers_are_the_evaluation_s_best_images(start, small_pab, test_set, tmp_path, capsys, stage):
     answer = tmp_path / "answers" / "answer.txt"

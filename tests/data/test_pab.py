@@ -511,7 +511,7 @@ def test_source_videos_number_the_rows_of_one_video_alike(root, load):
     assert source_videos(chosen)[0] == source_videos(chosen)[2] != source_videos(chosen)[1]
 
 
-def test_image_path_stays_in_the_root(tmp_path, root, monkeypatch):
+def test_an_annotation_stays_in_the_root_and_links_are_followed(tmp_path, root, monkeypatch):
     inside, outside = root / "train", tmp_path / "outside"
     inside.mkdir(parents=True)
     outside.mkdir()
@@ -528,9 +528,11 @@ def test_image_path_stays_in_the_root(tmp_path, root, monkeypatch):
     for image in ("../outside/secret.jpg", str(outside / "secret.jpg"), "train/../../outside/secret.jpg", ""):
         with pytest.raises(ValueError, match="leaves the root"):
             image_path(root, image)
-    for image in ("train/file.jpg", "folder/secret.jpg", "folder/secret.webp", "folder/absent.jpg"):
-        with pytest.raises(ValueError, match="leads out of"):
-            image_path(root, image)
+    for image in ("train/file.jpg", "folder/secret.jpg", "folder/secret.webp"):
+        assert image_path(root, image) == (outside / "secret.jpg").resolve()
+        with pytest.raises(ValueError, match="is a link that leads out of"):
+            image_path(root, image, follow_links=False)
+    assert image_path(root, "train/same.jpg", follow_links=False) == (inside / "0.jpg").resolve()
 
 
 def test_image_path_finds_the_repacked_image(root):

@@ -4,12 +4,13 @@ import multiprocessing
 import os
 import signal
 import stat
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tpas.data.whole_files import recover, replacing, write_text
+from tpas.data.whole_files import check_readable, recover, replacing, write_text
 
 
 def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
@@ -112,3 +113,32 @@ def test_the_umask_says_who_may_read(umask, tmp_path):
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*.*")}
     assert modes == dict.fromkeys(("model.safetensors", "config.json", "scores.safetensors"), 0o666 & ~umask)
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+
+
+def check_as_another_user(folder):
+    """Without the rights of root, to whom everything is readable."""
+    os.chdir(folder.parent)  # while the folders above may be gone through
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    check_readable(Path("open"))
+    for name, named in (("closed", "closed"), ("half", "half/weights")):
+        message = f"^{named} may not be read by this user: its owner can allow it, by chmod -R a.rX {named},"
+        with pytest.raises(PermissionError, match=message):
+            check_readable(Path(name))
+
+
+def test_what_a_user_may_not_read_is_named_with_the_way_out(tmp_path):
+    for name, folder_mode, mode in (("open", 0o755, 0o644), ("half", 0o755, 0), ("closed", 0, 0o644)):
+        (tmp_path / name).mkdir()
+        for file in ("config", "weights"):
+            (tmp_path / name / file).touch()
+        (tmp_path / name / "weights").chmod(mode)
+        (tmp_path / name).chmod(folder_mode)
+    tmp_path.chmod(0o755)
+    process = multiprocessing.get_context("fork").Process(
+        target=check_as_another_user, args=(tmp_path / "open",)
+    )
+    process.start()
+    process.join()
+    (tmp_path / "closed").chmod(0o755)
+    assert process.exitcode == 0

@@ -13,6 +13,7 @@ from PIL import Image
 from tpas.commands.compare import main as compare
 from tpas.commands.evaluate import main as evaluate
 from tpas.data.distractors import find_distractors, images_listed
+from tpas.data.image_folders import FolderRules
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.result_files import Evaluation, rankings_json
 from tpas.evaluation.retrieval import evaluate as measure
@@ -82,11 +83,43 @@ def test_a_list_of_images_names_its_own_folder(noise, small_pab):
         find_distractors(noise / "000.jpg", small_pab, [])
 
 
+def test_distractors_are_links_out_of_their_folder(noise, small_pab, tmp_path, caplog):
+    """As in the cache of the Hub, and where a camera's folder is linked."""
+    folder = tmp_path / "cache" / "snapshot"
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").symlink_to(noise / "000.jpg")
+    (folder / "camera").symlink_to(noise / "deeper")
+    (folder / "list.txt").write_text("1.jpg\ncamera/005.png")
+    (folder / "2.heic").touch()
+    names = ["snapshot/1.jpg", "snapshot/camera/005.png"]
+    assert list(find_distractors(folder / "list.txt", small_pab, [])) == names
+    found = find_distractors(folder, small_pab, [])
+    assert found.keys() > set(names)
+    assert found["snapshot/camera/005.png"].samefile(noise / "deeper" / "005.png")
+    assert "2 files not taken: 1 .heic (pip install 'tpas[heic]'), 1 .txt" in caplog.text
+    rules = FolderRules(follow_links=False)
+    with pytest.raises(FileNotFoundError, match="no image in it. 4 files not taken: 2 links not followed"):
+        find_distractors(folder, small_pab, [], rules)
+    with pytest.raises(ValueError, match="list.txt, line 1: '1.jpg': .* is a link that leads out of"):
+        find_distractors(folder / "list.txt", small_pab, [], rules)
+
+
+def test_the_benchmarks_own_images_may_be_linked(start, small_pab, tmp_path, capsys):
+    root = tmp_path / "root"
+    shutil.copytree(small_pab / "annotation", root / "annotation")
+    (root / "test").symlink_to(small_pab / "test")
+    run(start, root, "--output", tmp_path / "linked")
+    run(start, small_pab, "--output", tmp_path / "there")
+    assert read(tmp_path / "linked")["stages"] == read(tmp_path / "there")["stages"]
+    with pytest.raises(SystemExit, match="evaluate: annotation/test/.*, line .* is a link that leads out"):
+        run(start, root, "--no_follow_links")
+
+
 @pytest.mark.parametrize(
     ("content", "error", "message"),
     [
-        ("000.jpg\n../000.jpg", ValueError, r"list.txt, line 2: '../000.jpg' leaves"),
-        ("/000.jpg", ValueError, "list.txt, line 1: '/000.jpg' leaves"),
+        ("000.jpg\n../000.jpg", ValueError, r"list.txt, line 2: '../000.jpg': .* leads out of"),
+        ("/000.jpg", ValueError, "list.txt, line 1: '/000.jpg': .* leads out of"),
         ("000.jpg\n002.jpg\n./000.jpg", ValueError, "line 3: './000.jpg' is the image of line 1 again"),
         ("000.jpg\n999.jpg", FileNotFoundError, "list.txt, line 2: no such image: .*999.jpg"),
         ("\n", ValueError, "list.txt: the list is empty"),

@@ -161,6 +161,8 @@ def test_the_temperature_is_read_and_kept(folders, tmp_path):
             model.temperature.value.fill_(0.02)
         model.save_pretrained(tmp_path / family)
         processor.save_pretrained(tmp_path / family)
+        usual = (tmp_path / family / "config.json").stat().st_mode
+        assert {file.stat().st_mode for file in (tmp_path / family).glob("*.safetensors")} == {usual}
         scale = library.from_pretrained(tmp_path / family).logit_scale.exp().item()
         assert scale == pytest.approx(50, rel=1e-5)
         again, _ = load_model(str(tmp_path / family))

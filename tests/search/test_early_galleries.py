@@ -37,6 +37,15 @@ def test_an_early_gallery_gives_the_answers_it_gave(encoders):
     gallery.verify()
 
 
+def test_of_an_early_gallery_nothing_is_known_of_files_that_are_gone(encoders, tmp_path, images):
+    """It kept no content: what is under an id stays, as it did."""
+    path = shutil.copytree(EARLY, tmp_path / "gallery")
+    images[0].save(tmp_path / "021123.png")
+    gallery = Gallery.open(path, *encoders)
+    gallery.append([("021123.jpg", tmp_path / "021123.png")])
+    assert len(gallery) == 3
+
+
 def test_an_early_gallery_can_be_written_to(encoders, tmp_path, images):
     path = shutil.copytree(EARLY, tmp_path / "gallery")
     gallery = Gallery.open(path, *encoders)

@@ -26,7 +26,7 @@ from transformers import BertTokenizer
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_gallery
-from tpas.data.image_files import load_inside
+from tpas.data.image_folders import FolderRules
 from tpas.engine.encoding import encode_images, encode_texts
 from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
@@ -278,18 +278,39 @@ def test_tokens_read_as_an_array(build, model, processor, folder):
 # What images come from
 
 
-def test_a_folder_keeps_to_itself(build, folder, tmp_path, caplog):
-    outside = draw_images(tmp_path / "outside", 1, first=77)
-    (folder / "link.png").symlink_to(outside / "camera 1" / "077.png")
+def test_what_a_folder_links_to_is_in_its_gallery(build, model, processor, folder, tmp_path, caplog):
+    outside = draw_images(tmp_path / "outside", 1, first=77) / "camera 1"
+    (folder / "link.png").symlink_to(outside / "077.png")
     (folder / "linked").symlink_to(outside)
+    (folder / "linked again").symlink_to(outside)
+    (folder / "camera 0" / "up").symlink_to(folder)
     (folder / "notes.txt").write_text("no image")
-    (folder / "camera 0" / "again.png").symlink_to(folder / "camera 0" / "000.png")
+    (folder / ".trash").mkdir()
+    (folder / "broken.png").write_text("no image")
+    gallery = build(tokens=None)
+    assert {"link.png", "linked/077.png"} < set(gallery.ids)
+    assert caplog.messages[-1] == (
+        f"{folder}: 4 files not taken: 1 .txt, 1 link leading back (camera 0/up), 1 link to a folder taken "
+        "already (linked again), 1 no image but by name (broken.png); 1 excluded (.trash)"
+    )
+    hit = next(hit for hit in gallery.search(TEXTS, top_k=22)[0] if hit.id == "link.png")
+    assert hit.image().tobytes() == load_image(outside / "077.png").tobytes()
+    not_followed = Gallery.open(gallery.path, model, processor, follow_links=False)
+    with pytest.raises(GalleryError, match="image 'link.*' cannot be read: .* is a link that leads out of"):
+        not_followed.search(TEXTS)
+    gallery = build("not followed", rules=FolderRules(follow_links=False))
+    assert len(gallery) == 20
+    assert "4 links not followed (link.png)" in caplog.text
+
+
+def test_a_gallery_from_elsewhere_names_no_file_outside_its_root(build, folder, tmp_path):
+    """Whoever made it wrote what it says of its files."""
+    draw_images(tmp_path / "outside", 1)
     gallery = build()
-    assert len(gallery) == 21
-    assert "camera 0/again.png" in gallery.ids
-    assert "left out link.png: it leads out of the folder" in caplog.text
-    with pytest.raises(ValueError, match="leads out of"):
-        load_inside(str(folder), "../outside/camera 1/077.png")
+    for path in ("../outside/camera 0/000.png", str(tmp_path / "outside" / "camera 0" / "000.png")):
+        gallery.stored.record(0)["path"] = path
+        with pytest.raises(ValueError, match="leads out of"):
+            gallery.stored.open_file(0)
 
 
 def opened(files):
@@ -581,6 +602,95 @@ def test_ids_are_any_strings(model, processor, tmp_path):
     assert gallery.ids == ["0001", "1", "e\u0301", "a b", "..", "x\ny"]
 
 
+def test_two_folders_with_the_same_names_share_a_gallery(gallery, folder, tmp_path):
+    other = draw_images(tmp_path / "other", 3, first=30)
+    for number in range(3):
+        (other / f"camera {number % 2}" / f"{30 + number:03d}.png").rename(other / f"{number:03d}.png")
+    (other / "camera 0" / "000.png").write_bytes((other / "000.png").read_bytes())
+    name = "camera 0/000.png"
+    both = f"'{name}': {folder / name} is in the gallery {gallery.path}, and {other / name} is another"
+    with pytest.raises(GalleryError, match=f"two images have the id {both}: --id_prefix other/ makes"):
+        gallery.append(other)
+    assert len(gallery) == 20
+    gallery.append(other, on_clash="skip")
+    assert len(gallery) == 23
+    gallery.append(other, id_prefix="other/")
+    assert len(gallery) == 27
+    assert {"other/camera 0/000.png", "other/000.png"} < set(gallery.ids)
+    (hit,) = [hit for hit in gallery.search(TEXTS[:1], top_k=27)[0] if hit.id == "other/camera 0/000.png"]
+    assert hit.path == other / "camera 0" / "000.png"
+    with pytest.raises(ValueError, match="on_clash must be one of .*'replace'.*, got 'ask'"):
+        gallery.append(other, on_clash="ask")
+
+
+def test_the_same_image_from_another_place_is_the_same(gallery, folder, tmp_path):
+    """A folder that was copied, or moved to another disk: each file is new, its content is not."""
+    shutil.copytree(folder, tmp_path / "copy", copy_function=shutil.copyfile)
+    folder.rename(tmp_path / "gone")
+    before = file_digests(gallery.path)
+    gallery.append(tmp_path / "copy")
+    assert file_digests(gallery.path) == before
+    rows = [(name, tmp_path / "copy" / name) for name in gallery.ids]
+    rows = {"name": gallery.ids, "image": [{"bytes": file.read_bytes(), "path": None} for _, file in rows]}
+    dataset = Dataset.from_dict(rows, features=Features({"name": Value("string"), "image": ImageFeature()}))
+    gallery.append(dataset, id_column="name")
+    assert file_digests(gallery.path) == before
+
+
+def test_the_rows_of_a_second_dataset_are_not_those_of_the_first(model, processor, folder, tmp_path):
+    """Their ids are row numbers in both."""
+    files = sorted(folder.rglob("*.png"))
+    rows = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    features = Features({"image": ImageFeature()})
+    first, second = (Dataset.from_dict({"image": part}, features=features) for part in (rows[:5], rows[5:10]))
+    gallery = Gallery.build(model, processor, first, tmp_path / "gallery")
+    with pytest.raises(GalleryError, match="two images have the id '0': an image that was no file is in"):
+        gallery.append(second)
+    gallery.append(second, id_prefix="second/")
+    assert gallery.ids == [*"01234", *(f"second/{number}" for number in range(5))]
+
+
+def embedding(gallery: Gallery, name: str) -> torch.Tensor:
+    return gallery.stored.embedding_rows(torch.tensor(gallery.stored.rows_of([name])))
+
+
+def swap(file: Path, other: Path) -> None:
+    """Another image in its place, of equal size and time of change."""
+    before = file.stat()
+    file.write_bytes(other.read_bytes().ljust(before.st_size, b"\0"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+def test_a_changed_image_is_named_kept_or_encoded_again(build, folder):
+    first, *_, second = sorted((folder / "camera 0").iterdir(), key=lambda path: -path.stat().st_size)
+    names = [path.relative_to(folder).as_posix() for path in (first, second)]
+    before = embedding(build(shard_size=8), names[0])
+    swap(first, second)
+    message = f"{first} was changed since it was encoded .*: --on_clash replace encodes it again, skip keeps"
+    with pytest.raises(GalleryError, match=message):
+        build(shard_size=8)
+    assert torch.equal(embedding(build(shard_size=8, on_clash="skip"), names[0]), before)
+    replaced = build(shard_size=8, on_clash="replace")
+    torch.testing.assert_close(*(embedding(replaced, name) for name in names), atol=1e-5, rtol=0)
+    assert not torch.allclose(embedding(replaced, names[0]), before, atol=1e-3)
+    replaced.verify()
+    assert len(replaced) == 20
+
+
+def test_an_image_that_was_changed_since_a_killed_build_is_encoded_again(build, folder, monkeypatch):
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        build(shard_size=8)
+    first, *_, second = sorted((folder / "camera 0").iterdir(), key=lambda path: -path.stat().st_size)
+    swap(first, second)
+    with pytest.raises(GalleryError, match=f"{first} was changed since it was encoded"):
+        build(shard_size=8)
+    gallery = build(shard_size=8, on_clash="replace")
+    names = [path.relative_to(folder).as_posix() for path in (first, second)]
+    torch.testing.assert_close(*(embedding(gallery, name) for name in names), atol=1e-5, rtol=0)
+    assert len(gallery) == 20
+
+
 def test_appending_leaves_readers_their_view(sharded, build, model, processor, folder):
     reader = Gallery.open(sharded.path, model, processor)
     before = fields(reader.search(TEXTS))
@@ -694,7 +804,7 @@ def test_a_killed_build_goes_on(build, model, processor, folder, tmp_path):
     with pytest.raises(GalleryError, match="is not finished: do the same build again"):
         Gallery.open(path)
     spoil(sorted(folder.rglob("*.png"))[:12])  # of two shards; half of the third was read as well
-    build(shard_size=6, batch_size=3)
+    build(shard_size=6, batch_size=3, on_clash="skip")
     assert file_digests(path) == whole
 
 
@@ -705,7 +815,7 @@ def test_a_killed_build_goes_on_with_more_images(build, folder, monkeypatch):
     spoil(folder.rglob("*.png"))
     for number in (100, 101, 102, 103):  # of which two sort before most others
         draw_images(folder, 1, first=number)
-    gallery = build(shard_size=6)
+    gallery = build(shard_size=6, on_clash="skip")
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
@@ -718,7 +828,7 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(build, folder, monkey
     with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
         build(shard_size=shard_size)
     spoil(folder.rglob("*.png"))
-    gallery = build(shard_size=shard_size)
+    gallery = build(shard_size=shard_size, on_clash="skip")
     assert list(gallery.unreadable) == ["camera 0/004.png"]
     assert file_digests(gallery.path) == whole
 
@@ -732,9 +842,9 @@ def test_a_build_may_be_repeated(gallery, build, folder, caplog):
     before = file_digests(gallery.path)
     spoil(folder.rglob("*.png"))
     with caplog.at_level("INFO"):
-        build()
+        build(on_clash="skip")
     assert file_digests(gallery.path) == before
-    assert "20 images were not read: their ids are in the gallery" in caplog.text
+    assert f"20 images are in the gallery {gallery.path} already" in caplog.text
 
 
 def append_with_little_room(model, processor, folder, path):
@@ -791,6 +901,24 @@ def test_damage_is_found_and_named(sharded, model, processor, file):
     target.unlink()
     with pytest.raises(GalleryError, match=f"{target} is damaged .*No such file"):
         Gallery.open(path)
+
+
+def read_as_another_user(folder):
+    os.chdir(folder)
+    if os.geteuid() == 0:  # to whom everything is readable
+        os.setuid(65534)
+    assert os.access("gallery", os.X_OK)
+    message = "^the gallery gallery may not be read by this user: .*, by chmod -R a.rX gallery, and"
+    with pytest.raises(GalleryError, match=message):
+        read_all(Path("gallery"))
+
+
+@pytest.mark.parametrize("file", [MANIFEST, EMBEDDINGS, TOKENS, IMAGES, THUMBNAILS])
+def test_a_file_that_another_user_may_not_read_is_no_damage(build, tmp_path, file):
+    (target,) = build(thumbnail_size=8).path.rglob(file)
+    target.chmod(0)
+    tmp_path.chmod(0o755)
+    assert exit_code_of(read_as_another_user, tmp_path) == 0
 
 
 def test_a_damaged_hash_of_an_id_stops_an_append(gallery, build):
@@ -1032,6 +1160,16 @@ def test_the_commands(start, folder, tmp_path, capsys):
     assert "20 images in 3 shards" in capsys.readouterr().out
     draw_images(folder, 3, first=20)
     manage_gallery(["append", str(folder), *of_the_model])
+    more = draw_images(folder.parent / "more", 3, first=30)
+    shutil.copy(folder / "camera 0" / "002.png", more / "camera 0" / "000.png")
+    with pytest.raises(
+        SystemExit, match=f"append: two images have the id .*{more}.*: --id_prefix more/ makes"
+    ):
+        manage_gallery(["append", str(more), *of_the_model, "--exclude", "032*"])
+    manage_gallery(["append", str(more), *of_the_model, "--id_prefix", "more/", "--exclude", "032*"])
+    assert "26 images in" in capsys.readouterr().out
+    more = [f"more/camera {number % 2}/{number:03d}.png" for number in (0, 30, 31)]
+    manage_gallery(["delete", path, *more])
     manage_gallery(["delete", path, "camera 0/000.png"])
     manage_gallery(["info", path, "--verify", "--unreadable"])
     printed = capsys.readouterr().out

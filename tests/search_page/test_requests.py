@@ -436,8 +436,21 @@ def test_labels_of_all_three_kinds_of_file(tmp_path):
         'a/1.jpg,normal,walking,street,"A man walks."',
         "a/2.jpg,anomaly,falling,,",
     )
-    for path in (pab, metadata, table):
+    array = tmp_path / "array.json"
+    array.write_text(
+        "\ufeff" + json.dumps([json.loads(line) for line in pab.read_text().splitlines()], indent=1)
+    )
+    for path in (pab, metadata, table, array):
         assert read_labels(path) == expected
+    parts = [tmp_path / "parts" / name for name in ("attr_0.json", "attr_1.jsonl", "README.md")]
+    parts[0].parent.mkdir()
+    for part, line in zip(parts, pab.read_text().splitlines(), strict=True):
+        part.write_text(line)
+    for given in (parts[0].parent, parts[:2]):
+        assert read_labels(given) == expected
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no annotation file in it"):
+        read_labels(tmp_path / "empty")
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,20 @@ def test_a_broken_validation_image_is_found_before_the_first_step(small_pab, sta
     assert f"left out of the validation split: {where}" in caplog.text
 
 
+def test_images_in_linked_folders_are_read_unless_links_are_not_followed(small_pab, start, tmp_path):
+    root = tmp_path / "root"
+    shutil.copytree(small_pab / "annotation", root / "annotation")
+    (root / "train").symlink_to(small_pab / "train")
+    short = {"max_train_steps": 1, "batch_size": 4}
+    with pytest.raises(SystemExit, match="tpas train: annotation/.*, line .* is a link that leads out of"):
+        train(flags(root, start, tmp_path / "refused", follow_links=False, **short))
+    assert not (tmp_path / "refused").exists()
+    with pytest.raises(SystemExit, match="is a link that leads out of"):  # of the pairs to train on
+        train(flags(root, start, tmp_path / "refused", follow_links=False, evaluate_every=0, **short))
+    train(flags(root, start, tmp_path / "run", **short))
+    assert (tmp_path / "run" / "last").is_dir()
+
+
 def test_a_folder_with_a_run_is_left_alone_unless_told(small_pab, start, tmp_path):
     output = tmp_path / "run"
     (output / "last").mkdir(parents=True)

@@ -1,0 +1,65 @@
+"""The records of an annotation file, as JSON Lines or as one JSON array, each with its line."""
+
+import codecs
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .text_files import decoded
+
+
+def json_records(name: str, path: Path) -> Iterator[tuple[int, Any]]:
+    """(line, value) of a file of JSON Lines, read line by line, or of one JSON array, read whole."""
+    with path.open("rb") as stream:
+        start = stream.read(1024)
+        of_two_bytes = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        if of_two_bytes or start.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
+            text = decoded(path.read_bytes(), name)
+            if text.lstrip().startswith("["):
+                yield from _array_items(name, text)
+                return
+            stream = io.BytesIO(text.encode())
+        stream.seek(0)
+        for line, content in enumerate(stream, start=1):
+            text = decoded(content, name, line)
+            try:
+                record = json.loads(text) if text.strip() else None
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{name}, line {line}: not a line of JSON: {error}") from None
+            if text.strip():
+                yield line, record
+
+
+def _array_items(name: str, text: str) -> Iterator[tuple[int, Any]]:
+    """(line where it begins, value) of each item. `json.loads` would not say where an item begins."""
+    decode = json.JSONDecoder().raw_decode
+    position = _after_blanks(text, text.index("[") + 1)
+    line, counted = 1, 0
+    if text[position : position + 1] == "]" and not text[position + 1 :].strip():
+        return
+    while True:
+        line += text.count("\n", counted, position)
+        counted = position
+        try:
+            item, position = decode(text, position)
+        except (ValueError, RecursionError) as error:
+            line = getattr(error, "lineno", line)
+            raise ValueError(f"{name}, line {line}: the JSON array is broken: {error}") from None
+        yield line, item
+        position = _after_blanks(text, position)
+        if text[position : position + 1] == ",":
+            position = _after_blanks(text, position + 1)
+        elif text[position:].rstrip() == "]":
+            return
+        else:
+            line += text.count("\n", counted, position)
+            raise ValueError(f"{name}, line {line}: the JSON array is broken: expected ',' or a final ']'")
+
+
+def _after_blanks(text: str, position: int) -> int:
+    found = re.compile(r"[ \t\n\r]*").match(text, position)
+    assert found is not None  # it also matches nothing
+    return found.end()
