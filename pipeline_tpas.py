@@ -1,5 +1,6 @@
 """`transformers.pipeline` for TPAS models: how well do an image and a text belong together?"""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ class ImageTextMatchingPipeline(Pipeline):
     - `match_logit`: of the cross-modal encoder, what search ranks by: higher is better. Not a probability.
     - `cosine`: of the embeddings, what search draws its shortlist by.
 
-    A list of items gives a list of answers; a generator or a `datasets.Dataset` gives them as they are ready.
+    A list of items gives a list of answers; a generator or a data set (torch's, or a `datasets.Dataset` with
+    these two columns, also streamed) gives an iterator of them, each answer as soon as it is ready.
     `batch_size` is in images. Nothing is downloaded: an address in place of a path is refused.
     """
 
@@ -60,6 +62,12 @@ class ImageTextMatchingPipeline(Pipeline):
     def __call__(self, inputs, **kwargs):
         if isinstance(inputs, list) and not inputs:
             return []
+        if not isinstance(inputs, (dict, str, list, tuple, torch.utils.data.Dataset)):
+            # transformers takes a `datasets.Dataset`, which is none of torch's, for a single item.
+            if hasattr(inputs, "__getitem__") and hasattr(inputs, "__len__"):
+                inputs = Rows(inputs)
+            elif isinstance(inputs, Iterable):
+                inputs = (item for item in inputs)
         return super().__call__(inputs, **kwargs)
 
     def preprocess(self, item):
@@ -115,6 +123,19 @@ class ImageTextMatchingPipeline(Pipeline):
         """Writes model, processor and their code; `Pipeline.save_pretrained` leaves out the processor's."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+class Rows(torch.utils.data.Dataset):
+    """A data set of another library as one of torch's."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, number):
+        return self.rows[number]
 
 
 def open_image(image):

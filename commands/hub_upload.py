@@ -1,10 +1,11 @@
 """What of a model directory goes to the Hugging Face Hub, and the model card that says what was measured.
 
-The card is written from `model_card.md`: what `tpas evaluate --output` measured stage by stage, and how the
-model was trained.
+The card is `model_card.md`, which says what is true of every model, and at its marks what the configuration,
+the training arguments and the results say of this one, and no more.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from huggingface_hub.repocard_data import EvalResult
 from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..configuration_tpas import height_and_width, stage_maps
 from ..evaluation.measures import headline
 from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import model_fingerprint
 from ..models.hub_code import HUB_CODE
-from ..models.loading import is_adapter
+from ..models.loading import OTHER_TOKENIZER, check_vocabulary, is_adapter
 from ..models.transformers_encoders import load_complete
 from ..processing_tpas import TPASProcessor
 
@@ -52,7 +54,7 @@ TRAINING_FACTS = (
     "seed",
 )
 MODELS_OF_A_RUN = ("best", "last", "averaged", "merged")
-RESULTS_HEADING, TRAINING_HEADING = "## Results\n", "## Training\n"
+NOTE_TO_READERS = re.compile(r"<!-- What is written here.*?-->\n\n", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,26 @@ class Upload:
     left_behind: list[str]
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Raises ValueError for a file that is no JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds no JSON object")
+    return content
+
+
 def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict[str, Any]:
     """A JSON file of `tpas evaluate --output`.
 
     Raises:
         ValueError: it is none, or another model's, or not of the model as it is uploaded.
     """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
-    needed = ("stages", "model_fingerprint", "data_name", "data_fingerprint", "split", "queries", "gallery")
-    absent = [name for name in needed if not isinstance(results, dict) or name not in results]
+    results = read_object(path)
+    needed = ("stages", "model_fingerprint", "data_fingerprint", "split", "queries", "gallery")
+    absent = [name for name in needed if name not in results]
     if absent:
         raise ValueError(f"{path}: not written by tpas evaluate --output, which has {absent} in it")
     if results["model_fingerprint"] != fingerprint:
@@ -89,60 +99,128 @@ def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict
             "--matcher"
         )
     for name in ("image_size", "max_text_length"):
-        if name in results and results[name] != getattr(processor, name):
+        own = getattr(processor, name)
+        own = list(own) if isinstance(own, tuple) else own  # as JSON has it
+        if name in results and results[name] != own:
             raise ValueError(
                 f"{path}: measured with --{name} {results[name]}, but the model is uploaded with "
-                f"{getattr(processor, name)}: evaluate it without that flag"
+                f"{own}: evaluate it without that flag"
             )
-    return results
+    return {"dataset_name": f"the data set of {path.name}"} | results
 
 
-def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, Any] | None) -> ModelCard:
-    """`model_card.md` with the measured results (Recall and mAP in percent) and the training arguments."""
-    card = ModelCard(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    measured, entries = "", []
-    for result in results:
-        metrics = list(headline(result["stages"]["embeddings"]["all"]))
-        heads = [name.replace("recall", "Recall") for name in metrics]
-        measured += (
-            f"\nMeasured on {result['data_name']}, {result['split']} split, {result['queries']:,} queries, "
-            f"{result['gallery']:,} images (fingerprint {result['data_fingerprint']}), in percent:\n\n"
-            f"| stage | {' | '.join(heads)} |\n|---{'|---' * len(metrics)}|\n"
-        )
-        for stage, groups in result["stages"].items():
-            figures = [100 * groups["all"][name] for name in metrics]
-            measured += f"| {Stage(stage).alone} | {' | '.join(f'{figure:.2f}' for figure in figures)} |\n"
-            entries += [
-                EvalResult(
-                    task_type="text-to-image-retrieval",
-                    dataset_type=result["data_name"].lower(),
-                    dataset_name=result["data_name"],
-                    dataset_split=result["split"],
-                    dataset_revision=result["data_fingerprint"],
-                    metric_type=name,
-                    metric_name=f"{head} ({Stage(stage).alone})",
-                    metric_value=round(figure, 2),
-                )
-                for name, head, figure in zip(metrics, heads, figures, strict=True)
-            ]
+def build_card(
+    repo_id: str,
+    model: TPASModel,
+    processor: TPASProcessor,
+    results: list[dict[str, Any]],
+    training: dict[str, Any] | None,
+) -> ModelCard:
+    """`model_card.md` with what the model is, how it was trained, and what was measured.
+
+    Args:
+        results: what [`read_results`] returned.
+        training: the arguments of the run that made it, if they are known.
+    """
+    card = ModelCard(NOTE_TO_READERS.sub("", CARD_TEMPLATE.read_text(encoding="utf-8")))
     metadata: Any = card.data  # of a type that takes whatever metadata there are
     metadata.model_name = repo_id.rpartition("/")[2]
-    metadata.eval_results = entries or None
+    metadata.eval_results = [entry for result in results for entry in entries_of(result)] or None
+    if results:
+        metadata.metrics = ["recall"]
     text = card.text
-    if measured:
-        text = text.replace(RESULTS_HEADING, RESULTS_HEADING + measured, 1)
-    if training is not None:
-        facts = [name for name in TRAINING_FACTS if name in training]
-        table = "".join(f"| `{name}` | {training[name]} |\n" for name in facts)
-        text = text.replace(
-            TRAINING_HEADING,
-            f"{TRAINING_HEADING}\nThis model was fine-tuned with `train_accelerate.py`:\n\n"
-            f"| argument | value |\n|---|---|\n{table}\n",
-            1,
-        )
+    for mark, filling in (
+        ("model", architecture_of(model, processor)),
+        ("training", "Nothing was said about it." if training is None else training_of(training)),
+        ("results", "\n".join(map(table_of, results)) or "None were given."),
+    ):
+        text = text.replace(f"<!-- {mark} -->", filling.rstrip("\n"), 1)
     card.text = text
     check_card(card)
     return card
+
+
+def architecture_of(model: TPASModel, processor: TPASProcessor) -> str:
+    """A table of what the configuration says."""
+    config = model.config
+    vision, text = config.vision_config, config.text_config
+    height, width = height_and_width(vision.image_size)
+    down, across = stage_maps(vision)[-1]
+    depths, window = " + ".join(map(str, vision.depths)), vision.window_size
+    return markdown_rows(
+        ("", ""),
+        {
+            "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+            "images": f"{height} x {width} pixels (height x width), encoded to {down} x {across} tokens",
+            "image encoder": f"Swin, {depths} layers, width {vision.embed_dim} to {vision.hidden_size}, "
+            f"windows of {window} x {window}",
+            "text encoder": f"{text.num_hidden_layers} layers of width {text.hidden_size}, "
+            f"{text.vocab_size:,} words",
+            "cross-modal encoder": f"{config.num_cross_modal_layers} layers",
+            "embeddings": f"{config.projection_dim} numbers",
+            "longest text": f"{processor.max_text_length} tokens",
+        },
+    )
+
+
+def training_of(training: dict[str, Any]) -> str:
+    """What `training_arguments.json` says; of paths the last name alone."""
+    data = training.get("dataset_name") or Path(training.get("data_root") or "").name
+    start = Path(training.get("model_name_or_path") or "")
+    start_name = start.name if start.is_absolute() or len(start.parts) > 2 else str(start)
+    begin = f"from {start_name}" if training.get("model_name_or_path") else "from random weights"
+    rank = training.get("lora_rank")
+    how = f"by low-rank updates (LoRA, rank {rank}), merged into the weights" if rank else "all weights"
+    on = f" on {data}" if data else ""
+    facts = {f"`{name}`": str(training[name]) for name in TRAINING_FACTS if name in training}
+    return f"Trained with `train_accelerate.py`{on}, {begin}, {how}:\n\n" + markdown_rows(
+        ("argument", "value"), facts
+    )
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """What was measured of one data set, Recall and mAP in percent, stage by stage."""
+    metrics, heads = metrics_of(result)
+    more = f", {result['distractors']:,} of them distractors" if result.get("distractors") else ""
+    rows = {
+        Stage(stage).alone: " | ".join(f"{100 * groups['all'][name]:.2f}" for name in metrics)
+        for stage, groups in result["stages"].items()
+    }
+    return (
+        f"Measured on {result['dataset_name']}, {result['split']} split, {result['queries']:,} queries, "
+        f"{result['gallery']:,} images{more} (fingerprint {result['data_fingerprint']}), in percent:\n\n"
+        + markdown_rows(("stage", *heads), rows)
+    )
+
+
+def entries_of(result: dict[str, Any]) -> list[EvalResult]:
+    """The same for the Hub's metadata."""
+    name = result["dataset_name"]
+    return [
+        EvalResult(
+            task_type="text-to-image-retrieval",
+            dataset_type=re.sub(r"\W+", "-", name.lower()).strip("-"),
+            dataset_name=name,
+            dataset_split=result["split"],
+            dataset_revision=result["data_fingerprint"],
+            metric_type=metric,
+            metric_name=f"{head} ({Stage(stage).alone})",
+            metric_value=round(100 * groups["all"][metric], 2),
+        )
+        for stage, groups in result["stages"].items()
+        for metric, head in zip(*metrics_of(result), strict=True)
+    ]
+
+
+def metrics_of(result: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The figures that a card shows, and what it calls them."""
+    metrics = list(headline(result["stages"]["embeddings"]["all"]))
+    return metrics, [name.replace("recall", "Recall") for name in metrics]
+
+
+def markdown_rows(heads: tuple[str, ...], rows: dict[str, str]) -> str:
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    return "\n".join([*lines, *(f"| {name} | {value} |" for name, value in rows.items())]) + "\n"
 
 
 def check_card(card: ModelCard) -> None:
@@ -175,12 +253,14 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
     model = load_complete(TPASModel, directory, torch.float32)
     processor = TPASProcessor.from_pretrained(directory)
+    check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {directory}", OTHER_TOKENIZER)
     fingerprint = model_fingerprint(model)
     if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
         beside = directory.resolve().parent / "training_arguments.json"
         arguments = beside if beside.is_file() else None
-    training = None if arguments is None else json.loads(arguments.read_text(encoding="utf-8"))
-    card = build_card(repo_id, [read_results(path, fingerprint, processor) for path in results], training)
+    training = None if arguments is None else read_object(arguments)
+    measured = [read_results(path, fingerprint, processor) for path in results]
+    card = build_card(repo_id, model, processor, measured, training)
 
     present = [path for path in sorted(directory.iterdir()) if path.is_file()]
     files = {path.name: path for path in present if any(path.match(pattern) for pattern in UPLOADED)}

@@ -3,8 +3,8 @@
     tpas push MODEL_DIR user/name --results results.json --dry_run
 
 The files of the model and the processor go up in one commit, together with the code that
-`from_pretrained(..., trust_remote_code=True)` needs and a card written from `model_card.md`: what
-`tpas evaluate --output` measured stage by stage, and how the model was trained. With `--dry_run`
+`from_pretrained(..., trust_remote_code=True)` needs and a card written from `model_card.md`: what the
+model is, how it was trained, and what `tpas evaluate --output` measured stage by stage. With `--dry_run`
 nothing is sent and no network is needed.
 """
 

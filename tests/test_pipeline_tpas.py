@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
 from PIL import Image
 
 from tpas.commands.hub_upload import prepare
 from tpas.modeling_tpas import TPASModel
-from tpas.pipeline_tpas import ImageTextMatchingPipeline
+from tpas.pipeline_tpas import ImageTextMatchingPipeline, Rows
 from tpas.processing_tpas import TPASProcessor
 
 ROOT = Path(__file__).parents[1]
@@ -72,6 +74,27 @@ def test_a_single_item_and_none(match, images, tmp_path):
     assert match([]) == []
     grey = images[0].convert("L")
     assert match({"image": grey, "text": "A boy."}) == expected_answer(match, grey.convert("RGB"), "A boy.")
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_data_sets_and_generators_answer_one_after_the_other(match, images, batch_size):
+    """`datasets.Dataset`, whole and streamed, with a column more; torch's; a generator."""
+    rows = [
+        {"image": image, "text": text, "id": text[:3]} for image, text in zip(images, TEXTS, strict=False)
+    ]
+    expected = [expected_answer(match, row["image"], row["text"]) for row in rows]
+    dataset = Dataset.from_list(
+        rows, features=Features(image=ImageColumn(), text=Value("string"), id=Value("string"))
+    )
+    for given in (dataset, dataset.to_iterable_dataset(), Rows(rows), (row for row in rows)):
+        answers = match(given, batch_size=batch_size)
+        assert not isinstance(answers, list)
+        assert list(answers) == expected
+
+
+def test_a_data_set_without_the_two_columns_is_refused(match, images):
+    with pytest.raises(ValueError, match=r"an item is .* got \['caption', 'image'\]"):
+        list(match(Dataset.from_dict({"image": ["a.jpg"], "caption": ["A boy."]})))
 
 
 def test_a_model_in_training_mode_is_put_into_evaluation_mode(match, images):

@@ -16,11 +16,15 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
+from transformers import BertTokenizer
 
 from tpas.commands.evaluate import main as evaluate
+from tpas.commands.hub_upload import build_card
 from tpas.commands.push import main
+from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.models.hub_code import HUB_CODE
+from tpas.models.loading import load_model
 from tpas.processing_tpas import TPASProcessor
 from tpas.training.run_folder import MODELS
 
@@ -184,6 +188,7 @@ def model_dir(start, tmp_path) -> Path:
 def results(model_dir, small_pab, tmp_path) -> Path:
     output = tmp_path / "results.json"
     evaluate(["--model", str(model_dir), "--data_root", str(small_pab), "--output", str(output)])
+    output.write_text(json.dumps(json.loads(output.read_text()) | {"dataset_name": "Drawn people"}))
     return output
 
 
@@ -253,11 +258,15 @@ def test_a_dry_run_lists_all_files_and_needs_no_network(model_dir, capsys):
     assert "license: apache-2.0" in printed
 
 
+def printed_card(capsys) -> ModelCard:
+    """Of a dry run."""
+    return ModelCard(capsys.readouterr().out.partition("\n\n---\n")[2].join(["---\n", ""]))
+
+
 def test_the_card_says_what_was_measured_and_how_the_model_was_trained(model_dir, results, capsys):
     main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
-    card = ModelCard(capsys.readouterr().out.partition("\n\n---\n")[2].join(["---\n", ""]))
+    card = printed_card(capsys)
     written = json.loads(results.read_text())
-    assert written["data_name"] == "Drawn PAB"
     name, entries = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "tpas"
     by_metric = {entry.metric_name: entry for entry in entries}
@@ -266,12 +275,81 @@ def test_the_card_says_what_was_measured_and_how_the_model_was_trained(model_dir
         entry = by_metric[f"Recall@1 ({said})"]
         assert entry.metric_value == round(100 * written["stages"][stage]["all"]["recall@1"], 2)
         assert (entry.dataset_split, entry.dataset_revision) == ("test", written["data_fingerprint"])
+        assert (entry.dataset_name, entry.dataset_type) == ("Drawn people", "drawn-people")
         assert f"| {said} | {entry.metric_value:.2f} |" in card.text
+    assert "Trained with `train_accelerate.py` on place, from random weights, all weights:" in card.text
     assert "| `learning_rate` | 3e-05 |" in card.text
-    assert "private/place" not in card.text
-    for part in ("Measured on Drawn PAB, test split, 12 queries", "BSD-3-Clause", "surveillance technique"):
+    assert "private" not in card.text
+    for part in (
+        "Measured on Drawn people, test split, 12 queries, 12 images",
+        "BSD-3-Clause",
+        "surveillance",
+    ):
         assert part in card.text
-    assert card.text.index("Measured on Drawn PAB") < card.text.index("The **paper's** figures")
+    assert card.text.index("## Results") < card.text.index("Measured on Drawn people")
+    assert "<!--" not in card.text
+
+
+def test_data_without_a_name_is_called_by_the_result_file(model_dir, results, capsys):
+    """Earlier result files call all data PAB."""
+    written = json.loads(results.read_text()) | {"data_name": "PAB"}
+    del written["dataset_name"]
+    results.write_text(json.dumps(written))
+    main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
+    card = printed_card(capsys)
+    _, entries = model_index_to_eval_results(card.data.to_dict()["model-index"])
+    assert {entry.dataset_name for entry in entries} == {"the data set of results.json"}
+    assert "Measured on the data set of results.json, test split" in card.text
+
+
+def test_the_card_of_a_small_model_has_its_own_numbers_and_none_of_xvlms(model_dir, capsys):
+    (model_dir.parent / "training_arguments.json").unlink()
+    main([str(model_dir), "user/tpas", "--dry_run"])
+    card = printed_card(capsys)
+    numbers = sum(tensor.numel() for tensor in load_file(model_dir / "model.safetensors").values())
+    for row in (
+        f"| parameters | {numbers:,} |",
+        "| images | 32 x 32 pixels (height x width), encoded to 4 x 4 tokens |",
+        "| image encoder | Swin, 1 + 1 layers, width 16 to 32, windows of 4 x 4 |",
+        "| cross-modal encoder | 1 layers |",
+        "| longest text | 24 tokens |",
+    ):
+        assert row in card.text
+    assert "## Training\n\nNothing was said about it." in card.text
+    assert "## Results\n\nNone were given." in card.text
+    assert card.data.eval_results is None
+    about_it = card.text.partition("## Citation")[0]
+    for foreign in ("214", "384", "Swin-B", "BERT-base", "HFUT", "fine-tuned", "PAB's", "77.86", "1,978"):
+        assert foreign not in about_it
+
+
+def test_the_card_of_the_full_size_has_its_own_numbers(processor):
+    with torch.device("meta"):
+        model = TPASModel(TPASConfig())
+    processor.max_text_length = 70
+    arguments = {"dataset_name": "PAB", "model_name_or_path": "/somewhere/secret/xvlm", "lora_rank": 16}
+    text = build_card("user/tpas", model, processor, [], arguments).text
+    for part in (
+        "| parameters | 213,959,547 |",
+        "| images | 384 x 384 pixels (height x width), encoded to 12 x 12 tokens |",
+        "| image encoder | Swin, 2 + 2 + 18 + 2 layers, width 128 to 1024, windows of 12 x 12 |",
+        "| text encoder | 6 layers of width 768, 30,522 words |",
+        "on PAB, from xvlm, by low-rank updates (LoRA, rank 16), merged into the weights:",
+    ):
+        assert part in text
+    assert "secret" not in text
+
+
+def test_a_tokenizer_of_another_model_is_refused(model_dir):
+    config = json.loads((model_dir / "config.json").read_text())
+    words = config["text_config"]["vocab_size"]
+    TPASProcessor.build(
+        BertTokenizer(vocab={f"word{number}": number for number in range(words + 3)}), image_size=32
+    ).save_pretrained(model_dir)
+    with pytest.raises(SystemExit, match=rf"best has \d+ words, the model {words}: it belongs to another"):
+        main([str(model_dir), "user/tpas", "--dry_run"])
+    with pytest.raises(ValueError, match=rf"best has \d+ words, the model {words}: it belongs to another"):
+        load_model(str(model_dir))
 
 
 def test_results_of_another_model_are_refused(model_dir, results):
@@ -304,7 +382,10 @@ def test_every_model_of_a_run_is_found_with_its_arguments(model_dir, capsys):
         assert "| `learning_rate` | 3e-05 |" in capsys.readouterr().out, name
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "not a JSON file"), ("[]", "not written by")])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not a JSON file"), ("[]", "holds no JSON object"), ("{}", "not written by")],
+)
 def test_what_is_no_result_is_named(model_dir, tmp_path, content, message):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(SystemExit, match=rf"results\.json: {message}"):

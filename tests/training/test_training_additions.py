@@ -341,7 +341,7 @@ def test_a_processor_of_another_image_size_is_refused(small_pab, start, tmp_path
     processor = TPASProcessor.from_pretrained(start)
     processor.image_size = 64
     processor.save_pretrained(start)
-    with pytest.raises(SystemExit, match="takes images of 32 pixels a side, its processor makes them 64"):
+    with pytest.raises(SystemExit, match="takes images of 32 pixels, its processor makes them 64"):
         train(flags(small_pab, start, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
