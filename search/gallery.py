@@ -304,7 +304,7 @@ class Gallery:
                 them are searched exactly, whatever the gallery's index.
             extra: images to look through beside them, from `encode_image`; exactly, as above.
             batch_size: texts in one forward pass.
-            texts_at_once: whose hidden states are in memory together.
+            texts_at_once: whose hidden states are in memory together; all if the gallery keeps no tokens.
 
         Returns:
             A list of answers, with SCA's and the cascade's report.

@@ -122,12 +122,12 @@ def test_names_and_ids_tell_nothing(test_split):
         assert (np.abs(order[:, 0] - order[:, 1]) > 1).sum() > len(order) / 2
 
 
-def test_annotation_is_split_into_numbered_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(synthetic_pab, "ROWS_PER_FILE", 6)
-    root = draw_pab(tmp_path / "pab", train_pairs=14, test_pairs=2, image_size=SIZE, workers=1)
-    sizes = [len(read_lines(root / f"annotation/train/attr_{number}.json")) for number in range(3)]
-    assert sizes == [6, 6, 2]
-    assert len(list((root / "annotation/train").iterdir())) == 3
+def test_annotation_is_split_into_numbered_files(tmp_path):
+    root = draw_pab(tmp_path / "pab", train_pairs=1002, test_pairs=2, image_size=32, workers=1)
+    files = [read_lines(root / f"annotation/train/attr_{number}.json") for number in range(2)]
+    assert [len(rows) for rows in files] == [1000, 2]
+    assert len({row["image"] for rows in files for row in rows}) == 1002
+    assert len(list((root / "annotation/train").iterdir())) == 2
 
 
 def test_any_number_of_workers_draws_the_same_bytes(root, tmp_path):
@@ -280,9 +280,10 @@ def test_what_tells_lookalikes_apart_is_nearly_always_said():
     assert np.mean(said) > 0.88
 
 
-def test_a_finished_root_is_returned_without_drawing(root, monkeypatch):
-    monkeypatch.setattr(synthetic_pab, "draw_source", None)
+def test_a_finished_root_is_returned_without_drawing(root):
+    changed = root.parent.stat().st_mtime_ns
     assert draw_pab(root, train_pairs=80, test_pairs=24, seed=5, image_size=SIZE, workers=1) == root
+    assert root.parent.stat().st_mtime_ns == changed  # nothing was made beside it
 
 
 def test_a_root_with_other_arguments_or_files_is_refused(root, tmp_path):
@@ -311,15 +312,19 @@ def test_an_empty_folder_may_be_drawn_into(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interruption_leaves_nothing(tmp_path, monkeypatch, error):
-    def draw_some(world, seed, index, image_size):
-        if index == 3:
-            raise error("stopped")
-        return draw_source(world, seed, index, image_size)
+def test_an_interruption_leaves_nothing(tmp_path, error):
+    class Scenes(tuple):
+        chosen = 0
 
-    monkeypatch.setattr(synthetic_pab, "draw_source", draw_some)
+        def __getitem__(self, number):
+            if self.chosen == 5:
+                raise error("stopped")
+            self.chosen += 1
+            return super().__getitem__(number)
+
+    world = replace(DEMO_WORLD, scenes=Scenes(DEMO_WORLD.scenes))
     with pytest.raises(error, match="stopped"):
-        draw_pab(tmp_path / "pab", train_pairs=12, test_pairs=2, image_size=SIZE, workers=1)
+        draw_pab(tmp_path / "pab", world=world, train_pairs=12, test_pairs=2, image_size=SIZE, workers=1)
     assert list(tmp_path.iterdir()) == []
 
 

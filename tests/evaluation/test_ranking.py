@@ -3,6 +3,7 @@
 import gc
 import itertools
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,8 +15,6 @@ from tiny_inputs import WORDS, tiny_processor
 
 from tpas.configuration_tpas import TPASConfig
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.matching import PlainMatcher
-from tpas.evaluation import ranking
 from tpas.evaluation.ranking import IMAGES_IN_A_BATCH, PAIRS_IN_A_BATCH, Rankings, rank_gallery
 from tpas.evaluation.settings import SCASettings
 from tpas.modeling_tpas import TPASModel
@@ -48,14 +47,14 @@ def made_up_captions() -> list[str]:
     return [" ".join(generator.choice(WORDS, 3 + row % 7)) for row in range(QUERIES)]
 
 
-def rank(config: TPASConfig, query_order=None, gallery_order=None, **settings) -> Rankings:
+def rank(config: TPASConfig, query_order=None, gallery_order=None, model=None, **settings) -> Rankings:
     """The alike images, ranked; the orders permute what is given, not what is asked."""
-    model, processor = build(config)
+    built, processor = build(config)
     captions, images = made_up_captions(), alike_images()
     query_order = range(QUERIES) if query_order is None else query_order
     gallery_order = range(IMAGES) if gallery_order is None else gallery_order
     return rank_gallery(
-        model,
+        model or built,
         processor,
         [captions[row] for row in query_order],
         [f"query {row:02}" for row in query_order],
@@ -152,9 +151,9 @@ def test_two_processes_give_the_bits_of_one(tiny_config, reference, tmp_path):
 def test_no_more_tokens_are_in_memory_than_allowed_and_one_unit(tiny_config, monkeypatch, fast):
     width = tiny_config.vision_config.hidden_size
     in_memory, calls = [], itertools.count()
-    matcher = FastMatcher if fast else TPASModel
-    if not fast:
-        monkeypatch.setattr(ranking, "matcher_for", PlainMatcher)
+    matcher, model = FastMatcher, build(tiny_config)[0]
+    if not fast:  # as with an adapter, whose matcher is the model itself
+        matcher, model = TPASModel, add_lora(model, 2, 4, 0.0).base_model.model
 
     def bytes_of_tokens():
         everything = [item for item in gc.get_objects() if type(item) is torch.Tensor]
@@ -176,38 +175,24 @@ def test_no_more_tokens_are_in_memory_than_allowed_and_one_unit(tiny_config, mon
     copied = 1 if fast else PAIRS_IN_A_BATCH / IMAGES_IN_A_BATCH  # batches of images, for pairs
     for batches_kept, bounded in ((0, True), (2, True), (100, False)):
         in_memory.clear()
-        rank(tiny_config, batch_size=IMAGES_IN_A_BATCH, token_memory=batches_kept * BATCH_OF_TOKENS)
+        settings = {"batch_size": IMAGES_IN_A_BATCH, "token_memory": batches_kept * BATCH_OF_TOKENS}
+        rank(tiny_config, model=model, **settings)
         # The kept batches, the one being matched, and the pairs' copy of their images' tokens.
         bound = (min(batches_kept, 2) + 1 + copied) * BATCH_OF_TOKENS
         assert max(in_memory) > 0
         assert (max(in_memory) <= bound) == bounded
 
 
-def test_the_fast_way_gives_the_models_scores_and_an_adapter_goes_the_other(
-    tiny_config, reference, monkeypatch
-):
-    monkeypatch.setattr(ranking, "matcher_for", PlainMatcher)
-    padded = rank(tiny_config)
-    assert torch.equal(padded.indices["embeddings"], reference.indices["embeddings"])
-    by_image = [
-        scores.gather(1, indices.argsort(dim=1))
-        for scores, indices in ((r.scores["matching"], r.indices["matching"]) for r in (padded, reference))
-    ]
-    torch.testing.assert_close(*by_image, atol=1e-5, rtol=0)
-    assert not torch.equal(*by_image)  # another way, other last digits
-    monkeypatch.undo()
-
-    model, processor = build(tiny_config)
-    adapted = add_lora(model, 2, 4, 0.0)  # a new adapter changes nothing
+def test_a_model_with_an_adapter_is_asked_itself_and_gives_the_scores_of_the_fast_way(tiny_config):
+    plain, processor = build(tiny_config)
+    adapted = add_lora(build(tiny_config)[0], 2, 4, 0.0).base_model.model  # a new adapter changes nothing
     given = ["a man", "red hat"], ["1", "2"], alike_images()[:3], ["a", "b", "c"]
-    asked = []
-    match = TPASModel.match
-    monkeypatch.setattr(TPASModel, "match", lambda *a: (asked.append(len(a[1])), match(*a))[1])
-    ranked = rank_gallery(adapted.base_model.model, processor, *given, shortlist=3)
-    assert asked == [6]
-    plain = rank_gallery(*build(tiny_config), *given, shortlist=3)
-    assert asked == [6]
-    torch.testing.assert_close(ranked.scores["matching"], plain.scores["matching"], atol=1e-5, rtol=0)
+    ranked = []
+    for model, asked in ((plain, []), (adapted, [6])):
+        model.match = Mock(wraps=model.match)
+        ranked.append(rank_gallery(model, processor, *given, shortlist=3).scores["matching"])
+        assert [len(call.args[1]) for call in model.match.call_args_list] == asked
+    torch.testing.assert_close(*ranked, atol=1e-5, rtol=0)
 
 
 def test_impossible_numbers_are_refused(tiny_config):
@@ -219,19 +204,18 @@ def test_impossible_numbers_are_refused(tiny_config):
         SCASettings(max_shift=-1)
 
 
-@pytest.mark.parametrize(("encoder", "kind", "of_all"), [("image", "image", 70), ("text", "query", 15)])
-def test_an_embedding_that_is_not_finite_is_named_before_the_matching(
-    tiny_config, monkeypatch, encoder, kind, of_all
-):
-    encode = getattr(TPASModel, f"get_{encoder}_features")
-
-    def overflowing(self, *inputs):
-        output = encode(self, *inputs)
-        output.pooler_output[0, 0] = torch.nan  # once in each batch
-        return output
-
-    monkeypatch.setattr(TPASModel, f"get_{encoder}_features", overflowing)
-    monkeypatch.setattr(ranking, "matcher_for", lambda *arguments: pytest.fail("it matched"))
-    message = f"of {of_all} embeddings are not finite, the first of {kind} '{kind} 0"
-    with pytest.raises(ValueError, match=message):
-        rank(tiny_config)
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("broken", "of_all", "first"),
+    [("image", "70 of 70", "image 'image 00'"), ("text", "4 of 15", "query 'query 11'")],
+)
+def test_an_embedding_that_is_not_finite_is_named_before_the_matching(tiny_config, broken, of_all, first):
+    model, processor = build(tiny_config)
+    if broken == "image":
+        model.image_projection.bias[0] = torch.nan
+    else:  # a word of four captions
+        green = processor.tokenizer.vocab["green"]
+        model.text_model.embeddings.word_embeddings.weight[green] = torch.nan
+    matcher = Mock(pairs_per_batch=8, match_images=Mock(side_effect=AssertionError("it matched")))
+    with pytest.raises(ValueError, match=f"^{of_all} embeddings are not finite, the first of {first}"):
+        rank(tiny_config, model=model, matcher=matcher)
