@@ -98,7 +98,7 @@ def _where(texts: Sequence[UnreadText], of: int, places: Sequence[str]) -> str:
 
 def _tokens(
     processor: Any, texts: list[str]
-) -> list[tuple[list[tuple[int, int]], list[tuple[int, int]], int | None]]:
+) -> list[tuple[list[tuple[int, int]], list[tuple[int, int]], int]]:
     """Of each text where its tokens lie, where those that stand for unknown words lie, and how many tokens
     are read."""
     tokenizer = processor.tokenizer
