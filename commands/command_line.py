@@ -12,20 +12,30 @@
 A command prints nothing itself. It returns its result, which goes to the standard output as text, or with
 `--json` as one JSON document; whatever libraries print meanwhile goes to the standard error. Its heavy
 imports stand inside the function, so that help and shell completion answer at once.
+
+What a terminal cannot show is written as `\\u4eba`, never given up. An error that the package raises is for
+the user: one line. Any other is a mistake, of ours or of a library: it is called unforeseen, and its trace is
+kept.
 """
 
 import gc
 import inspect
+import io
 import json
 import logging
 import os
+import platform
 import re
 import sys
+import tempfile
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
+from email.message import Message
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,6 +53,9 @@ EXIT_CODES = (
     "their trace."
 )
 DEBUG_VARIABLE = "TPAS_DEBUG"
+PACKAGE = Path(__file__).resolve().parents[1]
+IN_A_REPORT = ("torch", "transformers", "numpy", "typer")  # whose versions it names, where they are loaded
+IN_A_WORKER = "Original Traceback"  # what torch writes into the message of an error there
 HEAD_START = 10.0  # seconds, in which a launcher notices that a process has ended
 
 
@@ -115,11 +128,15 @@ class CommandLine(typer.Typer):
             SystemExit: it failed, or a check found mistakes.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         command = typer.main.get_command(self)
         if isinstance(command, TyperGroup) and not words:
             words = ["--help"]
         try:
-            code = command.main(words, prog_name=self.program, standalone_mode=False)
+            with _one_line_errors(self.program, "--debug" in words or _debug_by_environment()):
+                code = command.main(words, prog_name=self.program, standalone_mode=False)
         except typer.TyperException as error:
             context = getattr(error, "ctx", None)
             path = self.program if context is None else context.command_path
@@ -131,6 +148,11 @@ class CommandLine(typer.Typer):
             ending = SystemExit(message)  # for callers in Python
             ending.code = error.exit_code
             raise ending from None
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):  # by typer, where nobody reads the help
+                _write_no_more()
+                raise SystemExit(OUTPUT_CLOSED) from None
+            raise
         if code:
             raise SystemExit(code)
 
@@ -146,9 +168,8 @@ class CommandLine(typer.Typer):
             debug: Annotated[bool, typer.Option("--debug", help="show the trace of an error")] = False,
             **values: Any,
         ) -> None:
-            debug = debug or os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
-            debug = debug or context.find_root().params.get("debug", False)
-            with _one_line_errors(context, debug):
+            debug = debug or _debug_by_environment() or context.find_root().params.get("debug", False)
+            with _one_line_errors(context.command_path, debug, context):
                 for name, kind in groups.items():
                     given = {field: values.pop(field) for field in kind.__dataclass_fields__}
                     try:
@@ -159,7 +180,7 @@ class CommandLine(typer.Typer):
                     _show_log(self.log_format)
                     result = function(**values)
                 if result is not None and is_main_process():
-                    typer.echo(result.json() if as_json else result.text)
+                    print(result.json() if as_json else result.text, flush=True)
             if result is not None and result.exit_code:
                 raise typer.Exit(result.exit_code)
 
@@ -237,36 +258,92 @@ def _examples_unwrapped(text: str | None) -> str:
     return re.sub(r"\n\n(?= {4})", "\n\n\b\n", text)
 
 
+def _debug_by_environment() -> bool:
+    return os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0")
+
+
 @contextmanager
-def _one_line_errors(context: typer.Context, debug: bool) -> Iterator[None]:
+def _one_line_errors(path: str, debug: bool, context: typer.Context | None = None) -> Iterator[None]:
     try:
         yield
-    except WrongUsage as error:
-        error.ctx = context
+    except (typer.TyperException, typer.Exit) as error:
+        if isinstance(error, WrongUsage) and error.ctx is None:
+            error.ctx = context
         raise
     except BrokenPipeError:
-        # The rest of what is buffered goes nowhere, rather than into a second error at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(OUTPUT_CLOSED) from None
-    except KeyboardInterrupt as interrupt:
-        typer.echo(f"{context.command_path}: {str(interrupt) or 'interrupted'}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        _write_no_more()
+        raise SystemExit(OUTPUT_CLOSED) from None
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
+        typer.echo(f"{path}: {str(interrupt) or 'interrupted'}", err=True)
+        raise SystemExit(INTERRUPTED) from None
     except Exception as error:
         if debug:
             raise
         _let_the_main_process_report_first()
-        raise SystemExit(f"{context.command_path}: {_explained(error)}") from error
+        raise SystemExit(f"{path}: {_explained(error)}") from error
+
+
+def _write_no_more() -> None:
+    """What is buffered goes nowhere, rather than into a second error at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # closed, or no file
+            os.dup2(nowhere, stream.fileno())
 
 
 def _explained(error: Exception) -> str:
-    if isinstance(error, KeyError) and len(error.args) == 1:  # which would quote it
-        return one_line(str(error.args[0]))
+    message = one_line(str(error))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return f"out of memory: {message or 'no more can be had'}"
     if isinstance(error, PermissionError) and error.filename and is_denied(Path(error.filename)):
         return one_line(denial(error.filename))
-    expected = isinstance(error, OSError | ValueError | ImportError | RuntimeError | ArithmeticError)
-    if expected and str(error):
-        return one_line(str(error))
-    return one_line(f"{type(error).__name__}: {error} (--debug shows where)")
+    if isinstance(error, OSError | ImportError) and message:
+        return message
+    file, statement = _raised_at(error)
+    ours = PACKAGE in Path(file).parents and "site-packages" not in Path(file).relative_to(PACKAGE).parts
+    never_meant = isinstance(error, AssertionError | AttributeError | NotImplementedError)
+    if ours and statement.startswith("raise ") and message and not never_meant:
+        if isinstance(error, KeyError):  # which would quote it
+            return one_line(str(error.args[0]))
+        return str(error).strip().splitlines()[-1].partition(": ")[2] if IN_A_WORKER in message else message
+    return f"unforeseen {type(error).__name__}: {message} ({_kept_trace(error)}; {_where_to_report()})"
+
+
+def _raised_at(error: Exception) -> tuple[str, str]:
+    """File and line of code where an error was raised first; of one in a worker of torch's, as it says."""
+    if IN_A_WORKER in str(error):
+        frames = re.findall(r'File "([^"]+)", line \d+, in .*\n\s*(.*)', str(error))
+        return frames[-1] if frames else ("", "")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return frame.filename, frame.line or ""
+
+
+def _kept_trace(error: Exception) -> str:
+    """Writes the trace into a new file that only its owner reads, and says where."""
+    loaded = [name for name in IN_A_REPORT if name in sys.modules]
+    about = [f"tpas {_metadata().get('Version')}, Python {platform.python_version()}, {platform.platform()}"]
+    about += [f"{name} {getattr(sys.modules[name], '__version__', '')}" for name in loaded]
+    try:
+        handle, path = tempfile.mkstemp(prefix="tpas-error-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("\n".join([*about, "", *traceback.format_exception(error)]))
+    except OSError:
+        return "--debug shows its trace"
+    return f"its trace is in {path}"
+
+
+def _where_to_report() -> str:
+    """The address under `Issues` in pyproject.toml, where there is one."""
+    addresses = dict(line.split(", ", 1) for line in _metadata().get_all("Project-URL") or ())
+    return f"please report it at {addresses['Issues']}" if "Issues" in addresses else "please report it"
+
+
+def _metadata() -> Any:
+    """What pyproject.toml says of the package."""
+    try:
+        return metadata("tpas")
+    except PackageNotFoundError:
+        return Message()
 
 
 def _let_the_main_process_report_first() -> None:

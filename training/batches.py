@@ -106,7 +106,7 @@ def warn_of_unread_captions(dataset: Dataset, processor: RetrievalProcessor) -> 
     looked_at = dataset
     if len(dataset) > CAPTIONS_LOOKED_AT:
         looked_at = dataset.select(range(0, len(dataset), -(-len(dataset) // CAPTIONS_LOOKED_AT)))
-    places = [place_of(pair) for pair in looked_at.select_columns(["file", "line"])]
+    places = [place_of(looked_at[row]) for row in range(len(looked_at))]
     warn_of_unread(processor, looked_at["caption"], places)
 
 

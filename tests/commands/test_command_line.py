@@ -4,15 +4,19 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import pytest
+import torch
 import typer
+from torch._utils import ExceptionWrapper
 from typer import Option
 
 from tpas import __main__
@@ -34,7 +38,8 @@ def command_of(words: list[str]):
 def run_tpas(*words: object, **settings) -> subprocess.CompletedProcess:
     environment = os.environ | settings.pop("environment", {})
     program = [sys.executable, "-m", "tpas", *map(str, words)]
-    return subprocess.run(program, env=environment, capture_output=True, text=True, timeout=120, **settings)
+    settings = {"env": environment, "text": True, "timeout": 120} | settings
+    return subprocess.run(program, capture_output=True, **settings)
 
 
 def parse(words: list[str]) -> typer.Context:
@@ -191,17 +196,26 @@ def test_what_a_library_prints_does_not_mix_with_the_result(capsys):
     assert json.loads(capsys.readouterr().out) == {"made": "late"}
 
 
-def ending_in(error: BaseException | None = None, result: CommandResult | None = None) -> CommandLine:
-    """A command that raises the error, or else returns the result."""
+def ending_in_call(end: Callable[[], CommandResult]) -> CommandLine:
+    """A command that makes this call."""
     app = CommandLine("tpas try", "Tries.")
 
     @app.command()
+    def command() -> CommandResult:
+        return end()
+
+    return app
+
+
+def ending_in(error: BaseException | None = None, result: CommandResult | None = None) -> CommandLine:
+    """A command that raises the error, or else returns the result."""
+
     def end() -> CommandResult:
         if error:
             raise error
         return result
 
-    return app
+    return ending_in_call(end)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +223,6 @@ def ending_in(error: BaseException | None = None, result: CommandResult | None =
     [
         (ValueError("no good:\n  x.npz"), "tpas try: no good: x.npz"),
         (KeyError("no image 'a'"), "tpas try: no image 'a'"),
-        (AssertionError("odd"), "tpas try: AssertionError: odd (--debug shows where)"),
     ],
 )
 def test_an_error_is_one_line_and_debug_shows_its_trace(error, message, capsys, monkeypatch):
@@ -222,6 +235,69 @@ def test_an_error_is_one_line_and_debug_shows_its_trace(error, message, capsys, 
     monkeypatch.setenv("TPAS_DEBUG", "1")
     with pytest.raises(type(error)):
         app.run([])
+
+
+def test_an_error_of_the_package_in_a_worker_is_the_same_line():
+    try:
+        raise ValueError("a.jpg, line 3: broken")
+    except ValueError:
+        in_worker = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(SystemExit) as ended:
+        ending_in_call(in_worker.reraise).run([])
+    assert ended.value.code == "tpas try: a.jpg, line 3: broken"
+
+
+@pytest.mark.parametrize(
+    ("fails", "named"),
+    [
+        (lambda: {}["key"], "KeyError: 'key'"),
+        (lambda: [][0], "IndexError: list index out of range"),
+        (lambda: int("one"), "ValueError: invalid literal for int"),
+        (lambda: torch.ones(2) @ torch.ones(3), "RuntimeError: inconsistent tensor size"),
+        (lambda: exec("assert False"), "AssertionError: "),
+    ],
+)
+def test_an_unforeseen_error_says_so_and_where_its_trace_is(fails, named, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        ending_in_call(fails).run([])
+    said = re.fullmatch(
+        rf"tpas try: unforeseen {named}.* \(its trace is in (\S+); please report it.*\)", ended.value.code
+    )
+    trace = Path(said[1])
+    assert trace.parent == tmp_path
+    assert trace.stat().st_mode & 0o777 == 0o600
+    text = trace.read_text(encoding="utf-8")
+    assert text.startswith("tpas ")
+    assert "Traceback (most recent call last)" in text
+    assert named in text
+
+
+def test_an_error_without_room_for_its_trace_says_how_to_see_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match="unforeseen KeyError: 'key' .--debug shows its trace; please"):
+        ending_in_call(lambda: {}["key"]).run([])
+
+
+def test_memory_that_runs_out_is_no_mistake():
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB")):
+        with pytest.raises(SystemExit, match="tpas try: out of memory: (no more|CUDA)"):
+            ending_in(error).run([])
+
+
+def test_a_library_that_fails_on_a_model_is_reported(tmp_path, scores):
+    """A model's configuration that transformers cannot take: its TypeError is not for the user."""
+    shutil.copytree(ROOT / "demo_start", tmp_path / "model")
+    settings = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {"text_config": 5}))
+    words = ("search", ".", "a man", "--model", "model")
+    failed = run_tpas(*words, cwd=tmp_path, environment={"TMPDIR": str(tmp_path)})
+    assert (failed.returncode, failed.stdout) == (1, "")
+    line = failed.stderr.splitlines()[-1]
+    said = re.fullmatch(
+        r"tpas search: unforeseen TypeError: `text_config` must be .* in (\S+); please .*", line
+    )
+    assert "transformers" in Path(said[1]).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -255,9 +331,33 @@ def test_the_program_ends_with_these_codes(tmp_path):
         assert traced.stderr.endswith("FileNotFoundError: [Errno 2] No such file or directory: 'a.npz'\n")
 
 
-def test_a_reader_that_leaves_early_is_no_error(scores):
-    words = [sys.executable, "-m", "tpas", "rerank", "one.npz", "--method", "sca", "--output", "s.npz"]
-    pipe = f"{shlex.join(words)} | true; echo $PIPESTATUS"
+@pytest.mark.parametrize(
+    "words", ["rerank one.npz --method sca --output s.npz", "rerank --help", "--help", "--version"]
+)
+def test_a_reader_that_leaves_early_is_no_error(words, scores):
+    pipe = f"{sys.executable} -m tpas {words} | true; echo $PIPESTATUS"
     process = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, cwd=scores, check=True)
     assert process.stderr == ""
     assert process.stdout.strip() in ("0", "141")  # 0: all was written before the reader left
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"PYTHONIOENCODING": "utf-8"}, "人 é"),
+        ({"PYTHONIOENCODING": "cp1252"}, r"\u4eba é"),
+        ({"PYTHONIOENCODING": "ascii"}, r"\u4eba \xe9"),
+    ],
+)
+def test_what_a_terminal_cannot_show_costs_no_answer(environment, shown, tmp_path):
+    """The result, an error, and JSON, which loses nothing."""
+    write_score_file(tmp_path / "one.npz", ScoreFile(np.eye(2), None, ("a", "b"), ("x", "y")))
+    words = ["rerank", "one.npz", "--method", "sca", "--output", "人 é.npz"]
+    settings = {"environment": environment, "cwd": tmp_path, "encoding": environment["PYTHONIOENCODING"]}
+    done = run_tpas(*words, **settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"{shown}.npz: 2 queries" in done.stdout
+    assert json.loads(run_tpas(*words, "--json", **settings).stdout)["output"].endswith("人 é.npz")
+    failed = run_tpas("rerank", "人 é.npz", "--method", "sca", "--output", "é 人", **settings)
+    assert failed.returncode == 1
+    assert "a score file ends in .npz" in failed.stderr

@@ -242,8 +242,8 @@ def test_the_command_lists_mistakes_and_ends_with_a_code_of_its_own(test_set, tm
     assert lines[-1] == "... and 41 more mistakes"
     with pytest.raises(SystemExit, match="No such file"):
         submit([str(test_set), "--validate", str(tmp_path / "nothing.txt")])
-    answer.write_bytes(b"\xff\xfe")
-    with pytest.raises(SystemExit, match="mine.txt: not a text file"):
+    answer.write_bytes(b"\xe4\n")
+    with pytest.raises(SystemExit, match="mine.txt, line 1: not UTF-8"):
         submit([str(test_set), "--validate", str(answer)])
 
 
