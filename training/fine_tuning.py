@@ -92,7 +92,7 @@ class Run:
         identity = {}
         if accelerator.is_main_process:
             identity = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
-            identity |= data_identity(dataset, Path(arguments.data_root))
+            identity |= data_identity(Path(arguments.data_root))
         identity = broadcast_object_list([identity])[0]
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.pairs, self.loader = build_loader(
