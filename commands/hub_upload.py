@@ -74,7 +74,15 @@ def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict
         results = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
-    needed = ("stages", "model_fingerprint", "data_name", "data_fingerprint", "split", "queries", "gallery")
+    needed = (
+        "stages",
+        "model_fingerprint",
+        "dataset_name",
+        "data_fingerprint",
+        "split",
+        "queries",
+        "gallery",
+    )
     absent = [name for name in needed if not isinstance(results, dict) or name not in results]
     if absent:
         raise ValueError(f"{path}: not written by tpas evaluate --output, which has {absent} in it")
@@ -105,7 +113,7 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
         metrics = list(headline(result["stages"]["embeddings"]["all"]))
         heads = [name.replace("recall", "Recall") for name in metrics]
         measured += (
-            f"\nMeasured on {result['data_name']}, {result['split']} split, {result['queries']:,} queries, "
+            f"\nMeasured on {result['dataset_name']}, {result['split']} split, {result['queries']:,} queries, "
             f"{result['gallery']:,} images (fingerprint {result['data_fingerprint']}), in percent:\n\n"
             f"| stage | {' | '.join(heads)} |\n|---{'|---' * len(metrics)}|\n"
         )
@@ -115,8 +123,8 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
             entries += [
                 EvalResult(
                     task_type="text-to-image-retrieval",
-                    dataset_type=result["data_name"].lower(),
-                    dataset_name=result["data_name"],
+                    dataset_type=result["dataset_name"].lower(),
+                    dataset_name=result["dataset_name"],
                     dataset_split=result["split"],
                     dataset_revision=result["data_fingerprint"],
                     metric_type=name,

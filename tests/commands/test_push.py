@@ -257,7 +257,7 @@ def test_the_card_says_what_was_measured_and_how_the_model_was_trained(model_dir
     main([str(model_dir), "user/tpas", "--dry_run", "--results", str(results)])
     card = ModelCard(capsys.readouterr().out.partition("\n\n---\n")[2].join(["---\n", ""]))
     written = json.loads(results.read_text())
-    assert written["data_name"] == "Drawn PAB"
+    assert written["dataset_name"] == "pab (drawn)"
     name, entries = model_index_to_eval_results(card.data.to_dict()["model-index"])
     assert name == "tpas"
     by_metric = {entry.metric_name: entry for entry in entries}
@@ -269,9 +269,9 @@ def test_the_card_says_what_was_measured_and_how_the_model_was_trained(model_dir
         assert f"| {said} | {entry.metric_value:.2f} |" in card.text
     assert "| `learning_rate` | 3e-05 |" in card.text
     assert "private/place" not in card.text
-    for part in ("Measured on Drawn PAB, test split, 12 queries", "BSD-3-Clause", "surveillance technique"):
+    for part in ("Measured on pab (drawn), test split, 12 queries", "BSD-3-Clause", "surveillance technique"):
         assert part in card.text
-    assert card.text.index("Measured on Drawn PAB") < card.text.index("The **paper's** figures")
+    assert card.text.index("Measured on pab (drawn)") < card.text.index("The **paper's** figures")
 
 
 def test_results_of_another_model_are_refused(model_dir, results):
