@@ -2,9 +2,9 @@
 
     python benchmarks/equal_texts.py --output benchmarks/equal_texts.json
 
-Each seed draws a PAB of its own, whose training captions all become coarse ("A woman is on a lawn."),
-so that many people have one in common. With and without the flag the demo's start is fine-tuned on it, through
-the commands a user would type, and its last weights are measured: by mAP with the coarse captions of the test
+Each seed draws a PAB of its own, whose training captions all become coarse ("A woman is walking on a lawn."),
+so that many people have one in common. With and without the flag the demo's start is fine-tuned on it, by the
+commands a user would type, and its last weights are measured: by mAP with the coarse captions of the test
 images, each of which is right for all images that it describes, and by Recall@1 with their whole captions.
 Prints the table and, with `--output`, writes it as JSON and as Markdown beside it.
 """
@@ -55,8 +55,8 @@ def make_coarse(root: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = seeds_parser(__doc__, seeds=[0, 1])
-    parser.add_argument("--steps", type=int, default=150, help="training steps of each run (default: 150)")
+    parser = seeds_parser(__doc__, seeds=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=300, help="training steps of each run (default: 300)")
     arguments = parser.parse_args(argv)
     settings = replace(settings_of(arguments), source_group_size=1, batch_size=32)
     runs = []
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
         rows.append([name, *cells])
     repeated = statistics.fmean(run["repeated"] for run in runs)
     caption = (
-        f"In %, {settings.test_pairs} test pairs, mean of seeds {', '.join(map(str, arguments.seeds))}, each; "
+        f"In %, {settings.test_pairs} test pairs, mean of seeds {', '.join(map(str, arguments.seeds))}; "
         f"{settings.train_pairs} pairs with coarse captions, {repeated:.0%} of which are another's as well, "
         f"{settings.max_train_steps} steps of {settings.batch_size}."
     )

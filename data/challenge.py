@@ -42,7 +42,7 @@ ORDER_FILE = "query_index.txt"
 GALLERY = "gallery"
 ANSWERS = 10  # names a line
 ARCHIVE, ARCHIVED = ".zip", "answer.txt"
-LARGEST_ANSWERS = 2**26  # bytes; those of a million queries are twice that many at most
+LARGEST_ANSWERS = 2**26  # bytes, once unpacked; those of the 1,978 queries have 0.3 million
 
 
 @dataclass(frozen=True)

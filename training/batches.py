@@ -81,13 +81,10 @@ def load_training_pairs(
     return pool.select(rows), rows
 
 
-def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
+def data_identity(root: Path) -> dict[str, Any]:
     """What data are, wherever they lie: all rows of their annotations, and the sizes of a few images.
 
     To look at every image of PAB would take minutes on a network's disk; other editions differ in most.
-
-    Args:
-        dataset: those of the rows that are trained on.
     """
 
     def size_of(image: str) -> int | None:
@@ -96,6 +93,7 @@ def data_identity(dataset: Dataset, root: Path) -> dict[str, Any]:
         except (OSError, ValueError):  # the training names it, with its place, when it comes to it
             return None
 
+    dataset = load_pab(root, "train", validation_fraction=0)
     rows = np.linspace(0, len(dataset) - 1, min(IMAGES_LOOKED_AT, len(dataset))).astype(int)
     sizes = [size_of(image) for image in dataset.select(rows)["image"]]
     return {"data_fingerprint": annotations_fingerprint(root, "train"), IMAGE_SIZES: sizes}

@@ -99,7 +99,7 @@ class Run:
         if accelerator.is_main_process:
             warn_of_unread_captions(dataset, self.processor)
             identity = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
-            identity |= data_identity(dataset, Path(arguments.data_root))
+            identity |= data_identity(Path(arguments.data_root))
         identity = broadcast_object_list([identity])[0]
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.pairs, self.loader = build_loader(

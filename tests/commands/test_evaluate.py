@@ -356,3 +356,13 @@ def test_validation_split_is_cut_from_train(start, drawn_root, tmp_path):
     assert json.loads(output.read_text())["queries"] == 4
     dataset = load_pab(drawn_root, "validation", **settings)
     assert all(place.startswith(f"annotation{os.sep}train") for place in annotation_places(dataset).values())
+
+
+def test_data_are_called_what_the_user_calls_them(start, drawn_root, tmp_path):
+    output, report = tmp_path / "results.json", tmp_path / "report.md"
+    named = ["--dataset_name", "Streets", "--output", str(output), "--markdown", str(report)]
+    main(["--model", str(start), "--data_root", str(drawn_root), *named])
+    results = json.loads(output.read_text())
+    assert results["dataset_name"] == "Streets"
+    assert "PAB" not in output.read_text()
+    assert report.read_text().startswith(f"# {start} on Streets, test\n")
