@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .configuration_tpas import TPASConfig
     from .data.drawn.synthetic_pab import draw_pab
+    from .data.image_folders import FolderRules
     from .data.pab import load_pab, retrieval_split
     from .data.pab_images import image_path
     from .evaluation.recall_at_k import RecallAtK
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .training.log import read_training_log
 
 __all__ = [
+    "FolderRules",
     "Gallery",
     "QueryBank",
     "RecallAtK",
@@ -80,6 +82,7 @@ __all__ = [
 _NAMES_OF = {
     "configuration_tpas": "TPASConfig",
     "data.drawn.synthetic_pab": "draw_pab",
+    "data.image_folders": "FolderRules",
     "data.pab": "load_pab retrieval_split",
     "data.pab_images": "image_path",
     "evaluation.recall_at_k": "RecallAtK",
