@@ -10,9 +10,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
 from safetensors.torch import load_file, save_file
-from tiny_retrieval_models import save_tiny
+from tiny_retrieval_models import cached_snapshot, save_tiny
 from transformers import BertTokenizer, HfArgumentParser
 
 from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, DemoError
@@ -335,11 +334,8 @@ def test_data_may_be_on_the_hub(reproduction, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="--data_root org/pab: no such folder, nor a data set"):
         reproduction.find_data("org/pab")
-    repository = Path(HF_HUB_CACHE) / "datasets--org--pab"  # as if it had been downloaded
-    (repository / "snapshots" / "0123").mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0123")
-    assert reproduction.find_data("org/pab") == repository / "snapshots" / "0123"
+    folder = cached_snapshot("org/pab", "0123456789" * 4, "datasets", latest=True)
+    assert reproduction.find_data("org/pab") == folder
 
 
 @pytest.mark.parametrize(

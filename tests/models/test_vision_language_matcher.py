@@ -7,8 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
-from huggingface_hub.constants import HF_HUB_CACHE
-from tiny_retrieval_models import SIZE, needs, noise_images, save_tiny
+from tiny_retrieval_models import SIZE, cached_snapshot, needs, noise_images, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -223,26 +222,23 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
 
 
 def test_a_commit_is_asked_for_by_its_name():
-    """Of a repository with code of its own, in the Hub's cache as if it had been downloaded."""
+    """Of a repository with code of its own."""
     commit, latest = "0123456789" * 4, "f" * 40
-    repository = Path(HF_HUB_CACHE) / "models--some--vlm"
-    for name in (commit, latest):
-        folder = save_llava(repository / "snapshots" / name)
+    folders = [cached_snapshot("some/vlm", name, latest=name == latest) for name in (commit, latest)]
+    for folder in map(save_llava, folders):
         config = json.loads((folder / "config.json").read_text())
         own = {"AutoModelForImageTextToText": "mine.LlavaForConditionalGeneration"}
         (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
         code = "from transformers import LlavaForConditionalGeneration as Theirs\n"
         (folder / "mine.py").write_text(f"{code}class LlavaForConditionalGeneration(Theirs):\n    pass\n")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(latest)
 
     with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
         load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
     pinned = load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
     (folder / "config.json").write_text(json.dumps(config))  # the latest has no code any more
     unpinned = load_matcher("vlm:some/vlm", CPU)
-    for matcher, name, has_code in ((pinned, commit, True), (unpinned, latest, False)):
-        model = LlavaForConditionalGeneration.from_pretrained(repository / "snapshots" / name)
+    for matcher, folder, has_code in zip((pinned, unpinned), folders, (True, False), strict=True):
+        model = LlavaForConditionalGeneration.from_pretrained(folder)
         assert isinstance(matcher.model, LlavaForConditionalGeneration)
         assert (type(matcher.model) is not LlavaForConditionalGeneration) == has_code
         theirs, ours = (own.model.multi_modal_projector.linear_1.weight for own in (model, matcher.model))
