@@ -12,7 +12,7 @@ README.md beside this file says what the paper leaves open, and what is assumed 
 import sys
 from functools import partial
 
-from reproduction import PAPER, PAPER_ZERO_SHOT, Row, reproduce, shown_recalls
+from reproduction import PAPER, PAPER_ZERO_SHOT, Row, Run, reproduce, run_logged, shown_recalls
 
 table_2, table_3, table_4 = (
     partial(Row, table=2, stages=("matching",)),
@@ -68,14 +68,14 @@ ROWS = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, run: Run = run_logged) -> None:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help"):
         print(f"{__doc__}\nWhat the paper ({PAPER}) prints: Recall@1 / @5 / @10 in %\n")
         for row in ROWS.values():
             print(f"    {row.recipe:28} {row.title:38} {shown_recalls(row.paper)}")
     elif words[0] in ROWS:
-        reproduce(ROWS[words[0]], words[1:])
+        reproduce(ROWS[words[0]], words[1:], run)
     else:
         print(f"reproduce: no row {words[0]!r}; without arguments it lists them", file=sys.stderr)
         raise SystemExit(2)

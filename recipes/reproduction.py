@@ -15,7 +15,7 @@ import argparse
 import hashlib
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ from tpas.evaluation.stages import Stage
 
 PAPER = "arXiv:2502.03230"
 Recalls = tuple[float, float, float]  # Recall@1, @5, @10 in percent
+Run = Callable[..., None]  # runs a command as `run_logged` does
 # Rows of Table 2 and of Table 4, and what the grid looks for.
 PAPER_ZERO_SHOT: Recalls = (77.86, 98.28, 99.24)
 
@@ -89,22 +90,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Workplace:
-    """Where a recipe runs, and from what."""
+    """Where a recipe runs, from what, and what runs its commands."""
 
     model: str | Path
     data_root: Path
     output_dir: Path
     miniature: bool
+    run: Run = run_logged
 
 
 # ------------------------------------------------------------------------------------------ a row of a table
 
 
-def reproduce(row: Row, argv: Sequence[str] | None = None) -> None:
+def reproduce(row: Row, argv: Sequence[str] | None = None, run: Run = run_logged) -> None:
     """The command of a recipe: runs the row, prints it beside the paper's and writes both."""
     arguments = parse_row_arguments(row, argv)
     with one_line_errors(row.recipe):
-        place = prepare(arguments, arguments.model)
+        place = prepare(arguments, arguments.model, run)
         if row.fine_tuned:
             runs = [fine_tune_and_evaluate(row, place, seed, arguments) for seed in arguments.seeds]
         else:
@@ -286,7 +288,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", choices=["best", "last"], default="best", help=which)
 
 
-def prepare(arguments: argparse.Namespace, model: str | None) -> Workplace:
+def prepare(arguments: argparse.Namespace, model: str | None, run: Run = run_logged) -> Workplace:
     """Finds or draws the data, and makes the output folder.
 
     Raises:
@@ -302,7 +304,7 @@ def prepare(arguments: argparse.Namespace, model: str | None) -> Workplace:
     else:
         raise ValueError("give --data_root, PAB's folder or a data set's Hub id, or --miniature")
     found = REPOSITORY / "demo_start" if model is None else local_or_hub(model)
-    return Workplace(found, data_root, output_dir, arguments.miniature)
+    return Workplace(found, data_root, output_dir, arguments.miniature, run)
 
 
 def local_or_hub(model: str) -> str | Path:
@@ -350,7 +352,7 @@ def run_once(place: Workplace, command: Command, name: str, product: Path, model
         return
     marker.unlink(missing_ok=True)
     print(f"  says: {place.output_dir / 'logs' / name}.log", flush=True)
-    run_logged(command, place.output_dir, name, offline=place.miniature)
+    place.run(command, place.output_dir, name, offline=place.miniature)
     write_json(marker, wanted)
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import reproduction
-from reproduction import PAPER, Row, Workplace
+from reproduction import PAPER, Row, Run, Workplace, run_logged
 from tpas.commands.demo import TPAS, as_flags
 from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.settings import CUTOFFS
@@ -128,10 +128,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, run: Run = run_logged) -> None:
     arguments = parse_arguments(argv)
     with reproduction.one_line_errors(RECIPE):
-        place = reproduction.prepare(arguments, arguments.model)
+        place = reproduction.prepare(arguments, arguments.model, run)
         first, _ = arguments.seeds
         results = fine_tune(place, arguments, "recipe", first)
         for seed in arguments.seeds:

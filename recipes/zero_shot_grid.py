@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import reproduction
-from reproduction import PAPER, PAPER_ZERO_SHOT, Recalls, Workplace
+from reproduction import PAPER, PAPER_ZERO_SHOT, Recalls, Run, Workplace, run_logged
 from tpas.commands.demo import TPAS, DemoError, as_flags
 
 RECIPE = "zero_shot_grid"
@@ -164,10 +164,10 @@ def grid_table(
     return "\n".join([*lines, *reproduction.notes(every_result, miniature)]) + "\n"
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, run: Run = run_logged) -> None:
     arguments = parse_arguments(argv)
     with reproduction.one_line_errors(RECIPE):
-        place = reproduction.prepare(arguments, None)
+        place = reproduction.prepare(arguments, None, run)
         measured, refused, every_result = measure(place, arguments)
         content = {
             "recipe": RECIPE,

@@ -7,12 +7,11 @@ import shutil
 import statistics
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_retrieval_models import save_tiny
+from tiny_retrieval_models import cached_snapshot, save_tiny
 from transformers import BertTokenizer, HfArgumentParser
 
 from tpas.commands.demo import ACCELERATE_LAUNCH, REPOSITORY, TPAS, DemoError, as_flags
@@ -54,17 +53,30 @@ def reproduction() -> ModuleType:
 
 
 @pytest.fixture
-def calls(reproduction, run_here, fresh_accelerator, monkeypatch) -> list[str]:
-    """The names of the commands that were run, here and not in processes."""
-    names = []
+def calls() -> list[str]:
+    """The names of the commands that were run."""
+    return []
 
-    def run(command, folder, name, **settings):
-        names.append(name)
-        fresh_accelerator()
-        run_here(command, folder, name, **settings)
 
-    monkeypatch.setattr(reproduction, "run_logged", run)
-    return names
+@pytest.fixture
+def run_recipe(calls, run_here, fresh_accelerator):
+    """A function that runs a recipe, its commands here and not in processes; the one named `fails` does."""
+
+    def run_recipe(recipe: str, *flags: str, fails: str | None = None) -> None:
+        def run(command, folder, name, **settings):
+            if name == fails:
+                raise DemoError("no space", folder / "logs" / f"{name}.log")
+            calls.append(name)
+            fresh_accelerator()
+            run_here(command, folder, name, **settings)
+
+        reproduce = importlib.import_module("reproduce")
+        if recipe in reproduce.ROWS:
+            reproduce.main([recipe, *flags], run)
+        else:
+            importlib.import_module(recipe).main(list(flags), run)
+
+    return run_recipe
 
 
 @pytest.fixture
@@ -72,14 +84,6 @@ def miniature(start, small_pab, tmp_path) -> list[str]:
     """Flags that run a recipe on the smallest model and data."""
     output = ["--output_dir", str(tmp_path / "output")]
     return ["--miniature", "--model", str(start), "--data_root", str(small_pab), *output]
-
-
-def run_recipe(name: str, *flags: str) -> None:
-    reproduce = importlib.import_module("reproduce")
-    if name in reproduce.ROWS:
-        reproduce.main([name, *flags])
-    else:
-        importlib.import_module(name).main(list(flags))
 
 
 def figures(results: dict, stage: str) -> str:
@@ -94,7 +98,7 @@ def table_rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("name", "title", "paper", "stages"), ROWS, ids=[row[0] for row in ROWS])
-def test_a_row_in_miniature(name, title, paper, stages, calls, miniature, tmp_path, capsys):
+def test_a_row_in_miniature(name, title, paper, stages, run_recipe, calls, miniature, tmp_path, capsys):
     # A model without a stage 2 in the place of those that have none.
     other = ["--model", str(save_tiny("clip", tmp_path / "clip"))] if "clip" in name else []
     run_recipe(name, *miniature, *other)
@@ -130,23 +134,14 @@ def test_a_row_in_miniature(name, title, paper, stages, calls, miniature, tmp_pa
         assert results["model"].endswith("/best")
 
 
-def test_a_recipe_that_was_stopped_goes_on(calls, miniature, reproduction, tmp_path, monkeypatch, capsys):
+def test_a_recipe_that_was_stopped_goes_on(run_recipe, calls, miniature, tmp_path, capsys):
     """With two seeds, whose mean and deviation are those of the two files."""
     flags = [*miniature, "--seeds", "1", "2"]
-    working = reproduction.run_logged
-
-    def fail_at_seed_2(command, folder, name, **settings):
-        if name.startswith("evaluate") and "seed_2" in name:
-            raise DemoError("no space", folder / "logs" / f"{name}.log")
-        working(command, folder, name, **settings)
-
-    monkeypatch.setattr(reproduction, "run_logged", fail_at_seed_2)
     with pytest.raises(SystemExit) as caught:
-        run_recipe("table_3_10k_pairs", *flags)
+        run_recipe("table_3_10k_pairs", *flags, fails="evaluate_10000_pairs_seed_2_best")
     assert str(caught.value).startswith("table_3_10k_pairs: no space (the whole output: ")
     assert not (tmp_path / "output" / "table_3_10k_pairs.md").exists()
 
-    monkeypatch.setattr(reproduction, "run_logged", working)
     calls.clear()
     run_recipe("table_3_10k_pairs", *flags)
     assert calls == ["evaluate_10000_pairs_seed_2_best"]
@@ -168,7 +163,9 @@ def test_a_recipe_that_was_stopped_goes_on(calls, miniature, reproduction, tmp_p
         run_recipe("table_3_10k_pairs", *flags, "--", "--learning_rate", "1e-3")
 
 
-def test_the_ladder_beyond_the_paper_is_what_its_score_files_say(calls, miniature, tmp_path, capsys):
+def test_the_ladder_beyond_the_paper_is_what_its_score_files_say(
+    run_recipe, calls, miniature, tmp_path, capsys
+):
     flags = [*miniature, "--seeds", "1", "2", "--fusion_weight", "0.4"]
     run_recipe("stronger_than_the_paper", *flags)
     printed, output = capsys.readouterr().out, tmp_path / "output"
@@ -192,7 +189,7 @@ def test_the_ladder_beyond_the_paper_is_what_its_score_files_say(calls, miniatur
     assert "two models need two seeds, got 1 twice" in capsys.readouterr().err
 
 
-def test_equal_steps_are_another_run_of_their_own(calls, miniature, tmp_path, capsys):
+def test_equal_steps_are_another_run_of_their_own(run_recipe, miniature, tmp_path, capsys):
     run_recipe("table_3_40k_pairs", *miniature, "--equal_steps", "--weights", "last")
     printed = capsys.readouterr().out
     assert "Fine-tuned on 20 pairs, steps: 1, batch: 4; seed 42; last weights." in printed
@@ -201,7 +198,9 @@ def test_equal_steps_are_another_run_of_their_own(calls, miniature, tmp_path, ca
     assert files == {"table_3_40k_pairs_steps_as_10000.json", "table_3_40k_pairs_steps_as_10000.md"}
 
 
-def test_what_has_ended_well_is_shared_and_done_again_when_it_must(calls, miniature, start, tmp_path):
+def test_what_has_ended_well_is_shared_and_done_again_when_it_must(
+    run_recipe, calls, miniature, start, tmp_path
+):
     run_recipe("table_4_without_sca", *miniature)
     run_recipe("table_4_with_sca", *miniature)
     run_recipe("table_2_zero_shot", *miniature)
@@ -222,7 +221,7 @@ def test_what_has_ended_well_is_shared_and_done_again_when_it_must(calls, miniat
 
 
 def test_an_evaluation_is_known_by_what_was_evaluated_wherever_it_lies(
-    calls, start, small_pab, reproduction, tmp_path
+    run_recipe, calls, start, small_pab, reproduction, tmp_path
 ):
     moved, elsewhere = tmp_path / "moved", tmp_path / "other start"
     shutil.copytree(small_pab, moved)
@@ -247,8 +246,7 @@ def test_an_evaluation_is_known_by_what_was_evaluated_wherever_it_lies(
     assert run(start, moved) == 2
 
 
-def test_only_pab_itself_is_compared(calls, start, small_pab, reproduction, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduction, "PAB_TEST_QUERIES", 12)  # as many as the drawn ones
+def test_only_pab_itself_is_compared(run_recipe, start, small_pab, tmp_path, capsys):
     flags = ["--model", str(start), "--output_dir", str(tmp_path / "output")]
     run_recipe("table_4_with_sca", *flags, "--data_root", str(small_pab))
     printed = capsys.readouterr().out
@@ -290,7 +288,9 @@ def test_the_real_training_is_the_papers(flags, equal_steps, reproduction, tmp_p
     assert changed == expected | ({} if equal_steps is None else {"steps_as_pairs": equal_steps})
 
 
-def test_the_grid_converts_measures_and_names_the_nearest(calls, start, small_pab, tmp_path, capsys):
+def test_the_grid_converts_measures_and_names_the_nearest(
+    run_recipe, calls, start, small_pab, tmp_path, capsys
+):
     parts = [load_file(part) for part in sorted(REFERENCE.glob("checkpoint_*.safetensors"))]
     checkpoint = tmp_path / "checkpoint_9.th"
     torch.save({"model": {name: tensor for part in parts for name, tensor in part.items()}}, checkpoint)
@@ -338,7 +338,7 @@ def test_the_grid_converts_measures_and_names_the_nearest(calls, start, small_pa
     assert len(calls) == 2
 
 
-def test_a_grid_of_which_nothing_runs_says_why(calls, miniature, start):
+def test_a_grid_of_which_nothing_runs_says_why(run_recipe, miniature, start):
     grid = ["--models", str(start), *(flag for flag in miniature if flag not in ("--model", str(start)))]
     with pytest.raises(SystemExit, match="^zero_shot_grid: .*the model's 32 positions, got 70"):
         run_recipe("zero_shot_grid", *grid, "--max_text_lengths", "70")
@@ -357,14 +357,12 @@ def test_equal_to_the_last_digit_that_the_paper_prints():
     assert measured(1541, 1944, 1963).distance == pytest.approx(0.0470 + 0.0011 + 0.0017, abs=1e-3)
 
 
-def test_data_may_be_on_the_hub(reproduction, small_pab, monkeypatch, tmp_path):
+def test_data_may_be_on_the_hub(reproduction, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="--data_root org/pab: no such folder, nor a data set"):
         reproduction.find_data("org/pab")
-    asked = Mock(return_value=str(small_pab))
-    monkeypatch.setattr(reproduction, "snapshot_download", asked)
-    assert reproduction.find_data("org/pab") == small_pab
-    asked.assert_called_once_with("org/pab", repo_type="dataset")
+    folder = cached_snapshot("org/pab", "0123456789" * 4, "datasets", latest=True)
+    assert reproduction.find_data("org/pab") == folder
 
 
 @pytest.mark.parametrize(
@@ -377,14 +375,14 @@ def test_data_may_be_on_the_hub(reproduction, small_pab, monkeypatch, tmp_path):
         ("zero_shot_grid", [], "give --models (and --data_root), or --miniature"),
     ],
 )
-def test_flags_that_cannot_work_are_refused(name, flags, message, capsys):
+def test_flags_that_cannot_work_are_refused(run_recipe, name, flags, message, capsys):
     with pytest.raises(SystemExit) as caught:
         run_recipe(name, *flags)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_without_data_a_recipe_says_so(tmp_path):
+def test_without_data_a_recipe_says_so(run_recipe, tmp_path):
     with pytest.raises(SystemExit, match="^table_4_with_sca: give --data_root"):
         run_recipe("table_4_with_sca", "--model", "m", "--output_dir", str(tmp_path))
 

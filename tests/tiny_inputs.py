@@ -1,4 +1,4 @@
-"""What tests of searching share beside conftest's fixtures: words, a processor, images, scores."""
+"""What tests share beside conftest's fixtures: words, a processor, images, scores, faults."""
 
 import os
 from collections.abc import Iterable, Iterator

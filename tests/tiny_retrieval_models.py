@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.constants import HF_HUB_CACHE
 from PIL import Image
 from tiny_inputs import noise_image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -108,4 +109,15 @@ def save_tiny(family: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     images.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def cached_snapshot(name: str, commit: str, kind: str = "models", *, latest: bool = False) -> Path:
+    """A new folder for a Hub repository's files at a commit, in the cache as if they had been downloaded."""
+    repository = Path(HF_HUB_CACHE) / f"{kind}--{name.replace('/', '--')}"
+    folder = repository / "snapshots" / commit
+    folder.mkdir(parents=True)
+    if latest:
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(commit)
     return folder

@@ -614,8 +614,7 @@ def test_an_existing_directory_is_left_alone(checkpoint, tmp_path):
 
 
 def test_a_failure_while_writing_leaves_nothing(checkpoint, tmp_path, monkeypatch):
-    full = Mock(side_effect=OSError("no space left on device"))
-    monkeypatch.setattr("tpas.models.checkpoint_conversion.check_saved", full)
+    monkeypatch.setattr("os.replace", Mock(side_effect=OSError("no space left on device")))
     with pytest.raises(OSError, match="no space left"):
         convert_checkpoint(checkpoint, tmp_path / "model", **NO_TOKENIZER)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_9.pth"]

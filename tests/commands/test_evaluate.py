@@ -138,16 +138,6 @@ def test_stages_equal_a_naive_search(model, processor, benchmark, drawn_root, sh
     assert result.sca_report == reranked.report
 
 
-def test_the_result_does_not_depend_on_batch_size_or_gallery_order(model, processor, benchmark, drawn_root):
-    first = evaluate(model, processor, benchmark, drawn_root, shortlist=5, batch_size=3)
-    shuffled = replace(benchmark, gallery_ids=benchmark.gallery_ids[::-1])
-    second = evaluate(model, processor, shuffled, drawn_root, shortlist=5, batch_size=64)
-    assert first.stages == second.stages
-    for stage, ranking in first.rankings.items():
-        assert torch.equal(TEST_PAIRS - 1 - second.rankings[stage], ranking)
-        assert torch.equal(second.scores[stage], first.scores[stage])
-
-
 def test_sca_settings_reach_sca(model, processor, benchmark, drawn_root):
     settings = {"confidence": "margin", "max_shift": 3, "tau": 0.01, "capacity": 2}
     result = evaluate(model, processor, benchmark, drawn_root, sca=SCASettings(**settings))

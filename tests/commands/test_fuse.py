@@ -101,18 +101,6 @@ def test_the_command_is_the_function_on_files_in_any_order(options, fuse, folder
     assert lines[-1] == f"out.npz: 3 queries, 5 images, {shape}"
 
 
-def test_an_image_that_one_file_lacks(tmp_path, monkeypatch):
-    """It has the file's lowest score in the sum, and nothing from it in reciprocal rank fusion."""
-    monkeypatch.chdir(tmp_path)
-    ids = {"query_ids": ("q",), "gallery_ids": ("left", "both", "right")}
-    write_score_file("a.npz", ScoreFile(np.array([[0.9, 0.7]]), np.array([[1, 0]]), **ids))
-    write_score_file("b.npz", ScoreFile(np.array([[40.0, 20]]), np.array([[2, 1]]), **ids))
-    main(["a.npz", "b.npz", "--weights", "1", "2", "--output", "sum.npz"])
-    assert by_name("sum.npz") == {"q": {"right": 2.0 - 1, "both": 1.0 - 2}}
-    main(["a.npz", "b.npz", "--rrf", "--output", "rrf.npz"])
-    assert by_name("rrf.npz") == {"q": pytest.approx({"both": 1 / 61 + 1 / 62, "right": 1 / 61})}
-
-
 def test_ties_do_not_follow_the_order_of_the_images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flat = SystemScores(np.ones((3, 5)))

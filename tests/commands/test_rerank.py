@@ -171,43 +171,14 @@ def test_options_that_do_not_fit_are_refused(options, message, paths, monkeypatc
     assert re.search(message, error), error
 
 
-def changed(row, column, value, name="scores"):
-    array = getattr(list_file(), name).copy()
-    array[row, column] = value
-    return {name: array}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (changed(3, 1, np.nan), "query 'query 3' has the score nan: scores must be finite, or -inf"),
-        (changed(4, 0, np.inf), "query 'query 4' has the score inf: scores must be finite"),
-        (changed(5, 4, 9), "query 'query 5' is not sorted, its score 9.0 is above the one before it"),
-        (changed(6, 2, list_file().indices[6, 0], "indices"), "query 'query 6' lists '"),
-        (changed(7, 5, -1, "indices"), "query 'query 7' has fewer candidates than the others"),
-        (changed(8, 0, 15, "indices"), "query 'query 8' has index 15, but the gallery has 15 images"),
-        ({"gallery_ids": GALLERY_IDS[:-1]}, "but the gallery has 14 images"),
-        ({"query_ids": QUERY_IDS[:-1]}, "there are 11 query ids for 12 rows of scores"),
-        ({"query_ids": (*QUERY_IDS[:-1], "query 0")}, "the query id 'query 0' is there 2 times"),
-    ],
-)
-@pytest.mark.parametrize("method", ["sca", "csls"])
-def test_broken_files_are_refused_by_the_query(changes, message, method, tmp_path):
+def test_a_broken_file_is_refused_by_its_name_and_the_query(tmp_path):
     content = list_file()
     arrays = {name: getattr(content, name) for name in ("scores", "indices", "query_ids", "gallery_ids")}
-    np.savez(tmp_path / "scores.npz", **arrays | changes)
-    error = refusal(tmp_path / "scores.npz", "--method", method, "--output", tmp_path / "out.npz")
-    assert "scores.npz: " in error
-    assert message in error
+    arrays["scores"][3, 1] = np.nan
+    np.savez(tmp_path / "scores.npz", **arrays)
+    error = refusal(tmp_path / "scores.npz", "--method", "csls", "--output", tmp_path / "out.npz")
+    assert "scores.npz: query 'query 3' has the score nan: scores must be finite" in error
     assert not (tmp_path / "out.npz").exists()
-
-
-def test_ragged_rows_are_refused_with_the_way_out(tmp_path):
-    rows = np.empty(2, dtype=object)
-    rows[:] = [[0.5, 0.2], [0.5]]
-    np.savez(tmp_path / "scores.npz", scores=rows, indices=rows, query_ids=["a", "b"], gallery_ids=["x", "y"])
-    error = refusal(tmp_path / "scores.npz", "--method", "sca", "--output", tmp_path / "out.npz")
-    assert "give every query as many candidates" in error
 
 
 def test_a_bank_of_another_gallery_is_refused(paths, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_inputs import spoil
 from tiny_retrieval_models import save_tiny
 
 from tpas.commands.evaluate import main as evaluate
@@ -339,8 +340,8 @@ def test_impossible_flags_are_refused(start, test_set, tmp_path, flags, message)
     assert not (tmp_path / "a.txt").exists()
 
 
-def test_what_would_be_refused_after_the_ranking_is_refused_before(test_set, tmp_path, monkeypatch):
-    monkeypatch.setattr("tpas.evaluation.ranking.rank_gallery", lambda *_, **__: pytest.fail("it ranked"))
+def test_what_would_be_refused_after_the_ranking_is_refused_before(test_set, tmp_path):
+    spoil((test_set / "gallery").iterdir())  # which a ranking would stumble over
     clip, output = save_tiny("clip", tmp_path / "clip"), tmp_path / "a.txt"
     with pytest.raises(SystemExit, match="^tpas submit: --stage matching: .*clip has embeddings alone"):
         submit([str(test_set), "--model", str(clip), "--output", str(output), "--stage", "matching"])

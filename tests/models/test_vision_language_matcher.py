@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
-from tiny_retrieval_models import SIZE, needs, noise_images, save_tiny
+from tiny_retrieval_models import SIZE, cached_snapshot, needs, noise_images, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -221,19 +221,28 @@ def test_what_cannot_be_asked_is_refused_in_one_line(start, small_pab, tmp_path)
     assert "the matcher's shortlist must be between 1 and the shortlist's 12 images, got 0" in message
 
 
-def test_a_commit_is_asked_for_by_its_name(monkeypatch):
-    commit = "0123456789" * 4
-    asked = []
-    config = {"auto_map": {"AutoModel": "mine.Model"}}
-    monkeypatch.setattr("tpas.models.loading.read_config", lambda name, revision=None: config)
-    matcher = "tpas.models.vision_language_matcher.load_vision_language_matcher"
-    monkeypatch.setattr(matcher, lambda *arguments: asked.append(arguments))
+def test_a_commit_is_asked_for_by_its_name():
+    """Of a repository with code of its own."""
+    commit, latest = "0123456789" * 4, "f" * 40
+    folders = [cached_snapshot("some/vlm", name, latest=name == latest) for name in (commit, latest)]
+    for folder in map(save_llava, folders):
+        config = json.loads((folder / "config.json").read_text())
+        own = {"AutoModelForImageTextToText": "mine.LlavaForConditionalGeneration"}
+        (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+        code = "from transformers import LlavaForConditionalGeneration as Theirs\n"
+        (folder / "mine.py").write_text(f"{code}class LlavaForConditionalGeneration(Theirs):\n    pass\n")
+
     with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
         load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
-    load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
-    config.clear()
-    load_matcher("vlm:some/vlm", CPU)
-    assert asked == [("some/vlm", CPU, commit, True), ("some/vlm", CPU, None, False)]
+    pinned = load_matcher(f"vlm:some/vlm@{commit}", CPU, trust_remote_code=True)
+    (folder / "config.json").write_text(json.dumps(config))  # the latest has no code any more
+    unpinned = load_matcher("vlm:some/vlm", CPU)
+    for matcher, folder, has_code in zip((pinned, unpinned), folders, (True, False), strict=True):
+        model = LlavaForConditionalGeneration.from_pretrained(folder)
+        assert isinstance(matcher.model, LlavaForConditionalGeneration)
+        assert (type(matcher.model) is not LlavaForConditionalGeneration) == has_code
+        theirs, ours = (own.model.multi_modal_projector.linear_1.weight for own in (model, matcher.model))
+        assert torch.equal(theirs, ours)
 
 
 def test_a_tokenizer_without_padding_can_be_asked(tmp_path):

@@ -3,7 +3,6 @@ import torch
 from PIL import Image
 from transformers import BertTokenizer
 
-import tpas.modeling_tpas
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search.explanation import explain, explain_tokens, heat_layer, heat_map
@@ -42,23 +41,20 @@ def match_logit(model, processor, image, text, mask=None):
         return model(**inputs).match_logits[0, 1].item()
 
 
-def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
+def grad_cam_by_finite_differences(model, processor, image, layer):
     """(L, 16): each attention probability of one layer moved a little, and the pair matched again."""
     model.set_attn_implementation("eager")
     chosen = model.cross_modal_encoder.layers[layer].cross_attention
-    original = tpas.modeling_tpas.eager_attention
-    step, probabilities = None, None
+    seen, step = {}, None
 
-    def moved_attention(module, query, key, value, *arguments, **settings):
-        nonlocal probabilities
-        output, weights = original(module, query, key, value, *arguments, **settings)
-        if module is not chosen:
-            return output, weights
-        probabilities = weights
-        moved = weights if step is None else weights + step
-        return (moved @ value).transpose(1, 2), weights
+    def move(_, inputs):
+        """What goes in are the sums of values, weighted by the probabilities."""
+        (context,) = inputs  # (1, L, D)
+        return context if step is None else context + (step @ seen["values"]).transpose(1, 2).flatten(2)
 
-    monkeypatch.setattr(tpas.modeling_tpas, "eager_attention", moved_attention)
+    chosen.value.register_forward_hook(lambda _, __, output: seen.update(values=chosen.split_heads(output)))
+    chosen.dense.register_forward_pre_hook(move)
+    chosen.register_forward_hook(lambda _, __, output: seen.update(probabilities=output[1]))
     inputs = processor(images=[image], text=[TEXT])
     with torch.inference_mode():
         pair = (
@@ -67,6 +63,7 @@ def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
             inputs["attention_mask"],
         )
         model.match(*pair)
+    probabilities = seen["probabilities"]
     expected = torch.zeros(probabilities.shape, dtype=torch.double)  # (1, H, L, 17)
     for place in range(expected.numel()):
         logits = []
@@ -80,12 +77,12 @@ def grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch):
 
 
 @pytest.mark.parametrize(("layer", "image_size"), [(0, 32), (1, 32), (1, (48, 16))])
-def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, image_size, monkeypatch):
+def test_maps_are_grad_cam_of_the_attention(model, processor, image, layer, image_size):
     model.resize_image(image_size)
     processor.image_size = image_size
     grid = (4, 4) if image_size == 32 else (6, 2)
     explanation = explain(model, processor, image, TEXT, layer)
-    tokens = grad_cam_by_finite_differences(model, processor, image, layer, monkeypatch)
+    tokens = grad_cam_by_finite_differences(model, processor, image, layer)
     assert len(tokens) == 11  # [CLS], seven words of one piece, run ##ning, [SEP]
     words = torch.cat([tokens[1:8], tokens[8:10].sum(dim=0, keepdim=True)]).view(8, *grid)
     assert words.max() > 1e-5
