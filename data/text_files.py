@@ -15,7 +15,6 @@ from pathlib import Path
 LINE_END = re.compile("\r\n|\r|\n")
 # Of UTF-32 before that of UTF-16, with which it begins.
 BYTE_ORDER_MARKS = {
-    codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -82,12 +81,14 @@ def decoded(content: bytes, name: str, first_line: int = 1) -> str:
     Raises:
         ValueError: they are in none of the encodings above; names the file, the line, the byte and a way out.
     """
+    if first_line == 1:
+        content = content.removeprefix(codecs.BOM_UTF8)
     marks = BYTE_ORDER_MARKS.items() if first_line == 1 else ()
     encoding = next((encoding for mark, encoding in marks if content.startswith(mark)), "utf-8")
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        if encoding not in ("utf-8", "utf-8-sig"):
+        if encoding != "utf-8":
             way_out = f"it is cut off or damaged at byte {error.start + 1}"
             raise ValueError(f"{name}: it begins as {encoding.upper()} does, but {way_out}") from error
         before = LINE_END.split(content[: error.start].decode(encoding))

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import statistics
 from dataclasses import replace
@@ -336,6 +337,13 @@ def test_wrong_flags_are_refused_at_once(capsys, flag, value, message):
     with pytest.raises(SystemExit):
         run("m", "d", flag, value)
     assert message in capsys.readouterr().err
+
+
+def test_captions_that_are_cut_are_counted_once(start, drawn_root, tmp_path, caplog):
+    run(start, drawn_root, "--max_text_length", "5")
+    (line,) = [record.getMessage() for record in caplog.records if "longer than" in record.getMessage()]
+    first = r"of the first, annotation/test/attr.json, line 1, '.+' is lost"
+    assert re.fullmatch(rf"warning: 12 of 12 texts are longer than the 5 tokens .*: {first}", line)
 
 
 def test_validation_split_is_cut_from_train(start, drawn_root, tmp_path):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from tiny_inputs import interrupted_before_the_manifest
 
 from tpas.commands import gallery as manage_gallery
-from tpas.commands.search import main
+from tpas.commands.search import as_typed, main
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
@@ -260,6 +260,12 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
         (["nowhere", TEXT], "nowhere is neither a folder of images nor a gallery", None),
         ([".", TEXT], r"\. holds no images \(\.apng, .*\)$", None),
         (["."], "there is no text to look for", 2),
+        ([".", TEXT, "?!"], r"text 2: '\?!' is empty, or punctuation alone", None),
+        (
+            [".", *["a", "man", "in", "red"]],
+            "4 texts of one word each: quote the sentence, as in 'a man in",
+            2,
+        ),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),
         ([".", TEXT, "--sheet", "a.bmp"], r"a\.bmp: a sheet ends in \.html, \.png, .*, got '\.bmp'", None),
         ([".", TEXT, "--sheet", "/dev/null/a.html"], "no place for /dev/null/a.html: .*", None),
@@ -275,6 +281,27 @@ def test_what_cannot_be_searched_is_refused(tmp_path, monkeypatch, words, messag
         main([*words, "--model", MODEL])
     assert code in (None, ended.value.code)
     assert not os.listdir(tmp_path)
+
+
+def test_what_the_model_does_not_read_is_said_before_any_image_is_encoded(folder, tmp_path, capsys, caplog):
+    (tmp_path / "texts.txt").write_text("A man falls.\n\n人 falls.\n" + "A man and " * 40)
+    main([str(folder), "A man falls.", "--texts_file", str(tmp_path / "texts.txt"), "--model", MODEL])
+    said = [record.getMessage() for record in caplog.records]
+    unknown, cut, *others = said
+    place = f"{tmp_path}/texts.txt, line"
+    assert unknown.startswith("warning: the model does not know 2 words, 'falls', '人' (3 of 4 texts, ")
+    assert f"no word at all is known of {place} 3: what is found" in unknown
+    assert cut.startswith(f"warning: {place} 4 is longer than the 70 tokens that the model reads: 'a man and")
+    assert any("6 of 6 images to encode" in line for line in others)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_text_is_what_was_typed_whatever_python_takes_it_for(encoding):
+    """In the C locale without Python's help a word that is typed in UTF-8 comes as half surrogates."""
+    typed = "a man, 人".encode().decode(encoding, "surrogateescape")
+    assert as_typed(typed, "text 1") == "a man, 人"
+    with pytest.raises(ValueError, match="text 1, line 1: not UTF-8: after 'caf' comes the byte 0xe9"):
+        as_typed(os.fsdecode(b"caf\xe9"), "text 1")
 
 
 def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch):

@@ -150,12 +150,16 @@ def test_a_linked_gallery_is_that_gallery_and_what_else_is_there_is_counted(test
 
 
 @pytest.mark.parametrize("stage", ["embeddings", "sca"])
-def test_answers_are_the_evaluation_s_best_images(start, small_pab, test_set, tmp_path, capsys, stage):
+def test_answers_are_the_evaluation_s_best_images(
+    start, small_pab, test_set, tmp_path, capsys, caplog, stage
+):
     answer = tmp_path / "answers" / "answer.txt"
-    flags = ["--model", str(start), "--fusion_weight", "0.3"]
+    flags = ["--model", str(start), "--fusion_weight", "0.3", "--max_text_length", "5"]
     scores = tmp_path / "answers" / "s.npz"
     submit([str(test_set), *flags, "--output", str(answer), "--stage", stage, "--scores", str(scores)])
     assert "12 answers of 10 names among 12" in capsys.readouterr().out
+    assert caplog.text.count("12 of 12 texts are longer than the 5 tokens") == 1
+    assert "of the first, query Q011, '" in caplog.text
     files = ["answer.txt", "s.embeddings.npz", "s.fused.npz", "s.matching.npz"]
     assert sorted(path.name for path in answer.parent.iterdir()) == files
     evaluate([*flags, "--data_root", str(small_pab), "--rankings", str(tmp_path / "rankings.json")])

@@ -50,6 +50,11 @@ def test_some_of_the_encoded_texts(model, processor, texts):
     assert torch.equal(some.attention_mask, encoded.attention_mask[[4, 1]])
 
 
+def test_an_empty_text_is_named_by_its_place_in_the_caller_s_order(model, processor, texts):
+    with pytest.raises(ValueError, match="caption 4 is empty, or punctuation alone"):
+        encode_texts(model, processor, [*texts[:4], "?!", *texts[4:]], batch_size=2)
+
+
 def test_a_batch_of_none_is_refused(model, processor, texts):
     with pytest.raises(ValueError, match="batch size must be at least 1, got 0"):
         encode_texts(model, processor, texts, batch_size=0)

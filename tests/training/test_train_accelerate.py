@@ -16,7 +16,7 @@ from tpas.data.pab import load_pab, retrieval_split
 from tpas.evaluation.retrieval import evaluate
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
-from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, stable_number
+from tpas.training.data import PairCollator, SourceGroupedSampler, TrainingPairs, place_of, stable_number
 from tpas.training.fine_tuning import Run
 from tpas.training.image_augmentation import Augmentation
 from tpas.training.optimizer import LearningRates, build_optimizer
@@ -33,6 +33,17 @@ def steps_and_evaluations(output: Path) -> tuple[list[dict], list[dict]]:
     """The entries of the log, by what they are of."""
     entries = read_log(output)
     return [e for e in entries if "loss" in e], [e for e in entries if "evaluation" in e]
+
+
+def test_captions_that_are_cut_are_counted_once_at_the_start(small_pab, start, tmp_path, caplog):
+    processor = TPASProcessor.from_pretrained(start)
+    processor.max_text_length = 5
+    processor.save_pretrained(start)
+    train(flags(small_pab, start, tmp_path / "run", max_train_steps=1, evaluate_every=0))
+    (line,) = [record.getMessage() for record in caplog.records if "longer than" in record.getMessage()]
+    pairs = load_pab(small_pab, "train", **CUT)
+    assert f"{len(pairs)} of {len(pairs)} texts are longer than the 5 tokens" in line
+    assert f"of the first, {place_of(pairs[0])}, '" in line
 
 
 def test_a_run_leaves_models_log_arguments_and_tracker_files(small_pab, start, tmp_path):
