@@ -246,7 +246,10 @@ def test_an_evaluation_is_known_by_what_was_evaluated_wherever_it_lies(
     assert run(start, moved) == 2
 
 
-def test_only_pab_itself_is_compared(run_recipe, start, small_pab, tmp_path, capsys):
+def test_only_pab_itself_is_compared(
+    run_recipe, start, small_pab, reproduction, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(reproduction, "PAB_TEST_QUERIES", 12)  # as many as the drawn ones
     flags = ["--model", str(start), "--output_dir", str(tmp_path / "output")]
     run_recipe("table_4_with_sca", *flags, "--data_root", str(small_pab))
     printed = capsys.readouterr().out
