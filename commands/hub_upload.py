@@ -114,8 +114,8 @@ def build_card(repo_id: str, results: list[dict[str, Any]], training: dict[str, 
         heads = [name.replace("recall", "Recall") for name in metrics]
         measured += (
             f"\nMeasured on {result['dataset_name']}, {result['split']} split, {result['queries']:,} "
-            f"queries, {result['gallery']:,} images (fingerprint {result['data_fingerprint']}), in percent:\n\n"
-            f"| stage | {' | '.join(heads)} |\n|---{'|---' * len(metrics)}|\n"
+            f"queries, {result['gallery']:,} images (fingerprint {result['data_fingerprint']}), in "
+            f"percent:\n\n| stage | {' | '.join(heads)} |\n|---{'|---' * len(metrics)}|\n"
         )
         for stage, groups in result["stages"].items():
             figures = [100 * groups["all"][name] for name in metrics]
