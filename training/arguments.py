@@ -12,7 +12,11 @@ def flag(default: Any, about: str) -> Any:
 
 @dataclass
 class FineTuningArguments:
-    """The defaults are the paper's recipe; what the paper does not have is off."""
+    """The defaults are the paper's recipe; what the paper does not have is off, but for wrong labels' cure.
+
+    That is `equal_texts_match`: without equal captions under other ids nothing changes, with them it was
+    better in either stage (benchmarks/equal_texts.md).
+    """
 
     # Where from and where to
     data_root: str = field(
