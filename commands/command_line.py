@@ -180,7 +180,7 @@ class CommandLine(typer.Typer):
                     _show_log(self.log_format)
                     result = function(**values)
                 if result is not None and is_main_process():
-                    print(result.json() if as_json else result.text, flush=True)
+                    typer.echo(result.json() if as_json else result.text, file=sys.stdout)
             if result is not None and result.exit_code:
                 raise typer.Exit(result.exit_code)
 

@@ -24,8 +24,12 @@ def images_listed(listing: Path, follow_links: bool = True) -> list[Path]:
         ValueError, FileNotFoundError: naming the line that leaves the folder, repeats one, or names no file.
     """
     folder = listing.resolve().parent
+    try:
+        text = read_text(listing)
+    except ValueError as error:
+        raise ValueError(f"{listing}: neither a folder nor a list of images: {error}") from error
     lines: dict[Path, int] = {}
-    for number, line in enumerate(lines_of(read_text(listing)), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip():
             continue
         name, where = line.strip(), f"{listing}, line {number}"

@@ -193,12 +193,23 @@ def load_without_place(load, path: Path) -> list[dict]:
     return load(annotations=path).remove_columns(["file", "line"]).to_list()
 
 
-def test_byte_order_mark_and_windows_line_ends(root, load):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_byte_order_mark_and_windows_line_ends(root, load, encoding):
     path = write_train(root)
     lines = "\r\n".join(map(json.dumps, (PERFORMING, FALLING)))
     for text in (lines, f"[{lines.replace(chr(10), ',')}]"):
-        path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+        path.write_bytes(f"\ufeff{text}".encode(encoding))
         assert load()["image_id"][:] == ["0_0", "0_13630"]
+
+
+@pytest.mark.parametrize("form", ["{}\n{}", "[{},\n{}]"])
+def test_another_encoding_is_named_by_file_and_line(root, load, form):
+    rows = [json.dumps(pair, ensure_ascii=False) for pair in (PERFORMING, FALLING | {"caption": "a café"})]
+    write_train(root).write_bytes(form.format(*rows).encode("cp1252"))
+    with pytest.raises(
+        ValueError, match=r"^annotation/\S+\.json, line 2: not UTF-8: .*a caf' .* 0xe9; .*iconv"
+    ):
+        load()
 
 
 @pytest.mark.parametrize(
