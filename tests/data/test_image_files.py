@@ -86,9 +86,7 @@ def test_with_its_decoder_a_heic_file_is_an_image(tmp_path):
 def test_an_image_that_may_not_be_read_is_named_with_the_way_out(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.new("RGB", (8, 8)).save(path)
-    monkeypatch.setattr(
-        "builtins.open", Mock(side_effect=PermissionError(13, "Permission denied", str(path)))
-    )
+    monkeypatch.setattr("os.open", Mock(side_effect=PermissionError(13, "Permission denied", str(path))))
     message = f"{path} may not be read by this user: its owner can allow it, by chmod -R a.rX {path}"
     with pytest.raises(PermissionError, match=message):
         load_inside(tmp_path, "a.png")
