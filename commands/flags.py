@@ -1,6 +1,7 @@
 """How a command reads its flags: more leniently than typer, and from the fields of a dataclass as well.
 
-A field of a dataclass becomes a flag by its type and default, its help being in its metadata:
+A field of a dataclass becomes a flag by its type and default, its help being in its metadata, and the variable
+of the environment that may give it ("envvar"):
 
     @dataclass
     class Settings:
@@ -42,7 +43,13 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             continue
         groups[parameter.name] = kind
         for field in dataclasses.fields(kind):
-            option = Annotated[field.type, typer.Option(help=field.metadata.get("help"))]
+            variable = field.metadata.get("envvar")
+            about = {
+                "help": field.metadata.get("help"),
+                "envvar": variable,
+                "show_envvar": variable is not None,
+            }
+            option = Annotated[field.type, typer.Option(**about)]
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
             parameters.append(parameter.replace(name=field.name, annotation=option, default=default))
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters], groups

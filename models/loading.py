@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..data.whole_files import check_readable
+from .model_source import ModelSource
 
 # What only some models need is imported where one of these is loaded.
 if TYPE_CHECKING:
@@ -75,7 +76,39 @@ def load_model(
             is not installed; or an adapter's base has other weights than those it was trained over.
     """
     load = partial(_load_whole, trust_remote_code=trust_remote_code)
-    return _adapted(name, load, dtype, revision, base_model)
+    model, processor = _adapted(name, load, dtype, revision, base_model)
+    base = None if base_model is None else lasting_name(base_model)
+    commit = revision or getattr(model.config, "_commit_hash", None)  # "main" may be another one by tomorrow
+    cast(Any, model).loaded_from = ModelSource(lasting_name(name), commit, base)
+    return model, processor
+
+
+def source_of(model: "RetrievalModel") -> ModelSource | None:
+    """What the model was loaded from, or None where it says nothing of it."""
+    kept = getattr(model, "loaded_from", None)
+    if kept is not None or not model.name_or_path:
+        return kept
+    return ModelSource(lasting_name(model.name_or_path), getattr(model.config, "_commit_hash", None))
+
+
+def is_on_this_machine(source: ModelSource) -> bool:
+    """Whether nothing that a stranger named has to be fetched to load it."""
+    kind, colon, place = source.name.partition(":")
+    place = place if colon and kind in KINDS else source.name
+    if Path(place).exists():
+        return True
+    if kind == "open_clip":
+        from .open_clip_encoders import is_known_to_open_clip
+
+        if is_known_to_open_clip(place):
+            return True
+    if not HUB_NAME.fullmatch(place):
+        return os.path.isabs(place)  # a folder that is gone; loading says so
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("config.json", OPEN_CLIP_CONFIG)
+    found = (try_to_load_from_cache(place, file, revision=source.revision) for file in files)
+    return any(isinstance(path, str) for path in found)
 
 
 def load_tpas(
