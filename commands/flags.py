@@ -1,7 +1,7 @@
 """How a command reads its flags: more leniently than typer, and from the fields of a dataclass as well.
 
-A field of a dataclass becomes a flag by its type and default, its help being in its metadata, and the variable
-of the environment that may give it ("envvar"):
+A field of a dataclass becomes a flag by its type and default, its help being in its metadata, and there as
+"envvar" the variable of the environment that may give it:
 
     @dataclass
     class Settings:
@@ -43,12 +43,7 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             continue
         groups[parameter.name] = kind
         for field in dataclasses.fields(kind):
-            variable = field.metadata.get("envvar")
-            about = {
-                "help": field.metadata.get("help"),
-                "envvar": variable,
-                "show_envvar": variable is not None,
-            }
+            about = {name: field.metadata.get(name) for name in ("help", "envvar")}
             option = Annotated[field.type, typer.Option(**about)]
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
             parameters.append(parameter.replace(name=field.name, annotation=option, default=default))

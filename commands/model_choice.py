@@ -1,7 +1,8 @@
-"""Which model a command on galleries works with: the one that its flags name, or the one that made the gallery."""
+"""Which model a command on galleries works with: what its flags name, or what made the gallery."""
 
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 DEMO_START_FILE = "pretraining_arguments.json"  # beside what `tpas.commands.pretrain_start` made
 NO_MODEL = (
-    "give --model or set TPAS_MODEL: demo_start for drawn people, for photographs a converted X-VLM or any CLIP, "
-    "SigLIP or BLIP, such as google/siglip2-base-patch16-384"
+    "give --model or set TPAS_MODEL: demo_start for drawn people; for photographs a converted X-VLM, or any "
+    "CLIP, SigLIP or BLIP, such as google/siglip2-base-patch16-384"
 )
 
 
@@ -65,8 +66,9 @@ class ModelChoice:
         return own if self.base_model is None else replace(own, base_model=self.base_model)
 
     def load(self, gallery: "GalleryFiles | None" = None) -> "tuple[RetrievalModel, RetrievalProcessor]":
-        """The model in fp32 and its processor. One that only the gallery names is loaded without its code, and
-        not fetched: anybody may have written the gallery.
+        """The model in fp32 and its processor.
+
+        One that only the gallery names is loaded without its code and not fetched: anybody may have made it.
 
         Raises:
             ValueError, OSError: see `load_model`; of a gallery's model with the way out.
@@ -74,9 +76,9 @@ class ModelChoice:
         from ..models.loading import is_on_this_machine, load_model
 
         source = self.source(gallery)
-        settings = {"revision": source.revision, "base_model": source.base_model}
+        load = partial(load_model, source.name, revision=source.revision, base_model=source.base_model)
         if self.model is not None:
-            return load_model(source.name, trust_remote_code=self.trust_remote_code, **settings)
+            return load(trust_remote_code=self.trust_remote_code)
         assert gallery is not None, "without a model there is a gallery, or it was refused"
         pinned = "" if source.revision is None else f" --revision {source.revision}"
         if not is_on_this_machine(source):
@@ -86,11 +88,11 @@ class ModelChoice:
             )
         logger.info("the gallery %s was made by %s, which is loaded", gallery.directory, source)
         try:
-            return load_model(source.name, **settings)
+            return load()
         except (OSError, ValueError) as error:
             raise ValueError(
-                f"the gallery {gallery.directory} was made by {source}, which cannot be loaded: {error}; --model "
-                "says where it is now"
+                f"the gallery {gallery.directory} was made by {source}, which cannot be loaded: {error}; "
+                "--model says where it is now"
             ) from error
 
 

@@ -6,8 +6,8 @@
 A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
 
-Any retrieval model will do (docs/other_models.md); one without a stage 2 ranks by its embeddings alone. The model
-of a gallery need not be named.
+Any retrieval model will do (docs/other_models.md); one without a stage 2 ranks by its embeddings alone. The
+model of a gallery need not be named.
 
 An answer is ordered by its score: the match logit of the re-ranked, without re-ranking the cosine. Higher is
 better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
@@ -61,8 +61,8 @@ def search(
     matcher: Annotated[
         str | None,
         Option(
-            help="vlm:NAME or vlm:NAME@COMMIT: a vision-language model that says yes or no to a pair, in place "
-            "of the model's stage 2"
+            help="vlm:NAME or vlm:NAME@COMMIT: a vision-language model that says yes or no to a pair, in "
+            "place of the model's stage 2"
         ),
     ] = None,
     matcher_shortlist: Annotated[

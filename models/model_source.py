@@ -1,4 +1,4 @@
-"""What a model was loaded from, so that it can be loaded again: by a gallery that it made, from any folder."""
+"""What a model was loaded from, by which it can be loaded again, from any folder."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

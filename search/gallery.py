@@ -33,7 +33,7 @@ from ..models.interface import (
     TextEncoder,
     can_match,
 )
-from ..processing_tpas import load_image
+from ..processing_tpas import TPASProcessor, load_image
 from ..sca import Confidence, sca_rerank
 from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
@@ -249,7 +249,7 @@ class Gallery:
 
     @property
     def root_of_images(self) -> Path | None:
-        """The folder where its images lie, as far as the first one says; None of images that were no files."""
+        """The folder where its images lie, as the first one says; None of images that were no files."""
         root = self.images_root or (self.stored.record(0)["root"] if len(self) else None)
         return None if root is None else Path(root)
 
@@ -430,7 +430,7 @@ class Gallery:
             GalleryError: of another than a TPAS model: the image's file, which is read for it, is gone.
         """
         model, processor = self._encoders()
-        if not isinstance(model, TPASModel):
+        if not (isinstance(model, TPASModel) and isinstance(processor, TPASProcessor)):
             row = None if hit.extra is not None else self._row_of(hit)
             return explain(model, processor, self._read_image(row, hit.extra, "to explain it"), text)
         tokens = self._tokens[self._row_of(hit)] if hit.extra is None else hit.extra.tokens
