@@ -43,8 +43,8 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             continue
         groups[parameter.name] = kind
         for field in dataclasses.fields(kind):
-            about = {name: field.metadata.get(name) for name in ("help", "envvar")}
-            option = Annotated[field.type, typer.Option(**about)]
+            about = typer.Option(help=field.metadata.get("help"), envvar=field.metadata.get("envvar"))
+            option = Annotated[field.type, about]
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
             parameters.append(parameter.replace(name=field.name, annotation=option, default=default))
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters], groups
