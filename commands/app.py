@@ -54,12 +54,9 @@ def serve_page(
         int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
     ] = None,
 ) -> None:
-    from ..search.gallery_files import GalleryFiles
-
-    files = GalleryFiles(gallery)
-    choice.source(files)
     from ..search.building import report_left_out
     from ..search.gallery import Gallery
+    from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
     from ..search_page.requests import SearchRequests
 
@@ -69,7 +66,7 @@ def serve_page(
         raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
     labels = read_labels(annotations) if annotations else None
     opened_as = {"images_root": images_root, "follow_links": follow_links}
-    network, processor = choice.load(files)
+    network, processor = choice.load(GalleryFiles(gallery))
     opened = Gallery.open(gallery, network, processor, **opened_as)
     if not len(opened):
         raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
