@@ -1,6 +1,6 @@
 """Opens a web page to search a gallery with texts, and to see why each image was found.
 
-    tpas app --gallery gallery --model demo_start
+    tpas app --gallery gallery
 
 As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
 TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from ..search.arguments import BASE_MODEL_HELP
 from .command_line import CommandLine
+from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
     from ..search.gallery import Gallery
@@ -32,10 +32,7 @@ def serve_page(
     gallery: Annotated[
         Path, Option(envvar="TPAS_GALLERY", help="the directory that `tpas gallery build` made")
     ],
-    model: Annotated[
-        str, Option(envvar="TPAS_MODEL", help="the model that built it: its folder, or its name on the Hub")
-    ],
-    base_model: Annotated[str | None, Option(help=BASE_MODEL_HELP)] = None,
+    choice: ModelChoice,
     annotations: Annotated[
         list[Path] | None,
         Option(
@@ -57,9 +54,9 @@ def serve_page(
         int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
     ] = None,
 ) -> None:
-    from ..models.loading import load_tpas
     from ..search.building import report_left_out
     from ..search.gallery import Gallery
+    from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
     from ..search_page.requests import SearchRequests
 
@@ -69,10 +66,12 @@ def serve_page(
         raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
     labels = read_labels(annotations) if annotations else None
     opened_as = {"images_root": images_root, "follow_links": follow_links}
-    opened = Gallery.open(gallery, *load_tpas(model, base_model=base_model), **opened_as)
+    network, processor = choice.load(GalleryFiles(gallery))
+    opened = Gallery.open(gallery, network, processor, **opened_as)
     if not len(opened):
         raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
     look_for_images(opened)
+    warn_of_drawn_people(network, opened.root_of_images)
     report_left_out([], opened.stored)
     serve(SearchRequests(opened, labels, shortlist=shortlist), host, port)
 

@@ -1,6 +1,7 @@
 """How a command reads its flags: more leniently than typer, and from the fields of a dataclass as well.
 
-A field of a dataclass becomes a flag by its type and default, its help being in its metadata:
+A field of a dataclass becomes a flag by its type and default, its help being in its metadata, and there as
+"envvar" the variable of the environment that may give it:
 
     @dataclass
     class Settings:
@@ -42,7 +43,8 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             continue
         groups[parameter.name] = kind
         for field in dataclasses.fields(kind):
-            option = Annotated[field.type, typer.Option(help=field.metadata.get("help"))]
+            about = typer.Option(help=field.metadata.get("help"), envvar=field.metadata.get("envvar"))
+            option = Annotated[field.type, about]
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
             parameters.append(parameter.replace(name=field.name, annotation=option, default=default))
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters], groups

@@ -13,21 +13,19 @@ from typer import Argument, Option
 
 from ..data.image_folders import FolderRules
 from ..data.text_files import read_texts
-from ..search.arguments import BASE_MODEL_HELP, OnClash
-from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
+from ..search.arguments import OnClash
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, quick_imports
+from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from ..modeling_tpas import TPASModel
-    from ..processing_tpas import TPASProcessor
+    from ..models.interface import RetrievalModel, RetrievalProcessor
     from ..search.gallery_files import GalleryFiles
 
 app = CommandLine("tpas gallery", __doc__)
 
 Images = Annotated[Path, Argument(help="the folder of images; ids are paths below it")]
-Model = Annotated[str, Option(help="a model or adapter: its folder, or its name on the Hub")]
-BaseModel = Annotated[str | None, Option("--base_model", help=BASE_MODEL_HELP)]
 Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
 Prefix = Annotated[
@@ -45,7 +43,7 @@ Workers = Annotated[int, Option("--workers", help="threads that read images", mi
 @app.command()
 def build(
     images: Images,
-    model: Model,
+    choice: ModelChoice,
     path: Directory,
     rules: FolderRules,
     tokens: Annotated[
@@ -60,16 +58,21 @@ def build(
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
-    base_model: BaseModel = None,
 ) -> CommandResult:
     """Encodes a folder of images; goes on where a killed build stopped.
 
     tpas gallery build images --model demo_start --path gallery
     """
+    from ..search.gallery_files import GalleryFiles
+    from ..search.manifest import MANIFEST
+
+    files = GalleryFiles(path) if (path / MANIFEST).exists() else None
+    choice.source(files)
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders, accelerator = load_encoders(model, base_model)
+    encoders, accelerator = load_encoders(choice, files)
+    warn_of_drawn_people(encoders[0], images)
     gallery = Gallery.build(
         *encoders,
         images,
@@ -91,7 +94,7 @@ def build(
 @app.command()
 def append(
     images: Images,
-    model: Model,
+    choice: ModelChoice,
     path: Directory,
     rules: FolderRules,
     id_prefix: Prefix = "",
@@ -99,16 +102,20 @@ def append(
     shard_size: ShardSize = 512,
     batch_size: BatchSize = 16,
     workers: Workers = 2,
-    base_model: BaseModel = None,
 ) -> CommandResult:
     """Encodes the images that a gallery lacks.
 
-    tpas gallery append more_images --model demo_start --path gallery --id_prefix more/
+    tpas gallery append more_images --path gallery --id_prefix more/
     """
+    from ..search.gallery_files import GalleryFiles
+
+    files = GalleryFiles(path)
+    choice.source(files)
     with quick_imports():
         from ..search.gallery import Gallery
 
-    encoders, accelerator = load_encoders(model, base_model)
+    encoders, accelerator = load_encoders(choice, files)
+    warn_of_drawn_people(encoders[0], images)
     gallery = Gallery.open(path, *encoders)
     work = {"shard_size": shard_size, "batch_size": batch_size, "workers": workers}
     ids = {"rules": rules, "id_prefix": id_prefix, "on_clash": on_clash}
@@ -137,14 +144,13 @@ def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) ->
 @app.command()
 def index(
     path: Existing,
+    choice: ModelChoice,
     index: Annotated[
         str, Option(help="faiss, or a Milvus address (http://host:19530; *.db for milvus-lite)")
     ],
     texts: Annotated[
         Path | None, Option(help="file of texts, one a line, that a faiss index is set by")
     ] = None,
-    model: Annotated[str | None, Option(help="the gallery's model; only --texts needs it")] = None,
-    base_model: BaseModel = None,
 ) -> CommandResult:
     """Builds or renews an index for large galleries.
 
@@ -153,8 +159,12 @@ def index(
     from ..search.arguments import check_index, without_password
 
     check_index(index)
-    if texts is not None and model is None:
-        raise WrongUsage("--texts needs --model to encode them")
+    files = None
+    if texts is not None:  # which the model encodes
+        from ..search.gallery_files import GalleryFiles
+
+        files = GalleryFiles(path)
+        choice.source(files)
     asked = None if texts is None else read_texts(texts)
     if asked == []:
         raise ValueError(f"{texts}: no text in it")
@@ -162,10 +172,10 @@ def index(
         from ..search.gallery import Gallery
 
     encoders, lines = (None, None), None
-    if asked is not None and model is not None:
+    if asked is not None:
         from ..models.unread_texts import warn_of_unread
 
-        encoders, lines = load_encoders(model, base_model)[0], [text.text for text in asked]
+        encoders, lines = load_encoders(choice, files)[0], [text.text for text in asked]
         warn_of_unread(encoders[1], lines, [text.place for text in asked])
     done = Gallery.open(path, *encoders).write_index(index, lines)
     return CommandResult({"path": str(path), "index": without_password(index), "message": done}, done)
@@ -203,15 +213,13 @@ def info(
 
 
 def load_encoders(
-    model: str, base_model: str | None
-) -> tuple[tuple["TPASModel", "TPASProcessor"], "Accelerator"]:
+    choice: ModelChoice, files: "GalleryFiles | None"
+) -> tuple[tuple["RetrievalModel", "RetrievalProcessor"], "Accelerator"]:
     """A model with its processor, and the processes that share the work, on whose device it is."""
     from accelerate import Accelerator
 
-    from ..models.loading import load_tpas
-
     accelerator = Accelerator()
-    network, processor = load_tpas(model, base_model=base_model)
+    network, processor = choice.load(files)
     return (network.to(accelerator.device), processor), accelerator
 
 
@@ -224,6 +232,7 @@ def description(gallery: "GalleryFiles") -> CommandResult:
         "shards": len(gallery.shards),
         "bytes": gallery.size_on_disk,
         "model_fingerprint": settings.model_fingerprint,
+        "model": gallery.model_source and gallery.model_source.to_json(),
         "tokens": settings.tokens,
         "thumbnail_size": settings.thumbnail_size,
         "faiss_index": gallery.has_faiss_index,
@@ -232,6 +241,7 @@ def description(gallery: "GalleryFiles") -> CommandResult:
     lines = (
         f"{gallery.directory}: {len(gallery):,} images in {len(gallery.shards)} shards, "
         f"{gallery.size_on_disk / 1e6:,.1f} MB",
+        f"made by {gallery.model_source or 'a model that it does not name'}",
         f"model {settings.model_fingerprint}, tokens {settings.tokens or 'left out'}, "
         f"thumbnails {settings.thumbnail_size or 'none'}, "
         f"faiss index {'there' if gallery.has_faiss_index else 'none'}",

@@ -6,6 +6,9 @@
 A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
 
+Any retrieval model will do (docs/other_models.md); one without a stage 2 ranks by its embeddings alone. The
+model of a gallery need not be named.
+
 An answer is ordered by its score: the match logit of the re-ranked, without re-ranking the cosine. Higher is
 better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
 """
@@ -21,9 +24,10 @@ from typer import Argument, Option
 from ..data.image_folders import FolderRules, printable
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
 from ..sca import Confidence
-from ..search.arguments import BASE_MODEL_HELP
+from ..search.arguments import DEFAULT_MATCHER_SHORTLIST
 from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
 from .flags import IfBare
+from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
     from ..search.hits import SearchHit
@@ -35,20 +39,12 @@ app = CommandLine("tpas search", __doc__)
 def search(
     folder: Annotated[Path, Argument(help="images, or a gallery that `tpas gallery build` made")],
     rules: FolderRules,
+    choice: ModelChoice,
     texts: Annotated[
         list[str] | None,
         Argument(help="what to look for, each text in quotes; - reads the standard input, a text a line"),
     ] = None,
     texts_file: Annotated[Path | None, Option(help="more texts, a text a line")] = None,
-    model: Annotated[
-        str | None,
-        Option(
-            envvar="TPAS_MODEL",
-            show_envvar=True,
-            help="its folder, or its name on the Hub; of a gallery, the one that built it",
-        ),
-    ] = None,
-    base_model: Annotated[str | None, Option(help=BASE_MODEL_HELP)] = None,
     top_k: Annotated[int, Option(help="images shown for each text", min=1)] = 10,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
@@ -62,6 +58,16 @@ def search(
         bool,
         Option(help="re-rank in bfloat16 first, then in float32 what may still be among --top_k"),
     ] = False,
+    matcher: Annotated[
+        str | None,
+        Option(
+            help="vlm:NAME or vlm:NAME@COMMIT: a vision-language model that says yes or no to a pair, in "
+            "place of the model's stage 2"
+        ),
+    ] = None,
+    matcher_shortlist: Annotated[
+        int, Option(help="with it: images that it reads for each text", min=1)
+    ] = DEFAULT_MATCHER_SHORTLIST,
     index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
     images_root: Annotated[
         Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
@@ -71,10 +77,6 @@ def search(
     ] = None,
     open_sheet: Annotated[bool, Option("--open", help="open the sheet in the browser")] = False,
 ) -> CommandResult:
-    if model is None:
-        raise WrongUsage(
-            "give --model or set TPAS_MODEL: demo_start for drawn people, a converted X-VLM for photographs"
-        )
     if open_sheet and sheet is None:
         raise WrongUsage("--open needs --sheet, the file to write")
     asked = all_texts(texts or [], texts_file)
@@ -82,6 +84,7 @@ def search(
 
     # What can be refused is, before torch is loaded and images are encoded for hours.
     from ..search.arguments import MatchingDtype, check_cascade, check_index
+    from ..search.gallery_files import GalleryFiles
     from ..search.manifest import LOCK, MANIFEST, SHARDS
 
     if sheet is not None:
@@ -100,14 +103,24 @@ def search(
     matching_dtype: MatchingDtype = "bfloat16" if bf16 else "float32"
     if cascade:
         check_cascade(not no_rerank, sca, matching_dtype)
+    if matcher is not None and no_rerank:
+        raise WrongUsage("--matcher re-ranks, and --no_rerank was given: leave one out")
+    files = GalleryFiles(folder) if is_gallery else None
+    choice.source(files)
 
     with quick_imports():
-        from ..models.loading import load_tpas
+        from ..models.loading import load_matcher
         from ..models.unread_texts import warn_of_unread
         from ..search.folder_gallery import open_folder
-        from ..search.gallery import Gallery
+        from ..search.gallery import Gallery, check_precision, check_stages
 
-    network, processor = load_tpas(model, base_model=base_model)
+    network, processor = choice.load(files)
+    check_precision(network, matching_dtype)
+    rerank = False if no_rerank else None
+    second = None
+    if matcher is not None:
+        second = load_matcher(matcher, network.device, trust_remote_code=choice.trust_remote_code)
+    check_stages(network, rerank, cascade, second)
     warn_of_unread(processor, wanted, [text.place for text in asked])
     if is_gallery:
         gallery = Gallery.open(
@@ -119,13 +132,22 @@ def search(
             index=index,
             matching_dtype=matching_dtype,
         )
+        warn_of_drawn_people(network, gallery.root_of_images)
     else:
+        warn_of_drawn_people(network, folder)
         opened_as = {"index": index, "matching_dtype": matching_dtype}
         gallery = open_folder(folder, network, processor, rules=rules, **opened_as)
     if not len(gallery):
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
     answers = gallery.search(
-        wanted, top_k=top_k, shortlist=shortlist, rerank=not no_rerank, sca=sca, cascade=cascade
+        wanted,
+        top_k=top_k,
+        shortlist=shortlist,
+        rerank=rerank,
+        sca=sca,
+        cascade=cascade,
+        matcher=second,
+        matcher_shortlist=matcher_shortlist,
     )
     if sheet is not None:
         from ..figures.contact_sheet import write_contact_sheet

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from ..sca import Confidence, Mode
-from ..search.arguments import BASE_MODEL_HELP
-from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
+from ..search.arguments import BASE_MODEL_HELP, DEFAULT_MATCHER_SHORTLIST
+from .settings import SCASettings
 
 if TYPE_CHECKING:
     import torch

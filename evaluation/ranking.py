@@ -39,8 +39,9 @@ from ..models.interface import (
     can_match,
 )
 from ..sca import SCAReport
+from ..search.arguments import DEFAULT_MATCHER_SHORTLIST
 from ..search.ranking import fuse, rank_by_embeddings, reorder
-from .settings import DEFAULT_MATCHER_SHORTLIST, SCASettings
+from .settings import SCASettings
 from .stages import Stage
 
 # Large enough to keep a GPU busy at full size, small enough for the memory of a laptop.

@@ -15,6 +15,7 @@ from ..data.pab_images import ImageFiles
 from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
 from ..reranking.fusion import check_fusion_weight
 from ..sca import SCAReport
+from ..search.arguments import DEFAULT_MATCHER_SHORTLIST
 from ..search.ranking import resolve_shortlist
 from .measures import (
     figures_by_label,
@@ -25,7 +26,7 @@ from .measures import (
     query_groups,
 )
 from .ranking import TOKEN_MEMORY, rank_gallery
-from .settings import CUTOFFS, DEFAULT_MATCHER_SHORTLIST, SCASettings
+from .settings import CUTOFFS, SCASettings
 
 logger = logging.getLogger(__name__)
 

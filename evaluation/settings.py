@@ -9,7 +9,6 @@ import numpy as np
 from ..sca import Confidence, Mode, SCAResult, sca_rerank
 
 CUTOFFS = (1, 5, 10)  # of Recall@k, as in the paper's tables
-DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from ..modeling_tpas import TPASModel
 from ..processing_tpas import TPASProcessor
-from .interface import RetrievalModel
+from .interface import RetrievalModel, RetrievalProcessor
 
 # What decides an image's features beside the weights; by name, since new versions of transformers add more.
 VISION_SETTINGS = (
@@ -20,6 +20,12 @@ IMAGE_PROCESSOR_SETTINGS = (
     *("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size", "do_pad", "pad_size"),
     *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
 )
+# What other models' settings say of who wrote them, and of no image.
+NOT_OF_IMAGES = {
+    *("_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype", "torch_dtype"),
+    *("image_processor_type", "processor_class", "feature_extractor_type", "auto_map", "use_fast", "backend"),
+    *("text_cfg", "language_model", "language_model_revision"),
+}
 
 # A full-size model takes seconds to hash. Kept with what tells that its weights are still the same.
 _known: WeakKeyDictionary[torch.nn.Module, tuple[tuple, str]] = WeakKeyDictionary()
@@ -62,16 +68,43 @@ def _state_of(module: torch.nn.Module) -> tuple | None:
     return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
-def image_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
+def image_fingerprint(model: RetrievalModel, processor: RetrievalProcessor) -> str:
     """16 hexadecimal digits for what decides images' features beside the weights.
 
     That is the image encoder's configuration and the image processor's settings. A tokenizer's are left out:
     texts are encoded anew for each search, so it may change.
+
+    Raises:
+        TypeError: the processor is that of another kind of model.
     """
-    vision, pixels = model.config.vision_config.to_dict(), processor.image_processor.to_dict()
+    if isinstance(model, TPASModel) != isinstance(processor, TPASProcessor):
+        raise TypeError(
+            f"a {type(processor).__name__} is the processor of another model than a {type(model).__name__}: "
+            "load_model gives both together"
+        )
+    if isinstance(model, TPASModel) and isinstance(processor, TPASProcessor):
+        vision, pixels = model.config.vision_config.to_dict(), processor.image_processor.to_dict()
+        known = ((vision, VISION_SETTINGS), (pixels, IMAGE_PROCESSOR_SETTINGS))
+    else:
+        parts = _vision_settings(model.config), _pixel_settings(processor)
+        known = tuple((settings, sorted({*settings} - NOT_OF_IMAGES)) for settings in parts)
     deciding = [
         {name: settings[name] for name in names if settings.get(name) is not None}
-        for settings, names in ((vision, VISION_SETTINGS), (pixels, IMAGE_PROCESSOR_SETTINGS))
+        for settings, names in known
     ]
-    text = json.dumps(deciding, sort_keys=True)
+    text = json.dumps(deciding, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _vision_settings(config: Any) -> dict[str, Any]:
+    """The image encoder's part of a model's configuration, be it of transformers or a mapping."""
+    vision = config if isinstance(config, dict) else getattr(config, "vision_config", config)
+    # Of transformers what is not its default: a new version adds settings that change nothing.
+    return vision if isinstance(vision, dict) else vision.to_diff_dict()
+
+
+def _pixel_settings(processor: Any) -> dict[str, Any]:
+    """An image processor's settings; of others as they keep them."""
+    if (image_processor := getattr(processor, "image_processor", None)) is not None:
+        return image_processor.to_dict()
+    return {"image_size": processor.image_size} | getattr(processor, "pixel_settings", {})

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..data.whole_files import check_readable
+from .model_source import ModelSource
 
 # What only some models need is imported where one of these is loaded.
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 LLM2CLIP_CONFIG = "llm2clip.json"
 OTHER_TOKENIZER = "it belongs to another model; put the one into the folder that it was trained with"
 COMMIT = "[0-9a-f]{40}"
+SECONDS_FOR_THE_HUB = 10.0  # to say that it is there
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
@@ -75,7 +77,39 @@ def load_model(
             is not installed; or an adapter's base has other weights than those it was trained over.
     """
     load = partial(_load_whole, trust_remote_code=trust_remote_code)
-    return _adapted(name, load, dtype, revision, base_model)
+    model, processor = _adapted(name, load, dtype, revision, base_model)
+    base = None if base_model is None else lasting_name(base_model)
+    commit = revision or getattr(model.config, "_commit_hash", None)  # "main" may be another one by tomorrow
+    cast(Any, model).loaded_from = ModelSource(lasting_name(name), commit, base)
+    return model, processor
+
+
+def source_of(model: "RetrievalModel") -> ModelSource | None:
+    """What the model was loaded from, or None where it says nothing of it."""
+    kept = getattr(model, "loaded_from", None)
+    if kept is not None or not model.name_or_path:
+        return kept
+    return ModelSource(lasting_name(model.name_or_path), getattr(model.config, "_commit_hash", None))
+
+
+def is_on_this_machine(source: ModelSource) -> bool:
+    """Whether nothing that a stranger named has to be fetched to load it."""
+    kind, colon, place = source.name.partition(":")
+    place = place if colon and kind in KINDS else source.name
+    if Path(place).exists():
+        return True
+    if kind == "open_clip":
+        from .open_clip_encoders import is_known_to_open_clip
+
+        if is_known_to_open_clip(place):
+            return True
+    if not HUB_NAME.fullmatch(place):
+        return os.path.isabs(place)  # a folder that is gone; loading says so
+    from huggingface_hub import try_to_load_from_cache
+
+    files = ("config.json", OPEN_CLIP_CONFIG)
+    found = (try_to_load_from_cache(place, file, revision=source.revision) for file in files)
+    return any(isinstance(path, str) for path in found)
 
 
 def load_tpas(
@@ -233,6 +267,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
             raise NotADirectoryError(f"{name} is a file: give the folder of the model")
         if not HUB_NAME.fullmatch(str(name)) or place.parent.is_dir():
             raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
+        _check_hub(name, revision)
     try:
         config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
     except OSError as error:
@@ -240,6 +275,32 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     if not config:
         raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
     return config
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    """Raises OSError, with the way out, where the Hub cannot give the model, and not after a minute."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        return
+    if constants.HF_HUB_OFFLINE:
+        reason = "it is not on this machine, and HF_HUB_OFFLINE is set: unset it to fetch it"
+    else:
+        try:
+            get_hf_file_metadata(
+                hf_hub_url(name, "config.json", revision=revision), timeout=SECONDS_FOR_THE_HUB
+            )
+            return
+        except GatedRepoError:
+            reason = f"it is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`"
+        except RepositoryNotFoundError:
+            reason = f"{constants.ENDPOINT} has no such model, or it is private: then `hf auth login`"
+        except HfHubHTTPError:
+            return  # no such revision or file, of which transformers says more
+        except Exception as error:  # of whichever library the Hub's client speaks HTTP by
+            reason = f"{constants.ENDPOINT} cannot be reached ({error})"
+    raise OSError(f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here")
 
 
 def is_tpas(name: str, revision: str | None = None, base_model: str | None = None) -> bool:

@@ -77,10 +77,19 @@ class OpenClipProcessor:
     Args:
         transform: an image to (3, H, W).
         tokenizer: captions to ids (T, positions).
+        pixel_settings: what the transform was made of, by which galleries are told apart.
     """
 
-    def __init__(self, transform: Any, tokenizer: Any, image_size: int | tuple[int, int], positions: int):
+    def __init__(
+        self,
+        transform: Any,
+        tokenizer: Any,
+        image_size: int | tuple[int, int],
+        positions: int,
+        pixel_settings: dict[str, Any] | None = None,
+    ):
         self.transform = transform
+        self.pixel_settings = pixel_settings or {}
         self.tokenizer = tokenizer
         self.image_size = image_size
         self.positions = positions
@@ -149,10 +158,17 @@ def load_open_clip(
     return open_clip_pair(network if dtype is None else network.to(dtype), transform, tokenizer, spec, config)
 
 
+def is_known_to_open_clip(place: str) -> bool:
+    """Whether it begins with one of open_clip's own architectures, whose weights open_clip names."""
+    architecture, _, _ = place.partition("/")
+    return architecture in import_from_baselines("open_clip").list_models()
+
+
 def open_clip_pair(
     network: Any, transform: Any, tokenizer: Any, spec: str, config: dict[str, Any]
 ) -> tuple[OpenClipEncoder, OpenClipProcessor]:
     """What open_clip makes, in our form."""
     size = number_if_square(network.visual.image_size)
-    processor = OpenClipProcessor(transform, tokenizer, size, network.context_length)
+    settings = dict(network.visual.preprocess_cfg)
+    processor = OpenClipProcessor(transform, tokenizer, size, network.context_length, settings)
     return OpenClipEncoder(network, spec, config), processor

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..configuration_tpas import number_if_square
 from .dual_encoder import INITIAL_TEMPERATURE, DualEncoder
+from .loading import OTHER_TOKENIZER, check_vocabulary
 from .pair_processor import PairProcessor
 
 # Trained on captions padded to their full length, without a mask: the last token, mostly padding, is pooled.
@@ -70,6 +71,8 @@ def load_transformers_encoder(
         full_length=not model.masks_padding,
         **source,
     )
+    if hasattr(config.text_config, "vocab_size"):
+        check_vocabulary(processor.tokenizer, config, f"the tokenizer of {name}", OTHER_TOKENIZER)
     return model, processor
 
 

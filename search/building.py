@@ -21,9 +21,9 @@ from ..data.image_sources import FolderImages, SourceImage, file_state
 from ..data.whole_files import file_checksum
 from ..engine.encoding import collated, encode_images
 from ..engine.fastest import encoder_for
-from ..modeling_tpas import TPASModel
-from ..models.interface import Encoder
-from ..processing_tpas import TPASProcessor
+from ..models.interface import Encoder, RetrievalModel, RetrievalProcessor, can_match
+from ..models.loading import source_of
+from ..models.model_source import ModelSource
 from .arguments import OnClash
 from .manifest import (
     SHARDS,
@@ -72,8 +72,8 @@ class PreparedImage:
 
 
 def build_shards(
-    model: TPASModel,
-    processor: TPASProcessor,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
     images: Iterable[SourceImage],
     directory: Path,
     settings: GallerySettings,
@@ -147,7 +147,7 @@ def build_shards(
             )
         with _shared_errors(processes), explained_write_errors(directory):
             if rank == 0:
-                _finish(directory, settings)
+                _finish(directory, settings, source_of(model))
 
 
 def gathered(own: list[Any], processes: int) -> list[Any]:
@@ -318,8 +318,8 @@ class _ShardEncoder:
 
     def __init__(
         self,
-        model: TPASModel,
-        processor: TPASProcessor,
+        model: RetrievalModel,
+        processor: RetrievalProcessor,
         directory: Path,
         settings: GallerySettings,
         batch_size: int,
@@ -407,7 +407,7 @@ class _ShardEncoder:
         loaded, content = image.load(), image.content()
         if image.file is not None and file_state(image.file) != state:
             content = state = None  # written to meanwhile: what was read cannot be told
-        if self.settings.tokens is None and image.path is None:
+        if self.settings.tokens is None and image.path is None and can_match(self.model):
             raise GalleryError(
                 f"image {image.id!r} is no file to compute its tokens from again: keep the tokens"
             )
@@ -423,8 +423,9 @@ def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:
     return [image_id for image_id, is_finite in zip(ids, finite, strict=True) if not is_finite]
 
 
-def _finish(directory: Path, settings: GallerySettings) -> None:
+def _finish(directory: Path, settings: GallerySettings, source: ModelSource | None) -> None:
     manifest = read_manifest(directory) or new_manifest(settings)
+    manifest["model"] = source or manifest["model"]  # of equal weights, the place where they lie now
     list_shards(directory, manifest, unlisted_shards(directory, manifest))
     listed = {shard["name"] for shard in manifest["shards"]}
     for path in (directory / SHARDS).iterdir():

@@ -16,9 +16,8 @@ from typing import Any
 from ..data.image_folders import FolderRules
 from ..data.image_sources import SourceImage, file_state, find_images
 from ..data.whole_files import denial, write_json
-from ..modeling_tpas import TPASModel
 from ..models.fingerprints import image_fingerprint, model_fingerprint
-from ..processing_tpas import TPASProcessor
+from ..models.interface import RetrievalModel, RetrievalProcessor
 from .building import is_same, report_left_out
 from .gallery import Gallery
 from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors
@@ -42,8 +41,8 @@ def place_of_gallery(folder: Path) -> Path:
 
 def open_folder(
     folder: Path,
-    model: TPASModel,
-    processor: TPASProcessor,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
     *,
     rules: FolderRules | None = None,
     **opened_as: Any,

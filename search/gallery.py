@@ -14,25 +14,34 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from PIL import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..data.image_folders import FolderRules
 from ..data.image_sources import find_images
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
-from ..engine.matching import Matcher
+from ..engine.matching import Matcher, batches_of_pairs
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import image_fingerprint, model_fingerprint
-from ..models.interface import Encoder, TextEncoder
+from ..models.interface import (
+    Encoder,
+    ImageMatcher,
+    MatchingModel,
+    RetrievalModel,
+    RetrievalProcessor,
+    TextEncoder,
+    can_match,
+)
 from ..processing_tpas import TPASProcessor, load_image
 from ..sca import Confidence, sca_rerank
-from .arguments import MatchingDtype, OnClash, check_cascade, check_index
+from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
-from .explanation import Explanation, explain_tokens
+from .explanation import Explanation, explain, explain_tokens
 from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, open_index, write_index
-from .manifest import GallerySettings
+from .manifest import GalleryError, GallerySettings
 from .ranking import DEFAULT_SHORTLIST, reorder, replace_head
 from .selection import Selection
 from .shards import jpeg_thumbnail
@@ -59,8 +68,8 @@ class Gallery:
     def __init__(
         self,
         stored: StoredGallery,
-        model: TPASModel | None,
-        processor: TPASProcessor | None,
+        model: RetrievalModel | None,
+        processor: RetrievalProcessor | None,
         index: str,
         images_root: str | None,
         matching_dtype: MatchingDtype = "float32",
@@ -77,8 +86,8 @@ class Gallery:
     @classmethod
     def build(
         cls,
-        model: TPASModel,
-        processor: TPASProcessor,
+        model: RetrievalModel,
+        processor: RetrievalProcessor,
         images: Any,
         path: str | Path,
         *,
@@ -102,11 +111,13 @@ class Gallery:
         fp32 on a CPU a `FastEncoder` takes its place, with its values to 1e-5.
 
         Args:
+            model, processor: any pair that `load_model` gives.
             images: a folder (ids are relative paths), a `datasets.Dataset` with an Image column, or an
                 iterable of (id, path or PIL image), which is read a few images at a time; PIL images that
                 were opened lazily stay so.
             tokens: the type of the image tokens kept for re-ranking, 297 KB an image at full size in
-                "float16"; `None`: they are computed again from the files when a query needs them.
+                "float16"; `None`: they are computed again from the files when a query needs them. A model
+                without a stage 2 has none to keep.
             thumbnail_size: the longest side in pixels of a small copy to keep of each image; `None`: none.
             id_column: the dataset's column of ids; `None`: row numbers.
             rules: what of a folder is taken; `None`: also what links lead to, but nothing that
@@ -142,7 +153,10 @@ class Gallery:
             found,
             Path(path),
             GallerySettings(
-                model_fingerprint(model), tokens, thumbnail_size, image_fingerprint(model, processor)
+                model_fingerprint(model),
+                tokens if can_match(model) else None,
+                thumbnail_size,
+                image_fingerprint(model, processor),
             ),
             on_clash=on_clash,
             shard_size=shard_size,
@@ -159,8 +173,8 @@ class Gallery:
     def open(
         cls,
         path: str | Path,
-        model: TPASModel | None = None,
-        processor: TPASProcessor | None = None,
+        model: RetrievalModel | None = None,
+        processor: RetrievalProcessor | None = None,
         *,
         index: str = "exact",
         images_root: str | Path | None = None,
@@ -190,6 +204,7 @@ class Gallery:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or was made by another model or with other settings of
                 the images (both fingerprints are named), or its index is missing, damaged or older.
+            ValueError: the model does not match in this precision.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
@@ -207,6 +222,7 @@ class Gallery:
                 image_fingerprint=None if processor is None else image_fingerprint(model, processor),
             )
             own.check_equal(expected, stored.directory)
+            check_precision(model, matching_dtype)
         root = None if images_root is None else str(images_root)
         gallery = cls(stored, model, processor, check_index(index), root, matching_dtype, follow_links)
         if index != "exact" and model is not None and len(stored):
@@ -230,6 +246,12 @@ class Gallery:
     def unreadable(self) -> dict[str, str]:
         """By id, why an image that was to be encoded is not in the gallery."""
         return self.stored.unreadable
+
+    @property
+    def root_of_images(self) -> Path | None:
+        """The folder where its images lie, as the first one says; None of images that were no files."""
+        root = self.images_root or (self.stored.record(0)["root"] if len(self) else None)
+        return None if root is None else Path(root)
 
     def verify(self) -> None:
         """Compares every file with its checksum; raises GalleryError for the first that differs."""
@@ -278,10 +300,12 @@ class Gallery:
         texts: Iterable[str],
         top_k: int = 10,
         shortlist: int = DEFAULT_SHORTLIST,
-        rerank: bool = True,
+        rerank: bool | None = None,
         sca: Confidence | None = None,
         *,
         cascade: bool = False,
+        matcher: ImageMatcher | None = None,
+        matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
         rows: Sequence[int] | Tensor | None = None,
         extra: Sequence[EncodedImage] = (),
         batch_size: int = 64,
@@ -294,12 +318,14 @@ class Gallery:
             top_k: images in each answer, or all that are searched where these are fewer.
             shortlist: images that the cross-modal encoder reads for each text, or all that are searched. What
                 follows them in a longer answer is ordered by cosine.
-            rerank: whether it reads any.
+            rerank: whether it reads any; `None`: where the model has a stage 2, or there is a `matcher`.
             sca: resolves the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for an image of their own.
             cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
                 same answer in less time, unless bf16 errs by more than it was seen to, see
                 [`MatchingCascade`].
+            matcher: reads images and texts themselves in place of the model's own stage 2, such as
+                `load_matcher` gives: the best `matcher_shortlist` by cosine, or all where these are fewer.
             rows: the gallery's rows to look through, such as those that pass a filter; `None`: all. Some of
                 them are searched exactly, whatever the gallery's index.
             extra: images to look through beside them, from `encode_image`; exactly, as above.
@@ -312,22 +338,25 @@ class Gallery:
         Raises:
             ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
                 change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
-                with SCA by softmax.
+                with SCA by softmax, by another than a TPAS model. Or the model has no stage 2 to re-rank by.
         """
         numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
+        numbers |= {"matcher_shortlist": matcher_shortlist}
         for name, value in numbers.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if sca is not None and sca not in get_args(Confidence):
             raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
         texts = _listed(texts)
+        model, _ = self._encoders()  # which says so if there are none
+        rerank = check_stages(model, rerank, cascade, matcher)
         if cascade:
             check_cascade(rerank, sca, self.matching_dtype)
             if self.stored.settings.tokens is None:
                 raise ValueError(
                     "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves"
                 )
-        self._encoders()  # which says so if there are none
+        shortlist = shortlist if matcher is None else matcher_shortlist
         selection = self._selection(rows, extra)
         if not texts or not len(selection):
             return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
@@ -337,13 +366,15 @@ class Gallery:
         if cascade:
             read_in_fp32 = max(top_k, SCA_READS) if sca else top_k
         matched = head if rerank else 0
-        if matched and self.stored.settings.tokens is None:
+        if matched and (self.stored.settings.tokens is None or matcher is not None):
             texts_at_once = len(texts)  # for each block the shortlisted images would be encoded again
-        stages = self._ranked(selection, texts, asked, matched, read_in_fp32, batch_size, texts_at_once)
+        stages = self._ranked(
+            selection, texts, asked, matched, read_in_fp32, matcher, batch_size, texts_at_once
+        )
 
         ranking, before, sca_report = stages.candidates, None, None
         if head:
-            scores = stages.cosines[:, :head] if stages.logits is None else stages.logits[:, :, 1]
+            scores = stages.cosines[:, :head] if stages.match_scores is None else stages.match_scores
             ranking, scores = reorder(stages.candidates[:, :head], scores)
             if sca:
                 before = replace_head(stages.candidates, ranking)
@@ -360,6 +391,7 @@ class Gallery:
             sca_report=sca_report,
             taken_by=() if before is None else _taken_by(before[:, 0], ranking[:, 0]),
             cascade_report=stages.cascade_report,
+            by_matcher=matched > 0 and matcher is not None,
         )
 
     def similar(
@@ -388,14 +420,36 @@ class Gallery:
         """An image to be searched beside the gallery's, which it does not change; see `extra` of `search`."""
         _, processor = self._encoders()
         embeds, tokens = encode_images(self._image_encoder, processor(images=[image]), torch.float16)
-        assert tokens is not None
-        return EncodedImage(image_id, embeds[0], tokens[0].numpy(), jpeg_thumbnail(image, thumbnail_size))
+        kept = None if tokens is None else tokens[0].numpy()
+        return EncodedImage(image_id, embeds[0], kept, jpeg_thumbnail(image, thumbnail_size))
 
     def explain(self, hit: SearchHit, text: str) -> Explanation:
-        """Why an image was found: see [`tpas.search.explanation.explain`]."""
+        """Why an image was found: see [`tpas.search.explanation.explain`].
+
+        Raises:
+            GalleryError: of another than a TPAS model: the image's file, which is read for it, is gone.
+        """
         model, processor = self._encoders()
+        if not (isinstance(model, TPASModel) and isinstance(processor, TPASProcessor)):
+            row = None if hit.extra is not None else self._row_of(hit)
+            return explain(model, processor, self._read_image(row, hit.extra, "to explain it"), text)
         tokens = self._tokens[self._row_of(hit)] if hit.extra is None else hit.extra.tokens
+        assert tokens is not None, "every image of a TPAS model has tokens"
         return explain_tokens(model, processor, torch.from_numpy(tokens)[None], text)
+
+    def _read_image(self, row: int | None, extra: EncodedImage | None, what_for: str) -> Image.Image:
+        """The whole image of a row, or what was kept of an image beside the gallery."""
+        if row is None:
+            assert extra is not None
+            return load_image(io.BytesIO(extra.thumbnail))
+        try:
+            return self.stored.open_file(row, self.images_root, self.follow_links)
+        except (OSError, ValueError) as error:
+            name = self.stored.record(row)["id"]
+            raise GalleryError(
+                f"image {name!r} of the gallery {self.path} cannot be read {what_for}: {error}; where images "
+                "were moved, images_root names the folder where they lie now"
+            ) from error
 
     def _embedding_of(self, hit: SearchHit) -> Tensor:
         """(D,)."""
@@ -421,30 +475,58 @@ class Gallery:
         count: int,
         shortlist: int,
         read_in_fp32: int | None,
+        matcher: ImageMatcher | None,
         batch_size: int,
         texts_at_once: int,
     ) -> "_Stages":
-        """The best `count` by cosine, and the match logits of the best `shortlist` of these, block by block.
+        """The best `count` by cosine, and the match scores of the best `shortlist` of these, block by block.
 
         Args:
             read_in_fp32: what a cascade reads in fp32; `None`: no cascade.
+            matcher: in place of the model's own stage 2.
         """
         parts: list[_Stages] = []
         for start in range(0, len(texts), texts_at_once):
             encoded = self._encode(texts[start : start + texts_at_once], batch_size)
             candidates, cosines = selection.index.search(encoded.embeds, count)  # (q, K)
-            logits = report = None
-            if shortlist and read_in_fp32 is not None:
+            scores = logits = report = None
+            if shortlist and matcher is not None:
+                own = texts[start : start + texts_at_once]
+                scores = self._scores_by(matcher, selection, own, candidates[:, :shortlist])
+            elif shortlist and read_in_fp32 is not None:
                 logits, report = self._cascade.logits_of_shortlists(
                     selection, encoded, candidates[:, :shortlist], read_in_fp32
                 )
             elif shortlist:
                 logits = self._matcher.logits_of_shortlists(selection, encoded, candidates[:, :shortlist])
-            parts.append(_Stages(candidates, cosines, logits, report))
+            scores = scores if logits is None else logits[:, :, 1]
+            parts.append(_Stages(candidates, cosines, scores, report))
         stages = _Stages.joined(parts)
         if stages.cascade_report is not None:
             logger.info("cascade: %s", stages.cascade_report)
         return stages
+
+    def _scores_by(
+        self, matcher: ImageMatcher, selection: Selection, texts: list[str], shortlists: Tensor
+    ) -> Tensor:
+        """The matcher's scores of each text with the images of its shortlist, (Q, K) both."""
+        places = shortlists.flatten().numpy()
+        scores = torch.empty(len(places))
+        for pairs in tqdm(
+            batches_of_pairs(places, matcher.pairs_per_batch),
+            desc="matching pairs",
+            unit="batch",
+            leave=False,
+            disable=None,  # shown on a terminal only
+        ):
+            images = {
+                place: self._read_image(selection.row_of(place), selection.extra_of(place), "by the matcher")
+                for place in {*places[pairs].tolist()}
+            }
+            asked = [texts[pair // shortlists.shape[1]] for pair in pairs.tolist()]
+            shown = [images[place] for place in places[pairs].tolist()]
+            scores[torch.from_numpy(pairs)] = matcher.match_images(shown, asked)
+        return scores.view(shortlists.shape)
 
     def _hits(
         self, selection: Selection, stages: "_Stages", query: int, ranking: Tensor, before: Tensor | None
@@ -458,15 +540,15 @@ class Gallery:
         for rank, place in enumerate(ranking.tolist(), start=1):
             candidate = candidates[place]
             cosine = stages.cosines[query, candidate].item()
-            logit = None
-            if stages.logits is not None and candidate < stages.logits.shape[1]:
-                logit = stages.logits[query, candidate, 1].item()
+            match_score = None
+            if stages.match_scores is not None and candidate < stages.match_scores.shape[1]:
+                match_score = stages.match_scores[query, candidate].item()
             hits.append(
                 SearchHit(
                     rank=rank,
-                    score=cosine if stages.logits is None else logit,
+                    score=cosine if stages.match_scores is None else match_score,
                     cosine=cosine,
-                    match_logit=logit,
+                    match_logit=match_score,
                     embedding_rank=candidate + 1,
                     rank_before_sca=ranks_before.get(place),
                     **self._image_of(selection, place),
@@ -496,11 +578,21 @@ class Gallery:
 
     @cached_property
     def _matcher(self) -> Matcher:
-        return matcher_for(self._encoders()[0], getattr(torch, self.matching_dtype))
+        model = self._matching_model
+        dtype = getattr(torch, self.matching_dtype) if isinstance(model, TPASModel) else None
+        return matcher_for(model, dtype)
 
     @cached_property
     def _cascade(self) -> MatchingCascade:
-        return MatchingCascade(self._encoders()[0], self._matcher)
+        model = self._encoders()[0]
+        assert isinstance(model, TPASModel), "others were refused"
+        return MatchingCascade(model, self._matcher)
+
+    @property
+    def _matching_model(self) -> MatchingModel:
+        model = self._encoders()[0]
+        assert can_match(model), "others were refused"
+        return model
 
     @cached_property
     def _text_encoder(self) -> TextEncoder:
@@ -519,7 +611,7 @@ class Gallery:
             return ImageTokens(self.stored)
         return RecomputedImageTokens(self.stored, *self._encoders(), self.images_root, self.follow_links)
 
-    def _encoders(self) -> tuple[TPASModel, TPASProcessor]:
+    def _encoders(self) -> tuple[RetrievalModel, RetrievalProcessor]:
         if self.model is None or self.processor is None:
             raise ValueError(f"open the gallery {self.path} with its model and processor to search or append")
         return self.model.eval(), self.processor  # it may have been trained on since the gallery was opened
@@ -528,6 +620,43 @@ class Gallery:
         self.stored = stored
         for name in ("_opened_index", "_tokens", "_whole"):
             self.__dict__.pop(name, None)
+
+
+def check_stages(
+    model: RetrievalModel, rerank: bool | None, cascade: bool, matcher: ImageMatcher | None = None
+) -> bool:
+    """Whether there is a stage 2.
+
+    Args:
+        rerank, cascade, matcher: as in `Gallery.search`.
+
+    Raises:
+        ValueError: one is asked for, and the model has none; or a cascade of another than a TPAS model.
+    """
+    if cascade and (matcher is not None or not isinstance(model, TPASModel)):
+        raise ValueError(
+            "a cascade is of a TPAS model's own stage 2, which "
+            + ("the matcher replaces" if matcher is not None else f"{model.name_or_path} has not")
+            + ": leave it out"
+        )
+    if rerank is None:
+        return matcher is not None or can_match(model)
+    if rerank and matcher is None and not can_match(model):
+        raise ValueError(
+            f"{model.name_or_path} has embeddings alone, nothing to re-rank by: leave out rerank, or give a "
+            "matcher"
+        )
+    if matcher is not None and not rerank:
+        raise ValueError("a matcher re-ranks, and rerank=False was asked for: leave one out")
+    return rerank
+
+
+def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> None:
+    """Raises ValueError where the model does not match in this precision; see `matcher_for`."""
+    if matching_dtype == "bfloat16" and not isinstance(model, TPASModel):
+        raise ValueError(
+            f"only TPAS models re-rank in bfloat16, and {model.name_or_path} is none: leave it out"
+        )
 
 
 def _listed(texts: Iterable[str]) -> list[str]:
@@ -547,23 +676,23 @@ class _Stages:
 
     Attributes:
         candidates, cosines: (Q, K), places in the selection, best first, and their cosines.
-        logits: (Q, n, 2) of the first n of them, or None.
+        match_scores: (Q, n) of the first n of them, match logits or a matcher's scores, or None.
     """
 
     candidates: Tensor
     cosines: Tensor
-    logits: Tensor | None = None
+    match_scores: Tensor | None = None
     cascade_report: CascadeReport | None = None
 
     @classmethod
     def joined(cls, parts: Sequence["_Stages"]) -> "_Stages":
         """Of several blocks of texts, one after the other."""
-        logits = [part.logits for part in parts if part.logits is not None]
+        scores = [part.match_scores for part in parts if part.match_scores is not None]
         reports = [part.cascade_report for part in parts if part.cascade_report is not None]
         return cls(
             torch.cat([part.candidates for part in parts]),
             torch.cat([part.cosines for part in parts]),
-            torch.cat(logits) if logits else None,
+            torch.cat(scores) if scores else None,
             sum(reports[1:], start=reports[0]) if reports else None,
         )
 

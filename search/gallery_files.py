@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.whole_files import denial, file_checksum, is_denied
+from ..models.model_source import ModelSource
 from .manifest import (
     FAISS_INDEX,
     MANIFEST,
@@ -23,6 +24,8 @@ class GalleryFiles:
 
     Attributes:
         starts: the first row of each shard, and the number of images at the end.
+        model_source: what the model that made it was loaded from; None where nothing says so, as in galleries
+            of early versions. It may come from a stranger: see `is_on_this_machine`.
 
     Raises:
         FileNotFoundError: there is no gallery.
@@ -43,6 +46,7 @@ class GalleryFiles:
             )
         self.manifest = manifest
         self.settings: GallerySettings = manifest["settings"]
+        self.model_source: ModelSource | None = manifest["model"]
         self.shards: list[dict[str, Any]] = manifest["shards"]
         self.starts = [0, *accumulate(shard["rows"] for shard in self.shards)]
         for shard in self.shards:

@@ -23,13 +23,13 @@ class EncodedImage:
     Attributes:
         id: its name in answers.
         embedding: (D,) fp32, unit norm.
-        tokens: (1+N, image width), what the cross-modal encoder reads.
+        tokens: (1+N, image width), what the cross-modal encoder reads; None of a model without one.
         thumbnail: a copy to show, as JPEG.
     """
 
     id: str
     embedding: "Tensor"
-    tokens: "np.ndarray"
+    tokens: "np.ndarray | None"
     thumbnail: bytes
 
 
@@ -45,7 +45,8 @@ class SearchHit:
             one answer alone. None of an image below the shortlist of an answer that was: the cosine ordered
             these, and is no number beside the others' logits. An image that SCA moved keeps its own.
         cosine: of the embeddings of text and image; None where only a later stage's score is known.
-        match_logit: of the cross-modal encoder; None where it did not read the pair.
+        match_logit: of the cross-modal encoder, or the score of a matcher in its place; None where it did
+            not read the pair.
         embedding_rank: its place by cosine alone, from 1; None as `cosine`.
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
         path: where its file was when the gallery was built; None for an image that was no file.
@@ -108,6 +109,7 @@ class SearchResult(list[list[SearchHit]]):
         taken_by: where SCA took a text's first image away, the number, from 0, of the text that has it now;
             otherwise None.
         similar_to: the hit that was asked about, in place of a text.
+        by_matcher: a matcher read the pairs, in place of the model's own cross-modal encoder.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class SearchResult(list[list[SearchHit]]):
         taken_by: Sequence[int | None] = (),
         cascade_report: "CascadeReport | None" = None,
         similar_to: SearchHit | None = None,
+        by_matcher: bool = False,
     ):
         super().__init__(answers)
         self.texts = texts
@@ -128,6 +131,7 @@ class SearchResult(list[list[SearchHit]]):
         self.taken_by = list(taken_by) or [None] * len(self)
         self.cascade_report = cascade_report
         self.similar_to = similar_to
+        self.by_matcher = by_matcher
 
     @property
     def is_reranked(self) -> bool:
@@ -137,7 +141,9 @@ class SearchResult(list[list[SearchHit]]):
     @property
     def meaning_of_scores(self) -> str:
         """A sentence for those who look at them."""
-        number = "match logit of the cross-modal encoder" if self.is_reranked else "cosine of the embeddings"
+        number = "cosine of the embeddings"
+        if self.is_reranked:
+            number = "matcher's own" if self.by_matcher else "match logit of the cross-modal encoder"
         return (
             f"Ordered by score, the {number}: higher is better. It is no probability, and is to be compared "
             "within one answer only."

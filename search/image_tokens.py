@@ -9,9 +9,7 @@ from torch import Tensor
 
 from ..engine.encoding import encode_images
 from ..engine.fastest import encoder_for
-from ..modeling_tpas import TPASModel
-from ..models.interface import Encoder
-from ..processing_tpas import TPASProcessor
+from ..models.interface import Encoder, RetrievalModel, RetrievalProcessor
 from .manifest import GalleryError
 from .stored_gallery import StoredGallery
 
@@ -51,8 +49,8 @@ class RecomputedImageTokens(ImageTokens):
     def __init__(
         self,
         stored: StoredGallery,
-        model: TPASModel,
-        processor: TPASProcessor,
+        model: RetrievalModel,
+        processor: RetrievalProcessor,
         images_root: str | None,
         follow_links: bool = True,
         batch_size: int = 16,

@@ -1,6 +1,7 @@
 """A gallery's directory: shards of encoded images, and a manifest that says which of them count.
 
-    gallery.json                the manifest, written last: a shard that it does not name does not count
+    gallery.json                the manifest, written last: a shard that it does not name does not count; it
+                                also says by which name the model was loaded
     builder.lock                held by the one build that may write
     faiss.index  faiss.json     an approximate index of the embeddings, and what it was made from; optional
     shards/000003-5f0c2a91/     some hundred images, written beside and renamed
@@ -31,6 +32,7 @@ from safetensors import SafetensorError
 
 from ..data.image_folders import GALLERY_FILES, GALLERY_SHARDS
 from ..data.whole_files import UNFINISHED, denial, write_json
+from ..models.model_source import ModelSource
 
 FORMAT = 1
 MANIFEST, LOCK = GALLERY_FILES
@@ -115,6 +117,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         found = manifest["format"]
         if found == FORMAT:
             manifest["settings"] = GallerySettings.from_json(manifest["settings"])
+            manifest["model"] = ModelSource.from_json(manifest.get("model"))
             if manifest["settings"].tokens not in ("float16", "float32", None):
                 raise ValueError(f"there are no tokens of type {manifest['settings'].tokens}")
             _check_keys(manifest, {"name", "next_shard", "shards", "unreadable"})
@@ -150,6 +153,7 @@ def new_manifest(settings: GallerySettings) -> dict[str, Any]:
         "format": FORMAT,
         "name": uuid4().hex,
         "settings": settings,
+        "model": None,
         "next_shard": 0,
         "shards": [],
         "unreadable": {},
@@ -157,7 +161,11 @@ def new_manifest(settings: GallerySettings) -> dict[str, Any]:
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> None:
-    content = manifest | {"settings": manifest["settings"].to_json()}
+    source: ModelSource | None = manifest["model"]
+    content = manifest | {
+        "settings": manifest["settings"].to_json(),
+        "model": None if source is None else source.to_json(),
+    }
     write_json(directory / MANIFEST, content, durable=True)
 
 

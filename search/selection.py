@@ -57,8 +57,13 @@ class Selection:
         own = places < self.of_gallery
         rows = places[own] if self.rows is None else self.rows.numpy()[places[own]]
         of_gallery = iter(self.tokens[rows] if len(rows) else ())
-        of_extra = iter(self.extra[place - self.of_gallery].tokens for place in places[~own])
+        of_extra = iter(self._tokens_beside(place) for place in places[~own])
         return np.stack([next(of_gallery if is_own else of_extra) for is_own in own])
+
+    def _tokens_beside(self, place: int) -> np.ndarray:
+        tokens = self.extra[place - self.of_gallery].tokens
+        assert tokens is not None, "a model with a stage 2 keeps image tokens"
+        return tokens
 
     def row_of(self, place: int) -> int | None:
         """The gallery's row at a place, None at that of an image beside it."""

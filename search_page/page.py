@@ -165,7 +165,8 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
                     )
                     shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images for each text")
                     rerank = gr.Checkbox(
-                        True,
+                        requests.can_rerank,
+                        visible=requests.can_rerank,
                         label="Read the best again with the text",
                         info=f"{requests.shortlist} images for each text, or all where there are fewer.",
                     )

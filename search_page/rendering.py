@@ -18,6 +18,7 @@ from .requests import SearchRequests, Session
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it
 LEAST_EFFECT = 0.02  # logits; less is listed neither for nor against
+LEAST_EFFECT_ON_COSINES = 0.002
 
 
 class Renderer:
@@ -80,6 +81,7 @@ class Renderer:
         if explanation is not None:
             effects = explanation.effects.tolist()
             strongest = max(map(abs, effects))
+            least = LEAST_EFFECT_ON_COSINES if explanation.match_logit is None else LEAST_EFFECT
             words = [
                 {
                     "word": word,
@@ -90,8 +92,8 @@ class Renderer:
                 for word, effect, values in zip(explanation.words, effects, explanation.maps, strict=True)
             ]
             ordered = sorted(words, key=lambda word: word["effect"])
-            speaking_for = [word for word in ordered[::-1] if word["effect"] >= LEAST_EFFECT][:WORDS_LISTED]
-            speaking_against = [word for word in ordered if word["effect"] <= -LEAST_EFFECT][:WORDS_LISTED]
+            speaking_for = [word for word in ordered[::-1] if word["effect"] >= least][:WORDS_LISTED]
+            speaking_against = [word for word in ordered if word["effect"] <= -least][:WORDS_LISTED]
         return self._render(
             "explanation.html",
             answer=answer,
@@ -154,8 +156,8 @@ def _decimal(value: float) -> str:
     return f"{value:.2f}".replace("-", "−")
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
+def _signed(value: float, digits: int = 2) -> str:
+    return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def _share_of(score: float, scores: Sequence[float]) -> float:

@@ -11,11 +11,13 @@ from typing import Literal
 
 from PIL import Image
 
-from ..models.unread_texts import unread_warnings
-from ..processing_tpas import clean_caption, load_image
+from ..models.interface import can_match
+from ..models.unread_texts import as_read, unread_warnings
+from ..processing_tpas import load_image
 from ..search.explanation import Explanation
 from ..search.gallery import Gallery
 from ..search.hits import EncodedImage, SearchHit, SearchResult
+from ..search.manifest import GalleryError
 from ..search.ranking import DEFAULT_SHORTLIST
 from ..search.shards import jpeg_thumbnail
 from .labels import BEHAVIOURS, ImageLabel, labels_of
@@ -68,9 +70,10 @@ class SearchRequests:
         limits: Limits | None = None,
         shortlist: int = DEFAULT_SHORTLIST,
     ):
-        if gallery.processor is None:
+        if gallery.model is None or gallery.processor is None:
             raise ValueError("open the gallery with its model and processor to search it")
         self.gallery, self.processor = gallery, gallery.processor
+        self.can_rerank = can_match(gallery.model)
         self.limits = limits or Limits()
         self.shortlist = shortlist
         self.labels = labels_of(gallery.ids, labels or {})  # by row
@@ -106,7 +109,7 @@ class SearchRequests:
         where: Where = "gallery",
         behaviour: str | None = None,
         scene: str | None = None,
-        rerank: bool = True,
+        rerank: bool | None = None,
         sca: bool = True,
     ) -> SearchResult:
         """The best images for each text, which become the session's result.
@@ -115,6 +118,7 @@ class SearchRequests:
             shown: images in each answer, where there are as many.
             where: in the gallery, among the session's own images, or in both. Own images have no labels,
                 so a filter leaves them out.
+            rerank: as in `Gallery.search`.
             sca: of several texts, whether SCA resolves their collisions.
 
         Raises:
@@ -168,13 +172,17 @@ class SearchRequests:
         There are none for an image that was found by its likeness to another.
 
         Raises:
-            RequestError: there is no such image any more.
+            RequestError: there is no such image any more, or its file is gone.
         """
         hit = self._asked(session, answer, place)
         result = session.result
         assert result is not None
         text = result.texts[answer]
-        return text, hit, None if result.similar_to is not None else self.gallery.explain(hit, text)
+        try:
+            return text, hit, None if result.similar_to is not None else self.gallery.explain(hit, text)
+        except GalleryError as error:
+            logger.warning("%s", error)
+            raise RequestError("The image's file cannot be read, so it cannot be explained.") from error
 
     def add_images(self, session: Session, files: Sequence[Path]) -> dict[str, str]:
         """Encodes a person's images into their session; returns, by name, why some were refused."""
@@ -241,7 +249,7 @@ class SearchRequests:
                 raise RequestError(
                     f"Text {number} has {len(text)} characters: {limits.text_characters} at most."
                 )
-            read = clean_caption(text) if self.processor.clean_captions else text
+            read = as_read(self.processor, text)
             if not any(char.isprintable() and not char.isspace() for char in read):
                 raise RequestError(f"Text {number} has no words in it: {text[:40]!r}")
         return texts

@@ -315,7 +315,7 @@ def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch):
         ("outputs/runs/best", "outputs/runs/best: there is no such folder"),
         ("images/best", "images/best: there is no such folder"),  # there is a folder `images`
         (f"{MODEL}/config.json", r".*/config\.json is a file: give the folder of the model"),
-        ("nobody/knows", "the model nobody/knows cannot be loaded: .*"),
+        ("nobody/knows", "the model nobody/knows cannot be loaded: .* HF_HUB_OFFLINE is set: unset it"),
     ],
 )
 def test_a_model_that_is_not_there_is_named(folder, monkeypatch, model, message):

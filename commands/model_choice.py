@@ -1,0 +1,113 @@
+"""Which model a command on galleries works with: what its flags name, or what made the gallery."""
+
+import logging
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..search.arguments import BASE_MODEL_HELP
+from .command_line import WrongUsage
+
+if TYPE_CHECKING:
+    from ..models.interface import RetrievalModel, RetrievalProcessor
+    from ..models.model_source import ModelSource
+    from ..search.gallery_files import GalleryFiles
+
+logger = logging.getLogger(__name__)
+
+DEMO_START_FILE = "pretraining_arguments.json"  # beside what `tpas.commands.pretrain_start` made
+NO_MODEL = (
+    "give --model or set TPAS_MODEL: demo_start for drawn people; for photographs a converted X-VLM, or any "
+    "CLIP, SigLIP or BLIP, such as google/siglip2-base-patch16-384"
+)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What is asked for. Each field is a flag."""
+
+    model: str | None = field(
+        default=None,
+        metadata={
+            "envvar": "TPAS_MODEL",
+            "help": "a model or adapter: its folder, or its name on the Hub; of a gallery without it the one "
+            "that made it",
+        },
+    )
+    revision: str | None = field(default=None, metadata={"help": "commit of the model's Hub repository"})
+    base_model: str | None = field(default=None, metadata={"help": BASE_MODEL_HELP})
+    trust_remote_code: bool = field(
+        default=False,
+        metadata={"help": "run the code that comes with the --model, from the Hub at a --revision"},
+    )
+
+    def source(self, gallery: "GalleryFiles | None" = None) -> "ModelSource":
+        """What is to be loaded; known before torch is.
+
+        Raises:
+            WrongUsage: no model is named, neither here nor by the gallery; or a flag of one that is not.
+        """
+        from ..models.model_source import ModelSource
+
+        if self.model is not None:
+            return ModelSource(self.model, self.revision, self.base_model)
+        for flag, given in (("--revision", self.revision), ("--trust_remote_code", self.trust_remote_code)):
+            if given:
+                raise WrongUsage(f"{flag} is of a --model, which was not given")
+        if gallery is None:
+            raise WrongUsage(NO_MODEL)
+        if gallery.model_source is None:
+            raise WrongUsage(
+                f"the gallery {gallery.directory} does not say which model made it: give --model or set "
+                f"TPAS_MODEL, the one with the fingerprint {gallery.settings.model_fingerprint}"
+            )
+        own = gallery.model_source
+        return own if self.base_model is None else replace(own, base_model=self.base_model)
+
+    def load(self, gallery: "GalleryFiles | None" = None) -> "tuple[RetrievalModel, RetrievalProcessor]":
+        """The model in fp32 and its processor.
+
+        One that only the gallery names is loaded without its code and not fetched: anybody may have made it.
+
+        Raises:
+            ValueError, OSError: see `load_model`; of a gallery's model with the way out.
+        """
+        from ..models.loading import is_on_this_machine, load_model
+
+        source = self.source(gallery)
+        load = partial(load_model, source.name, revision=source.revision, base_model=source.base_model)
+        if self.model is not None:
+            return load(trust_remote_code=self.trust_remote_code)
+        assert gallery is not None, "without a model there is a gallery, or it was refused"
+        pinned = "" if source.revision is None else f" --revision {source.revision}"
+        if not is_on_this_machine(source):
+            raise ValueError(
+                f"the gallery {gallery.directory} was made by {source}, which is not on this machine: "
+                f"--model {source.name}{pinned} fetches it"
+            )
+        logger.info("the gallery %s was made by %s, which is loaded", gallery.directory, source)
+        try:
+            return load()
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"the gallery {gallery.directory} was made by {source}, which cannot be loaded: {error}; "
+                "--model says where it is now"
+            ) from error
+
+
+def warn_of_drawn_people(model: "RetrievalModel", images: Path | None) -> None:
+    """Says that the demo's model knows drawn people only, where the folder of images is none that we drew."""
+    from ..data.drawn import is_drawn
+    from ..models.loading import source_of
+
+    source = source_of(model)
+    if images is None or source is None or not (Path(source.name) / DEMO_START_FILE).is_file():
+        return
+    here = images.absolute()
+    if not any(is_drawn(folder) for folder in (here, *here.parents)):
+        logger.warning(
+            "%s knows drawn people only: what it finds among photographs is chance; for these give --model a "
+            "converted X-VLM, or any CLIP, SigLIP or BLIP",
+            source.name,
+        )

@@ -1,0 +1,305 @@
+"""Galleries, searches and explanations of other models than ours: real classes at toy size."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, debug_launcher
+from PIL import Image
+from tiny_inputs import interrupted_before_the_manifest, spoil
+from tiny_retrieval_models import noise_images
+
+from tpas.commands.gallery import main as manage_gallery
+from tpas.commands.search import main as search_main
+from tpas.models.fingerprints import image_fingerprint
+from tpas.models.interface import can_match
+from tpas.models.loading import load_model
+from tpas.models.model_source import ModelSource
+from tpas.processing_tpas import load_image
+from tpas.search.explanation import GRID, explain
+from tpas.search.folder_gallery import open_folder
+from tpas.search.gallery import Gallery
+from tpas.search.manifest import MANIFEST, GalleryError
+from tpas.search_page.rendering import Renderer
+from tpas.search_page.requests import RequestError, SearchRequests, Session
+
+DEMO_START = Path(__file__).parents[2] / "demo_start"
+TEXTS = ["a man in a red coat is running on the street", "a woman is lying on the grass"]
+COUNT = 9
+EACH = pytest.mark.parametrize("family", ["clip", "siglip2", "blip"])  # plain, NaFlex, with a stage 2
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerator")
+
+
+@pytest.fixture(autouse=True)
+def _no_model_of_the_user(monkeypatch):
+    monkeypatch.delenv("TPAS_MODEL", raising=False)
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(noise_images(COUNT)):
+        image.save(folder / f"{number}.png")
+    return folder
+
+
+def scores_of_pairs(model, processor, images: Path) -> torch.Tensor:
+    """(Q, G) in the order of the names, each pair by the model's own calls: match logits, or cosines."""
+    scores = torch.empty(len(TEXTS), COUNT)
+    for column, path in enumerate(sorted(images.iterdir())):
+        for row, text in enumerate(TEXTS):
+            scores[row, column] = score_of(model, processor, load_image(path), text)
+    return scores
+
+
+@torch.inference_mode()
+def score_of(model, processor, image: Image.Image, text: str) -> float:
+    image_features = model.get_image_features(**processor(images=[image]))
+    inputs = processor(text=[text])
+    text_features = model.get_text_features(**inputs)
+    if can_match(model):
+        states = image_features.last_hidden_state, text_features.last_hidden_state
+        return model.match(*states, inputs["attention_mask"])[0, 1].item()
+    return (image_features.pooler_output[0] @ text_features.pooler_output[0]).item()
+
+
+def found(answers) -> list[list[tuple[str, float]]]:
+    return [[(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits] for hits in answers]
+
+
+@EACH
+def test_command_page_and_python_answer_as_the_model_itself(folders, family, images, tmp_path, capsys):
+    model, processor = load_model(str(folders[family]))
+    scores = scores_of_pairs(model, processor, images)
+    names = [path.name for path in sorted(images.iterdir())]
+
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery", shard_size=4)
+    assert gallery.stored.settings.tokens == ("float16" if family == "blip" else None)
+    python = gallery.search(TEXTS, top_k=COUNT)
+    tolerance = 2e-3 if family == "blip" else 1e-5  # tokens in float16
+    for hits, row in zip(python, scores, strict=True):
+        descending = row.sort(descending=True)
+        assert [hit.score for hit in hits] == pytest.approx(descending.values.tolist(), abs=tolerance)
+        assert [hit.id for hit in hits] == [names[column] for column in descending.indices.tolist()]
+    assert python.is_reranked == can_match(model)
+
+    page = SearchRequests(gallery)
+    assert found(page.search(Session(), TEXTS, shown=COUNT, sca=False)) == found(python)
+    search_main([str(images), *TEXTS, "--model", str(folders[family]), "--json"])  # a plain folder
+    search_main([str(tmp_path / "gallery"), *TEXTS, "--json"])  # which knows its model
+    texts = capsys.readouterr().out.split("\n]\n")
+    for printed in texts[:2]:
+        answers = json.loads(printed + "\n]")
+        for answer, hits in zip(answers, python, strict=True):
+            assert [(hit["id"], hit["score"]) for hit in answer["hits"]] == found([hits])[0]
+
+
+@EACH
+def test_a_killed_build_goes_on_and_new_images_are_appended(folders, family, images, tmp_path, monkeypatch):
+    model, processor = load_model(str(folders[family]))
+    late = [images / "7.png", images / "8.png"]
+    for path in late:
+        path.rename(tmp_path / path.name)
+    path, settings = tmp_path / "gallery", {"shard_size": 2, "batch_size": 2}
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        Gallery.build(model, processor, images, path, **settings)
+    whole = {file: file.read_bytes() for file in images.iterdir()}
+    spoil(whole)  # what was encoded is not read again
+    gallery = Gallery.build(model, processor, images, path, on_clash="skip", **settings)
+    assert len(gallery) == COUNT - 2
+    for file, content in whole.items():
+        file.write_bytes(content)
+    for old in late:
+        (tmp_path / old.name).rename(old)
+    manage_gallery(["append", str(images), "--path", str(path), "--on_clash", "skip"])
+    appended = Gallery.open(path, model, processor).search(TEXTS, top_k=COUNT)
+    at_once = Gallery.build(model, processor, images, tmp_path / "at once").search(TEXTS, top_k=COUNT)
+    assert found(appended) == found(at_once)
+
+
+def build_in_shards(model, processor, images, path):
+    settings = {"shard_size": 2, "batch_size": 2, "accelerator": Accelerator(cpu=True)}
+    Gallery.build(model, processor, images, path, **settings)
+
+
+def test_two_builders_and_faiss(folders, images, tmp_path, capsys):
+    model, processor = load_model(str(folders["siglip2"]))
+    debug_launcher(build_in_shards, (model, processor, images, tmp_path / "two"), num_processes=2)
+    one = Gallery.build(model, processor, images, tmp_path / "one", shard_size=2, batch_size=2)
+    two = Gallery.open(tmp_path / "two", model, processor)
+    assert found(two.search(TEXTS)) == found(one.search(TEXTS))
+    assert two.stored.model_source == one.stored.model_source == ModelSource(str(folders["siglip2"]))
+    (tmp_path / "texts").write_text("\n".join(TEXTS))
+    manage_gallery(["index", str(one.path), "--index", "faiss", "--texts", str(tmp_path / "texts")])
+    approximate = Gallery.open(one.path, model, processor, index="faiss")
+    assert found(approximate.search(TEXTS)) == found(one.search(TEXTS))
+
+
+def refusal(command, *words: object) -> str:
+    with pytest.raises(SystemExit) as refused:
+        command([str(word) for word in words])
+    message = str(refused.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_gallery_names_its_model_and_is_not_obeyed_blindly(folders, images, tmp_path, caplog):
+    path = tmp_path / "gallery"
+    clip = shutil.copytree(folders["clip"], tmp_path / "clip")
+    manage_gallery(["build", str(images), "--model", f"transformers:{clip}", "--path", str(path)])
+    with caplog.at_level(logging.INFO):
+        search_main([str(path), TEXTS[0]])
+    assert f"was made by transformers:{clip}, which is loaded" in caplog.text
+    assert "is of a --model" in refusal(search_main, path, TEXTS[0], "--trust_remote_code")
+    assert "was made by the model" in refusal(search_main, path, TEXTS[0], "--model", folders["siglip"])
+
+    config = json.loads((clip / "config.json").read_text())
+    (clip / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
+    message = refusal(search_main, path, TEXTS[0])
+    assert "comes with code of its own" in message
+    clip.rename(tmp_path / "moved")
+    assert "cannot be loaded" in refusal(search_main, path, TEXTS[0])
+    assert "--model says where it is now" in refusal(manage_gallery, "append", images, "--path", path)
+    (tmp_path / "moved" / "config.json").write_text(json.dumps(config))
+    search_main([str(path), TEXTS[0], "--model", str(tmp_path / "moved")])
+
+    manifest = json.loads((path / MANIFEST).read_text())
+    stranger = {"name": "somebody/model", "revision": "a" * 40, "base_model": None}
+    (path / MANIFEST).write_text(json.dumps(manifest | {"model": stranger}))
+    message = refusal(search_main, path, TEXTS[0])
+    assert f"not on this machine: --model somebody/model --revision {'a' * 40} fetches it" in message
+    del manifest["model"]  # as early versions wrote it
+    (path / MANIFEST).write_text(json.dumps(manifest))
+    message = refusal(search_main, path, TEXTS[0])
+    fingerprint = manifest["settings"]["model_fingerprint"]
+    assert "does not say which model made it: give --model or set TPAS_MODEL" in message
+    assert f"the one with the fingerprint {fingerprint}" in message
+    search_main([str(path), TEXTS[0], "--model", str(tmp_path / "moved")])
+    (path / MANIFEST).write_text(json.dumps(manifest | {"model": {"name": 7}}))
+    assert "is damaged" in refusal(search_main, path, TEXTS[0])
+
+
+def test_what_a_model_cannot_do_is_refused_before_anything_is_encoded(folders, images):
+    for family, words, message in (
+        ("clip", ["--bf16"], "only TPAS models re-rank in bfloat16"),
+        ("clip", ["--cascade"], "a cascade is of a TPAS model's own stage 2"),
+        ("blip", ["--bf16"], "only TPAS models re-rank in bfloat16"),
+        ("blip", ["--cascade"], "a cascade is of a TPAS model's own stage 2"),
+        ("clip", ["--matcher", "clip:x"], "--matcher clip:x: give vlm:NAME"),
+        ("clip", ["--matcher", "vlm:x", "--no_rerank"], "--matcher re-ranks, and --no_rerank was given"),
+    ):
+        assert message in refusal(search_main, images, TEXTS[0], "--model", folders[family], *words)
+    assert not images.with_name("images.gallery").exists()
+    model, processor = load_model(str(folders["clip"]))
+    with pytest.raises(ValueError, match="embeddings alone, nothing to re-rank by"):
+        open_folder(images, model, processor).search(TEXTS, rerank=True)
+
+
+def test_a_processor_or_tokenizer_of_another_model_is_refused(folders, images, tmp_path):
+    model, processor = load_model(str(folders["clip"]))
+    ours, our_processor = load_model(str(DEMO_START))
+    for pair in ((model, our_processor), (ours, processor)):
+        with pytest.raises(TypeError, match="is the processor of another model than a"):
+            Gallery.build(*pair, images, tmp_path / "gallery")
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery")
+    with pytest.raises(GalleryError, match="with the image settings"):
+        Gallery.open(gallery.path, model, load_model(str(folders["siglip"]))[1])
+    assert image_fingerprint(ours, our_processor) == "97adca653c492e0d"  # as in galleries that people have
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary |= {f"word{number}": len(vocabulary) + number for number in range(3)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert "it belongs to another model" in refusal(search_main, images, TEXTS[0], "--model", folder)
+
+
+@pytest.mark.parametrize("family", ["clip", "blip"])
+def test_hiding_regions_and_words_is_measured(folders, family, images, tmp_path):
+    model, processor = load_model(str(folders[family]))
+    image, text = load_image(images / "3.png"), "a man in red"
+    explanation = explain(model, processor, image, text)
+    assert explanation.words == ["a", "man", "in", "red"]
+    whole = score_of(model, processor, image, text)
+    assert explanation.score == pytest.approx(whole, abs=1e-5)
+    assert (explanation.match_logit is None) == (family == "clip")
+    without = ["man in red", "a in red", "a man red", "a man in"]
+    effects = [whole - score_of(model, processor, image, shorter) for shorter in without]
+    assert explanation.effects.tolist() == pytest.approx(effects, abs=1e-5)
+    mean = tuple(round(channel) for channel in np.asarray(image).mean(axis=(0, 1)).tolist())
+    for row, column in ((0, 0), (3, 4), (6, 6)):
+        hidden = image.copy()
+        for x in range(round(image.width * column / GRID), round(image.width * (column + 1) / GRID)):
+            for y in range(round(image.height * row / GRID), round(image.height * (row + 1) / GRID)):
+                hidden.putpixel((x, y), mean)
+        loss = whole - score_of(model, processor, hidden, text)
+        assert explanation.text_map[row, column].item() == pytest.approx(max(loss, 0), abs=1e-5)
+        if family == "clip":
+            loss_without_man = score_of(model, processor, image, without[1]) - score_of(
+                model, processor, hidden, without[1]
+            )
+            of_man = explanation.maps[1, row, column].item()
+            assert of_man == pytest.approx(max(loss - loss_without_man, 0), abs=1e-5)
+    assert explanation.text_map.max() > 1e-4
+    assert explain(model, processor, image, "man").words == ["man"]
+
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery")
+    session, page = Session(), SearchRequests(gallery)
+    (hits,) = page.search(session, [text], shown=COUNT)
+    place = [hit.id for hit in hits].index("3.png")
+    by_page = page.explain(session, 0, place)[2]
+    assert by_page is not None
+    assert torch.allclose(by_page.text_map, explanation.text_map, atol=1e-5)
+    shown = Renderer(page).explanation(0, place, *page.explain(session, 0, place))
+    assert ("the cosine of" if family == "clip" else "the match logit of") in " ".join(shown.split())
+    (images / "3.png").unlink()
+    with pytest.raises(GalleryError, match=r"image '3\.png' .* cannot be read to explain it: .*images_root"):
+        gallery.explain(hits[place], text)
+    with pytest.raises(RequestError, match="file cannot be read"):
+        page.explain(session, 0, place)
+
+
+class Brightness:
+    """A matcher: how bright the image is, and how long the text."""
+
+    pairs_per_batch = 4
+
+    def match_images(self, images, captions):
+        pairs = zip(images, captions, strict=True)
+        brightness = [np.asarray(image).mean(axis=(0, 1)).sum() + len(text) for image, text in pairs]
+        return torch.tensor(brightness).float()
+
+
+def test_a_matcher_reads_the_first_few(folders, images, tmp_path):
+    model, processor = load_model(str(folders["clip"]))
+    gallery = Gallery.build(model, processor, images, tmp_path / "gallery")
+    own = gallery.encode_image(Image.new("RGB", (40, 40), "white"), "white")
+    by_cosine = gallery.search(TEXTS, top_k=COUNT + 1, extra=[own])
+    answers = gallery.search(
+        TEXTS, top_k=COUNT + 1, extra=[own], matcher=Brightness(), matcher_shortlist=COUNT + 1
+    )
+    assert answers.is_reranked
+    assert answers.by_matcher
+    for text, hits, others in zip(TEXTS, answers, by_cosine, strict=True):
+        assert hits[0].id == "white"
+        assert hits[0].score == pytest.approx(3 * 255 + len(text), abs=3)
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+        assert {hit.id: hit.cosine for hit in hits} == {hit.id: hit.cosine for hit in others}
+    first = gallery.search(TEXTS, top_k=4, matcher=Brightness(), matcher_shortlist=2)
+    for hits, others in zip(first, gallery.search(TEXTS, top_k=4), strict=True):
+        assert {hit.id for hit in hits[:2]} == {hit.id for hit in others[:2]}
+        assert [hit.id for hit in hits[2:]] == [hit.id for hit in others[2:]]
+        assert [hit.score for hit in hits[2:]] == [None, None]
+
+
+def test_who_searches_photographs_with_the_demos_model_is_told(images, small_pab, caplog):
+    search_main([str(images), TEXTS[0], "--model", str(DEMO_START)])
+    assert caplog.text.count("knows drawn people only") == 1
+    caplog.clear()
+    search_main([str(small_pab / "test" / "imgs"), TEXTS[0], "--model", str(DEMO_START)])
+    assert "drawn people" not in caplog.text
