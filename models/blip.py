@@ -12,6 +12,7 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, PreTrainedTokeni
 
 from .dual_encoder import DualEncoder, as_features
 from .interface import Features
+from .loading import OTHER_TOKENIZER, check_vocabulary
 from .pair_processor import PairProcessor
 from .transformers_encoders import load_complete
 
@@ -93,6 +94,7 @@ def load_blip(
         positions=min(text.max_position_embeddings, LONGEST_CAPTION),
         **source,
     )
+    check_vocabulary(processor.tokenizer, network.config, f"the tokenizer of {name}", OTHER_TOKENIZER)
     return BlipRetriever(network, spec, matching_token(text.vocab_size, processor.tokenizer)), processor
 
 

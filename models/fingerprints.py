@@ -65,8 +65,8 @@ def _state_of(module: torch.nn.Module) -> tuple | None:
 def image_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
     """16 hexadecimal digits for what decides images' features beside the weights.
 
-    That is the image encoder's configuration and the image processor's settings. A tokenizer's are left out:
-    texts are encoded anew for each search, so it may change.
+    That is the image encoder's configuration and the image processor's settings. For the tokenizer see
+    [`text_fingerprint`].
     """
     vision, pixels = model.config.vision_config.to_dict(), processor.image_processor.to_dict()
     deciding = [
@@ -75,3 +75,12 @@ def image_fingerprint(model: TPASModel, processor: TPASProcessor) -> str:
     ]
     text = json.dumps(deciding, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def text_fingerprint(processor: TPASProcessor) -> str:
+    """16 hexadecimal digits for the tokenizer's words and their numbers: with others the model is another.
+
+    How texts are cut and cleaned is left out: they are encoded anew for each search, so it may change.
+    """
+    words = sorted(processor.tokenizer.get_vocab().items())
+    return hashlib.blake2b(json.dumps(words).encode(), digest_size=8).hexdigest()

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..configuration_tpas import check_sizes
 from ..data.whole_files import check_readable
+from ..processing_tpas import check_knows_words
 
 # What only some models need is imported where one of these is loaded.
 if TYPE_CHECKING:
@@ -142,11 +144,11 @@ def _load_whole(
     if kind == "tpas":
         from ..modeling_tpas import TPASModel
         from ..processing_tpas import TPASProcessor
+        from .transformers_encoders import load_complete
 
         source: dict[str, Any] = {"revision": revision}
         processor = TPASProcessor.from_pretrained(place, **source)
-        settings: dict[str, Any] = source if dtype is None else source | {"dtype": dtype}
-        model = TPASModel.from_pretrained(place, **settings)
+        model = load_complete(TPASModel, place, dtype, **source)
         check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {place}", OTHER_TOKENIZER)
         return model, processor
     if kind == "open_clip":
@@ -191,11 +193,13 @@ def lasting_name(name: str) -> str:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, whose: str, way_out: str) -> None:
-    """Raises ValueError for a tokenizer with more words than the model has embeddings.
+    """Raises ValueError for a tokenizer that knows no words, or more than the model has embeddings.
 
     Fewer are well: BLIP's and others' embeddings have room left.
     """
-    words, embeddings = len(tokenizer), config.text_config.vocab_size
+    check_knows_words(tokenizer, whose)
+    embeddings = config.text_config.vocab_size
+    words = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if words > embeddings:
         raise ValueError(f"{whose} has {words} words, the model {embeddings}: {way_out}")
 
@@ -239,6 +243,7 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         raise OSError(f"the model {name} cannot be loaded: {error}") from error
     if not config:
         raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
+    check_sizes(config, f"{name}, config.json")
     return config
 
 

@@ -60,27 +60,32 @@ class GallerySettings:
         thumbnail_size: the longest side in pixels, or None for no thumbnails.
         image_fingerprint: of what else decides the images' features, not the texts'; None where it was
             not kept, in galleries of early versions, or is not known.
+        text_fingerprint: of the tokenizer's words, by which the model reads what is searched for; None as
+            above.
     """
 
     model_fingerprint: str
     tokens: str | None
     thumbnail_size: int | None
     image_fingerprint: str | None = None
+    text_fingerprint: str | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "GallerySettings":
-        """What `to_json` made; it may lack the image fingerprint, as in galleries of early versions."""
+        """What `to_json` made; it may lack all fingerprints but the model's, as of early versions."""
         settings = dict(content)
         return cls(image_fingerprint=settings.pop("picture_fingerprint", None), **settings)
 
     def to_json(self) -> dict[str, Any]:
         settings = asdict(self)
-        return settings | {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
+        words = settings.pop("text_fingerprint")
+        settings |= {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
+        return settings if words is None else settings | {"text_fingerprint": words}
 
     def check_equal(self, other: "GallerySettings", directory: Path) -> None:
         """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`.
 
-        An image fingerprint that is None on either side differs from none.
+        An image or text fingerprint that is None on either side differs from none.
         """
         if self.model_fingerprint != other.model_fingerprint:
             raise GalleryError(
@@ -93,6 +98,13 @@ class GallerySettings:
                 f"the gallery {directory} was made with the image settings {there}, and these are {own}: "
                 "under the same weights, the image encoder's configuration or the image processor differs. "
                 "Use the model's revision that made it, or build another gallery with this one"
+            )
+        own, there = self.text_fingerprint, other.text_fingerprint
+        if None not in (own, there) and own != there:
+            raise GalleryError(
+                f"the gallery {directory} was made beside a tokenizer of the words {there}, and this one "
+                f"has {own}: under the same weights it gives the model other texts to read. Put the tokenizer's "
+                "files that came with the model back, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)

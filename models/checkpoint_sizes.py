@@ -1,0 +1,112 @@
+"""What a checkpoint says of itself before anything is built: how many numbers, and of which type.
+
+A configuration of a few hundred bytes can describe a model of a terabyte. What is missing in the weights
+would be drawn at random, in memory, before anybody could say that it is missing.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ..configuration_tpas import check_sizes
+from ..modeling_tpas import COMPUTED_BUFFERS
+
+INDEX = "*.index.json"
+# Of numbers that a network multiplies; what is packed into integers has a `quantization_config`.
+FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+COUNTERS = re.compile(rf"{COMPUTED_BUFFERS}|(^|\.)num_batches_tracked$")
+# A fine-tuning may start from a checkpoint without some of a model's parts.
+TIMES_LARGER, NUMBERS_MORE = 2, 2**24
+
+
+def check_before_building(network_class: Any, name: str | Path, **source: Any) -> None:
+    """Compares a folder's configuration with its weights, without building or reading either.
+
+    Of a name on the Hub, whose files are not here yet, the configuration alone is looked at.
+
+    Args:
+        network_class: of transformers, or one of its automatic ones.
+        source: `revision`, `trust_remote_code`.
+
+    Raises:
+        OSError: there is no configuration.
+        ValueError: a number in the configuration, a type of the weights or the size of the model is none that
+            can be; or a weights file is damaged.
+    """
+    from transformers import AutoConfig, PretrainedConfig
+
+    source = {key: value for key, value in source.items() if key in ("revision", "trust_remote_code")}
+    settings = PretrainedConfig.get_config_dict(str(name), **source)[0]
+    check_sizes(settings, f"{name}, config.json")
+    folder = Path(name)
+    if not folder.is_dir() or "quantization_config" in settings:
+        return
+    numbers = numbers_in(folder)
+    if source.get("trust_remote_code"):
+        return  # whose code builds what it likes
+    of_its_own = getattr(network_class, "config_class", None)
+    with torch.device("meta"):
+        if of_its_own is not None:
+            network = network_class(of_its_own.from_pretrained(name))
+        else:
+            network = network_class.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    described = sum(parameter.numel() for parameter in network.parameters())
+    if described > TIMES_LARGER * numbers + NUMBERS_MORE:
+        raise ValueError(
+            f"{name}: its config.json describes a model of {described:,} numbers, and its weights are "
+            f"{numbers:,}: one of the two files is of another model"
+        )
+
+
+def numbers_in(folder: Path) -> int:
+    """How many numbers the weights of a folder are, by their headers; of pickled ones at most so many.
+
+    Raises:
+        ValueError: a file is damaged, or holds what are no floating-point numbers; names it.
+    """
+    for index in sorted(folder.glob(INDEX)):
+        check_index(index)
+    if files := sorted(folder.glob("*.safetensors")):
+        return sum(map(_numbers_in_file, files))
+    return sum(path.stat().st_size for path in folder.glob("*.bin"))
+
+
+def _numbers_in_file(path: Path) -> int:
+    numbers = 0
+    try:
+        with safe_open(path, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 (no mapping, only its method)
+                entry = tensors.get_slice(key)
+                check_type(str(entry.get_dtype()), key, path)
+                numbers += torch.Size(entry.get_shape()).numel()
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or cut off ({error}); get the file again") from error
+    return numbers
+
+
+def check_type(kind: str, key: str, path: str | Path) -> None:
+    """Raises ValueError for a weight whose type is none of [`FLOATING`], or of torch's floating ones."""
+    if (
+        kind not in FLOATING
+        and not kind.startswith(("torch.float", "torch.bfloat"))
+        and not COUNTERS.search(key)
+    ):
+        raise ValueError(
+            f"{path}: the weight {key} is of type {kind}, and weights are floating-point numbers: save the "
+            "model as it was before it was quantised"
+        )
+
+
+def check_index(path: Path) -> None:
+    """Raises ValueError for an index of shards that is none, or leads out of its folder."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        strange = next((file for file in files if Path(file).name != file), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no index of weights ({error!r}); get the file again") from error
+    if strange is not None:
+        raise ValueError(f"{path}: names {strange!r}, which is no file beside it")
