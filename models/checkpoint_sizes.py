@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from ..configuration_tpas import check_sizes
 from ..modeling_tpas import COMPUTED_BUFFERS
 
-INDEX = "*.index.json"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 # Of numbers that a network multiplies; what is packed into integers has a `quantization_config`.
 FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 COUNTERS = re.compile(rf"{COMPUTED_BUFFERS}|(^|\.)num_batches_tracked$")
@@ -62,17 +62,44 @@ def check_before_building(network_class: Any, name: str | Path, **source: Any) -
         )
 
 
+def weights_files(folder: Path) -> list[str]:
+    """The names of the files that transformers takes a model's weights from, index and all; of none, none.
+
+    Raises:
+        ValueError: an index of shards is none, or names what is not there.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [WEIGHTS]
+    if not (folder / WEIGHTS_INDEX).is_file():
+        return sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    try:
+        content = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        shards = sorted(set(content["weight_map"].values()))
+        strange = next((name for name in shards if Path(name).name != name), None)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_INDEX}: no index of weights ({error!r}); get it again"
+        ) from error
+    if strange is not None:
+        raise ValueError(f"{folder / WEIGHTS_INDEX}: names {strange!r}, which is no file beside it")
+    if absent := next((name for name in shards if not (folder / name).is_file()), None):
+        raise ValueError(f"{folder / WEIGHTS_INDEX}: names {absent}, which is not there; get it again")
+    return [WEIGHTS_INDEX, *shards]
+
+
 def numbers_in(folder: Path) -> int:
     """How many numbers the weights of a folder are, by their headers; of pickled ones at most so many.
 
     Raises:
         ValueError: a file is damaged, or holds what are no floating-point numbers; names it.
     """
-    for index in sorted(folder.glob(INDEX)):
-        check_index(index)
-    if files := sorted(folder.glob("*.safetensors")):
-        return sum(map(_numbers_in_file, files))
-    return sum(path.stat().st_size for path in folder.glob("*.bin"))
+    numbers = 0
+    for path in (folder / name for name in weights_files(folder)):
+        if path.suffix == ".safetensors":
+            numbers += _numbers_in_file(path)
+        elif path.suffix == ".bin":
+            numbers += path.stat().st_size
+    return numbers
 
 
 def _numbers_in_file(path: Path) -> int:
@@ -99,14 +126,3 @@ def check_type(kind: str, key: str, path: str | Path) -> None:
             f"{path}: the weight {key} is of type {kind}, and weights are floating-point numbers: save the "
             "model as it was before it was quantised"
         )
-
-
-def check_index(path: Path) -> None:
-    """Raises ValueError for an index of shards that is none, or leads out of its folder."""
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-        strange = next((file for file in files if Path(file).name != file), None)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: no index of weights ({error!r}); get the file again") from error
-    if strange is not None:
-        raise ValueError(f"{path}: names {strange!r}, which is no file beside it")

@@ -193,7 +193,8 @@ class Gallery:
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or was made by another model, with other settings of
-                the images or beside a tokenizer of other words (both fingerprints are named), or its index is missing, damaged or older.
+                the images or beside a tokenizer of other words (both fingerprints are named), or its index
+                is missing, damaged or older.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(

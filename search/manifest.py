@@ -103,8 +103,8 @@ class GallerySettings:
         if None not in (own, there) and own != there:
             raise GalleryError(
                 f"the gallery {directory} was made beside a tokenizer of the words {there}, and this one "
-                f"has {own}: under the same weights it gives the model other texts to read. Put the tokenizer's "
-                "files that came with the model back, or build another gallery with this one"
+                f"has {own}: under the same weights it gives the model other texts to read. Put "
+                "the tokenizer's files that came with the model back, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)
