@@ -217,6 +217,13 @@ class TPASProcessor(ProcessorMixin):
         self.clean_captions = clean_captions
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        # Its parts have no code of their own, and without this transformers would ask on the terminal whether
+        # to run what a folder brings.
+        kwargs["trust_remote_code"] = False
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, **kwargs):
         # AutoTokenizer would read config.json, find a custom model and ask whether to run its code.
         tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -54,11 +54,16 @@ def check_before_building(network_class: Any, name: str | Path, **source: Any) -
             network = network_class(of_its_own.from_pretrained(name))
         else:
             network = network_class.from_config(AutoConfig.from_pretrained(name, trust_remote_code=False))
+    check_numbers(network, numbers, f"{name}: its config.json", "its weights are")
+
+
+def check_numbers(network: torch.nn.Module, numbers: int, whose: str, weights: str) -> None:
+    """Raises ValueError for a network, on the meta device, of many more numbers than its weights have."""
     described = sum(parameter.numel() for parameter in network.parameters())
     if described > TIMES_LARGER * numbers + NUMBERS_MORE:
         raise ValueError(
-            f"{name}: its config.json describes a model of {described:,} numbers, and its weights are "
-            f"{numbers:,}: one of the two files is of another model"
+            f"{whose} describes a model of {described:,} numbers, and {weights} {numbers:,}: one of the two "
+            "is of another model"
         )
 
 

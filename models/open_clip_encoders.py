@@ -146,6 +146,8 @@ def load_open_clip(
         name, settings = f"local-dir:{folder}", {}
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
     check_sizes(config, f"open_clip:{place}")
+    if "trust_remote_code" in json.dumps(config):
+        raise ValueError(f"open_clip:{place}: its {CONFIG_FILE} asks for code of others to be run: refused")
     try:
         network, _, transform = open_clip.create_model_and_transforms(name, **settings)
     except (RuntimeError, ValueError) as error:  # an unknown tag, or weights that do not fit
