@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import EvalResult
@@ -22,11 +21,10 @@ from ..configuration_tpas import height_and_width, stage_maps
 from ..evaluation.measures import headline
 from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
-from ..models.checkpoint_sizes import weights_files
 from ..models.fingerprints import model_fingerprint
 from ..models.hub_code import HUB_CODE
-from ..models.loading import OTHER_TOKENIZER, check_vocabulary, is_adapter
-from ..models.transformers_encoders import load_complete
+from ..models.loading import is_adapter, load_tpas
+from ..models.model_files import weights_files
 from ..processing_tpas import TPASProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -256,9 +254,7 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
-    model = load_complete(TPASModel, directory, torch.float32)
-    processor = TPASProcessor.from_pretrained(directory)
-    check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {directory}", OTHER_TOKENIZER)
+    model, processor = load_tpas(str(directory))
     fingerprint = model_fingerprint(model)
     if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
         beside = directory.resolve().parent / "training_arguments.json"

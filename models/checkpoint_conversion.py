@@ -33,8 +33,8 @@ from ..configuration_tpas import (
 from ..data.whole_files import replacing
 from ..modeling_tpas import TPASModel, check_loaded, interpolate_table, is_other_window
 from ..processing_tpas import TPASProcessor
-from .checkpoint_sizes import check_numbers, check_type
 from .loading import check_vocabulary
+from .model_files import check_numbers, check_type
 
 logger = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from .checkpoint_sizes import check_type
 from .dual_encoder import DualEncoder
 from .fingerprints import weights_fingerprint
 from .interface import RetrievalModel
 from .loading import ADAPTER_CONFIG, BASE_FILE, lasting_name
+from .model_files import check_type
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,11 @@ EVERY_LINEAR_LAYER = "all-linear"
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps back what transformers says about a name that peft still asks it for."""
+    """Keeps back what transformers says about a name that peft still asks it for, and what peft only warns of
+    and is refused here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         yield
 
 

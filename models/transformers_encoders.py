@@ -9,9 +9,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..configuration_tpas import number_if_square
 from ..modeling_tpas import check_loaded
-from .checkpoint_sizes import check_before_building
 from .dual_encoder import INITIAL_TEMPERATURE, DualEncoder
 from .loading import OTHER_TOKENIZER, check_vocabulary
+from .model_files import check_before_building
 from .pair_processor import PairProcessor
 
 # Trained on captions padded to their full length, without a mask: the last token, mostly padding, is pooled.

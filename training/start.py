@@ -9,18 +9,20 @@ from torch import nn
 
 from ..configuration_tpas import TPASConfig
 from ..modeling_tpas import TPASModel, check_loaded
-from ..models.checkpoint_sizes import check_before_building
 from ..models.dual_encoder import DualEncoder
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
 from ..models.loading import (
+    MODEL_FILES,
     OTHER_TOKENIZER,
     check_vocabulary,
     is_adapter,
     is_tpas,
     load_model,
+    load_processor,
     load_tpas,
 )
 from ..models.lora import add_lora
+from ..models.model_files import check_before_building, explained_damage
 from ..processing_tpas import TPASProcessor
 from .arguments import FineTuningArguments
 from .masked_language_modelling import MaskedLanguageModelling
@@ -63,16 +65,17 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
         model.requires_grad_(True)  # peft left it frozen
     else:
         check_before_building(TPASModel, name, revision=arguments.revision)
-        loaded = TPASModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
-        )
+        with explained_damage(name, MODEL_FILES):
+            loaded = TPASModel.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
+            )
         model, loading = cast(tuple[TPASModel, dict[str, Any]], loaded)
         missing = whole_parts(model, set(loading["missing_keys"]))
         check_loaded(name, model, loading | {"missing_keys": set(loading["missing_keys"]) - missing})
         if missing:
             parts = sorted({key.partition(".")[0] for key in missing})
             logger.warning("%s has no %s: drawn at random, to be trained", name, " and no ".join(parts))
-    processor = TPASProcessor.from_pretrained(name, revision=arguments.revision or "main")
+    processor = load_processor(name, arguments.revision)
     check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {name}", OTHER_TOKENIZER)
     image_size = model.config.vision_config.image_size
     if processor.image_size != image_size:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself before anything is built: how many numbers, and of which type.
+"""What the files of a model say of themselves before anything is built, and which of them is damaged.
 
 A configuration of a few hundred bytes can describe a model of a terabyte. What is missing in the weights
 would be drawn at random, in memory, before anybody could say that it is missing.
@@ -6,6 +6,9 @@ would be drawn at random, in memory, before anybody could say that it is missing
 
 import json
 import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +19,66 @@ from ..configuration_tpas import check_sizes
 from ..modeling_tpas import COMPUTED_BUFFERS
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
+PACKAGE = Path(__file__).resolve().parents[1]
 # Of numbers that a network multiplies; what is packed into integers has a `quantization_config`.
 FLOATING = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
 COUNTERS = re.compile(rf"{COMPUTED_BUFFERS}|(^|\.)num_batches_tracked$")
 # A fine-tuning may start from a checkpoint without some of a model's parts.
+SETTINGS = (
+    *("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"),
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
+)
+SHOWN_LETTERS = 200  # of a library's message
 TIMES_LARGER, NUMBERS_MORE = 2, 2**24
+
+
+@contextmanager
+def explained_damage(name: str | Path, files: str) -> Iterator[None]:
+    """Says of what a library raises over damaged files which of them these are, and the way out.
+
+    Args:
+        name: of the model.
+        files: that are read, for the message.
+
+    Raises:
+        ValueError: for anything but what this package raises itself, a model that is not there, a package
+            that is not installed, and too little memory.
+    """
+    check_settings(Path(name))
+    try:
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        where = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+        ours = where.is_relative_to(PACKAGE) and "site-packages" not in where.relative_to(PACKAGE).parts
+        not_there = isinstance(error, OSError) and str(name) in str(error)
+        if (
+            ours
+            and isinstance(error, ValueError | OSError)
+            or not_there
+            or "OutOfMemory" in type(error).__name__
+        ):
+            raise
+        said = " ".join(str(error).split())
+        said = said if len(said) <= SHOWN_LETTERS else f"{said[:SHOWN_LETTERS]}..."
+        raise ValueError(
+            f"{name} cannot be loaded ({type(error).__name__}: {said}): of its {files} one is damaged, or of "
+            "a version that this one does not read; get them again"
+        ) from error
+
+
+def check_settings(folder: Path) -> None:
+    """Raises ValueError for a file of settings in a model's folder that is no JSON object."""
+    for path in (folder / name for name in SETTINGS):
+        if not path.is_file():
+            continue
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: damaged, no JSON ({error}); get the file again") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path}: damaged, no JSON object; get the file again")
 
 
 def check_before_building(network_class: Any, name: str | Path, **source: Any) -> None:
