@@ -312,7 +312,7 @@ class TPASModel(PreTrainedModel):
             nn.init.constant_(module.value, module.initial_value)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs) -> Any:
         """As `PreTrainedModel.from_pretrained`; with `image_size`, [`~TPASModel.resize_image`] follows.
 
         With `output_loading_info=True` the caller decides on what the checkpoint lacks or has beside, as
@@ -322,9 +322,10 @@ class TPASModel(PreTrainedModel):
             ValueError: the checkpoint and the model do not have the same parameters, or one is not finite.
         """
         asked = kwargs.pop("output_loading_info", False)
-        model, loading = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        model, loading = loaded
         check_loaded(pretrained_model_name_or_path, model, None if asked else loading)
         if image_size is not None:
             model.resize_image(image_size)

@@ -347,9 +347,10 @@ def join_swin_and_bert(swin: str | Path, bert: str | Path) -> Checkpoint:
     read = read_checkpoint(swin)
     weights = {f"vision_encoder.{name}": tensor for name, tensor in read.weights.items()}
     check_sizes(BertConfig.get_config_dict(bert)[0], f"{bert}, config.json")
-    text_model, loading = BertModel.from_pretrained(
+    loaded: Any = BertModel.from_pretrained(
         bert, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
     )
+    text_model, loading = loaded
     check_loaded(bert, text_model, loading, beside=r"^(cls|(bert\.)?pooler)\.")
     weights |= {f"text_encoder.{name}": tensor for name, tensor in text_model.state_dict().items()}
     return Checkpoint(weights, {}, read.notes)

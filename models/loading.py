@@ -52,6 +52,7 @@ LLM2CLIP_CONFIG = "llm2clip.json"
 OTHER_TOKENIZER = "it belongs to another model; put the one into the folder that it was trained with"
 MODEL_FILES = "config.json, weights and processor's files"
 PROCESSOR_FILES = "processor_config.json, tokenizer.json and tokenizer_config.json"
+SHORTEST_TEXT = 3  # tokens: a word, [CLS] and [SEP]
 COMMIT = "[0-9a-f]{40}"
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
@@ -189,6 +190,12 @@ def load_processor(place: str, revision: str | None = None) -> "TPASProcessor":
         processor = TPASProcessor.from_pretrained(place, **({"revision": revision} if revision else {}))
         size = height_and_width(processor.image_size)
         check_sizes({"image_size": list(size)}, f"{place}, processor_config.json")
+        if not isinstance(processor.max_text_length, int) or processor.max_text_length < SHORTEST_TEXT:
+            raise ValueError(
+                f"{place}, processor_config.json: max_text_length is {processor.max_text_length!r}, not "
+                f"a number of tokens from {SHORTEST_TEXT} on"
+            )
+        processor(text=["a"])
         pixels = processor(images=[Image.new("RGB", (8, 8))])["pixel_values"]
         if tuple(pixels.shape) != (1, 3, *size) or not pixels.isfinite().all():
             raise ValueError(

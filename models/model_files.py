@@ -53,13 +53,12 @@ def explained_damage(name: str | Path, files: str) -> Iterator[None]:
         where = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
         ours = where.is_relative_to(PACKAGE) and "site-packages" not in where.relative_to(PACKAGE).parts
         not_there = isinstance(error, OSError) and str(name) in str(error)
-        if (
-            ours
-            and isinstance(error, ValueError | OSError)
-            or not_there
-            or "OutOfMemory" in type(error).__name__
-        ):
+        if not_there or "OutOfMemory" in type(error).__name__:
             raise
+        if ours and isinstance(error, ValueError | OSError):
+            if str(name) in str(error) or isinstance(error, OSError):
+                raise
+            raise ValueError(f"{name}: {error}") from error
         said = " ".join(str(error).split())
         said = said if len(said) <= SHOWN_LETTERS else f"{said[:SHOWN_LETTERS]}..."
         raise ValueError(

@@ -130,13 +130,18 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             if manifest["settings"].tokens not in ("float16", "float32", None):
                 raise ValueError(f"there are no tokens of type {manifest['settings'].tokens}")
             _check_keys(manifest, {"name", "next_shard", "shards", "unreadable"})
+            _check_number(manifest["next_shard"], "next_shard")
+            if not all(isinstance(reason, str) for reason in dict(manifest["unreadable"]).values()):
+                raise ValueError("what could not be read has no reasons")
             for shard in manifest["shards"]:
                 _check_keys(shard, {"name", "rows", "files"})
                 shard_number(shard["name"])
+                _check_number(shard["rows"], "rows")
                 if not {*shard["files"]} <= {IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS}:
                     raise ValueError(f"shard {shard['name']} names files that do not belong there")
                 for file in shard["files"].values():
                     _check_keys(file, {"bytes", "blake2b"})
+                    _check_number(file["bytes"], "bytes")
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -150,6 +155,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of format {found}, and this code reads {FORMAT}: build the gallery again"
         )
     return manifest
+
+
+def _check_number(value: Any, name: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}")
 
 
 def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:
