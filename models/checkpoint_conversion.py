@@ -34,7 +34,7 @@ from ..data.whole_files import replacing
 from ..modeling_tpas import TPASModel, check_loaded, interpolate_table, is_other_window
 from ..processing_tpas import TPASProcessor
 from .loading import check_vocabulary
-from .model_files import check_numbers, check_type
+from .model_files import check_numbers, check_type, explained_damage
 
 logger = logging.getLogger(__name__)
 
@@ -447,7 +447,8 @@ def convert_state_dict(
 
 def build_processor(tokenizer: str, config: TPASConfig) -> TPASProcessor:
     """X-VLM's processor around a tokenizer (directory or Hub id) that fits the word embeddings."""
-    loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
+    with explained_damage(tokenizer, "tokenizer's files"):
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     check_vocabulary(
         loaded,
         config,

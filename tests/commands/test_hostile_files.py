@@ -82,7 +82,11 @@ def refusals(tmp_path, capsys) -> Callable[..., int]:
                 said = f"{end.code} {capsys.readouterr().out}"
                 refused += 1
                 assert "unforeseen" not in said, (number, how, said)
-                assert any(name in said for name in (str(copy), "gallery", "annotation/")), (number, how, said)
+                assert any(name in said for name in (str(copy), "gallery", "annotation/")), (
+                    number,
+                    how,
+                    said,
+                )
             printed = capsys.readouterr().out
             assert "NaN" not in printed, (number, how, printed)
         return refused

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
+from tpas.reranking import score_files
 from tpas.reranking.ranked_lists import in_tie_order
 from tpas.reranking.score_files import ScoreFile, align, align_gallery, read_score_file, write_score_file
 
@@ -263,7 +265,7 @@ def test_a_file_is_looked_at_before_it_is_unpacked(tmp_path, monkeypatch):
         read_score_file(path)
     monkeypatch.setattr(score_files, "LARGEST_CONTENT", 10**6)
     np.savez_compressed(path, scores=np.zeros((2, 10**6), "f4"), query_ids=ids, gallery_ids=ids)
-    with pytest.raises(ValueError, match=r"unpacks to 8,000,016 bytes, and at most 1,000,000 .* write float32"):
+    with pytest.raises(ValueError, match=r"unpacks to 8,000,016 bytes, and at most 1,000,000 .* float32"):
         read_score_file(path)
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in {"scores": np.zeros((2, 2)), "query_ids": ids, "gallery_ids": ids}.items():
