@@ -1,6 +1,7 @@
 """The architecture of the text-based person anomaly search model, in numbers."""
 
 import logging
+import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import fields
@@ -10,6 +11,17 @@ from transformers import BertConfig, PreTrainedConfig, SwinConfig
 from transformers.configuration_utils import SubConfigSpec
 
 logger = logging.getLogger(__name__)
+
+# What a configuration may ask for before anything is built; the largest published models stay far below. A
+# layer is a module, so that their number costs time even where their weights cost no memory.
+MOST_LAYERS = 1_024
+LARGEST_IMAGE_SIZE = 4_096  # pixels a side
+LARGEST_WINDOW = 64  # patches a side; each layer keeps the fourth power of it as indices
+MOST_WINDOW_INDICES = 2**27  # of all layers together, 8 bytes each
+LARGEST_NUMBER = 2**26
+COUNT_OF_MODULES = re.compile(
+    r"(^|_)(depths?|n_?layers?|num_labels|(n|num)_.*(layers|blocks|stages|experts|groups|heads))$"
+)
 
 # X-VLM base at 384 pixels: Swin-B with windows of 12, and BERT-base cut after its sixth layer.
 XVLM_BASE_VISION = {
@@ -95,12 +107,14 @@ class TPASConfig(PreTrainedConfig):
             self.vision_config = deepcopy(XVLM_BASE_VISION)  # it holds lists
         if self.text_config is None:
             self.text_config = dict(XVLM_BASE_TEXT)
+        check_sizes(vars(self) | kwargs, type(self).__name__)
         warn_of("TPASConfig", unknown_settings(TPASConfig, kwargs))
         for name, kind in (("vision_config", SwinConfig), ("text_config", BertConfig)):
             if isinstance(settings := getattr(self, name), dict):
                 warn_of(f"{kind.__name__} in {name}", unknown_settings(kind, settings))
         super().__post_init__(**kwargs)  # makes a SwinConfig and a BertConfig of these
         self.vision_config.image_size = number_if_square(self.vision_config.image_size)
+        check_windows(self.vision_config)
 
     def set_image_size(self, image_size: int | Sequence[int]):
         """Changes the input to `image_size` pixels a side, or to (height, width).
@@ -123,6 +137,64 @@ class TPASConfig(PreTrainedConfig):
             resized.window_size = resized.image_size // reduction
         check_whole_windows(resized)
         self.vision_config = resized
+
+
+def check_sizes(settings: Any, whose: str, name: str = "") -> None:
+    """Looks at the numbers of a configuration that is not built yet, whoever it is from.
+
+    Args:
+        settings: JSON, or configurations in it, of any model.
+        whose: for the message.
+
+    Raises:
+        ValueError: one of them is of no model that could be run; names it.
+    """
+    if isinstance(settings, PreTrainedConfig):
+        settings = vars(settings)
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            # The numbers in a list are of what the list is of; labels by number have names of their own.
+            if key not in ("id2label", "label2id"):
+                check_sizes(value, whose, str(key))
+    elif isinstance(settings, list | tuple):
+        if COUNT_OF_MODULES.search(name):
+            _check_size(len(settings), MOST_LAYERS, whose, f"the length of {name}")
+        for value in settings:
+            check_sizes(value, whose, name)
+    elif isinstance(settings, int) and not isinstance(settings, bool):
+        if COUNT_OF_MODULES.search(name):
+            _check_size(settings, MOST_LAYERS, whose, name)
+        elif name == "image_size":
+            _check_size(settings, LARGEST_IMAGE_SIZE, whose, name)
+        elif name == "window_size":
+            _check_size(settings, LARGEST_WINDOW, whose, name)
+        elif not name.endswith(("_id", "_ids", "seed")):
+            _check_size(settings, LARGEST_NUMBER, whose, name)
+
+
+def _check_size(value: int, largest: int, whose: str, name: str) -> None:
+    if value > largest:
+        raise ValueError(
+            f"{whose}: {name} is {value:,}, and a model may have {largest:,} at most: the configuration is "
+            "damaged, or of no model for here"
+        )
+
+
+def check_windows(vision_config: SwinConfig) -> None:
+    """Raises ValueError for a Swin that cannot be built, or whose tables of positions would not fit."""
+    depths, heads = list(vision_config.depths), list(vision_config.num_heads)
+    sizes = [*depths, *heads, *height_and_width(vision_config.image_size)]
+    sizes += [cast(int, vision_config.patch_size), vision_config.window_size, vision_config.embed_dim]
+    if not depths or len(depths) != len(heads) or min(sizes) < 1:
+        raise ValueError(
+            f"vision_config: image_size, patch_size, window_size, embed_dim, depths and num_heads must be at "
+            f"least 1, and there must be as many num_heads ({heads}) as depths ({depths})"
+        )
+    width = vision_config.embed_dim * 2 ** (len(depths) - 1)
+    _check_size(width, LARGEST_NUMBER, "vision_config", "the width of its last stage")
+    _check_size(sum(depths), MOST_LAYERS, "vision_config", "the sum of depths")
+    indices = sum(depths) * cast(int, vision_config.window_size) ** 4
+    _check_size(indices, MOST_WINDOW_INDICES, "vision_config", "depths times window_size to the 4th")
 
 
 def check_whole_windows(vision_config: SwinConfig) -> None:

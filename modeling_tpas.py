@@ -5,6 +5,7 @@ that also look at the image). Search compares the embeddings of the first two, t
 images again with the third. Paper: https://arxiv.org/abs/2111.08276 (X-VLM).
 """
 
+import re
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from transformers.utils.generic import ModelOutput
 from .configuration_tpas import TPASConfig, height_and_width, stage_maps, stage_window
 from .objectives import contrastive_loss, draw_match_pairs, gather_with_gradient, matching_loss
 from .pipeline_tpas import ImageTextMatchingPipeline
+
+# What models compute, and earlier versions of transformers, or of X-VLM, saved nevertheless.
+COMPUTED_BUFFERS = r"(^|\.)(position_ids|relative_position_index|attn_mask|inv_freq|relative_coords_table)$"
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # ALBEF's bounds; a temperature of 0 or less would turn the ranking round
 
@@ -236,6 +240,41 @@ class TPASOutput(ModelOutput):
     text_model_output: TPASFeatures | None = None
 
 
+def check_loaded(name, model, loading=None, beside=None):
+    """Refuses a model that is not what its checkpoint says: transformers draws what is missing at random.
+
+    Args:
+        name: of the checkpoint, for the message.
+        loading: what `from_pretrained` gave with `output_loading_info=True`; None: names are not compared.
+        beside: a regular expression of what a checkpoint may hold that the model has no use for.
+
+    Raises:
+        ValueError: a parameter is missing, unexpected or not finite; counts them and names the first.
+    """
+    missing = sorted(loading["missing_keys"]) if loading else []
+    allowed = re.compile(f"{COMPUTED_BUFFERS}|{beside}" if beside else COMPUTED_BUFFERS)
+    unexpected = (
+        sorted(key for key in loading["unexpected_keys"] if not allowed.search(key)) if loading else []
+    )
+    if missing:
+        more = f", and has {len(unexpected)} others, such as {unexpected[0]}" if unexpected else ""
+        raise ValueError(
+            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}{more}: it is cut off, "
+            "or a checkpoint of another task; get its files again"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{name} has {len(unexpected)} weights that are not the model's, such as {unexpected[0]}: its "
+            "config.json is of another model; get its files again"
+        )
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{name}: the weight {key} is not finite, so every score would be nan: its training "
+                "diverged, or the file is damaged; take an earlier checkpoint, or get it again"
+            )
+
+
 class TPASModel(PreTrainedModel):
     """X-VLM's retrieval model: embeddings for stage 1, [`~TPASModel.match`] for stage 2."""
 
@@ -247,6 +286,7 @@ class TPASModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["SwinStage", "BertEmbeddings", "BertLayer", "CrossModalLayer"]
+    _keys_to_ignore_on_load_unexpected = [COMPUTED_BUFFERS]
 
     def __init__(self, config: TPASConfig):
         super().__init__(config)
@@ -272,13 +312,24 @@ class TPASModel(PreTrainedModel):
             nn.init.constant_(module.value, module.initial_value)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs):
-        """As `PreTrainedModel.from_pretrained`; with `image_size`, [`~TPASModel.resize_image`] follows."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, image_size=None, **kwargs) -> Any:
+        """As `PreTrainedModel.from_pretrained`; with `image_size`, [`~TPASModel.resize_image`] follows.
+
+        With `output_loading_info=True` the caller decides on what the checkpoint lacks or has beside, as
+        fine-tuning does; otherwise see [`check_loaded`].
+
+        Raises:
+            ValueError: the checkpoint and the model do not have the same parameters, or one is not finite.
+        """
+        asked = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        model, loading = loaded
+        check_loaded(pretrained_model_name_or_path, model, None if asked else loading)
         if image_size is not None:
-            model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info=True`
             model.resize_image(image_size)
-        return loaded
+        return (model, loading) if asked else model
 
     def resize_image(self, image_size: int | Sequence[int]):
         """Makes the model take images of `image_size` pixels a side, or (height, width), interpolating the

@@ -54,6 +54,19 @@ def check_captions(captions: Sequence[str]) -> None:
             raise ValueError(f"caption {position} is empty, or punctuation alone")
 
 
+def check_knows_words(tokenizer, whose: str) -> None:
+    """Raises ValueError for a tokenizer without a word, to which all texts are alike.
+
+    So are those that transformers makes where a tokenizer's files are not there.
+    """
+    special = set(tokenizer.all_special_ids)
+    if all(number in special for number in tokenizer.get_vocab().values()):
+        raise ValueError(
+            f"{whose} knows no words: its files (tokenizer.json or vocab.txt) are missing or empty; get them "
+            "again"
+        )
+
+
 @cache
 def image_formats() -> tuple[str, ...]:
     """[`IMAGE_FORMATS`], and HEIF where pillow-heif is installed (the extra `heic`)."""
@@ -204,9 +217,18 @@ class TPASProcessor(ProcessorMixin):
         self.clean_captions = clean_captions
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        # Its parts have no code of their own, and without this transformers would ask on the terminal whether
+        # to run what a folder brings.
+        kwargs["trust_remote_code"] = False
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def _load_tokenizer_from_pretrained(cls, sub_processor_type, pretrained_model_name_or_path, **kwargs):
         # AutoTokenizer would read config.json, find a custom model and ask whether to run its code.
-        return BertTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        tokenizer = BertTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_knows_words(tokenizer, f"the tokenizer of {pretrained_model_name_or_path}")
+        return tokenizer
 
     @classmethod
     def build(cls, tokenizer, image_size: int | Sequence[int] = 384, **kwargs) -> "TPASProcessor":

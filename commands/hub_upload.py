@@ -5,12 +5,12 @@ the training arguments and the results say of this one, and no more.
 """
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import EvalResult
@@ -23,20 +23,21 @@ from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import model_fingerprint
 from ..models.hub_code import HUB_CODE
-from ..models.loading import OTHER_TOKENIZER, check_vocabulary, is_adapter
-from ..models.transformers_encoders import load_complete
+from ..models.loading import is_adapter, load_tpas
+from ..models.model_files import weights_files
 from ..processing_tpas import TPASProcessor
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD_TEMPLATE = ROOT / "model_card.md"
+# By name, since a folder may hold whatever else; and the weights.
 UPLOADED = (
     "config.json",
-    "*.safetensors",
-    "*.safetensors.index.json",
     "processor_config.json",
     "preprocessor_config.json",
-    "tokenizer*.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "vocab.txt",
 )
 TRAINING_FACTS = (
@@ -54,6 +55,8 @@ TRAINING_FACTS = (
     "seed",
 )
 MODELS_OF_A_RUN = ("best", "last", "averaged", "merged")
+logger = logging.getLogger(__name__)
+
 NOTE_TO_READERS = re.compile(r"<!-- What is written here.*?-->\n\n", re.DOTALL)
 
 
@@ -251,9 +254,7 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
     if not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
-    model = load_complete(TPASModel, directory, torch.float32)
-    processor = TPASProcessor.from_pretrained(directory)
-    check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {directory}", OTHER_TOKENIZER)
+    model, processor = load_tpas(str(directory))
     fingerprint = model_fingerprint(model)
     if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
         beside = directory.resolve().parent / "training_arguments.json"
@@ -262,11 +263,42 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
     measured = [read_results(path, fingerprint, processor) for path in results]
     card = build_card(repo_id, model, processor, measured, training)
 
-    present = [path for path in sorted(directory.iterdir()) if path.is_file()]
-    files = {path.name: path for path in present if any(path.match(pattern) for pattern in UPLOADED)}
+    files = {name: directory / name for name in needed_files(directory)}
     files |= code_of(directory)
+    for path in files.values():
+        check_own_file(path, directory)
+    report_other_code(files)
     left = [path.name for path in sorted(directory.iterdir()) if path.name not in files]
     return Upload(files, card, left)
+
+
+def needed_files(directory: Path) -> list[str]:
+    """The names of what is needed of a model and its processor, of what is there."""
+    return [name for name in (*UPLOADED, *weights_files(directory)) if (directory / name).exists()]
+
+
+def check_own_file(path: Path, directory: Path) -> None:
+    """Raises ValueError for what is no file, or lies outside the model's folder and this package."""
+    real, own = path.resolve(), directory.resolve()
+    if not real.is_file():
+        raise ValueError(f"{path}: no file, but a folder, a pipe or a device")
+    if path.parent != ROOT and real.parent != own:
+        raise ValueError(
+            f"{path} is a link to {real}, out of the folder, and nothing from there is uploaded: put a copy "
+            "of the file in its place, if it is the model's (cp -rL makes a folder without links)"
+        )
+
+
+def report_other_code(files: dict[str, Path]) -> None:
+    """Logs each file of code that is not this package's: who loads the model runs it."""
+    for name, path in files.items():
+        if path.suffix != ".py" or path.parent == ROOT:
+            continue
+        ours = ROOT / name
+        if name not in HUB_CODE:
+            logger.warning("warning: %s is no code of this package: read it before others run it", path)
+        elif path.read_bytes() != ours.read_bytes():
+            logger.warning("warning: %s is not this package's: see diff %s %s", path, ours, path)
 
 
 def code_of(directory: Path) -> dict[str, Path]:

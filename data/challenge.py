@@ -25,7 +25,9 @@ the measure of 2026. The fields of the query files are known from public code th
 files. What the evaluation servers themselves accept was not seen.
 """
 
+import codecs
 import json
+import unicodedata
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -102,13 +104,13 @@ def read_gallery(folder: Path, rules: FolderRules | None = None) -> dict[str, Pa
 
 
 def read_answers(path: Path) -> str:
-    """The content of an answer file, or of the one that an archive holds.
+    """The content of an answer file, or of the one that an archive holds; with what is before its first name.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or the archive holds something else; names the file.
     """
     if path.suffix.lower() != ARCHIVE:
-        return read_text(path)
+        return _as_it_is(path.read_bytes(), str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -121,9 +123,19 @@ def read_answers(path: Path) -> str:
                 raise ValueError(
                     f"{path}: {ARCHIVED} has more than {LARGEST_ANSWERS:,} bytes: no answer file"
                 )
-            return decoded(archive.read(ARCHIVED), f"{path}, {ARCHIVED}")
+            content = archive.read(ARCHIVED)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # broken, unknown, encrypted
         raise ValueError(f"{path}: not a zip archive that can be read: {error}") from error
+    return _as_it_is(content, f"{path}, {ARCHIVED}")
+
+
+def _as_it_is(content: bytes, name: str) -> str:
+    """UTF-8, and a mark at its beginning as a mark: unlike our readers, a server may take it for a name's."""
+    mark = "\ufeff" if content.startswith(codecs.BOM_UTF8) else ""
+    text = decoded(content, name)
+    if not mark and not content.startswith(text[:1].encode()):
+        raise ValueError(f"{name}: it is UTF-16 or UTF-32, and an answer file is UTF-8: save it as that")
+    return mark + text
 
 
 def answer_lines(rankings: Sequence[Sequence[str]]) -> str:
@@ -154,7 +166,8 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 
     Whether each line answers the query of its place cannot be seen from names: only their count is checked.
     """
-    lines = lines_of(text)
+    # As every reader splits them. CR LF is a line's end as well; what only some take for one is a mistake.
+    lines = text.removesuffix("\n").split("\n") if text else []
     mistakes = []
     if len(lines) != len(challenge.query_ids):
         mistakes.append(
@@ -164,9 +177,18 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
     without_zeros: dict[str, str] = {name.lstrip("0"): name for name in challenge.images}
     known_queries = set(challenge.query_ids)
     for number, line in enumerate(lines, start=1):
+        line = line.removesuffix("\r")
         names = line.split()
         query_id = challenge.query_ids[number - 1] if number <= len(challenge.query_ids) else None
         where = f"line {number}" + (f" (query {query_id})" if query_id is not None else "")
+        if strange := sorted({sign for sign in line if sign != " " and not sign.isprintable()}):
+            found = ", ".join(
+                f"{sign!r} ({unicodedata.name(sign, 'a control character')})" for sign in strange
+            )
+            mistakes.append(
+                f"{where}: {found} stands in it: plain spaces part names, and a line ends with LF or CR LF"
+            )
+            continue
         if names and names[0] in known_queries and names[0] not in challenge.images:
             whose = "its own" if names[0] == query_id else "another"
             mistakes.append(f"{where}: begins with {whose} query id {names[0]!r}: a line holds names only")

@@ -6,10 +6,12 @@
 Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which only a killed process leaves.
 """
 
+import errno
 import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +19,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Of safetensors, numpy and torch, whose errors have no number.
+NO_ROOM = re.compile(
+    r"No space left|File too large|os error (28|27)\b|requested and \d+ written|failed writing file"
+)
 UNFINISHED = ".partial"  # how names end of what is being written
 
 
@@ -97,10 +104,35 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = {"prefix": f".{path.name}.", "suffix": UNFINISHED}
-    with tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as folder:
+    with (
+        explained_full_disk(path),
+        tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as folder,
+    ):
         unfinished = Path(folder) / path.name
         yield unfinished
         put_in_place(unfinished, path, durable=durable)
+
+
+@contextmanager
+def explained_full_disk(path: Path) -> Iterator[None]:
+    """Says of a write that failed for want of room which file it is about; libraries' errors do not.
+
+    Raises:
+        OSError: in place of theirs, with the number that says why.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        told = isinstance(error, OSError) and str(path) in str(error)
+        if told or not (number in FULL or NO_ROOM.search(str(error))):
+            raise
+        full = OSError(
+            f"{path} could not be written: the disk is full, or a quota or a limit of file sizes is reached "
+            f"({' '.join(str(error).split())}); make room and do the same again. What was there is untouched"
+        )
+        full.errno = number or errno.ENOSPC
+        raise full from error
 
 
 def put_in_place(unfinished: Path, path: Path, *, durable: bool = False) -> None:

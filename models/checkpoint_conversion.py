@@ -24,15 +24,17 @@ from ..configuration_tpas import (
     XVLM_BASE_TEXT,
     XVLM_BASE_VISION,
     TPASConfig,
+    check_sizes,
     check_whole_windows,
     height_and_width,
     number_if_square,
     unknown_settings,
 )
 from ..data.whole_files import replacing
-from ..modeling_tpas import TPASModel, interpolate_table, is_other_window
+from ..modeling_tpas import TPASModel, check_loaded, interpolate_table, is_other_window
 from ..processing_tpas import TPASProcessor
 from .loading import check_vocabulary
+from .model_files import check_numbers, check_type, explained_damage
 
 logger = logging.getLogger(__name__)
 
@@ -215,6 +217,7 @@ def read_json(path: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
+    check_sizes(content, str(path))
     absent = [key for key in required if not isinstance(content, dict) or key not in content]
     if absent:
         raise ValueError(f"{path}: an upstream configuration of this kind has {absent}, this file has not")
@@ -343,7 +346,12 @@ def join_swin_and_bert(swin: str | Path, bert: str | Path) -> Checkpoint:
     """
     read = read_checkpoint(swin)
     weights = {f"vision_encoder.{name}": tensor for name, tensor in read.weights.items()}
-    text_model = BertModel.from_pretrained(bert, add_pooling_layer=False, dtype=torch.float32)
+    check_sizes(BertConfig.get_config_dict(bert)[0], f"{bert}, config.json")
+    loaded: Any = BertModel.from_pretrained(
+        bert, add_pooling_layer=False, dtype=torch.float32, output_loading_info=True
+    )
+    text_model, loading = loaded
+    check_loaded(bert, text_model, loading, beside=r"^(cls|(bert\.)?pooler)\.")
     weights |= {f"text_encoder.{name}": tensor for name, tensor in text_model.state_dict().items()}
     return Checkpoint(weights, {}, read.notes)
 
@@ -389,6 +397,7 @@ def convert_state_dict(
             continue
         used.add(source)
         tensor = weights[source]
+        check_type(str(tensor.dtype), source, "the checkpoint")
         shape = tuple(wanted.shape)
         part = QUERY_KEY_VALUE.search(name)
         if part:
@@ -438,7 +447,8 @@ def convert_state_dict(
 
 def build_processor(tokenizer: str, config: TPASConfig) -> TPASProcessor:
     """X-VLM's processor around a tokenizer (directory or Hub id) that fits the word embeddings."""
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    with explained_damage(tokenizer, "tokenizer's files"):
+        loaded = AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=False)
     check_vocabulary(
         loaded,
         config,
@@ -520,6 +530,9 @@ def convert_checkpoint(
     if image_size is None:
         check_image_size(read.settings, config, str(source))
     processor = None if tokenizer is None else build_processor(tokenizer, config)
+    with torch.device("meta"):
+        numbers = sum(tensor.numel() for tensor in weights.values())
+        check_numbers(TPASModel(config), numbers, "the configuration", f"the weights of {source} are")
     logger.info("converting %d tensors", len(weights))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(NEW_WEIGHTS_SEED)

@@ -71,8 +71,8 @@ def _state_of(module: torch.nn.Module) -> tuple | None:
 def image_fingerprint(model: RetrievalModel, processor: RetrievalProcessor) -> str:
     """16 hexadecimal digits for what decides images' features beside the weights.
 
-    That is the image encoder's configuration and the image processor's settings. A tokenizer's are left out:
-    texts are encoded anew for each search, so it may change.
+    That is the image encoder's configuration and the image processor's settings. For the tokenizer see
+    [`text_fingerprint`].
 
     Raises:
         TypeError: the processor is that of another kind of model.
@@ -108,3 +108,17 @@ def _pixel_settings(processor: Any) -> dict[str, Any]:
     if (image_processor := getattr(processor, "image_processor", None)) is not None:
         return image_processor.to_dict()
     return {"image_size": processor.image_size} | getattr(processor, "pixel_settings", {})
+
+
+def text_fingerprint(processor: RetrievalProcessor) -> str | None:
+    """16 hexadecimal digits for the tokenizer's words and their numbers: with others the model is another.
+
+    How texts are cut and cleaned is left out: they are encoded anew for each search, so it may change. None for
+    a tokenizer that does not list its words.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip's, around one of transformers
+    if not hasattr(tokenizer, "get_vocab"):
+        return None
+    words = sorted(tokenizer.get_vocab().items())
+    return hashlib.blake2b(json.dumps(words).encode(), digest_size=8).hexdigest()

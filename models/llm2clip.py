@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, LlamaModel
 
 from ..data.whole_files import open_by_umask
+from ..modeling_tpas import check_loaded
+from ..processing_tpas import check_knows_words
 from .baselines_extra import import_from_baselines
 from .checkpoint_conversion import read_checkpoint
 from .dual_encoder import DualEncoder
@@ -185,8 +187,9 @@ def load_llm2clip(
     name, pinned = sources["language_model"], sources["language_model_revision"]
     pinned = None if Path(name).is_dir() else pinned
     source = {"revision": pinned, "trust_remote_code": False}
-    language_model = load_complete(LlamaModel, name, dtype or torch.float32, **source)
+    language_model = load_complete(LlamaModel, name, dtype or torch.float32, beside=r"^lm_head\.", **source)
     tokenizer = AutoTokenizer.from_pretrained(name, **source)
+    check_knows_words(tokenizer, f"the tokenizer of {name}")
     network = build_network(timm, sources["tower"], language_model, weights, place)
     if dtype is not None:
         network.to(dtype)
@@ -260,4 +263,5 @@ def build_network(
         raise ValueError(f"{place}: {len(strange)} weights do not fit, such as {strange[0]}")
     with torch.no_grad():
         network.logit_scale.copy_(weights["logit_scale"].reshape(()))
+    check_loaded(place, network)
     return network

@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from ..configuration_tpas import check_sizes, height_and_width
 from ..data.whole_files import check_readable
+from ..processing_tpas import check_knows_words
+from .model_files import check_settings, explained_damage
 from .model_source import ModelSource
 
 # What only some models need is imported where one of these is loaded.
@@ -48,6 +51,9 @@ BASE_FILE = "base_model.json"  # beside it: which weights the adapter belongs to
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LLM2CLIP_CONFIG = "llm2clip.json"
 OTHER_TOKENIZER = "it belongs to another model; put the one into the folder that it was trained with"
+MODEL_FILES = "config.json, weights and processor's files"
+PROCESSOR_FILES = "processor_config.json, tokenizer.json and tokenizer_config.json"
+SHORTEST_TEXT = 3  # tokens: a word, [CLS] and [SEP]
 COMMIT = "[0-9a-f]{40}"
 SECONDS_FOR_THE_HUB = 10.0  # to say that it is there
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
@@ -150,7 +156,8 @@ def _adapted(
     if not is_adapter(name):
         if base_model is not None:
             raise ValueError(f"--base_model {base_model} is for adapters, and {name} is none")
-        model, processor = load(name, dtype, revision)
+        with explained_damage(place if kind in KINDS else name, MODEL_FILES):
+            model, processor = load(name, dtype, revision)
         return model.eval(), processor
     from .lora import check_base, merge_adapter
 
@@ -166,7 +173,8 @@ def _adapted(
         ) from error
     check_base(cast(torch.nn.Module, model), name, trained, base)
     model = model if dtype is None else model.to(dtype)
-    return merge_adapter(model, name).eval(), processor
+    with explained_damage(name, "adapter's files"):
+        return merge_adapter(model, name).eval(), processor
 
 
 def _load_whole(
@@ -175,12 +183,10 @@ def _load_whole(
     kind, place = kind_and_place(name, revision)
     if kind == "tpas":
         from ..modeling_tpas import TPASModel
-        from ..processing_tpas import TPASProcessor
+        from .transformers_encoders import load_complete
 
-        source: dict[str, Any] = {"revision": revision}
-        processor = TPASProcessor.from_pretrained(place, **source)
-        settings: dict[str, Any] = source if dtype is None else source | {"dtype": dtype}
-        model = TPASModel.from_pretrained(place, **settings)
+        processor = load_processor(place, revision)
+        model = load_complete(TPASModel, place, dtype, revision=revision)
         check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {place}", OTHER_TOKENIZER)
         return model, processor
     if kind == "open_clip":
@@ -202,6 +208,37 @@ def _load_whole(
     return load_transformers_encoder(place, dtype, name, revision=revision, trust_remote_code=trusted)
 
 
+def load_processor(place: str, revision: str | None = None) -> "TPASProcessor":
+    """The processor of a TPAS model.
+
+    Raises:
+        OSError: it is not there.
+        ValueError: it is damaged, or makes no tensors of an image; names its files.
+    """
+    from PIL import Image
+
+    from ..processing_tpas import TPASProcessor
+
+    with explained_damage(place, PROCESSOR_FILES):
+        # None is not every part's default.
+        processor = TPASProcessor.from_pretrained(place, **({"revision": revision} if revision else {}))
+        size = height_and_width(processor.image_size)
+        check_sizes({"image_size": list(size)}, f"{place}, processor_config.json")
+        if not isinstance(processor.max_text_length, int) or processor.max_text_length < SHORTEST_TEXT:
+            raise ValueError(
+                f"{place}, processor_config.json: max_text_length is {processor.max_text_length!r}, not "
+                f"a number of tokens from {SHORTEST_TEXT} on"
+            )
+        processor(text=["a"])
+        pixels = processor(images=[Image.new("RGB", (8, 8))])["pixel_values"]
+        if tuple(pixels.shape) != (1, 3, *size) or not pixels.isfinite().all():
+            raise ValueError(
+                f"{place}: by its processor_config.json an image becomes {tuple(pixels.shape)}, and not "
+                f"finite numbers of (1, 3, {size[0]}, {size[1]}): get it again"
+            )
+    return processor
+
+
 def is_adapter(name: str) -> bool:
     """Whether a folder holds an adapter and not a whole model."""
     return (Path(name) / ADAPTER_CONFIG).is_file()
@@ -209,8 +246,12 @@ def is_adapter(name: str) -> bool:
 
 def base_of_adapter(name: str) -> tuple[str, str | None]:
     """The folder or Hub name of the model that an adapter was trained over, and the Hub's commit."""
+    check_settings(Path(name))
     settings = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    return settings["base_model_name_or_path"], settings.get("revision")
+    base = settings.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ValueError(f"{name}: its {ADAPTER_CONFIG} names no base model: --base_model says where it is")
+    return base, settings.get("revision")
 
 
 def lasting_name(name: str) -> str:
@@ -225,11 +266,13 @@ def lasting_name(name: str) -> str:
 
 
 def check_vocabulary(tokenizer: Any, config: Any, whose: str, way_out: str) -> None:
-    """Raises ValueError for a tokenizer with more words than the model has embeddings.
+    """Raises ValueError for a tokenizer that knows no words, or more than the model has embeddings.
 
     Fewer are well: BLIP's and others' embeddings have room left.
     """
-    words, embeddings = len(tokenizer), config.text_config.vocab_size
+    check_knows_words(tokenizer, whose)
+    embeddings = config.text_config.vocab_size
+    words = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if words > embeddings:
         raise ValueError(f"{whose} has {words} words, the model {embeddings}: {way_out}")
 
@@ -268,12 +311,14 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         if not HUB_NAME.fullmatch(str(name)) or place.parent.is_dir():
             raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
         _check_hub(name, revision)
+    check_settings(place)
     try:
         config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
     except OSError as error:
         raise OSError(f"the model {name} cannot be loaded: {error}") from error
     if not config:
         raise OSError(f"{name} is neither a model's folder nor its Hub name: it has no config.json")
+    check_sizes(config, f"{name}, config.json")
     return config
 
 

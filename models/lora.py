@@ -16,13 +16,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .dual_encoder import DualEncoder
 from .fingerprints import weights_fingerprint
 from .interface import RetrievalModel
 from .loading import ADAPTER_CONFIG, BASE_FILE, lasting_name
+from .model_files import check_type
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +37,11 @@ EVERY_LINEAR_LAYER = "all-linear"
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps back what transformers says about a name that peft still asks it for."""
+    """Keeps back what transformers says about a name that peft still asks it for, and what peft only warns of
+    and is refused here."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         yield
 
 
@@ -138,7 +143,38 @@ def linear_layers(model: nn.Module, but: list[str]) -> list[str]:
 
 
 def merge_adapter(model: RetrievalModel, name: str) -> RetrievalModel:
-    """The model with the updates of an adapter's folder in its weights."""
+    """The model with the updates of an adapter's folder in its weights.
+
+    Raises:
+        OSError: its weights are not there.
+        ValueError: they are not those that its configuration says, or not finite.
+    """
+    file = Path(name, SAFETENSORS_WEIGHTS_NAME)
+    if not file.is_file():
+        raise FileNotFoundError(f"{name}: the adapter has no {file.name}: get its files again")
+    settings = json.loads(Path(name, ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    try:
+        with safe_open(file, "pt") as tensors:
+            found = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged or cut off ({error}); get the file again") from error
+    for key, tensor in found.items():
+        check_type(str(tensor.dtype), key, file)
+        if not tensor.isfinite().all():
+            raise ValueError(f"{file}: {key} is not finite: the training diverged, or the file is damaged")
+    ranks = [len(tensor) for key, tensor in found.items() if "lora_A" in key]
+    if not ranks or settings.get("r") not in ranks:  # peft would build whatever is asked for
+        raise ValueError(
+            f"{name}: {ADAPTER_CONFIG} says rank {settings.get('r')}, and {file.name} has "
+            f"{sorted(set(ranks)) or 'none'}: get its files again"
+        )
     with _quietly():
         adapted = PeftModel.from_pretrained(cast(nn.Module, model), name)
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        if different := sorted(expected ^ found.keys()):
+            which = "lacks" if different[0] in expected else "has, beside its own,"
+            raise ValueError(
+                f"{name}: {file.name} and {ADAPTER_CONFIG} do not belong together: {len(different)} weights "
+                f"differ; the former {which} {different[0]}; get its files again"
+            )
         return cast(RetrievalModel, adapted.merge_and_unload())

@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import BatchFeature
 
-from ..configuration_tpas import number_if_square
+from ..configuration_tpas import check_sizes, number_if_square
 from ..data.whole_files import open_by_umask
+from ..modeling_tpas import check_loaded
 from ..processing_tpas import check_captions
 from .baselines_extra import import_from_baselines
 from .dual_encoder import ATTENTION_LAYERS, DualEncoder
@@ -29,6 +30,7 @@ from .dual_encoder import ATTENTION_LAYERS, DualEncoder
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
 FILES = [CONFIG_FILE, "open_clip_model.*", "open_clip_pytorch_model.bin", "*token*", "*.txt", "special*"]
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth"}
 
 
 class OpenClipEncoder(DualEncoder):
@@ -148,12 +150,18 @@ def load_open_clip(
             folder = Path(snapshot_download(place, revision=revision, allow_patterns=FILES))
         if not (folder / CONFIG_FILE).is_file():
             raise ValueError(f"{place} has no {CONFIG_FILE}: it is no model of open_clip")
+        if not any(path.suffix in WEIGHTS for path in folder.iterdir()):  # it would draw them at random
+            raise ValueError(f"{place} has no weights, such as {WEIGHTS_FILE}: get them again")
         name, settings = f"local-dir:{folder}", {}
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+    check_sizes(config, f"open_clip:{place}")
+    if "trust_remote_code" in json.dumps(config):
+        raise ValueError(f"open_clip:{place}: its {CONFIG_FILE} asks for code of others to be run: refused")
     try:
         network, _, transform = open_clip.create_model_and_transforms(name, **settings)
     except (RuntimeError, ValueError) as error:  # an unknown tag, or weights that do not fit
         raise ValueError(f"open_clip:{place}: {str(error).strip().splitlines()[0]}") from error
+    check_loaded(f"open_clip:{place}", network)
     tokenizer = open_clip.get_tokenizer(name)
     return open_clip_pair(network if dtype is None else network.to(dtype), transform, tokenizer, spec, config)
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
-from ..processing_tpas import check_captions
+from ..processing_tpas import check_captions, check_knows_words
 from .baselines_extra import missing_from_baselines
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -62,8 +62,7 @@ class PairProcessor:
             tokenizer = AutoTokenizer.from_pretrained(name, **source)
         except ImportError as error:  # SentencePiece, for SigLIP
             raise missing_from_baselines(f"{name}: its tokenizer", error) from error
-        if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # all captions would look alike
-            raise ValueError(f"{name}: its tokenizer knows no words, so its files are not there")
+        check_knows_words(tokenizer, f"the tokenizer of {name}")
         # Beside torchvision the automatic choice is another backend, whose pixels differ slightly.
         image_processor = AutoImageProcessor.from_pretrained(name, backend="pil", **source)
         return cls(

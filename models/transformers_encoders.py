@@ -8,8 +8,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from ..configuration_tpas import number_if_square
+from ..modeling_tpas import check_loaded
 from .dual_encoder import INITIAL_TEMPERATURE, DualEncoder
 from .loading import OTHER_TOKENIZER, check_vocabulary
+from .model_files import check_before_building
 from .pair_processor import PairProcessor
 
 # Trained on captions padded to their full length, without a mask: the last token, mostly padding, is pooled.
@@ -71,7 +73,7 @@ def load_transformers_encoder(
         full_length=not model.masks_padding,
         **source,
     )
-    if hasattr(config.text_config, "vocab_size"):
+    if hasattr(getattr(config, "text_config", None), "vocab_size"):
         check_vocabulary(processor.tokenizer, config, f"the tokenizer of {name}", OTHER_TOKENIZER)
     return model, processor
 
@@ -86,19 +88,25 @@ def refuse_without_methods(name: str, network_class: type) -> None:
         )
 
 
-def load_complete(network_class: Any, name: str | Path, dtype: torch.dtype | None, **source: Any) -> Any:
+def load_complete(
+    network_class: Any,
+    name: str | Path,
+    dtype: torch.dtype | str | None,
+    beside: str | None = None,
+    **source: Any,
+) -> Any:
     """A network by the `from_pretrained` of its class, in `dtype` or as it is kept.
 
+    Args:
+        beside: see [`check_loaded`].
+
     Raises:
-        ValueError: weights are missing, which transformers would draw at random.
+        ValueError: weights are missing, unexpected or not finite, or see [`check_before_building`].
     """
+    check_before_building(network_class, name, **source)
     settings = source if dtype is None else source | {"dtype": dtype}
     network, loading = network_class.from_pretrained(name, output_loading_info=True, **settings)
-    if missing := sorted(loading["missing_keys"]):
-        raise ValueError(
-            f"{name} lacks {len(missing)} weights of the model, such as {missing[0]}: it is cut off, or a "
-            "checkpoint of another task"
-        )
+    check_loaded(name, network, loading, beside)
     return network
 
 

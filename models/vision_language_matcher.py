@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from .baselines_extra import missing_from_baselines
+from .transformers_encoders import load_complete
 
 PAIRS_PER_BATCH = 4
+BESIDE = r"(^|\.)mtp\."  # heads that guess several tokens ahead, which transformers does not have
 QUESTION = (
     "Does this description match the picture in every detail: person, clothes, action, place? "
     '"{caption}" Answer with yes or no.'
@@ -110,7 +112,8 @@ def load_vision_language_matcher(
     """By folder or Hub name, in the precision that it is kept in.
 
     Raises:
-        ValueError: it is no vision-language model, or its processor needs a package that is not installed.
+        ValueError: it is no vision-language model, or damaged, or its processor needs a package that
+            is not installed.
     """
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = AutoConfig.from_pretrained(name, **source)
@@ -123,5 +126,5 @@ def load_vision_language_matcher(
         processor = AutoProcessor.from_pretrained(name, **source)
     except ImportError as error:
         raise missing_from_baselines(f"{name}: its processor", error) from error
-    model: Any = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **source)
+    model: Any = load_complete(AutoModelForImageTextToText, name, "auto", beside=BESIDE, **source)
     return VisionLanguageMatcher(model.to(device), processor)

@@ -15,6 +15,7 @@ who read it ([`tpas.sca.filling_of`]). Nothing in a file is ever executed.
 """
 
 import json
+import math
 import zipfile
 import zlib
 from collections import Counter
@@ -32,6 +33,9 @@ from ..data.whole_files import replacing
 SUFFIXES = (".npz", ".safetensors")
 _ARRAYS = ("scores", "indices", "moved")
 _IDS = ("query_ids", "gallery_ids")
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# Once unpacked. PAB's queries and the challenge's gallery, dense in float64, are 0.6 gigabytes.
+LARGEST_CONTENT = 2**32
 _SHOWN = 3  # ids in an error message
 
 
@@ -58,10 +62,7 @@ class ScoreFile:
         scores, queries, gallery = self.scores, len(self.query_ids), len(self.gallery_ids)
         if scores.dtype.kind not in "fiu":
             raise ValueError(f"scores must be real numbers, got {scores.dtype}")
-        if scores.ndim != 2 or 0 in scores.shape:
-            raise ValueError(f"scores must be (queries, images), got shape {scores.shape}")
-        if len(scores) != queries:
-            raise ValueError(f"there are {queries} query ids for {len(scores)} rows of scores")
+        _check_rows(scores.shape, queries)
         if self.indices is None and scores.shape[1] != gallery:
             raise ValueError(
                 f"there are {gallery} gallery ids for {scores.shape[1]} columns of scores; top-K lists need"
@@ -218,6 +219,27 @@ def check_suffix(path: Path) -> None:
         raise ValueError(f"{path}: a score file ends in {' or '.join(SUFFIXES)}, not in {path.suffix!r}")
 
 
+def _check_rows(shape: tuple[int, ...], queries: int) -> None:
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"scores must be (queries, images), got shape {shape}")
+    if shape[0] != queries:
+        raise ValueError(f"there are {queries} query ids for {shape[0]} rows of scores")
+
+
+def _check_headers(shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], queries: int) -> None:
+    """Looks at arrays before they are read, as a file of a megabyte may unpack to gigabytes.
+
+    Args:
+        sizes: in bytes.
+    """
+    _check_rows(shapes["scores"], queries)
+    if (total := sum(sizes.values())) > LARGEST_CONTENT:
+        raise ValueError(
+            f"it unpacks to {total:,} bytes, and at most {LARGEST_CONTENT:,} are read: write float32, or of "
+            "each query the best candidates alone, with their indices"
+        )
+
+
 def _check_ids(kind: str, ids: tuple[str, ...]) -> None:
     if len(set(ids)) != len(ids):
         repeated, times = Counter(ids).most_common(1)[0]
@@ -258,6 +280,7 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple
         # Opened here, because numpy leaves a file that is no archive open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
             _check_names(content.files)
+            _check_npz_headers(content)
             for name in (*_ARRAYS, *_IDS):
                 if name in content.files:
                     arrays[name] = content[name]
@@ -269,6 +292,25 @@ def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], tuple
                 way_out = f"; {name} holds Python objects: write strings, such as {name}.astype(str)"
         raise ValueError(f"no readable score file ({error}{way_out})") from error
     return arrays, _ids_of_array(arrays, "query_ids"), _ids_of_array(arrays, "gallery_ids")
+
+
+def _check_npz_headers(content: Any) -> None:
+    """See [`_check_headers`]; content is numpy's, of a file that is open."""
+    shapes, sizes = {}, {}
+    for name in (*_ARRAYS, *_IDS):
+        if name not in content.files:
+            continue
+        member = name if name in content.zip.namelist() else f"{name}.npy"
+        with content.zip.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            if version not in _HEADERS:
+                raise ValueError(f"{name} is of format {version} of numpy, which is for other arrays")
+            shape, _, dtype = _HEADERS[version](stream)
+            sizes[name], shapes[name] = dtype.itemsize * math.prod(shape), shape
+            in_file = content.zip.getinfo(member).file_size - stream.tell()
+        if not dtype.hasobject and sizes[name] != in_file:
+            raise ValueError(f"{name} is to have {sizes[name]:,} bytes, and {in_file:,} are there: damaged")
+    _check_headers(shapes, sizes, math.prod(shapes["query_ids"]))
 
 
 def _ids_of_array(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...]:
@@ -287,12 +329,16 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...
             metadata = content.metadata() or {}
             tensors = list(content.keys())  # noqa: SIM118 (no mapping, only its method)
             _check_names([*tensors, *(name for name in _IDS if name in metadata)])
-            arrays = {name: content.get_tensor(name) for name in _ARRAYS if name in tensors}
+            headers = {name: content.get_slice(name) for name in _ARRAYS if name in tensors}
+            shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
+            ids = {name: _ids_of_json(metadata, name) for name in _IDS}
+            _check_headers(shapes, {"the file": path.stat().st_size}, len(ids["query_ids"]))
+            arrays = {name: content.get_tensor(name) for name in headers}
     except (SafetensorError, TypeError, AttributeError) as error:  # the last two: a type unknown to numpy
         raise ValueError(
             f"no readable score file ({error}); numpy has no bfloat16 or float8: use float32"
         ) from error
-    return arrays, _ids_of_json(metadata, "query_ids"), _ids_of_json(metadata, "gallery_ids")
+    return arrays, ids["query_ids"], ids["gallery_ids"]
 
 
 def _ids_of_json(metadata: dict[str, str], name: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ codes find is scored again with the gallery's own embeddings, so cosines and tie
 
 import json
 import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from .stored_gallery import StoredGallery, gather_rows
 
 logger = logging.getLogger(__name__)
 
+KIND = b"IwSq"  # faiss' name of inverted lists of scalar codes, at the beginning of their file
 CANDIDATES = 2  # rows that are scored again for each one asked for
 TRAINING_ROWS_PER_LIST = 64
 CALIBRATION_COUNT = 128  # the recall is that of this many best rows
@@ -169,7 +171,28 @@ def open_faiss_index(stored: StoredGallery, exact: ExactIndex) -> FaissIndex:
     if problem is not None:
         stored.check_unchanged()  # or a new index would not be this one's either
         raise GalleryError(f"{problem}: run `tpas gallery index {stored.directory} --index faiss`")
-    return FaissIndex(faiss.read_index(str(path)), exact, stored)
+    renewed = f"run `tpas gallery index {stored.directory} --index faiss`"
+    check_kind(path, stored, exact, renewed)
+    lists = faiss.read_index(str(path))
+    if lists.d != exact.segments[0].shape[1] or lists.ntotal != len(stored):
+        raise GalleryError(
+            f"{path} is of {lists.ntotal} embeddings of width {lists.d}, not the gallery's: {renewed}"
+        )
+    return FaissIndex(lists, exact, stored)
+
+
+def check_kind(path: Path, stored: StoredGallery, exact: ExactIndex, way_out: str) -> None:
+    """Raises GalleryError, before faiss reads it, for a file that cannot be what [`write_faiss_index`] left.
+
+    What faiss itself makes of a file that was made to deceive it, nobody can promise.
+    """
+    width = exact.segments[0].shape[1]
+    # Codes and ids of all rows, the lists' centres and, for a small gallery, what stands before them.
+    largest = len(stored) * (width + 8) * 2 + len(stored) * width * 4 + 2**20
+    with path.open("rb") as file:
+        kind = file.read(4)
+    if kind != KIND or path.stat().st_size > largest:
+        raise GalleryError(f"{path} is no index as this package writes it: {way_out}")
 
 
 def import_faiss() -> Any:

@@ -23,7 +23,7 @@ from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher, batches_of_pairs
 from ..engine.matching_cascade import CascadeReport, MatchingCascade
 from ..modeling_tpas import TPASModel
-from ..models.fingerprints import image_fingerprint, model_fingerprint
+from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
 from ..models.interface import (
     Encoder,
     ImageMatcher,
@@ -157,6 +157,7 @@ class Gallery:
                 tokens if can_match(model) else None,
                 thumbnail_size,
                 image_fingerprint(model, processor),
+                text_fingerprint(processor),
             ),
             on_clash=on_clash,
             shard_size=shard_size,
@@ -184,7 +185,7 @@ class Gallery:
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
         Args:
-            model, processor: those that built it, but for settings of the tokenizer, which may differ;
+            model, processor: those that built it, but for how texts are cut and cleaned, which may differ;
                 without them it can be looked at, not searched. The model is put into evaluation mode and left
                 in it.
             index: what ranks the embeddings: "exact"; "faiss", once `write_index` has built it; or the
@@ -202,8 +203,9 @@ class Gallery:
 
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
-            GalleryError: it is damaged, not finished, or was made by another model or with other settings of
-                the images (both fingerprints are named), or its index is missing, damaged or older.
+            GalleryError: it is damaged, not finished, or was made by another model, with other settings of
+                the images or beside a tokenizer of other words (both fingerprints are named), or its index
+                is missing, damaged or older.
             ValueError: the model does not match in this precision.
         """
         if matching_dtype not in get_args(MatchingDtype):
@@ -220,6 +222,7 @@ class Gallery:
                 expected,
                 model_fingerprint=model_fingerprint(model),
                 image_fingerprint=None if processor is None else image_fingerprint(model, processor),
+                text_fingerprint=None if processor is None else text_fingerprint(processor),
             )
             own.check_equal(expected, stored.directory)
             check_precision(model, matching_dtype)

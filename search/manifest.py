@@ -62,27 +62,32 @@ class GallerySettings:
         thumbnail_size: the longest side in pixels, or None for no thumbnails.
         image_fingerprint: of what else decides the images' features, not the texts'; None where it was
             not kept, in galleries of early versions, or is not known.
+        text_fingerprint: of the tokenizer's words, by which the model reads what is searched for; None as
+            above.
     """
 
     model_fingerprint: str
     tokens: str | None
     thumbnail_size: int | None
     image_fingerprint: str | None = None
+    text_fingerprint: str | None = None
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "GallerySettings":
-        """What `to_json` made; it may lack the image fingerprint, as in galleries of early versions."""
+        """What `to_json` made; it may lack all fingerprints but the model's, as of early versions."""
         settings = dict(content)
         return cls(image_fingerprint=settings.pop("picture_fingerprint", None), **settings)
 
     def to_json(self) -> dict[str, Any]:
         settings = asdict(self)
-        return settings | {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
+        words = settings.pop("text_fingerprint")
+        settings |= {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
+        return settings if words is None else settings | {"text_fingerprint": words}
 
     def check_equal(self, other: "GallerySettings", directory: Path) -> None:
         """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`.
 
-        An image fingerprint that is None on either side differs from none.
+        An image or text fingerprint that is None on either side differs from none.
         """
         if self.model_fingerprint != other.model_fingerprint:
             raise GalleryError(
@@ -95,6 +100,13 @@ class GallerySettings:
                 f"the gallery {directory} was made with the image settings {there}, and these are {own}: "
                 "under the same weights, the image encoder's configuration or the image processor differs. "
                 "Use the model's revision that made it, or build another gallery with this one"
+            )
+        own, there = self.text_fingerprint, other.text_fingerprint
+        if None not in (own, there) and own != there:
+            raise GalleryError(
+                f"the gallery {directory} was made beside a tokenizer of the words {there}, and this one "
+                f"has {own}: under the same weights it gives the model other texts to read. Put "
+                "the tokenizer's files that came with the model back, or build another gallery with this one"
             )
         for name in ("tokens", "thumbnail_size"):
             own, there = getattr(self, name), getattr(other, name)
@@ -121,13 +133,18 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             if manifest["settings"].tokens not in ("float16", "float32", None):
                 raise ValueError(f"there are no tokens of type {manifest['settings'].tokens}")
             _check_keys(manifest, {"name", "next_shard", "shards", "unreadable"})
+            _check_number(manifest["next_shard"], "next_shard")
+            if not all(isinstance(reason, str) for reason in dict(manifest["unreadable"]).values()):
+                raise ValueError("what could not be read has no reasons")
             for shard in manifest["shards"]:
                 _check_keys(shard, {"name", "rows", "files"})
                 shard_number(shard["name"])
+                _check_number(shard["rows"], "rows")
                 if not {*shard["files"]} <= {IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS}:
                     raise ValueError(f"shard {shard['name']} names files that do not belong there")
                 for file in shard["files"].values():
                     _check_keys(file, {"bytes", "blake2b"})
+                    _check_number(file["bytes"], "bytes")
     except FileNotFoundError:
         return None
     except PermissionError as error:
@@ -141,6 +158,11 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of format {found}, and this code reads {FORMAT}: build the gallery again"
         )
     return manifest
+
+
+def _check_number(value: Any, name: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}")
 
 
 def _check_keys(entry: dict[str, Any], keys: set[str]) -> None:

@@ -37,6 +37,8 @@ from .manifest import (
 )
 from .shards import ShardRow, id_hash, read_shard, shard_name, unlisted_shards, write_shard
 
+LARGEST_THUMBNAIL = 2**26  # bytes, once unpacked
+
 
 class Record(TypedDict):
     """An image of a gallery; its file is `root`/`path`, both None of an image that was no file.
@@ -69,6 +71,9 @@ class StoredGallery(GalleryFiles):
             types["token_checksums"] = torch.int64
         arrays = [self._map(shard, EMBEDDINGS, types) for shard in self.shards]
         self.mapped_embeddings = [tensors["embeddings"] for tensors in arrays]
+        for shard, own in zip(self.shards, self.mapped_embeddings, strict=True):
+            if own.dim() != 2 or own.shape[1] != self.mapped_embeddings[0].shape[1]:
+                raise self._damaged(shard, EMBEDDINGS, f"embeddings of shape {tuple(own.shape)}")
         self._checked: set[int] = set()  # shards whose embeddings agree with their checksum
         self._id_hashes = [tensors["id_hashes"] for tensors in arrays]
         self._token_checksums = [tensors.get("token_checksums") for tensors in arrays]
@@ -159,6 +164,10 @@ class StoredGallery(GalleryFiles):
         assert checksums is not None, "checked where the gallery was opened"
         if zlib.crc32(tokens.data) != int(checksums[place]):
             raise self._damaged(self.shards[number], TOKENS, f"image {self.record(row)['id']!r} was altered")
+        if not np.isfinite(tokens).all():
+            raise self._damaged(
+                self.shards[number], TOKENS, f"image {self.record(row)['id']!r} is not finite"
+            )
         return tokens
 
     @property
@@ -174,7 +183,10 @@ class StoredGallery(GalleryFiles):
         shard = self.shards[number]
         try:
             with zipfile.ZipFile(self._path(shard, THUMBNAILS)) as archive:
-                return archive.read(f"{place}.jpg")
+                entry = archive.getinfo(f"{place}.jpg")
+                if entry.file_size > LARGEST_THUMBNAIL:
+                    raise ValueError(f"{entry.filename} unpacks to {entry.file_size:,} bytes")
+                return archive.read(entry)
         except Exception as error:  # from a damaged archive zipfile raises almost anything
             raise self._damaged(shard, THUMBNAILS, repr(error)) from error
 
@@ -210,6 +222,8 @@ class StoredGallery(GalleryFiles):
         for number in numbers:
             if number not in self._checked:
                 self._check_content(self.shards[number], EMBEDDINGS)
+                if not self.mapped_embeddings[number].isfinite().all():
+                    raise self._damaged(self.shards[number], EMBEDDINGS, "an embedding is not finite")
                 self._checked.add(number)
 
     def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
@@ -235,12 +249,30 @@ class StoredGallery(GalleryFiles):
     def _map_tokens(self, number: int) -> Tensor:
         assert self.settings.tokens is not None, "this gallery keeps no tokens"
         types = {"tokens": getattr(torch, self.settings.tokens)}
-        return self._map(self.shards[number], TOKENS, types)["tokens"]
+        tokens = self._map(self.shards[number], TOKENS, types)["tokens"]
+        if tokens.dim() != 3:
+            raise self._damaged(self.shards[number], TOKENS, f"tokens of shape {tuple(tokens.shape)}")
+        return tokens
 
     def _read_records(self, number: int) -> list[Record]:
         shard = self.shards[number]
         self._check_content(shard, IMAGES)
-        return json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
+        try:
+            records = json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
+            _check_records(records, shard["rows"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(shard, IMAGES, repr(error)) from error
+        return records
+
+
+def _check_records(records: Any, rows: int) -> None:
+    if not isinstance(records, list) or len(records) != rows:
+        raise ValueError(f"these are not the records of {rows} images")
+    for record in records:
+        if not isinstance(record["id"], str):
+            raise TypeError(f"the id {record['id']!r} is no text")
+        if not all(isinstance(record[name], str | None) for name in ("root", "path")):
+            raise TypeError(f"the file of {record['id']!r} is no path")
 
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:

@@ -458,7 +458,7 @@ def test_what_a_checkpoint_lacks_is_initialised(build, tmp_path):
     model.save_pretrained(tmp_path)
     kept = "text_projection.weight"
     save_file({kept: model.state_dict()[kept]}, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loaded = TPASModel.from_pretrained(tmp_path)
+    loaded, _ = TPASModel.from_pretrained(tmp_path, output_loading_info=True)
     assert torch.equal(loaded.text_projection.weight, model.text_projection.weight)
     fresh = {name: tensor for name, tensor in loaded.named_parameters() if name != kept}
     for name, tensor in fresh.items():

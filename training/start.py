@@ -1,28 +1,36 @@
 """What a run starts from: the model and its processor, and the objective over it."""
 
 import hashlib
+import logging
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from ..configuration_tpas import TPASConfig
-from ..modeling_tpas import TPASModel
+from ..modeling_tpas import TPASModel, check_loaded
 from ..models.dual_encoder import DualEncoder
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
 from ..models.loading import (
+    MODEL_FILES,
     OTHER_TOKENIZER,
     check_vocabulary,
     is_adapter,
     is_tpas,
     load_model,
+    load_processor,
     load_tpas,
 )
 from ..models.lora import add_lora
+from ..models.model_files import check_before_building, explained_damage
 from ..processing_tpas import TPASProcessor
 from .arguments import FineTuningArguments
 from .masked_language_modelling import MaskedLanguageModelling
 from .objective import FineTuningObjective
+
+logger = logging.getLogger(__name__)
+
+ENCODERS = ("vision_model", "text_model")  # without which there is nothing to fine-tune
 
 
 def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, RetrievalProcessor, set[str]]:
@@ -31,8 +39,8 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
     With random weights no parameter is newer than another: the set is empty.
 
     Raises:
-        ValueError: the checkpoint is of another architecture, or its processor is of another image size, or
-            it is an adapter and another one is asked for.
+        ValueError: the checkpoint is of another architecture, or damaged, or its processor is of another
+            image size, or it is an adapter and another one is asked for.
     """
     name, missing = cast(str, arguments.model_name_or_path or arguments.config_name), set()
     if arguments.model_name_or_path is None:
@@ -56,12 +64,18 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
         model, _ = load_tpas(name, revision=arguments.revision, base_model=arguments.base_model)
         model.requires_grad_(True)  # peft left it frozen
     else:
-        loaded = TPASModel.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
-        )
+        check_before_building(TPASModel, name, revision=arguments.revision)
+        with explained_damage(name, MODEL_FILES):
+            loaded = TPASModel.from_pretrained(
+                name, dtype=torch.float32, output_loading_info=True, revision=arguments.revision
+            )
         model, loading = cast(tuple[TPASModel, dict[str, Any]], loaded)
-        missing = set(loading["missing_keys"])
-    processor = TPASProcessor.from_pretrained(name, revision=arguments.revision or "main")
+        missing = whole_parts(model, set(loading["missing_keys"]))
+        check_loaded(name, model, loading | {"missing_keys": set(loading["missing_keys"]) - missing})
+        if missing:
+            parts = sorted({key.partition(".")[0] for key in missing})
+            logger.warning("%s has no %s: drawn at random, to be trained", name, " and no ".join(parts))
+    processor = load_processor(name, arguments.revision)
     check_vocabulary(processor.tokenizer, model.config, f"the tokenizer of {name}", OTHER_TOKENIZER)
     image_size = model.config.vision_config.image_size
     if processor.image_size != image_size:
@@ -70,6 +84,20 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             f"{processor.image_size}: convert the checkpoint again with one --image_size"
         )
     return model, processor, missing
+
+
+def whole_parts(model: TPASModel, missing: set[str]) -> set[str]:
+    """Those of the missing parameters whose whole part is missing, such as a head that another task lacks.
+
+    Where a part is there but for some, its file is cut off, or the names are another model's.
+    """
+    return {
+        f"{part}.{name}"
+        for part, module in model.named_children()
+        if part not in ENCODERS and (names := dict(module.named_parameters()).keys())
+        if all(f"{part}.{name}" in missing for name in names)
+        for name in names
+    }
 
 
 def start_fingerprint(arguments: FineTuningArguments, model: RetrievalModel, missing: set[str]) -> str:

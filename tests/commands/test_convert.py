@@ -637,3 +637,38 @@ def test_a_model_that_comes_back_different_is_not_delivered(checkpoint, tmp_path
 def test_the_command_says_what_is_wrong_without_a_traceback(tmp_path):
     with pytest.raises(SystemExit, match=r"absent\.pth: no such checkpoint file"):
         main([str(tmp_path / "absent.pth"), str(tmp_path / "model")])
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_a_weight_that_is_no_floating_point_number_is_named(weights, tmp_path, dtype):
+    name = "vision_proj.weight"
+    path = write_checkpoint(tmp_path / "checkpoint.pth", weights | {name: weights[name].to(dtype)})
+    with pytest.raises(ValueError, match=f"the weight {name} is of type {dtype}"):
+        convert_checkpoint(path, tmp_path / "out", **NO_TOKENIZER)
+
+
+def test_a_tokenizer_s_own_code_is_not_run_and_nobody_is_asked(
+    checkpoint, tokenizer_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on the terminal"))
+    folder = shutil.copytree(tokenizer_dir, tmp_path / "tokenizer")
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')")
+    with pytest.raises(SystemExit, match=f"tpas convert: {folder} cannot be loaded"):
+        main([str(checkpoint), str(tmp_path / "out"), *FLAGS, "--tokenizer", str(folder)])
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_a_billion_layers_are_refused_at_once(checkpoint, tmp_path):
+    settings = json.loads(CONFIGURATIONS["text_config"].read_text()) | {"num_hidden_layers": 10**9}
+    (tmp_path / "bert.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"bert.json: num_hidden_layers is 1,000,000,000, and a model may"):
+        convert_checkpoint(
+            checkpoint,
+            tmp_path / "out",
+            CONFIGURATIONS["vision_config"],
+            tmp_path / "bert.json",
+            tokenizer=None,
+        )

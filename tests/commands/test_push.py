@@ -18,6 +18,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from transformers import BertTokenizer
 
+from tpas.commands import hub_upload
 from tpas.commands.evaluate import main as evaluate
 from tpas.commands.hub_upload import build_card
 from tpas.commands.push import main
@@ -427,3 +428,27 @@ def test_code_of_an_older_version_goes_whole(model_dir, capsys):
     (model_dir / "objectives.py").write_text("from .losses import *\n")
     main([str(model_dir), "user/tpas", "--dry_run"])
     assert files_listed(capsys.readouterr().out) >= {*HUB_CODE, "losses.py"}
+
+
+def test_what_the_model_needs_goes_by_its_name_and_code_of_its_own_is_shown(model_dir, capsys):
+    (model_dir / "tokenizer_secret.json").write_text("{}")
+    (model_dir / "other.safetensors").touch()
+    main([str(model_dir), "user/tpas", "--dry_run"])
+    printed = capsys.readouterr()
+    assert files_listed(printed.out) == WEIGHTS_AND_SETTINGS | set(HUB_CODE)
+    assert "warning" not in printed.err
+    changed = model_dir / "objectives.py"
+    changed.write_text(changed.read_text() + "import os\n")
+    main([str(model_dir), "user/tpas", "--dry_run"])
+    ours = Path(hub_upload.__file__).parents[1] / "objectives.py"
+    assert f"{changed} is not this package's: see diff {ours} {changed}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "objectives.py"])
+def test_a_link_out_of_the_folder_is_refused(model_dir, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.write_text("word\n")
+    (model_dir / name).unlink(missing_ok=True)
+    (model_dir / name).symlink_to(secret)
+    with pytest.raises(SystemExit, match=f"{name} is a link to {secret}, out of the folder"):
+        main([str(model_dir), "user/tpas", "--dry_run"])

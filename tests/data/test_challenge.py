@@ -204,7 +204,7 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
 
 def test_a_right_file_has_no_mistake(test_set, right_lines, tmp_path, capsys):
     answer = tmp_path / "mine.txt"
-    for text in ("\n".join(right_lines), "\r\n".join([*right_lines, ""]), "\ufeff" + "\n".join(right_lines)):
+    for text in ("\n".join(right_lines), "\r\n".join([*right_lines, ""])):
         answer.write_bytes(text.encode())
         submit([str(test_set), "--validate", str(answer)])
         assert "12 lines as they should be" in capsys.readouterr().out
@@ -232,6 +232,27 @@ def test_mistakes_are_named_with_their_line(test_set, right_lines, line, content
     mistakes = find_mistakes("\n".join(right_lines) + "\n", read_challenge(test_set))
     assert len(mistakes) == 1
     assert message in mistakes[0]
+
+
+@pytest.mark.parametrize(
+    ("sign", "name"),
+    [("\r", "a control character"), ("\v", "a control character"), ("\t", "a control character")]
+    + [("\ufeff", "ZERO WIDTH NO-BREAK SPACE"), ("\xa0", "NO-BREAK SPACE"), ("\u2028", "LINE SEPARATOR")],
+)
+def test_what_only_some_readers_take_for_a_space_or_a_lines_end_is_a_mistake(
+    test_set, right_lines, tmp_path, capsys, sign, name
+):
+    """In the place of a space, of a line's end, and before the first name."""
+    text, answer = "\n".join(right_lines), tmp_path / "mine.txt"
+    for content in (text.replace(" ", sign, 1), text.replace("\n", sign), sign + text):
+        answer.write_bytes(content.encode())
+        with pytest.raises(SystemExit) as error:
+            submit([str(test_set), "--validate", str(answer)])
+        assert error.value.code == 3
+        assert f"line 1 (query Q011): {sign!r} ({name}) stands in it" in capsys.readouterr().out
+    answer.write_bytes(text.encode("utf-16"))
+    with pytest.raises(SystemExit, match=r"mine.txt: it is UTF-16 or UTF-32, and an answer file is UTF-8"):
+        submit([str(test_set), "--validate", str(answer)])
 
 
 def test_the_command_lists_mistakes_and_ends_with_a_code_of_its_own(test_set, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import stat
 from pathlib import Path
@@ -33,6 +34,38 @@ def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "\udc80")
     assert path.read_text() == "first, second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def write_tensors(path):
+    save_file({"tensor": np.zeros(20_000)}, path)
+
+
+def write_arrays(path):
+    with path.open("wb") as file:
+        np.savez(file, array=np.zeros(20_000))
+
+
+@pytest.mark.parametrize(
+    "write", [write_tensors, write_arrays, lambda path: path.write_bytes(bytes(160_000))]
+)
+def test_a_full_disk_is_said_with_the_file(tmp_path, write):
+    """As a limit of file sizes, which anybody can set, with the errors of a full disk."""
+    path = tmp_path / "results"
+    path.write_text("before")
+
+    def write_it():
+        with replacing(path) as unfinished:
+            write(unfinished)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=f"{path} could not be written: the disk is full, or"):
+            write_it()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 
 

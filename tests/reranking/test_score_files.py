@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
+from tpas.reranking import score_files
 from tpas.reranking.ranked_lists import in_tie_order
 from tpas.reranking.score_files import ScoreFile, align, align_gallery, read_score_file, write_score_file
 
@@ -251,3 +253,26 @@ def test_the_order_by_digest_depends_on_the_set_alone():
     names = [f"{number:03}" for number in range(50)]
     assert in_tie_order(names) == in_tie_order(names[::-1])
     assert sorted(in_tie_order(names)) == names != list(in_tie_order(names))
+
+
+def test_a_file_is_looked_at_before_it_is_unpacked(tmp_path, monkeypatch):
+    """A megabyte of zeros may unpack to gigabytes; a header may ask for what is not there."""
+    path, ids = tmp_path / "bomb.npz", np.array(["a", "b"])
+    read = []
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda self, name: read.append(name))
+    np.savez_compressed(path, scores=np.zeros((3, 10**6), "f4"), query_ids=ids, gallery_ids=ids)
+    with pytest.raises(ValueError, match="bomb.npz: .*there are 2 query ids for 3 rows of scores"):
+        read_score_file(path)
+    monkeypatch.setattr(score_files, "LARGEST_CONTENT", 10**6)
+    np.savez_compressed(path, scores=np.zeros((2, 10**6), "f4"), query_ids=ids, gallery_ids=ids)
+    with pytest.raises(ValueError, match=r"unpacks to 8,000,016 bytes, and at most 1,000,000 .* float32"):
+        read_score_file(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in {"scores": np.zeros((2, 2)), "query_ids": ids, "gallery_ids": ids}.items():
+            stream = io.BytesIO()
+            np.save(stream, array)
+            content = stream.getvalue().replace(b"(2, 2)", b"(2, 9)")
+            archive.writestr(f"{name}.npy", content)
+    with pytest.raises(ValueError, match="scores is to have 144 bytes, and 32 are there: damaged"):
+        read_score_file(path)
+    assert not read

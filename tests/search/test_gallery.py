@@ -1063,7 +1063,7 @@ def test_what_decides_features_under_equal_weights_is_compared(
     for part in (model, processor):
         part.save_pretrained(tmp_path / "saved")
     revision = [kind.from_pretrained(tmp_path / "saved") for kind in (TPASModel, TPASProcessor)]
-    revision[1].tokenizer = BertTokenizer(vocab={"[UNK]": 0, "man": 1})  # texts are encoded at each search
+    revision[1].max_text_length -= 1  # texts are encoded at each search
     assert len(Gallery.open(path, *revision)) == 20
     change(*revision)
     assert model_fingerprint(revision[0]) == model_fingerprint(model)
@@ -1074,6 +1074,22 @@ def test_what_decides_features_under_equal_weights_is_compared(
     del content["settings"]["picture_fingerprint"]  # as before it was kept
     (path / MANIFEST).write_text(json.dumps(content))
     assert len(Gallery.open(path, *revision)) == 20
+
+
+def test_a_tokenizer_of_other_words_is_refused(gallery, model, processor, folder):
+    words = processor.tokenizer.get_vocab()
+    other = dict(zip(words, reversed(words.values()), strict=True))
+    processor.tokenizer = BertTokenizer(vocab=other)
+    for work in (
+        lambda: Gallery.open(gallery.path, model, processor),
+        lambda: Gallery.build(model, processor, folder, gallery.path),
+    ):
+        with pytest.raises(GalleryError, match=f"tokenizer of the words {PRINT}, and this one has {PRINT}"):
+            work()
+    content = json.loads((gallery.path / MANIFEST).read_text())
+    del content["settings"]["text_fingerprint"]  # as before it was kept
+    (gallery.path / MANIFEST).write_text(json.dumps(content))
+    assert len(Gallery.open(gallery.path, model, processor)) == 20
 
 
 def test_a_gallery_on_a_read_only_disk_can_be_searched(gallery, model, processor, folder):
