@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders, UploadFile
-from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -91,6 +91,7 @@ class RequestLimits:
         uploads: where files wait until a question reads them.
         password: what has to be given, by HTTP's basic authentication under any user name; None: nothing.
         in_space: whether a page of huggingface.co may show it in a frame.
+        questions: the numbers of what can be asked.
         waiting: how many questions of an address wait in the queue.
     """
 
@@ -103,10 +104,12 @@ class RequestLimits:
         limits: Limits,
         password: str | None = None,
         in_space: bool = False,
+        questions: Collection[int] = range(2**31),
         waiting: Callable[[str], int] = lambda client: 0,
     ):
         self.app = app
-        self.hosts, self.uploads, self.limits, self.waiting = hosts, uploads, limits, waiting
+        self.hosts, self.uploads, self.limits = hosts, uploads, limits
+        self.questions, self.waiting = questions, waiting
         self.password = None if password is None else _digest(password)
         frame = FRAME_OF_A_SPACE if in_space else NO_FRAME
         self.headers = {
@@ -232,7 +235,7 @@ class RequestLimits:
             raise RefusedError(503, str(error)) from error
         except TimeoutError as error:
             raise RefusedError(408, "an upload that took too long") from error
-        except HTTPException as error:
+        except MultiPartException as error:
             raise RefusedError(400, "no form of files, or too many of them") from error
         finally:
             self.uploading.discard(client)
@@ -261,6 +264,8 @@ class RequestLimits:
         session = question.get("session_hash")
         if not isinstance(session, str) or not SESSION.fullmatch(session):
             raise RefusedError(400, "a session that has no name")
+        if _number(question.get("fn_index")) not in self.questions:
+            raise RefusedError(400, "a question that is none of the page's")
         self._know(session, client)
         return {
             "data": values,

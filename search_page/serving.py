@@ -97,6 +97,7 @@ def guarded_page(
         limits=requests.limits,
         password=password,
         in_space=space is not None,
+        questions=page.fns,
         waiting=lambda client: _waiting(page, client),
     )
     if not trusted_proxies:
