@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import gradio as gr
 from gradio.themes import Base
@@ -100,7 +101,7 @@ class SearchPage:
             refused = self.requests.add_images(session, paths)
             return self.renderer.own_images(session, refused)
 
-        taken = map(self.uploads.take, getattr(event, "uploads", None) or ())
+        taken = map(self.uploads.take, _said(event, "uploads", ()))
         paths = [path for path in taken if path is not None]
         try:
             shown = self._shown(own_images, request)
@@ -224,12 +225,19 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
 
 
 def _example_text(event: gr.EventData) -> str:
-    return str(getattr(event, "text", ""))
+    return str(_said(event, "text", ""))
 
 
 def _asked(event: gr.EventData) -> tuple[int, int]:
     """The numbers of an answer and of an image in it; they come from a browser, which may send anything."""
-    return getattr(event, "answer", -1), getattr(event, "place", -1)
+    return _said(event, "answer", -1), _said(event, "place", -1)
+
+
+def _said(event: gr.EventData, name: str, otherwise: Any) -> Any:
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError):  # the latter where nothing at all came with the event
+        return otherwise
 
 
 def page_settings(requests: SearchRequests) -> dict:

@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ class RequestLimits:
         uploads: where files wait until a question reads them.
         password: what has to be given, by HTTP's basic authentication under any user name; None: nothing.
         in_space: whether a page of huggingface.co may show it in a frame.
-        questions: the numbers of what can be asked.
+        questions: the numbers of what can be asked, and which of the values of each are files.
         waiting: how many questions of an address wait in the queue.
     """
 
@@ -104,7 +104,7 @@ class RequestLimits:
         limits: Limits,
         password: str | None = None,
         in_space: bool = False,
-        questions: Collection[int] = range(2**31),
+        questions: Mapping[int, Collection[int]],
         waiting: Callable[[str], int] = lambda client: 0,
     ):
         self.app = app
@@ -247,30 +247,32 @@ class RequestLimits:
         if self.waiting(client) >= WAITING_QUESTIONS:
             raise RefusedError(429, "too many questions at a time")
         question = _parse(body)
+        number = _number(question.get("fn_index"))
+        file_places = self.questions.get(number)
+        if file_places is None:
+            raise RefusedError(400, "a question that is none of the page's")
         data, event = question.get("data"), question.get("event_data")
         if not isinstance(data, list) or len(data) > VALUES:
             raise RefusedError(400, "a question without values, or with too many")
         tokens, values = [], []
-        for value in data:
+        for place, value in enumerate(data):
             files = value if isinstance(value, list) else [value] if isinstance(value, dict) else None
+            if files is None and value is not None and place in file_places:
+                raise RefusedError(400, "a value where files belong")
             values.append(None if files is not None else _plain(value))
             tokens += [self._token(file, client) for file in files or []]
         if len(tokens) > self.limits.own_images:
             raise RefusedError(413, "too many files")
-        if tokens:
-            event = {"uploads": tokens}
-        elif event is not None:
-            event = _plain_values(event) if isinstance(event, dict) else None
+        event = _plain_values(event) if isinstance(event, dict) and not tokens else {}
+        event["uploads"] = tokens
         session = question.get("session_hash")
         if not isinstance(session, str) or not SESSION.fullmatch(session):
             raise RefusedError(400, "a session that has no name")
-        if _number(question.get("fn_index")) not in self.questions:
-            raise RefusedError(400, "a question that is none of the page's")
         self._know(session, client)
         return {
             "data": values,
             "event_data": event,
-            "fn_index": _number(question.get("fn_index")),
+            "fn_index": number,
             "trigger_id": None if question.get("trigger_id") is None else _number(question["trigger_id"]),
             "session_hash": session,
         }

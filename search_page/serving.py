@@ -97,12 +97,21 @@ def guarded_page(
         limits=requests.limits,
         password=password,
         in_space=space is not None,
-        questions=page.fns,
+        questions={
+            number: [
+                place for place, block in enumerate(function.inputs) if getattr(block, "data_model", None)
+            ]
+            for number, function in page.fns.items()
+        },
         waiting=lambda client: _waiting(page, client),
     )
     if not trusted_proxies:
         return limited
     return cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, limited), list(trusted_proxies)))
+
+
+def _file_places(inputs: Sequence[Any]) -> list[int]:
+    return [place for place, block in enumerate(inputs) if getattr(block, "data_model", None)]
 
 
 def _waiting(page: gr.Blocks, client: str) -> int:
