@@ -312,8 +312,8 @@ def _password_in(authorization: str) -> str:
 
 
 def _response(refusal: RefusedError) -> Response:
-    # A body that was not read to its end would be taken for the next request.
-    headers = {"Connection": "close"} if refusal.status in (408, 413) else {}
+    # Its body may not have been read: that of the next request would be looked for in it.
+    headers = {"Connection": "close"}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = 'Basic realm="tpas", charset="UTF-8"'
     return PlainTextResponse(f"Refused: {refusal.reason}.", status_code=refusal.status, headers=headers)
