@@ -36,8 +36,12 @@ logger = logging.getLogger(__name__)
 
 API = "/gradio_api"
 # What the page asks for. Of the rest some would serve files, fetch addresses or pass by the queue.
-READ = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"}
-READ |= {f"{API}/{name}" for name in ("info", "queue/data", "startup-events", "theme.css")}
+READ = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"} | {
+    f"{API}/info",
+    f"{API}/queue/data",
+    f"{API}/startup-events",
+    f"{API}/theme.css",
+}
 READ_BELOW = ("/assets/", "/static/", "/pwa_icon/", f"{API}/heartbeat/")
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
 WRITTEN = {JOIN, UPLOAD, f"{API}/cancel", f"{API}/reset"}
@@ -179,7 +183,7 @@ class RequestLimits:
             raise RefusedError(404, "nothing that the page asks for")
         if path == UPLOAD:
             return JSONResponse(await self._receive_files(scope, receive, headers, client))
-        body = await _read(receive, QUESTION_BYTES, QUESTION_SECONDS)
+        body = await self._read(receive, QUESTION_BYTES, QUESTION_SECONDS)
         if path == JOIN:
             body = json.dumps(self._question(body, client)).encode()
         else:
@@ -202,6 +206,21 @@ class RequestLimits:
                 return
             self.rate_limiter.hit(rate, "password", client)
         raise RefusedError(401, "no password" if given is None else "a wrong password")
+
+    @staticmethod
+    async def _read(receive: Receive, most: int, seconds: float) -> bytes:
+        bounded, parts, more = _bounded(receive, most), [], True
+        try:
+            async with asyncio.timeout(seconds):
+                while more:
+                    message = await bounded()
+                    if message["type"] == "http.disconnect":
+                        raise RefusedError(400, "a request that was broken off")
+                    parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise RefusedError(408, "a request that took too long") from error
+        return b"".join(parts)
 
     async def _receive_files(
         self, scope: Scope, receive: Receive, headers: Headers, client: str
@@ -331,21 +350,6 @@ def _bounded(receive: Receive, most: int) -> Receive:
         return message
 
     return receive_bounded
-
-
-async def _read(receive: Receive, most: int, seconds: float) -> bytes:
-    bounded, parts, more = _bounded(receive, most), [], True
-    try:
-        async with asyncio.timeout(seconds):
-            while more:
-                message = await bounded()
-                if message["type"] == "http.disconnect":
-                    raise RefusedError(400, "a request that was broken off")
-                parts.append(message.get("body", b""))
-                more = message.get("more_body", False)
-    except TimeoutError as error:
-        raise RefusedError(408, "a request that took too long") from error
-    return b"".join(parts)
 
 
 def _on(app: ASGIApp, scope: Scope, receive: Receive, body: bytes | None = None) -> ASGIApp:
