@@ -78,19 +78,22 @@ def image_formats() -> tuple[str, ...]:
     return (*IMAGE_FORMATS, "HEIF")
 
 
-def load_image(path: str | Path | BinaryIO) -> Image.Image:
+def load_image(path: str | Path | BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """Reads an image as upright RGB: greys of 16 bits by their high byte, transparency on white.
+
+    Args:
+        max_pixels: a smaller bound of its own for whoever opens images of strangers.
 
     Raises:
         FileNotFoundError, PermissionError: there is no such file, or it may not be read.
         ValueError: it is no file (a folder, a pipe, a device) or no image of [`image_formats`], is cut off,
             holds values that are no colours (floating point, 32 bits, Lab), or is larger than
-            [`MAX_IMAGE_BYTES`], [`MAX_IMAGE_SIDE`] or [`MAX_IMAGE_PIXELS`]; the message names the file.
+            [`MAX_IMAGE_BYTES`], [`MAX_IMAGE_SIDE`] or `max_pixels`; the message names the file.
     """
     if not isinstance(path, str | Path):
-        return _load_image(path, path)
+        return _load_image(path, path, max_pixels)
     with _opened(path) as file:
-        return _load_image(file, path)
+        return _load_image(file, path, max_pixels)
 
 
 def _opened(path: str | Path) -> BinaryIO:
@@ -107,22 +110,22 @@ def _opened(path: str | Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _load_image(file: BinaryIO, name: object) -> Image.Image:
+def _load_image(file: BinaryIO, name: object, max_pixels: int) -> Image.Image:
     size = file.seek(0, os.SEEK_END)
     if size > MAX_IMAGE_BYTES:
         raise ValueError(f"{name}: {size} bytes are more than {MAX_IMAGE_BYTES}")
     file.seek(0)
     try:
-        return _decoded(file, name)
+        return _decoded(file, name, max_pixels)
     except ValueError as error:
         # Pillow gives up on a PNG over what is written beside its pixels, such as a prompt of a megabyte.
         if "MAX_TEXT_" not in str(error):
             raise
     file.seek(0)
-    return _decoded(_without_text_chunks(file.read()), name)
+    return _decoded(_without_text_chunks(file.read()), name, max_pixels)
 
 
-def _decoded(file: BinaryIO, name: object) -> Image.Image:
+def _decoded(file: BinaryIO, name: object, max_pixels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # `upright_rgb` refuses what is too large.
@@ -135,7 +138,7 @@ def _decoded(file: BinaryIO, name: object) -> Image.Image:
     except Exception as error:  # as in `upright_rgb`
         raise _broken(name, error) from error
     with image:
-        return upright_rgb(image, name)
+        return upright_rgb(image, name, max_pixels)
 
 
 def _without_text_chunks(content: bytes) -> io.BytesIO:
@@ -150,18 +153,18 @@ def _without_text_chunks(content: bytes) -> io.BytesIO:
     return io.BytesIO(b"".join(kept))
 
 
-def upright_rgb(image: Image.Image, name: object) -> Image.Image:
+def upright_rgb(image: Image.Image, name: object, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
     """An opened image as upright RGB, see [`load_image`].
 
     Raises:
         ValueError: it is broken, holds values that are no colours, or is larger than [`MAX_IMAGE_SIDE`] or
-            [`MAX_IMAGE_PIXELS`]; `name` begins the message.
+            `max_pixels`; `name` begins the message.
     """
     width, height = image.size
     if max(width, height) > MAX_IMAGE_SIDE:
         raise ValueError(f"{name}: {width}x{height} pixels, no side may have more than {MAX_IMAGE_SIDE}")
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(f"{name}: {width}x{height} pixels are more than {MAX_IMAGE_PIXELS}")
+    if width * height > max_pixels:
+        raise ValueError(f"{name}: {width}x{height} pixels are more than {max_pixels}")
     try:
         rgb = _to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:  # broken files make Pillow raise almost anything, struct.error for one

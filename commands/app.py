@@ -4,7 +4,8 @@
 
 As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
 TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or
-scripts from elsewhere.
+scripts from elsewhere, and it fetches no address that a visitor gives. Other machines reach it with
+`--host` and a password alone; docs/SECURITY.md says what is promised.
 """
 
 import logging
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+NEEDED = "the page needs the extra `app`: pip install -e '.[app]' ({})"
 FIRST_IMAGES = 20  # of a gallery, looked for before the page opens
 
 app = CommandLine("tpas app", __doc__)
@@ -53,7 +55,35 @@ def serve_page(
     port: Annotated[
         int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
     ] = None,
+    password_file: Annotated[
+        Path | None,
+        Option(
+            help="its first line is the password that visitors give, under any user name; or TPAS_PASSWORD. "
+            "Other machines are not served without one, but in a Space"
+        ),
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        Option(
+            envvar="TPAS_ALLOWED_HOST", help="a name by which it is reached beside its own; repeat for more"
+        ),
+    ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        Option(
+            envvar="TPAS_TRUSTED_PROXY",
+            help="the address or network of a proxy before it, whose X-Forwarded-For says who visits; "
+            "repeat for more",
+        ),
+    ] = None,
 ) -> None:
+    try:
+        from ..search_page.access import check_access
+    except ImportError as error:
+        raise ImportError(NEEDED.format(error)) from error
+    access = {"allowed_hosts": allowed_host or [], "trusted_proxies": trusted_proxy or []}
+    host, password = check_access(host, password_file, **access)
+
     from ..search.building import report_left_out
     from ..search.gallery import Gallery
     from ..search.gallery_files import GalleryFiles
@@ -61,9 +91,9 @@ def serve_page(
     from ..search_page.requests import SearchRequests
 
     try:
-        from ..search_page.page import serve
+        from ..search_page.serving import serve
     except ImportError as error:
-        raise ImportError(f"the page needs the extra `app`: pip install -e '.[app]' ({error})") from error
+        raise ImportError(NEEDED.format(error)) from error
     labels = read_labels(annotations) if annotations else None
     opened_as = {"images_root": images_root, "follow_links": follow_links}
     network, processor = choice.load(GalleryFiles(gallery))
@@ -73,7 +103,7 @@ def serve_page(
     look_for_images(opened)
     warn_of_drawn_people(network, opened.root_of_images)
     report_left_out([], opened.stored)
-    serve(SearchRequests(opened, labels, shortlist=shortlist), host, port)
+    serve(SearchRequests(opened, labels, shortlist=shortlist), host, port, password=password, **access)
 
 
 def look_for_images(gallery: "Gallery") -> None:

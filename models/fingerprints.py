@@ -113,12 +113,12 @@ def _pixel_settings(processor: Any) -> dict[str, Any]:
 def text_fingerprint(processor: RetrievalProcessor) -> str | None:
     """16 hexadecimal digits for the tokenizer's words and their numbers: with others the model is another.
 
-    How texts are cut and cleaned is left out: they are encoded anew for each search, so it may change. None for
-    a tokenizer that does not list its words.
+    How texts are cut and cleaned is left out: they are encoded anew for each search, so it may change. None
+    for a tokenizer that does not list its words.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # open_clip's, around one of transformers
-    if not hasattr(tokenizer, "get_vocab"):
+    if tokenizer is None or not hasattr(tokenizer, "get_vocab"):
         return None
     words = sorted(tokenizer.get_vocab().items())
     return hashlib.blake2b(json.dumps(words).encode(), digest_size=8).hexdigest()

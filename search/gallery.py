@@ -279,6 +279,28 @@ class Gallery:
         delete_images(self.path, ids)
         self._reopen(StoredGallery(self.path))
 
+    def refresh(self) -> bool:
+        """Opens the directory anew where another process has changed it since, and says whether it has.
+
+        It looks at one file, so a service can afford it before each answer. An index other than "exact" has
+        to be as new as the images.
+
+        Raises:
+            FileNotFoundError, GalleryError: as of `open`, a gallery of another model included; then this one
+                still shows the directory as it was.
+        """
+        if self.stored.current_file_state() == self.stored.file_state:
+            return False
+        stored, before = StoredGallery(self.path), self.stored.settings
+        own = replace(
+            stored.settings,
+            model_fingerprint=before.model_fingerprint,
+            image_fingerprint=before.image_fingerprint,
+        )
+        own.check_equal(stored.settings, stored.directory)
+        self._reopen(stored)
+        return True
+
     def write_index(self, index: str, texts: Iterable[str] | None = None) -> str:
         """Makes or renews the index "faiss", or a Milvus database's, for `open`; says what was done.
 

@@ -34,6 +34,7 @@ class GalleryFiles:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
+        self.file_state = self.current_file_state()  # before it is read: a later one is then noticed
         manifest = read_manifest(self.directory)
         if manifest is None:
             if (self.directory / SHARDS).is_dir():
@@ -74,6 +75,14 @@ class GalleryFiles:
     @property
     def has_faiss_index(self) -> bool:
         return (self.directory / FAISS_INDEX).is_file()
+
+    def current_file_state(self) -> tuple[int, ...] | None:
+        """What tells the manifest's file on the disk from the one that was read; None where there is none."""
+        try:
+            state = (self.directory / MANIFEST).stat()
+        except OSError:
+            return None
+        return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
 
     def check_unchanged(self) -> None:
         """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
@@ -12,7 +14,11 @@ from ..search.hits import SearchHit, SearchResult
 from .labels import ImageLabel
 
 SHEET_IMAGES = 6  # of each text
-FORMULA_SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA_SIGNS = frozenset("=+-@\N{MINUS SIGN}")
+# What is no part of a cell, or is not seen in it: a spreadsheet may trim it off.
+UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Me", "Mn", "Zl", "Zp", "Zs"})
+UNSEEN_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+CELL_END = re.compile("([;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # for one spreadsheet or another
 
 COLUMNS = (
     "text_number",
@@ -42,7 +48,7 @@ def csv_table(result: SearchResult, label_of: Callable[[SearchHit], ImageLabel |
     for number, (text, hits) in enumerate(zip(result.texts, result, strict=True), start=1):
         for hit in hits:
             fields = [number, text, *_fields(hit, label_of(hit))]
-            writer.writerow([_as_text(field) if isinstance(field, str) else field for field in fields])
+            writer.writerow([as_cell_text(field) if isinstance(field, str) else field for field in fields])
     return stream.getvalue()
 
 
@@ -91,9 +97,25 @@ def _fields(hit: SearchHit, label: ImageLabel | None) -> list[object]:
     ]
 
 
-def _as_text(value: str) -> str:
-    """Text that a spreadsheet shows and does not compute: before a formula stands an apostrophe."""
-    return f"'{value}" if value.startswith(FORMULA_SIGNS) else value
+def as_cell_text(value: str) -> str:
+    """Text that a spreadsheet shows and does not compute: before what begins like a formula is an apostrophe.
+
+    A formula may begin the text, or a part that some spreadsheet takes for a cell of its own; its sign may be
+    of full width, or stand behind what is trimmed or not seen.
+    """
+    cells = CELL_END.split(value)  # each second one is what parts two
+    if value and not cells[0]:
+        cells[0] = "'"
+    return "".join(f"'{cell}" if _begins_formula(cell) else cell for cell in cells)
+
+
+def _begins_formula(cell: str) -> bool:
+    first = next((char for char in cell if not _is_unseen(char)), "")
+    return unicodedata.normalize("NFKC", first)[:1] in FORMULA_SIGNS
+
+
+def _is_unseen(char: str) -> bool:
+    return unicodedata.category(char) in UNSEEN_CATEGORIES or char in UNSEEN_LETTERS
 
 
 def _rounded(value: float | None) -> float | None:

@@ -1,25 +1,20 @@
-"""The search page in Gradio: its layout, its handlers, and the server that it runs on."""
+"""The search page in Gradio: its layout and its handlers."""
 
 import logging
-import os
-import signal
-import socket
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.themes import Base
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from starlette.middleware import Middleware
 
 from ..data.image_files import image_suffixes
+from .access import client_key
 from .rendering import Renderer, page_script, page_style
-from .request_limits import RequestLimits
 from .requests import RequestError, SearchRequests, Session
+from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +25,17 @@ EXAMPLES = (
 )
 ANY = "any"
 WHERE = [("the gallery", "gallery"), ("my images", "own"), ("both", "both")]
+FAILED = "The server could not do this. Its log says why."
+IMAGES_TO_ONE = 2  # as many images as a session holds may be decoded in a minute
 SESSIONS = 200  # kept at a time; the one that was idle longest makes room
-WAITING_REQUESTS = 32  # more are turned away
-FORM_BYTES = 2**16  # that names and boundaries add to the files of an upload
-LEFTOVERS_SECONDS = 600  # after which a file that was uploaded, but never read, is removed
+WAITING_REQUESTS = 128  # more are turned away; of one client, `request_limits` turns away far fewer
 
 
 class SearchPage:
     """The page's handlers: what a person did in, what the page shows out."""
 
-    def __init__(self, requests: SearchRequests):
-        self.requests = requests
+    def __init__(self, requests: SearchRequests, uploads: Uploads):
+        self.requests, self.uploads = requests, uploads
         self.renderer = Renderer(requests)
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
         self.rate = RateLimitItemPerMinute(requests.limits.requests_a_minute)
@@ -51,13 +46,13 @@ class SearchPage:
         def answers() -> str:
             self.requests.search(
                 session,
-                texts.split("\n"),  # as the page numbers them; other separators are within a text
+                str(texts or "").split("\n"),  # as the page numbers them; others are within a text
                 shown=shown,
                 where=where,
                 behaviour=None if behaviour == ANY else behaviour,
                 scene=None if scene == ANY else scene,
-                rerank=rerank,
-                sca=resolve,
+                rerank=bool(rerank),
+                sca=bool(resolve),
             )
             return self.renderer.answers(session)
 
@@ -65,14 +60,14 @@ class SearchPage:
 
     def explain(self, session, event: gr.EventData, request: gr.Request) -> str:
         def explanation() -> str:
-            answer, place = event.answer, event.place
+            answer, place = _asked(event)
             return self.renderer.explanation(answer, place, *self.requests.explain(session, answer, place))
 
         return self._shown(explanation, request)
 
     def similar(self, session, shown, event: gr.EventData, request: gr.Request) -> tuple[Session, str]:
         def answers() -> str:
-            self.requests.similar(session, event.answer, event.place, shown)
+            self.requests.similar(session, *_asked(event), shown)
             return self.renderer.answers(session)
 
         return session, self._shown(answers, request)
@@ -81,27 +76,38 @@ class SearchPage:
         """The answers as an image to save."""
         try:
             self._admit(request)
-            if session.result is None:
-                raise RequestError("This result is gone: search again.")
-            if not any(session.result):
+            if not any(self.requests.result(session)):
                 raise RequestError("There is no image in this result.")
+            return self.renderer.sheet(session)
         except RequestError as error:
             raise gr.Error(str(error), print_exception=False) from error
-        return self.renderer.sheet(session)
+        except Exception as error:
+            logger.exception("a request failed")
+            raise gr.Error(FAILED, print_exception=False) from error
 
-    def upload(self, session, files, where, request: gr.Request) -> tuple[Session, str, str]:
-        """Reads the files and removes them: what stays of them is in the session."""
+    def upload(
+        self, session, files, where, event: gr.EventData, request: gr.Request
+    ) -> tuple[Session, str, str]:
+        """Reads the files and removes them: what stays of them is in the session.
+
+        Args:
+            files: nothing; `request_limits` tells by the event which files they are.
+        """
 
         def own_images() -> str:
+            if not paths:
+                raise RequestError("These files are gone: add them again.")
+            self._admit_images(request, len(paths))
             refused = self.requests.add_images(session, paths)
             return self.renderer.own_images(session, refused)
 
-        paths = [Path(file) for file in files or []]
+        taken = map(self.uploads.take, _said(event, "uploads", ()))
+        paths = [path for path in taken if path is not None]
         try:
             shown = self._shown(own_images, request)
         finally:
             for path in paths:
-                path.unlink(missing_ok=True)
+                self.uploads.remove(path)
         return session, shown, "both" if where == "gallery" and session.own_images else where
 
     def remove(self, session) -> tuple[Session, str, str, str]:
@@ -120,24 +126,32 @@ class SearchPage:
             return self.renderer.problem(str(error))
         except Exception:  # the page must say something; the log says what it was
             logger.exception("a request failed")
-            return self.renderer.problem("The server could not do this. Its log says why.")
+            return self.renderer.problem(FAILED)
 
     def _admit(self, request: gr.Request) -> None:
         """Raises RequestError where this address has asked too often."""
-        if not self.rate_limiter.hit(self.rate, request.client.host):
+        if not self.rate_limiter.hit(self.rate, client_key(request.client.host)):
             per_minute = self.requests.limits.requests_a_minute
             raise RequestError(f"More than {per_minute} requests in a minute: wait a little.")
 
+    def _admit_images(self, request: gr.Request, count: int) -> None:
+        """Raises RequestError where this address has had too many images decoded."""
+        per_minute = IMAGES_TO_ONE * self.requests.limits.own_images
+        rate = RateLimitItemPerMinute(per_minute)
+        if not self.rate_limiter.hit(rate, "images", client_key(request.client.host), cost=count):
+            raise RequestError(f"More than {per_minute} images in a minute: wait a little.")
 
-def build_page(requests: SearchRequests) -> gr.Blocks:
-    """The page, to be launched with `launch_settings`."""
-    page, limits = SearchPage(requests), requests.limits
-    # One at a time for all that needs the model; nothing can be called but by the page itself.
-    modelled = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+
+def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
+    """The page, to be mounted with `page_settings`."""
+    page, limits = SearchPage(requests, uploads), requests.limits
+    # Nothing can be called but by the page itself, and what comes is checked here alone (preprocess).
+    private = {"api_visibility": "private", "preprocess": False}
+    # One at a time for all that needs the model; beside it one that decodes images, and needs it in between.
+    modelled = private | {"concurrency_id": "model", "concurrency_limit": 1}
+    decoding = private | {"concurrency_id": "images", "concurrency_limit": 1}
     # apply_default_css=False below: Gradio's would make every button and list in it its own.
-    with gr.Blocks(
-        title=TITLE, analytics_enabled=False, delete_cache=(LEFTOVERS_SECONDS, LEFTOVERS_SECONDS)
-    ) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         session = gr.State(Session())
         gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", apply_default_css=False)
         with gr.Row(equal_height=False):
@@ -196,7 +210,7 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
 
         inputs = [session, texts, where, behaviour, scene, shown, rerank, resolve]
         gr.on([search.click, texts.submit], page.search, inputs, [session, answers], **modelled)
-        answers.example(_example_text, None, texts, queue=False, api_visibility="private").then(
+        answers.example(_example_text, None, texts, **private).then(
             page.search, inputs, [session, answers], **modelled
         )
         answers.image(
@@ -204,18 +218,31 @@ def build_page(requests: SearchRequests) -> gr.Blocks:
         )
         answers.sheet(page.sheet, session, saved, show_progress="hidden", **modelled)
         explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
-        upload.upload(page.upload, [session, upload, where], [session, own_images, where], **modelled)
-        remove.click(page.remove, session, [session, own_images, where, answers], api_visibility="private")
+        upload.upload(page.upload, [session, upload, where], [session, own_images, where], **decoding)
+        remove.click(page.remove, session, [session, own_images, where, answers], **private)
+    blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
 
 
 def _example_text(event: gr.EventData) -> str:
-    return event.text
+    return str(_said(event, "text", ""))
 
 
-def launch_settings(requests: SearchRequests) -> dict:
-    """How the page is launched: its looks, its limits, and that nothing leaves it."""
+def _asked(event: gr.EventData) -> tuple[int, int]:
+    """The numbers of an answer and of an image in it; they come from a browser, which may send anything."""
+    return _said(event, "answer", -1), _said(event, "place", -1)
+
+
+def _said(event: gr.EventData, name: str, otherwise: Any) -> Any:
+    try:
+        return getattr(event, name)
+    except (AttributeError, TypeError):  # the latter where nothing at all came with the event
+        return otherwise
+
+
+def page_settings(requests: SearchRequests) -> dict:
+    """How the page is mounted: its looks, and that nothing leaves it."""
     theme = Base(
         primary_hue="teal",
         neutral_hue="slate",
@@ -235,56 +262,15 @@ def launch_settings(requests: SearchRequests) -> dict:
         input_placeholder_color="*neutral_500",
         input_placeholder_color_dark="*neutral_300",
     )
-    limits = requests.limits
-    request_limits = Middleware(
-        RequestLimits,
-        most_upload_bytes=limits.own_images * limits.upload_megabytes * 2**20 + FORM_BYTES,
-        uploads_a_minute=limits.requests_a_minute,
-    )
     return {
         "theme": theme,
         "head": f"<style>{page_style()}</style>",
-        "app_kwargs": {"middleware": [request_limits], "docs_url": None, "redoc_url": None},
-        "max_file_size": limits.upload_megabytes * 2**20,
-        "state_session_capacity": SESSIONS,
+        "app_kwargs": {"docs_url": None, "redoc_url": None, "openapi_url": None},
+        "max_file_size": requests.limits.upload_megabytes * 2**20,  # said by the page before it sends one
         "footer_links": [],
         "run_history": False,
         "enable_monitoring": False,
-        "share": False,
+        "mcp_server": False,
+        "show_error": False,
         "ssr_mode": False,
-        "quiet": True,
     }
-
-
-def serve(requests: SearchRequests, host: str | None = None, port: int | None = None) -> None:
-    """Serves the page until it is interrupted.
-
-    Args:
-        host: the address to listen on; `None`: $GRADIO_SERVER_NAME, which Spaces set, or this machine only.
-        port: `None`: the first free one from $GRADIO_SERVER_PORT, or from 7860.
-
-    Raises:
-        OSError: the port is taken, or the address is not this machine's.
-    """
-    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
-    _check_address(host, port)
-    # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="tpas-app-") as uploads:
-        os.environ["GRADIO_TEMP_DIR"] = uploads
-        page = build_page(requests)
-        _, address, _ = page.launch(
-            server_name=host, server_port=port, prevent_thread_lock=True, **launch_settings(requests)
-        )
-        logger.info("%d images at %s (Ctrl+C ends it)", len(requests.gallery), address)
-        page.block_thread()
-
-
-def _check_address(host: str, port: int | None) -> None:
-    """Raises OSError where nobody can listen there; Gradio would name its own settings in its error."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host.strip("[]"), port or 0), family=family).close()
-    except OSError as error:
-        at = host if port is None else f"{host}, port {port}"
-        raise OSError(f"cannot listen at {at}: {error.strerror}; choose another --port or --host") from error

@@ -1,17 +1,65 @@
-"""Stands in front of Gradio: no file is served by its path, uploads are bounded before they are written to
-disk, and no browser is let call anywhere else."""
+"""Stands in front of Gradio: what the page itself asks for is let through, within limits, and nothing else.
 
-from limits import RateLimitItemPerMinute
+Gradio would take a file's address from whoever writes one into a request, and fetch it. So uploads are
+received here, are known by tokens alone, and of a question Gradio sees plain values only.
+"""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import math
+import re
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import PlainTextResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers, MutableHeaders, UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Gradio's addresses that read a path or another server's address, or hand what was sent to ffmpeg. The page's
-# images and files are inside its answers, so it needs none of them.
-REFUSED = ("/file=", "/file/", "/proxy=", "/stream/", "/custom_component/", "/process_recording")
-UPLOAD = "/upload"
+from .access import AllowedHosts, client_key
+from .requests import Limits
+from .uploads import NoRoomError, Uploads
+
+logger = logging.getLogger(__name__)
+
+API = "/gradio_api"
+# What the page asks for. Of the rest some would serve files, fetch addresses or pass by the queue.
+READ = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt", "/pwa_icon"} | {
+    f"{API}/info",
+    f"{API}/queue/data",
+    f"{API}/startup-events",
+    f"{API}/theme.css",
+}
+READ_BELOW = ("/assets/", "/static/", "/pwa_icon/", f"{API}/heartbeat/")
+JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
+WRITTEN = {JOIN, UPLOAD, f"{API}/cancel", f"{API}/reset"}
+QUERIES = {f"{API}/queue/data"}  # whose query is read; Gradio would look for a file by the page's
+
+QUESTION_BYTES = 2**18  # of JSON: some three times what the longest texts need
+FORM_BYTES = 2**16  # that names and boundaries add to the files of an upload
+QUESTION_SECONDS, UPLOAD_SECONDS = 30, 300  # in which a request's body has to be here
+OPEN_REQUESTS = 64  # of one client; a page that is open holds two
+WAITING_QUESTIONS = 8  # of one client
+QUESTIONS_TO_ONE = 4  # requests that the page makes for each that `Limits` counts, at most
+REQUESTS_A_MINUTE = 1_200  # of one client and any kind; the page loads some hundred files
+WRONG_PASSWORDS_A_MINUTE = 10
+NEW_SESSIONS_AN_HOUR = 60  # of one client: the server keeps a number, and the oldest makes room
+KNOWN_SESSIONS = 10_000
+VALUES = 16  # in a question; the page sends eight
+SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
 # The browser itself then refuses to load or send anything elsewhere. Gradio compiles its templates and
 # scripts in the browser, hence "unsafe-eval".
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -25,51 +73,337 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
+        "frame-ancestors {}",
     )
 )
+NO_FRAME, FRAME_OF_A_SPACE = "'none'", "'self' https://huggingface.co https://*.huggingface.co"
+
+
+@dataclass
+class RefusedError(Exception):
+    """A request that is not answered: its HTTP status, and a line with nothing of the request in it."""
+
+    status: int
+    reason: str
 
 
 class RequestLimits:
     """ASGI middleware.
 
     Args:
-        most_upload_bytes: of one request with files.
-        uploads_a_minute: such requests of one address.
+        hosts: by which names it answers, and to whose pages.
+        uploads: where files wait until a question reads them.
+        password: what has to be given, by HTTP's basic authentication under any user name; None: nothing.
+        in_space: whether a page of huggingface.co may show it in a frame.
+        questions: the numbers of what can be asked, and which of the values of each are files.
+        waiting: how many questions of an address wait in the queue.
     """
 
-    def __init__(self, app: ASGIApp, most_upload_bytes: int, uploads_a_minute: int):
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        hosts: AllowedHosts,
+        uploads: Uploads,
+        limits: Limits,
+        password: str | None = None,
+        in_space: bool = False,
+        questions: Mapping[int, Collection[int]],
+        waiting: Callable[[str], int] = lambda client: 0,
+    ):
         self.app = app
-        self.most_upload_bytes = most_upload_bytes
+        self.hosts, self.uploads, self.limits = hosts, uploads, limits
+        self.questions, self.waiting = questions, waiting
+        self.password = None if password is None else _digest(password)
+        frame = FRAME_OF_A_SPACE if in_space else NO_FRAME
+        self.headers = {
+            "Content-Security-Policy": CONTENT_SECURITY_POLICY.format(frame),
+            "Referrer-Policy": "no-referrer",
+            "X-Content-Type-Options": "nosniff",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+        if not in_space:
+            self.headers |= {"X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin"}
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
-        self.rate = RateLimitItemPerMinute(uploads_a_minute)
+        self.open: Counter[str] = Counter()
+        self.uploading: set[str] = set()
+        self.sessions: OrderedDict[str, None] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
-        if refusal := self._refusal(scope):
-            await refusal(scope, receive, send)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
             return
+        client = client_key(scope["client"][0] if scope["client"] else "")
+        self.open[client] += 1
+        started = False
 
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 headers = MutableHeaders(scope=message)
-                headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-                headers["Referrer-Policy"] = "no-referrer"
-                headers["X-Content-Type-Options"] = "nosniff"
+                for name in [name for name in headers if name.startswith("access-control-")]:
+                    del headers[name]  # Gradio would let pages of any web site read
+                for name, value in self.headers.items():
+                    headers[name] = value
             await send(message)
 
-        await self.app(scope, receive, send_with_headers)
+        try:
+            answer = await self._answer(scope, receive, client)
+            await answer(scope, receive, send_with_headers)
+        except RefusedError as refusal:
+            logger.warning("refused %s (%d): %s", client, refusal.status, refusal.reason)
+            if not started:
+                await _response(refusal)(scope, receive, send_with_headers)
+        finally:
+            self.open[client] -= 1
+            if not self.open[client]:
+                del self.open[client]
 
-    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
-        path = scope["path"]
-        if any(part in path for part in REFUSED):
-            return PlainTextResponse("This server does not serve files.", status_code=403)
-        if not path.rstrip("/").endswith(UPLOAD):
-            return None
-        length = Headers(scope=scope).get("content-length", "")
-        if not length.isdecimal() or int(length) > self.most_upload_bytes:
-            return PlainTextResponse("These files are too large together.", status_code=413)
-        if not self.rate_limiter.hit(self.rate, scope["client"][0] if scope["client"] else ""):
-            return PlainTextResponse("Too many uploads in a minute: wait a little.", status_code=429)
-        return None
+    async def _answer(self, scope: Scope, receive: Receive, client: str) -> ASGIApp:
+        """What answers a request; raises RefusedError."""
+        headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
+        if self.open[client] > OPEN_REQUESTS:
+            raise RefusedError(429, "too many requests at a time")
+        self._count("request", RateLimitItemPerMinute(REQUESTS_A_MINUTE), client)
+        connected_to = scope["server"][0] if scope.get("server") else None
+        if reason := self.hosts.refusal(headers, method, connected_to):
+            raise RefusedError(421 if "host" in reason else 403, reason)
+        self._check_password(headers, client)
+        if method in ("GET", "HEAD"):
+            if path not in READ and not path.startswith(READ_BELOW) or ".." in path:
+                raise RefusedError(404, "nothing that the page reads")
+            if headers.get("transfer-encoding") or headers.get("content-length", "0") != "0":
+                raise RefusedError(413, "a body where there is none to read")
+            return _on(self.app, scope, receive)
+        if method != "POST" or path not in WRITTEN:
+            raise RefusedError(404, "nothing that the page asks for")
+        if path == UPLOAD:
+            return JSONResponse(await self._receive_files(scope, receive, headers, client))
+        body = await self._read(receive, QUESTION_BYTES, QUESTION_SECONDS)
+        if path == JOIN:
+            body = json.dumps(self._question(body, client)).encode()
+        else:
+            body = json.dumps(_plain_values(_parse(body))).encode()
+        return _on(self.app, scope, receive, body)
+
+    def _count(self, kind: str, rate: RateLimitItem, client: str, cost: int = 1) -> None:
+        if not self.rate_limiter.hit(rate, kind, client, cost=cost):
+            raise RefusedError(429, f"too many of one client: {kind}")
+
+    def _check_password(self, headers: Headers, client: str) -> None:
+        if self.password is None:
+            return
+        given = headers.get("authorization")
+        if given is not None:
+            rate = RateLimitItemPerMinute(WRONG_PASSWORDS_A_MINUTE)
+            if not self.rate_limiter.test(rate, "password", client):
+                raise RefusedError(429, "too many wrong passwords")
+            if hmac.compare_digest(_digest(_password_in(given)), self.password):
+                return
+            self.rate_limiter.hit(rate, "password", client)
+        raise RefusedError(401, "no password" if given is None else "a wrong password")
+
+    @staticmethod
+    async def _read(receive: Receive, most: int, seconds: float) -> bytes:
+        bounded, parts, more = _bounded(receive, most), [], True
+        try:
+            async with asyncio.timeout(seconds):
+                while more:
+                    message = await bounded()
+                    if message["type"] == "http.disconnect":
+                        raise RefusedError(400, "a request that was broken off")
+                    parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError as error:
+            raise RefusedError(408, "a request that took too long") from error
+        return b"".join(parts)
+
+    async def _receive_files(
+        self, scope: Scope, receive: Receive, headers: Headers, client: str
+    ) -> list[str]:
+        """The tokens of an upload's files."""
+        limits = self.limits
+        self._count("upload", RateLimitItemPerMinute(limits.requests_a_minute), client)
+        declared = headers.get("content-length", "")
+        most = most_upload_bytes(limits)
+        if not declared.isdecimal() or len(declared) > 15 or int(declared) > most:
+            raise RefusedError(413, "files that are too large together, or of no known size")
+        if client in self.uploading:
+            raise RefusedError(429, "an upload beside another")
+        self.uploading.add(client)
+        try:
+            self.uploads.check_room(client, int(declared))
+            request = Request(scope, _bounded(receive, most))
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                form = request.form(max_files=limits.own_images, max_fields=1, max_part_size=FORM_BYTES)
+                async with form as parts:
+                    files = [part for part in parts.getlist("files") if isinstance(part, UploadFile)]
+                    if any((file.size or 0) > limits.upload_megabytes * 2**20 for file in files):
+                        raise RefusedError(413, "a file that is too large")
+                    return [
+                        await run_in_threadpool(
+                            self.uploads.add, client, file.filename or "", file.file, file.size or 0
+                        )
+                        for file in files
+                    ]
+        except NoRoomError as error:
+            raise RefusedError(503, str(error)) from error
+        except TimeoutError as error:
+            raise RefusedError(408, "an upload that took too long") from error
+        except MultiPartException as error:
+            raise RefusedError(400, "no form of files, or too many of them") from error
+        finally:
+            self.uploading.discard(client)
+
+    def _question(self, body: bytes, client: str) -> dict[str, Any]:
+        """A question with plain values alone; the files in it become the event's `uploads`, their tokens."""
+        rate = RateLimitItemPerMinute(QUESTIONS_TO_ONE * self.limits.requests_a_minute)
+        self._count("question", rate, client)
+        if self.waiting(client) >= WAITING_QUESTIONS:
+            raise RefusedError(429, "too many questions at a time")
+        question = _parse(body)
+        number = _number(question.get("fn_index"))
+        file_places = self.questions.get(number)
+        if file_places is None:
+            raise RefusedError(400, "a question that is none of the page's")
+        data, event = question.get("data"), question.get("event_data")
+        if not isinstance(data, list) or len(data) > VALUES:
+            raise RefusedError(400, "a question without values, or with too many")
+        tokens, values = [], []
+        for place, value in enumerate(data):
+            files = value if isinstance(value, list) else [value] if isinstance(value, dict) else None
+            if files is None and value is not None and place in file_places:
+                raise RefusedError(400, "a value where files belong")
+            values.append(None if files is not None else _plain(value))
+            tokens += [self._token(file, client) for file in files or []]
+        if len(tokens) > self.limits.own_images:
+            raise RefusedError(413, "too many files")
+        event = _plain_values(event) if isinstance(event, dict) and not tokens else {}
+        event["uploads"] = tokens
+        session = question.get("session_hash")
+        if not isinstance(session, str) or not SESSION.fullmatch(session):
+            raise RefusedError(400, "a session that has no name")
+        self._know(session, client)
+        return {
+            "data": values,
+            "event_data": event,
+            "fn_index": number,
+            "trigger_id": None if question.get("trigger_id") is None else _number(question["trigger_id"]),
+            "session_hash": session,
+        }
+
+    def _token(self, file: object, client: str) -> str:
+        token = file.get("path") if isinstance(file, dict) else None
+        if not isinstance(token, str) or not self.uploads.knows(token, client):
+            raise RefusedError(403, "a file that was not uploaded by who asked")
+        return token
+
+    def _know(self, session: str, client: str) -> None:
+        if session not in self.sessions:
+            self._count("session", RateLimitItemPerHour(NEW_SESSIONS_AN_HOUR), client)
+            self.sessions[session] = None
+            if len(self.sessions) > KNOWN_SESSIONS:
+                self.sessions.popitem(last=False)
+        self.sessions.move_to_end(session)
+
+
+def most_upload_bytes(limits: Limits) -> int:
+    """Of one request with files."""
+    return limits.own_images * limits.upload_megabytes * 2**20 + FORM_BYTES
+
+
+def _digest(password: str) -> bytes:
+    return hashlib.sha256(password.encode()).digest()
+
+
+def _password_in(authorization: str) -> str:
+    """The password of `Basic` authentication, "" where there is none."""
+    scheme, _, value = authorization.partition(" ")
+    try:
+        user_and_password = base64.b64decode(value.strip(), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
+    return user_and_password.partition(":")[2] if scheme.lower() == "basic" else ""
+
+
+def _response(refusal: RefusedError) -> Response:
+    # Its body may not have been read: that of the next request would be looked for in it.
+    headers = {"Connection": "close"}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = 'Basic realm="tpas", charset="UTF-8"'
+    return PlainTextResponse(f"Refused: {refusal.reason}.", status_code=refusal.status, headers=headers)
+
+
+def _bounded(receive: Receive, most: int) -> Receive:
+    read = 0
+
+    async def receive_bounded() -> Message:
+        nonlocal read
+        message = await receive()
+        read += len(message.get("body", b""))
+        if read > most:
+            raise RefusedError(413, "a request that is too large")
+        return message
+
+    return receive_bounded
+
+
+def _on(app: ASGIApp, scope: Scope, receive: Receive, body: bytes | None = None) -> ASGIApp:
+    """`app` with this body, and without a query where it needs none."""
+    path = scope["path"]
+    scope = dict(scope) | ({} if path in QUERIES else {"query_string": b""})
+    if body is not None:
+        dropped = (b"content-length", b"transfer-encoding", b"content-type", b"content-encoding")
+        headers = [(name, value) for name, value in scope["headers"] if name not in dropped]
+        headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+        scope["headers"] = headers
+    # Where Gradio would look for its own address.
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-gradio-server"]
+    unread = [] if body is None else [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive_again() -> Message:
+        return unread.pop() if unread else await receive()
+
+    async def answer(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await app(scope, receive_again, send)
+
+    return answer
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, "no JSON, or such as no page writes") from error
+    if not isinstance(content, dict):
+        raise RefusedError(400, "JSON that is no object")
+    return content
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _plain(value: object) -> object:
+    """A text, a finite number, true, false or null as it is; raises RefusedError for all else."""
+    if isinstance(value, str):
+        return value.encode(errors="replace").decode()  # half a character has no UTF-8
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int | float) and math.isfinite(value) and abs(value) < 2**53:
+        return value
+    raise RefusedError(400, "a value that the page does not send")
+
+
+def _plain_values(content: dict[str, Any]) -> dict[str, object]:
+    return {name: _plain(value) for name, value in content.items()}
+
+
+def _number(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31:
+        return value
+    raise RefusedError(400, "a number that the page does not send")

@@ -2,12 +2,16 @@
 
 import io
 import logging
+import math
+import threading
+import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from PIL import Image
 
@@ -27,6 +31,9 @@ logger = logging.getLogger(__name__)
 CARD_EDGE = 256  # pixels of an image among others
 LARGE_EDGE = 768  # of one alone
 KEPT_CARDS = 2_000  # copies of the gallery's images kept in memory, some 15 KB each
+KEPT_IMAGES = 1_000  # of all sessions together, some 0.6 MB each; those added longest ago make room
+MOST_SCANS = 100  # of a progressive JPEG, each of which decodes all its pixels; cameras write some ten
+START_OF_SCAN = b"\xff\xda"
 
 Where = Literal["gallery", "own", "both"]
 
@@ -44,19 +51,27 @@ class Limits:
     images_shown: int = 48
     own_images: int = 24
     upload_megabytes: int = 10
+    upload_pixels: int = 25_000_000
     requests_a_minute: int = 30
 
 
-@dataclass
+@dataclass(eq=False)
 class Session:
-    """What belongs to one person: their images, and the last result, which later questions point into."""
+    """What belongs to one person: their images, and the last result, which later questions point into.
+
+    Attributes:
+        opened: which opening of the gallery the result is of.
+    """
 
     own_images: list[EncodedImage] = field(default_factory=list)
     result: SearchResult | None = None
+    opened: int = 0
 
 
 class SearchRequests:
-    """A gallery and its model, for many sessions. One request at a time: the page's queue sees to that.
+    """A gallery and its model, for many sessions. One question at a time: the page's queue sees to that.
+
+    Each is answered from the gallery as it is on the disk by then: what was deleted is not found any more.
 
     Args:
         gallery: opened with its model and processor.
@@ -76,8 +91,12 @@ class SearchRequests:
         self.can_rerank = can_match(gallery.model)
         self.limits = limits or Limits()
         self.shortlist = shortlist
-        self.labels = labels_of(gallery.ids, labels or {})  # by row
+        self._given_labels = labels or {}
+        self.labels = labels_of(gallery.ids, self._given_labels)  # by row
         self._card_of_row = lru_cache(maxsize=KEPT_CARDS)(self._read_card)
+        self._opened = 0
+        self._model = threading.Lock()  # an upload is encoded while others ask
+        self._holders: list[weakref.ref[Session]] = []  # of own images, who added last at the end
 
     @property
     def behaviours(self) -> list[str]:
@@ -126,6 +145,24 @@ class SearchRequests:
         """
         texts = self._checked_texts(texts)
         shown = self._checked_shown(shown)
+        with self._current_gallery():
+            session.result = self._searched(session, texts, shown, where, behaviour, scene, rerank, sca)
+            session.opened = self._opened
+        return session.result
+
+    def _searched(
+        self,
+        session: Session,
+        texts: list[str],
+        shown: int,
+        where: Where,
+        behaviour: str | None,
+        scene: str | None,
+        rerank: bool,
+        sca: bool,
+    ) -> SearchResult:
+        if where not in get_args(Where):
+            raise RequestError("Search in the gallery, in your images, or in both.")
         filtered = behaviour is not None or scene is not None
         rows = [] if where == "own" else self._rows_with(behaviour, scene) if filtered else None
         extra = [] if where == "gallery" or filtered else session.own_images
@@ -135,7 +172,7 @@ class SearchRequests:
             if where == "own":
                 raise RequestError("Yours have no labels: leave out the filter, or search the gallery.")
             raise RequestError("No image is labelled so: choose another behaviour or scene.")
-        session.result = self.gallery.search(
+        return self.gallery.search(
             texts,
             top_k=shown,
             shortlist=self.shortlist,
@@ -144,7 +181,6 @@ class SearchRequests:
             rows=rows,
             extra=extra,
         )
-        return session.result
 
     def unread(self, result: SearchResult) -> list[str]:
         """What of the texts the model does not know or cuts off, a line each; none where it reads all."""
@@ -162,8 +198,10 @@ class SearchRequests:
         Raises:
             RequestError: there is no such image any more.
         """
-        hit = self._asked(session, answer, place)
-        session.result = self.gallery.similar(hit, self._checked_shown(shown), extra=session.own_images)
+        shown = self._checked_shown(shown)
+        with self._current_gallery():
+            hit = self._asked(session, answer, place)
+            session.result = self.gallery.similar(hit, shown, extra=session.own_images)
         return session.result
 
     def explain(self, session: Session, answer: int, place: int) -> tuple[str, SearchHit, Explanation | None]:
@@ -174,15 +212,24 @@ class SearchRequests:
         Raises:
             RequestError: there is no such image any more, or its file is gone.
         """
-        hit = self._asked(session, answer, place)
-        result = session.result
-        assert result is not None
-        text = result.texts[answer]
-        try:
-            return text, hit, None if result.similar_to is not None else self.gallery.explain(hit, text)
-        except GalleryError as error:
-            logger.warning("%s", error)
-            raise RequestError("The image's file cannot be read, so it cannot be explained.") from error
+        with self._current_gallery():
+            hit = self._asked(session, answer, place)
+            result = self._result(session)
+            text = result.texts[answer]
+            try:
+                return text, hit, None if result.similar_to is not None else self.gallery.explain(hit, text)
+            except GalleryError as error:
+                logger.warning("%s", error)
+                raise RequestError("The image's file cannot be read, so it cannot be explained.") from error
+
+    def result(self, session: Session) -> SearchResult:
+        """The session's result.
+
+        Raises:
+            RequestError: there is none any more, as where the gallery was changed since.
+        """
+        with self._current_gallery():
+            return self._result(session)
 
     def add_images(self, session: Session, files: Sequence[Path]) -> dict[str, str]:
         """Encodes a person's images into their session; returns, by name, why some were refused."""
@@ -193,14 +240,34 @@ class SearchRequests:
                 refused[file.name] = f"more than {self.limits.own_images} images"
                 continue
             try:
-                if file.stat().st_size > self.limits.upload_megabytes * 2**20:
-                    raise ValueError(f"{file}: larger than {self.limits.upload_megabytes} MB")
-                image = load_image(file)
+                image = self._load_upload(file)
             except (OSError, ValueError) as error:
                 refused[file.name] = str(error).removeprefix(f"{file}: ")
                 continue
-            session.own_images.append(self.gallery.encode_image(image, file.name, LARGE_EDGE))
+            with self._model:
+                encoded = self.gallery.encode_image(image, file.name, LARGE_EDGE)
+            session.own_images.append(encoded)
+        self._make_room(session)
         return refused
+
+    def _load_upload(self, file: Path) -> Image.Image:
+        if file.stat().st_size > self.limits.upload_megabytes * 2**20:
+            raise ValueError(f"{file}: larger than {self.limits.upload_megabytes} MB")
+        if file.read_bytes().count(START_OF_SCAN) > MOST_SCANS:
+            raise ValueError(f"{file}: more than {MOST_SCANS} scans")
+        return load_image(file, self.limits.upload_pixels)
+
+    def _make_room(self, session: Session) -> None:
+        """Forgets the images of who added some longest ago, where there are more than `KEPT_IMAGES`."""
+        holders = [other for other in (each() for each in self._holders) if other not in (None, session)]
+        holders.append(session)
+        self._holders = [weakref.ref(each) for each in holders if each]
+        kept = sum(len(each.own_images) for each in holders if each)
+        for each in holders[:-1]:
+            if kept <= KEPT_IMAGES or each is None:
+                return
+            kept -= len(each.own_images)
+            self.remove_images(each)
 
     def remove_images(self, session: Session) -> None:
         """Forgets a person's images and the result that shows them."""
@@ -255,7 +322,8 @@ class SearchRequests:
         return texts
 
     def _checked_shown(self, shown: int) -> int:
-        if not 1 <= shown <= self.limits.images_shown:
+        is_number = isinstance(shown, int | float) and math.isfinite(shown)
+        if not is_number or not 1 <= shown <= self.limits.images_shown:
             raise RequestError(f"Between 1 and {self.limits.images_shown} images can be shown.")
         return int(shown)
 
@@ -273,6 +341,36 @@ class SearchRequests:
         for number in (answer, place):
             if not isinstance(number, int) or number < 0:
                 raise RequestError("There is no such image in your result.")
-        if session.result is None or answer >= len(session.result) or place >= len(session.result[answer]):
+        result = self._result(session)
+        if answer >= len(result) or place >= len(result[answer]):
             raise RequestError("This result is gone: search again.")
-        return session.result[answer][place]
+        return result[answer][place]
+
+    def _result(self, session: Session) -> SearchResult:
+        if session.result is not None and session.opened != self._opened:
+            session.result = None
+            raise RequestError("The gallery was changed since: search again.")
+        if session.result is None:
+            raise RequestError("This result is gone: search again.")
+        return session.result
+
+    @contextmanager
+    def _current_gallery(self) -> Iterator[None]:
+        """Holds the model, and the gallery as it is on the disk now.
+
+        Raises:
+            RequestError: it cannot be searched as it is now; the log says why.
+        """
+        with self._model:
+            try:
+                if self.gallery.refresh():
+                    self._opened += 1
+                    self._card_of_row.cache_clear()
+                    self.labels = labels_of(self.gallery.ids, self._given_labels)
+                    logger.info("the gallery was changed: %d images now", len(self.gallery))
+                yield
+            except (FileNotFoundError, GalleryError) as error:
+                logger.error("%s", error)
+                raise RequestError(
+                    "The gallery cannot be searched as it is now. The server's log says why."
+                ) from error

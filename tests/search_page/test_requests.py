@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from tpas.data.challenge import Challenge, find_mistakes
@@ -19,7 +21,7 @@ from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.explanation import explain
 from tpas.search.gallery import Gallery
 from tpas.search.hits import SearchHit, SearchResult
-from tpas.search_page.exports import answer_file, csv_table
+from tpas.search_page.exports import answer_file, as_cell_text, csv_table
 from tpas.search_page.labels import ImageLabel, labels_of, read_labels
 from tpas.search_page.rendering import Renderer
 from tpas.search_page.requests import Limits, RequestError, SearchRequests, Session
@@ -147,7 +149,7 @@ def test_removed_images_are_gone(requests, pab, captions):
     requests.add_images(session, [pab / "test" / name for name in list(captions)[:3]])
     requests.search(session, ["a man"], where="own")
     requests.remove_images(session)
-    assert session == Session()
+    assert (session.own_images, session.result) == ([], None)
 
 
 def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_path):
@@ -279,9 +281,49 @@ def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(requests):
     assert rows[1][1] == """'-2+3+cmd|" /C calc"!A0"""
     assert rows[1][3] == """'@SUM(1,1)\n".jpg"""
     assert rows[1][-2:] == ["""'=HYPERLINK("http://example.org")""", "'+1"]
-    assert rows[2][3] == "'\t=1.jpg"
+    assert rows[2][3] == "'\t'=1.jpg"
     assert rows[3][3] == third.id
     assert float(rows[1][6]) == pytest.approx(first.match_logit, abs=1e-6)  # a number stays one
+
+
+UNSEEN = [
+    "",
+    " ",
+    "\t",
+    "\r",
+    "\n",
+    "\x00",
+    "\xa0",
+    "\xad",
+    "\u200b",
+    "\u2060",
+    "\u3000",
+    "\ufeff",
+    "\u3164",
+    "\u0300",
+]
+SIGNS = ["=", "+", "-", "@", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫", "⁼", "⁺", "⁻", "−"]
+FRAGMENTS = [*UNSEEN, *SIGNS, ";", ",", '"', "'", "1+1", "cmd|' /C calc'!A0", "A man", "\u2028"]
+
+
+@given(st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=3), max_size=8).map("".join))
+def test_no_text_begins_a_formula_in_any_cell(text):
+    """An oracle of its own: what separates, what is trimmed, what is folded, each as a list of characters."""
+    written = as_cell_text(text)
+    for cell in re.split(r"[;\t\r\n\v\f\x1c-\x1e\x85\u2028\u2029]", written):
+        seen = cell.strip("".join(UNSEEN) + " \u2000\u200c\u200d\u200e\u202f\u205f")
+        assert seen[:1] not in SIGNS, (text, written)
+    assert written[:1] not in ("\t", "\r", "\n")
+    added = iter(written)  # only apostrophes were added, and nothing was taken away
+    assert all(char in added for char in text)
+    assert written.replace("'", "") == text.replace("'", "")
+
+
+@pytest.mark.parametrize("sign", SIGNS)
+@pytest.mark.parametrize("unseen", UNSEEN)
+def test_a_sign_behind_what_is_not_seen_is_held(sign, unseen):
+    assert "'" in as_cell_text(f"{unseen}{sign}1+1")
+    assert as_cell_text(f"A man; {unseen}a coat{sign}") == f"A man; {unseen}a coat{sign}"
 
 
 def test_an_answer_file_is_one_that_the_challenge_takes(requests, pab, captions):
@@ -395,6 +437,92 @@ def test_what_is_not_understood_is_said_before_the_answers(requests, texts, line
     assert "understood" not in Renderer(requests).answers(session)
 
 
+@pytest.fixture
+def changing(model, processor, pab, captions, tmp_path):
+    """A service over a gallery of its own, and that gallery as another process opens it."""
+    names = list(captions)[:8]
+    images = [(name, pab / "test" / name) for name in names]
+    Gallery.build(model, processor, images, tmp_path / "gallery", thumbnail_size=64)
+    labels = {name: ImageLabel("anomaly" if name == names[0] else "normal") for name in names}
+    requests = SearchRequests(Gallery.open(tmp_path / "gallery", model, processor), labels)
+    return requests, Gallery.open(tmp_path / "gallery", model, processor), names
+
+
+def test_what_is_deleted_is_neither_found_nor_shown_by_who_runs(changing):
+    requests, other, names = changing
+    session = Session()
+    (before,) = requests.search(session, ["a man"], shown=8)
+    gone = before[0].id
+    assert requests.card(before[0])
+    Renderer(requests).answers(session)
+    other.delete([gone])
+    with pytest.raises(RequestError, match="changed since: search again"):
+        requests.explain(session, 0, 0)
+    for ask in (lambda: requests.similar(session, 0, 0), lambda: requests.result(session)):
+        with pytest.raises(RequestError, match="search again"):
+            ask()
+    (after,) = requests.search(session, ["a man"], shown=8)
+    assert set(found(after)) == set(names) - {gone}
+    assert [requests.label(hit).behaviour == "anomaly" for hit in after] == [
+        hit.id == names[0] for hit in after
+    ]
+    assert requests.result(session) == [after]  # and what did not change stays
+
+
+def test_a_gallery_that_is_gone_or_of_another_model_is_not_searched_as_before(changing, caplog):
+    requests, other, _ = changing
+    session = Session()
+    requests.search(session, ["a man"])
+    manifest = other.path / "gallery.json"
+    content = json.loads(manifest.read_text())
+    fingerprint = content["settings"]["model_fingerprint"]
+    for broken in ({"model_fingerprint": "0" * 16}, None):
+        text = json.dumps(content | {"settings": content["settings"] | broken}) if broken else "{"
+        manifest.write_text(text)
+        for ask in (lambda: requests.search(session, ["a man"]), lambda: requests.explain(session, 0, 0)):
+            caplog.clear()
+            with pytest.raises(RequestError, match="cannot be searched as it is now"):
+                ask()
+            (record,) = caplog.records
+            assert ("0" * 16 if broken else "gallery.json is damaged") in record.message
+    manifest.write_text(json.dumps(content))
+    assert fingerprint in manifest.read_text()
+    assert len(requests.search(session, ["a man"], shown=8)[0]) == 8
+
+
+def test_uploads_of_more_pixels_or_scans_than_a_page_takes_are_not_decoded(changing, tmp_path):
+    requests, _, _ = changing
+    large, deep, fine = (tmp_path / name for name in ("large.png", "deep.jpg", "fine.jpg"))
+    Image.new("1", (5_001, 5_000)).save(large)
+    Image.new("L", (64, 64)).save(fine, progressive=True)
+    content = fine.read_bytes()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    deep.write_bytes(content[:-2] + 200 * scan + content[-2:])
+    session = Session()
+    assert requests.add_images(session, [large, deep, fine]) == {
+        "large.png": "5001x5000 pixels are more than 25000000",
+        "deep.jpg": "more than 100 scans",
+    }
+    assert [image.id for image in session.own_images] == ["fine.jpg"]
+
+
+def test_images_of_all_sessions_together_are_bounded(changing, tmp_path, monkeypatch):
+    requests, _, _ = changing
+    monkeypatch.setattr("tpas.search_page.requests.KEPT_IMAGES", 3)
+    file = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(file)
+    first, second, third = Session(), Session(), Session()
+    for session, count in ((first, 1), (second, 2), (first, 1), (third, 1)):
+        requests.add_images(session, count * [file])
+    assert [len(session.own_images) for session in (first, second, third)] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("shown", [0, -3, 49, float("nan"), float("inf"), "12", None, 1e300])
+def test_a_number_of_images_that_no_slider_gives_is_refused(requests, shown):
+    with pytest.raises(RequestError, match="Between 1 and 48"):
+        requests.search(Session(), ["a man"], shown=shown)
+
+
 def test_a_single_image_has_no_neighbours(model, processor, pab, captions, tmp_path):
     (tmp_path / "images").mkdir()
     load_image(pab / "test" / next(iter(captions))).save(tmp_path / "images" / "one.png")
@@ -446,8 +574,8 @@ def test_labels_of_all_three_kinds_of_file(tmp_path):
     parts[0].parent.mkdir()
     for part, line in zip(parts, pab.read_text().splitlines(), strict=True):
         part.write_text(line)
-    for given in (parts[0].parent, parts[:2]):
-        assert read_labels(given) == expected
+    for where in (parts[0].parent, parts[:2]):
+        assert read_labels(where) == expected
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="no annotation file in it"):
         read_labels(tmp_path / "empty")
