@@ -20,17 +20,16 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import filelock
 from safetensors import SafetensorError
 
 from ..data.image_folders import GALLERY_FILES, GALLERY_SHARDS
-from ..data.whole_files import UNFINISHED, denial, write_json
+from ..data.whole_files import UNFINISHED, AlreadyHeldError, denial, held_alone, write_json
 
 FORMAT = 1
 MANIFEST, LOCK = GALLERY_FILES
@@ -170,29 +169,24 @@ def shard_number(name: str) -> int:
 
 @contextmanager
 def builder_lock(directory: Path) -> Iterator[None]:
-    """Holds the right to write into `directory`, which is made if need be.
-
-    The operating system gives the lock back when its process ends, however it ends.
+    """Holds the right to write into `directory`, which is made if need be; see [`held_alone`].
 
     Raises:
         GalleryError: another build holds it, or the directory cannot be written to.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise GalleryError(
-            f"another process is writing to the gallery {directory}: wait for its end"
-        ) from None
-    except OSError as error:
-        raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held_alone(directory / LOCK))
+        except AlreadyHeldError as held:
+            raise GalleryError(
+                f"another process is writing to the gallery {directory} ({held}): wait for its end"
+            ) from None
+        except OSError as error:
+            raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
         for leftover in directory.glob(f".*{UNFINISHED}"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
