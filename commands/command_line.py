@@ -51,8 +51,8 @@ from .flags import LenientCommand, flags_of, values_if_bare
 DONE, WRONG_USAGE, CHECK_FAILED, INTERRUPTED, OUTPUT_CLOSED = 0, 2, 3, 130, 141
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found mistakes, 130 interrupted, "
-    "141 nobody read the output, 143 ended by SIGTERM, 129 by SIGHUP. Errors are one line; `--debug` or TPAS_DEBUG=1 shows "
-    "their trace."
+    "141 nobody read the output, 143 ended by SIGTERM, 129 by SIGHUP. Errors are one line; `--debug` or "
+    "TPAS_DEBUG=1 shows their trace."
 )
 DEBUG_VARIABLE = "TPAS_DEBUG"
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -14,6 +14,7 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any
 
 UNFINISHED = ".partial"  # how names end of what is being written
 WRITER = "writer.lock"  # in such a folder, held by who writes it
+A_DAY = 24 * 60 * 60.0  # seconds
 
 
 class AlreadyHeldError(RuntimeError):
@@ -148,7 +150,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         durable: also leave nothing in the system's memory alone, where a power cut would lose it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path.parent, glob.escape(path.name))
     begun = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".begun"))
     folder = begun.with_suffix(UNFINISHED)
     try:
@@ -162,11 +164,17 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Removes what killed processes left unfinished of `path`. Without a lock in it, it may be in use."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
-        if (left / WRITER).is_file():
-            with suppress(AlreadyHeldError, OSError), held_alone(left / WRITER):
+def remove_abandoned(folder: Path, pattern: str = "*") -> None:
+    """Removes what killed processes left unfinished in a folder, of the names that match `pattern`.
+
+    What a living process writes is locked. Early versions did not lock it: theirs goes when it is a day old.
+    """
+    for left in folder.glob(f".{pattern}.*{UNFINISHED}"):
+        with suppress(AlreadyHeldError, OSError):
+            if (left / WRITER).is_file():
+                with held_alone(left / WRITER):
+                    shutil.rmtree(left, ignore_errors=True)
+            elif left.stat().st_mtime < time.time() - A_DAY:
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -18,7 +18,6 @@ who opened the old one goes on reading the shards that it names.
 import errno
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -29,7 +28,7 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from ..data.image_folders import GALLERY_FILES, GALLERY_SHARDS
-from ..data.whole_files import UNFINISHED, AlreadyHeldError, denial, held_alone, write_json
+from ..data.whole_files import AlreadyHeldError, denial, held_alone, remove_abandoned, write_json
 
 FORMAT = 1
 MANIFEST, LOCK = GALLERY_FILES
@@ -47,6 +46,10 @@ IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS = (
 
 class GalleryError(RuntimeError):
     """A gallery that cannot be used as asked; the message says why, and the way out."""
+
+
+class GalleryChangedError(GalleryError):
+    """Another process deleted from the gallery, or replaced it, since it was opened."""
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,7 @@ def builder_lock(directory: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
-        for leftover in directory.glob(f".*{UNFINISHED}"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+        remove_abandoned(directory)
         yield
 
 

@@ -62,8 +62,8 @@ class StoredGallery(GalleryFiles):
         GalleryError: it is not finished, damaged, or has more shards than the system maps.
     """
 
-    def __init__(self, directory: str | Path):
-        super().__init__(directory)
+    def _open(self) -> None:
+        super()._open()
         types = {"embeddings": torch.float32, "id_hashes": torch.int64}
         if self.settings.tokens is not None:
             types["token_checksums"] = torch.int64
@@ -240,7 +240,10 @@ class StoredGallery(GalleryFiles):
     def _read_records(self, number: int) -> list[Record]:
         shard = self.shards[number]
         self._check_content(shard, IMAGES)
-        return json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
+        try:
+            return json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
+        except (OSError, ValueError, KeyError) as error:
+            raise self._damaged(shard, IMAGES, repr(error)) from error
 
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:
