@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.whole_files import content_of, denial, replacing
+from ..data.whole_files import UNFINISHED, content_of, denial, replacing
 from ..reranking.ranked_lists import tie_key
 from .manifest import (
     EMBEDDINGS,
@@ -25,7 +25,6 @@ from .manifest import (
     SHARDS,
     THUMBNAILS,
     TOKENS,
-    UNFINISHED,
     GalleryError,
     GallerySettings,
     shard_number,
