@@ -7,6 +7,7 @@ Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which onl
 next one that writes `path` removes it.
 """
 
+import errno
 import glob
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any
 
 UNFINISHED = ".partial"  # how names end of what is being written
 WRITER = "writer.lock"  # in such a folder, held by who writes it
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 A_DAY = 24 * 60 * 60.0  # seconds
 
 
@@ -154,7 +156,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     begun = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".begun"))
     folder = begun.with_suffix(UNFINISHED)
     try:
-        with held_alone(begun / WRITER):
+        with naming_full_disk(path), held_alone(begun / WRITER):
             begun.rename(folder)  # locked before it has the name under which others look for what is left
             unfinished = folder / path.name
             yield unfinished
@@ -162,6 +164,21 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     finally:
         for left in (begun, folder):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Lets an error of a full disk, a quota or a limit say what was being written: libraries' do not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            error.filename = str(path)
+        raise
+    except Exception as error:  # of safetensors
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
 
 
 def remove_abandoned(folder: Path, pattern: str = "*") -> None:
