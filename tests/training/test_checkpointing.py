@@ -134,6 +134,24 @@ def test_a_signal_saves_and_ends(small_pab, start, tmp_path, whole, number, code
     assert_same_run(whole, tmp_path / "run")
 
 
+class StoppedWhileSaving(WatchedRun):
+    def save_checkpoint(self):
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().save_checkpoint()
+
+
+def test_a_signal_while_a_checkpoint_is_written_leaves_it_whole(small_pab, start, tmp_path, whole):
+    arguments = flags(small_pab, start, tmp_path / "run")
+    with pytest.raises(SystemExit, match="143"):
+        StoppedWhileSaving(arguments, lambda run, losses: None).train()
+    found = find_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in found] == ["step_00000002", "step_00000003"]
+    check_whole(found[0])
+    train([*arguments, "--resume_from_checkpoint", "last"])
+    assert_same_run(whole, tmp_path / "run")
+
+
 def test_a_second_ctrl_c_ends_a_run_at_once(small_pab, start, tmp_path):
     run = stopped_after(1, flags(small_pab, start, tmp_path / "run"), signal.SIGINT)
     run.stop.one_press = -1.0
