@@ -78,7 +78,7 @@ def alone_in(accelerator: Accelerator, lock_file: Path, patience: float = PATIEN
     """Holds the right to write a run's folder, for all processes of the run; see [`held_alone`].
 
     Args:
-        lock_file: its folder is made if need be.
+        lock_file: is there as long as it is held; its folder is made if need be.
         patience: seconds to wait for another run to end.
 
     Raises:
@@ -103,6 +103,8 @@ def alone_in(accelerator: Accelerator, lock_file: Path, patience: float = PATIEN
 
     with ExitStack() as stack:
         of_main_process(accelerator, hold)
+        if accelerator.is_main_process:  # goes while it is held: who waits for it notices
+            stack.callback(lock_file.unlink, missing_ok=True)
         yield
 
 
