@@ -6,8 +6,9 @@
 The output directory receives `best/` (highest Recall@1 on the validation split, before SCA) and `last/`, each
 a model with its processor (with `--lora_rank` the adapter alone); `training_log.jsonl`, an object for each
 logged step and evaluation; `training_arguments.json`; the tracker's files; and `checkpoints/`, from which
-a run that was stopped goes on with `--resume_from_checkpoint last` as if it had not been. SIGTERM writes a
-checkpoint and ends the run. With `--seeds` there is such a folder for each seed, and `seeds.json` over all.
+a run that was stopped goes on with `--resume_from_checkpoint last` as if it had not been. SIGTERM, Ctrl-C, a
+closed terminal and the end of its launcher end a run after the step it is in, with a checkpoint. With
+`--seeds` there is such a folder for each seed, and `seeds.json` over all.
 """
 
 # pyright: reportMissingImports=false

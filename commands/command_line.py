@@ -26,8 +26,10 @@ import logging
 import os
 import platform
 import re
+import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -49,13 +51,15 @@ from .flags import LenientCommand, flags_of, values_if_bare
 DONE, WRONG_USAGE, CHECK_FAILED, INTERRUPTED, OUTPUT_CLOSED = 0, 2, 3, 130, 141
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found mistakes, 130 interrupted, "
-    "141 nobody read the output, 143 ended by SIGTERM. Errors are one line; `--debug` or TPAS_DEBUG=1 shows "
-    "their trace."
+    "141 nobody read the output, 143 ended by SIGTERM, 129 by SIGHUP. Errors are one line; `--debug` or "
+    "TPAS_DEBUG=1 shows their trace."
 )
 DEBUG_VARIABLE = "TPAS_DEBUG"
 PACKAGE = Path(__file__).resolve().parents[1]
 IN_A_REPORT = ("torch", "transformers", "numpy", "typer")  # whose versions it names, where they are loaded
 IN_A_WORKER = "Original Traceback"  # what torch writes into the message of an error there
+# What `accelerate launch` and torch's launcher tell the processes that they start.
+LAUNCHERS_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
 HEAD_START = 10.0  # seconds, in which a launcher notices that a process has ended
 
 
@@ -128,6 +132,8 @@ class CommandLine(typer.Typer):
             SystemExit: it failed, or a check found mistakes.
         """
         words = list(sys.argv[1:] if argv is None else argv)
+        if any(name in os.environ for name in LAUNCHERS_VARIABLES):
+            _end_with_the_launcher()
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -281,6 +287,20 @@ def _one_line_errors(path: str, debug: bool, context: typer.Context | None = Non
             raise
         _let_the_main_process_report_first()
         raise SystemExit(f"{path}: {_explained(error)}") from error
+
+
+def _end_with_the_launcher() -> None:
+    """Sends this process a SIGTERM when its parent has ended.
+
+    `accelerate launch` waits for one process without passing signals on: a SIGTERM ends the launcher alone.
+    """
+
+    def watch(launcher: int) -> None:
+        while os.getppid() == launcher:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, args=(os.getppid(),), name="launcher", daemon=True).start()
 
 
 def _write_no_more() -> None:

@@ -42,6 +42,7 @@ from ..objectives import (
 )
 from ..processing_tpas import TPASProcessor
 from ..training.masked_language_modelling import MaskedLanguageModelling
+from ..training.run_folder import alone_in
 from .command_line import CommandLine, CommandResult
 
 IMAGE_SIZE = 96
@@ -310,12 +311,13 @@ def pretrain_start(arguments: PretrainingArguments) -> CommandResult:
         raise FileExistsError(f"{output} exists: remove it or choose another --output_dir")
     accelerator.wait_for_everyone()  # all have looked before the first one writes
     unfinished = output.with_name(f".{output.name}{UNFINISHED}")  # of all processes
-    if accelerator.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-    pretrain(arguments, accelerator, unfinished)
-    if accelerator.is_main_process:
-        put_in_place(unfinished, output)
+    with alone_in(accelerator, output.with_name(f".{output.name}.lock"), patience=0):
+        if accelerator.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+            unfinished.mkdir()
+        pretrain(arguments, accelerator, unfinished)
+        if accelerator.is_main_process:
+            put_in_place(unfinished, output)
     accelerator.end_training()
     return CommandResult({"output_dir": str(output)}, f"{output}: made in {arguments.steps:,} steps")
 

@@ -3,7 +3,8 @@
     with replacing(path) as unfinished:
         unfinished.write_bytes(content)
 
-Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which only a killed process leaves.
+Until then they lie beside, in a hidden folder `.NAME.RANDOM.partial`, which only a killed process leaves; the
+next one that writes `path` removes it.
 """
 
 import errno
@@ -13,9 +14,11 @@ import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,47 @@ NO_ROOM = re.compile(
     r"No space left|File too large|os error (28|27)\b|requested and \d+ written|failed writing file"
 )
 UNFINISHED = ".partial"  # how names end of what is being written
+WRITER = "writer.lock"  # in such a folder, held by who writes it
+A_DAY = 24 * 60 * 60.0  # seconds
+
+
+class AlreadyHeldError(RuntimeError):
+    """Another living process holds the lock; the message says which: "process 4711 on HOST"."""
+
+
+@contextmanager
+def held_alone(lock_file: Path, wait: float = 0.0) -> Iterator[None]:
+    """Holds a lock that the operating system gives back when its process ends, however it ends.
+
+    Args:
+        lock_file: made if need be, in a folder that is there; it stays.
+        wait: seconds to wait for the process that holds it.
+
+    Raises:
+        AlreadyHeldError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    import filelock  # not for every command that imports this file
+
+    lock = filelock.FileLock(lock_file)
+    try:
+        lock.acquire(timeout=wait)
+    except filelock.Timeout:
+        raise AlreadyHeldError(holder_of(lock_file)) from None
+    try:
+        if not isinstance(lock, filelock.SoftFileLock):  # which writes as much itself
+            lock_file.write_text(f"process {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def holder_of(lock_file: Path) -> str:
+    """What the process that holds a lock wrote into it: "process 4711 on HOST"."""
+    try:
+        return lock_file.read_text(encoding="utf-8", errors="replace").strip()[:200] or "another process"
+    except OSError:
+        return "another process"
 
 
 def check_place(path: Path) -> None:
@@ -47,6 +91,15 @@ def file_checksum(path: Path) -> str:
     """32 hexadecimal digits that stand for a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def content_of(folder: Path) -> dict[str, dict[str, int | str]]:
+    """The length in bytes and the checksum of every file below a folder, by its path in it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "blake2b": file_checksum(path)}
+        for path in files
+    }
 
 
 def is_denied(path: Path) -> bool:
@@ -97,20 +150,39 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
 def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yields a free path, of this call alone; the file or folder made there then takes the place of `path`.
 
-    If that fails, nothing is left of it, and what was there is untouched. Makes the folder of `path`.
+    If that fails, nothing is left of it, and what was there is untouched. Makes the folder of `path`, and
+    removes from it what killed processes left unfinished of `path`; what a living one writes is locked.
 
     Args:
         durable: also leave nothing in the system's memory alone, where a power cut would lose it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    name = {"prefix": f".{path.name}.", "suffix": UNFINISHED}
-    with (
-        explained_full_disk(path),
-        tempfile.TemporaryDirectory(dir=path.parent, ignore_cleanup_errors=True, **name) as folder,
-    ):
-        unfinished = Path(folder) / path.name
-        yield unfinished
-        put_in_place(unfinished, path, durable=durable)
+    remove_abandoned(path.parent, glob.escape(path.name))
+    begun = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".begun"))
+    folder = begun.with_suffix(UNFINISHED)
+    try:
+        with explained_full_disk(path), held_alone(begun / WRITER):
+            begun.rename(folder)  # locked before it has the name under which others look for what is left
+            unfinished = folder / path.name
+            yield unfinished
+            put_in_place(unfinished, path, durable=durable)
+    finally:
+        for left in (begun, folder):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, pattern: str = "*") -> None:
+    """Removes what killed processes left unfinished in a folder, of the names that match `pattern`.
+
+    What a living process writes is locked. Early versions did not lock it: theirs goes when it is a day old.
+    """
+    for left in folder.glob(f".{pattern}.*{UNFINISHED}"):
+        with suppress(AlreadyHeldError, OSError):
+            if (left / WRITER).is_file():
+                with held_alone(left / WRITER):
+                    shutil.rmtree(left, ignore_errors=True)
+            elif left.stat().st_mtime < time.time() - A_DAY:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

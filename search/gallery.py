@@ -5,11 +5,11 @@
 
 import io
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
 
 import torch
 from PIL import Image
@@ -41,7 +41,7 @@ from .explanation import Explanation, explain, explain_tokens
 from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, open_index, write_index
-from .manifest import GalleryError, GallerySettings
+from .manifest import GalleryChangedError, GalleryError, GallerySettings
 from .ranking import DEFAULT_SHORTLIST, reorder, replace_head
 from .selection import Selection
 from .shards import jpeg_thumbnail
@@ -54,6 +54,26 @@ logger = logging.getLogger(__name__)
 
 TEXTS_AT_ONCE = 4096  # whose hidden states are in memory together: some 2 GB at full size
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
+
+
+Search = TypeVar("Search", bound=Callable[..., SearchResult])
+
+
+def _again_where_it_was_changed(search: Search) -> Search:
+    """Opens the gallery again, once, where a deletion has come between; not for rows of what it was."""
+
+    @wraps(search)
+    def searched(gallery: "Gallery", texts: Iterable[str], *arguments: Any, **settings: Any) -> SearchResult:
+        texts = _listed(texts)
+        try:
+            return search(gallery, texts, *arguments, **settings)
+        except GalleryChangedError:
+            if settings.get("rows") is not None:
+                raise
+            gallery._reopen(StoredGallery(gallery.path))
+            return search(gallery, texts, *arguments, **settings)
+
+    return cast(Search, searched)
 
 
 class Gallery:
@@ -320,6 +340,7 @@ class Gallery:
             queries = self._encode(texts).embeds
         return write_index(index, self.stored, queries)
 
+    @_again_where_it_was_changed
     def search(
         self,
         texts: Iterable[str],
@@ -337,6 +358,8 @@ class Gallery:
         texts_at_once: int = TEXTS_AT_ONCE,
     ) -> SearchResult:
         """The best images for each text, best first.
+
+        Where another process has deleted images since the gallery was opened, it is opened again, once.
 
         Args:
             texts: any iterable of strings; one string is refused.

@@ -11,10 +11,13 @@ from .manifest import (
     FAISS_INDEX,
     MANIFEST,
     SHARDS,
+    GalleryChangedError,
     GalleryError,
     GallerySettings,
     read_manifest,
 )
+
+OPENINGS = 5  # times that a gallery is read anew which others change meanwhile
 
 
 class GalleryFiles:
@@ -34,6 +37,15 @@ class GalleryFiles:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
+        for left in reversed(range(OPENINGS)):  # a deletion may come between the manifest and the shards
+            try:
+                self._open()
+                return
+            except GalleryChangedError:
+                if not left:
+                    raise
+
+    def _open(self) -> None:
         self.file_state = self.current_file_state()  # before it is read: a later one is then noticed
         manifest = read_manifest(self.directory)
         if manifest is None:
@@ -88,7 +100,9 @@ class GalleryFiles:
         """Raises GalleryError if the gallery was appended to, or deleted from, since it was opened."""
         now = read_manifest(self.directory)
         if now is None or [shard["name"] for shard in now["shards"]] != [s["name"] for s in self.shards]:
-            raise GalleryError(f"the gallery {self.directory} was changed since it was opened: open it again")
+            raise GalleryChangedError(
+                f"the gallery {self.directory} was changed since it was opened: open it again"
+            )
 
     def verify(self) -> None:
         """Reads every file and compares its checksum.
@@ -125,8 +139,10 @@ class GalleryFiles:
             return GalleryError(f"the gallery {denial(self.directory)}")
         # A deletion replaces shards under a gallery that was opened before.
         now = read_manifest(self.directory)
-        if now is not None and shard["name"] not in {listed["name"] for listed in now["shards"]}:
-            return GalleryError(f"images of the gallery {self.directory} were deleted: open it again")
+        if now is None or now["name"] != self.manifest["name"]:
+            return GalleryChangedError(f"the gallery {self.directory} was replaced: open it again")
+        if shard["name"] not in {listed["name"] for listed in now["shards"]}:
+            return GalleryChangedError(f"images of the gallery {self.directory} were deleted: open it again")
         return GalleryError(
             f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
         )

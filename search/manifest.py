@@ -19,19 +19,17 @@ who opened the old one goes on reading the shards that it names.
 import errno
 import json
 import re
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import filelock
 from safetensors import SafetensorError
 
 from ..data.image_folders import GALLERY_FILES, GALLERY_SHARDS
-from ..data.whole_files import UNFINISHED, denial, write_json
+from ..data.whole_files import AlreadyHeldError, denial, held_alone, remove_abandoned, write_json
 from ..models.model_source import ModelSource
 
 FORMAT = 1
@@ -50,6 +48,10 @@ IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS = (
 
 class GalleryError(RuntimeError):
     """A gallery that cannot be used as asked; the message says why, and the way out."""
+
+
+class GalleryChangedError(GalleryError):
+    """Another process deleted from the gallery, or replaced it, since it was opened."""
 
 
 @dataclass(frozen=True)
@@ -200,29 +202,23 @@ def shard_number(name: str) -> int:
 
 @contextmanager
 def builder_lock(directory: Path) -> Iterator[None]:
-    """Holds the right to write into `directory`, which is made if need be.
-
-    The operating system gives the lock back when its process ends, however it ends.
+    """Holds the right to write into `directory`, which is made if need be; see [`held_alone`].
 
     Raises:
         GalleryError: another build holds it, or the directory cannot be written to.
     """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(directory / LOCK, timeout=0)
-        lock.acquire()
-    except filelock.Timeout:
-        raise GalleryError(
-            f"another process is writing to the gallery {directory}: wait for its end"
-        ) from None
-    except OSError as error:
-        raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
-    try:
-        for leftover in directory.glob(f".*{UNFINISHED}"):  # of a process that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held_alone(directory / LOCK))
+        except AlreadyHeldError as held:
+            raise GalleryError(
+                f"another process is writing to the gallery {directory} ({held}): wait for its end"
+            ) from None
+        except OSError as error:
+            raise GalleryError(f"the gallery {directory} cannot be written to ({error})") from error
+        remove_abandoned(directory)
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

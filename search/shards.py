@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.whole_files import denial, file_checksum, replacing
+from ..data.whole_files import UNFINISHED, content_of, denial, replacing
 from ..reranking.ranked_lists import tie_key
 from .manifest import (
     EMBEDDINGS,
@@ -25,7 +25,6 @@ from .manifest import (
     SHARDS,
     THUMBNAILS,
     TOKENS,
-    UNFINISHED,
     GalleryError,
     GallerySettings,
     shard_number,
@@ -101,11 +100,7 @@ def write_shard(
                     # A fixed date, so that equal images make equal files.
                     assert row.thumbnail is not None, "the settings say that thumbnails are kept"
                     archive.writestr(zipfile.ZipInfo(f"{number}.jpg"), row.thumbnail)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "blake2b": file_checksum(path)}
-            for path in sorted(partial.iterdir())
-        }
-        content = {"settings": settings.to_json(), "rows": len(rows), "files": files}
+        content = {"settings": settings.to_json(), "rows": len(rows), "files": content_of(partial)}
         (partial / SHARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

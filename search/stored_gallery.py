@@ -64,8 +64,8 @@ class StoredGallery(GalleryFiles):
         GalleryError: it is not finished, damaged, or has more shards than the system maps.
     """
 
-    def __init__(self, directory: str | Path):
-        super().__init__(directory)
+    def _open(self) -> None:
+        super()._open()
         types = {"embeddings": torch.float32, "id_hashes": torch.int64}
         if self.settings.tokens is not None:
             types["token_checksums"] = torch.int64
@@ -260,7 +260,7 @@ class StoredGallery(GalleryFiles):
         try:
             records = json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
             _check_records(records, shard["rows"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(shard, IMAGES, repr(error)) from error
         return records
 

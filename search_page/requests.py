@@ -158,7 +158,7 @@ class SearchRequests:
         where: Where,
         behaviour: str | None,
         scene: str | None,
-        rerank: bool,
+        rerank: bool | None,
         sca: bool,
     ) -> SearchResult:
         if where not in get_args(Where):

@@ -1,28 +1,38 @@
 """Checkpoints of a training run: all that it takes to go on as if the run had never been stopped.
 
 `output_dir/checkpoints/step_00000120/` holds what `accelerate` saves (weights, optimizer, schedule, random
-states of every process) and `progress.json`. It is written beside and renamed, so a checkpoint of that name
-is whole, whenever the run was killed.
+states of every process), `progress.json` and `checksums.json`, the length and checksum of each of them. It is
+written beside, synced to the disk and renamed, so a checkpoint of that name is whole, whenever the run was
+killed or the power cut; what damages it later is named.
 """
 
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from accelerate.utils.other import load as load_data
+from safetensors import SafetensorError, safe_open
 
-from ..data.whole_files import UNFINISHED, put_in_place
+from ..data.whole_files import (
+    UNFINISHED,
+    check_readable,
+    content_of,
+    file_checksum,
+    put_in_place,
+)
 
 logger = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
+CHECKSUMS = "checksums.json"
 WRITING_FAILED = (OSError, RuntimeError, SafetensorError)  # torch and safetensors have errors of their own
 RENAMED_SETTINGS = {"counterparts": "hard_negatives"}  # as earlier versions wrote them
 # What may change when a run goes on, because nothing of it reaches the weights, ...
@@ -49,6 +59,10 @@ PLACES = {
     "start_fingerprint": ("model_name_or_path", "config_name", "revision"),
 }
 CHECKPOINT_NAME = re.compile(r"step_(\d{8,})")
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is not as it was written; the message names the file."""
 
 
 @dataclass
@@ -86,9 +100,9 @@ class Progress:
 
 
 def find_checkpoints(directory: Path) -> list[Path]:
-    """The whole checkpoints in a folder, oldest first."""
+    """The checkpoints in a folder, oldest first. They were whole when they got their names."""
     found = [path for path in directory.glob("step_*") if CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted((path for path in found if (path / PROGRESS).is_file()), key=step_of)
+    return sorted(found, key=step_of)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -126,9 +140,11 @@ def save_checkpoint(
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             save_more(partial)
-            content = {"progress": asdict(progress), "settings": settings}
+            content = {"progress": asdict(progress), "settings": settings, "checksums": CHECKSUMS}
             (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            put_in_place(partial, target)
+            checksums = json.dumps(content_of(partial), indent=1)
+            (partial / CHECKSUMS).write_text(checksums + "\n", encoding="utf-8")
+            put_in_place(partial, target, durable=True)
     except WRITING_FAILED as error:
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(directory)
@@ -193,17 +209,68 @@ def _is_same_place(one: str | None, other: str | None) -> bool:
     return one == other or bool(one and other and Path(one).resolve() == Path(other).resolve())
 
 
+def check_whole(checkpoint: Path) -> None:
+    """Reads every file of a checkpoint and compares its checksum.
+
+    A checkpoint of an earlier version has none: of it the files are read as far as that shows damage, and
+    nothing of their content is run.
+
+    Raises:
+        FileNotFoundError: it is no checkpoint.
+        DamagedCheckpointError: naming the first file that is not as it was written.
+        PermissionError: this user may not read it, with the way out.
+    """
+    check_readable(checkpoint)
+    is_one = checkpoint.is_dir() and CHECKPOINT_NAME.fullmatch(checkpoint.name)
+    if not is_one and not (checkpoint / PROGRESS).is_file():
+        raise FileNotFoundError(f"{checkpoint} is no checkpoint: there is no {PROGRESS} in it")
+    with _naming_damage(checkpoint / PROGRESS):
+        content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+        processes = content["settings"].get("num_processes", 1)
+        Progress(**content["progress"])
+    if not (checkpoint / CHECKSUMS).is_file() and "checksums" not in content:
+        for number in range(processes):
+            with _naming_damage(file := checkpoint / f"random_states_{number}.pkl"):
+                load_data(file, map_location="cpu")  # accelerate passes over one that it cannot read
+        for file in sorted(checkpoint.rglob("*")):
+            with _naming_damage(file):
+                if file.suffix == ".safetensors":
+                    safe_open(file, "pt").__enter__()
+                elif file.suffix == ".bin":
+                    load_data(file, map_location="cpu")
+        return
+    with _naming_damage(checkpoint / CHECKSUMS):
+        expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
+        names = sorted(expected)
+    for name in names:
+        with _naming_damage(checkpoint / name):
+            length = (checkpoint / name).stat().st_size
+            if length != expected[name]["bytes"]:
+                raise ValueError(f"it has {length} bytes instead of {expected[name]['bytes']}")
+            if file_checksum(checkpoint / name) != expected[name]["blake2b"]:
+                raise ValueError(f"its checksum differs from that in {CHECKSUMS}")
+
+
+@contextmanager
+def _naming_damage(file: Path) -> Iterator[None]:
+    """Calls what goes wrong inside a damage of this file: from broken data torch raises almost anything."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DamagedCheckpointError(f"{file} is missing") from error
+    except Exception as error:
+        raise DamagedCheckpointError(f"{file} is damaged ({str(error) or type(error).__name__})") from error
+
+
 def read_progress(checkpoint: Path, settings: dict[str, Any]) -> Progress:
     """The progress of a checkpoint.
 
     Raises:
-        FileNotFoundError: it is none.
+        FileNotFoundError, DamagedCheckpointError, PermissionError: see [`check_whole`].
         ValueError: its run had other settings, which are named, or is further than it is to go.
     """
-    path = checkpoint / PROGRESS
-    if not path.is_file():
-        raise FileNotFoundError(f"{checkpoint} is no checkpoint: there is no {PROGRESS} in it")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    check_whole(checkpoint)
+    content = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
     if changed := changed_settings(content["settings"], settings):
         raise ValueError(
             f"{checkpoint} is of a run with other settings: {', '.join(changed)}. Give these again to go on "

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -44,14 +45,24 @@ from .gradient_cache import average_gradients, backward_in_chunks
 from .log import Clock, LossMeans, TrainingLog, peak_memory, start_tracker
 from .objective import FineTuningObjective, network_of
 from .optimizer import LearningRates, build_optimizer, describe_groups
-from .run_folder import SUBSET_FILE, earlier_run, find_progress, recover_models, save_model
+from .run_folder import (
+    LOCK,
+    PATIENCE,
+    SUBSET_FILE,
+    alone_in,
+    earlier_run,
+    find_progress,
+    of_main_process,
+    recover_models,
+    save_model,
+)
 from .start import build_objective, load_start, new_names, refuse_with_fsdp, start_fingerprint
 
 logger = logging.getLogger(__name__)
 
 # Recall@1 of fewer queries is so uncertain (at 50 % by 14 points) that it cannot tell epochs from each other.
 FEWEST_QUERIES = 50
-ENDED_BY_SIGTERM = 143
+ENDED_BY_SIGNAL = 128  # and its number: 143 by SIGTERM
 
 
 class Run:
@@ -72,6 +83,7 @@ class Run:
         sizes: how many pairs, steps and parameters there are.
         settings: all that the run is made with. A checkpoint is refused where one that counts has changed.
         progress: where the run is.
+        patience: seconds to wait for another run in the same folder.
         means: of the losses since the last line of `log`.
         skipped: the messages about unreadable images.
     """
@@ -143,7 +155,7 @@ class Run:
         precision = {"mixed_precision": accelerator.mixed_precision}
         name = {"dataset_name": arguments.dataset_name or dataset_name(Path(arguments.data_root))}
         self.settings = asdict(arguments) | name | self.sizes | precision | identity
-        self.progress = Progress()
+        self.progress, self.patience = Progress(), PATIENCE
         self.log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator)
         self.means = LossMeans(accelerator, self.plain_objective.loss_names)
         self.skipped: set[str] = set()
@@ -175,13 +187,24 @@ class Run:
         """Does the whole run, or what is left of it.
 
         Raises:
-            SystemExit: after a SIGTERM, with a checkpoint written.
+            SystemExit: after a SIGTERM, SIGHUP or SIGINT, with a checkpoint written.
+            RuntimeError: another run writes to the folder.
             FloatingPointError: a loss or weight is no finite number any more.
         """
         # All that can be refused has been, and every process has looked for an earlier run by now.
         self.accelerator.wait_for_everyone()
+        if not self.output_dir.exists():
+            self.find_progress()  # which may refuse, and leaves no folder behind
+        with alone_in(self.accelerator, self.output_dir / LOCK, self.patience):
+            self.train_alone()
+
+    def train_alone(self) -> None:
+        """See `train`. The folder is this run's alone."""
         if self.arguments.resume_from_checkpoint is not None:
-            self.resume(self.arguments.resume_from_checkpoint)
+            self.resume()
+        else:  # there may be one by now
+            again = self.output_dir, self.arguments.overwrite_output_dir
+            self.earlier = of_main_process(self.accelerator, lambda: earlier_run(*again))
         self.accelerator.wait_for_everyone()
         self.open_folder()
         self.clock = Clock(self.progress.step, self.total_steps)
@@ -207,9 +230,17 @@ class Run:
     def stopped_early(self) -> bool:
         return 0 < self.arguments.early_stopping_patience <= self.progress.evaluations_since_best
 
-    def resume(self, resume_from: str) -> None:
+    def find_progress(self) -> tuple[Path | None, Progress]:
+        """The checkpoint to go on from, if any, and how far it is."""
+        resume_from = self.arguments.resume_from_checkpoint
+        if resume_from is None:
+            return None, Progress()
+        place = resume_from, self.output_dir, self.settings
+        return of_main_process(self.accelerator, lambda: find_progress(*place))
+
+    def resume(self) -> None:
         """Brings everything to where it was at a checkpoint, every random state included."""
-        checkpoint, self.progress = find_progress(resume_from, self.output_dir, self.settings)
+        checkpoint, self.progress = self.find_progress()
         if checkpoint is not None:
             self.progress.restore_generator(self.generator)
             self.accelerator.load_state(str(checkpoint))
@@ -329,13 +360,14 @@ class Run:
         self.bar.update()
         if self.progress.step % self.arguments.log_every == 0 or self.complete:
             self.log_step(learning_rate)
-        stopping = self.stop.came()
+        stopping = self.stop.came()  # the number of a signal, or 0
         if stopping or self.checkpoint_is_due():
             self.save_checkpoint()
         if stopping:
-            logger.info("SIGTERM: stopped after step %d of %d", self.progress.step, self.total_steps)
+            name, step = signal.Signals(stopping).name, self.progress.step
+            logger.info("%s: stopped after step %d of %d", name, step, self.total_steps)
             self.accelerator.end_training()
-            raise SystemExit(ENDED_BY_SIGTERM)
+            raise SystemExit(ENDED_BY_SIGNAL + stopping)
 
     def log_step(self, learning_rate: float) -> None:
         """A line with the mean losses since the last one. Every process must call it."""
@@ -479,28 +511,42 @@ class Run:
 
 
 class StopSignal:
-    """Notes a SIGTERM, so that the run can end after the step it is in."""
+    """Notes a SIGTERM, SIGHUP (a closed terminal) or SIGINT (Ctrl-C), so that the run can end after its step.
+
+    What the process was told to ignore, as by `nohup`, it goes on ignoring. A second Ctrl-C ends it at once.
+    """
+
+    # A launcher passes on what its processes have had from the terminal already.
+    one_press = 2.0  # seconds
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.noted = False
+        self.noted, self.noted_at = 0, 0.0
+        self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignal":
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self.before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        while self.before:
+            signal.signal(*self.before.popitem())
 
     def _note(self, number: int, frame: Any) -> None:
-        self.noted = True
+        now = time.monotonic()
+        if not self.noted:
+            self.noted, self.noted_at = number, now
+        elif number == self.noted == signal.SIGINT and now > self.noted_at + self.one_press:
+            raise KeyboardInterrupt
 
-    def came(self) -> bool:
-        """Whether it came to any process; every process must ask."""
+    def came(self) -> int:
+        """The number of the signal that came to any process, or 0; every process must ask."""
         if self.accelerator.num_processes == 1:
             return self.noted
-        noted = torch.tensor(float(self.noted), device=self.accelerator.device)
-        return cast(Tensor, self.accelerator.reduce(noted)).item() > 0
+        noted = torch.tensor([self.noted], device=self.accelerator.device)
+        return int(cast(Tensor, self.accelerator.gather(noted)).max())
 
 
 def start_accelerator(arguments: FineTuningArguments) -> Accelerator:

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ..data.whole_files import explained_full_disk
 from .arguments import FineTuningArguments
 from .data import stable_number
 
@@ -66,7 +67,7 @@ class TrainingLog:
 
     def _append(self, entry: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
-            with self.path.open("a", encoding="utf-8") as file:
+            with explained_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
 

@@ -1,16 +1,35 @@
 """The folder that a run writes: what it may hold, and models that are replaced whole."""
 
 import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from ..data.whole_files import recover, replacing
+from ..data.whole_files import AlreadyHeldError, held_alone, recover, replacing
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from ..models.lora import keep_base
-from .checkpointing import WRITING_FAILED, Progress, changed_settings, find_checkpoints, read_progress
+from .checkpointing import (
+    WRITING_FAILED,
+    DamagedCheckpointError,
+    Progress,
+    changed_settings,
+    find_checkpoints,
+    read_progress,
+)
 
+logger = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+LOCK = "run.lock"
+# Seconds in which a run that was told to stop, and started again, has written its checkpoint.
+PATIENCE = 60.0
 MODELS = ("best", "last", "averaged", "merged")
 SUBSET_FILE = "subset.json"
 RUN_FILES = (
@@ -40,29 +59,93 @@ def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
     return earlier
 
 
+def of_main_process(accelerator: Accelerator, function: Callable[[], Answer]) -> Answer:
+    """What `function` returns on the main process, in every process; or its error, raised in every one."""
+    answer, error = None, None
+    if accelerator.is_main_process:
+        try:
+            answer = function()
+        except Exception as raised:
+            error = raised
+    answer, error = broadcast_object_list([answer, error])
+    if error is not None:
+        raise error
+    return cast(Answer, answer)
+
+
+@contextmanager
+def alone_in(accelerator: Accelerator, lock_file: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Holds the right to write a run's folder, for all processes of the run; see [`held_alone`].
+
+    Args:
+        lock_file: is there as long as it is held; its folder is made if need be.
+        patience: seconds to wait for another run to end.
+
+    Raises:
+        RuntimeError: another run holds it, or it cannot be made; in every process.
+    """
+
+    def hold() -> None:
+        try:
+            lock_file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                stack.enter_context(held_alone(lock_file))
+            except AlreadyHeldError as held:
+                logger.info("%s holds %s: waiting %.0f s for its end", held, lock_file, patience)
+                stack.enter_context(held_alone(lock_file, patience))
+        except AlreadyHeldError as held:
+            raise RuntimeError(
+                f"another run writes to {lock_file.parent} ({held}): wait for its end, or choose another "
+                "--output_dir"
+            ) from None
+        except OSError as error:
+            raise RuntimeError(f"{lock_file.parent} cannot be written to ({error})") from error
+
+    with ExitStack() as stack:
+        of_main_process(accelerator, hold)
+        if accelerator.is_main_process:  # goes while it is held: who waits for it notices
+            stack.callback(lock_file.unlink, missing_ok=True)
+        yield
+
+
 def find_progress(
     resume_from: str, output_dir: Path, settings: dict[str, Any]
 ) -> tuple[Path | None, Progress]:
     """The checkpoint to go on from, and how far it is.
 
     Args:
-        resume_from: a checkpoint of this `output_dir`, or "last" for the newest; None is the answer if the
-            run was stopped before it had one.
+        resume_from: a checkpoint of this `output_dir`, or "last" for the newest that is whole, which says
+            what is wrong with newer ones; None is the answer if the run was stopped before it had one.
 
     Raises:
         FileNotFoundError: it is no checkpoint.
+        DamagedCheckpointError: it is damaged, or with "last" all are.
         ValueError: it is of another run.
     """
     checkpoints, arguments_file = output_dir / "checkpoints", output_dir / "training_arguments.json"
     if resume_from == "last":
-        found = find_checkpoints(checkpoints)
-        if not found:
-            if arguments_file.exists():
-                refuse_another_run(arguments_file, settings)
-            return None, Progress()
-        return found[-1], read_progress(found[-1], settings)
+        damages = []
+        for checkpoint in reversed(find_checkpoints(checkpoints)):
+            try:
+                return checkpoint, read_progress(checkpoint, settings)
+            except DamagedCheckpointError as damage:
+                logger.warning("%s: going back to the checkpoint before it", damage)
+                damages.append(str(damage))
+        if damages:
+            raise DamagedCheckpointError(
+                f"no checkpoint in {checkpoints} is whole: {'; '.join(damages)}. Restore one, or start again "
+                "with --overwrite_output_dir"
+            )
+        if arguments_file.exists():
+            refuse_another_run(arguments_file, settings)
+        return None, Progress()
     checkpoint = Path(resume_from)
-    progress = read_progress(checkpoint, settings)
+    try:
+        progress = read_progress(checkpoint, settings)
+    except DamagedCheckpointError as damage:
+        raise DamagedCheckpointError(
+            f"{damage}: restore it, or take the newest whole one by --resume_from_checkpoint last"
+        ) from None
     if checkpoint.resolve().parent != checkpoints.resolve():
         raise ValueError(f"{checkpoint} is of another run than {output_dir}: give its own --output_dir")
     return checkpoint, progress

@@ -9,9 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from tpas.data.whole_files import check_readable, recover, replacing, write_text
+from tpas.data.whole_files import (
+    AlreadyHeldError,
+    check_readable,
+    held_alone,
+    holder_of,
+    recover,
+    replacing,
+    write_text,
+)
 
 
 def test_two_writers_and_a_failed_one_leave_a_whole_file(tmp_path):
@@ -129,6 +138,54 @@ def test_a_folder_that_was_being_replaced_is_put_back(renames, tmp_path):
     recover(path)
     assert os.listdir(path) == ["first"]
     assert os.listdir(tmp_path) == ["folder"]
+
+
+def write_and_die(path: Path) -> None:
+    with replacing(path) as unfinished:
+        unfinished.mkdir()
+        (unfinished / "large").write_bytes(b"0" * 1000)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    path = tmp_path / "model"
+    process = multiprocessing.get_context("fork").Process(target=write_and_die, args=(path,))
+    process.start()
+    process.join()
+    (left,) = tmp_path.iterdir()
+    assert (left / "model" / "large").exists()
+    with replacing(path) as living:
+        assert not left.exists()
+        living.mkdir()
+        write_folder(path, "second")
+        assert living.exists()
+        write_folder(tmp_path / "other", "beside")
+        (living / "made").write_text("third")
+    assert sorted(os.listdir(tmp_path)) == ["model", "other"]
+    assert os.listdir(path) == ["made"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        SafetensorError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_names_the_file(error, tmp_path):
+    path = tmp_path / "scores.safetensors"
+    with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"), replacing(path):
+        raise error
+
+
+def test_a_lock_names_who_holds_it_and_ends_with_it(tmp_path):
+    lock = tmp_path / "lock"
+    with held_alone(lock):
+        with pytest.raises(AlreadyHeldError, match=rf"^process {os.getpid()} on \S+$"), held_alone(lock):
+            pass
+        assert holder_of(lock).startswith(f"process {os.getpid()} on ")
+    with held_alone(lock):
+        pass
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

@@ -751,7 +751,9 @@ def test_deleted_images_leave_nothing_behind(build, model, processor, folder):
     with pytest.raises(GalleryError, match="were deleted: open it again"):
         before[gone[0]].image()
     with pytest.raises(GalleryError, match="were deleted: open it again"):
-        reader.search(TEXTS)
+        reader.search(TEXTS, rows=[0])
+    found = reader.search(TEXTS[:1], top_k=20)[0]
+    assert [(hit.id, hit.score) for hit in found] == [(hit.id, hit.score) for hit in after]
     with pytest.raises(KeyError, match="has no images"):
         gallery.delete([left[0], gone[0]])
     assert len(gallery) == len(left)

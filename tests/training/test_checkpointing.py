@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,9 +20,16 @@ from safetensors.torch import load_file, save_file
 from training_runs import WatchedRun, losses_of, stopped_after, train, weights
 
 from tpas.data.pab import load_pab
+from tpas.data.whole_files import held_alone
 from tpas.modeling_tpas import TPASModel
-from tpas.training.checkpointing import Progress, find_checkpoints, read_progress, save_checkpoint
-from tpas.training.fine_tuning import ENDED_BY_SIGTERM
+from tpas.training.checkpointing import (
+    DamagedCheckpointError,
+    Progress,
+    check_whole,
+    find_checkpoints,
+    read_progress,
+    save_checkpoint,
+)
 from tpas.training.run_folder import recover_models
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -86,6 +94,14 @@ def whole(small_pab, start, tmp_path) -> Path:
     return tmp_path / "whole"
 
 
+@pytest.fixture
+def stopped(small_pab, start, tmp_path) -> Path:
+    """A run that was stopped after two of its twelve steps."""
+    with pytest.raises(SystemExit, match="143"):
+        stopped_after(3, flags(small_pab, start, tmp_path / "run")).train()
+    return tmp_path / "run"
+
+
 @pytest.mark.parametrize(
     ("where", "number", "last_step"),
     [("step", 3, None), ("step", 13, 6), ("checkpoint", 3, 4), ("model", 1, 4)],
@@ -102,17 +118,60 @@ def test_a_killed_run_ends_bit_equal(small_pab, start, tmp_path, whole, where, n
     assert sorted(kept) == ["step_00000010", "step_00000012"]
 
 
-def test_sigterm_saves_and_ends(small_pab, start, tmp_path, whole):
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
+def test_a_signal_saves_and_ends(small_pab, start, tmp_path, whole, number, code):
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
-    before = signal.getsignal(signal.SIGTERM)
-    run = stopped_after(5, arguments)
+    number = signal.Signals[number]
+    before = signal.getsignal(number)
+    run = stopped_after(5, arguments, number)
     with pytest.raises(SystemExit) as end:
         run.train()
-    assert end.value.code == 143
+    assert end.value.code == code
     assert run.batches_done == 6  # to the end of the step it was in
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000003"]
     train([*arguments, "--resume_from_checkpoint", "last"])
+    assert_same_run(whole, tmp_path / "run")
+
+
+class StoppedWhileSaving(WatchedRun):
+    def save_checkpoint(self):
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        super().save_checkpoint()
+
+
+def test_a_signal_while_a_checkpoint_is_written_leaves_it_whole(small_pab, start, tmp_path, whole):
+    arguments = flags(small_pab, start, tmp_path / "run")
+    with pytest.raises(SystemExit, match="143"):
+        StoppedWhileSaving(arguments, lambda run, losses: None).train()
+    found = find_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [path.name for path in found] == ["step_00000002", "step_00000003"]
+    check_whole(found[0])
+    train([*arguments, "--resume_from_checkpoint", "last"])
+    assert_same_run(whole, tmp_path / "run")
+
+
+def test_a_second_ctrl_c_ends_a_run_at_once(small_pab, start, tmp_path):
+    run = stopped_after(1, flags(small_pab, start, tmp_path / "run"), signal.SIGINT)
+    run.stop.one_press = -1.0
+
+    def press_again(run, losses):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    run.after_batch = press_again
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert not find_checkpoints(tmp_path / "run" / "checkpoints")
+
+
+def test_a_run_goes_on_ignoring_what_it_was_told_to_ignore(small_pab, start, tmp_path, whole):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
+    try:
+        stopped_after(5, flags(small_pab, start, tmp_path / "run"), signal.SIGHUP).train()
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert_same_run(whole, tmp_path / "run")
 
 
@@ -187,7 +246,7 @@ def test_a_full_disk_leaves_the_last_good_model(small_pab, start, tmp_path, whol
             raise SafetensorError("No space left on device")
 
     monkeypatch.setattr(TPASModel, "save_pretrained", run_out_of_room)
-    with pytest.raises(SystemExit, match=r"run/last could not be written \(No space.*untouched. Make room"):
+    with pytest.raises(SystemExit, match=r"run/last could not be written \(.*No space.*untouched. Make room"):
         train(arguments)
     assert not list((tmp_path / "run").glob(".last.*"))
     TPASModel.from_pretrained(tmp_path / "run" / "last")
@@ -214,6 +273,92 @@ def test_what_is_no_finite_number_stops_before_it_is_saved(small_pab, start, tmp
     with pytest.raises(FloatingPointError, match=message):
         WatchedRun(arguments, spoil).train()
     assert [path.name for path in find_checkpoints(tmp_path / "run" / "checkpoints")] == ["step_00000002"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(small_pab, start, tmp_path, whole, caplog):
+    """Whichever of its files was altered, cut off or lost."""
+    older, newest = find_checkpoints(whole / "checkpoints")
+    check_whole(newest)
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    assert {"checksums.json", "progress.json", "random_states_0.pkl"} < {path.name for path in files}
+    for file in files:
+        content = file.read_bytes()
+        middle = len(content) // 2
+        # A checksum that was altered is another than some file's.
+        named = newest if file.name == "checksums.json" else file
+        altered = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        for damaged in (altered, content[:middle], None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            with pytest.raises(DamagedCheckpointError, match=rf"{re.escape(str(named))}\S* is "):
+                check_whole(newest)
+            file.write_bytes(content)
+
+    (newest / "random_states_0.pkl").write_bytes(b"")
+    again = partial(flags, small_pab, start, whole)
+    with pytest.raises(
+        SystemExit, match=r"0\.pkl is damaged \(it has 0 bytes.*restore it, or take the newest"
+    ):
+        train(again(resume_from_checkpoint=newest))
+    expected = weights(whole / "last")
+    shutil.rmtree(whole / "last")
+    train(again(resume_from_checkpoint="last"))
+    assert "random_states_0.pkl is damaged (it has 0 bytes" in caplog.text
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(whole / "last").items())
+
+    for checkpoint in (older, newest):
+        (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(SystemExit, match=r"no checkpoint in \S* is whole: .*model\.safetensors is missing; "):
+        train(again(resume_from_checkpoint="last"))
+
+
+def test_a_damaged_checkpoint_of_an_earlier_version_is_named(small_pab, start, tmp_path, stopped):
+    (checkpoint,) = find_checkpoints(stopped / "checkpoints")
+    (checkpoint / "checksums.json").unlink()
+    change_json(checkpoint / "progress.json", lambda content: content.pop("checksums"))
+    check_whole(checkpoint)
+    for name in ("random_states_0.pkl", "optimizer.bin", "model.safetensors"):
+        content = (checkpoint / name).read_bytes()
+        (checkpoint / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(SystemExit, match=rf"no checkpoint in \S* is whole: \S*{name} is damaged"):
+            train(flags(small_pab, start, stopped, resume_from_checkpoint="last"))
+        (checkpoint / name).write_bytes(content)
+
+
+def test_what_a_checkpoint_holds_is_not_run(small_pab, start, tmp_path, stopped):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run by a pickle"),)
+
+    (checkpoint,) = find_checkpoints(stopped / "checkpoints")
+    (checkpoint / "checksums.json").unlink()
+    change_json(checkpoint / "progress.json", lambda content: content.pop("checksums"))
+    for name in ("random_states_0.pkl", "optimizer.bin", "scheduler.bin"):
+        content = (checkpoint / name).read_bytes()
+        torch.save(Payload(), checkpoint / name)
+        with pytest.raises(SystemExit, match=f"{name} is damaged"):
+            train(flags(small_pab, start, stopped, resume_from_checkpoint="last"))
+        (checkpoint / name).write_bytes(content)
+    assert not (tmp_path / "run by a pickle").exists()
+
+
+def test_a_second_run_in_one_folder_is_refused(small_pab, start, tmp_path, stopped):
+    def contents() -> dict[Path, bytes]:
+        files = (path for path in stopped.rglob("*") if path.is_file() and path.name != "run.lock")
+        return {path: path.read_bytes() for path in files}
+
+    before = contents()
+    run = WatchedRun(
+        flags(small_pab, start, stopped, resume_from_checkpoint="last"), lambda run, losses: None
+    )
+    run.patience = 0.1
+    message = rf"another run writes to {stopped} \(process {os.getpid()} on "
+    with held_alone(stopped / "run.lock"), pytest.raises(RuntimeError, match=message):
+        run.train()
+    assert contents() == before
+    fresh = WatchedRun(flags(small_pab, start, tmp_path / "new"), lambda run, losses: None)
+    shutil.copytree(stopped, tmp_path / "new")  # as if another had begun, and ended, meanwhile
+    with pytest.raises(FileExistsError, match="new holds a run already"):
+        fresh.train()
 
 
 def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
@@ -271,14 +416,6 @@ def test_a_run_with_other_settings_is_refused_by_their_names(small_pab, start, t
     deleting = flags(small_pab, start, whole, overwrite_output_dir=True, resume_from_checkpoint="last")
     with pytest.raises(SystemExit, match="needs the run that --overwrite_output_dir deletes"):
         train(deleting)
-
-
-@pytest.fixture
-def stopped(small_pab, start, tmp_path) -> Path:
-    """A run that was stopped after two of its twelve steps."""
-    with pytest.raises(SystemExit, match="143"):
-        stopped_after(3, flags(small_pab, start, tmp_path / "run")).train()
-    return tmp_path / "run"
 
 
 def change_json(path: Path, change: Callable[[dict], object]) -> None:
@@ -341,9 +478,10 @@ def test_a_run_of_an_earlier_version_goes_on_where_it_lay(small_pab, start, tmp_
     def as_before(content: dict) -> None:
         for name in newer:
             del content["settings"][name]
-        del content["progress"]["planned_steps"]
+        del content["progress"]["planned_steps"], content["checksums"]
 
     change_json(checkpoint / "progress.json", as_before)
+    (checkpoint / "checksums.json").unlink()
     moved = tmp_path / "moved"
     shutil.copytree(small_pab, moved)
     with pytest.raises(SystemExit, match=rf"other settings: data_root '\S*pab' \(now '{moved}'\)\. Give"):
@@ -430,11 +568,8 @@ def test_a_model_that_was_being_replaced_is_put_back(tmp_path):
     assert left == {"best": ".best.replaced", "last": "last"}
 
 
-def test_only_whole_checkpoints_are_found(tmp_path):
-    for name in ("step_00000010", "step_00000009", ".step_00000011.partial", "step_00000012", "other"):
+def test_only_finished_checkpoints_are_found(tmp_path):
+    for name in ("step_00000010", "step_00000009", ".step_00000011.partial", "other"):
         (tmp_path / name).mkdir()
-    for name in ("step_00000010", "step_00000009", ".step_00000011.partial"):
-        (tmp_path / name / "progress.json").touch()
     assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000009", "step_00000010"]
     assert not find_checkpoints(tmp_path / "absent")
-    assert ENDED_BY_SIGTERM == 128 + signal.SIGTERM

@@ -3,17 +3,21 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from training_runs import flags, losses_of, weights
+from training_runs import flags, losses_of, train, weights
 
+from tpas.data.whole_files import held_alone
 from tpas.modeling_tpas import TPASModel
+from tpas.training.checkpointing import check_whole, find_checkpoints
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
@@ -39,6 +43,35 @@ def launch(config: str, program: Path, data_root: Path, start: Path, output: Pat
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.usefixtures("fresh_accelerator")
+def test_a_signal_to_the_launcher_alone_ends_in_a_checkpoint(small_pab, start, tmp_path):
+    """The launcher passes none on; the run ends after its step, and goes on from there to the bit."""
+    settings = {"num_train_epochs": 40, "batch_size": 2, "evaluate_every": 0, "lr_scheduler_type": "constant"}
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += [str(ROOT / "train_accelerate.py"), *flags(small_pab, start, run, **settings)]
+    errors = tmp_path / "errors"
+    with errors.open("w") as stream:
+        launcher = subprocess.Popen(command, stderr=stream, stdout=stream)
+    log = run / "training_log.jsonl"
+    while not (log.exists() and log.read_text().count("\n") >= 2):
+        assert launcher.poll() is None, errors.read_text()
+        time.sleep(0.05)
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait() == -signal.SIGTERM  # which a shell calls 143
+    with held_alone(run / "run.lock", wait=60):  # until the run has ended
+        (checkpoint,) = find_checkpoints(run / "checkpoints")
+        check_whole(checkpoint)
+        assert int(checkpoint.name[5:]) == len(losses_of(run)) < 320
+    steps = len(losses_of(run)) + 2
+    for folder, more in ((whole, {}), (run, {"resume_from_checkpoint": "last"})):
+        train(flags(small_pab, start, folder, **settings, **more, max_train_steps=steps))
+    assert losses_of(run) == losses_of(whole)
+    expected = weights(whole / "last")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(run / "last").items())
 
 
 @pytest.mark.usefixtures("without_dropout")
