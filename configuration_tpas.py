@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 # What a configuration may ask for before anything is built; the largest published models stay far below. A
 # layer is a module, so that their number costs time even where their weights cost no memory.
-MOST_LAYERS = 1_024
+MOST_LAYERS = 512
 LARGEST_IMAGE_SIZE = 4_096  # pixels a side
 LARGEST_WINDOW = 64  # patches a side; each layer keeps the fourth power of it as indices
 MOST_WINDOW_INDICES = 2**27  # of all layers together, 8 bytes each
