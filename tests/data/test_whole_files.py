@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from tpas.data.whole_files import (
@@ -163,19 +162,6 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
         (living / "made").write_text("third")
     assert sorted(os.listdir(tmp_path)) == ["model", "other"]
     assert os.listdir(path) == ["made"]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError(28, "No space left on device"),
-        SafetensorError("I/O error: No space left on device (os error 28)"),
-    ],
-)
-def test_a_full_disk_names_the_file(error, tmp_path):
-    path = tmp_path / "scores.safetensors"
-    with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"), replacing(path):
-        raise error
 
 
 def test_a_lock_names_who_holds_it_and_ends_with_it(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import SIZE, cached_snapshot, needs, noise_images, save_tiny
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -231,6 +232,9 @@ def test_a_commit_is_asked_for_by_its_name():
         (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
         code = "from transformers import LlavaForConditionalGeneration as Theirs\n"
         (folder / "mine.py").write_text(f"{code}class LlavaForConditionalGeneration(Theirs):\n    pass\n")
+        weights = load_file(folder / "model.safetensors")  # an old name, which is known for theirs alone
+        weights["lm_head.weight"] = weights.pop("language_model.lm_head.weight")
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
     with pytest.raises(ValueError, match="pin what you have read with --matcher vlm:some/vlm@COMMIT"):
         load_matcher("vlm:some/vlm", CPU, trust_remote_code=True)
