@@ -232,10 +232,10 @@ def _kept_until_read(image: Image.Image) -> Image.Image:
         return image
     try:
         file = image.fp
-        if file is not None and getattr(image, "_im", image) is None:
+        if file is not None and image.format and getattr(image, "_im", image) is None:
             position = file.tell()
             file.seek(0)
-            again = Image.open(io.BytesIO(file.read()))
+            again = Image.open(io.BytesIO(file.read()), formats=[image.format])
             file.seek(position)
             # Where they differ, the caller has chosen another frame, or by `draft` a size.
             if (again.format, again.size, again.tell()) == (image.format, image.size, image.tell()):
