@@ -285,19 +285,17 @@ def test_memory_that_runs_out_is_no_mistake():
             ending_in(error).run([])
 
 
-def test_a_library_that_fails_on_a_model_is_reported(tmp_path, scores):
-    """A model's configuration that transformers cannot take: its TypeError is not for the user."""
+def test_a_library_that_fails_is_reported(tmp_path):
+    """Its KeyError is not for the user."""
     shutil.copytree(ROOT / "demo_start", tmp_path / "model")
-    settings = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(settings | {"text_config": 5}))
+    (tmp_path / "transformers.py").write_text("{}['key']\n")  # where python is started
     words = ("search", ".", "a man", "--model", "model")
     failed = run_tpas(*words, cwd=tmp_path, environment={"TMPDIR": str(tmp_path)})
     assert (failed.returncode, failed.stdout) == (1, "")
     line = failed.stderr.splitlines()[-1]
-    said = re.fullmatch(
-        r"tpas search: unforeseen TypeError: `text_config` must be .* in (\S+); please .*", line
-    )
-    assert "transformers" in Path(said[1]).read_text(encoding="utf-8")
+    said = re.fullmatch(r"tpas search: unforeseen KeyError: 'key' .* in (\S+); please .*", line)
+    assert said is not None, line
+    assert "transformers.py" in Path(said[1]).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
