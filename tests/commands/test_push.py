@@ -345,7 +345,8 @@ def test_a_tokenizer_of_another_model_is_refused(model_dir):
     config = json.loads((model_dir / "config.json").read_text())
     words = config["text_config"]["vocab_size"]
     TPASProcessor.build(
-        BertTokenizer(vocab={f"word{number}": number for number in range(words + 3)}), image_size=32
+        BertTokenizer(vocab={"[UNK]": 0} | {f"word{number}": number for number in range(1, words + 3)}),
+        image_size=32,
     ).save_pretrained(model_dir)
     with pytest.raises(SystemExit, match=rf"best has \d+ words, the model {words}: it belongs to another"):
         main([str(model_dir), "user/tpas", "--dry_run"])
