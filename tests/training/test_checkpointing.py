@@ -118,6 +118,17 @@ def test_a_killed_run_ends_bit_equal(small_pab, start, tmp_path, whole, where, n
     assert sorted(kept) == ["step_00000010", "step_00000012"]
 
 
+@pytest.fixture
+def signals_as_on_a_terminal():
+    """Of tests that are run in the background, or by nohup, some are ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("signals_as_on_a_terminal")
 @pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGINT", 130)])
 def test_a_signal_saves_and_ends(small_pab, start, tmp_path, whole, number, code):
     arguments = flags(small_pab, start, tmp_path / "run", checkpoint_every=0)
@@ -152,6 +163,7 @@ def test_a_signal_while_a_checkpoint_is_written_leaves_it_whole(small_pab, start
     assert_same_run(whole, tmp_path / "run")
 
 
+@pytest.mark.usefixtures("signals_as_on_a_terminal")
 def test_a_second_ctrl_c_ends_a_run_at_once(small_pab, start, tmp_path):
     run = stopped_after(1, flags(small_pab, start, tmp_path / "run"), signal.SIGINT)
     run.stop.one_press = -1.0
