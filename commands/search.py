@@ -85,16 +85,12 @@ def search(
     # What can be refused is, before torch is loaded and images are encoded for hours.
     from ..search.arguments import MatchingDtype, check_cascade, check_index
     from ..search.gallery_files import GalleryFiles
-    from ..search.manifest import LOCK, MANIFEST, SHARDS
 
     if sheet is not None:
         from ..figures.contact_sheet import check_sheet
 
         check_sheet(sheet)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is neither a folder of images nor a gallery")
-    # One whose first build was killed has no manifest yet: to be named so, not searched for images.
-    is_gallery = (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
+    is_gallery = holds_gallery(folder)
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
     if rules.exclude and is_gallery:
@@ -162,6 +158,21 @@ def search(
         ],
         "\n\n".join(f"{printable(text)}\n{table(hits)}" for text, hits in zip(wanted, answers, strict=True)),
     )
+
+
+def holds_gallery(folder: Path) -> bool:
+    """Whether a folder is a gallery, and not one of images.
+
+    One whose first build was killed has no manifest yet: it is to be named so, not searched for images.
+
+    Raises:
+        NotADirectoryError: there is no such folder.
+    """
+    from ..search.manifest import LOCK, MANIFEST, SHARDS
+
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is neither a folder of images nor a gallery")
+    return (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
 
 
 def all_texts(given: Sequence[str], file: Path | None) -> list[PlacedText]:
