@@ -35,11 +35,12 @@ TINY_VISION = {"image_size": 32, "embed_dim": 16, "depths": [1, 1], "num_heads":
 TINY_TEXT = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 
-def build_model(quick: bool) -> TPASModel:
-    """A model of full size, or a tiny one, with random weights, the same each time."""
+def build_model(quick: bool, device: torch.device | str = "cpu") -> TPASModel:
+    """A model of full size, or a tiny one, with random weights, the same each time on the same device."""
     torch.manual_seed(0)
     tiny = {"vision_config": TINY_VISION, "text_config": TINY_TEXT, "num_cross_modal_layers": 3}
-    return TPASModel(TPASConfig(**tiny if quick else {})).eval()
+    with torch.device(device):  # where they are drawn: much faster on a GPU
+        return TPASModel(TPASConfig(**tiny if quick else {})).eval().to(device)
 
 
 def build_processor(image_size: int, **settings: Any) -> TPASProcessor:

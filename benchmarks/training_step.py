@@ -79,8 +79,8 @@ def upstream_loss(model: TPASModel, batch: dict[str, Tensor]) -> Tensor:
         torch.cat([words, torch.stack([words[row] for row in texts])]),
         torch.cat([mask, torch.stack([mask[row] for row in texts])]),
     )
-    labels = torch.cat([torch.ones(len(positive)), torch.zeros(len(negative))]).long()
-    return contrastive + F.cross_entropy(torch.cat([positive, negative]), labels)
+    labels = torch.arange(len(positive) + len(negative), device=positive.device) < len(positive)
+    return contrastive + F.cross_entropy(torch.cat([positive, negative]), labels.long())
 
 
 def compare_times(quick: bool, pairs: int, repeats: int) -> dict[str, float]:

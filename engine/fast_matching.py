@@ -39,7 +39,7 @@ from .packed_layers import (
 
 # On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
 CPU_PAIRS_PER_BATCH = 24
-GPU_PAIRS_PER_BATCH = 512
+GPU_PAIRS_PER_BATCH = 1024
 
 
 class ImageAttention(nn.Module):
@@ -98,6 +98,17 @@ class AbsorbedAttention(nn.Module):
         return self.layer_norm(self.dense(context).add_(hidden_states))
 
 
+class FewRowsAttention(ImageAttention):
+    """Attention of a few rows to many as [`AbsorbedAttention`] has it, by projecting the many.
+
+    For a GPU, whose kernels of attention take no head as wide as the model.
+    """
+
+    def forward(self, hidden_states, key_value_states, counts, key_lengths):
+        query = self.query(hidden_states)
+        return super().forward(hidden_states, query, key_value_states, counts, key_lengths)
+
+
 def pack_self_attention(attention: CrossModalAttention, dtype: torch.dtype) -> PackedSelfAttention:
     parts = (attention.query, attention.key, attention.value, attention.dense, attention.layer_norm)
     return PackedSelfAttention(*parts, attention.head_size, dtype)
@@ -145,8 +156,9 @@ class FastMatcher(Matcher):
         self.self_attentions = [pack_self_attention(layer.self_attention, dtype) for layer in whole[1:]]
         self.image_attentions = [ImageAttention(layer.cross_attention, dtype) for layer in whole]
         self.feed_forwards = [pack_feed_forward(layer, activation, dtype) for layer in whole]
-        self.last_self_attention = AbsorbedAttention(last.self_attention, dtype)
-        self.last_image_attention = AbsorbedAttention(last.cross_attention, dtype)
+        few_rows = AbsorbedAttention if self.device.type == "cpu" else FewRowsAttention
+        self.last_self_attention = few_rows(last.self_attention, dtype)
+        self.last_image_attention = few_rows(last.cross_attention, dtype)
         self.last_feed_forward = pack_feed_forward(last, activation, dtype)
         self.matching_head: MatchingHead = deepcopy(model.matching_head).to(dtype)
 

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from ..models.interface import MatchingModel
 from .encoding import EncodedTexts
-from .side_by_side import side_by_side
+from .side_by_side import one_ahead, side_by_side
 
 
 class Matcher(ABC):
@@ -94,14 +94,22 @@ class Matcher(ABC):
                 f"shortlists point to images {images.min()} to {images.max()} of {gallery_size}, from 0"
             )
 
-        def match(pairs: np.ndarray) -> Tensor:
+        def read(pairs: np.ndarray) -> tuple[list[int], Tensor, list[int]]:
             rows, counts = np.unique(images[pairs], return_counts=True)
             tokens = image_states[rows]  # (n, 1+N, image width)
             tokens = tokens if isinstance(tokens, Tensor) else torch.from_numpy(np.asarray(tokens))
-            return self.match(texts, queries[pairs].tolist(), tokens, counts.tolist())
+            if self.device.type == "cuda" and not tokens.is_cuda:
+                tokens = tokens.pin_memory().to(self.device, non_blocking=True)
+            return queries[pairs].tolist(), tokens, counts.tolist()
+
+        def match(batch: tuple[list[int], Tensor, list[int]]) -> Tensor:
+            return self.match(texts, *batch)
 
         batches = batches_of_pairs(images, self.checked_batch_size(batch_size))
-        outputs = (side_by_side if self.device.type == "cpu" else map)(match, batches)
+        if self.device.type == "cpu":
+            outputs = side_by_side(lambda pairs: match(read(pairs)), batches)
+        else:
+            outputs = map(match, one_ahead(read, batches))
         logits = torch.empty(len(images), 2)
         bar = tqdm(
             zip(batches, outputs, strict=True),
@@ -147,7 +155,7 @@ class PlainMatcher(Matcher):
         images = torch.arange(len(image_states)).repeat_interleave(torch.tensor(counts))  # (B,)
         length = int(texts.attention_mask[rows].sum(dim=1).max())
         logits = self.model.match(
-            image_states[images].to(self.device, self.model.dtype),
+            image_states.to(self.device, self.model.dtype)[images.to(self.device)],
             texts.hidden_states[rows, :length].to(self.device, self.model.dtype),
             texts.attention_mask[rows, :length].to(self.device),
         )

@@ -7,7 +7,9 @@ each text attends within its own rows. Nothing here trains.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import wraps
+from functools import lru_cache, wraps
+from importlib.util import find_spec
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -108,7 +110,11 @@ def ragged_attention(
     Returns:
         (Tq, H, d)
     """
-    attend_ragged = _attend_in_loop if query.device.type == "cpu" else _attend_nested
+    if query.device.type == "cpu":
+        attend_ragged = _attend_in_loop
+    else:  # one call for all segments: a call for each would starve a GPU
+        flash = _has_flash_attention(query.device, query.dtype)
+        attend_ragged = _attend_by_flash_attention if flash else _attend_nested
     return attend_ragged(query, key, value, query_lengths, key_lengths, scaling)
 
 
@@ -144,12 +150,14 @@ def attend_on_cpu(
 
 
 def _attend_nested(query, key, value, query_lengths, key_lengths, scaling):
-    """All segments in one call, over PyTorch's nested tensors; on a GPU a call for each would starve it."""
+    """Over PyTorch's nested tensors, which have a kernel for every precision."""
 
     def nest(rows, lengths):
-        offsets = torch.tensor([0, *lengths], device=rows.device).cumsum(0)
         nested = torch.nested.nested_tensor_from_jagged(
-            rows[: sum(lengths)].contiguous(), offsets, min_seqlen=min(lengths), max_seqlen=max(lengths)
+            rows[: sum(lengths)].contiguous(),
+            _offsets(tuple(lengths), rows.device),
+            min_seqlen=min(lengths),
+            max_seqlen=max(lengths),
         )
         return nested.transpose(1, 2)  # (segments, H, length, d)
 
@@ -158,6 +166,39 @@ def _attend_nested(query, key, value, query_lengths, key_lengths, scaling):
     context = query.new_zeros(query.shape)
     context[: sum(query_lengths)] = output.transpose(1, 2).values()
     return context
+
+
+def _attend_by_flash_attention(query, key, value, query_lengths, key_lengths, scaling):
+    """In half precision, of heads up to 256 wide."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert scaling == query.shape[-1] ** -0.5, "older releases of torch take no other scale"
+    context = query.new_zeros(query.shape)
+    rows, keys = sum(query_lengths), sum(key_lengths)
+    context[:rows] = varlen_attn(
+        query[:rows],
+        key[:keys],
+        value[:keys],
+        _offsets(tuple(query_lengths), query.device),
+        _offsets(tuple(key_lengths), query.device),
+        max(query_lengths),
+        max(key_lengths),
+    )
+    return context
+
+
+@lru_cache
+def _has_flash_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    is_in_torch = find_spec("torch.nn.attention.varlen") is not None  # since 2.10
+    return is_in_torch and torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere
+
+
+@lru_cache(maxsize=16)  # all layers ask for the same
+def _offsets(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each segment begins, and the last one ends."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device)
 
 
 def pad_rows(rows: Tensor) -> Tensor:

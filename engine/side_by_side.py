@@ -1,4 +1,4 @@
-"""Runs forward passes side by side on a CPU, one to a thread."""
+"""Runs forward passes side by side on a CPU, one to a thread, and reads ahead for a GPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -33,3 +33,15 @@ def side_by_side(compute: Callable[[Batch], Result], batches: Sequence[Batch]) -
     else:
         shared = len(batches)
     yield from map(compute, batches[len(batches) - shared :])
+
+
+def one_ahead(read: Callable[[Batch], Result], batches: Sequence[Batch]) -> Iterator[Result]:
+    """`read` of each batch, in order; a thread reads the next one while the caller works with this one."""
+    with ThreadPoolExecutor(1, "read") as pool:
+        coming = pool.submit(read, batches[0]) if batches else None
+        for following in batches[1:]:
+            assert coming is not None
+            ready, coming = coming.result(), pool.submit(read, following)
+            yield ready
+        if coming is not None:
+            yield coming.result()

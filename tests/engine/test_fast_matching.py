@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from tiny_inputs import spread_match_logits
 
 from tpas.engine.encoding import EncodedTexts
-from tpas.engine.fast_matching import FastMatcher
+from tpas.engine.fast_matching import AbsorbedAttention, FastMatcher, FewRowsAttention
 from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.models.checkpoint_conversion import build_config, convert_state_dict
@@ -194,3 +194,12 @@ def test_no_queries_give_no_scores(build):
     shortlists = torch.empty(0, 4, dtype=torch.long)
     scores = scores_of(FastMatcher(build(2)), torch.randn(4, TOKENS, 32), texts, shortlists)
     assert scores.shape == (0, 4)
+
+
+def test_few_rows_attend_alike_absorbed_and_projected(build):
+    attention = build(2).cross_modal_encoder.layers[-1].cross_attention
+    inputs = torch.randn(5, 32), torch.randn(9, 32), [2, 3], [4, 5]
+    absorbed, projected = (
+        kind(attention, torch.float32)(*inputs) for kind in (AbsorbedAttention, FewRowsAttention)
+    )
+    torch.testing.assert_close(projected, absorbed, atol=1e-6, rtol=0)

@@ -9,7 +9,7 @@ import torch
 from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_encoding import FastEncoder
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.side_by_side import side_by_side
+from tpas.engine.side_by_side import one_ahead, side_by_side
 from tpas.modeling_tpas import TPASModel
 
 
@@ -66,6 +66,18 @@ def test_one_thread_stays_in_its_own(threads):
     threads(1)
     names = list(side_by_side(lambda _: threading.current_thread().name, range(3)))
     assert names == [threading.current_thread().name] * 3
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_one_batch_is_read_ahead_in_order(count):
+    begun = []
+    numbers = []
+    for number in one_ahead(lambda number: begun.append(number) or number, range(count)):
+        numbers.append(number)
+        assert len(begun) <= number + 2
+    assert numbers == list(range(count))
+    with pytest.raises(ZeroDivisionError):
+        list(one_ahead(lambda number: 1 // (count - number), range(count + 1)))
 
 
 def test_features_and_logits_do_not_depend_on_the_threads(tiny_config, threads):
