@@ -34,7 +34,7 @@ demo: $(READY)
 	.venv/bin/tpas demo --output_dir outputs/demo
 
 test: $(READY)
-	.venv/bin/pytest
+	.venv/bin/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-milvus: $(READY)
 	.venv/bin/python .ci/test_milvus.py
