@@ -80,9 +80,7 @@ def evaluate(
     split: Annotated[EvaluatedSplit, Option()] = "test",
     image_root: Annotated[
         Path | None,
-        Option(
-            help="folder of the images, where they do not lie as --data_root says (default: beside the table)"
-        ),
+        Option(help="folder of the images, if not as --data_root says (default: beside the table)"),
     ] = None,
     dataset_name: Annotated[
         str | None,

@@ -4,6 +4,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -103,7 +104,7 @@ class RetrievalData:
             root = root or lies_in
         else:
             raise FileNotFoundError(_nothing_found(place))
-        return cls._of_rows(rows, name or _table_name(place, root), root)
+        return cls._of_rows(rows, name or _table_name(place), root)
 
     @classmethod
     def _of_rows(cls, rows: Dataset, name: str, root: Path) -> "RetrievalData":
@@ -137,7 +138,8 @@ class RetrievalData:
                 )
             return rows if len(chosen) == len(rows) else rows.select(chosen)
 
-        return cls(name, root, read, _has_validation="validation" in splits)
+        named = f"{name} (drawn)" if is_drawn(root) else name
+        return cls(named, root, read, _has_validation="validation" in splits)
 
     def pairs(
         self,
@@ -180,8 +182,9 @@ class RetrievalData:
         for image, file, line in zip(dataset["image"], dataset["file"], dataset["line"], strict=True):
             if image not in looked_for:
                 looked_for.add(image)
-                if not (path := image_path(self.image_root, image)).exists():
-                    missing.append(f"{file}, line {line}: {path}: no such image file")
+                with suppress(ValueError):  # no file that may be read: whoever opens it will tell
+                    if not (path := image_path(self.image_root, image)).exists():
+                        missing.append(f"{file}, line {line}: {path}: no such image file")
         if missing:
             more = "" if len(missing) == 1 else f", nor are {len(missing) - 1} other images there"
             raise FileNotFoundError(
@@ -231,12 +234,11 @@ def _open_tables(tables: Sequence[TableFile], root: Path, cache_dir: str | Path 
     return cached_rows(table_rows, arguments, PairReader.features(), state, cache_dir)
 
 
-def _table_name(place: Path, image_root: Path) -> str:
+def _table_name(place: Path) -> str:
     """A table's own name, or its folder's where all of them are called the same."""
     place = Path(os.path.abspath(place))
     place = place.parent if place.name in METADATA else place
-    name = place.stem if place.is_file() else place.name
-    return f"{name} (drawn)" if is_drawn(image_root) else name
+    return place.stem if place.is_file() else place.name
 
 
 def _nothing_found(place: Path) -> str:

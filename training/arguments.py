@@ -21,8 +21,8 @@ class FineTuningArguments:
     # Where from and where to
     data_root: str = field(
         metadata={
-            "help": "pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, .jsonl, "
-            ".json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
+            "help": "pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, "
+            ".jsonl, .json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
         }
     )
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
@@ -59,8 +59,8 @@ class FineTuningArguments:
     )
     validation_fraction: float = flag(
         0.02,
-        "share of the training pairs held out, by source video (own: by identity), where "
-        "the data have no validation split themselves",
+        "share of the training pairs held out, by source video or else by id, unless the data have a "
+        "validation split of their own",
     )
     max_validation_pairs: int = flag(1000, "pairs of the validation split that are evaluated")
     on_bad_image: Literal["raise", "skip"] = flag(
