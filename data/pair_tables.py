@@ -196,7 +196,10 @@ def _csv_records(name: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         for fields in lines:
             if not names:
                 names = [field.strip() for field in fields]
-                if names and len(set(names)) < len(names):
+                if not names:
+                    continue
+                Columns.among(names, f"{name}, line {begins}, which names the columns")
+                if len(set(names)) < len(names):
                     raise ValueError(f"{name}, line {begins}: two columns of one name: {', '.join(names)}")
             elif fields:
                 if len(fields) != len(names):
