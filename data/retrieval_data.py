@@ -8,8 +8,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
 from .drawn import is_drawn
@@ -108,7 +110,8 @@ class RetrievalData:
 
     @classmethod
     def _of_rows(cls, rows: Dataset, name: str, root: Path) -> "RetrievalData":
-        splits = np.array(rows["split"], dtype=object)
+        column = cast(pa.Table, rows.select_columns("split").with_format("arrow")[:]).column("split")
+        splits = column.to_numpy()  # objects, None where nothing names a split
         without = np.flatnonzero(splits == None)  # noqa: E711  of each element
         if 0 < len(without) < len(rows):
             row = rows[int(without[0])]
