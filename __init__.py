@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .data.image_folders import FolderRules
     from .data.pab import load_pab, retrieval_split
     from .data.pab_images import image_path
+    from .data.retrieval_data import RetrievalData
     from .evaluation.recall_at_k import RecallAtK
     from .evaluation.retrieval import evaluate
     from .evaluation.significance import confidence_intervals
@@ -41,6 +42,7 @@ __all__ = [
     "QueryBank",
     "RecallAtK",
     "ResultRow",
+    "RetrievalData",
     "SCAReport",
     "ScoreFile",
     "SearchHit",
@@ -85,6 +87,7 @@ _NAMES_OF = {
     "data.image_folders": "FolderRules",
     "data.pab": "load_pab retrieval_split",
     "data.pab_images": "image_path",
+    "data.retrieval_data": "RetrievalData",
     "evaluation.recall_at_k": "RecallAtK",
     "evaluation.retrieval": "evaluate",
     "evaluation.significance": "confidence_intervals",

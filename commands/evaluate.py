@@ -1,6 +1,7 @@
-"""Measures text-to-image retrieval on PAB, or data in its layout, stage by stage, zero-shot or fine-tuned.
+"""Measures text-to-image retrieval on PAB or data of your own, stage by stage, zero-shot or fine-tuned.
 
     tpas evaluate --model MODEL --data_root PAB --output results.json
+    tpas evaluate --model openai/clip-vit-base-patch32 --data_root photos/pairs.csv
 
 Stages: the embeddings alone; their best images re-ranked by cross-modal matching; with `--fusion_weight` a
 weighted sum of both; Similarity Coverage Analysis (SCA) on top. Prints Recall@k and mAP in percent, over all
@@ -66,14 +67,24 @@ def evaluate(
     model: Annotated[
         str, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
     ],
-    data_root: Annotated[Path, Option(help="folder of PAB or of data in its layout, with annotation/ in it")],
+    data_root: Annotated[
+        Path,
+        Option(
+            help="pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, .jsonl, "
+            ".json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
+        ),
+    ],
     ranking: RankingArguments,
     files: ResultFiles,
     rules: FolderRules,
     split: Annotated[EvaluatedSplit, Option()] = "test",
+    image_root: Annotated[
+        Path | None,
+        Option(help="folder of the images, if not as --data_root says (default: beside the table)"),
+    ] = None,
     dataset_name: Annotated[
         str | None,
-        Option(help="what the data are called in tables, files and cards (default: their folder's name)"),
+        Option(help="what the data are called in tables, files and cards (default: their own name)"),
     ] = None,
     validation_fraction: Annotated[
         float | None, Option(help="with validation: share of train, by source video (default: 0.02)")
@@ -100,15 +111,18 @@ def evaluate(
 
     from ..data import pab
     from ..data.distractors import find_distractors
+    from ..data.retrieval_data import RetrievalData
     from ..evaluation.retrieval import evaluate
     from ..models.fingerprints import model_fingerprint
     from ..models.unread_texts import warn_of_unread
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
-        dataset = pab.load_pab(data_root, split, **cut)
+        data = RetrievalData.open(data_root, image_root)
+        dataset = data.pairs(split, **cut)
+    data.check_images(dataset)
     own = list(dict.fromkeys(dataset["image"]))
-    distractors = find_distractors(gallery, data_root, own, rules) if gallery else {}
+    distractors = find_distractors(gallery, data.image_root, own, rules) if gallery else {}
     benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
     network, processor = ranking.load(model, accelerator.device)
     if accelerator.is_main_process:
@@ -118,7 +132,7 @@ def evaluate(
         network,
         processor,
         benchmark,
-        data_root,
+        data.image_root,
         shortlist=ranking.shortlist,
         matcher=ranking.load_matcher(accelerator.device),
         **ranking.settings(),
@@ -144,17 +158,18 @@ def evaluate(
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
-        "dataset_name": dataset_name or pab.dataset_name(data_root),
+        "dataset_name": dataset_name or data.name,
         "data_fingerprint": benchmark.fingerprint,
         "distractors": len(distractors),
     }
-    return write(files, result, benchmark, distractors, seed, context)
+    return write(files, result, benchmark, data.image_root, distractors, seed, context)
 
 
 def write(
     files: ResultFiles,
     result: "EvaluationResult",
     benchmark: "RetrievalBenchmark",
+    image_root: Path,
     distractors: dict[str, Path],
     seed: int,
     context: dict[str, Any],
@@ -181,7 +196,7 @@ def write(
     if files.plots:
         from ..figures.evaluation_plots import write_plots
 
-        write_plots(files.plots, result, benchmark, Path(context["data_root"]), distractors, seed)
+        write_plots(files.plots, result, benchmark, image_root, distractors, seed)
     return CommandResult(content, format_table(result))
 
 

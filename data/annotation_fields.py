@@ -2,7 +2,7 @@
 
 import re
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 # The test images again in other weather and light; named as PAB's files of them.
 WeatherSplit = Literal[
@@ -35,3 +35,25 @@ def relative_path(image: str, where: str) -> str:
             "it must be relative to it, like 'train/imgs_0/goal/0.jpg'"
         )
     return str(path)
+
+
+def required_text(record: dict[str, Any], key: str, where: str) -> str:
+    """The text of a field; ValueError, beginning with `where`, where there is none."""
+    text = optional_text(record, key, where)
+    if text is None:
+        raise ValueError(f"{where}: {key!r} is missing or empty")
+    return text
+
+
+def optional_text(record: dict[str, Any], key: str, where: str) -> str | None:
+    """None for an absent, null or blank field. An identity written as a number becomes text."""
+    value = record.get(key)
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: {key!r} must be text, got {value!r:.80}")
+    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ValueError(f"{where}: {key!r} holds half of a surrogate pair, which is no text: {value!a:.80}")
+    return value if value.strip() else None

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
-from datasets.table import Table
 
 from .annotation_fields import SPLITS
 from .drawn import is_drawn
@@ -31,6 +30,7 @@ SUBSETS = ("random", "first", "balanced")
 # Which videos are held out, and which of their pairs are shown, must be the same for everybody and for ever.
 _VALIDATION_KEY = b"tpas validation"
 _VALIDATION_SEED = 0
+_MAX_VALIDATION_PAIRS = 2000
 
 
 def load_pab(
@@ -41,7 +41,7 @@ def load_pab(
     *,
     subset: str = "random",
     validation_fraction: float = 0.02,
-    max_validation_pairs: int = 2000,
+    max_validation_pairs: int = _MAX_VALIDATION_PAIRS,
     annotations: str | Path | Sequence[str | Path] | None = None,
     cache_dir: str | Path | None = None,
 ) -> Dataset:
@@ -71,6 +71,41 @@ def load_pab(
     broken JSON, a missing or empty caption, image or image_id, a caption of punctuation alone, an action
     both normal and anomalous, and an image path that leaves the root.
     """
+
+    def read(written_as: str) -> Dataset:
+        return open_annotations(Path(root), written_as, annotations, cache_dir)
+
+    return select_pairs(
+        read,
+        split,
+        pairs,
+        seed,
+        subset=subset,
+        validation_fraction=validation_fraction,
+        max_validation_pairs=max_validation_pairs,
+    )
+
+
+def select_pairs(
+    read: Callable[[str], Dataset],
+    split: str,
+    pairs: int | None = None,
+    seed: int = 42,
+    *,
+    subset: str = "random",
+    validation_fraction: float = 0.02,
+    max_validation_pairs: int | None = None,
+    has_validation: bool = False,
+    tells_sources: bool = True,
+) -> Dataset:
+    """The rows of a split as [`load_pab`] chooses them, whatever data they are of.
+
+    Args:
+        read: all rows that are written as a split, in `load_pab`'s columns.
+        max_validation_pairs: None: 2,000 of what is cut from "train", all of a split of its own.
+        has_validation: "validation" is a split of its own, and nothing is cut from "train".
+        tells_sources: a row without source_id is worth a warning, where validation is cut by it.
+    """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if pairs is not None and split != "train":
@@ -83,22 +118,28 @@ def load_pab(
         raise ValueError(f"subset={subset!r} says which pairs to keep: give pairs, how many")
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
-    if max_validation_pairs < 1:
+    if max_validation_pairs is not None and max_validation_pairs < 1:
         raise ValueError(f"max_validation_pairs must be at least 1, got {max_validation_pairs}")
-    if split == "validation" and validation_fraction == 0:
+    if has_validation:
+        validation_fraction = 0
+    elif split == "validation" and validation_fraction == 0:
         raise ValueError("validation_fraction=0 leaves no 'validation' split: give a fraction above 0")
 
-    written_as = "train" if split == "validation" else split
-    dataset = open_annotations(Path(root), written_as, annotations, cache_dir)
+    written_as = "train" if split == "validation" and not has_validation else split
+    dataset = read(written_as)
     if split == "validation":
-        held_out, _ = _cut_by_source(dataset, validation_fraction)
-        if len(held_out) > max_validation_pairs:
-            held_out = _draw(held_out, max_validation_pairs, _VALIDATION_SEED)
+        if has_validation:
+            held_out, most = np.arange(len(dataset)), max_validation_pairs or len(dataset)
+        else:
+            held_out, _ = _cut_by_source(dataset, validation_fraction, tells_sources)
+            most = max_validation_pairs or _MAX_VALIDATION_PAIRS
+        if len(held_out) > most:
+            held_out = _draw(held_out, most, _VALIDATION_SEED)
         return dataset.select(held_out)
     if split == "train":
         rest = np.arange(len(dataset))
         if validation_fraction > 0:
-            _, rest = _cut_by_source(dataset, validation_fraction)
+            _, rest = _cut_by_source(dataset, validation_fraction, tells_sources)
         if pairs is not None:
             if pairs > len(rest):
                 raise ValueError(
@@ -108,7 +149,7 @@ def load_pab(
             if subset == "first":
                 rest = rest[:pairs]
             elif subset == "balanced":
-                rest = _draw_balanced(rest, cast(Table, dataset.data).column("behaviour"), pairs, seed)
+                rest = _draw_balanced(rest, _table(dataset).column("behaviour"), pairs, seed)
             else:
                 rest = _draw(rest, pairs, seed)
         if len(rest) < len(dataset):
@@ -226,8 +267,13 @@ def annotation_places(dataset: Dataset) -> dict[str, str]:
 
 def annotations_fingerprint(root: str | Path, split: str, cache_dir: str | Path | None = None) -> str:
     """16 hexadecimal digits for all rows of a split's files, wherever these lie and whatever their names."""
+    return rows_fingerprint(open_annotations(Path(root), split, None, cache_dir))
+
+
+def rows_fingerprint(dataset: Dataset) -> str:
+    """16 hexadecimal digits for all rows, wherever they are written."""
     digest = hashlib.blake2b(digest_size=8)
-    table = cast(Table, open_annotations(Path(root), split, None, cache_dir).data)
+    table = _table(dataset)
     for name in sorted(set(table.column_names) - {"file", "line"}):
         digest.update(name.encode())
         chunks = table.column(name).chunks
@@ -251,24 +297,28 @@ def _digest(text: str) -> str:
 
 def source_videos(dataset: Dataset) -> np.ndarray:
     """(N,) integers, equal for rows of one source video; without a `source_id`, for rows of one image."""
-    table = cast(pa.Table, dataset.select_columns(["source_id", "image_id"]).with_format("arrow")[:])
+    table = _table(dataset.select_columns(["source_id", "image_id"]))
     videos = _video_names(table.column("source_id"), table.column("image_id"))
     return videos.combine_chunks().dictionary_encode().indices.to_numpy()
+
+
+def _table(dataset: Dataset) -> pa.Table:
+    return cast(pa.Table, dataset.with_format("arrow")[:])
 
 
 def _video_names(source_ids: pa.ChunkedArray, image_ids: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.coalesce(pc.replace_substring_regex(source_ids, pattern="(?s)_.*", replacement=""), image_ids)
 
 
-def _cut_by_source(dataset: Dataset, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+def _cut_by_source(dataset: Dataset, fraction: float, warn: bool) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers, ascending, of the held-out pairs and of those that share nothing with them.
 
     Source videos are held out in the order of a hash of their names, for as long as they stay within
     `fraction` of the pairs, but at least one: a video's place in that order depends on nothing else.
     """
-    table = cast(Table, dataset.data)
+    table = _table(dataset)
     source_ids, image_ids = table.column("source_id"), table.column("image_id")
-    if source_ids.null_count:
+    if warn and source_ids.null_count:
         logger.warning(
             "%d of %d pairs have no source_id: each of their image_ids counts as a source video of its own, "
             "so near-duplicates may lie on both sides of the validation split",

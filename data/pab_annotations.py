@@ -8,15 +8,15 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, get_args
 
 import datasets.config
-from datasets import Dataset, Features, NamedSplit, Value
+from datasets import Dataset, Features, NamedSplit, Split, Value
 from datasets.exceptions import DatasetGenerationError
 
-from .annotation_fields import WeatherSplit, has_a_word, relative_path
+from .annotation_fields import WeatherSplit, has_a_word, optional_text, relative_path, required_text
 from .json_records import json_records
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ ANNOTATION_FILES = {
 }
 _BEHAVIOUR_OF_FOLDER = {"goal": "normal", "wentrong": "anomaly", "wentwrong": "anomaly"}
 
-_FEATURES = Features(
+PAIR_FEATURES = Features(
     {
         "image": Value("string"),
         "caption": Value("string"),
@@ -112,24 +112,43 @@ def open_annotations(
     annotations: str | Path | Sequence[str | Path] | None,
     cache_dir: str | Path | None,
 ) -> Dataset:
-    """All pairs of a split but "validation", memory-mapped; see `tpas.data.pab.load_pab` for the arguments.
-
-    They come from the cache, where `datasets` writes them under a lock, beside, and renames.
-    """
+    """All pairs of a split but "validation", memory-mapped; see `load_pab` for the arguments."""
     files = _find_annotations(root, split, annotations)
     states = []
     for name, path in files:
         status = path.stat()
         states.append((name, str(path.resolve()), status.st_size, status.st_mtime_ns))
-    fingerprint = hashlib.blake2b(json.dumps([_READER_VERSION, states]).encode(), digest_size=16)
+    return cached_rows(
+        _all_pairs,
+        {"files": tuple(files)},
+        PAIR_FEATURES,
+        [_READER_VERSION, states],
+        cache_dir,
+        split=NamedSplit(split.replace("-", "_")),  # which allows no hyphen
+    )
+
+
+def cached_rows(
+    rows: Callable[..., Iterator[dict[str, Any]]],
+    arguments: dict[str, Any],
+    features: Features,
+    state: Any,
+    cache_dir: str | Path | None,
+    split: NamedSplit = Split.TRAIN,
+) -> Dataset:
+    """What `rows` yields, from the cache unless `state`, in JSON, has changed.
+
+    There `datasets` writes it under a lock, beside, and renames. Raises what `rows` raises.
+    """
+    fingerprint = hashlib.blake2b(json.dumps(state).encode(), digest_size=16)
     try:
         return Dataset.from_generator(
-            _all_pairs,
-            features=_FEATURES,
-            gen_kwargs={"files": tuple(files)},
+            rows,
+            features=features,
+            gen_kwargs=arguments,
             cache_dir=str(cache_dir or datasets.config.HF_DATASETS_CACHE),
-            split=NamedSplit(split.replace("-", "_")),  # which allows no hyphen
             fingerprint=fingerprint.hexdigest(),
+            split=split,
         )
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
@@ -151,8 +170,8 @@ def _pairs(record: Any, file: str, line: int) -> Iterator[dict[str, Any]]:
     where = f"{file}, line {line}"
     if not isinstance(record, dict):
         raise ValueError(f"{where}: expected a JSON object with 'image' and 'caption', got {record!r:.80}")
-    image = relative_path(_required_text(record, "image", where), where)
-    normal, anomaly = _optional_text(record, "normal", where), _optional_text(record, "anomaly", where)
+    image = relative_path(required_text(record, "image", where), where)
+    normal, anomaly = optional_text(record, "normal", where), optional_text(record, "anomaly", where)
     if normal is not None and anomaly is not None:
         raise ValueError(f"{where}: both 'normal' ({normal!r}) and 'anomaly' ({anomaly!r}) given; keep one")
     if normal is not None:
@@ -161,55 +180,34 @@ def _pairs(record: Any, file: str, line: int) -> Iterator[dict[str, Any]]:
         behaviour = "anomaly"
     else:
         behaviour = _BEHAVIOUR_OF_FOLDER.get(PurePosixPath(image).parent.name)
-    hard_image = _optional_text(record, "hard_i", where)
+    hard_image = optional_text(record, "hard_i", where)
     if hard_image is not None:
         hard_image = relative_path(hard_image, where)
         if image.startswith("train/") and not hard_image.startswith("train/"):
             hard_image = f"train/{hard_image}"
 
-    hard_caption = _optional_text(record, "hard_c", where)
+    hard_caption = optional_text(record, "hard_c", where)
     captions = record.get("caption")
     if not isinstance(captions, list):
         captions = [captions]
     elif not captions:
         raise ValueError(f"{where}: 'caption' is an empty list")
     for caption in captions:
-        caption = _required_text({"caption": caption}, "caption", where)
+        caption = required_text({"caption": caption}, "caption", where)
         if not has_a_word(caption):
             raise ValueError(f"{where}: 'caption' holds no word, got {caption!r:.80}")
         yield {
             "image": image,
             "caption": caption,
-            "image_id": _required_text(record, "image_id", where),
+            "image_id": required_text(record, "image_id", where),
             "behaviour": behaviour,
             "action": anomaly if normal is None else normal,
-            "scene": _optional_text(record, "scene", where),
-            "source_id": _optional_text(record, "source_id", where),
-            "source_caption": _optional_text(record, "source_caption", where),
+            "scene": optional_text(record, "scene", where),
+            "source_id": optional_text(record, "source_id", where),
+            "source_caption": optional_text(record, "source_caption", where),
             "hard_i": hard_image,
             "hard_c": hard_caption if hard_caption is not None and has_a_word(hard_caption) else None,
-            "hard_i_id": _optional_text(record, "hard_i_id", where),
+            "hard_i_id": optional_text(record, "hard_i_id", where),
             "file": file,
             "line": line,
         }
-
-
-def _required_text(record: dict[str, Any], key: str, where: str) -> str:
-    text = _optional_text(record, key, where)
-    if text is None:
-        raise ValueError(f"{where}: {key!r} is missing or empty")
-    return text
-
-
-def _optional_text(record: dict[str, Any], key: str, where: str) -> str | None:
-    """None for an absent, null or blank field. An identity written as a number becomes text."""
-    value = record.get(key)
-    if value is None:
-        return None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"{where}: {key!r} must be text, got {value!r:.80}")
-    if not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ValueError(f"{where}: {key!r} holds half of a surrogate pair, which is no text: {value!a:.80}")
-    return value if value.strip() else None

@@ -9,11 +9,22 @@ from ..data.pab import RetrievalBenchmark
 from .recall_at_k import figures_of_ranks, mean_figures
 
 HEADLINE = ("recall@", "mAP")  # what tables, cards and the figures of small groups show
+HIT_RATE = "hit_rate@"
 
 
 def headline(figures: Mapping[str, float]) -> dict[str, float]:
-    """Recall@k and mAP of figures that hold more."""
-    return {name: value for name, value in figures.items() if name.startswith(HEADLINE)}
+    """Recall@k and mAP of figures that hold more.
+
+    Where several images answer a query, and the hit rates differ from Recall@k, these too: benchmarks of
+    identities, such as CUHK-PEDES, call them Rank-k.
+    """
+    hits = {name: value for name, value in figures.items() if name.startswith(HIT_RATE)}
+    differ = any(figures.get(name.replace(HIT_RATE, "recall@")) != value for name, value in hits.items())
+    return {
+        name: value
+        for name, value in figures.items()
+        if name.startswith(HEADLINE) or (differ and name in hits)
+    }
 
 
 def query_groups(benchmark: RetrievalBenchmark) -> dict[str, list[int]]:

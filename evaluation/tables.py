@@ -60,7 +60,7 @@ def stage_rows(results: Mapping[str, Any]) -> list[StageRow]:
 def format_table(result: EvaluationResult) -> str:
     """Recall@k and mAP of the stages as aligned rows of text, in percent."""
     metrics = list(headline(result.stages["embeddings"]["all"]))
-    heads = [metric.replace("recall@", "R@") for metric in metrics]
+    heads = [metric.replace("recall@", "R@").replace("hit_rate@", "hit@") for metric in metrics]
     groups = result.group_sizes
     label_width = max(len(stage.label) for stage in Stage)
     block = 7 * len(metrics)

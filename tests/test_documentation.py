@@ -54,7 +54,7 @@ def test_the_walkthrough_runs(tmp_path, fresh_accelerator, capfd):
                 for line in code.splitlines():
                     run_command(line)
     printed = capfd.readouterr().out
-    for words in ("by cosine", '"image": "images/0', "SCAReport(queries=3", "README.md, the model card"):
+    for words in ("by cosine", "train0000.jpg,A", "SCAReport(queries=3", "README.md, the model card"):
         assert words in printed
     figures = ("found.html", "found.png", "training.png", "reranked.png", "plots/failures.jpg")
     for name in (*figures, "run/merged/pipeline_tpas.py"):

@@ -20,7 +20,10 @@ class FineTuningArguments:
 
     # Where from and where to
     data_root: str = field(
-        metadata={"help": "folder of PAB, or of data in its layout, with annotation/ and the images in it"}
+        metadata={
+            "help": "pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, "
+            ".jsonl, .json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
+        }
     )
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
     model_name_or_path: str | None = flag(
@@ -32,7 +35,10 @@ class FineTuningArguments:
         None, "in place of a model: folder with a config and a processor, to start from random weights"
     )
     dataset_name: str | None = flag(
-        None, "what the data are called in what the run leaves (default: the name of the data's folder)"
+        None, "what the data are called in what the run leaves (default: their own name)"
+    )
+    image_root: str | None = flag(
+        None, "folder of the images, where they do not lie as data_root says (default: beside the table)"
     )
     trust_remote_code: bool = flag(False, "run the code that comes with the model")
     revision: str | None = flag(None, "commit of the model's Hub repository")
@@ -51,7 +57,11 @@ class FineTuningArguments:
         "which: drawn by the seed; the first; half normal, half anomaly, drawn by the seed; or those whose "
         "captions lie furthest apart for the start model (k-center greedy, arXiv:1708.00489)",
     )
-    validation_fraction: float = flag(0.02, "share of the training pairs held out, by source video")
+    validation_fraction: float = flag(
+        0.02,
+        "share of the training pairs held out, by source video or else by id, unless the data have a "
+        "validation split of their own",
+    )
     max_validation_pairs: int = flag(1000, "pairs of the validation split that are evaluated")
     on_bad_image: Literal["raise", "skip"] = flag(
         "raise", "stop at an unreadable image, or leave its pair out and say so"

@@ -13,8 +13,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from ..data.pab import RetrievalBenchmark, annotations_fingerprint, load_pab, source_videos
+from ..data.pab import RetrievalBenchmark, rows_fingerprint, source_videos
 from ..data.pab_images import image_path
+from ..data.retrieval_data import RetrievalData
 from ..engine.encoding import encode_texts
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from ..models.unread_texts import warn_of_unread
@@ -36,17 +37,26 @@ def validation_cut(arguments: FineTuningArguments) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in ("validation_fraction", "max_validation_pairs")}
 
 
-def load_validation_pairs(arguments: FineTuningArguments, accelerator: Accelerator) -> RetrievalBenchmark:
+def open_data(arguments: FineTuningArguments, accelerator: Accelerator) -> RetrievalData:
+    with accelerator.main_process_first():  # it fills the cache of rows for the others
+        return RetrievalData.open(arguments.data_root, arguments.image_root)
+
+
+def load_validation_pairs(
+    arguments: FineTuningArguments, data: RetrievalData, accelerator: Accelerator
+) -> RetrievalBenchmark:
     """The validation split; each of its images can be read."""
-    root = Path(arguments.data_root)
     with accelerator.main_process_first():
-        pairs = load_pab(root, "validation", **validation_cut(arguments))
+        pairs = data.pairs("validation", **validation_cut(arguments))
     skip = arguments.on_bad_image == "skip"
-    return validation_benchmark(pairs, root, skip_bad_images=skip, follow_links=arguments.follow_links)
+    return validation_benchmark(
+        pairs, data.image_root, skip_bad_images=skip, follow_links=arguments.follow_links
+    )
 
 
 def load_training_pairs(
     arguments: FineTuningArguments,
+    data: RetrievalData,
     model: RetrievalModel,
     processor: RetrievalProcessor,
     accelerator: Accelerator,
@@ -60,7 +70,7 @@ def load_training_pairs(
     def load(pairs: int | None, subset: str = "random") -> Dataset:
         cut = validation_cut(arguments)
         with accelerator.main_process_first():  # it fills the cache of annotations for the others
-            return load_pab(arguments.data_root, "train", pairs, arguments.seed, subset=subset, **cut)
+            return data.pairs("train", pairs, arguments.seed, subset=subset, **cut)
 
     if arguments.subset != "diverse":
         return load(arguments.pairs, arguments.subset), None
@@ -81,7 +91,7 @@ def load_training_pairs(
     return pool.select(rows), rows
 
 
-def data_identity(root: Path) -> dict[str, Any]:
+def data_identity(data: RetrievalData) -> dict[str, Any]:
     """What data are, wherever they lie: all rows of their annotations, and the sizes of a few images.
 
     To look at every image of PAB would take minutes on a network's disk; other editions differ in most.
@@ -89,14 +99,14 @@ def data_identity(root: Path) -> dict[str, Any]:
 
     def size_of(image: str) -> int | None:
         try:
-            return image_path(root, image).stat().st_size
+            return image_path(data.image_root, image).stat().st_size
         except (OSError, ValueError):  # the training names it, with its place, when it comes to it
             return None
 
-    dataset = load_pab(root, "train", validation_fraction=0)
+    dataset = data.training_rows()
     rows = np.linspace(0, len(dataset) - 1, min(IMAGES_LOOKED_AT, len(dataset))).astype(int)
     sizes = [size_of(image) for image in dataset.select(rows)["image"]]
-    return {"data_fingerprint": annotations_fingerprint(root, "train"), IMAGE_SIZES: sizes}
+    return {"data_fingerprint": rows_fingerprint(dataset), IMAGE_SIZES: sizes}
 
 
 def warn_of_unread_captions(dataset: Dataset, processor: RetrievalProcessor) -> None:
@@ -111,6 +121,7 @@ def warn_of_unread_captions(dataset: Dataset, processor: RetrievalProcessor) -> 
 def build_loader(
     arguments: FineTuningArguments,
     dataset: Dataset,
+    image_root: Path,
     processor: RetrievalProcessor,
     accelerator: Accelerator,
     generator: torch.Generator,
@@ -137,7 +148,7 @@ def build_loader(
         )
     pairs = TrainingPairs(
         dataset,
-        Path(arguments.data_root),
+        image_root,
         seed=arguments.seed,
         augmentation=augmentation,
         swap_left_right=arguments.swap_left_right,

@@ -41,6 +41,7 @@ FREE_TO_CHANGE = {
     "base_model",
     "dataset_name",
     "follow_links",
+    "image_root",
     "trust_remote_code",
     "num_workers",
     "prefetch_factor",

@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..data.pab import dataset_name
 from ..data.whole_files import write_json
 from ..evaluation.retrieval import evaluate
 from ..evaluation.significance import wilson_interval
@@ -37,6 +36,7 @@ from .batches import (
     data_identity,
     load_training_pairs,
     load_validation_pairs,
+    open_data,
     warn_of_unread_captions,
 )
 from .checkpointing import Progress, save_checkpoint
@@ -73,6 +73,7 @@ class Run:
 
     Attributes:
         processor: makes the model's inputs.
+        data: where the pairs come from.
         benchmark: the validation split, or None if nothing is evaluated.
         pairs: what is trained on, and `loader` its batches in this process.
         generator: draws the order of the pairs. It is the run's own, so that the order does not depend on
@@ -101,21 +102,26 @@ class Run:
 
         # The start model, the pairs to evaluate it on, and those to train it on.
         model, self.processor, self.new_parameters = load_start(arguments)
-        self.benchmark = load_validation_pairs(arguments, accelerator) if arguments.evaluate_every else None
+        self.data = open_data(arguments, accelerator)
+        self.benchmark = None
+        if arguments.evaluate_every:
+            self.benchmark = load_validation_pairs(arguments, self.data, accelerator)
         if self.benchmark is not None:
             warn_of_few_queries(len(self.benchmark.captions), arguments)
             images = len(self.benchmark.gallery_ids)
             self.shortlist = resolve_shortlist(arguments.evaluation_shortlist, images)
-        dataset, self.subset_rows = load_training_pairs(arguments, model, self.processor, accelerator)
+        dataset, self.subset_rows = load_training_pairs(
+            arguments, self.data, model, self.processor, accelerator
+        )
         identity = {}
         if accelerator.is_main_process:
             warn_of_unread_captions(dataset, self.processor)
             identity = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
-            identity |= data_identity(Path(arguments.data_root))
+            identity |= data_identity(self.data)
         identity = broadcast_object_list([identity])[0]
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.pairs, self.loader = build_loader(
-            arguments, dataset, self.processor, accelerator, self.generator
+            arguments, dataset, self.data.image_root, self.processor, accelerator, self.generator
         )
 
         # The losses over the model, and what steps it.
@@ -153,7 +159,7 @@ class Run:
 
         # The precision may come from accelerate's configuration.
         precision = {"mixed_precision": accelerator.mixed_precision}
-        name = {"dataset_name": arguments.dataset_name or dataset_name(Path(arguments.data_root))}
+        name = {"dataset_name": arguments.dataset_name or self.data.name}
         self.settings = asdict(arguments) | name | self.sizes | precision | identity
         self.progress, self.patience = Progress(), PATIENCE
         self.log = TrainingLog(self.output_dir / "training_log.jsonl", accelerator)
@@ -431,7 +437,7 @@ class Run:
             network_of(model),
             self.processor,
             self.benchmark,
-            Path(self.arguments.data_root),
+            self.data.image_root,
             shortlist=self.shortlist,
             fusion_weight=self.arguments.fusion_weight,
             batch_size=self.arguments.evaluation_batch_size,
