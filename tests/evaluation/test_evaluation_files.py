@@ -190,7 +190,7 @@ def test_image_size_and_text_length_reach_model_and_processor(start, small_pab, 
 def written(start, small_pab, tmp_path) -> Path:
     folder = tmp_path / "written"
     flags = ("--fusion_weight", 0.3, "--shortlist", 10, "--output", folder / "results.json")
-    flags += ("--markdown", folder / "results.md", "--scores", folder / "s.npz")
+    flags += ("--markdown", folder / "results.md", "--write_scores", folder / "s.npz")
     run(start, small_pab, *flags, "--rankings", folder / "rankings.json")
     return folder
 
@@ -210,10 +210,10 @@ def test_score_files_hold_the_lists_by_id(written, small_pab):
 
 
 def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
-    run(start, small_pab, "--scores", tmp_path / "s.safetensors", "--token_memory", "inf")
+    run(start, small_pab, "--write_scores", tmp_path / "s.safetensors", "--token_memory", "inf")
     assert read_score_file(tmp_path / "s.matching.safetensors").describe() == "12 queries, 12 images, top 12"
-    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz or .safetensors"):
-        run(tmp_path / "no model is read", small_pab, "--scores", tmp_path / "s.csv")
+    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz, .safetensors, .trec or .run"):
+        run(tmp_path / "no model is read", small_pab, "--write_scores", tmp_path / "s.csv")
 
 
 def test_markdown_says_what_the_json_says(written):
