@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .data.pab_images import image_path
     from .evaluation.recall_at_k import RecallAtK
     from .evaluation.retrieval import evaluate
+    from .evaluation.scored import measure_scores
     from .evaluation.significance import confidence_intervals
     from .figures.collisions import plot_collisions, resolved_collisions
     from .figures.results import ResultRow, plot_result_rows
@@ -62,6 +63,7 @@ __all__ = [
     "load_image",
     "load_model",
     "load_pab",
+    "measure_scores",
     "open_folder",
     "plot_collisions",
     "plot_result_rows",
@@ -87,6 +89,7 @@ _NAMES_OF = {
     "data.pab_images": "image_path",
     "evaluation.recall_at_k": "RecallAtK",
     "evaluation.retrieval": "evaluate",
+    "evaluation.scored": "measure_scores",
     "evaluation.significance": "confidence_intervals",
     "figures.collisions": "plot_collisions resolved_collisions",
     "figures.results": "ResultRow plot_result_rows",

@@ -104,6 +104,8 @@ def compare(
         raise WrongUsage("--data_root is for score files: results say what they were measured on")
     if len(scored) == 2 and stage:
         raise WrongUsage("--stage is for results: a score file is one stage")
+    for path in paths:
+        path.open("rb").close()  # what is not there is said before torch is loaded
 
     from ..data.whole_files import write_json
     from ..evaluation.result_files import Outcomes, read_outcomes

@@ -127,6 +127,7 @@ def evaluate(
     from ..evaluation.retrieval import evaluate
     from ..models.fingerprints import model_fingerprint
     from ..models.unread_texts import warn_of_unread
+    from ..training.run_folder import arguments_of_run
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
@@ -134,6 +135,7 @@ def evaluate(
     own = list(dict.fromkeys(dataset["image"]))
     distractors = find_distractors(gallery, data_root, own, rules) if gallery else {}
     benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
+    training = arguments_of_run(Path(model))
     network, processor = ranking.load(model, accelerator.device)
     if accelerator.is_main_process:
         places = [f"{file}, line {line}" for file, line in zip(dataset["file"], dataset["line"], strict=True)]
@@ -162,6 +164,7 @@ def evaluate(
         of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
     context = {
         "model": model,
+        **({} if training is None else {"training": training}),
         "data_root": str(data_root),
         "split": split,
         **of_matcher,
