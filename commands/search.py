@@ -109,7 +109,8 @@ def search(
             raise WrongUsage("give texts, or an --image to look for, not both")
         if sca or cascade or bf16 or without or matcher:
             raise WrongUsage(
-                "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher, --not"
+                "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher "
+                "and --not"
             )
         image.open("rb").close()  # what is not there is said before torch is loaded
     asked = [] if interactive or image else all_texts(texts or [], texts_file)
@@ -239,6 +240,8 @@ def answers_as_they_come(answer: Callable[[PlacedText], CommandResult]) -> Itera
             print("> ", end="", file=sys.stderr, flush=True)
         line = sys.stdin.buffer.readline()
         if not line:
+            if sys.stdin.isatty():
+                print(file=sys.stderr)  # the shell's prompt begins a line of its own
             return
         place = f"line {number}"
         try:
