@@ -27,7 +27,7 @@ from ..data.annotation_fields import EvaluatedSplit
 from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments, flag
-from .command_line import CommandLine, CommandResult, WrongUsage
+from .command_line import CommandLine, CommandResult, WrongUsage, is_main_process
 
 if TYPE_CHECKING:
     from ..data.pab import RetrievalBenchmark
@@ -190,8 +190,8 @@ def evaluate_scores(
     gallery: Path | None,
     k: list[int] | None,
     seed: int,
-) -> CommandResult:
-    """Measures score files, and writes what is asked for."""
+) -> CommandResult | None:
+    """Measures score files, and writes what is asked for; the main process alone."""
     for field in fields(ranking):
         if getattr(ranking, field.name) != field.default:
             raise WrongUsage(f"--{field.name} is for a --model: score files are measured as they are")
@@ -202,6 +202,8 @@ def evaluate_scores(
     from ..reranking.score_files import named_score_files
 
     files.check()
+    if not is_main_process():  # one process is enough for it
+        return None
     systems = named_score_files(paths)
 
     from ..data import pab
