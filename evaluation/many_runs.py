@@ -185,7 +185,7 @@ def _table(contents: Mapping[Path, Results], group: re.Pattern[str] | None) -> R
     else:
         for own in members.values():
             _check_alike(own, contents)
-    names = {key: _name(key, own) for key, own in members.items()}
+    names = {key: _name(key, own, contents) for key, own in members.items()}
     rows = []
     for key, own in members.items():
         alike = [other for other, name in names.items() if name == names[key]]
@@ -255,14 +255,19 @@ def _check_alike(paths: Sequence[Path], contents: Mapping[Path, Results]) -> Non
                 )
 
 
-def _name(key: tuple[str, ...], paths: Sequence[Path]) -> str:
-    """What runs are called: as their files, but for the seed, where these then have one name."""
+def _name(key: tuple[str, ...], paths: Sequence[Path], contents: Mapping[Path, Results]) -> str:
+    """What runs are called: as their files, or else their models, but for the seed, where these then have one
+    name; otherwise as all their files."""
     if key[0] == "group":
         return key[1]
     if len(paths) == 1:
         return str(paths[0].with_suffix(""))
-    without = list(dict.fromkeys(without_seed(str(path.with_suffix(""))) for path in paths))
-    return without[0] if len(without) == 1 else ", ".join(str(path.with_suffix("")) for path in paths)
+    files = [str(path.with_suffix("")) for path in paths]
+    for names in (files, [str(contents[path].get("model", "")) for path in paths]):
+        without = {without_seed(name) for name in names}
+        if len(without) == 1 and "." not in without:  # which nothing is left of
+            return without.pop()
+    return ", ".join(files)
 
 
 def _rows(name: str, paths: Sequence[Path], runs: Sequence[Results]) -> list[RunRow]:

@@ -54,7 +54,16 @@ def test_runs_that_differ_in_their_seed_are_averaged(tmp_path, capsys):
     other = results(
         tmp_path, "d.json", 0.5, model="d/best", training=training | {"learning_rate": 1, "seed": 0}
     )
-    files += [other, results(tmp_path, "x_seed_1.json", 0.25), results(tmp_path, "x_seed_2.json", 0.75)]
+    named = [
+        results(tmp_path, name, 0.5, model=f"runs/seed_{name[0]}/best", shortlist=3)
+        for name in ("1.json", "2.json")
+    ]
+    files += [
+        other,
+        *named,
+        results(tmp_path, "x_seed_1.json", 0.25),
+        results(tmp_path, "x_seed_2.json", 0.75),
+    ]
     table = tmp_path / "table.csv"
     report([*map(str, files), "--csv", str(table)])
     heads, _, *rows = rows_of(capsys.readouterr().out)
@@ -63,16 +72,11 @@ def test_runs_that_differ_in_their_seed_are_averaged(tmp_path, capsys):
     assert [row[:3] for row in rows[::2]] == [
         [together, "3", "embeddings"],
         [str(tmp_path / "d"), "1", "embeddings"],
+        ["runs/best", "2", "embeddings"],
         [str(tmp_path / "x"), "2", "embeddings"],
     ]
-    assert [row[3] for row in rows] == [
-        "37.50 ± 12.50",
-        "50.00 ± 12.50",
-        "50.00",
-        "62.50",
-        "50.00 ± 35.36",
-        "62.50 ± 35.36",
-    ]
+    shown = ["37.50 ± 12.50", "50.00 ± 12.50", "50.00", "62.50", "50.00 ± 0.00", "62.50 ± 0.00"]
+    assert [row[3] for row in rows] == [*shown, "50.00 ± 35.36", "62.50 ± 35.36"]
     assert rows[0][4] == "75.00 ± 0.00"
     with table.open() as stream:
         written = list(csv.DictReader(stream))
