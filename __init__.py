@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .data.retrieval_data import RetrievalData
     from .evaluation.recall_at_k import RecallAtK
     from .evaluation.retrieval import evaluate
+    from .evaluation.scored import measure_scores
     from .evaluation.significance import confidence_intervals
     from .figures.collisions import plot_collisions, resolved_collisions
     from .figures.results import ResultRow, plot_result_rows
@@ -64,6 +65,7 @@ __all__ = [
     "load_image",
     "load_model",
     "load_pab",
+    "measure_scores",
     "open_folder",
     "plot_collisions",
     "plot_result_rows",
@@ -90,6 +92,7 @@ _NAMES_OF = {
     "data.retrieval_data": "RetrievalData",
     "evaluation.recall_at_k": "RecallAtK",
     "evaluation.retrieval": "evaluate",
+    "evaluation.scored": "measure_scores",
     "evaluation.significance": "confidence_intervals",
     "figures.collisions": "plot_collisions resolved_collisions",
     "figures.results": "ResultRow plot_result_rows",

@@ -23,6 +23,7 @@ COMMANDS = {
     "search": "find the images of a gallery that answer a text",
     "app": "open a web page to search a gallery, and to see why an image was found",
     "compare": "test one evaluation against another, query by query",
+    "report": "make one table of many evaluations, with mean and deviation over seeds",
     "submit": "write or check a challenge's answer file",
     "rerank": "resolve collisions or hubs in a score file of any system",
     "fuse": "fuse score files of several systems",

@@ -54,7 +54,7 @@ def run_seed(settings: DemoSettings, seed: int, folder: Path) -> dict[str, dict[
     draw_people(folder, settings, seed)
     run_logged(fine_tuning_command(settings, REPOSITORY / "demo_start", seed), folder, "fine_tune")
     evaluation = evaluation_command(settings, Path("fine_tuned/best"), "fine_tuned")
-    run_logged([*evaluation, "--scores", Path("scores.npz")], folder, "evaluate")
+    run_logged([*evaluation, "--write_scores", Path("scores.npz")], folder, "evaluate")
     benchmark = retrieval_split(load_pab(folder / "pab", "test", cache_dir=folder / "cache"))
     relevant = dict(zip(benchmark.query_ids, benchmark.relevant, strict=True))
     recalls = {}

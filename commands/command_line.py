@@ -10,7 +10,8 @@
         app.run(argv)
 
 A command prints nothing itself. It returns its result, which goes to the standard output as text, or with
-`--json` as one JSON document; whatever libraries print meanwhile goes to the standard error. Its heavy
+`--json` as one JSON document; whatever libraries print meanwhile goes to the standard error. One that stays
+open returns an iterator of results: each is printed as it comes, as JSON on a line of its own. Its heavy
 imports stand inside the function, so that help and shell completion answer at once.
 
 What a terminal cannot show is written as `\\u4eba`, never given up. An error that the package raises is for
@@ -77,9 +78,9 @@ class CommandResult:
     text: str
     exit_code: int = DONE
 
-    def json(self) -> str:
+    def json(self, indent: int | None = 1) -> str:
         content = self.content() if callable(self.content) else self.content
-        return json.dumps(content, indent=1, default=str)
+        return json.dumps(content, indent=indent, default=str)
 
 
 class WrongUsage(typer.TyperException):
@@ -185,6 +186,9 @@ class CommandLine(typer.Typer):
                 with redirect_stdout(sys.stderr):
                     _show_log(self.log_format)
                     result = function(**values)
+                if isinstance(result, Iterator):
+                    _print_as_they_come(result, as_json)
+                    return
                 if result is not None and is_main_process():
                     typer.echo(result.json() if as_json else result.text, file=sys.stdout)
             if result is not None and result.exit_code:
@@ -197,6 +201,17 @@ class CommandLine(typer.Typer):
         call.__annotations__ = {flag.name: flag.annotation for flag in parameters}
         call.bare = values_if_bare(parameters)
         return call
+
+
+def _print_as_they_come(results: Iterator[CommandResult], as_json: bool) -> None:
+    while True:
+        with redirect_stdout(sys.stderr):
+            result = next(results, None)
+        if result is None:
+            return
+        shown = result.json(indent=None) if as_json else result.text
+        if shown:
+            typer.echo(shown, file=sys.stdout)
 
 
 class _AboveProgressBars(logging.Handler):

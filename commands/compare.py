@@ -2,9 +2,11 @@
 
     tpas compare zero_shot.json fine_tuned.json
     tpas compare results.json results.json --stage matching sca
+    tpas compare ours.npz theirs.trec --data_root PAB
 
-Reads what `tpas evaluate --output` wrote, aligns the queries by id, and prints for each figure the
-difference, its 95 % bootstrap interval over queries, and the two-sided p-value of a paired permutation test.
+Reads what `tpas evaluate --output` wrote, or score files, aligns the queries by id, and prints for each
+figure the difference, its 95 % bootstrap interval over queries, and the two-sided p-value of a paired
+permutation test.
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from ..evaluation.stages import Stage
+from ..data.annotation_fields import EvaluatedSplit
+from ..evaluation.stages import label_of
+from ..reranking.score_files import SUFFIXES
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
@@ -45,6 +49,22 @@ def paired_figures(first: "Outcomes", second: "Outcomes", seed: int) -> dict[str
     return paired_comparison(first.figures(query_ids, cutoffs), second.figures(query_ids, cutoffs), seed=seed)
 
 
+def outcomes_of_scores(path: Path, data_root: Path, split: EvaluatedSplit) -> "Outcomes":
+    """What a score file of any system is worth on these data, query by query."""
+    from ..data.pab import retrieval_split
+    from ..data.retrieval_data import RetrievalData
+    from ..evaluation.result_files import Outcomes
+    from ..evaluation.scored import measure_scores
+    from ..reranking.score_files import read_score_file
+
+    file = read_score_file(path)
+    data = RetrievalData.open(data_root)
+    benchmark = retrieval_split(data.pairs(split))
+    result = measure_scores({str(path): file}, benchmark, f"the {split} split of {data_root}")
+    ranks = dict(zip(benchmark.query_ids, result.relevant_ranks[str(path)], strict=True))
+    return Outcomes(path, data.name, benchmark.fingerprint, path.name, result.k, ranks)
+
+
 def format_comparison(comparison: dict[str, dict[str, float]]) -> str:
     """Aligned rows of text, figures in percent, differences in points."""
     from ..evaluation.significance import LEVEL
@@ -61,29 +81,54 @@ def format_comparison(comparison: dict[str, dict[str, float]]) -> str:
 
 @app.command()
 def compare(
-    first: Annotated[Path, Argument(metavar="A.json", help="the baseline")],
-    second: Annotated[Path, Argument(metavar="B.json", help="what may be better")],
+    first: Annotated[Path, Argument(metavar="A", help="the baseline: results, .json, or a score file")],
+    second: Annotated[Path, Argument(metavar="B", help="what may be better")],
     stage: Annotated[
-        list[Stage] | None, Option(help="of both, or of the first and of the second (default: sca)")
+        list[str] | None,
+        Option(
+            help="of both, or of the first and of the second: a stage, or the name of a score file that was "
+            "measured (default: sca, or the last)"
+        ),
     ] = None,
+    data_root: Annotated[Path | None, Option(help="of score files: the data, as of tpas evaluate")] = None,
+    split: Annotated[EvaluatedSplit, Option(help="with it")] = "test",
     seed: Annotated[int, Option(help="of the resampling", min=0)] = 0,
     output: Annotated[Path | None, Option(help="write the comparison, JSON")] = None,
 ) -> CommandResult:
-    stages = stage or [Stage.SCA]
+    stages = stage or [None]
     if len(stages) > 2:
         raise WrongUsage(f"--stage takes one stage or two, got {len(stages)}")
+    paths = first, second
+    scored = [path for path in paths if path.suffix in SUFFIXES]
+    if scored and data_root is None:
+        raise WrongUsage(f"{scored[0]}: a score file has no labels: give --data_root, the data it is about")
+    if data_root is not None and not scored:
+        raise WrongUsage("--data_root is for score files: results say what they were measured on")
+    if len(scored) == 2 and stage:
+        raise WrongUsage("--stage is for results: a score file is one stage")
+    for path in paths:
+        path.open("rb").close()  # what is not there is said before torch is loaded
 
     from ..data.whole_files import write_json
-    from ..evaluation.result_files import read_outcomes
+    from ..evaluation.result_files import Outcomes, read_outcomes
     from ..evaluation.significance import LEVEL, PERMUTATIONS, RESAMPLES
 
-    systems = read_outcomes(first, stages[0]), read_outcomes(second, stages[-1])
-    figures = paired_figures(*systems, seed)
+    systems: list[Outcomes] = []
+    for path, of_path in zip(paths, (stages[0], stages[-1]), strict=True):
+        if path in scored:
+            assert data_root is not None  # as checked above
+            systems.append(outcomes_of_scores(path, data_root, split))
+        else:
+            systems.append(read_outcomes(path, of_path))
+    figures = paired_figures(systems[0], systems[1], seed)
     content = {
         name: {"path": str(system.path), "stage": system.stage}
         for name, system in zip(("first", "second"), systems, strict=True)
     }
-    lines = [f"{name}: {of['path']}, {Stage(of['stage']).label}" for name, of in content.items()]
+    lines = [
+        f"{name}: {of['path']}" + ("" if path in scored else f", {label_of(of['stage'])}")
+        for path, (name, of) in zip(paths, content.items(), strict=True)
+    ]
     queries = len(systems[0].relevant_ranks)
     data = {system.dataset_name for system in systems if system.dataset_name}
     content |= {"dataset_name": data.pop()} if len(data) == 1 else {}  # of one content, whatever its names

@@ -2,16 +2,22 @@
 
     tpas evaluate --model MODEL --data_root PAB --output results.json
     tpas evaluate --model openai/clip-vit-base-patch32 --data_root photos/pairs.csv
+    tpas evaluate --scores fused.npz theirs.trec --data_root PAB
 
 Stages: the embeddings alone; their best images re-ranked by cross-modal matching; with `--fusion_weight` a
 weighted sum of both; Similarity Coverage Analysis (SCA) on top. Prints Recall@k and mAP in percent, over all
 queries and over the normal and the anomalous ones; the files hold all else. `accelerate launch` shares the
-work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another. Models of others,
-such as CLIP, SigLIP, BLIP and open_clip's, go the same way: see `tpas.models.loading`.
+work out; the numbers stay, to the bit. `tpas compare` tests one `--output` against another, and `tpas report`
+makes one table of many. Models of others, such as CLIP, SigLIP, BLIP and open_clip's, go the same way: see
+`tpas.models.loading`.
+
+With `--scores` score files of any system are measured, a line each: what `tpas rerank`, `tpas fuse` and
+`--write_scores` wrote, or TREC runs. Queries and images are matched by name. What a file does not score comes
+last, and a right image among it is not found.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +28,7 @@ from ..data.annotation_fields import EvaluatedSplit
 from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
 from ..evaluation.arguments import RankingArguments, flag
-from .command_line import CommandLine, CommandResult, WrongUsage
+from .command_line import CommandLine, CommandResult, WrongUsage, is_main_process
 
 if TYPE_CHECKING:
     from ..data.pab import RetrievalBenchmark
@@ -40,33 +46,33 @@ class ResultFiles:
     rankings: Path | None = flag(None, "write each query's best images, as JSON")
     markdown: Path | None = flag(None, "write all figures as a Markdown table")
     plots: Path | None = flag(None, "folder to draw curves, and some queries with their images in")
-    scores: Path | None = flag(
+    write_scores: Path | None = flag(
         None,
-        "write the shortlists' scores as score files, .npz or .safetensors; NAME.npz becomes "
-        "NAME.embeddings.npz, NAME.matching.npz, ...",
+        "with --model: write the shortlists' scores as score files, .npz, .safetensors, .trec or .run; "
+        "NAME.npz becomes NAME.embeddings.npz, NAME.matching.npz, ...",
+    )
+    qrels: Path | None = flag(
+        None, "write which images are right as TREC's relevance file, for trec_eval, ir-measures and ranx"
     )
 
     def check(self) -> None:
         """Refuses what could not be written, before the gallery is ranked for hours."""
-        if self.scores:
+        if self.write_scores:
             from ..reranking.score_files import check_suffix
 
-            check_suffix(self.scores)
+            check_suffix(self.write_scores)
         a_plot = None
         if self.plots:
             from ..figures.evaluation_plots import RECALL_CURVE  # matplotlib takes a second to import
 
             a_plot = self.plots / RECALL_CURVE
-        for path in (self.output, self.rankings, self.markdown, self.scores, a_plot):
+        for path in (self.output, self.rankings, self.markdown, self.write_scores, self.qrels, a_plot):
             if path:
                 check_place(path)
 
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str, Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's")
-    ],
     data_root: Annotated[
         Path,
         Option(
@@ -77,6 +83,16 @@ def evaluate(
     ranking: RankingArguments,
     files: ResultFiles,
     rules: FolderRules,
+    model: Annotated[
+        str | None,
+        Option(help="folder or Hub name of a model with its processor, or KIND:NAME of another's"),
+    ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        Option(
+            help="score files to measure in place of --model: .npz, .safetensors, or TREC runs, .trec or .run"
+        ),
+    ] = None,
     split: Annotated[EvaluatedSplit, Option()] = "test",
     image_root: Annotated[
         Path | None,
@@ -105,6 +121,14 @@ def evaluate(
     cut = {name: value for name, value in cut.items() if value is not None}
     if cut and split != "validation":
         raise WrongUsage(f"--{next(iter(cut))} has no effect on --split {split}")
+    if (model is None) == (not scores):
+        both = " (--scores is read; --write_scores is for a model's)" if scores else ""
+        raise WrongUsage(f"give either --model or --scores{both}")
+    if scores:
+        return evaluate_scores(
+            scores, data_root, image_root, ranking, files, rules, split, cut, dataset_name, gallery, k, seed
+        )
+    assert model is not None  # as checked above
     files.check()
 
     from accelerate import Accelerator
@@ -115,6 +139,7 @@ def evaluate(
     from ..evaluation.retrieval import evaluate
     from ..models.fingerprints import model_fingerprint
     from ..models.unread_texts import warn_of_unread
+    from ..training.run_folder import arguments_of_run
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
@@ -124,6 +149,7 @@ def evaluate(
     own = list(dict.fromkeys(dataset["image"]))
     distractors = find_distractors(gallery, data.image_root, own, rules) if gallery else {}
     benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
+    training = arguments_of_run(Path(model))
     network, processor = ranking.load(model, accelerator.device)
     if accelerator.is_main_process:
         places = [f"{file}, line {line}" for file, line in zip(dataset["file"], dataset["line"], strict=True)]
@@ -152,12 +178,65 @@ def evaluate(
         of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
     context = {
         "model": model,
+        **({} if training is None else {"training": training}),
         "data_root": str(data_root),
         "split": split,
         **of_matcher,
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
+        "dataset_name": dataset_name or data.name,
+        "data_fingerprint": benchmark.fingerprint,
+        "distractors": len(distractors),
+    }
+    return write(files, result, benchmark, data.image_root, distractors, seed, context)
+
+
+def evaluate_scores(
+    paths: list[Path],
+    data_root: Path,
+    image_root: Path | None,
+    ranking: RankingArguments,
+    files: ResultFiles,
+    rules: FolderRules,
+    split: EvaluatedSplit,
+    cut: dict[str, Any],
+    dataset_name: str | None,
+    gallery: Path | None,
+    k: list[int] | None,
+    seed: int,
+) -> CommandResult | None:
+    """Measures score files, and writes what is asked for; the main process alone."""
+    for field in fields(ranking):
+        if getattr(ranking, field.name) != field.default:
+            raise WrongUsage(f"--{field.name} is for a --model: score files are measured as they are")
+    if files.write_scores:
+        raise WrongUsage(
+            "--write_scores is for a --model: tpas rerank and tpas fuse write score files of score files"
+        )
+    from ..reranking.score_files import named_score_files
+
+    files.check()
+    if not is_main_process():  # one process is enough for it
+        return None
+    systems = named_score_files(paths)
+
+    from ..data import pab
+    from ..data.distractors import find_distractors
+    from ..data.retrieval_data import RetrievalData
+    from ..evaluation.scored import measure_scores
+
+    data = RetrievalData.open(data_root, image_root)
+    dataset = data.pairs(split, **cut)
+    own = list(dict.fromkeys(dataset["image"]))
+    distractors = find_distractors(gallery, data.image_root, own, rules) if gallery else {}
+    benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
+    about = f"the {split} split of {data_root}" + (f" with {gallery}" if gallery else "")
+    result = measure_scores(systems, benchmark, about, k=k)
+    context = {
+        "scores": {name: str(path) for name, path in zip(systems, paths, strict=True)},
+        "data_root": str(data_root),
+        "split": split,
         "dataset_name": dataset_name or data.name,
         "data_fingerprint": benchmark.fingerprint,
         "distractors": len(distractors),
@@ -178,6 +257,7 @@ def write(
     from ..data.whole_files import write_json, write_text
     from ..evaluation.result_files import rankings_json, results_json, write_scores
     from ..evaluation.tables import format_table, markdown_report
+    from ..reranking.trec_files import qrels_lines
 
     @cache  # the intervals take seconds
     def content() -> dict[str, Any]:
@@ -188,11 +268,14 @@ def write(
     if files.rankings:
         write_json(files.rankings, rankings_json(result, benchmark, distractors))
     if files.markdown:
-        title = f"{context['model']} on {context['dataset_name']}, {context['split']}"
+        measured = context.get("model") or ", ".join(context["scores"])
+        title = f"{measured} on {context['dataset_name']}, {context['split']}"
         write_text(files.markdown, markdown_report(result, content()["confidence"]["stages"], title))
-    if files.scores:
+    if files.qrels:
+        write_text(files.qrels, "".join(qrels_lines(benchmark.query_ids, benchmark.relevant)))
+    if files.write_scores:
         ids = benchmark.query_ids, benchmark.gallery_ids
-        write_scores(files.scores, *ids, result.rankings, result.scores)
+        write_scores(files.write_scores, *ids, result.rankings, result.scores)
     if files.plots:
         from ..figures.evaluation_plots import write_plots
 

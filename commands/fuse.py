@@ -57,8 +57,10 @@ def fuse(
             raise ValueError(f"{path}: first answers are resolved already: fuse first, resolve the result")
     names = list(map(str, scores))
     # Equal scores of a dense file are ranked by column, so columns must not follow names.
-    first = align_gallery(files[0], names[0], in_tie_order(files[0].gallery_ids), names[0])
-    files = align([first, *files[1:]], names)
+    files = align(files, names)
+    in_order = in_tie_order(files[0].gallery_ids)
+    files = [align_gallery(file, name, in_order, names[0]) for file, name in zip(files, names, strict=True)]
+    first = files[0]
     systems = [SystemScores(content.scores, content.indices) for content in files]
     with shown_warnings("tpas fuse"):
         if weights is None:

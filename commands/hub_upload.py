@@ -26,6 +26,7 @@ from ..models.hub_code import HUB_CODE
 from ..models.loading import is_adapter, load_tpas
 from ..models.model_files import weights_files
 from ..processing_tpas import TPASProcessor
+from ..training.run_folder import arguments_of_run
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD_TEMPLATE = ROOT / "model_card.md"
@@ -54,7 +55,6 @@ TRAINING_FACTS = (
     "mixed_precision",
     "seed",
 )
-MODELS_OF_A_RUN = ("best", "last", "averaged", "merged")
 logger = logging.getLogger(__name__)
 
 NOTE_TO_READERS = re.compile(r"<!-- What is written here.*?-->\n\n", re.DOTALL)
@@ -87,6 +87,8 @@ def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict
         ValueError: it is none, or another model's, or not of the model as it is uploaded.
     """
     results = read_object(path)
+    if "scores" in results:
+        raise ValueError(f"{path}: of score files, not of a model: evaluate it with --model")
     needed = ("stages", "model_fingerprint", "data_fingerprint", "split", "queries", "gallery")
     absent = [name for name in needed if name not in results]
     if absent:
@@ -256,10 +258,7 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
     model, processor = load_tpas(str(directory))
     fingerprint = model_fingerprint(model)
-    if arguments is None and directory.resolve().name in MODELS_OF_A_RUN:
-        beside = directory.resolve().parent / "training_arguments.json"
-        arguments = beside if beside.is_file() else None
-    training = None if arguments is None else read_object(arguments)
+    training = arguments_of_run(directory) if arguments is None else read_object(arguments)
     measured = [read_results(path, fingerprint, processor) for path in results]
     card = build_card(repo_id, model, processor, measured, training)
 

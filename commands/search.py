@@ -2,6 +2,9 @@
 
     tpas search images "a woman in a red coat is lying on the pavement" --model demo_start
     tpas search images "a man falls" "a child runs" --model demo_start --sheet results.html --open
+    tpas search images "a man in a red coat" --not "a hat" -k 5
+    tpas search images --image somebody.jpg
+    tpas search images --interactive
 
 A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
@@ -9,13 +12,21 @@ or changed, and forgets what is gone. A gallery that `tpas gallery build` made i
 Any retrieval model will do (docs/other_models.md); one without a stage 2 ranks by its embeddings alone. The
 model of a gallery need not be named.
 
+`--interactive` loads the model once, and answers a text a line until the input ends: typed, or from a pipe,
+with `--json` a document a line. Of a line that cannot be answered it says why, and reads the next one. An
+image as query, `--image`, is ranked by the embeddings alone. `--not` takes the embedding of a text from that
+of each other one; the re-ranking reads the texts without it.
+
 An answer is ordered by its score: the match logit of the re-ranked, without re-ranking the cosine. Higher is
 better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
 """
 
+import logging
 import os
+import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,12 +36,14 @@ from ..data.image_folders import FolderRules, printable
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
 from ..sca import Confidence
 from ..search.arguments import DEFAULT_MATCHER_SHORTLIST
-from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
+from .command_line import CommandLine, CommandResult, WrongUsage, one_line, quick_imports
 from .flags import IfBare
 from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
-    from ..search.hits import SearchHit
+    from ..search.hits import SearchHit, SearchResult
+
+logger = logging.getLogger(__name__)
 
 app = CommandLine("tpas search", __doc__)
 
@@ -45,7 +58,14 @@ def search(
         Argument(help="what to look for, each text in quotes; - reads the standard input, a text a line"),
     ] = None,
     texts_file: Annotated[Path | None, Option(help="more texts, a text a line")] = None,
-    top_k: Annotated[int, Option(help="images shown for each text", min=1)] = 10,
+    image: Annotated[Path | None, Option(help="an image to look for, in place of texts")] = None,
+    without: Annotated[
+        str | None, Option("--not", help="a text to take away from each of the others")
+    ] = None,
+    interactive: Annotated[
+        bool, Option(help="read texts from the standard input, and answer each line as it comes")
+    ] = False,
+    top_k: Annotated[int, Option("--top_k", "-k", help="images shown for each query", min=1)] = 10,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     no_rerank: Annotated[bool, Option(help="rank by the embeddings alone")] = False,
     sca: Annotated[
@@ -76,10 +96,26 @@ def search(
         Path | None, Option(help="write the images found as a page (.html) or a figure (.png, .pdf, ...)")
     ] = None,
     open_sheet: Annotated[bool, Option("--open", help="open the sheet in the browser")] = False,
-) -> CommandResult:
+) -> CommandResult | Iterator[CommandResult]:
     if open_sheet and sheet is None:
         raise WrongUsage("--open needs --sheet, the file to write")
-    asked = all_texts(texts or [], texts_file)
+    if interactive and (texts or texts_file or image or sheet or sca):
+        raise WrongUsage(
+            "--interactive reads its texts from the standard input and answers each by itself: leave out "
+            "texts, --texts_file, --image, --sheet and --sca"
+        )
+    if image is not None:
+        if texts or texts_file:
+            raise WrongUsage("give texts, or an --image to look for, not both")
+        if sca or cascade or bf16 or without or matcher:
+            raise WrongUsage(
+                "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher "
+                "and --not"
+            )
+        image.open("rb").close()  # what is not there is said before torch is loaded
+    asked = [] if interactive or image else all_texts(texts or [], texts_file)
+    if without is not None:
+        check_text(PlacedText(as_typed(without, "--not"), "--not"))
     wanted = [text.text for text in asked]
 
     # What can be refused is, before torch is loaded and images are encoded for hours.
@@ -105,6 +141,7 @@ def search(
     choice.source(files)
 
     with quick_imports():
+        from ..models.interface import can_match
         from ..models.loading import load_matcher
         from ..models.unread_texts import warn_of_unread
         from ..search.folder_gallery import open_folder
@@ -117,7 +154,10 @@ def search(
     if matcher is not None:
         second = load_matcher(matcher, network.device, trust_remote_code=choice.trust_remote_code)
     check_stages(network, rerank, cascade, second)
-    warn_of_unread(processor, wanted, [text.place for text in asked])
+    taken_away = [] if without is None else [without]
+    warn_of_unread(
+        processor, [*wanted, *taken_away], [*(text.place for text in asked), *(["--not"] * len(taken_away))]
+    )
     if is_gallery:
         gallery = Gallery.open(
             folder,
@@ -135,29 +175,86 @@ def search(
         gallery = open_folder(folder, network, processor, rules=rules, **opened_as)
     if not len(gallery):
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
-    answers = gallery.search(
-        wanted,
-        top_k=top_k,
-        shortlist=shortlist,
-        rerank=rerank,
-        sca=sca,
-        cascade=cascade,
-        matcher=second,
-        matcher_shortlist=matcher_shortlist,
-    )
+    if without is not None and (second is not None or (rerank is None and can_match(network))):
+        logger.info(
+            "--not: stage 1 ranks by the difference; the re-ranking reads the texts alone (--no_rerank)"
+        )
+
+    def answers_to(queries: list[str]) -> "SearchResult":
+        return gallery.search(
+            queries,
+            top_k=top_k,
+            shortlist=shortlist,
+            rerank=rerank,
+            sca=sca,
+            without=without,
+            cascade=cascade,
+            matcher=second,
+            matcher_shortlist=matcher_shortlist,
+        )
+
+    def answer(placed: PlacedText) -> CommandResult:
+        warn_of_unread(processor, [placed.text], [placed.place])
+        gallery.refresh()
+        return shown([placed.text], answers_to([placed.text]), without, of_one=True)
+
+    if interactive:
+        return answers_as_they_come(answer)
+    if image is not None:
+        from ..processing_tpas import load_image
+
+        answers = gallery.similar(load_image(image), top_k)
+        content = [{"image": str(image), "hits": [hit_fields(hit) for hit in answers[0]]}]
+        result = CommandResult(content, f"{printable(str(image))}\n{table(answers[0])}")
+    else:
+        answers = answers_to(wanted)
+        result = shown(wanted, answers, without)
     if sheet is not None:
         from ..figures.contact_sheet import write_contact_sheet
 
         write_contact_sheet(sheet, answers)
         if open_sheet:
             webbrowser.open(sheet.resolve().as_uri())
-    return CommandResult(
-        [
-            {"text": text, "hits": [hit_fields(hit) for hit in hits]}
-            for text, hits in zip(wanted, answers, strict=True)
-        ],
-        "\n\n".join(f"{printable(text)}\n{table(hits)}" for text, hits in zip(wanted, answers, strict=True)),
-    )
+    return result
+
+
+def shown(
+    texts: Sequence[str], answers: "SearchResult", without: str | None, of_one: bool = False
+) -> CommandResult:
+    """The answers, or that of one text alone."""
+    more = {} if without is None else {"without": without}
+    content = [
+        {"text": text, **more, "hits": [hit_fields(hit) for hit in hits]}
+        for text, hits in zip(texts, answers, strict=True)
+    ]
+    tables = [f"{printable(text)}\n{table(hits)}" for text, hits in zip(texts, answers, strict=True)]
+    if of_one:
+        return CommandResult(content[0], f"{tables[0]}\n")
+    return CommandResult(content, "\n\n".join(tables))
+
+
+def answers_as_they_come(answer: Callable[[PlacedText], CommandResult]) -> Iterator[CommandResult]:
+    """The answer to each line of the standard input; of one that has none what is wrong with it."""
+    for number in count(1):
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.buffer.readline()
+        if not line:
+            if sys.stdin.isatty():
+                print(file=sys.stderr)  # the shell's prompt begins a line of its own
+            return
+        place = f"line {number}"
+        try:
+            text = decoded(line, "the standard input", number).strip()
+            if not text:
+                continue
+            placed = PlacedText(text, place)
+            check_text(placed)
+            yield answer(placed)
+        except (ValueError, OSError, RuntimeError) as error:  # GalleryError and torch's are RuntimeErrors
+            message = one_line(str(error))
+            logger.error("%s", message if place in message else f"{place}: {message}")
+            yield CommandResult({"line": number, "error": message}, "")
 
 
 def holds_gallery(folder: Path) -> bool:

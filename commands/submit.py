@@ -1,7 +1,7 @@
 """Writes or checks the answer file of a text-based person anomaly search challenge.
 
     tpas submit name-masked_test-set --model MODEL --output answer.zip
-    tpas submit name-masked_test-set --from_scores reranked.npz --output answer.txt
+    tpas submit name-masked_test-set --scores reranked.npz --output answer.txt
     tpas submit name-masked_test-set --validate answer.zip
 
 For the WWW 2025 workshop and AI City Challenge 2026, Track 4; `challenge.py` says what is known of their
@@ -44,25 +44,23 @@ def submit(
     validate: Annotated[
         Path | None, Option(help="check this answer file, and write none; exit code 3 if it has mistakes")
     ] = None,
-    from_scores: Annotated[
+    scores: Annotated[
         Path | None,
         Option(help="in place of --model: a score file, such as `tpas rerank` and `tpas fuse` write"),
     ] = None,
     stage: Annotated[Stage, Option(help="whose ranking is written")] = Stage.SCA,
-    scores: Annotated[
+    write_scores: Annotated[
         Path | None, Option(help="write the shortlists' scores, as `tpas evaluate` does")
     ] = None,
 ) -> CommandResult:
-    if validate is None and not (output and (model or from_scores)):
+    if validate is None and not (output and (model or scores)):
         raise WrongUsage(
-            "give --output and --model or --from_scores to write answers, or --validate to check some"
+            "give --output and --model or --scores to write answers, or --validate to check some"
         )
-    if validate is not None and (model or output or from_scores):
-        raise WrongUsage(
-            "--validate checks a file made elsewhere: leave out --model, --from_scores and --output"
-        )
-    if from_scores and (model or scores):
-        raise WrongUsage("--from_scores ranks as the file says: leave out --model and --scores")
+    if validate is not None and (model or output or scores):
+        raise WrongUsage("--validate checks a file made elsewhere: leave out --model, --scores and --output")
+    if scores and (model or write_scores):
+        raise WrongUsage("--scores ranks as the file says: leave out --model and --write_scores")
     if stage == Stage.FUSED and not ranking.fusion_weight:
         raise WrongUsage("--stage fused needs a --fusion_weight above 0")
     from ..data.challenge import read_challenge
@@ -71,10 +69,10 @@ def submit(
     if validate is not None:
         return check(validate, challenge)
     assert output is not None  # as checked above, and one of the two below
-    if from_scores:
-        return write_from_scores(from_scores, challenge, output)
+    if scores:
+        return write_from_scores(scores, challenge, output)
     assert model is not None
-    return write(test_set, challenge, ranking, model, output, stage, scores)
+    return write(test_set, challenge, ranking, model, output, stage, write_scores)
 
 
 def check(path: Path, challenge: "Challenge") -> CommandResult:
@@ -98,7 +96,7 @@ def write(
     model: str,
     output: Path,
     stage: Stage,
-    scores: Path | None,
+    scores_path: Path | None,
 ) -> CommandResult:
     """Ranks the gallery and writes the answers. Every process must call it; the main one writes."""
     from accelerate import Accelerator
@@ -123,9 +121,9 @@ def write(
             f"an answer names {ANSWERS} images, but --matcher_shortlist is {ranking.matcher_shortlist}"
         )
     check_fusion_weight(ranking.fusion_weight)
-    if scores:
-        check_suffix(scores)
-        check_place(scores)
+    if scores_path:
+        check_suffix(scores_path)
+        check_place(scores_path)
     check_place(output)
     network, processor = ranking.load(model, accelerator.device)
     if accelerator.is_main_process:
@@ -150,8 +148,8 @@ def write(
     if accelerator.is_main_process:
         best = ranked.indices[stage][:, :ANSWERS].tolist()
         write_answers(output, [[names[column] for column in row] for row in best], challenge)
-        if scores:
-            write_scores(scores, challenge.query_ids, names, ranked.indices, ranked.scores)
+        if scores_path:
+            write_scores(scores_path, challenge.query_ids, names, ranked.indices, ranked.scores)
     accelerator.end_training()
     answers = len(challenge.query_ids)
     return CommandResult(
@@ -181,7 +179,7 @@ def write_from_scores(path: Path, challenge: "Challenge", output: Path) -> Comma
     write_answers(output, [[names[column] for column in row] for row in best.tolist()], challenge)
     answers = len(challenge.query_ids)
     return CommandResult(
-        {"output": str(output), "answers": answers, "images": len(names), "from_scores": str(path)},
+        {"output": str(output), "answers": answers, "images": len(names), "scores": str(path)},
         f"{answers} answers of {ANSWERS} names among {len(names):,}: {output}",
     )
 

@@ -39,8 +39,11 @@ def query_groups(benchmark: RetrievalBenchmark) -> dict[str, list[int]]:
 
 
 def query_figures(ranks: Sequence[np.ndarray], k: Sequence[int]) -> list[dict[str, float]]:
-    """The figures of each query from the ranks of all its relevant images; see `figures_of_ranks`."""
-    return [figures_of_ranks(sorted(row.tolist()), len(row), k) for row in ranks]
+    """The figures of each query from the ranks of all its relevant images; see `figures_of_ranks`.
+
+    An infinite rank is of an image that was not ranked: not found.
+    """
+    return [figures_of_ranks(sorted(map(int, row[np.isfinite(row)])), len(row), k) for row in ranks]
 
 
 def group_figures(

@@ -1,6 +1,7 @@
 """The files of an evaluation: figures and outcomes (JSON), listed images (JSON), score files."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,30 +27,44 @@ LISTED_IMAGES = 10  # per query and stage in the rankings file
 def results_json(
     result: EvaluationResult, benchmark: RetrievalBenchmark, intervals: Intervals, seed: int, **context: Any
 ) -> dict[str, Any]:
-    """What `--output` holds; `outcomes` is what a paired test needs, query by query."""
+    """What `--output` holds; `outcomes` is what a paired test needs, query by query.
+
+    Where a score file does not rank a right image, its rank is null, as is a median that lies beyond.
+    """
     return {
         **context,
         "queries": len(benchmark.captions),
         "gallery": len(benchmark.gallery_ids),
         "shortlist": result.shortlist,
         "fusion_weight": result.fusion_weight,
-        "sca": asdict(result.sca),
+        "sca": result.sca and asdict(result.sca),
         "final_stage": result.final_stage,
         "k": result.k,
-        "stages": result.stages,
+        "stages": {
+            stage: {group: _with_null(figures) for group, figures in groups.items()}
+            for stage, groups in result.stages.items()
+        },
         "confidence": {"level": LEVEL, "resamples": RESAMPLES, "seed": seed, "stages": intervals},
         "first_answers": result.first_answers,
         "pair_confusion": result.pair_confusion,
         "by_action": result.by_action,
         "by_scene": result.by_scene,
-        "sca_report": asdict(result.sca_report),
+        "sca_report": result.sca_report and asdict(result.sca_report),
         "outcomes": {
             "query_ids": benchmark.query_ids,
             "relevant_ranks": {
-                stage: [row.tolist() for row in ranks] for stage, ranks in result.relevant_ranks.items()
+                stage: [_ranks_json(row) for row in ranks] for stage, ranks in result.relevant_ranks.items()
             },
         },
     }
+
+
+def _with_null(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: None if value == math.inf else value for name, value in figures.items()}
+
+
+def _ranks_json(ranks: np.ndarray) -> list[int | None]:
+    return [int(rank) if np.isfinite(rank) else None for rank in ranks]
 
 
 def rankings_json(
@@ -197,6 +212,7 @@ class Outcomes:
 
     Attributes:
         dataset_name: None in the files of earlier versions, which called all data PAB.
+        relevant_ranks: infinite where a score file does not rank an image.
     """
 
     path: Path
@@ -204,15 +220,18 @@ class Outcomes:
     data_fingerprint: str
     stage: str
     k: list[int]
-    relevant_ranks: dict[str, list[int]]
+    relevant_ranks: dict[str, np.ndarray]
 
     def figures(self, query_ids: list[str], k: list[int]) -> list[dict[str, float]]:
         """The figures of these queries, in their order."""
-        return query_figures([np.array(self.relevant_ranks[query_id]) for query_id in query_ids], k)
+        return query_figures([self.relevant_ranks[query_id] for query_id in query_ids], k)
 
 
-def read_outcomes(path: Path, stage: str) -> Outcomes:
-    """Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
+def read_outcomes(path: Path, stage: str | None) -> Outcomes:
+    """Reads a results file; `None`: its "sca", or its last stage.
+
+    Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
+    """
     results = _read_json(path)
     try:
         outcomes = results["outcomes"]
@@ -228,6 +247,8 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
             f"{path}: needs query_ids and relevant_ranks by stage in outcomes, and integers as k; "
             "evaluate again"
         )
+    if stage is None:
+        stage = Stage.SCA.value if Stage.SCA in stages or not stages else list(stages)[-1]
     if stage not in stages:
         raise ValueError(f"{path}: no stage '{stage}', it has {', '.join(stages)}")
     ranks = stages[stage]
@@ -235,13 +256,23 @@ def read_outcomes(path: Path, stage: str) -> Outcomes:
     if outcomes_found != len(query_ids) or len(set(query_ids)) != len(query_ids):
         raise ValueError(f"{path}: {outcomes_found} outcomes for {len(set(query_ids))} different query ids")
     for query_id, row in zip(query_ids, ranks, strict=True):
-        if not _all_are(int, row) or min(row) < 1 or len(set(row)) < len(row):
+        if not _are_ranks(row):
             raise ValueError(
                 f"{path}: the ranks of query {query_id} must be integers from 1, each once, got {row!r}"
             )
-    return Outcomes(
-        path, results.get("dataset_name"), fingerprint, stage, k, dict(zip(query_ids, ranks, strict=True))
-    )
+    ranks_of = {
+        query_id: np.array([np.inf if rank is None else rank for rank in row])
+        for query_id, row in zip(query_ids, ranks, strict=True)
+    }
+    return Outcomes(path, results.get("dataset_name"), fingerprint, stage, k, ranks_of)
+
+
+def _are_ranks(row: Any) -> bool:
+    """Whether it lists ranks from 1, each once, and null of what was not ranked."""
+    if not isinstance(row, list) or not row:
+        return False
+    found = [rank for rank in row if rank is not None]
+    return not found or (_all_are(int, found) and min(found) >= 1 and len(set(found)) == len(found))
 
 
 def _all_are(kind: type, values: Any) -> bool:

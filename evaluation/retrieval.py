@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -33,23 +34,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What `evaluate` measured.
+    """What `evaluate` measured, or `measure_scores`.
 
     Attributes:
-        stages: by stage, by "all", "normal" and "anomaly" (absent without such queries), by "recall@k",
-            "hit_rate@k", "mAP" and "mINP", fractions in [0, 1], and "median_rank".
+        stages: by stage, or the name of a score file, by "all", "normal" and "anomaly" (absent without such
+            queries), by "recall@k", "hit_rate@k", "mAP" and "mINP", fractions in [0, 1], and "median_rank".
         by_action, by_scene: see `figures_by_label`.
         pair_confusion: by stage and group, see there; a stage without any pair has no group.
         first_answers: by stage "coverage" and "collision_rate", which need no labels.
         group_rows: the rows of each group's queries.
-        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" resolves.
+        final_stage: "fused", "matching" or "embeddings", the last stage, which "sca" resolves; or the last of
+            the score files.
         k: the cutoffs.
         rankings: stage to (Q, K) indices into the benchmark's gallery, best first.
         scores: stage to (Q, K), their scores; SCA leaves each image its own.
         relevant_ranks: stage to the ranks in the whole gallery of each query's relevant images, in the
-            order of the benchmark's `relevant`.
-        moved: (Q,) bool, whether SCA changed the final stage's first answer.
-        sca_report: SCA's counts on the final stage.
+            order of the benchmark's `relevant`; infinite where a score file does not rank one.
+        moved: (Q,) bool, whether SCA changed the final stage's first answer, or a re-ranker a file's.
+        sca, sca_report: its settings, and its counts on the final stage; None of score files.
     """
 
     stages: dict[str, dict[str, dict[str, float]]]
@@ -62,12 +64,12 @@ class EvaluationResult:
     k: list[int]
     shortlist: int
     fusion_weight: float
-    sca: SCASettings
+    sca: SCASettings | None
     rankings: dict[str, Tensor]
     scores: dict[str, Tensor]
     relevant_ranks: dict[str, list[np.ndarray]]
     moved: Tensor
-    sca_report: SCAReport
+    sca_report: SCAReport | None
 
     @property
     def group_sizes(self) -> dict[str, int]:
@@ -125,12 +127,6 @@ def evaluate(
     sca = sca or SCASettings()
     _warn_of_shared_answers(benchmark, sca.capacity)
 
-    column = {gallery_id: index for index, gallery_id in enumerate(gallery_ids)}
-    hard_negatives = benchmark.hard_negatives or [[]] * len(benchmark.captions)
-    watched = [
-        [column[gallery_id] for gallery_id in (*relevant, *others)]
-        for relevant, others in zip(benchmark.relevant, hard_negatives, strict=True)
-    ]
     ranked = rank_gallery(
         model,
         processor,
@@ -143,38 +139,71 @@ def evaluate(
         matcher_shortlist=matcher_shortlist,
         fusion_weight=fusion_weight,
         sca=sca,
-        watched=watched,
+        watched=watched_images(benchmark),
         batch_size=batch_size,
         token_memory=token_memory,
         accelerator=accelerator,
     )
 
+    return measured(
+        benchmark,
+        cutoffs,
+        ranked.watched_ranks,
+        rankings=ranked.indices,
+        scores=ranked.scores,
+        final_stage=ranked.final_stage,
+        shortlist=shortlist,
+        fusion_weight=fusion_weight,
+        sca=sca,
+        moved=ranked.moved,
+        sca_report=ranked.sca_report,
+    )
+
+
+def measured(
+    benchmark: RetrievalBenchmark,
+    cutoffs: list[int],
+    ranks: Mapping[str, Sequence[np.ndarray]],
+    *,
+    rankings: dict[str, Tensor],
+    **rest: Any,
+) -> EvaluationResult:
+    """The figures of rankings.
+
+    Args:
+        ranks: by stage and query those of its relevant images, then of its hard negatives.
+        rest: the other fields of the result.
+    """
     groups = query_groups(benchmark)
     relevant_ranks, confusion = {}, {}
-    for stage, ranks in ranked.watched_ranks.items():
+    for stage, of_stage in ranks.items():
         counts = [len(relevant) for relevant in benchmark.relevant]
-        relevant_ranks[stage] = [row[:count] for row, count in zip(ranks, counts, strict=True)]
-        hard_negative_ranks = [row[count:] for row, count in zip(ranks, counts, strict=True)]
+        relevant_ranks[stage] = [row[:count] for row, count in zip(of_stage, counts, strict=True)]
+        hard_negative_ranks = [row[count:] for row, count in zip(of_stage, counts, strict=True)]
         confusion[stage] = pair_confusion(relevant_ranks[stage], hard_negative_ranks, groups)
-    figures = {stage: query_figures(ranks, cutoffs) for stage, ranks in relevant_ranks.items()}
+    figures = {stage: query_figures(of_stage, cutoffs) for stage, of_stage in relevant_ranks.items()}
     return EvaluationResult(
         stages={stage: group_figures(queries, groups) for stage, queries in figures.items()},
         by_action=figures_by_label(figures, benchmark.query_actions),
         by_scene=figures_by_label(figures, benchmark.query_scenes),
         pair_confusion=confusion,
-        first_answers={stage: first_answers(indices) for stage, indices in ranked.indices.items()},
+        first_answers={stage: first_answers(indices) for stage, indices in rankings.items()},
         group_rows=groups,
-        final_stage=ranked.final_stage,
         k=cutoffs,
-        shortlist=shortlist,
-        fusion_weight=fusion_weight,
-        sca=sca,
-        rankings=ranked.indices,
-        scores=ranked.scores,
+        rankings=rankings,
         relevant_ranks=relevant_ranks,
-        moved=ranked.moved,
-        sca_report=ranked.sca_report,
+        **rest,
     )
+
+
+def watched_images(benchmark: RetrievalBenchmark) -> list[list[int]]:
+    """Of each query its relevant images, then its hard negatives, as places in the gallery."""
+    column = {gallery_id: index for index, gallery_id in enumerate(benchmark.gallery_ids)}
+    hard_negatives = benchmark.hard_negatives or [[]] * len(benchmark.captions)
+    return [
+        [column[gallery_id] for gallery_id in (*relevant, *others)]
+        for relevant, others in zip(benchmark.relevant, hard_negatives, strict=True)
+    ]
 
 
 def _warn_of_shared_answers(benchmark: RetrievalBenchmark, capacity: int) -> None:

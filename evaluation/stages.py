@@ -35,3 +35,13 @@ class Stage(StrEnum):
 def final_stage(stages: Container[str]) -> Stage:
     """The last of them that has scores of its own: the one that `Stage.SCA` re-ranks."""
     return [stage for stage in Stage if stage.has_scores and stage in stages][-1]
+
+
+def label_of(stage: str) -> str:
+    """What a stage is called in a table of all of them; a score file, which is no stage, by its own name."""
+    return Stage(stage).label if is_stage(stage) else stage
+
+
+def is_stage(name: str) -> bool:
+    """Whether it is one of the stages, and not the name of a score file that was measured."""
+    return name in Stage._value2member_map_

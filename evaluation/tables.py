@@ -7,7 +7,7 @@ from typing import Any
 from .measures import headline
 from .retrieval import EvaluationResult
 from .settings import CUTOFFS
-from .stages import Stage, final_stage
+from .stages import Stage, final_stage, label_of
 
 Intervals = Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]  # by stage, group and figure
 
@@ -59,10 +59,12 @@ def stage_rows(results: Mapping[str, Any]) -> list[StageRow]:
 
 def format_table(result: EvaluationResult) -> str:
     """Recall@k and mAP of the stages as aligned rows of text, in percent."""
-    metrics = list(headline(result.stages["embeddings"]["all"]))
+    metrics = list(headline(_any_of(result.stages)["all"]))
     heads = [metric.replace("recall@", "R@").replace("hit_rate@", "hit@") for metric in metrics]
     groups = result.group_sizes
-    label_width = max(len(stage.label) for stage in Stage)
+    label_width = max(
+        len(label) for label in (*(stage.label for stage in Stage), *map(label_of, result.stages))
+    )
     block = 7 * len(metrics)
     lines = [
         " " * label_width
@@ -71,7 +73,7 @@ def format_table(result: EvaluationResult) -> str:
     ]
     for stage, measures in result.stages.items():
         figures = ("".join(f"{100 * measures[group][metric]:7.2f}" for metric in metrics) for group in groups)
-        lines.append(f"{Stage(stage).label:<{label_width}}" + " |".join(figures))
+        lines.append(f"{label_of(stage):<{label_width}}" + " |".join(figures))
     return "\n".join(lines)
 
 
@@ -82,7 +84,7 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
         parts.append(f"## {group} ({size:,} queries)\n\n{_group_table(result, intervals, group)}")
     heads = ["stage", "coverage", "collision rate"]
     rows = [
-        [Stage(stage).label, *_percent(figures, ("coverage", "collision_rate"))]
+        [label_of(stage), *_percent(figures, ("coverage", "collision_rate"))]
         for stage, figures in result.first_answers.items()
     ]
     parts.append(
@@ -93,7 +95,7 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
     shares = ("right", "hard_negative", "other", "right_before_hard_negative")
     heads = ["stage", "queries of", "number", *(share.replace("_", " ") for share in shares)]
     rows = [
-        [Stage(stage).label, group, f"{figures['queries']:,}", *_percent(figures, shares)]
+        [label_of(stage), group, f"{figures['queries']:,}", *_percent(figures, shares)]
         for stage, by_group in result.pair_confusion.items()
         for group, figures in by_group.items()
     ]
@@ -109,13 +111,18 @@ def markdown_report(result: EvaluationResult, intervals: Intervals, title: str) 
     return "\n\n".join(parts) + "\n"
 
 
+def _any_of(stages: Mapping[str, Any]) -> Any:
+    """What one of the stages has; all have the same figures."""
+    return next(iter(stages.values()))
+
+
 def _group_table(result: EvaluationResult, intervals: Intervals, group: str) -> str:
-    names = list(result.stages["embeddings"][group])
+    names = list(_any_of(result.stages)[group])
     rows = []
     for stage, measures in result.stages.items():
         shown = {name: intervals[stage][group][name] for name in headline(measures[group])}
         cells = [_figure(name, measures[group][name], shown.get(name)) for name in names]
-        rows.append([Stage(stage).label, *cells])
+        rows.append([label_of(stage), *cells])
     return _table(["stage", *(name.replace("recall", "Recall").replace("_", " ") for name in names)], rows)
 
 

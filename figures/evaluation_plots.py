@@ -14,7 +14,7 @@ from ..data.pab import RetrievalBenchmark
 from ..data.pab_images import image_path
 from ..evaluation.result_files import RankedQuery, ranked_queries, rankings_json
 from ..evaluation.retrieval import EvaluationResult
-from ..evaluation.stages import Stage
+from ..evaluation.stages import Stage, is_stage, label_of
 from .collisions import plot_collisions
 from .examples import choose_queries, collisions_by_outcome, is_answered, shown_hits, take_in_turn, verdict
 from .results import ResultRow, plot_result_rows
@@ -49,10 +49,18 @@ def evaluation_figures(
 ) -> dict[str, Figure]:
     """Curves and distributions, and some queries with their images, by the name of the file for each.
 
+    The latter are about the last stage and SCA, so score files, which have neither, have the curves alone.
+
     Args:
         root, elsewhere: where the images lie; see `ImageFiles`.
         seed: draws the queries that are shown.
     """
+    curves = {
+        RECALL_CURVE: recall_curve(result),
+        "score_distributions.png": score_distributions(result, benchmark),
+    }
+    if Stage.SCA not in result.stages:
+        return curves
     elsewhere = elsewhere or {}
     queries = ranked_queries(
         rankings_json(result, benchmark, elsewhere),
@@ -60,9 +68,7 @@ def evaluation_figures(
     )
     right = [query for query in queries if is_answered(query, Stage.SCA)]
     wrong = [query for query in queries if not is_answered(query, Stage.SCA)]
-    return {
-        RECALL_CURVE: recall_curve(result),
-        "score_distributions.png": score_distributions(result, benchmark),
+    return curves | {
         "successes.jpg": query_sheet(right, seed, "No query found its right image first."),
         "failures.jpg": query_sheet(wrong, seed, "Every query found its right image first."),
         "collisions.jpg": collision_sheet(queries, seed),
@@ -100,8 +106,10 @@ def recall_curve(result: EvaluationResult) -> Figure:
     for stage, relevant in result.relevant_ranks.items():
         first = np.sort([row.min() for row in relevant])
         found = np.searchsorted(first, ranks, side="right") / len(first)
-        style = "--" if stage.endswith("sca") else "-"  # SCA runs along the stage that it re-ranks
-        axes.plot(ranks, 100 * found, style, label=Stage(stage).label, linewidth=1.6)
+        style = (
+            "--" if stage in (Stage.SCA, Stage.EMBEDDINGS_SCA) else "-"
+        )  # SCA runs along the stage that it re-ranks
+        axes.plot(ranks, 100 * found, style, label=label_of(stage), linewidth=1.6)
     axes.set(xscale="log", xlabel="k", ylabel="queries that found a right image, %", xlim=(1, ranks[-1]))
     axes.set_xticks([k for k in (1, 2, 5, 10, 20, 50, 100) if k <= ranks[-1]])
     axes.xaxis.set_major_formatter("{x:g}")
@@ -115,17 +123,18 @@ def score_distributions(result: EvaluationResult, benchmark: RetrievalBenchmark)
     """The scores that right and wrong images of the shortlists got, each stage with scores of its own."""
     column = {gallery_id: index for index, gallery_id in enumerate(benchmark.gallery_ids)}
     relevant = [np.array([column[gallery_id] for gallery_id in row]) for row in benchmark.relevant]
-    stages = [stage for stage in Stage if stage.has_scores and stage in result.rankings]
+    stages = [stage for stage in result.rankings if not is_stage(stage) or Stage(stage).has_scores]
     figure = Figure(figsize=(4.2 * len(stages), 3.6), layout="constrained")
     for axes, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         right = right_places(result.rankings[stage], relevant)
         scores = result.scores[stage].numpy()
-        bins = np.linspace(scores.min(), scores.max() + 1e-6, 41)
-        for mask, name, colour in ((~right, "wrong", WRONG), (right, "right", RIGHT)):
+        scored = np.isfinite(scores)
+        bins = np.linspace(scores[scored].min(), scores[scored].max() + 1e-6, 41)
+        for mask, name, colour in ((~right & scored, "wrong", WRONG), (right & scored, "right", RIGHT)):
             if mask.any():
                 weights = np.full(mask.sum(), 100 / mask.sum())
                 axes.hist(scores[mask], bins, weights=weights, color=colour, alpha=0.55, label=name)
-        axes.set(title=stage.label, xlabel="score", ylabel="images of the kind, %")
+        axes.set(title=label_of(stage), xlabel="score", ylabel="images of the kind, %")
         axes.legend()
     return figure
 

@@ -20,12 +20,18 @@ def save_figure(figure: "Figure", path: str | Path, dots_per_inch: int = DOTS_PE
     The same figure gives the same bytes.
     """
     path = Path(path)
-    kind = path.suffix.lower().lstrip(".")
-    if kind not in FORMATS:
-        raise ValueError(f"{path}: a figure is written as one of {', '.join(FORMATS)}, got {path.suffix!r}")
+    kind = check_format(path)
     with replacing(path) as unfinished:
         _write(figure, unfinished, kind, dots_per_inch)
     return path
+
+
+def check_format(path: Path) -> str:
+    """Which of `FORMATS` a figure's name ends in; raises ValueError for another end."""
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in FORMATS:
+        raise ValueError(f"{path}: a figure is written as one of {', '.join(FORMATS)}, got {path.suffix!r}")
+    return kind
 
 
 def svg_of(figure: "Figure") -> str:

@@ -57,7 +57,7 @@ def fine_tune(place: Workplace, arguments: argparse.Namespace, kind: str, seed: 
     weights = folder / arguments.weights
     reproduction.run_once(place, command, f"fine_tune_{name}", weights, place.model)
     scores = Path("scores", f"{kind}_{seed}.npz")
-    flags = {"fusion_weight": arguments.fusion_weight, "scores": scores}
+    flags = {"fusion_weight": arguments.fusion_weight, "write_scores": scores}
     return reproduction.evaluate_once(place, weights, name, flags)
 
 

@@ -9,18 +9,21 @@ A file is `.npz` (numpy) or `.safetensors` and holds
     moved        (Q,) bool, optional: a re-ranker put the row's first answer there, so only the rest descends
 
 In `.npz` the ids are arrays of strings; in `.safetensors`, which has no strings, they are JSON lists in the
-file's metadata, under the same names. Higher scores are better. Scores are finite, or minus infinity where
+file's metadata, under the same names. `.trec` and `.run` are runs of TREC, whose lists may differ in length
+(`trec_files.py`). Higher scores are better. Scores are finite, or minus infinity where
 nothing was scored, which comes last in a list; what else fills up a matrix, such as -100, is found by those
 who read it ([`tpas.sca.filling_of`]). Nothing in a file is ever executed.
 """
 
 import json
 import math
+import warnings
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..data.whole_files import replacing
+from ..sca import best_columns, scored_candidates
+from .ranked_lists import in_tie_order
+from .trec_files import read_run, run_lines
 
-SUFFIXES = (".npz", ".safetensors")
+RUNS = (".trec", ".run")
+SUFFIXES = (".npz", ".safetensors", *RUNS)
 _ARRAYS = ("scores", "indices", "moved")
 _IDS = ("query_ids", "gallery_ids")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -48,6 +55,8 @@ class ScoreFile:
         indices: (Q, K) positions in `gallery_ids`, none twice in a row; `None` if `scores` is dense.
         query_ids, gallery_ids: Q and G distinct strings.
         moved: (Q,) bool, the rows whose first candidate a re-ranker put there; `None`: no row.
+        names_listed_only: whether the gallery may have more images than `gallery_ids`, as a run names only
+            those that it lists.
     """
 
     scores: np.ndarray
@@ -55,6 +64,7 @@ class ScoreFile:
     query_ids: tuple[str, ...]
     gallery_ids: tuple[str, ...]
     moved: np.ndarray | None = None
+    names_listed_only: bool = False
 
     def __post_init__(self) -> None:
         _check_ids("query", self.query_ids)
@@ -143,23 +153,50 @@ def read_score_file(path: str | Path) -> ScoreFile:
     """
     path = Path(path)
     check_suffix(path)
+    is_run = path.suffix in RUNS
     try:
-        arrays, query_ids, gallery_ids = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+        if is_run:
+            arrays, query_ids, gallery_ids = read_run(path, LARGEST_CONTENT)
+        else:
+            read = _read_npz if path.suffix == ".npz" else _read_safetensors
+            arrays, query_ids, gallery_ids = read(path)
         return ScoreFile(
             scores=arrays["scores"],
             indices=arrays.get("indices"),
             query_ids=query_ids,
             gallery_ids=gallery_ids,
             moved=arrays.get("moved"),
+            names_listed_only=is_run,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
+def named_score_files(paths: Sequence[Path]) -> dict[str, ScoreFile]:
+    """Score files by their names, or where two have one name by their paths.
+
+    Raises:
+        ValueError, OSError: one is given twice, or cannot be read; see [`read_score_file`].
+    """
+    names = [path.name for path in paths]
+    if len(set(names)) < len(names):
+        names = list(map(str, paths))
+    if len(set(names)) < len(names):
+        raise ValueError(f"{Counter(names).most_common(1)[0][0]} is given twice")
+    return {name: read_score_file(path) for name, path in zip(names, paths, strict=True)}
+
+
 def write_score_file(path: str | Path, content: ScoreFile) -> None:
-    """Writes a score file; it is whole or not there."""
+    """Writes a score file; it is whole or not there.
+
+    Raises:
+        ValueError: a path or, for a run, a name or a score that the format does not have.
+    """
     path = Path(path)
     check_suffix(path)
+    if path.suffix in RUNS:
+        _write_run(path, content)
+        return
     given = {"scores": content.scores, "indices": content.indices, "moved": content.moved}
     arrays: dict[str, Any] = {
         name: np.ascontiguousarray(array) for name, array in given.items() if array is not None
@@ -175,22 +212,49 @@ def write_score_file(path: str | Path, content: ScoreFile) -> None:
             save_file(arrays, unfinished, {name: json.dumps(names) for name, names in ids.items()})
 
 
+def _write_run(path: Path, content: ScoreFile) -> None:
+    """Lists of what was scored, in their order, which a run says by its scores alone."""
+    if content.indices is None:
+        content = align_gallery(content, "", in_tie_order(content.gallery_ids), "")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what was not scored, which a run does not name at all
+        images, values, scored = scored_candidates(content.indices, content.scores)
+    if images is None:
+        images = best_columns(values, values.shape[1])
+        values = np.take_along_axis(values, images, axis=1)
+    lines = run_lines(images, values, scored, content.query_ids, content.gallery_ids)
+    with replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="\n") as stream:
+        try:
+            stream.writelines(lines)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
 def align(files: Sequence[ScoreFile], names: Sequence[str]) -> list[ScoreFile]:
     """The files with rows and columns in the order of the first one, by id.
+
+    The images are those of the first file that names its whole gallery; where none does, all that are listed.
 
     Raises:
         ValueError: they are not about the same queries and images; with the first ids that differ.
     """
-    first = files[0]
-    aligned = [first]
-    for file, name in zip(files[1:], names[1:], strict=True):
-        by_query = align_queries(file, name, first.query_ids, names[0])
-        aligned.append(align_gallery(by_query, name, first.gallery_ids, names[0]))
-    return aligned
+    whole = [
+        (file.gallery_ids, name)
+        for file, name in zip(files, names, strict=True)
+        if not file.names_listed_only
+    ]
+    listed = tuple(dict.fromkeys(chain.from_iterable(file.gallery_ids for file in files)))
+    gallery_ids, owner = whole[0] if whole else (listed, names[0])
+    return [
+        align_gallery(align_queries(file, name, files[0].query_ids, names[0]), name, gallery_ids, owner)
+        for file, name in zip(files, names, strict=True)
+    ]
 
 
 def align_queries(file: ScoreFile, name: str, query_ids: tuple[str, ...], other: str) -> ScoreFile:
     """The file with its queries in the order of `query_ids`; raises as [`align`], with the names given."""
+    if file.query_ids == query_ids:
+        return file
     rows = _positions("query", file.query_ids, name, query_ids, other)
     return replace(
         file,
@@ -202,21 +266,30 @@ def align_queries(file: ScoreFile, name: str, query_ids: tuple[str, ...], other:
 
 
 def align_gallery(file: ScoreFile, name: str, gallery_ids: tuple[str, ...], other: str) -> ScoreFile:
-    """The file with its images in the order of `gallery_ids`; raises as [`align`], with the names given."""
+    """The file with its images in the order of `gallery_ids`; raises as [`align`], with the names given.
+
+    One that names what it lists alone may lack others.
+    """
     if file.gallery_ids == gallery_ids:
-        return file
-    columns = _positions("gallery", file.gallery_ids, name, gallery_ids, other)  # (G,) where each now lies
+        return replace(file, names_listed_only=False) if file.names_listed_only else file
     if file.indices is None:
+        columns = _positions(
+            "gallery", file.gallery_ids, name, gallery_ids, other
+        )  # (G,) where each now lies
         return replace(file, scores=file.scores[:, columns], gallery_ids=gallery_ids)
-    new_position = np.empty(len(columns), dtype=np.int64)  # the type given may be too small for the last ones
-    new_position[columns] = np.arange(len(columns))
-    return replace(file, indices=new_position[file.indices], gallery_ids=gallery_ids)
+    known = set(file.gallery_ids)
+    wanted = [key for key in gallery_ids if key in known] if file.names_listed_only else gallery_ids
+    _positions("gallery", file.gallery_ids, name, tuple(wanted), other)
+    place = {key: position for position, key in enumerate(gallery_ids)}
+    new_position = np.array([place[key] for key in file.gallery_ids])  # of a type that holds the last one
+    return replace(file, indices=new_position[file.indices], gallery_ids=gallery_ids, names_listed_only=False)
 
 
 def check_suffix(path: Path) -> None:
     """Raises ValueError for a path that no score file has; a command asks before it begins to compute."""
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: a score file ends in {' or '.join(SUFFIXES)}, not in {path.suffix!r}")
+        known = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+        raise ValueError(f"{path}: a score file ends in {known}, not in {path.suffix!r}")
 
 
 def _check_rows(shape: tuple[int, ...], queries: int) -> None:

@@ -349,6 +349,7 @@ class Gallery:
         rerank: bool | None = None,
         sca: Confidence | None = None,
         *,
+        without: str | None = None,
         cascade: bool = False,
         matcher: ImageMatcher | None = None,
         matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
@@ -357,7 +358,7 @@ class Gallery:
         batch_size: int = 64,
         texts_at_once: int = TEXTS_AT_ONCE,
     ) -> SearchResult:
-        """The best images for each text, best first.
+        """The best images for each text, best first. For an image in a text's place see `similar`.
 
         Where another process has deleted images since the gallery was opened, it is opened again, once.
 
@@ -369,6 +370,9 @@ class Gallery:
             rerank: whether it reads any; `None`: where the model has a stage 2, or there is a `matcher`.
             sca: resolves the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for an image of their own.
+            without: what is to be missing: its embedding is taken from that of each text, and the rest
+                brought to length 1 again. So the cosines are of the difference; the second stage reads the
+                texts alone, and orders by them what the difference has found.
             cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
                 same answer in less time, unless bf16 errs by more than it was seen to, see
                 [`MatchingCascade`].
@@ -387,6 +391,7 @@ class Gallery:
             ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
                 change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
                 with SCA by softmax, by another than a TPAS model. Or the model has no stage 2 to re-rank by.
+                Or a text means what it is to be without.
         """
         numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
         numbers |= {"matcher_shortlist": matcher_shortlist}
@@ -417,7 +422,7 @@ class Gallery:
         if matched and (self.stored.settings.tokens is None or matcher is not None):
             texts_at_once = len(texts)  # for each block the shortlisted images would be encoded again
         stages = self._ranked(
-            selection, texts, asked, matched, read_in_fp32, matcher, batch_size, texts_at_once
+            selection, texts, without, asked, matched, read_in_fp32, matcher, batch_size, texts_at_once
         )
 
         ranking, before, sca_report = stages.candidates, None, None
@@ -444,13 +449,26 @@ class Gallery:
 
     def similar(
         self,
-        hit: SearchHit,
+        image: SearchHit | EncodedImage | Image.Image,
         top_k: int = 10,
         *,
         rows: Sequence[int] | Tensor | None = None,
         extra: Sequence[EncodedImage] = (),
     ) -> SearchResult:
-        """The nearest neighbours of an image that was found, by the embeddings' cosine, without itself."""
+        """An image as a query: its nearest neighbours by the embeddings' cosine, without itself.
+
+        Args:
+            image: one that was found; or any other, in memory, which need not be of the gallery. One of the
+                gallery that is given so is found again.
+            top_k, rows, extra: as of `search`.
+        """
+        if isinstance(image, Image.Image):
+            image = self.encode_image(image, "the image")
+        hit = image
+        if isinstance(image, EncodedImage):
+            opened = partial(load_image, io.BytesIO(image.thumbnail))
+            hit = SearchHit(image.id, 1, None, extra=image, _open=opened)
+        assert isinstance(hit, SearchHit), "of the three kinds"
         embedding = self._embedding_of(hit)[None]  # (1, D)
         selection = self._selection(rows, extra)
         count = min(top_k + 1, len(selection))  # itself is among them
@@ -520,6 +538,7 @@ class Gallery:
         self,
         selection: Selection,
         texts: list[str],
+        without: str | None,
         count: int,
         shortlist: int,
         read_in_fp32: int | None,
@@ -533,10 +552,14 @@ class Gallery:
             read_in_fp32: what a cascade reads in fp32; `None`: no cascade.
             matcher: in place of the model's own stage 2.
         """
+        taken_away = None if without is None else self._encode([without]).embeds  # (1, D)
         parts: list[_Stages] = []
         for start in range(0, len(texts), texts_at_once):
             encoded = self._encode(texts[start : start + texts_at_once], batch_size)
-            candidates, cosines = selection.index.search(encoded.embeds, count)  # (q, K)
+            embeds = encoded.embeds
+            if taken_away is not None:
+                embeds = _difference(embeds, taken_away, texts[start : start + texts_at_once], without)
+            candidates, cosines = selection.index.search(embeds, count)  # (q, K)
             scores = logits = report = None
             if shortlist and matcher is not None:
                 own = texts[start : start + texts_at_once]
@@ -705,6 +728,22 @@ def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> Non
         raise ValueError(
             f"only TPAS models re-rank in bfloat16, and {model.name_or_path} is none: leave it out"
         )
+
+
+def _difference(embeds: Tensor, taken_away: Tensor, texts: Sequence[str], without: str | None) -> Tensor:
+    """Embeddings (Q, D) less another (1, D), of unit norm again.
+
+    Raises:
+        ValueError: nothing is left of a text.
+    """
+    rest = embeds - taken_away
+    norms = rest.norm(dim=1, keepdim=True)
+    nothing = (norms < 1e-4).flatten().nonzero().flatten().tolist()  # rounding alone
+    if nothing:
+        raise ValueError(
+            f"nothing is left of {texts[nothing[0]]!r} without {without!r}: the model reads them alike"
+        )
+    return rest / norms
 
 
 def _listed(texts: Iterable[str]) -> list[str]:

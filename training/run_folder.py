@@ -43,6 +43,21 @@ RUN_FILES = (
 )
 
 
+def arguments_of_run(model: Path) -> dict[str, Any] | None:
+    """The arguments of the run that left this model, if it lies where the run wrote it.
+
+    Raises:
+        ValueError: their file is damaged.
+    """
+    beside = model.resolve().parent / "training_arguments.json"
+    if model.resolve().name not in MODELS or not beside.is_file():
+        return None
+    try:
+        return json.loads(beside.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{beside}: not a JSON file: {error}") from error
+
+
 def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
     """What `output_dir` holds of an earlier run.
 

@@ -310,7 +310,7 @@ def test_impossible_numbers_are_refused(start, drawn_root, tmp_path, flags, mess
     assert not output.exists()
 
 
-@pytest.mark.parametrize("flag", ["--output", "--rankings", "--markdown", "--scores", "--plots"])
+@pytest.mark.parametrize("flag", ["--output", "--rankings", "--markdown", "--write_scores", "--plots"])
 def test_a_file_that_could_not_be_written_is_refused_before_the_ranking(drawn_root, tmp_path, flag):
     (tmp_path / "taken").write_text("")
     place = tmp_path / "taken" / "scores.npz"

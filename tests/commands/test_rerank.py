@@ -160,7 +160,7 @@ def refusal(*arguments):
         ("--method qb-norm --bank none.npz", "No such file or directory: 'none.npz'"),
         ("--method sca --max_shift -1", "max_shift must be at least 0, got -1"),
         ("--method sca --top_k 7", "top_k must be at most 6, the candidates given, got 7"),
-        ("--method sca --output out.csv", "out.csv: a score file ends in .npz or .safetensors"),
+        ("--method sca --output out.csv", "out.csv: a score file ends in .npz, .safetensors, .trec or .run"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message, paths, monkeypatch):
@@ -214,7 +214,7 @@ def test_several_captions_an_image_are_warned_of(method, tmp_path, capsys):
 @pytest.mark.usefixtures("fresh_accelerator")
 def test_what_an_evaluation_writes_is_resolved_as_the_evaluation_does(small_pab, start, tmp_path):
     words = ["--model", start, "--data_root", small_pab, "--rankings", tmp_path / "rankings.json"]
-    evaluate([str(word) for word in [*words, "--scores", tmp_path / "scores.npz"]])
+    evaluate([str(word) for word in [*words, "--write_scores", tmp_path / "scores.npz"]])
     written, reranked = (str(tmp_path / name) for name in ("scores.matching.npz", "reranked.npz"))
     main([written, "--method", "sca", "--output", reranked])
     queries = json.loads((tmp_path / "rankings.json").read_text())["queries"]

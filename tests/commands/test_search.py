@@ -17,8 +17,9 @@ from tpas.commands import gallery as manage_gallery
 from tpas.commands.search import as_typed, main
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.modeling_tpas import TPASModel
+from tpas.models.loading import load_model
 from tpas.processing_tpas import TPASProcessor
-from tpas.search.folder_gallery import place_of_gallery
+from tpas.search.folder_gallery import open_folder, place_of_gallery
 from tpas.search.manifest import GalleryError
 
 ROOT = Path(__file__).parents[2]
@@ -254,12 +255,56 @@ def test_texts_come_from_the_command_a_file_and_the_standard_input(folder, tmp_p
     assert [answer["text"] for answer in answers] == ["first", "piped", "twice", "from a file"]
 
 
+def test_it_stays_open_and_survives_a_line(folder, monkeypatch, capsys, caplog):
+    monkeypatch.setenv("TPAS_MODEL", MODEL)
+    texts = ["a man falls", "a woman runs"]
+    expected = []
+    for text in texts:
+        main([str(folder), text, "--json", "-k", "2"])
+        expected += json.loads(capsys.readouterr().out)
+    typed = f"{texts[0]}\n\n...\n".encode() + b"\xff\n" + texts[1].encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    main([str(folder), "--interactive", "--json", "-k", "2"])
+    first, third, fourth, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [first, last] == expected
+    assert third == {"line": 3, "error": "line 3: '...' is empty, or punctuation alone"}
+    assert fourth["line"] == 4
+    assert "line 4: not UTF-8" in fourth["error"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(typed)))
+    main([str(folder), "--interactive", "-k", "2"])
+    printed = capsys.readouterr().out
+    assert printed.count("rank    score") == 2
+    assert printed.startswith("a man falls\nrank")
+
+
+def test_an_image_or_a_text_minus_a_text_is_a_query(folder, monkeypatch, capsys):
+    monkeypatch.setenv("TPAS_MODEL", MODEL)
+    image = str(folder / sorted(os.listdir(folder))[2])
+    main([str(folder), "--image", image, "--json", "-k", "2"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert answer["image"] == image
+    assert (answer["hits"][0]["id"], len(answer["hits"])) == (Path(image).name, 2)
+    main([str(folder), TEXT, "--not", "a red coat", "--no_rerank", "--json"])
+    (without,) = json.loads(capsys.readouterr().out)
+    assert without["without"] == "a red coat"
+    gallery = open_folder(folder, *load_model(MODEL))
+    (hits,) = gallery.search([TEXT], rerank=False, without="a red coat")
+    assert [hit["id"] for hit in without["hits"]] == [hit.id for hit in hits]
+    main([str(folder), TEXT, "--not", "a red coat", "--json"])
+    assert "the re-ranking reads the texts alone (--no_rerank)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
         (["nowhere", TEXT], "nowhere is neither a folder of images nor a gallery", None),
         ([".", TEXT], r"\. holds no images \(\.apng, .*\)$", None),
         (["."], "there is no text to look for", 2),
+        ([".", "text", "--interactive"], "--interactive reads its texts from the standard input", 2),
+        ([".", "text", "--image", "a.jpg"], "give texts, or an --image to look for, not both", 2),
+        ([".", "--image", "a.jpg", "--sca"], "--image is ranked by the embeddings alone", 2),
+        ([".", "--image", "nowhere.jpg"], r"\[Errno 2\] No such file or directory: 'nowhere.jpg'", None),
+        ([".", "text", "--not", "..."], "--not: '...' is empty, or punctuation alone", None),
         ([".", TEXT, "?!"], r"text 2: '\?!' is empty, or punctuation alone", None),
         ([".", "a", "man", "falls"], "3 texts of one word each: quote the sentence, as in 'a man fa", 2),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),

@@ -156,7 +156,7 @@ def test_answers_are_the_evaluation_s_best_images(
     answer = tmp_path / "answers" / "answer.txt"
     flags = ["--model", str(start), "--fusion_weight", "0.3", "--max_text_length", "5"]
     scores = tmp_path / "answers" / "s.npz"
-    submit([str(test_set), *flags, "--output", str(answer), "--stage", stage, "--scores", str(scores)])
+    submit([str(test_set), *flags, "--output", str(answer), "--stage", stage, "--write_scores", str(scores)])
     assert "12 answers of 10 names among 12" in capsys.readouterr().out
     assert caplog.text.count("12 of 12 texts are longer than the 5 tokens") == 1
     assert "of the first, query Q011, '" in caplog.text
@@ -184,7 +184,7 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
     best_first = np.take_along_axis(scores, order, 1)
     content = ScoreFile(*((best_first, order) if lists else (scores, None)), query_ids, names)
     write_score_file(path, content)
-    submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+    submit([str(test_set), "--scores", str(path), "--output", str(answer)])
     assert "12 answers of 10 names among 12" in capsys.readouterr().out
     best = {name: [names[column] for column in row[:10]] for name, row in zip(query_ids, order, strict=True)}
     expected = [best[name] for name in challenge.query_ids]
@@ -192,14 +192,14 @@ def test_answers_from_a_score_file_are_its_best(test_set, tmp_path, capsys, list
 
     write_score_file(path, ScoreFile(content.scores[:, :1], order[:, :1], query_ids, names))
     with pytest.raises(SystemExit, match="names 10 images, but .* has 1 scored for query 'Q011'"):
-        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+        submit([str(test_set), "--scores", str(path), "--output", str(answer)])
     filled = np.where(scores < np.sort(scores, axis=1)[:, 3, None], -100, scores)  # 9 images of each
     write_score_file(path, ScoreFile(filled, None, query_ids, names))
     with pytest.raises(SystemExit, match="names 10 images, but .* has 9 scored for query 'Q011'"):
-        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+        submit([str(test_set), "--scores", str(path), "--output", str(answer)])
     write_score_file(path, ScoreFile(scores[:11], None, query_ids[:11], names))
     with pytest.raises(SystemExit, match="are not about the same queries"):
-        submit([str(test_set), "--from_scores", str(path), "--output", str(answer)])
+        submit([str(test_set), "--scores", str(path), "--output", str(answer)])
 
 
 def test_a_right_file_has_no_mistake(test_set, right_lines, tmp_path, capsys):
@@ -356,7 +356,7 @@ def test_a_broken_layout_is_named(test_set, tmp_path):
         (["--shortlist", "9"], "an answer names 10 images, but --shortlist is 9"),
         (["--stage", "fused"], "--stage fused needs a --fusion_weight above 0"),
         (["--max_text_length", "2"], "--max_text_length must be between 3"),
-        (["--scores", "s.csv"], "s.csv: a score file ends in .npz or .safetensors"),
+        (["--write_scores", "s.csv"], "s.csv: a score file ends in .npz, .safetensors, .trec or .run"),
     ],
 )
 def test_impossible_flags_are_refused(start, test_set, tmp_path, flags, message):
@@ -378,4 +378,4 @@ def test_half_a_command_is_refused(test_set, capsys):
     for flags in (["--model", "m"], ["--validate", "a.txt", "--model", "m"]):
         with pytest.raises(SystemExit):
             submit([str(test_set), *flags])
-    assert "give --output and --model or --from_scores" in capsys.readouterr().err
+    assert "give --output and --model or --scores" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """What an evaluation reads beside PAB (distractors) and writes: scores, Markdown, plots; the comparison."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tpas.evaluation.result_files import Evaluation, rankings_json
 from tpas.evaluation.retrieval import evaluate as measure
 from tpas.figures.evaluation_plots import evaluation_figures, right_places
 from tpas.models.loading import load_model
-from tpas.reranking.score_files import read_score_file
+from tpas.reranking.score_files import ScoreFile, read_score_file, write_score_file
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
@@ -190,7 +191,7 @@ def test_image_size_and_text_length_reach_model_and_processor(start, small_pab, 
 def written(start, small_pab, tmp_path) -> Path:
     folder = tmp_path / "written"
     flags = ("--fusion_weight", 0.3, "--shortlist", 10, "--output", folder / "results.json")
-    flags += ("--markdown", folder / "results.md", "--scores", folder / "s.npz")
+    flags += ("--markdown", folder / "results.md", "--write_scores", folder / "s.npz")
     run(start, small_pab, *flags, "--rankings", folder / "rankings.json")
     return folder
 
@@ -210,10 +211,10 @@ def test_score_files_hold_the_lists_by_id(written, small_pab):
 
 
 def test_scores_may_be_safetensors_and_nothing_else(start, small_pab, tmp_path):
-    run(start, small_pab, "--scores", tmp_path / "s.safetensors", "--token_memory", "inf")
+    run(start, small_pab, "--write_scores", tmp_path / "s.safetensors", "--token_memory", "inf")
     assert read_score_file(tmp_path / "s.matching.safetensors").describe() == "12 queries, 12 images, top 12"
-    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz or .safetensors"):
-        run(tmp_path / "no model is read", small_pab, "--scores", tmp_path / "s.csv")
+    with pytest.raises(SystemExit, match=r"s.csv: a score file ends in .npz, .safetensors, .trec or .run"):
+        run(tmp_path / "no model is read", small_pab, "--write_scores", tmp_path / "s.csv")
 
 
 def test_markdown_says_what_the_json_says(written):
@@ -307,6 +308,101 @@ def test_rankings_that_are_none_are_named(written, small_pab, content, message):
     (written / "rankings.json").write_text(content)
     with pytest.raises(ValueError, match=f"rankings.json: {message}"):
         Evaluation.read(written / "results.json", written / "rankings.json", small_pab)
+
+
+# Score files
+
+
+def measure_files(small_pab, output: Path, *flags: object) -> dict:
+    evaluate(["--data_root", str(small_pab), "--output", str(output), *map(str, flags)])
+    return read(output)
+
+
+def test_score_files_have_the_figures_of_the_model_that_wrote_them(written, small_pab, tmp_path, capsys):
+    own = read(written / "results.json")
+    stages = ("embeddings", "matching", "fused")
+    files = [written / f"s.{stage}.npz" for stage in stages]
+    files[2:] = [tmp_path / "s.fused.run"]
+    write_score_file(files[2], read_score_file(written / "s.fused.npz"))
+    others = ("--markdown", tmp_path / "s.md", "--rankings", tmp_path / "r.json", "--plots", tmp_path / "p")
+    results = measure_files(small_pab, tmp_path / "s.json", "--scores", *files, *others)
+    assert [*results["stages"]] == [path.name for path in files]
+    assert results["data_fingerprint"] == own["data_fingerprint"]
+    for stage, path in zip(stages, files, strict=True):
+        for group, figures in results["stages"][path.name].items():
+            for name in ("recall@1", "recall@5", "recall@10", "hit_rate@10", "median_rank"):
+                assert figures[name] == own["stages"][stage][group][name]
+        assert results["first_answers"][path.name] == own["first_answers"][stage]
+        ranks = own["outcomes"]["relevant_ranks"][stage]  # beyond the ten of its list a file ranks no image
+        within = [[rank if rank <= 10 else None for rank in row] for row in ranks]
+        assert results["outcomes"]["relevant_ranks"][path.name] == within
+        own_lists = [query["stages"][stage]["ids"] for query in read(written / "rankings.json")["queries"]]
+        lists = [query["stages"][path.name]["ids"] for query in read(tmp_path / "r.json")["queries"]]
+        assert lists == own_lists
+    assert "| s.fused.run |" in (tmp_path / "s.md").read_text()
+    assert {path.name for path in (tmp_path / "p").iterdir()} == {
+        "recall_curve.png",
+        "score_distributions.png",
+    }
+    capsys.readouterr()
+    fused, other = str(files[2]), str(written / "results.json")
+    compare([other, fused, "--stage", "fused", "--data_root", str(small_pab)])
+    compare([str(tmp_path / "s.json"), other, "--stage", "s.fused.run", "fused"])
+    by_file, by_results = capsys.readouterr().out.split("first: ")[1:]
+    for printed in (by_file, by_results):
+        assert re.search(r"recall@10 +(\S+) +\1 +\+0.00", printed)
+
+
+def test_what_is_not_scored_is_not_found_and_names_decide(small_pab, tmp_path, caplog):
+    benchmark = retrieval_split(load_pab(small_pab, "test"))
+    queries, gallery = benchmark.query_ids[::-1], sorted(benchmark.gallery_ids)
+    scores = np.random.default_rng(0).random((12, 12)) + 1
+    right = [gallery.index(benchmark.relevant[11 - row][0]) for row in range(12)]
+    filled = np.full((12, 12), -100.0)
+    for row in range(12):
+        kept = [right[row], *(column for column in range(12) if column != right[row])][row < 3 :][:6]
+        filled[row, kept] = scores[row, kept]  # the right image of the first three is not among them
+    write_score_file(tmp_path / "a.npz", ScoreFile(filled, None, tuple(queries), tuple(gallery)))
+    with caplog.at_level("INFO"):
+        results = measure_files(small_pab, tmp_path / "a.json", "--scores", tmp_path / "a.npz", "--k", 6)
+    assert "a.npz ranks 6 of 12 images for a query: 3 of 12 right ones are not among them" in caplog.text
+    ranks = [1 + int((row > row[own]).sum()) for row, own in zip(filled, right, strict=True)]
+    ranks = [None if row < 3 else rank for row, rank in enumerate(ranks)]
+    assert results["outcomes"]["relevant_ranks"]["a.npz"] == [[rank] for rank in ranks[::-1]]
+    everything = results["stages"]["a.npz"]["all"]
+    assert everything["recall@6"] == 9 / 12
+    assert everything["mAP"] == pytest.approx(sum(1 / rank for rank in ranks if rank) / 12)
+
+
+def test_score_files_that_do_not_fit_are_refused(small_pab, tmp_path):
+    benchmark = retrieval_split(load_pab(small_pab, "test"))
+    queries, gallery = tuple(benchmark.query_ids), tuple(benchmark.gallery_ids)
+    path = tmp_path / "a.npz"
+    root = ["--data_root", str(small_pab)]
+    for content, message in (
+        (
+            ScoreFile(np.ones((11, 12)), None, queries[1:], gallery),
+            f"1 of the test .* not in a.npz .'{queries[0]}'",
+        ),
+        (
+            ScoreFile(np.ones((12, 13)), None, queries, (*gallery, "x.jpg")),
+            r"1 of a.npz are not in .*'x.jpg'",
+        ),
+    ):
+        write_score_file(path, content)
+        with pytest.raises(SystemExit, match=message):
+            evaluate([*root, "--scores", str(path)])
+    for flags, message in (
+        (["--scores", str(path), "--model", "m"], "either --model or --scores"),
+        ([], "either --model or --scores"),
+        (["--scores", str(path), "--shortlist", "3"], "--shortlist is for a --model"),
+        (["--scores", str(path), "--write_scores", "b.npz"], "--write_scores is for a --model"),
+        (["--scores", str(path), str(path)], "a.npz is given twice"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            evaluate([*root, *flags])
+    with pytest.raises(SystemExit, match="a score file has no labels: give --data_root"):
+        compare([str(path), str(path)])
 
 
 # The comparison

@@ -144,7 +144,9 @@ def test_two_processes_give_the_bits_of_one(folders, family, tmp_path):
 def test_a_plain_folder_is_evaluated_by_the_command(folders, family, small_pab, tmp_path, capsys):
     output = tmp_path / "results.json"
     arguments = ["--model", str(folders[family]), "--data_root", str(small_pab), "--output", str(output)]
-    evaluate_main([*arguments, "--scores", str(tmp_path / "scores.npz"), "--plots", str(tmp_path / "plots")])
+    evaluate_main(
+        [*arguments, "--write_scores", str(tmp_path / "scores.npz"), "--plots", str(tmp_path / "plots")]
+    )
     results = json.loads(output.read_text())
     assert results["final_stage"] == ("matching" if family == "blip" else "embeddings")
     assert 0 <= results["stages"]["sca"]["all"]["recall@1"] <= 1

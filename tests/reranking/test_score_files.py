@@ -186,7 +186,11 @@ def truncated(write):
         ("a.safetensors", safetensors(query_ids="[1]"), "query_ids must be a JSON list of strings"),
         ("a.safetensors", truncated(safetensors()), "no readable score file"),
         ("a.safetensors", lambda path: path.write_bytes(b""), "no readable score file"),
-        ("a.csv", lambda path: path.write_text("q,x,1"), r"ends in .npz or .safetensors, not in '.csv'"),
+        (
+            "a.csv",
+            lambda path: path.write_text("q,x,1"),
+            r"ends in .npz, .safetensors, .trec or .run, not in '.csv'",
+        ),
     ],
 )
 def test_what_is_no_score_file_is_refused_by_name(name, write, message, tmp_path):
