@@ -2,6 +2,10 @@
 
 // An image by what the server calls it: one of the gallery by its id, an uploaded one by its number.
 const imageOf = ({ own, image }) => (own === undefined ? image : Number(own));
+const scrollTo = (part) => {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  part.scrollIntoView({ block: "start", behavior: calm ? "instant" : "smooth" });
+};
 // What an address asks. A link asks under the filters of the form, the page's own address under those in it.
 const asked = (address, whole) => ({ ...Object.fromEntries(new URLSearchParams(address)), whole });
 
@@ -15,6 +19,8 @@ element.addEventListener("click", (event) => {
   if (page) trigger("turn", { page: Number(page.dataset.page) });
   if (event.target.closest("[data-sheet]")) trigger("sheet", {});
   if (event.target.closest("[data-back]")) history.back();
+  const jump = event.target.closest("[data-jump]"); // a link would leave the page: its base is another address
+  if (jump) scrollTo(document.getElementById(jump.dataset.jump));
 });
 
 // Wherever they stand: links that ask, which others than a plain click open as any link, and downloads.
@@ -30,7 +36,7 @@ document.addEventListener("click", (event) => {
 // The address follows the answers, and the answers the address.
 let address = location.search;
 addEventListener("popstate", () => {
-  if (location.search === address) return; // a jump within the page
+  if (location.search === address) return;
   address = location.search;
   trigger("ask", asked(address, true));
 });
@@ -43,8 +49,5 @@ watch("value", () => {
     history.pushState(null, "", location.pathname + address);
   }
   // On a phone the results lie below the form: what was asked for must not arrive out of sight.
-  if (element.getBoundingClientRect().top > window.innerHeight / 2) {
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    element.scrollIntoView({ block: "start", behavior: calm ? "instant" : "smooth" });
-  }
+  if (element.getBoundingClientRect().top > window.innerHeight / 2) scrollTo(element);
 });

@@ -15,7 +15,10 @@ document.addEventListener("tpas-asked", (event) => {
     '<div class="tpas-why tpas-waiting" role="status"><figure class="tpas-heat"></figure><span class="tpas-spinner"></span>' +
     '<button type="button" class="tpas-close" data-close aria-label="Close">×</button></div>';
   const small = event.detail.querySelector("img"); // until the large one is here
-  if (small) dialog.querySelector("figure").append(small.cloneNode());
+  if (small) {
+    dialog.querySelector("figure").append(small.cloneNode());
+    dialog.querySelector("figure").style.setProperty("--ratio", small.naturalWidth / small.naturalHeight);
+  }
   if (!dialog.open) dialog.showModal();
 });
 

@@ -273,20 +273,21 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                 texts = gr.Textbox(
                     label="What are you looking for?",
                     info="Enter searches, Shift+Enter makes a line: each is a text of its own.",
-                    placeholder="A woman in a yellow raincoat is falling off her skateboard",
+                    placeholder="A man in a red jacket is running",
                     lines=1,  # so that Enter searches
                     max_lines=12,
                     max_length=limits.texts * (limits.text_characters + 1),
                     elem_id="tpas-texts",
                 )
+                search = gr.Button("Search", variant="primary", elem_id="tpas-search")
                 with gr.Row():
-                    search = gr.Button("Search", variant="primary", elem_id="tpas-search", min_width=100)
-                    another = gr.Button("Another text", elem_id="tpas-another", min_width=100)
+                    another = gr.Button("Another text", size="sm", min_width=100)
                     like_upload = gr.UploadButton(
                         "Search by an image",
+                        size="sm",
+                        min_width=100,
                         file_types=sorted(image_suffixes()),
                         elem_id="tpas-like-upload",
-                        min_width=100,
                     )
                 facts = requests.facts
                 choices = {name: facts.choices(name) for name in CHOSEN}

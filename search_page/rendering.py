@@ -150,6 +150,7 @@ class Renderer:
             text=text,
             found=found,
             image=large and data_address(large, "image/jpeg"),
+            ratio=1 if large is None else _ratio(large),
             explanation=explanation,
             text_heat=explanation and png_address(heat_layer(explanation.text_map)),
             words=words,
@@ -206,6 +207,12 @@ def png_address(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return data_address(stream.getvalue(), "image/png")
+
+
+def _ratio(encoded: bytes) -> float:
+    """An image's width by its height."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return round(image.width / image.height, 4)
 
 
 def _decimal(value: float) -> str:
