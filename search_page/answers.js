@@ -16,7 +16,10 @@ element.addEventListener("click", (event) => {
     trigger("image", { answer: Number(card.dataset.answer), image: imageOf(card.dataset) });
   }
   const page = event.target.closest("[data-page]");
-  if (page) trigger("turn", { page: Number(page.dataset.page) });
+  if (page) {
+    turned = true;
+    trigger("turn", { page: Number(page.dataset.page) });
+  }
   if (event.target.closest("[data-sheet]")) trigger("sheet", {});
   if (event.target.closest("[data-back]")) history.back();
   const jump = event.target.closest("[data-jump]"); // a link would leave the page: its base is another address
@@ -35,6 +38,7 @@ document.addEventListener("click", (event) => {
 
 // The address follows the answers, and the answers the address.
 let address = location.search;
+let turned = false; // to another page of the answers
 addEventListener("popstate", () => {
   if (location.search === address) return;
   address = location.search;
@@ -49,5 +53,6 @@ watch("value", () => {
     history.pushState(null, "", location.pathname + address);
   }
   // On a phone the results lie below the form: what was asked for must not arrive out of sight.
-  if (element.getBoundingClientRect().top > window.innerHeight / 2) scrollTo(element);
+  if (turned || element.getBoundingClientRect().top > window.innerHeight / 2) scrollTo(element);
+  turned = false;
 });

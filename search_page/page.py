@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,7 @@ from limits.strategies import MovingWindowRateLimiter
 from ..data.image_files import image_suffixes
 from .access import client_key
 from .filters import CHOSEN
-from .questions import Question, RequestError, wanted_of
+from .questions import ANY, Question, RequestError, wanted_of
 from .rendering import Renderer, page_script, page_style
 from .requests import SearchRequests, Session
 from .uploads import Uploads
@@ -65,20 +64,20 @@ class SearchPage:
             yield session, shown
 
     def filter(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
-        """The same question under another filter or setting; nothing where nothing was asked yet."""
+        """The same question under another filter or setting; nothing where nothing was asked or is new."""
         said = dict(zip(FORM, form, strict=True))
 
         def answers() -> Iterator[str]:
-            asked, wanted = session.question, wanted_of(said)
-            if asked.image is None:
-                asked = Question.of_address(said)
-            yield from self._answers(session, said, replace(asked, wanted=wanted))
+            asked = Question.of_address(said)
+            if session.question.image is not None:
+                asked = Question(image=session.question.image, wanted=asked.wanted)
+            if _settings(said, asked) != session.settings:
+                yield from self._answers(session, said, asked)
 
-        if session.question.image is None and not str(said["q"] or "").strip():
-            yield session, gr.skip()
-            return
-        for shown in self._shown_each(answers, request):
-            yield session, shown
+        yield session, gr.skip()
+        if session.question.image is not None or str(said["q"] or "").strip():
+            for shown in self._shown_each(answers, request):
+                yield session, shown
 
     def ask(self, event: gr.EventData, request: gr.Request, session, *form) -> Iterator[tuple]:
         """What an address or a link asks, which the form then says; without a question the first screen."""
@@ -96,13 +95,15 @@ class SearchPage:
             else:
                 yield from self._answers(session, said, asked)
 
-        said["sca"], fields = bool(said["sca"]), [said[name] for name in SET_BY_ADDRESS]
+        said |= {name: said[name] or ANY for name in CHOSEN} | {"sca": bool(said["sca"])}
+        fields = [said[name] for name in SET_BY_ADDRESS]
         for shown in self._shown_each(answers, request):
             yield session, shown, *fields
             fields = len(fields) * [gr.skip()]
 
     def _answers(self, session: Session, said: Mapping[str, Any], asked: Question) -> Iterator[str]:
         """What is shown of the answers, stage by stage."""
+        session.settings = _settings(said, asked)
         self.requests.turn(session, 0, said["shown"])
         found = self.requests.limits.images_found
         if asked.image is not None:
@@ -295,8 +296,8 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                 with gr.Accordion("Filter", open=False, visible=some, elem_id="tpas-filter"):
                     chosen = {
                         name: gr.Dropdown(
-                            [("any", ""), *((f"{value} ({count})", value) for value, count in found.items())],
-                            value="",
+                            [ANY, *((f"{value} ({count})", value) for value, count in found.items())],
+                            value=ANY,
                             label=name.capitalize(),
                             visible=bool(found),
                             elem_id=f"tpas-{name}",
@@ -306,10 +307,18 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                     with gr.Row(visible=facts.span is not None):
                         first, last = facts.span or ("", "")
                         since = gr.DateTime(
-                            label="From", info=f"{first} at first", include_time=False, type="string"
+                            label="Day from",
+                            info=f"{first} at first",
+                            include_time=False,
+                            type="string",
+                            elem_id="tpas-since",
                         )
                         until = gr.DateTime(
-                            label="To", info=f"{last} at last", include_time=False, type="string"
+                            label="Day to",
+                            info=f"{last} at last",
+                            include_time=False,
+                            type="string",
+                            elem_id="tpas-until",
                         )
                 with gr.Accordion("Settings", open=False):
                     shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images on a page")
@@ -353,18 +362,12 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
         wanted = [*chosen.values(), since, until]
         form = [session, texts, where, *wanted, shown, rerank, resolve]
         shows = [session, answers]
-        gr.on([search.click, texts.submit], page.search, form, shows, **modelled)
+        asking: dict[str, Any] = modelled | {"trigger_mode": "always_last"}
+        gr.on([search.click, texts.submit], page.search, form, shows, **asking)
         another.click(None, texts, texts, js=page_script("another"), **private)
-        settings = [*(each.input for each in (*chosen.values(), where, rerank, resolve))]
-        gr.on(
-            [*settings, since.change, until.change],
-            page.filter,
-            form,
-            shows,
-            trigger_mode="always_last",
-            **modelled,
-        )
-        answers.ask(page.ask, form, [*shows, texts, *wanted, resolve], **modelled)
+        settings = [each.input for each in (*chosen.values(), where, rerank, resolve)]
+        gr.on([*settings, since.change, until.change], page.filter, form, shows, **asking)
+        answers.ask(page.ask, form, [*shows, texts, *wanted, resolve], **asking)
         answers.image(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
         )
@@ -384,6 +387,11 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
     blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
+
+
+def _settings(said: Mapping[str, Any], asked: Question) -> tuple:
+    """What a question is asked under: a form that says so twice, or as the address has set it, asks once."""
+    return asked.wanted, said.get("where"), bool(said.get("rerank")), asked.sca
 
 
 def _said(event: gr.EventData, name: str, otherwise: Any) -> Any:

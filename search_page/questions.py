@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 
 from .filters import CHOSEN, Filter
 
+ANY = "any"  # chosen in a filter that lets all pass
 ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0
 
 
@@ -51,7 +52,7 @@ class Question:
 
 def wanted_of(said: Mapping[str, Any]) -> Filter:
     """The filter that a form or an address names; raises RequestError for a day that is none."""
-    chosen = {name: str(said[name]) for name in CHOSEN if said.get(name)}
+    chosen = {name: str(said[name]) for name in CHOSEN if said.get(name) not in (None, "", ANY)}
     return Filter(**chosen, since=_day(said.get("since")), until=_day(said.get("until")))
 
 

@@ -84,6 +84,7 @@ class Session:
 
     Attributes:
         question: what the result answers.
+        settings: under which it was asked, as the page compares them.
         opened: which opening of the gallery the result is of.
         page, shown: the page of the result that is in sight, from 0, and images on it for each text.
     """
@@ -91,6 +92,7 @@ class Session:
     own_images: list[EncodedImage] = field(default_factory=list)
     result: SearchResult | None = None
     question: Question = Question()
+    settings: tuple = ()
     opened: int = 0
     page: int = 0
     shown: int = 12

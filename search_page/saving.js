@@ -2,5 +2,6 @@
 watch("value", () => {
   const content = document.createElement("template");
   content.innerHTML = props.value;
-  content.content.querySelector("a")?.click();
+  const link = content.content.querySelector("a");
+  if (link) document.importNode(link).click(); // of a template itself a click does nothing
 });
