@@ -151,9 +151,10 @@ class SearchRequests:
         with self._current_gallery():
             if self._examples is None:
                 known = [text for text in EXAMPLES if not unread_warnings(self.processor, [text], [text])]
-                best = self.gallery.search(known, top_k=1, rerank=False)
-                fit = {text: hits[0].cosine or 0.0 for text, hits in zip(known, best, strict=True) if hits}
-                self._examples = sorted(fit, key=lambda text: -fit[text])
+                best = self.gallery.search(known, top_k=len(EXAMPLES), rerank=False)
+                # Not by the first cosine alone: some texts are near to every image.
+                fit = [(hits[-1].score or 0) - (hits[0].score or 0) for hits in best if hits]
+                self._examples = [text for _, text in sorted(zip(fit, known, strict=False))]
             return self._examples[:count]
 
     def sample(self, count: int) -> list[SearchHit]:
