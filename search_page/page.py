@@ -41,7 +41,6 @@ FORM: tuple[str, ...] = (
     "rerank",
     "sca",
 )  # as an address calls them
-SET_BY_ADDRESS = ("q", *CHOSEN, "since", "until", "sca")
 
 
 class SearchPage:
@@ -50,6 +49,7 @@ class SearchPage:
     def __init__(self, requests: SearchRequests, uploads: Uploads):
         self.requests, self.uploads = requests, uploads
         self.renderer = Renderer(requests)
+        self.choices = {name: requests.facts.choices(name) for name in CHOSEN}
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
         self.rate = RateLimitItemPerMinute(requests.limits.requests_a_minute)
 
@@ -95,8 +95,9 @@ class SearchPage:
             else:
                 yield from self._answers(session, said, asked)
 
-        said |= {name: said[name] or ANY for name in CHOSEN} | {"sca": bool(said["sca"])}
-        fields = [said[name] for name in SET_BY_ADDRESS]
+        known = {name: said[name] if said[name] in self.choices[name] else ANY for name in CHOSEN}
+        days = [str(said[name]) if said[name] else None for name in ("since", "until")]
+        fields = [str(said["q"] or ""), *known.values(), *days, bool(said["sca"])]
         for shown in self._shown_each(answers, request):
             yield session, shown, *fields
             fields = len(fields) * [gr.skip()]
@@ -290,9 +291,8 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                         file_types=sorted(image_suffixes()),
                         elem_id="tpas-like-upload",
                     )
-                facts = requests.facts
-                choices = {name: facts.choices(name) for name in CHOSEN}
-                some = any(choices.values()) or facts.span is not None
+                span = requests.facts.span
+                some = any(page.choices.values()) or span is not None
                 with gr.Accordion("Filter", open=False, visible=some, elem_id="tpas-filter"):
                     chosen = {
                         name: gr.Dropdown(
@@ -302,10 +302,10 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                             visible=bool(found),
                             elem_id=f"tpas-{name}",
                         )
-                        for name, found in choices.items()
+                        for name, found in page.choices.items()
                     }
-                    with gr.Row(visible=facts.span is not None):
-                        first, last = facts.span or ("", "")
+                    with gr.Row(visible=span is not None):
+                        first, last = span or ("", "")
                         since = gr.DateTime(
                             label="Day from",
                             info=f"{first} at first",

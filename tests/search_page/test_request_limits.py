@@ -105,7 +105,7 @@ ALLOWING = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-cred
 
 
 def question(page, inputs, *values, **more):
-    """What the page sends for the event that has so many inputs: 8 searches, 3 uploads."""
+    """What the page sends for the event that has so many inputs: 13 search, 3 upload."""
     events = page.get("/config").json()["dependencies"]
     number = next(event["id"] for event in events if len(event["inputs"]) == inputs)
     return {"data": list(values), "fn_index": number, "session_hash": "alice"} | more
@@ -131,8 +131,11 @@ def sent(page, *contents):
     return page.post(UPLOAD, files=[("files", (f"{place}.png", each)) for place, each in enumerate(contents)])
 
 
+SEARCH = [None, "a man", "gallery", *5 * ["any"], None, None, 3, True, True]
+
+
 def test_the_page_searches_and_takes_uploads(page, whole):
-    searched = ask(page, question(page, 8, None, "a man", "gallery", "any", "any", 3, True, True))
+    searched = ask(page, question(page, len(SEARCH), *SEARCH))
     assert "tpas-cards" in searched
     uploads = whole[1]
     tokens = sent(page, png(), png()).json()
@@ -178,9 +181,9 @@ def test_no_address_or_path_that_is_sent_is_opened(page, path, place, caplog):
         event = {"path": file, "url": path} if place == "event" else None
         body = question(page, 3, None, files.get(place), "gallery", event_data=event)
     else:
-        values = [None, "a man", "gallery", "any", "any", 3, True, True]
+        values = [*SEARCH]
         values[["session", "text", "where"].index(place)] = file
-        body = question(page, 8, *values)
+        body = question(page, len(SEARCH), *values)
     with caplog.at_level(logging.WARNING):
         answer = page.post(JOIN, json=body)
     assert answer.status_code in (400, 403)
@@ -258,12 +261,14 @@ def test_a_question_that_no_page_asks_reaches_nobody(limited, kind):
 
 
 @pytest.mark.parametrize(
-    "event", [None, {}, {"answer": -1}, {"answer": 1e9, "place": True}, {"uploads": "/a"}, 7]
+    "event",
+    [None, {}, {"answer": -1}, {"answer": 1e9, "image": True}, {"uploads": "/a"}, {"page": -1, "image": "a"}]
+    + [{"q": "a man", "whole": True, "since": 7}, {"own": 1e15}, {"like": "\ud800", "sca": "../a"}, 7],
 )
 def test_every_question_of_the_page_stands_values_of_any_kind(page, event, caplog, capsys):
     """Nothing raises, so that nothing of what was sent is in the log."""
-    values = [None, -1, "../a", "\ud800", True, "=1", 2.5, "any"]
-    for place in range(len(values)):
+    values = 2 * [None, -1, "../a", "\ud800", True, "=1", 2.5, "any"]
+    for place in range(8):
         for question_of in page.get("/config").json()["dependencies"]:
             data = (values[place:] + values[:place])[: len(question_of["inputs"])]
             if question_of["targets"][0][1] == "upload":
