@@ -83,6 +83,7 @@ class Renderer:
             address=session.question.address,
             sca_address=replace(session.question, sca=not session.question.sca).address,
             shared=shared_firsts(result),
+            wanted=[(name, value) for name, value in session.question.wanted if value is not None],
             asked_image=similar_to and self._card(similar_to),
             page=session.page,
             pages=-(-max(map(len, result), default=0) // session.shown),
