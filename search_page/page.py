@@ -79,6 +79,14 @@ class SearchPage:
             for shown in self._shown_each(answers, request):
                 yield session, shown
 
+    def filter_days(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
+        """As `filter`, where a person has changed the days: when an address sets them, they say so as well."""
+        try:
+            is_asked = wanted_of(dict(zip(FORM, form, strict=True))) == session.question.wanted
+        except RequestError:
+            is_asked = False
+        yield from [(session, gr.skip())] if is_asked else self.filter(request, session, *form)
+
     def ask(self, event: gr.EventData, request: gr.Request, session, *form) -> Iterator[tuple]:
         """What an address or a link asks, which the form then says; without a question the first screen."""
         said = dict(zip(FORM, form, strict=True))
@@ -366,7 +374,8 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
         gr.on([search.click, texts.submit], page.search, form, shows, **asking)
         another.click(None, texts, texts, js=page_script("another"), **private)
         settings = [each.input for each in (*chosen.values(), where, rerank, resolve)]
-        gr.on([*settings, since.change, until.change], page.filter, form, shows, **asking)
+        gr.on(settings, page.filter, form, shows, **asking)
+        gr.on([since.change, until.change], page.filter_days, form, shows, **asking)
         answers.ask(page.ask, form, [*shows, texts, *wanted, resolve], **asking)
         answers.image(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
@@ -390,7 +399,7 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
 
 
 def _settings(said: Mapping[str, Any], asked: Question) -> tuple:
-    """What a question is asked under: a form that says so twice, or as the address has set it, asks once."""
+    """What a question is asked under; a form that says the same twice, as a list of Gradio does, asks once."""
     return asked.wanted, said.get("where"), bool(said.get("rerank")), asked.sca
 
 

@@ -75,6 +75,8 @@ class Renderer:
         except ValueError as error:
             lines, no_answer_file = "", str(error)
         start = session.page * session.shown
+        shown = [hits[start : start + session.shown] for hits in result]
+        self.requests.prepare_cards(hit for hits in shown for hit in hits)
         similar_to = result.similar_to
         return self._render(
             "answers.html",
@@ -87,7 +89,7 @@ class Renderer:
             asked_image=similar_to and self._card(similar_to),
             page=session.page,
             pages=-(-max(map(len, result), default=0) // session.shown),
-            shown=[hits[start : start + session.shown] for hits in result],
+            shown=shown,
             name_of=lambda hit: self.requests.name_of(session, hit),
             sheet_images=SHEET_IMAGES,
             answers=ANSWERS,

@@ -5,7 +5,8 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -407,6 +408,12 @@ class SearchRequests:
         if hit.extra is not None:
             return hit.extra.thumbnail
         return None if hit.row is None else self._card_of_row(hit.row)
+
+    def prepare_cards(self, hits: Iterable[SearchHit]) -> None:
+        """Decodes the images of cards beside each other: photographs take a tenth of a second each."""
+        rows = {hit.row for hit in hits if hit.row is not None}
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._card_of_row, rows))
 
     def large(self, hit: SearchHit, edge: int | None = VIEWED_EDGE) -> bytes | None:
         """A copy of an image to look at, as JPEG; the gallery's thumbnail where its file is gone.

@@ -262,7 +262,6 @@ def test_texts_that_claim_one_image_are_resolved(visit, rows):
     page.wait_for_selector("text=Show without SCA")
     text = page.locator(".tpas-sca").inner_text()
     assert text.startswith("2 of 2 texts had the same first image as another text.")
-    print(page.locator(".tpas-answers").inner_text()[:1500])
     assert page.locator("h2 + p .tpas-moved").count() == 1
     assert page.locator(".tpas-card .tpas-moved").first.inner_text() in ("SCA 2 → 1", "SCA 1 → 2")
     firsts = [
