@@ -80,7 +80,7 @@ class SearchPage:
                 yield session, shown
 
     def filter_days(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
-        """As `filter`, where a person has changed the days: when an address sets them, they say so as well."""
+        """As `filter`, where a person has changed the days; also an address that sets them calls this."""
         try:
             is_asked = wanted_of(dict(zip(FORM, form, strict=True))) == session.question.wanted
         except RequestError:
@@ -399,7 +399,7 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
 
 
 def _settings(said: Mapping[str, Any], asked: Question) -> tuple:
-    """What a question is asked under; a form that says the same twice, as a list of Gradio does, asks once."""
+    """What a question is asked under: Gradio's lists say each choice twice, and it is asked once."""
     return asked.wanted, said.get("where"), bool(said.get("rerank")), asked.sca
 
 
