@@ -423,14 +423,18 @@ def test_nothing_passes_by_the_queue_or_reaches_ffmpeg(server):
     assert status_of(f"{address}monitoring/summary")[0] == 404
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(gallery):
+def test_a_folder_is_opened_and_a_port_that_is_taken_said_in_one_line(gallery, pab, tmp_path):
+    images = shutil.copytree(pab / "train", tmp_path / "images")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         at = rf"127\.0\.0\.1, port {port}"
-        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
-            main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
+        for place in (["--gallery", str(gallery.path)], [str(gallery.path)], [str(images)]):
+            with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
+                main([*place, "--model", str(START), "--port", str(port)])
+    (made,) = (tmp_path / "images.gallery").iterdir()
+    assert len(Gallery.open(made)) == 2
 
 
 def test_images_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):

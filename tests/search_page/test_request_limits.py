@@ -24,7 +24,7 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 from starlette.datastructures import Headers  # noqa: E402 (comes with the extra, as these do)
 from starlette.testclient import TestClient  # noqa: E402
 
-from tpas.search_page.access import AllowedHosts, check_access, client_key  # noqa: E402
+from tpas.search_page.access import AllowedHosts, check_access, client_key, serves_own_machine  # noqa: E402
 from tpas.search_page.request_limits import QUESTION_BYTES, WAITING_QUESTIONS, RequestLimits  # noqa: E402
 from tpas.search_page.serving import guarded_page  # noqa: E402
 from tpas.search_page.uploads import Uploads  # noqa: E402
@@ -336,6 +336,8 @@ def test_one_client_cannot_ask_for_all(limited, monkeypatch):
     assert statuses == [200, 200, 200, 429, 429, 200, 200, 200, 429, 429]
     few = limited(limits=Limits(requests_a_minute=1))
     assert [few.post(JOIN, content=b"wrong").status_code for _ in range(5)] == [400, 400, 400, 400, 429]
+    own = limited(limits=Limits(requests_a_minute=1, own_machine=True))
+    assert [own.post(JOIN, content=b"wrong").status_code for _ in range(6)] == 6 * [400]
 
 
 @pytest.mark.parametrize(
@@ -515,3 +517,13 @@ def test_a_forged_forwarded_for_counts_as_nobody_else(requests, uploads, caplog)
 def test_a_visitor_has_a_network_of_addresses():
     assert client_key("2001:db8:1:2:3::4") == client_key("2001:db8:1:2:ffff::") == "2001:db8:1:2::/64"
     assert client_key("::ffff:192.0.2.1") == "192.0.2.1"
+
+
+def test_the_own_machine_is_one_that_nobody_else_can_ask(monkeypatch):
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert all(map(serves_own_machine, ("127.0.0.1", "localhost", "::1")))
+    assert not any(map(serves_own_machine, ("0.0.0.0", "::", "192.0.2.1")))
+    assert not serves_own_machine("127.0.0.1", allowed_hosts=["search.example.org"])
+    assert not serves_own_machine("127.0.0.1", trusted_proxies=["127.0.0.1"])
+    monkeypatch.setenv("SPACE_ID", "you/search")
+    assert not serves_own_machine("127.0.0.1")
