@@ -93,24 +93,29 @@ def serve_page(
     if place is None:
         raise WrongUsage("name a folder of images, or a gallery by --gallery")
 
-    from ..search.building import report_left_out
-    from ..search.folder_gallery import open_folder
-    from ..search.gallery import Gallery
+    # What can be refused is, before torch is loaded.
     from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
-    from ..search_page.requests import Limits, SearchRequests
 
-    try:
-        from ..search_page.serving import serve
-    except ImportError as error:
-        raise ImportError(NEEDED.format(error)) from error
     labels = read_labels(annotations) if annotations else None
     is_gallery = holds_gallery(place)
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {place} is a folder of images")
     if rules.exclude and is_gallery:
         raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
-    network, processor = choice.load(GalleryFiles(place) if is_gallery else None)
+    files = GalleryFiles(place) if is_gallery else None
+    choice.source(files)
+
+    from ..search.building import report_left_out
+    from ..search.folder_gallery import open_folder
+    from ..search.gallery import Gallery
+    from ..search_page.requests import Limits, SearchRequests
+
+    try:
+        from ..search_page.serving import serve
+    except ImportError as error:
+        raise ImportError(NEEDED.format(error)) from error
+    network, processor = choice.load(files)
     if is_gallery:
         opened_as = {"images_root": images_root, "follow_links": rules.follow_links}
         opened = Gallery.open(place, network, processor, **opened_as)
