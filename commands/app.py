@@ -1,6 +1,10 @@
-"""Opens a web page to search a gallery with texts, and to see why each image was found.
+"""Opens a web page to search images with texts, and to see why each was found.
 
+    tpas app photographs --model MODEL
     tpas app --gallery gallery
+
+A folder's images are encoded first, into the gallery beside it that `tpas search` keeps as well; what the
+folder gets meanwhile is found once the page is started again. The model of a gallery need not be named.
 
 As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
 TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or
@@ -13,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Option
+from typer import Argument, Option
 
-from .command_line import CommandLine
+from ..data.image_folders import FolderRules
+from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
+from .search import holds_gallery
 
 if TYPE_CHECKING:
     from ..search.gallery import Gallery
@@ -31,10 +37,12 @@ app = CommandLine("tpas app", __doc__)
 
 @app.command()
 def serve_page(
-    gallery: Annotated[
-        Path, Option(envvar="TPAS_GALLERY", help="the directory that `tpas gallery build` made")
-    ],
+    rules: FolderRules,
     choice: ModelChoice,
+    folder: Annotated[
+        Path | None, Argument(help="images, or a gallery that `tpas gallery build` made", show_default=False)
+    ] = None,
+    gallery: Annotated[Path | None, Option(envvar="TPAS_GALLERY", help="the same, by a flag")] = None,
     annotations: Annotated[
         list[Path] | None,
         Option(
@@ -43,11 +51,8 @@ def serve_page(
         ),
     ] = None,
     images_root: Annotated[
-        Path | None, Option(help="the folder where the images lie now, if it was moved since the build")
+        Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,
-    follow_links: Annotated[
-        bool, Option(help="show images that are links, also such as lead out of their folder")
-    ] = True,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     host: Annotated[
         str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
@@ -78,32 +83,53 @@ def serve_page(
     ] = None,
 ) -> None:
     try:
-        from ..search_page.access import check_access
+        from ..search_page.access import check_access, serves_own_machine
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
     access = {"allowed_hosts": allowed_host or [], "trusted_proxies": trusted_proxy or []}
     host, password = check_access(host, password_file, **access)
 
-    from ..search.building import report_left_out
-    from ..search.gallery import Gallery
+    place = folder or gallery
+    if place is None:
+        raise WrongUsage("name a folder of images, or a gallery by --gallery")
+
+    # What can be refused is, before torch is loaded.
     from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
-    from ..search_page.requests import SearchRequests
+
+    labels = read_labels(annotations) if annotations else None
+    is_gallery = holds_gallery(place)
+    if images_root is not None and not is_gallery:
+        raise WrongUsage(f"--images_root is for a gallery, and {place} is a folder of images")
+    if rules.exclude and is_gallery:
+        raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
+    files = GalleryFiles(place) if is_gallery else None
+    choice.source(files)
+
+    from ..search.building import report_left_out
+    from ..search.folder_gallery import open_folder
+    from ..search.gallery import Gallery
+    from ..search_page.requests import Limits, SearchRequests
 
     try:
         from ..search_page.serving import serve
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
-    labels = read_labels(annotations) if annotations else None
-    opened_as = {"images_root": images_root, "follow_links": follow_links}
-    network, processor = choice.load(GalleryFiles(gallery))
-    opened = Gallery.open(gallery, network, processor, **opened_as)
-    if not len(opened):
-        raise ValueError(f"the gallery {gallery} is empty: `tpas gallery append` images first")
-    look_for_images(opened)
-    warn_of_drawn_people(network, opened.root_of_images)
-    report_left_out([], opened.stored)
-    serve(SearchRequests(opened, labels, shortlist=shortlist), host, port, password=password, **access)
+    network, processor = choice.load(files)
+    if is_gallery:
+        opened_as = {"images_root": images_root, "follow_links": rules.follow_links}
+        opened = Gallery.open(place, network, processor, **opened_as)
+        if not len(opened):
+            raise ValueError(f"the gallery {place} is empty: `tpas gallery append` images first")
+        look_for_images(opened)
+        report_left_out([], opened.stored)
+        warn_of_drawn_people(network, opened.root_of_images)
+    else:
+        warn_of_drawn_people(network, place)
+        opened = open_folder(place, network, processor, rules=rules)
+    limits = Limits(own_machine=serves_own_machine(host, **access))
+    requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name)
+    serve(requests, host, port, password=password, **access)
 
 
 def look_for_images(gallery: "Gallery") -> None:

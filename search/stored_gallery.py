@@ -106,9 +106,12 @@ class StoredGallery(GalleryFiles):
 
     def ids(self) -> Iterator[str]:
         """Every image's id, in the order of the rows."""
+        return (record["id"] for record in self.records())
+
+    def records(self) -> Iterator[Record]:
+        """Every image's record, in the order of the rows."""
         for number in range(len(self.shards)):
-            for record in self._records(number):
-                yield record["id"]
+            yield from self._records(number)
 
     def record(self, row: int) -> Record:
         """An image's `id`, `root` and `path`."""

@@ -121,6 +121,16 @@ def is_loopback(address: str) -> bool:
         return address.lower() == "localhost"
 
 
+def serves_own_machine(
+    host: str, allowed_hosts: Sequence[str] = (), trusted_proxies: Sequence[str] = ()
+) -> bool:
+    """Whether whoever asks sits at this machine: only it reaches the address, and no proxy is named.
+
+    One that is not named cannot be used: its pages' `Origin` is no name of this server's.
+    """
+    return is_loopback(host) and not allowed_hosts and not trusted_proxies and space_host() is None
+
+
 def space_host(environment: Mapping[str, str] = os.environ) -> str | None:
     """The name of the Hugging Face Space that this runs in; None outside of one."""
     if not environment.get("SPACE_ID"):

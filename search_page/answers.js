@@ -1,22 +1,58 @@
 // Runs when the results' place is on the page; `element`, `trigger` and `watch` are Gradio's.
+
+// An image by what the server calls it: one of the gallery by its id, an uploaded one by its number.
+const imageOf = ({ own, image }) => (own === undefined ? image : Number(own));
+const scrollTo = (part) => {
+  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  part.scrollIntoView({ block: "start", behavior: calm ? "instant" : "smooth" });
+};
+// What an address asks. A link asks under the filters of the form, the page's own address under those in it.
+const asked = (address, whole) => ({ ...Object.fromEntries(new URLSearchParams(address)), whole });
+
 element.addEventListener("click", (event) => {
-  const card = event.target.closest("[data-place]");
+  const card = event.target.closest(".tpas-card");
   if (card) {
-    const { answer, place } = card.dataset;
-    document.dispatchEvent(new CustomEvent("tpas-asked", { detail: { card, answer, place } }));
-    trigger("image", { answer: Number(answer), place: Number(place) });
+    document.dispatchEvent(new CustomEvent("tpas-asked", { detail: card }));
+    trigger("image", { answer: Number(card.dataset.answer), image: imageOf(card.dataset) });
+  }
+  const page = event.target.closest("[data-page]");
+  if (page) {
+    turned = true;
+    trigger("turn", { page: Number(page.dataset.page) });
   }
   if (event.target.closest("[data-sheet]")) trigger("sheet", {});
-  const example = event.target.closest("[data-example]");
-  if (example) {
-    trigger("example", { text: example.textContent });
-  }
+  if (event.target.closest("[data-back]")) history.back();
+  const jump = event.target.closest("[data-jump]"); // a link would leave the page: its base is another address
+  if (jump) scrollTo(document.getElementById(jump.dataset.jump));
 });
 
-// On a phone the results lie below the form: what was asked for must not arrive out of sight.
+// Wherever they stand: links that ask, which others than a plain click open as any link, and downloads.
+document.addEventListener("click", (event) => {
+  const download = event.target.closest("[data-download]");
+  if (download) trigger("download", { image: imageOf(download.dataset) });
+  const link = event.target.closest("a[data-ask]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  event.preventDefault();
+  trigger("ask", asked(link.search, false));
+});
+
+// The address follows the answers, and the answers the address.
+let address = location.search;
+let turned = false; // to another page of the answers
+addEventListener("popstate", () => {
+  if (location.search === address) return;
+  address = location.search;
+  trigger("ask", asked(address, true));
+});
+if (address) trigger("ask", asked(address, true));
+
 watch("value", () => {
-  if (element.getBoundingClientRect().top > window.innerHeight / 2) {
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    element.scrollIntoView({ block: "start", behavior: calm ? "instant" : "smooth" });
+  const shown = element.querySelector("[data-address]")?.dataset.address;
+  if (shown !== undefined && shown !== address) {
+    address = shown;
+    history.pushState(null, "", location.pathname + address);
   }
+  // On a phone the results lie below the form: what was asked for must not arrive out of sight.
+  if (turned || element.getBoundingClientRect().top > window.innerHeight / 2) scrollTo(element);
+  turned = false;
 });

@@ -1,17 +1,24 @@
-// Shows each explanation in a dialog; `element`, `props`, `trigger` and `watch` are Gradio's.
+// Shows an image in a dialog, then why it was found; `element`, `props` and `watch` are Gradio's.
 document.getElementById("tpas-dialog")?.remove();
 const dialog = document.createElement("dialog");
 dialog.id = "tpas-dialog";
-dialog.setAttribute("aria-label", "Why this image was found");
+dialog.setAttribute("aria-label", "An image that was found");
 (element.closest(".gradio-container") ?? document.body).append(dialog);
 
-let asked = null; // the card whose explanation is awaited or shown
+let asked = null; // the data of the card that was chosen
+const same = (one, other) => ["answer", "own", "image"].every((name) => one[name] === other[name]);
 
 document.addEventListener("tpas-asked", (event) => {
-  asked = event.detail;
+  const { dataset } = event.detail;
+  asked = { ...dataset };
   dialog.innerHTML =
-    '<div class="tpas-why tpas-waiting" role="status"><span class="tpas-spinner"></span>Hiding each word in turn…' +
+    '<div class="tpas-why tpas-waiting" role="status"><figure class="tpas-heat"></figure><span class="tpas-spinner"></span>' +
     '<button type="button" class="tpas-close" data-close aria-label="Close">×</button></div>';
+  const small = event.detail.querySelector("img"); // until the large one is here
+  if (small) {
+    dialog.querySelector("figure").append(small.cloneNode());
+    dialog.querySelector("figure").style.setProperty("--ratio", small.naturalWidth / small.naturalHeight);
+  }
   if (!dialog.open) dialog.showModal();
 });
 
@@ -19,29 +26,35 @@ watch("value", () => {
   const content = document.createElement("template");
   content.innerHTML = props.value;
   const answer = content.content.querySelector("[data-request]");
-  const late = answer?.dataset.place !== undefined &&
-    (answer.dataset.answer !== asked?.answer || answer.dataset.place !== asked?.place);
-  if (!dialog.open || late) return;
+  if (!dialog.open || !asked || (answer?.dataset.answer !== undefined && !same(answer.dataset, asked))) return;
+  const { scrollTop } = dialog;
+  const isFirst = dialog.querySelector(".tpas-waiting");
   dialog.replaceChildren(content.content);
   if (!dialog.querySelector("[data-close]")) {
     dialog.insertAdjacentHTML("beforeend", '<button type="button" class="tpas-button" data-close>Close</button>');
   }
-  dialog.scrollTop = 0;
+  dialog.scrollTop = isFirst ? 0 : scrollTop;
   (dialog.querySelector("input:checked") ?? dialog.querySelector("[data-close]")).focus({ preventScroll: true });
 });
 
 dialog.addEventListener("change", (event) => {
-  if (!dialog.querySelector(".tpas-layer")) return; // the image itself is gone
-  dialog.querySelector(".tpas-layer").src = event.target.dataset.heat;
-  dialog.querySelector("[data-shown]").textContent = event.target.dataset.name;
+  const layer = dialog.querySelector(".tpas-layer");
+  if (!layer) return; // the image itself is gone
+  const heat = dialog.querySelector("[data-heat-switch]");
+  if (event.target !== heat) {
+    heat.checked = true;
+    layer.src = event.target.dataset.heat;
+    dialog.querySelector("[data-shown]").textContent = event.target.dataset.name;
+  }
+  for (const part of dialog.querySelectorAll("[data-of-heat]")) part.hidden = !heat.checked;
 });
 
 dialog.addEventListener("click", (event) => {
-  const similar = event.target.closest("[data-similar]");
-  if (similar) {
-    trigger("similar", { answer: Number(similar.dataset.answer), place: Number(similar.dataset.place) });
-  }
-  if (similar || event.target === dialog || event.target.closest("[data-close]")) dialog.close();
+  const leaves = event.target === dialog || event.target.closest("[data-close], a[data-ask]");
+  if (leaves) dialog.close();
 });
 
-dialog.addEventListener("close", () => asked?.card.focus());
+dialog.addEventListener("close", () => {
+  const cards = [...document.querySelectorAll(".tpas-card")]; // others by now where they were re-ranked
+  if (asked) cards.find((card) => same(card.dataset, asked))?.focus();
+});

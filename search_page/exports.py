@@ -64,7 +64,7 @@ def answer_file(result: SearchResult) -> str:
     if any(hit.extra is not None for hits in best for hit in hits):
         raise ValueError("an answer file names images of the gallery only, not your own")
     if any(len(hits) < ANSWERS for hits in best):
-        raise ValueError(f"an answer file names {ANSWERS} images for each text, and fewer are shown")
+        raise ValueError(f"an answer file names {ANSWERS} images for each text, and there are fewer")
     names = {hit.id: PurePosixPath(hit.id).stem for hits in best for hit in hits}
     if any(name.split() != [name] for name in names.values()):
         raise ValueError("an image with a space in its name cannot stand in an answer file")

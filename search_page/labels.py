@@ -1,4 +1,4 @@
-"""What is known about the images of a gallery beside themselves: behaviour, action, scene, a caption."""
+"""What is known about the images of a gallery beside themselves: what happens in them, where, a caption."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,6 +20,7 @@ class ImageLabel:
     action: str | None = None
     scene: str | None = None
     caption: str | None = None
+    camera: str | None = None
 
 
 def read_labels(paths: Path | Sequence[Path]) -> dict[str, ImageLabel]:
@@ -28,7 +29,7 @@ def read_labels(paths: Path | Sequence[Path]) -> dict[str, ImageLabel]:
     A file is one of PAB's annotation files (JSON Lines or one JSON array, of objects with `image`, `normal`
     or `anomaly`, `scene`, `caption`), `datasets`' metadata.jsonl, or a .csv file with a header; the latter
     two name the image in `file_name` and have columns `behaviour` ("normal" or "anomaly"), `action`, `scene`,
-    `caption`, as far as known. Of several rows about one image the first counts.
+    `camera`, `caption`, as far as known. Of several rows about one image the first counts.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -103,7 +104,8 @@ def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, ImageLabel]:
     caption = row.get("caption")
     if isinstance(caption, list):  # as in PAB's test annotations
         caption = caption[0] if caption else None
-    texts = {"action": action, "scene": row.get("scene"), "caption": caption}
+    camera = str(row["camera"]) if isinstance(row.get("camera"), int) else row.get("camera")
+    texts = {"action": action, "scene": row.get("scene"), "caption": caption, "camera": camera}
     for name, text in texts.items():
         if not isinstance(text, str | None):
             raise ValueError(f"{where}: {name!r} must be text, got {text!r:.80}")

@@ -1,7 +1,10 @@
 """The search page in Gradio: its layout and its handlers."""
 
 import logging
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -12,23 +15,32 @@ from limits.strategies import MovingWindowRateLimiter
 
 from ..data.image_files import image_suffixes
 from .access import client_key
+from .filters import CHOSEN
+from .questions import ANY, Question, RequestError, wanted_of
 from .rendering import Renderer, page_script, page_style
-from .requests import RequestError, SearchRequests, Session
+from .requests import SearchRequests, Session
 from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
 
 TITLE = "Find a person by what they wear, do, and where"
-EXAMPLES = (
-    "A man in a red jacket is lying on the ground in a street",
-    "A woman in a black coat with a backpack is walking beside a swimming pool",
-)
-ANY = "any"
 WHERE = [("the gallery", "gallery"), ("my images", "own"), ("both", "both")]
 FAILED = "The server could not do this. Its log says why."
 IMAGES_TO_ONE = 2  # as many images as a session holds may be decoded in a minute
 SESSIONS = 200  # kept at a time; the one that was idle longest makes room
 WAITING_REQUESTS = 128  # more are turned away; of one client, `request_limits` turns away far fewer
+SECONDS_APART = 1.0  # of answers that come text by text: each is sent with all its images
+
+FORM: tuple[str, ...] = (
+    "q",
+    "where",
+    *CHOSEN,
+    "since",
+    "until",
+    "shown",
+    "rerank",
+    "sca",
+)  # as an address calls them
 
 
 class SearchPage:
@@ -37,48 +49,133 @@ class SearchPage:
     def __init__(self, requests: SearchRequests, uploads: Uploads):
         self.requests, self.uploads = requests, uploads
         self.renderer = Renderer(requests)
+        self.choices = {name: requests.facts.choices(name) for name in CHOSEN}
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
         self.rate = RateLimitItemPerMinute(requests.limits.requests_a_minute)
 
-    def search(
-        self, session, texts, where, behaviour, scene, shown, rerank, resolve, request: gr.Request
-    ) -> tuple[Session, str]:
+    def search(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, str]]:
+        """The answers to the form's texts, as they come."""
+        said = dict(zip(FORM, form, strict=True))
+
+        def answers() -> Iterator[str]:
+            yield from self._answers(session, said, Question.of_address(said))
+
+        for shown in self._shown_each(answers, request):
+            yield session, shown
+
+    def filter(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
+        """The same question under another filter or setting; nothing where nothing was asked or is new."""
+        said = dict(zip(FORM, form, strict=True))
+
+        def answers() -> Iterator[str]:
+            asked = Question.of_address(said)
+            if session.question.image is not None:
+                asked = Question(image=session.question.image, wanted=asked.wanted)
+            if _settings(said, asked) != session.settings:
+                yield from self._answers(session, said, asked)
+
+        yield session, gr.skip()
+        if session.question.image is not None or str(said["q"] or "").strip():
+            for shown in self._shown_each(answers, request):
+                yield session, shown
+
+    def filter_days(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
+        """As `filter`, where a person has changed the days; also an address that sets them calls this."""
+        try:
+            is_asked = wanted_of(dict(zip(FORM, form, strict=True))) == session.question.wanted
+        except RequestError:
+            is_asked = False
+        yield from [(session, gr.skip())] if is_asked else self.filter(request, session, *form)
+
+    def ask(self, event: gr.EventData, request: gr.Request, session, *form) -> Iterator[tuple]:
+        """What an address or a link asks, which the form then says; without a question the first screen."""
+        said = dict(zip(FORM, form, strict=True))
+        linked = {name: _said(event, name, None) for name in ("q", "like", "own", "sca")}
+        if _said(event, "whole", False):
+            linked |= {name: _said(event, name, None) for name in (*CHOSEN, "since", "until")}
+        said |= linked
+
+        def answers() -> Iterator[str]:
+            asked = Question.of_address(said)
+            if asked.image is None and not any(text.strip() for text in asked.texts):
+                session.result, session.question = None, Question()
+                yield self.renderer.welcome()
+            else:
+                yield from self._answers(session, said, asked)
+
+        known = {name: said[name] if said[name] in self.choices[name] else ANY for name in CHOSEN}
+        days = [str(said[name]) if said[name] else None for name in ("since", "until")]
+        fields = [str(said["q"] or ""), *known.values(), *days, bool(said["sca"])]
+        for shown in self._shown_each(answers, request):
+            yield session, shown, *fields
+            fields = len(fields) * [gr.skip()]
+
+    def _answers(self, session: Session, said: Mapping[str, Any], asked: Question) -> Iterator[str]:
+        """What is shown of the answers, stage by stage."""
+        session.settings = _settings(said, asked)
+        self.requests.turn(session, 0, said["shown"])
+        found = self.requests.limits.images_found
+        if asked.image is not None:
+            self.requests.similar(session, asked.image, shown=found, wanted=asked.wanted)
+            yield self.renderer.answers(session)
+            return
+        stages = self.requests.search_in_stages(
+            session,
+            asked.texts,
+            shown=found,
+            where=said["where"],
+            wanted=asked.wanted,
+            rerank=bool(said["rerank"]),
+            sca=asked.sca,
+        )
+        sent = -math.inf
+        for waiting in stages:
+            if not waiting or time.monotonic() - sent >= SECONDS_APART:
+                yield self.renderer.answers(session, waiting)
+                sent = time.monotonic()
+
+    def explain(self, session, event: gr.EventData, request: gr.Request) -> Iterator[str]:
+        """The image at once, then why it was found."""
+
+        def explanation() -> Iterator[str]:
+            answer, image = _said(event, "answer", -1), _said(event, "image", -1)
+            text, hit = self.requests.hit(session, answer, image)
+            shown = partial(self.renderer.explanation, session, answer, image, text, hit)
+            yield shown(None, waiting=session.question.image is None)
+            if session.question.image is None:
+                yield shown(self.requests.explain(session, answer, image)[2])
+
+        yield from self._shown_each(explanation, request)
+
+    def turn(self, session, shown, event: gr.EventData, request: gr.Request) -> tuple[Session, Any]:
+        """Another page of the answers, or another number of images on it."""
+
         def answers() -> str:
-            self.requests.search(
-                session,
-                str(texts or "").split("\n"),  # as the page numbers them; others are within a text
-                shown=shown,
-                where=where,
-                behaviour=None if behaviour == ANY else behaviour,
-                scene=None if scene == ANY else scene,
-                rerank=bool(rerank),
-                sca=bool(resolve),
-            )
+            self.requests.result(session)  # which may be gone
+            self.requests.turn(session, _said(event, "page", 0), shown)
             return self.renderer.answers(session)
 
-        return session, self._shown(answers, request)
+        return session, self._shown(answers, request) if session.result is not None else gr.skip()
 
-    def explain(self, session, event: gr.EventData, request: gr.Request) -> str:
-        def explanation() -> str:
-            answer, place = _asked(event)
-            return self.renderer.explanation(answer, place, *self.requests.explain(session, answer, place))
-
-        return self._shown(explanation, request)
-
-    def similar(self, session, shown, event: gr.EventData, request: gr.Request) -> tuple[Session, str]:
-        def answers() -> str:
-            self.requests.similar(session, *_asked(event), shown)
-            return self.renderer.answers(session)
-
-        return session, self._shown(answers, request)
+    def download(self, session, event: gr.EventData, request: gr.Request) -> str:
+        """One image to save."""
+        image = _said(event, "image", -1)
+        return self._saved(lambda: self.renderer.saving(*self.requests.full_size(session, image)), request)
 
     def sheet(self, session, request: gr.Request) -> str:
         """The answers as an image to save."""
-        try:
-            self._admit(request)
+
+        def sheet() -> str:
             if not any(self.requests.result(session)):
                 raise RequestError("There is no image in this result.")
             return self.renderer.sheet(session)
+
+        return self._saved(sheet, request)
+
+    def _saved(self, render: Callable[[], str], request: gr.Request) -> str:
+        try:
+            self._admit(request)
+            return render()
         except RequestError as error:
             raise gr.Error(str(error), print_exception=False) from error
         except Exception as error:
@@ -94,51 +191,78 @@ class SearchPage:
             files: nothing; `request_limits` tells by the event which files they are.
         """
 
+        shown = self._take(session, event, request)
+        return session, shown, "both" if where == "gallery" and session.own_images else where
+
+    def like_upload(
+        self, event: gr.EventData, request: gr.Request, session, files, shown, *wanted
+    ) -> Iterator[tuple]:
+        """Images like one that is uploaded, which is one's own from then on; `files` as in `upload`."""
+        before = len(session.own_images)
+        own = self._take(session, event, request)
+        if len(session.own_images) == before:
+            yield session, own, gr.skip()  # which says why
+            return
+        said = {"shown": shown} | dict(zip((*CHOSEN, "since", "until"), wanted, strict=True))
+
+        def answers() -> Iterator[str]:
+            asked = Question(image=len(session.own_images) - 1, wanted=wanted_of(said))
+            yield from self._answers(session, said, asked)
+
+        for answer in self._shown_each(answers, request, admit=False):
+            yield session, own, answer
+
+    def _take(self, session: Session, event: gr.EventData, request: gr.Request) -> str:
+        """Reads the files of an event and removes them: what stays of them is in the session."""
+
         def own_images() -> str:
             if not paths:
                 raise RequestError("These files are gone: add them again.")
             self._admit_images(request, len(paths))
-            refused = self.requests.add_images(session, paths)
-            return self.renderer.own_images(session, refused)
+            return self.renderer.own_images(session, self.requests.add_images(session, paths))
 
         taken = map(self.uploads.take, _said(event, "uploads", ()))
         paths = [path for path in taken if path is not None]
         try:
-            shown = self._shown(own_images, request)
+            return self._shown(own_images, request)
         finally:
             for path in paths:
                 self.uploads.remove(path)
-        return session, shown, "both" if where == "gallery" and session.own_images else where
 
     def remove(self, session) -> tuple[Session, str, str, str]:
         self.requests.remove_images(session)
-        return session, self.renderer.own_images(session, {}), "gallery", self.welcome()
-
-    def welcome(self) -> str:
-        return self.renderer.welcome(self.requests.example_texts(3) or EXAMPLES)
+        return session, self.renderer.own_images(session, {}), "gallery", self.renderer.welcome()
 
     def _shown(self, render: Callable[[], str], request: gr.Request) -> str:
         """What `render` returns, or the reason why it cannot be shown."""
+        return next(self._shown_each(lambda: iter([render()]), request))
+
+    def _shown_each(
+        self, render: Callable[[], Iterator[str]], request: gr.Request, admit: bool = True
+    ) -> Iterator[str]:
+        """What `render` yields, up to the reason why the rest cannot be shown."""
         try:
-            self._admit(request)
-            return render()
+            if admit:
+                self._admit(request)
+            yield from render()
         except RequestError as error:
-            return self.renderer.problem(str(error))
+            yield self.renderer.problem(str(error))
         except Exception:  # the page must say something; the log says what it was
             logger.exception("a request failed")
-            return self.renderer.problem(FAILED)
+            yield self.renderer.problem(FAILED)
 
     def _admit(self, request: gr.Request) -> None:
         """Raises RequestError where this address has asked too often."""
-        if not self.rate_limiter.hit(self.rate, client_key(request.client.host)):
-            per_minute = self.requests.limits.requests_a_minute
-            raise RequestError(f"More than {per_minute} requests in a minute: wait a little.")
+        limits, client = self.requests.limits, client_key(request.client.host)
+        if not limits.own_machine and not self.rate_limiter.hit(self.rate, client):
+            raise RequestError(f"More than {limits.requests_a_minute} requests in a minute: wait a little.")
 
     def _admit_images(self, request: gr.Request, count: int) -> None:
         """Raises RequestError where this address has had too many images decoded."""
-        per_minute = IMAGES_TO_ONE * self.requests.limits.own_images
+        limits, client = self.requests.limits, client_key(request.client.host)
+        per_minute = IMAGES_TO_ONE * limits.own_images
         rate = RateLimitItemPerMinute(per_minute)
-        if not self.rate_limiter.hit(rate, "images", client_key(request.client.host), cost=count):
+        if not limits.own_machine and not self.rate_limiter.hit(rate, "images", client, cost=count):
             raise RequestError(f"More than {per_minute} images in a minute: wait a little.")
 
 
@@ -146,7 +270,7 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
     """The page, to be mounted with `page_settings`."""
     page, limits = SearchPage(requests, uploads), requests.limits
     # Nothing can be called but by the page itself, and what comes is checked here alone (preprocess).
-    private = {"api_visibility": "private", "preprocess": False}
+    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
     # One at a time for all that needs the model; beside it one that decodes images, and needs it in between.
     modelled = private | {"concurrency_id": "model", "concurrency_limit": 1}
     decoding = private | {"concurrency_id": "images", "concurrency_limit": 1}
@@ -158,33 +282,65 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
             with gr.Column(scale=1, min_width=300):
                 texts = gr.Textbox(
                     label="What are you looking for?",
-                    info="One text a line. Several are searched together, each for an image of its own.",
-                    placeholder="A woman in a yellow raincoat is falling off her skateboard",
-                    lines=4,
+                    info="Enter searches, Shift+Enter makes a line: each is a text of its own.",
+                    placeholder="A man in a red jacket is running",
+                    lines=1,  # so that Enter searches
                     max_lines=12,
                     max_length=limits.texts * (limits.text_characters + 1),
                     elem_id="tpas-texts",
                 )
                 search = gr.Button("Search", variant="primary", elem_id="tpas-search")
-                with gr.Accordion("Filter and settings", open=False):
-                    behaviour = gr.Radio(
-                        [ANY, *requests.behaviours],
-                        value=ANY,
-                        label="Behaviour",
-                        visible=bool(requests.behaviours),
-                        elem_id="tpas-behaviour",
+                with gr.Row():
+                    another = gr.Button("Another text", size="sm", min_width=100)
+                    like_upload = gr.UploadButton(
+                        "Search by an image",
+                        size="sm",
+                        min_width=100,
+                        file_types=sorted(image_suffixes()),
+                        elem_id="tpas-like-upload",
                     )
-                    scene = gr.Dropdown(
-                        [ANY, *requests.scenes], value=ANY, label="Scene", visible=bool(requests.scenes)
-                    )
-                    shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images for each text")
+                span = requests.facts.span
+                some = any(page.choices.values()) or span is not None
+                with gr.Accordion("Filter", open=False, visible=some, elem_id="tpas-filter"):
+                    chosen = {
+                        name: gr.Dropdown(
+                            [ANY, *((f"{value} ({count})", value) for value, count in found.items())],
+                            value=ANY,
+                            label=name.capitalize(),
+                            visible=bool(found),
+                            elem_id=f"tpas-{name}",
+                        )
+                        for name, found in page.choices.items()
+                    }
+                    with gr.Row(visible=span is not None):
+                        first, last = span or ("", "")
+                        since = gr.DateTime(
+                            label="Day from",
+                            info=f"{first} at first",
+                            include_time=False,
+                            type="string",
+                            elem_id="tpas-since",
+                        )
+                        until = gr.DateTime(
+                            label="Day to",
+                            info=f"{last} at last",
+                            include_time=False,
+                            type="string",
+                            elem_id="tpas-until",
+                        )
+                with gr.Accordion("Settings", open=False):
+                    shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images on a page")
                     rerank = gr.Checkbox(
                         requests.can_rerank,
                         visible=requests.can_rerank,
                         label="Read the best again with the text",
                         info=f"{requests.shortlist} images for each text, or all where there are fewer.",
                     )
-                    resolve = gr.Checkbox(True, label="Resolve collisions between texts (SCA)")
+                    resolve = gr.Checkbox(
+                        False,
+                        label="Each of several texts looks for an image of its own",
+                        info="SCA: of texts with one first image, that with the highest score keeps it.",
+                    )
                 with gr.Accordion("My own images", open=False):
                     own_images = gr.HTML(page.renderer.own_images(Session(), {}), apply_default_css=False)
                     upload = gr.UploadButton(
@@ -197,41 +353,54 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                         WHERE,
                         value="gallery",
                         label="Search in",
-                        info="Yours have no labels: a filter leaves them out.",
+                        info="A filter is for the gallery's images: yours are searched all the same.",
                     )
                     remove = gr.Button("Remove my images", size="sm")
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(
-                    page.welcome(), js_on_load=page_script("answers"), min_height=160, apply_default_css=False
+                    page.renderer.welcome(),
+                    js_on_load=page_script("answers"),
+                    min_height=160,
+                    apply_default_css=False,
                 )
         # These two show nothing in their place: their scripts open a dialog, and save a file.
         saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
 
-        inputs = [session, texts, where, behaviour, scene, shown, rerank, resolve]
-        gr.on([search.click, texts.submit], page.search, inputs, [session, answers], **modelled)
-        answers.example(_example_text, None, texts, **private).then(
-            page.search, inputs, [session, answers], **modelled
-        )
+        wanted = [*chosen.values(), since, until]
+        form = [session, texts, where, *wanted, shown, rerank, resolve]
+        shows = [session, answers]
+        asking: dict[str, Any] = modelled | {"trigger_mode": "always_last"}
+        gr.on([search.click, texts.submit], page.search, form, shows, **asking)
+        another.click(None, texts, texts, js=page_script("another"), **private)
+        settings = [each.input for each in (*chosen.values(), where, rerank, resolve)]
+        gr.on(settings, page.filter, form, shows, **asking)
+        gr.on([since.change, until.change], page.filter_days, form, shows, **asking)
+        answers.ask(page.ask, form, [*shows, texts, *wanted, resolve], **asking)
         answers.image(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
         )
+        turning: dict[str, Any] = private | {"concurrency_limit": 1}
+        answers.turn(page.turn, [session, shown], shows, **turning)
+        shown.release(page.turn, [session, shown], shows, **turning)
         answers.sheet(page.sheet, session, saved, show_progress="hidden", **modelled)
-        explanation.similar(page.similar, [session, shown], [session, answers], **modelled)
+        answers.download(page.download, session, saved, show_progress="hidden", **turning)
         upload.upload(page.upload, [session, upload, where], [session, own_images, where], **decoding)
+        like_upload.upload(
+            page.like_upload,
+            [session, like_upload, shown, *wanted],
+            [session, own_images, answers],
+            **modelled,
+        )
         remove.click(page.remove, session, [session, own_images, where, answers], **private)
     blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
 
 
-def _example_text(event: gr.EventData) -> str:
-    return str(_said(event, "text", ""))
-
-
-def _asked(event: gr.EventData) -> tuple[int, int]:
-    """The numbers of an answer and of an image in it; they come from a browser, which may send anything."""
-    return _said(event, "answer", -1), _said(event, "place", -1)
+def _settings(said: Mapping[str, Any], asked: Question) -> tuple:
+    """What a question is asked under: Gradio's lists say each choice twice, and it is asked once."""
+    return asked.wanted, said.get("where"), bool(said.get("rerank")), asked.sca
 
 
 def _said(event: gr.EventData, name: str, otherwise: Any) -> Any:

@@ -3,22 +3,26 @@
 import base64
 import io
 import itertools
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import jinja2
 from PIL import Image
 
 from ..data.challenge import ANSWERS
 from ..search.explanation import Explanation, heat_layer
-from ..search.hits import SearchHit
+from ..search.hits import SearchHit, SearchResult
 from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
+from .questions import ImageName, Question
 from .requests import SearchRequests, Session
 
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it
 LEAST_EFFECT = 0.02  # logits; less is listed neither for nor against
 LEAST_EFFECT_ON_COSINES = 0.002
+EXAMPLES_SHOWN, SAMPLE = 3, 8
 
 
 class Renderer:
@@ -38,24 +42,55 @@ class Renderer:
             "signed": _signed,
             "share_of": _share_of,
             "counted": _counted,
+            "file_name": lambda name: PurePosixPath(name).name or name,
+            "address_of_text": lambda text: Question((text,)).address,
         }
         self.numbers = itertools.count()
 
-    def welcome(self, examples: Sequence[str]) -> str:
+    def welcome(self) -> str:
         """What is shown before the first search."""
-        return self._render("welcome.html", images=len(self.requests.gallery), examples=examples)
+        requests = self.requests
+        return self._render(
+            "welcome.html",
+            gallery=requests.name,
+            model=requests.model_name,
+            can_rerank=requests.can_rerank,
+            images=len(requests.gallery),
+            examples=requests.example_texts(EXAMPLES_SHOWN),
+            sample=[
+                (hit.id, self._card(hit), Question(image=hit.id).address) for hit in requests.sample(SAMPLE)
+            ],
+        )
 
-    def answers(self, session: Session) -> str:
-        """The session's answers, with links to save them."""
+    def answers(self, session: Session, waiting: Set[int] = frozenset()) -> str:
+        """A page of the session's answers, with links to save them all.
+
+        Args:
+            waiting: the numbers of the texts that are still to be re-ranked.
+        """
         result = session.result
         assert result is not None, "there is no result yet"
         try:
             lines, no_answer_file = answer_file(result), None
         except ValueError as error:
             lines, no_answer_file = "", str(error)
+        start = session.page * session.shown
+        shown = [hits[start : start + session.shown] for hits in result]
+        self.requests.prepare_cards(hit for hits in shown for hit in hits)
+        similar_to = result.similar_to
         return self._render(
             "answers.html",
             result=result,
+            waiting=waiting,
+            address=session.question.address,
+            sca_address=replace(session.question, sca=not session.question.sca).address,
+            shared=shared_firsts(result),
+            wanted=[(name, value) for name, value in session.question.wanted if value is not None],
+            asked_image=similar_to and self._card(similar_to),
+            page=session.page,
+            pages=-(-max(map(len, result), default=0) // session.shown),
+            shown=shown,
+            name_of=lambda hit: self.requests.name_of(session, hit),
             sheet_images=SHEET_IMAGES,
             answers=ANSWERS,
             unread=self.requests.unread(result),
@@ -67,15 +102,29 @@ class Renderer:
         )
 
     def sheet(self, session: Session) -> str:
-        """The address of an image of the session's answers."""
+        """A link to an image of the session's answers."""
         assert session.result is not None, "there is no result yet"
-        content = image_sheet(session.result)
-        return data_address(content, f"image/png;request={next(self.numbers)}")
+        return self.saving("tpas-results.png", image_sheet(session.result), "image/png")
+
+    def saving(self, name: str, content: bytes, kind: str = "image/jpeg") -> str:
+        """A link to a file, which the page's script saves."""
+        return self._render("saving.html", name=name, address=data_address(content, kind))
 
     def explanation(
-        self, answer: int, place: int, text: str, found: SearchHit, explanation: Explanation | None
+        self,
+        session: Session,
+        answer: int,
+        image: ImageName,
+        text: str,
+        found: SearchHit,
+        explanation: Explanation | None,
+        waiting: bool = False,
     ) -> str:
-        """One image large; with an explanation, each word of the text with its heat map."""
+        """One image large; with an explanation, each word of the text with its heat map.
+
+        Args:
+            waiting: for an explanation, which comes.
+        """
         large = self.requests.large(found)
         words, speaking_for, speaking_against = [], [], []
         if explanation is not None:
@@ -97,10 +146,14 @@ class Renderer:
         return self._render(
             "explanation.html",
             answer=answer,
-            place=place,
+            name=image,
+            like=Question(image=image, wanted=session.question.wanted).address,
+            path=found.path if self.requests.limits.own_machine else None,
+            waiting=waiting,
             text=text,
             found=found,
             image=large and data_address(large, "image/jpeg"),
+            ratio=1 if large is None else _ratio(large),
             explanation=explanation,
             text_heat=explanation and png_address(heat_layer(explanation.text_map)),
             words=words,
@@ -114,6 +167,7 @@ class Renderer:
             "own_images.html",
             images=[data_address(image.thumbnail, "image/jpeg") for image in session.own_images],
             names=[image.id for image in session.own_images],
+            addresses=[Question(image=number).address for number in range(len(session.own_images))],
             refused=refused,
             limits=self.requests.limits,
         )
@@ -129,6 +183,12 @@ class Renderer:
     def _render(self, template: str, **values: object) -> str:
         # A page that is sent the same twice changes nothing, and would wait for an answer that came already.
         return self.environment.get_template(template).render(request=next(self.numbers), **values)
+
+
+def shared_firsts(result: SearchResult) -> int:
+    """Texts whose first image is another text's as well."""
+    firsts = Counter((hits[0].row, id(hits[0].extra)) for hits in result if hits)
+    return sum(count for count in firsts.values() if count > 1)
 
 
 def page_style() -> str:
@@ -150,6 +210,12 @@ def png_address(image: Image.Image) -> str:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return data_address(stream.getvalue(), "image/png")
+
+
+def _ratio(encoded: bytes) -> float:
+    """An image's width by its height."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return round(image.width / image.height, 4)
 
 
 def _decimal(value: float) -> str:

@@ -5,17 +5,18 @@ import logging
 import math
 import threading
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from PIL import Image
 
 from ..models.interface import can_match
+from ..models.loading import source_of
 from ..models.unread_texts import as_read, unread_warnings
 from ..processing_tpas import load_image
 from ..search.explanation import Explanation
@@ -24,12 +25,15 @@ from ..search.hits import EncodedImage, SearchHit, SearchResult
 from ..search.manifest import GalleryError
 from ..search.ranking import DEFAULT_SHORTLIST
 from ..search.shards import jpeg_thumbnail
-from .labels import BEHAVIOURS, ImageLabel, labels_of
+from .filters import NO_FILTER, Facts, Filter
+from .labels import ImageLabel, labels_of
+from .questions import ImageName, Question, RequestError
 
 logger = logging.getLogger(__name__)
 
 CARD_EDGE = 256  # pixels of an image among others
-LARGE_EDGE = 768  # of one alone
+VIEWED_EDGE = 1_600  # of one alone
+OWN_EDGE = 768  # of what is kept of an upload
 KEPT_CARDS = 2_000  # copies of the gallery's images kept in memory, some 15 KB each
 KEPT_IMAGES = 1_000  # of all sessions together, some 0.6 MB each; those added longest ago make room
 MOST_SCANS = 100  # of a progressive JPEG, each of which decodes all its pixels; cameras write some ten
@@ -38,21 +42,41 @@ START_OF_SCAN = b"\xff\xda"
 Where = Literal["gallery", "own", "both"]
 
 
-class RequestError(ValueError):
-    """What was asked for cannot be done; the message is for the person who asked."""
+# The first that the model finds in a gallery without captions are what one may ask it.
+EXAMPLES = (
+    "a man in a dark suit",
+    "a woman in a red dress",
+    "a person on a bicycle",
+    "a child is running",
+    "a person with a backpack",
+    "somebody is lying on the ground",
+    "a man in a red jacket",
+    "a woman with an umbrella",
+    "people are crossing a street",
+    "two people are fighting",
+)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one person may ask for at a time."""
+    """What one person may ask for at a time.
+
+    Attributes:
+        images_shown: on a page, of each text.
+        images_found: on all pages.
+        own_machine: nobody but who sits at this machine asks: as often as they like, and are told where the
+            images' files lie.
+    """
 
     texts: int = 20
     text_characters: int = 1_000
     images_shown: int = 48
+    images_found: int = 240
     own_images: int = 24
     upload_megabytes: int = 10
     upload_pixels: int = 25_000_000
     requests_a_minute: int = 30
+    own_machine: bool = False
 
 
 @dataclass(eq=False)
@@ -60,12 +84,19 @@ class Session:
     """What belongs to one person: their images, and the last result, which later questions point into.
 
     Attributes:
+        question: what the result answers.
+        settings: under which it was asked, as the page compares them.
         opened: which opening of the gallery the result is of.
+        page, shown: the page of the result that is in sight, from 0, and images on it for each text.
     """
 
     own_images: list[EncodedImage] = field(default_factory=list)
     result: SearchResult | None = None
+    question: Question = Question()
+    settings: tuple = ()
     opened: int = 0
+    page: int = 0
+    shown: int = 12
 
 
 class SearchRequests:
@@ -76,6 +107,7 @@ class SearchRequests:
     Args:
         gallery: opened with its model and processor.
         labels: by image, as `read_labels` returns them.
+        name: what to call the gallery; `None`: as its folder.
     """
 
     def __init__(
@@ -84,6 +116,7 @@ class SearchRequests:
         labels: Mapping[str, ImageLabel] | None = None,
         limits: Limits | None = None,
         shortlist: int = DEFAULT_SHORTLIST,
+        name: str | None = None,
     ):
         if gallery.model is None or gallery.processor is None:
             raise ValueError("open the gallery with its model and processor to search it")
@@ -91,29 +124,47 @@ class SearchRequests:
         self.can_rerank = can_match(gallery.model)
         self.limits = limits or Limits()
         self.shortlist = shortlist
+        self.name = name or gallery.path.resolve().name
         self._given_labels = labels or {}
-        self.labels = labels_of(gallery.ids, self._given_labels)  # by row
+        self._look_at_rows()
         self._card_of_row = lru_cache(maxsize=KEPT_CARDS)(self._read_card)
         self._opened = 0
         self._model = threading.Lock()  # an upload is encoded while others ask
         self._holders: list[weakref.ref[Session]] = []  # of own images, who added last at the end
 
-    @property
-    def behaviours(self) -> list[str]:
-        """Those that the labels know, so that one can filter by them."""
-        known = {label.behaviour for label in self.labels if label}
-        return [behaviour for behaviour in BEHAVIOURS if behaviour in known]
+    def _look_at_rows(self) -> None:
+        self.labels = labels_of(self.gallery.ids, self._given_labels)  # by row
+        self.facts = Facts(self.gallery.stored.records(), self.labels)
+        self._examples: list[str] | None = None
 
     @property
-    def scenes(self) -> list[str]:
-        """As `behaviours`, the commonest first."""
-        counts = Counter(label.scene for label in self.labels if label and label.scene)
-        return [scene for scene, _ in counts.most_common()]
+    def model_name(self) -> str:
+        """As on the Hub; of a folder without those above, which are the operator's own."""
+        source = source_of(self.gallery.model) if self.gallery.model is not None else None
+        name = source.name if source is not None else type(self.gallery.model).__name__
+        return Path(name).name if Path(name).exists() else name
 
     def example_texts(self, count: int) -> list[str]:
-        """The shortest captions of images of the gallery, as things to ask; none without captions."""
+        """Things to ask: the shortest captions of the gallery's images, or what the model finds in it."""
         captions = {label.caption for label in self.labels if label and label.caption}
-        return sorted(captions, key=lambda caption: (len(caption), caption))[:count]
+        if captions:
+            return sorted(captions, key=lambda caption: (len(caption), caption))[:count]
+        with self._current_gallery():
+            if self._examples is None:
+                known = [text for text in EXAMPLES if not unread_warnings(self.processor, [text], [text])]
+                best = self.gallery.search(known, top_k=len(EXAMPLES), rerank=False)
+                # Not by the first cosine alone: some texts are near to every image.
+                fit = [(hits[-1].score or 0) - (hits[0].score or 0) for hits in best if hits]
+                self._examples = [text for _, text in sorted(zip(fit, known, strict=False))]
+            return self._examples[:count]
+
+    def sample(self, count: int) -> list[SearchHit]:
+        """Images from all over the gallery, ranked by nothing."""
+        with self._current_gallery():
+            total = len(self.gallery)
+            rows = sorted({place * total // count for place in range(count)}) if total else []
+            names = [self.gallery.stored.record(row)["id"] for row in rows]
+        return [SearchHit(name, 1, None, row=row) for name, row in zip(names, rows, strict=True)]
 
     def label(self, hit: SearchHit) -> ImageLabel | None:
         """What is known of a hit's image beside itself."""
@@ -126,17 +177,16 @@ class SearchRequests:
         *,
         shown: int = 12,
         where: Where = "gallery",
-        behaviour: str | None = None,
-        scene: str | None = None,
+        wanted: Filter = NO_FILTER,
         rerank: bool | None = None,
-        sca: bool = True,
+        sca: bool = False,
     ) -> SearchResult:
         """The best images for each text, which become the session's result.
 
         Args:
             shown: images in each answer, where there are as many.
-            where: in the gallery, among the session's own images, or in both. Own images have no labels,
-                so a filter leaves them out.
+            where: in the gallery, among the session's own images, or in both.
+            wanted: of the gallery's images; own ones are searched all the same.
             rerank: as in `Gallery.search`.
             sca: of several texts, whether SCA resolves their collisions.
 
@@ -144,11 +194,49 @@ class SearchRequests:
             RequestError: naming what is missing, too long or too many.
         """
         texts = self._checked_texts(texts)
-        shown = self._checked_shown(shown)
+        shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
-            session.result = self._searched(session, texts, shown, where, behaviour, scene, rerank, sca)
-            session.opened = self._opened
+            session.result = self._searched(session, texts, shown, where, wanted, rerank, sca)
+            session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
+            session.opened, session.page = self._opened, 0
         return session.result
+
+    def search_in_stages(
+        self,
+        session: Session,
+        texts: Sequence[str],
+        *,
+        shown: int,
+        where: Where,
+        wanted: Filter,
+        rerank: bool,
+        sca: bool,
+    ) -> Iterator[frozenset[int]]:
+        """As `search`, with a result at once by the embeddings, then as the texts are re-ranked.
+
+        Yields:
+            The numbers of the texts that are not re-ranked yet.
+        """
+        asked = {"shown": shown, "where": where, "wanted": wanted}
+        texts = self._checked_texts(texts)
+        if not (rerank and self.can_rerank):
+            self.search(session, texts, rerank=False, sca=sca, **asked)
+            yield frozenset()
+            return
+        waiting = frozenset(range(len(texts)))
+        self.search(session, texts, rerank=False, **asked)
+        session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
+        yield waiting
+        if len(texts) == 1 or sca or self.gallery.stored.settings.tokens is None:  # without, one reading less
+            self.search(session, texts, sca=sca, **asked)
+            yield frozenset()
+            return
+        for number, text in enumerate(texts):
+            with self._current_gallery():
+                result = self._result(session)
+                result[number] = self._searched(session, [text], shown, where, wanted, None, False)[0]
+            waiting -= {number}
+            yield waiting
 
     def _searched(
         self,
@@ -156,22 +244,18 @@ class SearchRequests:
         texts: list[str],
         shown: int,
         where: Where,
-        behaviour: str | None,
-        scene: str | None,
+        wanted: Filter,
         rerank: bool | None,
         sca: bool,
     ) -> SearchResult:
         if where not in get_args(Where):
             raise RequestError("Search in the gallery, in your images, or in both.")
-        filtered = behaviour is not None or scene is not None
-        rows = [] if where == "own" else self._rows_with(behaviour, scene) if filtered else None
-        extra = [] if where == "gallery" or filtered else session.own_images
+        rows = [] if where == "own" else self._rows(wanted)
+        extra = [] if where == "gallery" else session.own_images
         if rows is not None and not rows and not extra:
-            if where == "own" and not filtered:
-                raise RequestError("You have no images here yet: upload some, or search the gallery.")
             if where == "own":
-                raise RequestError("Yours have no labels: leave out the filter, or search the gallery.")
-            raise RequestError("No image is labelled so: choose another behaviour or scene.")
+                raise RequestError("You have no images here yet: upload some, or search the gallery.")
+            raise RequestError("No image passes the filter: choose another one.")
         return self.gallery.search(
             texts,
             top_k=shown,
@@ -190,21 +274,38 @@ class SearchRequests:
         places = ["your text" if one else f"text {number}" for number in range(1, len(result.texts) + 1)]
         return unread_warnings(self.processor, result.texts, places)
 
-    def similar(self, session: Session, answer: int, place: int, shown: int = 12) -> SearchResult:
-        """The neighbours, by the embeddings' cosine, of one image of the session's result.
+    def similar(
+        self, session: Session, image: ImageName, *, shown: int = 12, wanted: Filter = NO_FILTER
+    ) -> SearchResult:
+        """The neighbours, by the embeddings' cosine, of an image of the gallery or of the session.
 
         They are looked for in the gallery and among the session's own images, and become its result.
 
         Raises:
-            RequestError: there is no such image any more.
+            RequestError: there is no such image any more, or none that passes the filter.
         """
-        shown = self._checked_shown(shown)
+        shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
-            hit = self._asked(session, answer, place)
-            session.result = self.gallery.similar(hit, shown, extra=session.own_images)
+            hit, rows = self._image(session, image), self._rows(wanted)
+            if rows is not None and not rows and not session.own_images:
+                raise RequestError("No image passes the filter: choose another one.")
+            session.result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
+            session.question = Question(image=image, wanted=wanted)
+            session.opened, session.page = self._opened, 0
         return session.result
 
-    def explain(self, session: Session, answer: int, place: int) -> tuple[str, SearchHit, Explanation | None]:
+    def hit(self, session: Session, answer: int, image: ImageName) -> tuple[str, SearchHit]:
+        """One image of the session's result, and the text that found it.
+
+        Raises:
+            RequestError: there is no such image any more.
+        """
+        with self._current_gallery():
+            return self._result(session).texts[answer], self._asked(session, answer, image)
+
+    def explain(
+        self, session: Session, answer: int, image: ImageName
+    ) -> tuple[str, SearchHit, Explanation | None]:
         """Why one image of the session's result was found: the text, the image, and the reasons.
 
         There are none for an image that was found by its likeness to another.
@@ -213,7 +314,7 @@ class SearchRequests:
             RequestError: there is no such image any more, or its file is gone.
         """
         with self._current_gallery():
-            hit = self._asked(session, answer, place)
+            hit = self._asked(session, answer, image)
             result = self._result(session)
             text = result.texts[answer]
             try:
@@ -221,6 +322,34 @@ class SearchRequests:
             except GalleryError as error:
                 logger.warning("%s", error)
                 raise RequestError("The image's file cannot be read, so it cannot be explained.") from error
+
+    def full_size(self, session: Session, image: ImageName) -> tuple[str, bytes]:
+        """A name to save an image under, and the image of all its pixels as JPEG, with nothing beside them.
+
+        Raises:
+            RequestError: it is gone.
+        """
+        with self._current_gallery():
+            hit = self._image(session, image)
+            content = self.large(hit, None)
+        if content is None:
+            raise RequestError("The image's file cannot be read.")
+        return f"{PurePosixPath(hit.id).stem}.jpg", content
+
+    def turn(self, session: Session, page: int, shown: int) -> None:
+        """Brings another page of the session's result in sight, as far as there are; raises RequestError."""
+        shown = self._checked_number(shown, self.limits.images_shown)
+        most = max(map(len, session.result or []), default=0)
+        last = max(most - 1, 0) // shown
+        session.page = min(page, last) if isinstance(page, int) and page > 0 else 0
+        session.shown = shown
+
+    def name_of(self, session: Session, hit: SearchHit) -> ImageName:
+        """By which an image of a result is asked for again."""
+        if hit.extra is None:
+            return hit.id
+        own = session.own_images
+        return own.index(hit.extra) if hit.extra in own else -1
 
     def result(self, session: Session) -> SearchResult:
         """The session's result.
@@ -245,7 +374,7 @@ class SearchRequests:
                 refused[file.name] = str(error).removeprefix(f"{file}: ")
                 continue
             with self._model:
-                encoded = self.gallery.encode_image(image, file.name, LARGE_EDGE)
+                encoded = self.gallery.encode_image(image, file.name, OWN_EDGE)
             session.own_images.append(encoded)
         self._make_room(session)
         return refused
@@ -280,14 +409,26 @@ class SearchRequests:
             return hit.extra.thumbnail
         return None if hit.row is None else self._card_of_row(hit.row)
 
-    def large(self, hit: SearchHit) -> bytes | None:
-        """A copy of an image to look at, as JPEG; the gallery's thumbnail where its file is gone."""
+    def prepare_cards(self, hits: Iterable[SearchHit]) -> None:
+        """Decodes the images of cards beside each other: photographs take a tenth of a second each."""
+        rows = {hit.row for hit in hits if hit.row is not None}
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(self._card_of_row, rows))
+
+    def large(self, hit: SearchHit, edge: int | None = VIEWED_EDGE) -> bytes | None:
+        """A copy of an image to look at, as JPEG; the gallery's thumbnail where its file is gone.
+
+        Args:
+            edge: of its longer side, in pixels; `None`: as the image has them.
+        """
         if hit.extra is not None:
             return hit.extra.thumbnail
         if hit.row is None:
             return None
         image = self._file(hit.row)
-        return self.gallery.stored.thumbnail(hit.row) if image is None else jpeg_thumbnail(image, LARGE_EDGE)
+        if image is None:
+            return self.gallery.stored.thumbnail(hit.row)
+        return jpeg_thumbnail(image, edge or max(image.size))
 
     def _read_card(self, row: int) -> bytes | None:
         thumbnail = self.gallery.stored.thumbnail(row)
@@ -321,30 +462,38 @@ class SearchRequests:
                 raise RequestError(f"Text {number} has no words in it: {text[:40]!r}")
         return texts
 
-    def _checked_shown(self, shown: int) -> int:
+    def _checked_number(self, shown: int, most: int) -> int:
         is_number = isinstance(shown, int | float) and math.isfinite(shown)
-        if not is_number or not 1 <= shown <= self.limits.images_shown:
-            raise RequestError(f"Between 1 and {self.limits.images_shown} images can be shown.")
+        if not is_number or not 1 <= shown <= most:
+            raise RequestError(f"Between 1 and {most} images can be shown.")
         return int(shown)
 
-    def _rows_with(self, behaviour: str | None, scene: str | None) -> list[int]:
-        return [
-            row
-            for row, label in enumerate(self.labels)
-            if label is not None
-            and (behaviour is None or label.behaviour == behaviour)
-            and (scene is None or label.scene == scene)
-        ]
+    def _rows(self, wanted: Filter) -> list[int] | None:
+        return self.facts.rows(wanted) if wanted else None
 
-    def _asked(self, session: Session, answer: int, place: int) -> SearchHit:
-        """The hit of an answer by numbers from 0; they come from a browser, which may send anything."""
-        for number in (answer, place):
-            if not isinstance(number, int) or number < 0:
-                raise RequestError("There is no such image in your result.")
+    def _image(self, session: Session, image: ImageName) -> SearchHit:
+        """An image by its name, which comes from a browser, and that may send anything."""
+        if isinstance(image, str):
+            try:
+                (row,) = self.gallery.stored.rows_of([image])
+            except KeyError as error:
+                raise RequestError("The gallery has no image of this name.") from error
+            return SearchHit(image, 1, None, row=row)
+        own = session.own_images
+        if isinstance(image, int) and not isinstance(image, bool) and 0 <= image < len(own):
+            return SearchHit(own[image].id, 1, None, extra=own[image])
+        raise RequestError("This image of yours is gone: add it again.")
+
+    def _asked(self, session: Session, answer: int, image: ImageName) -> SearchHit:
+        """The hit of an answer by its number from 0 and its image's name, as of `_image`."""
         result = self._result(session)
-        if answer >= len(result) or place >= len(result[answer]):
-            raise RequestError("This result is gone: search again.")
-        return result[answer][place]
+        if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(result):
+            raise RequestError("There is no such image in your result.")
+        asked = self._image(session, image)
+        found = next((hit for hit in result[answer] if hit.is_same_image(asked)), None)
+        if found is None:
+            raise RequestError("There is no such image in your result.")
+        return found
 
     def _result(self, session: Session) -> SearchResult:
         if session.result is not None and session.opened != self._opened:
@@ -366,7 +515,7 @@ class SearchRequests:
                 if self.gallery.refresh():
                     self._opened += 1
                     self._card_of_row.cache_clear()
-                    self.labels = labels_of(self.gallery.ids, self._given_labels)
+                    self._look_at_rows()
                     logger.info("the gallery was changed: %d images now", len(self.gallery))
                 yield
             except (FileNotFoundError, GalleryError) as error:

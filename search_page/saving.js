@@ -1,7 +1,7 @@
-// Saves each file that arrives as a data: address; `props` and `watch` are Gradio's.
+// Saves each file that arrives as a link to its content; `props` and `watch` are Gradio's.
 watch("value", () => {
-  const link = document.createElement("a");
-  link.href = props.value;
-  link.download = "tpas-results.png";
-  link.click();
+  const content = document.createElement("template");
+  content.innerHTML = props.value;
+  const link = content.content.querySelector("a");
+  if (link) document.importNode(link).click(); // of a template itself a click does nothing
 });

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -120,8 +121,8 @@ def visit(browser, server):
     address, _ = server
     visitors, requests, mistakes = [], [], []
 
-    def open_page(viewport=DESKTOP):
-        visitors.append(browser.new_context(viewport=viewport))
+    def open_page(viewport=DESKTOP, **context):
+        visitors.append(browser.new_context(viewport=viewport, **context))
         page = visitors[-1].new_page()
         page.set_default_timeout(TIMEOUT)
         page.on("request", lambda request: requests.append(request.url))
@@ -141,12 +142,21 @@ def visit(browser, server):
 def search(page, *texts):
     page.fill("#tpas-texts textarea", "\n".join(texts))
     page.click("#tpas-search")
+    answered(page)
+
+
+def answered(page):
+    """Waits for the last stage of an answer."""
     page.wait_for_selector(".tpas-cards")
+    page.wait_for_selector(".tpas-reading", state="detached")
 
 
 def upload(page, *files):
     page.get_by_text("My own images").click()
-    page.set_input_files("input[type=file]", [str(file) for file in files])
+    # Gradio's button holds no file input before it is clicked.
+    with page.expect_file_chooser() as chooser:
+        page.locator("#tpas-upload").click()
+    chooser.value.set_files([str(file) for file in files])
 
 
 def downloaded(page, button):
@@ -172,11 +182,18 @@ def test_type_search_look_and_save(visit, gallery, rows):
     cards.first.click()
     page.wait_for_selector("#tpas-dialog .tpas-words")
     heat = page.locator(".tpas-layer")
+    switch = page.get_by_label("Heat map over the image")
+    assert heat.is_hidden()  # the image alone comes first
+    switch.check()
+    assert heat.is_visible()
+    switch.uncheck()
+    assert heat.is_hidden()
     assert heat.evaluate("image => image.complete && image.naturalWidth") == 6  # the model's 6 x 6 patches
     whole = heat.get_attribute("src")
     word = page.locator(".tpas-words label").nth(2)
     word.click()
     assert heat.get_attribute("src") not in (whole, None)
+    assert heat.is_visible()
     assert f"“{word.inner_text()}”" in page.locator(".tpas-caption").inner_text()
     numbers = re.findall(r"[+−]\d\.\d\d", page.locator(".tpas-sides").inner_text())
     assert numbers
@@ -188,7 +205,7 @@ def test_type_search_look_and_save(visit, gallery, rows):
     name, content = downloaded(page, "Save as CSV")
     assert name == "tpas-results.csv"
     table = list(csv.DictReader(content.splitlines()))
-    assert len(table) == 12
+    assert len(table) == 40  # of all pages
     assert table[0]["image"] == row["id"]
     assert table[0]["text"] == row["caption"][0]
     name, content = downloaded(page, "Save as answer file")
@@ -210,11 +227,14 @@ def test_the_answers_are_saved_as_an_image(visit, tmp_path):
 
 def test_by_keyboard_alone_on_a_phone(visit, rows):
     page = visit(PHONE)
-    page.get_by_text("Filter and settings").click()
+    page.get_by_text("Settings", exact=True).click()
     page.locator("#tpas-texts textarea").focus()
     page.keyboard.type("A woman in a red dress at " + 80 * "W")  # an address is as long
     page.keyboard.press("Shift+Enter")
-    page.wait_for_selector(".tpas-cards")
+    page.keyboard.type("a man")
+    page.keyboard.press("Enter")
+    answered(page)
+    assert page.locator(".tpas-answers section").count() == 2
     # The settings push the answers out of sight, and the page has to bring them back.
     in_sight = f"document.querySelector('.tpas-cards').getBoundingClientRect().top < {PHONE['height']}"
     page.wait_for_function(in_sight)
@@ -237,8 +257,11 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
 def test_texts_that_claim_one_image_are_resolved(visit, rows):
     page, caption = visit(), rows[0]["caption"][0]
     search(page, caption, f"{caption} and")
+    assert page.locator(".tpas-sca").inner_text().startswith("2 of 2 texts have the same first image")
+    page.get_by_text("Resolve by SCA").click()  # it is offered, not imposed
+    page.wait_for_selector("text=Show without SCA")
     text = page.locator(".tpas-sca").inner_text()
-    assert text.startswith("2 of 2 texts claimed")
+    assert text.startswith("2 of 2 texts had the same first image as another text.")
     assert page.locator("h2 + p .tpas-moved").count() == 1
     assert page.locator(".tpas-card .tpas-moved").first.inner_text() in ("SCA 2 → 1", "SCA 1 → 2")
     firsts = [
@@ -248,28 +271,68 @@ def test_texts_that_claim_one_image_are_resolved(visit, rows):
     assert firsts[0] != firsts[1]
 
 
-def test_a_filter_and_similar_images(visit, rows):
+def test_a_filter_acts_at_once_and_similar_images_keep_a_way_back(visit, rows):
     behaviour = {row["id"]: "normal" if "normal" in row else "anomaly" for row in rows}
     page = visit()
-    page.get_by_text("Filter and settings").click()
-    page.locator("#tpas-behaviour").get_by_text("anomaly").click()
     search(page, "a man in a blue jacket")
-    titles = page.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
-    assert {behaviour[title] for title in titles} == {"anomaly"}
+    page.get_by_text("Filter", exact=True).click()
+    page.locator("#tpas-behaviour input").click()
+    page.get_by_role("option", name="anomaly").click()
+    page.wait_for_url("**/?q=a+man+in+a+blue+jacket&behaviour=anomaly")
+    answered(page)
 
+    def titles():
+        return page.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
+
+    before = titles()
+    assert {behaviour[title] for title in before} == {"anomaly"}
     page.locator(".tpas-card").nth(1).click()
     page.get_by_text("Find similar images").click()
-    page.wait_for_selector(f"h2:has-text('Similar to {titles[1]}')")
-    similar = page.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
-    assert titles[1] not in similar
+    page.wait_for_selector(f"h2:has-text('Similar to {before[1]}')")
+    similar = titles()
+    assert before[1] not in similar
+    assert {behaviour[title] for title in similar} == {"anomaly"}
     page.locator(".tpas-card").first.click()
-    page.wait_for_selector("#tpas-dialog h2:has-text('This image')")
+    page.wait_for_selector("#tpas-dialog p:has-text('cosine')")
     assert page.locator(".tpas-words").count() == 0
+    page.keyboard.press("Escape")
+
+    page.get_by_text("← Back").click()
+    page.wait_for_selector(".tpas-answers h2:has-text('a man in a blue jacket')")
+    answered(page)
+    assert titles() == before
+    page.reload()
+    answered(page)
+    assert titles() == before
+    assert page.locator("#tpas-texts textarea").input_value() == "a man in a blue jacket"
+    assert page.locator(".tpas-wanted").inner_text() == "Of the gallery only: behaviour anomaly."
+
+
+def test_by_touch_a_phone_jumps_turns_pages_and_saves_an_image(visit, pab):
+    page = visit(PHONE, has_touch=True)
+    search(page, "a man", "a woman", "a child")
+    page.locator(".tpas-jump button").nth(2).tap()
+    page.wait_for_function(
+        "Math.abs(document.querySelector('#tpas-answer-2').getBoundingClientRect().top) < 100"
+    )
+    assert (
+        page.evaluate("document.querySelector('.tpas-jump').getBoundingClientRect().top") == 0
+    )  # stays in sight
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.get_by_text("More →").tap()
+    page.wait_for_selector("text=Page 2 of 4")
+    assert "Ranks 13 to 24 of 40 images." in page.locator(".tpas-answers section").first.inner_text()
+    card = page.locator(".tpas-cards li").first
+    name = card.locator(".tpas-file").inner_text()
+    with page.expect_download() as download:
+        card.locator(".tpas-download").tap()
+    assert download.value.suggested_filename == name
+    assert load_image(download.value.path()).size == load_image(next(pab.rglob(name))).size
 
 
 def test_an_example_is_searched(visit, rows):
     page = visit()
-    example = page.locator("[data-example]").first
+    example = page.locator(".tpas-examples a").first
     text = example.inner_text()
     assert text in [row["caption"][0] for row in rows]
     example.click()
@@ -292,7 +355,7 @@ def test_uploads_are_seen_by_nobody_else_and_stay_on_no_disk(visit, server, pab,
     load_image(pab / rows[0]["image"]).rotate(3).save(mine)
     alice, bob = visit(), visit()
     upload(alice, mine)
-    alice.wait_for_selector(".tpas-strip img")
+    alice.wait_for_selector(".tpas-own .tpas-strip img")
     search(alice, rows[0]["caption"][0])  # from now on in both
     titles = alice.locator(".tpas-card").evaluate_all("cards => cards.map(card => card.title)")
     assert "holiday.png" in titles[:3]
@@ -301,12 +364,17 @@ def test_uploads_are_seen_by_nobody_else_and_stay_on_no_disk(visit, server, pab,
     bob.get_by_text("both", exact=True).click()
     search(bob, rows[0]["caption"][0])
     assert "holiday.png" not in bob.content()
-    assert bob.locator(".tpas-strip").count() == 0
+    assert bob.locator(".tpas-own .tpas-strip").count() == 0
     (folder,) = uploads.glob("tpas-app-*")
     assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size]
 
+    alice.locator(
+        ".tpas-own .tpas-strip a"
+    ).click()  # an image as the query, of which the address keeps nothing
+    alice.wait_for_selector("h2:has-text('Similar to holiday.png')")
+    assert alice.url.endswith("?own=0")
     alice.get_by_text("Remove my images").click()
-    alice.wait_for_selector(".tpas-strip", state="detached")
+    alice.wait_for_selector(".tpas-own .tpas-strip", state="detached")
     assert "holiday.png" not in alice.content()
 
 
@@ -355,14 +423,18 @@ def test_nothing_passes_by_the_queue_or_reaches_ffmpeg(server):
     assert status_of(f"{address}monitoring/summary")[0] == 404
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(gallery):
+def test_a_folder_is_opened_and_a_port_that_is_taken_said_in_one_line(gallery, pab, tmp_path):
+    images = shutil.copytree(pab / "train", tmp_path / "images")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         at = rf"127\.0\.0\.1, port {port}"
-        with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
-            main(["--gallery", str(gallery.path), "--model", str(START), "--port", str(port)])
+        for place in (["--gallery", str(gallery.path)], [str(gallery.path)], [str(images)]):
+            with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
+                main([*place, "--model", str(START), "--port", str(port)])
+    (made,) = (tmp_path / "images.gallery").iterdir()
+    assert len(Gallery.open(made)) == 2
 
 
 def test_images_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
@@ -382,16 +454,24 @@ def test_images_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
         look_for_images(Gallery.open(tmp_path / "neither"))
 
 
+def last_of(shown):
+    """The answers in the last of what a handler yields."""
+    *_, (_, answers, *_) = shown
+    return answers
+
+
 def test_too_many_requests_of_one_address_are_refused(gallery, tmp_path):
     limits = Limits(requests_a_minute=2)
     page = SearchPage(SearchRequests(gallery, limits=limits), Uploads(tmp_path, 1))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
-    question = (Session(), "a man in a coat", "gallery", "any", "any", 3, True, True)
-    answers = [page.search(*question, request)[1] for _ in range(3)]
+    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], None, None, 3, True, True)
+    answers = [last_of(page.search(request, *question)) for _ in range(3)]
     assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
     assert "More than 2 requests in a minute" in answers[2]
-    assert "tpas-cards" in page.search(*question, neighbour)[1]
+    assert "tpas-cards" in last_of(page.search(neighbour, *question))
+    own = SearchPage(SearchRequests(gallery, limits=replace(limits, own_machine=True)), Uploads(tmp_path, 1))
+    assert all("tpas-cards" in last_of(own.search(request, *question)) for _ in range(4))
 
 
 def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
@@ -399,16 +479,18 @@ def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
         SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1)),
         SimpleNamespace(client=SimpleNamespace(host="::1")),
     )
-    question = ("a man\u2028in red\n\na boy", "gallery", "any", "any", 3, True, True)
-    _, shown = page.search(Session(), *question, request)
+    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], None, None, 3, True, True)
+    shown = last_of(page.search(request, Session(), *question))
     assert shown.count("<section") == 2
 
 
 def test_a_failure_is_told_and_logged(gallery, tmp_path, caplog):
     page = SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1))
-    page.requests.search = Mock(side_effect=ZeroDivisionError("division by zero"))
+    page.requests.search_in_stages = Mock(side_effect=ZeroDivisionError("division by zero"))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
-    _, shown = page.search(Session(), "a man", "gallery", "any", "any", 3, True, True, request)
+    shown = last_of(
+        page.search(request, Session(), "a man", "gallery", *5 * ["any"], None, None, 3, True, True)
+    )
     assert "The server could not do this" in shown
     assert "division by zero" in caplog.text
     assert "division" not in shown

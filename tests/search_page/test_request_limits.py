@@ -24,7 +24,7 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 from starlette.datastructures import Headers  # noqa: E402 (comes with the extra, as these do)
 from starlette.testclient import TestClient  # noqa: E402
 
-from tpas.search_page.access import AllowedHosts, check_access, client_key  # noqa: E402
+from tpas.search_page.access import AllowedHosts, check_access, client_key, serves_own_machine  # noqa: E402
 from tpas.search_page.request_limits import QUESTION_BYTES, WAITING_QUESTIONS, RequestLimits  # noqa: E402
 from tpas.search_page.serving import guarded_page  # noqa: E402
 from tpas.search_page.uploads import Uploads  # noqa: E402
@@ -105,7 +105,7 @@ ALLOWING = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-cred
 
 
 def question(page, inputs, *values, **more):
-    """What the page sends for the event that has so many inputs: 8 searches, 3 uploads."""
+    """What the page sends for the event that has so many inputs: 13 search, 3 upload."""
     events = page.get("/config").json()["dependencies"]
     number = next(event["id"] for event in events if len(event["inputs"]) == inputs)
     return {"data": list(values), "fn_index": number, "session_hash": "alice"} | more
@@ -131,8 +131,11 @@ def sent(page, *contents):
     return page.post(UPLOAD, files=[("files", (f"{place}.png", each)) for place, each in enumerate(contents)])
 
 
+SEARCH = [None, "a man", "gallery", *5 * ["any"], None, None, 3, True, True]
+
+
 def test_the_page_searches_and_takes_uploads(page, whole):
-    searched = ask(page, question(page, 8, None, "a man", "gallery", "any", "any", 3, True, True))
+    searched = ask(page, question(page, len(SEARCH), *SEARCH))
     assert "tpas-cards" in searched
     uploads = whole[1]
     tokens = sent(page, png(), png()).json()
@@ -178,9 +181,9 @@ def test_no_address_or_path_that_is_sent_is_opened(page, path, place, caplog):
         event = {"path": file, "url": path} if place == "event" else None
         body = question(page, 3, None, files.get(place), "gallery", event_data=event)
     else:
-        values = [None, "a man", "gallery", "any", "any", 3, True, True]
+        values = [*SEARCH]
         values[["session", "text", "where"].index(place)] = file
-        body = question(page, 8, *values)
+        body = question(page, len(SEARCH), *values)
     with caplog.at_level(logging.WARNING):
         answer = page.post(JOIN, json=body)
     assert answer.status_code in (400, 403)
@@ -258,12 +261,14 @@ def test_a_question_that_no_page_asks_reaches_nobody(limited, kind):
 
 
 @pytest.mark.parametrize(
-    "event", [None, {}, {"answer": -1}, {"answer": 1e9, "place": True}, {"uploads": "/a"}, 7]
+    "event",
+    [None, {}, {"answer": -1}, {"answer": 1e9, "image": True}, {"uploads": "/a"}, {"page": -1, "image": "a"}]
+    + [{"q": "a man", "whole": True, "since": 7}, {"own": 1e15}, {"like": "\ud800", "sca": "../a"}, 7],
 )
 def test_every_question_of_the_page_stands_values_of_any_kind(page, event, caplog, capsys):
     """Nothing raises, so that nothing of what was sent is in the log."""
-    values = [None, -1, "../a", "\ud800", True, "=1", 2.5, "any"]
-    for place in range(len(values)):
+    values = 2 * [None, -1, "../a", "\ud800", True, "=1", 2.5, "any"]
+    for place in range(8):
         for question_of in page.get("/config").json()["dependencies"]:
             data = (values[place:] + values[:place])[: len(question_of["inputs"])]
             if question_of["targets"][0][1] == "upload":
@@ -331,6 +336,8 @@ def test_one_client_cannot_ask_for_all(limited, monkeypatch):
     assert statuses == [200, 200, 200, 429, 429, 200, 200, 200, 429, 429]
     few = limited(limits=Limits(requests_a_minute=1))
     assert [few.post(JOIN, content=b"wrong").status_code for _ in range(5)] == [400, 400, 400, 400, 429]
+    own = limited(limits=Limits(requests_a_minute=1, own_machine=True))
+    assert [own.post(JOIN, content=b"wrong").status_code for _ in range(6)] == 6 * [400]
 
 
 @pytest.mark.parametrize(
@@ -510,3 +517,13 @@ def test_a_forged_forwarded_for_counts_as_nobody_else(requests, uploads, caplog)
 def test_a_visitor_has_a_network_of_addresses():
     assert client_key("2001:db8:1:2:3::4") == client_key("2001:db8:1:2:ffff::") == "2001:db8:1:2::/64"
     assert client_key("::ffff:192.0.2.1") == "192.0.2.1"
+
+
+def test_the_own_machine_is_one_that_nobody_else_can_ask(monkeypatch):
+    monkeypatch.delenv("SPACE_ID", raising=False)
+    assert all(map(serves_own_machine, ("127.0.0.1", "localhost", "::1")))
+    assert not any(map(serves_own_machine, ("0.0.0.0", "::", "192.0.2.1")))
+    assert not serves_own_machine("127.0.0.1", allowed_hosts=["search.example.org"])
+    assert not serves_own_machine("127.0.0.1", trusted_proxies=["127.0.0.1"])
+    monkeypatch.setenv("SPACE_ID", "you/search")
+    assert not serves_own_machine("127.0.0.1")

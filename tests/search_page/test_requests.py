@@ -5,7 +5,9 @@ import io
 import json
 import re
 from dataclasses import replace
+from datetime import date, datetime
 from pathlib import Path
+from urllib.parse import parse_qsl
 
 import pytest
 import torch
@@ -17,12 +19,15 @@ from tpas.data.challenge import Challenge, find_mistakes
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.data.pab import load_pab
 from tpas.modeling_tpas import TPASModel
+from tpas.models.unread_texts import unread_warnings
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.explanation import explain
 from tpas.search.gallery import Gallery
 from tpas.search.hits import SearchHit, SearchResult
 from tpas.search_page.exports import answer_file, as_cell_text, csv_table
+from tpas.search_page.filters import Facts, Filter
 from tpas.search_page.labels import ImageLabel, labels_of, read_labels
+from tpas.search_page.questions import Question
 from tpas.search_page.rendering import Renderer
 from tpas.search_page.requests import Limits, RequestError, SearchRequests, Session
 
@@ -93,7 +98,7 @@ def test_what_sca_moved_is_said(requests, captions):
     """The same text twice: both claim one image, and one of them has to move on."""
     text = next(iter(captions.values()))
     session = Session()
-    first, second = result = requests.search(session, [text, text + " and"], shown=12)
+    first, second = result = requests.search(session, [text, text + " and"], shown=12, sca=True)
     before = [requests.search(Session(), [one])[0] for one in (text, text + " and")]
     claimed = found(before[0])[0]
     assert found(before[1])[0] == claimed
@@ -117,7 +122,8 @@ def test_a_filter_searches_exactly_what_is_labelled_so(requests, pab, captions, 
     ]
     assert 0 < len(wanted) < IMAGES
     text = next(iter(captions.values()))
-    (answer,) = result = requests.search(Session(), [text], behaviour=behaviour, scene=scene, shown=48)
+    wanted_so = Filter(behaviour=behaviour, scene=scene)
+    (answer,) = result = requests.search(Session(), [text], wanted=wanted_so, shown=48)
     images = [load_image(pab / "test" / name) for name in wanted]
     with torch.inference_mode():
         logits = model(**processor(images=images, text=[text] * len(images))).match_logits[:, 1]
@@ -142,6 +148,81 @@ def test_own_images_are_searched_beside_the_gallery(requests, pab, captions, gal
     assert len(requests.search(other, [text], where="both", shown=48)[0]) == IMAGES
     with pytest.raises(RequestError, match="no images here yet"):
         requests.search(other, [text], where="own")
+
+
+def test_a_filter_is_for_the_gallery_and_own_images_are_searched_all_the_same(requests, pab, captions):
+    session, street = Session(), Filter(scene="street")
+    requests.add_images(session, [pab / "test" / next(iter(captions))])
+    (both,) = result = requests.search(session, ["a man"], where="both", wanted=street, shown=48)
+    own = [hit for hit in both if hit.extra is not None]
+    assert len(own) == 1
+    assert {requests.label(hit).scene for hit in both if hit.extra is None} == {"street"}
+    assert result.searched == requests.facts.choices("scene")["street"] + 1
+    assert found(requests.search(session, ["a man"], where="own", wanted=street)[0]) == [own[0].id]
+    (similar,) = requests.similar(session, 0, wanted=street, shown=48)
+    assert {requests.label(hit).scene for hit in similar} == {"street"}
+
+
+@pytest.mark.parametrize("sca", [False, True])
+def test_answers_come_by_their_embeddings_first_and_re_ranked_text_by_text(requests, gallery, captions, sca):
+    texts, session, seen = list(captions.values())[:3], Session(), []
+    asked = {"shown": 5, "where": "gallery", "wanted": Filter(), "rerank": True, "sca": sca}
+    for waiting in requests.search_in_stages(session, texts, **asked):
+        seen.append((waiting, [found(hits) for hits in session.result]))
+    by_embeddings = [found(hits) for hits in gallery.search(texts, top_k=5, rerank=False)]
+    last = [found(hits) for hits in gallery.search(texts, top_k=5, sca="score" if sca else None)]
+    assert by_embeddings != last
+    assert seen[0] == ({0, 1, 2}, by_embeddings)
+    assert seen[-1] == (set(), last)
+    if not sca:
+        assert seen[1] == ({1, 2}, [last[0], *by_embeddings[1:]])
+    assert session.question == Question(tuple(texts), sca=sca)
+
+
+def test_pages_show_what_was_found_once_each(requests, captions):
+    session, renderer = Session(), Renderer(requests)
+    (hits,) = requests.search(session, ["a man"], shown=IMAGES)
+    shown = []
+    for page in range(4):
+        requests.turn(session, page, 12)
+        shown += re.findall(r'tpas-card.*data-image="([^"]+)"', renderer.answers(session))
+    assert shown == found(hits)
+    requests.turn(session, 99, 12)
+    assert "Ranks 37 to 40 of 40 images." in renderer.answers(session)
+
+
+def test_files_are_named_whole_on_the_own_machine_alone(gallery):
+    for own_machine in (True, False):
+        requests, session = SearchRequests(gallery, limits=Limits(own_machine=own_machine)), Session()
+        hit = requests.search(session, ["a man"])[0][0]
+        page = Renderer(requests).explanation(session, 0, hit.id, "a man", hit, None)
+        assert hit.id in page
+        assert (str(hit.path) in page) == own_machine
+
+
+def test_an_image_is_saved_in_all_its_pixels_without_what_lies_beside_them(model, processor, tmp_path):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    exif = Image.Exif()
+    exif[0x010E] = "where it was taken"
+    Image.new("RGB", (2000, 1700)).save(tmp_path / "images" / "a" / "b.jpg", exif=exif)
+    requests = SearchRequests(Gallery.build(model, processor, tmp_path / "images", tmp_path / "gallery"))
+    name, content = requests.full_size(Session(), "a/b.jpg")
+    image = Image.open(io.BytesIO(content))
+    assert (name, image.size, dict(image.getexif())) == ("b.jpg", (2000, 1700), {})
+    assert Image.open(io.BytesIO(requests.large(requests.sample(1)[0]))).size == (1600, 1360)
+
+
+def test_the_first_screen_says_what_is_searched_by_what_and_examples_that_fit(requests, gallery, captions):
+    page = Renderer(requests).welcome()
+    for said in ("gallery", "40 images", "demo_start"):
+        assert f"<b>{said}</b>" in page or said in page
+    assert page.count("data-ask") == 3 + 8
+    assert set(requests.example_texts(3)) <= set(captions.values())
+    without = SearchRequests(gallery, name="Mine").example_texts(
+        3
+    )  # no captions: texts of which it knows the words
+    assert len(without) == 3
+    assert not any(unread_warnings(requests.processor, [text], [text]) for text in without)
 
 
 def test_removed_images_are_gone(requests, pab, captions):
@@ -179,8 +260,8 @@ def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_pa
         (["\u200b"], {}, "Text 1 has no words"),
         (["a man"] * 21, {}, "21 texts are too many"),
         (["a" * 1001], {}, "Text 1 has 1001 characters"),
-        (["a man"], {"scene": "moon"}, "No image is labelled so"),
-        (["a man"], {"scene": "street", "where": "own"}, "Yours have no labels: leave out the filter"),
+        (["a man"], {"wanted": Filter(scene="moon")}, "No image passes the filter"),
+        (["a man"], {"wanted": Filter(scene="street"), "where": "own"}, "You have no images here yet"),
     ],
 )
 def test_what_cannot_be_answered_is_refused(requests, texts, settings, message):
@@ -188,21 +269,27 @@ def test_what_cannot_be_answered_is_refused(requests, texts, settings, message):
         requests.search(Session(), texts, **settings)
 
 
-@pytest.mark.parametrize("numbers", [(0, 12), (1, 0), (-1, 0), (0, -1), ("0", 0), (0, None), (0, 0.0)])
-def test_numbers_from_a_browser_point_into_the_own_result_only(requests, numbers):
+@pytest.mark.parametrize("answer", [1, -1, "0", None, True, 0.0])
+@pytest.mark.parametrize("image", [0, -1, None, 0.0, True, "none.jpg", "", "../a.jpg"])
+def test_what_a_browser_says_points_into_the_own_result_only(requests, answer, image):
     session = Session()
-    requests.search(session, ["a man in a red jacket"])
-    with pytest.raises(RequestError):
-        requests.explain(session, *numbers)
-    with pytest.raises(RequestError):
-        requests.similar(Session(), 0, 0)
+    best = requests.search(session, ["a man in a red jacket"], shown=2)[0][0].id
+    for asked in ((answer, best), (0, image)):
+        with pytest.raises(RequestError):
+            requests.explain(session, *asked)
+    for ask in (requests.similar, requests.full_size):
+        with pytest.raises(RequestError):
+            ask(session, image)
+    beyond = next(name for name in requests.gallery.ids if name not in found(session.result[0]))
+    with pytest.raises(RequestError, match="no such image in your result"):
+        requests.explain(session, 0, beyond)
 
 
 def test_an_explanation_is_of_the_ranked_pair(requests, model, processor, pab, captions):
     sentence = list(captions.values())[3]
     session = Session()
     (answer,) = requests.search(session, [sentence])
-    text, hit, explanation = requests.explain(session, 0, 2)
+    text, hit, explanation = requests.explain(session, 0, answer[2].id)
     assert text == sentence
     assert hit is answer[2]
     assert explanation.match_logit == pytest.approx(hit.match_logit, abs=1e-4)
@@ -216,7 +303,7 @@ def test_similar_images_are_the_nearest_embeddings(requests, model, processor, p
     if own:
         requests.add_images(session, [pab / "test" / next(iter(captions))])
     (answer,) = requests.search(session, ["a man in a red jacket"], where="own" if own else "gallery")
-    (similar,) = requests.similar(session, 0, 0, shown=5)
+    (similar,) = requests.similar(session, 0 if own else answer[0].id, shown=5)
 
     names = list(captions)
     with torch.inference_mode():
@@ -229,7 +316,7 @@ def test_similar_images_are_the_nearest_embeddings(requests, model, processor, p
     best = cosines.argsort(descending=True)[:5]
     assert found(similar) == [names[place] for place in best]
     assert [hit.cosine for hit in similar] == pytest.approx(cosines[best].tolist(), abs=1e-3)
-    assert requests.explain(session, 0, 0)[2] is None  # no text found them
+    assert requests.explain(session, 0, similar[0].id)[2] is None  # no text found them
 
 
 def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, captions, tmp_path):
@@ -249,7 +336,7 @@ def test_a_gallery_without_its_files_shows_thumbnails(model, processor, pab, cap
         renderer = Renderer(requests)
         page = renderer.answers(session)
         assert page.count("cannot be read") == (0 if width else 3)
-        why = renderer.explanation(0, 0, *requests.explain(session, 0, 0))
+        why = renderer.explanation(session, 0, hit.id, *requests.explain(session, 0, hit.id))
         assert ("looks" in why, "cannot be read" in why) == (bool(width), not width)
 
 
@@ -341,7 +428,7 @@ def test_an_answer_file_that_would_be_wrong_is_refused(requests, pab, captions):
     with pytest.raises(ValueError, match="names 10 images"):
         answer_file(requests.search(session, ["a man"], shown=9))
     with pytest.raises(ValueError, match="answers to texts"):
-        answer_file(requests.similar(session, 0, 0))
+        answer_file(requests.similar(session, session.result[0][0].id))
     requests.add_images(session, [pab / "test" / next(iter(captions))])
     with pytest.raises(ValueError, match="of the gallery only"):
         answer_file(requests.search(session, ["a man"], where="own"))
@@ -355,13 +442,13 @@ def test_an_answer_file_that_would_be_wrong_is_refused(requests, pab, captions):
 
 def test_nothing_that_was_typed_becomes_markup(requests):
     session = Session()
-    requests.search(session, ["<script>alert(1)</script> man"])
+    best = requests.search(session, ["<script>alert(1)</script> man"])[0][0].id
     renderer = Renderer(requests)
     pages = [
         renderer.answers(session),
-        renderer.explanation(0, 0, *requests.explain(session, 0, 0)),
+        renderer.explanation(session, 0, best, *requests.explain(session, 0, best)),
         renderer.problem("<script>"),
-        renderer.welcome(["<script>"]),
+        renderer.welcome(),
         renderer.own_images(session, {"<script>.jpg": "<script>"}),
     ]
     for page in pages:
@@ -379,7 +466,7 @@ def shown(page: str) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("rerank", [True, False])
 def test_one_number_orders_the_images_and_is_shown(gallery, captions, rerank):
-    requests, session = SearchRequests(gallery, shortlist=20), Session()
+    requests, session = SearchRequests(gallery, shortlist=20), Session(shown=24)
     for text in list(captions.values())[:5]:
         (hits,) = requests.search(session, [text], shown=24, rerank=rerank)
         page = Renderer(requests).answers(session)
@@ -395,11 +482,11 @@ def test_one_number_orders_the_images_and_is_shown(gallery, captions, rerank):
 
 def test_an_image_that_sca_moved_keeps_its_score_and_is_marked(requests, captions):
     text, session = next(iter(captions.values())), Session()
-    requests.search(session, [text, text], shown=5)
+    requests.search(session, [text, text], shown=5, sca=True)
     page = Renderer(requests).answers(session)
     first, second = (shown(section)[0] for section in page.split("<section")[1:])
     assert second == [first[1], first[0], *first[2:]]
-    assert "Its first image went to text 1, which has the higher score for it." in page
+    assert "Its first image went to text 1, whose score for it is no lower." in page
     assert page.count("SCA 2 → 1") == page.count("SCA 1 → 2") == 1
 
 
@@ -409,7 +496,7 @@ def test_an_explanation_says_the_number_that_ranked(gallery, captions):
     for rerank, place, note in ((True, 1, False), (True, 4, True), (False, 1, True)):
         hit = requests.search(session, [text], rerank=rerank)[0][place]
         page = " ".join(
-            Renderer(requests).explanation(0, place, *requests.explain(session, 0, place)).split()
+            Renderer(requests).explanation(session, 0, hit.id, *requests.explain(session, 0, hit.id)).split()
         )
         if not note:
             assert f"The score is {hit.score:.2f}".replace("-", "−") in page
@@ -433,7 +520,7 @@ def test_what_is_not_understood_is_said_before_the_answers(requests, texts, line
     assert page.count("understood") == len(lines)
     for line in lines:
         assert page.index(line) < page.index("Save as CSV") < page.index("tpas-card")
-    requests.similar(session, 0, 0)
+    requests.similar(session, session.result[0][0].id)
     assert "understood" not in Renderer(requests).answers(session)
 
 
@@ -457,10 +544,11 @@ def test_what_is_deleted_is_neither_found_nor_shown_by_who_runs(changing):
     Renderer(requests).answers(session)
     other.delete([gone])
     with pytest.raises(RequestError, match="changed since: search again"):
-        requests.explain(session, 0, 0)
-    for ask in (lambda: requests.similar(session, 0, 0), lambda: requests.result(session)):
-        with pytest.raises(RequestError, match="search again"):
-            ask()
+        requests.explain(session, 0, before[1].id)
+    with pytest.raises(RequestError, match="search again"):
+        requests.result(session)
+    with pytest.raises(RequestError, match="no image of this name"):
+        requests.similar(session, gone)
     (after,) = requests.search(session, ["a man"], shown=8)
     assert set(found(after)) == set(names) - {gone}
     assert [requests.label(hit).behaviour == "anomaly" for hit in after] == [
@@ -470,7 +558,7 @@ def test_what_is_deleted_is_neither_found_nor_shown_by_who_runs(changing):
 
 
 def test_a_gallery_that_is_gone_or_of_another_model_is_not_searched_as_before(changing, caplog):
-    requests, other, _ = changing
+    requests, other, names = changing
     session = Session()
     requests.search(session, ["a man"])
     manifest = other.path / "gallery.json"
@@ -479,7 +567,10 @@ def test_a_gallery_that_is_gone_or_of_another_model_is_not_searched_as_before(ch
     for broken in ({"model_fingerprint": "0" * 16}, None):
         text = json.dumps(content | {"settings": content["settings"] | broken}) if broken else "{"
         manifest.write_text(text)
-        for ask in (lambda: requests.search(session, ["a man"]), lambda: requests.explain(session, 0, 0)):
+        for ask in (
+            lambda: requests.search(session, ["a man"]),
+            lambda: requests.explain(session, 0, names[0]),
+        ):
             caplog.clear()
             with pytest.raises(RequestError, match="cannot be searched as it is now"):
                 ask()
@@ -520,7 +611,7 @@ def test_images_of_all_sessions_together_are_bounded(changing, tmp_path, monkeyp
 @pytest.mark.parametrize("shown", [0, -3, 49, float("nan"), float("inf"), "12", None, 1e300])
 def test_a_number_of_images_that_no_slider_gives_is_refused(requests, shown):
     with pytest.raises(RequestError, match="Between 1 and 48"):
-        requests.search(Session(), ["a man"], shown=shown)
+        requests.turn(Session(), 0, shown)
 
 
 def test_a_single_image_has_no_neighbours(model, processor, pab, captions, tmp_path):
@@ -528,10 +619,10 @@ def test_a_single_image_has_no_neighbours(model, processor, pab, captions, tmp_p
     load_image(pab / "test" / next(iter(captions))).save(tmp_path / "images" / "one.png")
     requests = SearchRequests(Gallery.build(model, processor, tmp_path / "images", tmp_path / "gallery"))
     renderer, session = Renderer(requests), Session()
-    assert "ranks 1 image by" in renderer.welcome([])
+    assert "ranks 1 image by" in renderer.welcome()
     requests.search(session, ["a man"])
     assert "All of 1 image." in renderer.answers(session)
-    requests.similar(session, 0, 0)
+    requests.similar(session, "one.png")
     assert "There is no other image." in renderer.answers(session)
 
 
@@ -605,6 +696,59 @@ def test_files_that_hold_no_labels_are_refused(tmp_path):
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
         read_labels(tmp_path / "binary.csv")
+
+
+def record(name, day=None):
+    state = {} if day is None else {"state": [1, int(datetime(2026, 1, day, 12).timestamp()) * 10**9, 0, 0]}
+    return {"id": name, "root": "/r", "path": name} | state
+
+
+def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
+    names = ["camera1/a/1.jpg", "camera1/b/2.jpg", "camera2/3.jpg", "4.jpg", "x/0007_c3s1_000151_00.jpg"]
+    records = [record(name, day) for name, day in zip(names, (1, 2, 3, None, 31), strict=True)]
+    labels = [None, ImageLabel("anomaly"), ImageLabel("normal", camera="north"), None, None]
+    facts = Facts(records, labels)
+    folders = {"camera1": 2, "camera1/a": 1, "camera1/b": 1, "camera2": 1, "x": 1}
+    assert facts.choices("folder") == folders
+    assert facts.choices("camera") == {"camera1": 2, "north": 1, "c3": 1}
+    assert (facts.choices("behaviour"), facts.choices("scene")) == ({"anomaly": 1, "normal": 1}, {})
+    assert facts.span == (date(2026, 1, 1), date(2026, 1, 31))
+    for wanted, rows in (
+        (Filter(folder="camera1"), [0, 1]),
+        (Filter(folder="camera"), []),
+        (Filter(camera="camera1", behaviour="anomaly"), [1]),
+        (Filter(since=date(2026, 1, 2)), [1, 2, 4]),
+        (Filter(since=date(2026, 1, 2), until=date(2026, 1, 3), folder="camera2"), [2]),
+        (Filter(), [0, 1, 2, 3, 4]),
+    ):
+        assert facts.rows(wanted) == rows
+    alike = Facts([record("a/1.jpg", 1), record("a/2.jpg", 1)], [None, None])
+    assert not any(alike.choices(name) for name in alike.columns)
+    assert alike.span is None
+    broken = [record("a.jpg") | {"state": state} for state in ([], "ab", [1, "2"], [1, 10**40], None)]
+    assert Facts(broken, len(broken) * [None]).days == len(broken) * [None]  # as a gallery of anybody may say
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        Question(("a man & a = b?\u2028#1", "", "一个男人")),
+        Question(
+            ("a", "b"), None, Filter("x/y", "c1", "anomaly", "run", "at sea", date(2026, 1, 31)), sca=True
+        ),
+        Question(image="a b/ü&q=1.jpg", wanted=Filter(until=date(2026, 1, 31))),
+        Question(image=3),
+    ],
+)
+def test_an_address_holds_a_question(question):
+    said = dict(parse_qsl(question.address.removeprefix("?"), keep_blank_values=True))
+    assert Question.of_address(said) == question
+
+
+def test_an_address_of_anybody_is_read_or_refused():
+    assert Question.of_address({"own": "x"}).image == Question.of_address({"own": "9" * 99}).image == -1
+    with pytest.raises(RequestError, match="2026-01-31"):
+        Question.of_address({"q": "a", "since": "yesterday"})
 
 
 def test_ids_below_the_annotations_root_find_their_label():

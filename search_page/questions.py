@@ -1,0 +1,63 @@
+"""What is asked of the page, as its address holds it: reload and sharing ask the same again.
+
+`?q=a+man+in+red&folder=camera1&since=2026-01-31`; several texts are the lines of `q`. In their place `like`
+names an image of the gallery, and `own` an uploaded one by its number in the session: of an upload an address
+holds neither content nor name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+from urllib.parse import urlencode
+
+from .filters import CHOSEN, Filter
+
+ANY = "any"  # chosen in a filter that lets all pass
+ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0
+
+
+class RequestError(ValueError):
+    """What was asked for cannot be done; the message is for the person who asked."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Texts, or the image whose like is looked for."""
+
+    texts: tuple[str, ...] = ()
+    image: ImageName | None = None
+    wanted: Filter = Filter()
+    sca: bool = False
+
+    @classmethod
+    def of_address(cls, said: Mapping[str, Any]) -> "Question":
+        """From an address's values, which anybody may have written; raises RequestError."""
+        image, own = said.get("like"), said.get("own")
+        if own is not None:
+            image = int(own) if str(own).isdecimal() and len(str(own)) < 9 else -1
+        elif image is not None:
+            image = str(image)
+        texts = () if image is not None else tuple(str(said.get("q") or "").split("\n"))
+        return cls(texts, image, wanted_of(said), bool(said.get("sca")) and len(texts) > 1)
+
+    @property
+    def address(self) -> str:
+        """The query of the page's address."""
+        asked = {"own": self.image} if isinstance(self.image, int) else {"like": self.image}
+        asked = {"q": "\n".join(self.texts)} if self.image is None else asked
+        wanted = {name: str(value) for name, value in self.wanted if value is not None}
+        return "?" + urlencode(asked | wanted | ({"sca": 1} if self.sca else {}))
+
+
+def wanted_of(said: Mapping[str, Any]) -> Filter:
+    """The filter that a form or an address names; raises RequestError for a day that is none."""
+    chosen = {name: str(said[name]) for name in CHOSEN if said.get(name) not in (None, "", ANY)}
+    return Filter(**chosen, since=_day(said.get("since")), until=_day(said.get("until")))
+
+
+def _day(value: Any) -> date | None:
+    try:
+        return date.fromisoformat(value.strip()) if value else None
+    except (AttributeError, ValueError) as error:
+        raise RequestError("A day is written as 2026-01-31.") from error
