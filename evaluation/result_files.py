@@ -1,6 +1,5 @@
 """The files of an evaluation: figures and outcomes (JSON), listed images (JSON), score files."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data.json_records import read_json
 from ..data.pab import RetrievalBenchmark
 from ..data.pab_images import image_path
 from ..reranking.score_files import ScoreFile, write_score_file
@@ -156,18 +156,11 @@ class Evaluation:
 
 
 def _content(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    content = _read_json(path)
+    content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"{path}: no {' or '.join(missing)} in it; run tpas evaluate again")
     return content
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
 def write_scores(
@@ -213,7 +206,7 @@ class Outcomes:
 
 def read_outcomes(path: Path, stage: str) -> Outcomes:
     """Raises FileNotFoundError, or ValueError naming the file and what is wrong with it."""
-    results = _read_json(path)
+    results = read_json(path)
     try:
         outcomes = results["outcomes"]
         query_ids, stages = outcomes["query_ids"], outcomes["relevant_ranks"]
