@@ -31,8 +31,8 @@ MAX_PIECES = 2**18  # of a PNG; one of `MAX_IMAGE_BYTES` has half as many
 MAX_TILES = 100_000  # of TIFF, each decoded by itself: a strip for every row is fewer
 MAX_SCANS = 100  # of a JPEG, each of which goes through all its pixels; cameras write some ten
 START_OF_SCAN = b"\xff\xda"
-# Of JPEG 2000, in each component: precincts take a kilobyte or two, and 151 bytes of file can ask for millions
-# of them, or for 65,535 layers. What says so are the segments SIZ, by the tiles, COD and COC, in a file's header
+# Of JPEG 2000, in each component: precincts take a kilobyte or two, and 151 bytes can ask for millions of
+# them, or for 65,535 layers. What says so are the segments SIZ, by the tiles, COD and COC, in a file's header
 # or a tile's; of the latter two up to the precincts' sizes, a byte of two exponents for each resolution.
 MAX_PACKETS = 250_000
 TILE_SIZE = re.compile(rb"\xff\x4f\xff\x51.{20}(.{4})(.{4})", re.DOTALL)

@@ -207,6 +207,84 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
         load_image(path)
 
 
+def of_many_comments(image):
+    start = image.index(b",\0\0\0\0")  # of the pixels, after the colours
+    return image[:start] + 20_000 * b"!\xfe\x01x\0" + image[start:]
+
+
+def of_many_scans(image):
+    return image[:-2] + 101 * image[image.rindex(b"\xff\xda") : -2] + image[-2:]
+
+
+def of_many_layers(image):
+    start = image.index(b"\xff\x52")
+    return image[: start + 6] + b"\xff\xff" + image[start + 8 :]
+
+
+def of_many_precincts(image):
+    start = image.index(b"\xff\x51")
+    return (
+        image[: start + 6]
+        + 2 * b"\0\0\x10\0"
+        + image[start + 14 : start + 22]
+        + 2 * b"\0\0\x10\0"
+        + image[start + 30 :]
+    )
+
+
+def of_a_large_tag(image):
+    entries = [
+        (256, 4, 1, 8),
+        (257, 4, 1, 8),
+        (258, 3, 1, 8),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (282, 5, 2**20, 0),
+    ]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(2**23 + 100)
+
+
+def of_many_tiles(image):
+    entries = [(256, 4, 1, 400), (257, 4, 1, 400), (258, 3, 1, 8), (262, 3, 1, 1)]
+    entries += [(322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 160_000, 0)]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(640_100)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "settings", "change", "reason"),
+    [
+        ("GIF", {}, of_many_comments, "in too many pieces"),
+        ("JPEG", {"progressive": True}, of_many_scans, "more than 100 scans"),
+        ("JPEG2000", {"precinct_size": (64, 64)}, of_many_layers, "packets"),
+        ("JPEG2000", {"precinct_size": (64, 64), "num_resolutions": 1}, of_many_precincts, None),
+        ("JPEG2000", {"precinct_size": (4, 4), "num_resolutions": 1}, of_many_precincts, "packets"),
+        ("TIFF", {}, of_a_large_tag, "more than 8388608 bytes before the pixels"),
+        ("TIFF", {}, of_many_tiles, "160000 tiles or strips are more than 100000"),
+        ("PPM", {}, lambda image: b"P3\n1 1\n255\n" + 1_000 * b"#\n" + b"1 2 3", "pixels as numbers in text"),
+    ],
+)
+def test_what_would_take_hours_or_gigabytes_is_not_decoded(tmp_path, image_format, settings, change, reason):
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, image_format, **settings)
+    (tmp_path / "image").write_bytes(change(stream.getvalue()))
+    try:
+        load_image(tmp_path / "image")
+        refusal = None
+    except ValueError as error:
+        refusal = str(error)
+    assert (reason is None) == (refusal is None or "packets" not in refusal)
+    assert reason is None or reason in refusal
+
+
+def test_what_looks_like_scans_is_none_in_a_png(tmp_path):
+    scans = np.tile(np.array([0xFF, 0xDA, 0x00], np.uint8), (20, 20, 1))
+    Image.fromarray(scans).save(tmp_path / "image.png", compress_level=0)
+    assert (tmp_path / "image.png").read_bytes().count(b"\xff\xda") > 100
+    assert np.array_equal(np.asarray(load_image(tmp_path / "image.png")), scans)
+
+
 def test_a_file_of_gigabytes_is_refused_before_it_is_read(tmp_path):
     with open(tmp_path / "sparse.png", "wb") as file:
         file.write(png_header(4, 4))

@@ -829,13 +829,23 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(build, folder, monkey
     whole = file_digests(build("whole", shard_size=shard_size).path)
     with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
         build(shard_size=shard_size)
-    spoil(folder.rglob("*.png"))
+    spoil(file for file in folder.rglob("*.png") if file != broken)
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        build(shard_size=shard_size, on_clash="skip")
     gallery = build(shard_size=shard_size, on_clash="skip")
     assert list(gallery.unreadable) == ["camera 0/004.png"]
     assert file_digests(gallery.path) == whole
 
+
+@pytest.mark.parametrize("shard_size", [1, 6])
+def test_a_killed_build_tries_again_what_it_could_not_read(build, folder, monkeypatch, shard_size):
+    broken = folder / "camera 0" / "004.png"
+    image = broken.read_bytes()
+    broken.write_bytes(image[:60])
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        build(shard_size=shard_size)
     broken.write_bytes(image)
-    gallery.append(folder, on_clash="skip")
+    gallery = build(shard_size=shard_size)
     assert not gallery.unreadable
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
