@@ -35,7 +35,7 @@ START_OF_SCAN = b"\xff\xda"
 # them, or for 65,535 layers. What says so are the segments SIZ, by the tiles, COD and COC, in a file's header
 # or a tile's; of the latter two up to the precincts' sizes, a byte of two exponents for each resolution.
 MAX_PACKETS = 250_000
-TILE_SIZE = re.compile(rb"\xff\x4f\xff\x51.{20}(.{4})(.{4})", re.DOTALL)
+SIZES = re.compile(rb"\xff\x4f\xff\x51.{4}(.{4})(.{4}).{8}(.{4})(.{4})", re.DOTALL)
 CODING = re.compile(
     rb"\xff(?:\x52\0.(?P<cod>[\0-\x07]).(?P<layers>..).|\x53\0.{2,3}?(?P<coc>.))"
     rb"(?P<levels>[\0-\x20])[\0-\x08]{2}.[\0\x01]",
@@ -209,14 +209,15 @@ def _check_cost(image: Image.Image, file: BinaryIO) -> None:
     file.seek(place)
     if image.format != "JPEG2000" and content.count(START_OF_SCAN) > MAX_SCANS:
         raise _TooMuchError(f"more than {MAX_SCANS} scans")
-    if image.format == "JPEG2000" and _packets(content, *image.size) > MAX_PACKETS:
+    if image.format == "JPEG2000" and _packets(content) > MAX_PACKETS:
         raise _TooMuchError(f"more than {MAX_PACKETS} packets")
 
 
-def _packets(content: bytes, width: int, height: int) -> int:
+def _packets(content: bytes) -> int:
     """Of a component of a JPEG 2000 at most: one for each layer of each precinct of each resolution."""
-    sizes = ([int.from_bytes(side) or 1 for side in found.groups()] for found in TILE_SIZE.finditer(content))
-    tiles = max((-(-width // across) * -(-height // down) for across, down in sizes), default=1)
+    sizes = [[int.from_bytes(side) or 1 for side in found.groups()] for found in SIZES.finditer(content)]
+    width, height, *_ = map(max, zip(*sizes, strict=True)) if sizes else (1, 1)
+    tiles = max((-(-width // across) * -(-height // down) for *_, across, down in sizes), default=1)
     layers, precincts = 1, tiles
     for found in CODING.finditer(content):
         levels, own = found["levels"][0], (found["cod"] or found["coc"])[0] & 1
