@@ -239,13 +239,13 @@ BODIES = {
     "many values": json.dumps({"data": [1, 1], "fn_index": 0, "session_hash": "a"}).encode(),
     "no value": b'{"data": [], "fn_index": 0, "session_hash": "a"}',
     "no data": b'{"fn_index": 0, "session_hash": "a"}',
-    "negative function": b'{"data": [], "fn_index": -1, "session_hash": "a"}',
-    "true function": b'{"data": [], "fn_index": true, "session_hash": "a"}',
-    "named function": b'{"data": [], "fn_index": "0", "session_hash": "a"}',
-    "no session": b'{"data": [], "fn_index": 0}',
-    "odd session": b'{"data": [], "fn_index": 0, "session_hash": "../a"}',
-    "long session": json.dumps({"data": [], "fn_index": 0, "session_hash": 65 * "a"}).encode(),
-    "nested event": b'{"data": [], "fn_index": 0, "session_hash": "a", "event_data": {"a": [1]}}',
+    "negative function": b'{"data": [1], "fn_index": -1, "session_hash": "a"}',
+    "true function": b'{"data": [1], "fn_index": true, "session_hash": "a"}',
+    "named function": b'{"data": [1], "fn_index": "0", "session_hash": "a"}',
+    "no session": b'{"data": [1], "fn_index": 0}',
+    "odd session": b'{"data": [1], "fn_index": 0, "session_hash": "../a"}',
+    "long session": json.dumps({"data": [1], "fn_index": 0, "session_hash": 65 * "a"}).encode(),
+    "nested event": b'{"data": [1], "fn_index": 0, "session_hash": "a", "event_data": {"a": [1]}}',
     "text for files": b'{"data": [null, "a", "own"], "fn_index": 3, "session_hash": "a"}',
     "a question of none": b'{"data": [], "fn_index": 9, "session_hash": "a"}',
     "not UTF-8": b'{"data": ["\xff"], "fn_index": 0, "session_hash": "a"}',
@@ -317,7 +317,7 @@ def test_uploads_are_bounded_by_count_bytes_and_what_waits(limited, uploads):
 
 def test_one_client_cannot_ask_for_all(limited, monkeypatch):
     waiting = {"192.0.2.1": WAITING_QUESTIONS}
-    body = {"data": [], "fn_index": 0, "session_hash": "a"}
+    body = {"data": [1], "fn_index": 0, "session_hash": "a"}
     first = limited(waiting=lambda client: waiting.get(client, 0))
     assert first.post(JOIN, json=body).status_code == 429
     assert (
