@@ -29,7 +29,7 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged, not a JSON file: {error}") from error
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
 def json_records(name: str, path: Path) -> Iterator[tuple[int, Any]]:

@@ -837,6 +837,16 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(build, folder, monkey
     assert file_digests(gallery.path) == whole
 
 
+def test_a_manifest_without_embeddings_or_of_deep_nesting_is_damaged(build):
+    path = build().path / MANIFEST
+    content = json.loads(path.read_text())
+    del content["shards"][0]["files"]["embeddings.safetensors"]
+    for damaged in (json.dumps(content), 100_000 * "["):
+        path.write_text(damaged)
+        with pytest.raises(GalleryError, match=r"gallery\.json is damaged"):
+            StoredGallery(path.parent)
+
+
 @pytest.mark.parametrize("shard_size", [1, 6])
 def test_a_killed_build_tries_again_what_it_could_not_read(build, folder, monkeypatch, shard_size):
     broken = folder / "camera 0" / "004.png"
