@@ -36,6 +36,7 @@ from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
 from tpas.search import manifest, shards, stored_gallery
 from tpas.search.gallery import Gallery
+from tpas.search.gallery_files import GalleryFiles
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.search.manifest import (
     EMBEDDINGS,
@@ -844,7 +845,7 @@ def test_a_manifest_without_embeddings_or_of_deep_nesting_is_damaged(build):
     for damaged in (json.dumps(content), 100_000 * "["):
         path.write_text(damaged)
         with pytest.raises(GalleryError, match=r"gallery\.json is damaged"):
-            StoredGallery(path.parent)
+            GalleryFiles(path.parent)
 
 
 @pytest.mark.parametrize("shard_size", [1, 6])
