@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import math
 import os
 import re
 import stat
@@ -9,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -22,6 +23,24 @@ from .configuration_tpas import height_and_width, number_if_square
 MAX_IMAGE_BYTES = 2**28
 MAX_IMAGE_SIDE = 65_535
 MAX_IMAGE_PIXELS = 89_478_485
+
+# How much stands before the pixels, such as comments and tags, and in how many pieces a file is read. Where
+# there are very many, Pillow puts all that it has together anew at each, for hours.
+MAX_HEADER_BYTES, MAX_HEADER_PIECES = 2**23, 10_000
+MAX_PIECES = 2**18  # of a PNG; one of `MAX_IMAGE_BYTES` has half as many
+MAX_TILES = 100_000  # of TIFF, each decoded by itself: a strip for every row is fewer
+MAX_SCANS = 100  # of a JPEG, each of which goes through all its pixels; cameras write some ten
+START_OF_SCAN = b"\xff\xda"
+# Of JPEG 2000, in each component: precincts take a kilobyte or two, and 151 bytes can ask for millions of
+# them, or for 65,535 layers. What says so are the segments SIZ, by the tiles, COD and COC, in a file's header
+# or a tile's; of the latter two up to the precincts' sizes, a byte of two exponents for each resolution.
+MAX_PACKETS = 250_000
+SIZES = re.compile(rb"\xff\x4f\xff\x51.{4}(.{4})(.{4}).{8}(.{4})(.{4})", re.DOTALL)
+CODING = re.compile(
+    rb"\xff(?:\x52\0.(?P<cod>[\0-\x07]).(?P<layers>..).|\x53\0.{2,3}?(?P<coc>.))"
+    rb"(?P<levels>[\0-\x20])[\0-\x08]{2}.[\0\x01]",
+    re.DOTALL,
+)
 
 # Not all that Pillow opens, whatever a file's name says: for PostScript it would start another program.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -87,8 +106,9 @@ def load_image(path: str | Path | BinaryIO, max_pixels: int = MAX_IMAGE_PIXELS) 
     Raises:
         FileNotFoundError, PermissionError: there is no such file, or it may not be read.
         ValueError: it is no file (a folder, a pipe, a device) or no image of [`image_formats`], is cut off,
-            holds values that are no colours (floating point, 32 bits, Lab), or is larger than
-            [`MAX_IMAGE_BYTES`], [`MAX_IMAGE_SIDE`] or `max_pixels`; the message names the file.
+            holds values that are no colours (floating point, 32 bits, Lab), is larger than
+            [`MAX_IMAGE_BYTES`], [`MAX_IMAGE_SIDE`] or `max_pixels`, or is made to take far longer, or more
+            memory, than its size says; the message names the file.
     """
     if not isinstance(path, str | Path):
         return _load_image(path, path, max_pixels)
@@ -125,12 +145,45 @@ def _load_image(file: BinaryIO, name: object, max_pixels: int) -> Image.Image:
     return _decoded(_without_text_chunks(file.read()), name, max_pixels)
 
 
+class _TooMuchError(Exception):
+    """An image that would take far longer, or more memory, than its size says."""
+
+
+class _InPieces:
+    """A file, which raises `_TooMuchError` where it is read in too many pieces, or too much of it."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.most_pieces, self.most_bytes = float(MAX_HEADER_PIECES), float(MAX_HEADER_BYTES)
+
+    def read(self, size: int = -1) -> bytes:
+        content = self.file.read(size)
+        self.most_pieces -= 1
+        if size >= 0:  # some formats are read whole
+            self.most_bytes -= len(content)
+        if self.most_pieces < 0:
+            raise _TooMuchError("its comments, tags or other parts come in too many pieces")
+        if self.most_bytes < 0:
+            raise _TooMuchError(f"more than {MAX_HEADER_BYTES} bytes before the pixels")
+        return content
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+
 def _decoded(file: BinaryIO, name: object, max_pixels: int) -> Image.Image:
+    pieces = _InPieces(file)
     try:
         with warnings.catch_warnings():
             # `upright_rgb` refuses what is too large.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=image_formats())
+            image = Image.open(cast(BinaryIO, pieces), formats=image_formats())
+        # What follows the pixels of a PNG is read as well; others' pixels may be read one by one.
+        pieces.most_pieces = MAX_PIECES if image.format == "PNG" else math.inf
+        pieces.most_bytes = math.inf
+        _check_cost(image, file)
+    except _TooMuchError as error:
+        raise ValueError(f"{name}: {error}") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name}: {error}") from error
     except UnidentifiedImageError as error:
@@ -139,6 +192,41 @@ def _decoded(file: BinaryIO, name: object, max_pixels: int) -> Image.Image:
         raise _broken(name, error) from error
     with image:
         return upright_rgb(image, name, max_pixels)
+
+
+def _check_cost(image: Image.Image, file: BinaryIO) -> None:
+    """Raises _TooMuchError for an opened image that is not decoded in the time and memory of its size."""
+    tiles = getattr(image, "tile", [])
+    if len(tiles) > MAX_TILES:
+        raise _TooMuchError(f"{len(tiles)} tiles or strips are more than {MAX_TILES}")
+    if any(tile[0] == "ppm_plain" for tile in tiles):
+        raise _TooMuchError("pixels as numbers in text (P1 to P3), which take minutes: save it as PNG")
+    if image.format not in ("JPEG", "MPO", "JPEG2000"):
+        return
+    place = file.tell()
+    file.seek(0)
+    content = file.read()
+    file.seek(place)
+    if image.format != "JPEG2000" and content.count(START_OF_SCAN) > MAX_SCANS:
+        raise _TooMuchError(f"more than {MAX_SCANS} scans")
+    if image.format == "JPEG2000" and _packets(content) > MAX_PACKETS:
+        raise _TooMuchError(f"more than {MAX_PACKETS} packets")
+
+
+def _packets(content: bytes) -> int:
+    """Of a component of a JPEG 2000 at most: one for each layer of each precinct of each resolution."""
+    sizes = [[int.from_bytes(side) or 1 for side in found.groups()] for found in SIZES.finditer(content)]
+    width, height, *_ = map(max, zip(*sizes, strict=True)) if sizes else (1, 1)
+    tiles = max((-(-width // across) * -(-height // down) for *_, across, down in sizes), default=1)
+    layers, precincts = 1, tiles
+    for found in CODING.finditer(content):
+        levels, own = found["levels"][0], (found["cod"] or found["coc"])[0] & 1
+        layers = max(layers, int.from_bytes(found["layers"] or b""))
+        exponents = content[found.end() : found.end() + levels + 1] if own else b"\xff" * (levels + 1)
+        halvings = ((levels - level, size & 15, size >> 4) for level, size in enumerate(exponents))
+        counts = (-(-width >> left + right) * -(-height >> left + down) for left, right, down in halvings)
+        precincts = max(precincts, sum(max(count, tiles) for count in counts))
+    return layers * precincts
 
 
 def _without_text_chunks(content: bytes) -> io.BytesIO:
@@ -167,6 +255,8 @@ def upright_rgb(image: Image.Image, name: object, max_pixels: int = MAX_IMAGE_PI
         raise ValueError(f"{name}: {width}x{height} pixels are more than {max_pixels}")
     try:
         rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except _TooMuchError as error:
+        raise ValueError(f"{name}: {error}") from error
     except Exception as error:  # broken files make Pillow raise almost anything, struct.error for one
         raise _broken(name, error) from error
     if rgb is None:

@@ -4,7 +4,6 @@ The card is `model_card.md`, which says what is true of every model, and at its 
 the training arguments and the results say of this one, and no more.
 """
 
-import json
 import logging
 import re
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_tpas import height_and_width, stage_maps
+from ..data.json_records import read_json
 from ..evaluation.measures import headline
 from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
@@ -71,10 +71,7 @@ class Upload:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Raises ValueError for a file that is no JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: holds no JSON object")
     return content

@@ -27,8 +27,10 @@ files. What the evaluation servers themselves accept was not seen.
 
 import codecs
 import json
+import lzma
 import unicodedata
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +46,8 @@ ORDER_FILE = "query_index.txt"
 GALLERY = "gallery"
 ANSWERS = 10  # names a line
 ARCHIVE, ARCHIVED = ".zip", "answer.txt"
+# Of an archive that is broken, of an unknown kind, encrypted, or whose content is not what was packed.
+ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, zlib.error, lzma.LZMAError)
 LARGEST_ANSWERS = 2**26  # bytes, once unpacked; those of the 1,978 queries have 0.3 million
 
 
@@ -110,6 +114,8 @@ def read_answers(path: Path) -> str:
         FileNotFoundError, ValueError: there is none, or the archive holds something else; names the file.
     """
     if path.suffix.lower() != ARCHIVE:
+        if path.stat().st_size > LARGEST_ANSWERS:
+            raise ValueError(f"{path}: more than {LARGEST_ANSWERS:,} bytes: no answer file")
         return _as_it_is(path.read_bytes(), str(path))
     try:
         with zipfile.ZipFile(path) as archive:
@@ -124,7 +130,7 @@ def read_answers(path: Path) -> str:
                     f"{path}: {ARCHIVED} has more than {LARGEST_ANSWERS:,} bytes: no answer file"
                 )
             content = archive.read(ARCHIVED)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # broken, unknown, encrypted
+    except ZIP_ERRORS as error:
         raise ValueError(f"{path}: not a zip archive that can be read: {error}") from error
     return _as_it_is(content, f"{path}, {ARCHIVED}")
 

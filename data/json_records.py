@@ -1,14 +1,35 @@
-"""The records of an annotation file, as JSON Lines or as one JSON array, each with its line."""
+"""JSON files of whoever wrote them: read whole, or as records, each with its line."""
 
 import codecs
 import io
 import json
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .text_files import decoded
+
+LARGEST_JSON = 2**26  # bytes; Python takes some twenty times as much for them
+
+
+def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Raises:
+        OSError: it is not there, or this user may not read it.
+        ValueError: it is no file, of more than `most` bytes, or damaged; names it.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would wait for its writer
+        raise ValueError(f"{path} is no file")
+    if status.st_size > most:
+        raise ValueError(f"{path}: {status.st_size:,} bytes, and at most {most:,} are read")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
 def json_records(name: str, path: Path) -> Iterator[tuple[int, Any]]:

@@ -28,6 +28,7 @@ NO_ROOM = re.compile(
     r"No space left|File too large|os error (28|27)\b|requested and \d+ written|failed writing file"
 )
 UNFINISHED = ".partial"  # how names end of what is being written
+BEGUN = ".begun"  # and for a moment before, until it is locked
 WRITER = "writer.lock"  # in such a folder, held by who writes it
 A_DAY = 24 * 60 * 60.0  # seconds
 
@@ -158,7 +159,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, glob.escape(path.name))
-    begun = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".begun"))
+    begun = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=BEGUN))
     folder = begun.with_suffix(UNFINISHED)
     try:
         with explained_full_disk(path), held_alone(begun / WRITER):
@@ -174,11 +175,11 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 def remove_abandoned(folder: Path, pattern: str = "*") -> None:
     """Removes what killed processes left unfinished in a folder, of the names that match `pattern`.
 
-    What a living process writes is locked. Early versions did not lock it: theirs goes when it is a day old.
+    What a living process writes is locked. What is not, as of early versions, goes when it is a day old.
     """
-    for left in folder.glob(f".{pattern}.*{UNFINISHED}"):
+    for left in (*folder.glob(f".{pattern}.*{UNFINISHED}"), *folder.glob(f".{pattern}.*{BEGUN}")):
         with suppress(AlreadyHeldError, OSError):
-            if (left / WRITER).is_file():
+            if left.suffix == UNFINISHED and (left / WRITER).is_file():
                 with held_alone(left / WRITER):
                     shutil.rmtree(left, ignore_errors=True)
             elif left.stat().st_mtime < time.time() - A_DAY:

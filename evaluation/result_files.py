@@ -1,6 +1,5 @@
 """The files of an evaluation: figures and outcomes (JSON), listed images (JSON), score files."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ..data.json_records import read_json
 from ..data.pab import RetrievalBenchmark
 from ..data.pab_images import image_path
 from ..reranking.score_files import ScoreFile, write_score_file
@@ -171,18 +171,11 @@ class Evaluation:
 
 
 def _content(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    content = _read_json(path)
+    content = read_json(path)
     missing = [key for key in keys if not isinstance(content, dict) or key not in content]
     if missing:
         raise ValueError(f"{path}: no {' or '.join(missing)} in it; run tpas evaluate again")
     return content
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
 
 
 def write_scores(
@@ -232,7 +225,7 @@ def read_outcomes(path: Path, stage: str | None) -> Outcomes:
 
     Raises FileNotFoundError, or ValueError naming the file and what is wrong with it.
     """
-    results = _read_json(path)
+    results = read_json(path)
     try:
         outcomes = results["outcomes"]
         query_ids, stages = outcomes["query_ids"], outcomes["relevant_ranks"]

@@ -5,7 +5,7 @@ baseline; which of them a file is shows in its keys. A missing, unexpected or mi
 what is left out on purpose is reported.
 """
 
-import json
+import glob
 import logging
 import re
 import zipfile
@@ -30,7 +30,8 @@ from ..configuration_tpas import (
     number_if_square,
     unknown_settings,
 )
-from ..data.whole_files import replacing
+from ..data import json_records
+from ..data.whole_files import remove_abandoned, replacing
 from ..modeling_tpas import TPASModel, check_loaded, interpolate_table, is_other_window
 from ..processing_tpas import TPASProcessor
 from .loading import check_vocabulary
@@ -213,10 +214,7 @@ def without_prefixes(weights: dict[str, Tensor], path: Path) -> tuple[dict[str, 
 
 def read_json(path: str | Path, required: tuple[str, ...]) -> dict[str, Any]:
     """An upstream configuration file; ValueError if it is no JSON object or lacks a `required` key."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    content = json_records.read_json(Path(path))
     check_sizes(content, str(path))
     absent = [key for key in required if not isinstance(content, dict) or key not in content]
     if absent:
@@ -514,6 +512,7 @@ def convert_checkpoint(
         FileExistsError: `output_dir` is there already and not empty.
     """
     output = Path(output_dir).resolve()  # a link to an empty directory cannot be replaced by a directory
+    remove_abandoned(output.parent, glob.escape(output.name))  # of one that was killed when it was whole
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not an empty directory: remove it, or name another")
     if checkpoint is not None and swin is None and bert is None:

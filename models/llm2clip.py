@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, BatchFeature, CLIPImageProcessorPil, LlamaModel
 
+from ..data.json_records import read_json
 from ..data.whole_files import open_by_umask
 from ..modeling_tpas import check_loaded
 from ..processing_tpas import check_knows_words
@@ -180,7 +181,7 @@ def load_llm2clip(
     if not folder.is_dir():
         folder = Path(snapshot_download(place, revision=revision))
     if (folder / CONFIG_FILE).is_file():
-        sources = sources | json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        sources = sources | read_json(folder / CONFIG_FILE)
         weights = load_file(folder / WEIGHTS_FILE)
     else:
         weights = their_weights(folder)

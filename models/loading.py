@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from ..configuration_tpas import check_sizes, height_and_width
+from ..data.json_records import read_json
 from ..data.whole_files import check_readable
 from ..processing_tpas import check_knows_words
 from .model_files import check_settings, explained_damage
@@ -171,9 +172,9 @@ def _adapted(
         raise OSError(
             f"{name} is an adapter of {base}, which cannot be loaded: {error}; --base_model says where it is"
         ) from error
-    check_base(cast(torch.nn.Module, model), name, trained, base)
-    model = model if dtype is None else model.to(dtype)
     with explained_damage(name, "adapter's files"):
+        check_base(cast(torch.nn.Module, model), name, trained, base)
+        model = model if dtype is None else model.to(dtype)
         return merge_adapter(model, name).eval(), processor
 
 
@@ -247,7 +248,7 @@ def is_adapter(name: str) -> bool:
 def base_of_adapter(name: str) -> tuple[str, str | None]:
     """The folder or Hub name of the model that an adapter was trained over, and the Hub's commit."""
     check_settings(Path(name))
-    settings = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(Path(name) / ADAPTER_CONFIG)
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{name}: its {ADAPTER_CONFIG} names no base model: --base_model says where it is")

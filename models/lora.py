@@ -21,6 +21,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from ..data.json_records import read_json
 from .dual_encoder import DualEncoder
 from .fingerprints import weights_fingerprint
 from .interface import RetrievalModel
@@ -121,8 +122,8 @@ def check_base(model: nn.Module, adapter: str, trained: str, here: str) -> None:
     if not file.is_file():
         logger.warning("%s does not say which weights it belongs to: %s is taken unchecked", adapter, here)
         return
-    settings = json.loads(Path(adapter, ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    expected = json.loads(file.read_text(encoding="utf-8"))["fingerprint"]
+    settings = read_json(Path(adapter, ADAPTER_CONFIG))
+    expected = read_json(file)["fingerprint"]
     found = fingerprint_beside(model, settings["modules_to_save"])
     if found != expected:
         raise ValueError(
@@ -152,7 +153,7 @@ def merge_adapter(model: RetrievalModel, name: str) -> RetrievalModel:
     file = Path(name, SAFETENSORS_WEIGHTS_NAME)
     if not file.is_file():
         raise FileNotFoundError(f"{name}: the adapter has no {file.name}: get its files again")
-    settings = json.loads(Path(name, ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(Path(name, ADAPTER_CONFIG))
     try:
         with safe_open(file, "pt") as tensors:
             found = {key: tensors.get_tensor(key) for key in tensors.keys()}  # noqa: SIM118 (no mapping)

@@ -4,7 +4,6 @@ A configuration of a few hundred bytes can describe a model of a terabyte. What 
 would be drawn at random, in memory, before anybody could say that it is missing.
 """
 
-import json
 import re
 import traceback
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..configuration_tpas import check_sizes
+from ..data.json_records import read_json
 from ..modeling_tpas import COMPUTED_BUFFERS
 
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -26,7 +26,8 @@ COUNTERS = re.compile(rf"{COMPUTED_BUFFERS}|(^|\.)num_batches_tracked$")
 # A fine-tuning may start from a checkpoint without some of a model's parts.
 SETTINGS = (
     *("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json"),
-    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "adapter_config.json"),
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    *("adapter_config.json", "base_model.json"),
 )
 SHOWN_LETTERS = 200  # of a library's message
 TIMES_LARGER, NUMBERS_MORE = 2, 2**24
@@ -73,9 +74,9 @@ def check_settings(folder: Path) -> None:
         if not path.is_file():
             continue
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: damaged, no JSON ({error}); get the file again") from error
+            content = read_json(path)
+        except ValueError as error:
+            raise ValueError(f"{error}; get the file again") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path}: damaged, no JSON object; get the file again")
 
@@ -135,7 +136,7 @@ def weights_files(folder: Path) -> list[str]:
     if not (folder / WEIGHTS_INDEX).is_file():
         return sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     try:
-        content = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+        content = read_json(folder / WEIGHTS_INDEX)
         shards = sorted(set(content["weight_map"].values()))
         strange = next((name for name in shards if Path(name).name != name), None)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

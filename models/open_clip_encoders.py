@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from ..configuration_tpas import check_sizes, number_if_square
+from ..data.json_records import read_json
 from ..data.whole_files import open_by_umask
 from ..modeling_tpas import check_loaded
 from ..processing_tpas import check_captions
@@ -153,7 +154,7 @@ def load_open_clip(
         if not any(path.suffix in WEIGHTS for path in folder.iterdir()):  # it would draw them at random
             raise ValueError(f"{place} has no weights, such as {WEIGHTS_FILE}: get them again")
         name, settings = f"local-dir:{folder}", {}
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["model_cfg"]
+        config = read_json(folder / CONFIG_FILE)["model_cfg"]
     check_sizes(config, f"open_clip:{place}")
     if "trust_remote_code" in json.dumps(config):
         raise ValueError(f"open_clip:{place}: its {CONFIG_FILE} asks for code of others to be run: refused")

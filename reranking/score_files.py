@@ -73,11 +73,7 @@ class ScoreFile:
         if scores.dtype.kind not in "fiu":
             raise ValueError(f"scores must be real numbers, got {scores.dtype}")
         _check_rows(scores.shape, queries)
-        if self.indices is None and scores.shape[1] != gallery:
-            raise ValueError(
-                f"there are {gallery} gallery ids for {scores.shape[1]} columns of scores; top-K lists need"
-                " indices"
-            )
+        _check_columns(scores.shape, None if self.indices is None else self.indices.shape, gallery)
         broken = np.isnan(scores) | (scores == np.inf)
         self._refuse(broken, "has the score {score}: scores must be finite, or -inf where nothing was scored")
         if self.moved is not None and (self.moved.shape != (queries,) or self.moved.dtype != bool):
@@ -91,10 +87,6 @@ class ScoreFile:
         scores = self.scores
         if indices.dtype.kind not in "iu":
             raise ValueError(f"indices must be integers, got {indices.dtype}")
-        if indices.shape != scores.shape:
-            raise ValueError(
-                f"indices and scores must have one shape, got {indices.shape} and {scores.shape}"
-            )
         self._refuse(
             indices < 0,
             "has fewer candidates than the others (index {index}): give every query as many, by searching"
@@ -299,7 +291,18 @@ def _check_rows(shape: tuple[int, ...], queries: int) -> None:
         raise ValueError(f"there are {queries} query ids for {shape[0]} rows of scores")
 
 
-def _check_headers(shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], queries: int) -> None:
+def _check_columns(scores: tuple[int, ...], indices: tuple[int, ...] | None, gallery: int) -> None:
+    if indices is None and scores[1] != gallery:
+        raise ValueError(
+            f"there are {gallery} gallery ids for {scores[1]} columns of scores; top-K lists need indices"
+        )
+    if indices is not None and indices != scores:
+        raise ValueError(f"indices and scores must have one shape, got {indices} and {scores}")
+
+
+def _check_headers(
+    shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], queries: int, gallery: int
+) -> None:
     """Looks at arrays before they are read, as a file of a megabyte may unpack to gigabytes.
 
     Args:
@@ -311,6 +314,10 @@ def _check_headers(shapes: dict[str, tuple[int, ...]], sizes: dict[str, int], qu
             f"it unpacks to {total:,} bytes, and at most {LARGEST_CONTENT:,} are read: write float32, or of "
             "each query the best candidates alone, with their indices"
         )
+    if (
+        len(shapes.get("indices", (1, 1))) == 2
+    ):  # those of rows of different lengths are named when they are read
+        _check_columns(shapes["scores"], shapes.get("indices"), gallery)
 
 
 def _check_ids(kind: str, ids: tuple[str, ...]) -> None:
@@ -383,7 +390,7 @@ def _check_npz_headers(content: Any) -> None:
             in_file = content.zip.getinfo(member).file_size - stream.tell()
         if not dtype.hasobject and sizes[name] != in_file:
             raise ValueError(f"{name} is to have {sizes[name]:,} bytes, and {in_file:,} are there: damaged")
-    _check_headers(shapes, sizes, math.prod(shapes["query_ids"]))
+    _check_headers(shapes, sizes, math.prod(shapes["query_ids"]), math.prod(shapes["gallery_ids"]))
 
 
 def _ids_of_array(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...]:
@@ -405,7 +412,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...
             headers = {name: content.get_slice(name) for name in _ARRAYS if name in tensors}
             shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
             ids = {name: _ids_of_json(metadata, name) for name in _IDS}
-            _check_headers(shapes, {"the file": path.stat().st_size}, len(ids["query_ids"]))
+            size = {"the file": path.stat().st_size}
+            _check_headers(shapes, size, len(ids["query_ids"]), len(ids["gallery_ids"]))
             arrays = {name: content.get_tensor(name) for name in headers}
     except (SafetensorError, TypeError, AttributeError) as error:  # the last two: a type unknown to numpy
         raise ValueError(

@@ -225,14 +225,14 @@ class _Plan:
 
     Attributes:
         known: the gallery's rows by the hashes of their ids.
-        finished: by the ids of the shards that a killed build finished, the shard, and the image's record or
-            None of one that could not be read.
+        finished: by the ids of the shards that a killed build finished, the shard and the image's record.
+            What could not be read is not among them: it is tried again.
     """
 
     directory: Path
     first_shard: int
     known: dict[int, int]
-    finished: dict[str, tuple[str, Record | None]]
+    finished: dict[str, tuple[str, Record]]
     already: int = 0  # images met that the manifest lists
 
     @classmethod
@@ -244,12 +244,11 @@ class _Plan:
             stored = StoredGallery(directory)
             _ = stored.embeddings  # checks their files, which hold the hashes too
             known = {own: row for row, own in enumerate(stored.id_hashes.tolist())}
-        finished: dict[str, tuple[str, Record | None]] = {}
+        finished: dict[str, tuple[str, Record]] = {}
         first_shard = manifest["next_shard"] if manifest else 0
         for name in unlisted_shards(directory, manifest or new_manifest(settings)):
             shard, records = read_shard(directory, name)
             settings.check_equal(shard["settings"], directory)
-            finished |= dict.fromkeys(records["unreadable"], (name, None))
             finished |= {image["id"]: (name, image) for image in records["pictures"]}
         return cls(directory, first_shard, known, finished)
 

@@ -5,7 +5,6 @@ the recall that is asked for depends on the embeddings, so it is measured when t
 codes find is scored again with the gallery's own embeddings, so cosines and ties are those of exact search.
 """
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.json_records import read_json
 from ..data.whole_files import denial, file_checksum, replacing, write_json
 from .exact_index import ExactIndex, rank_candidates
 from .manifest import (
@@ -154,7 +154,7 @@ def open_faiss_index(stored: StoredGallery, exact: ExactIndex) -> FaissIndex:
     faiss = import_faiss()
     path, problem = stored.directory / FAISS_INDEX, None
     try:
-        description = json.loads((stored.directory / FAISS_DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(stored.directory / FAISS_DESCRIPTION)
         state, checksum = description["state"], description["blake2b"]
         found = file_checksum(path)
     except FileNotFoundError:

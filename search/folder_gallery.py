@@ -6,7 +6,6 @@
 Where the folder beside cannot be written to, it is kept in the user's cache.
 """
 
-import json
 import logging
 import os
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from typing import Any
 
 from ..data.image_folders import FolderRules
 from ..data.image_sources import SourceImage, file_state, find_images
+from ..data.json_records import read_json
 from ..data.whole_files import denial, write_json
 from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import RetrievalModel, RetrievalProcessor
@@ -25,6 +25,7 @@ from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors
 logger = logging.getLogger(__name__)
 
 RECORD = "files.json"
+LARGEST_RECORD = 2**30  # bytes: some hundred for each image
 # By id, as `file_state` says; early versions wrote the first two numbers alone.
 FileStates = dict[str, list[int]]
 
@@ -113,7 +114,7 @@ def _read_record(path: Path) -> tuple[FileStates, bool]:
         GalleryError: the record is damaged, or lost, and nothing says how old the embeddings are.
     """
     try:
-        record = json.loads((path / RECORD).read_text(encoding="utf-8"))
+        record = read_json(path / RECORD, LARGEST_RECORD)
         return dict(record["files"]), bool(record["finished"])
     except PermissionError as error:
         raise GalleryError(f"the gallery {denial(path)}") from error

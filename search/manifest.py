@@ -17,7 +17,6 @@ who opened the old one goes on reading the shards that it names.
 """
 
 import errno
-import json
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from ..data.image_folders import GALLERY_FILES, GALLERY_SHARDS
+from ..data.json_records import read_json
 from ..data.whole_files import AlreadyHeldError, denial, held_alone, remove_abandoned, write_json
 from ..models.model_source import ModelSource
 
@@ -127,7 +127,7 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """
     path = directory / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         found = manifest["format"]
         if found == FORMAT:
             manifest["settings"] = GallerySettings.from_json(manifest["settings"])
@@ -142,8 +142,8 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
                 _check_keys(shard, {"name", "rows", "files"})
                 shard_number(shard["name"])
                 _check_number(shard["rows"], "rows")
-                if not {*shard["files"]} <= {IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS}:
-                    raise ValueError(f"shard {shard['name']} names files that do not belong there")
+                if {*shard["files"]} != _files_of(manifest["settings"]):
+                    raise ValueError(f"shard {shard['name']} names other files than belong there")
                 for file in shard["files"].values():
                     _check_keys(file, {"bytes", "blake2b"})
                     _check_number(file["bytes"], "bytes")
@@ -160,6 +160,12 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
             f"{path} is of format {found}, and this code reads {FORMAT}: build the gallery again"
         )
     return manifest
+
+
+def _files_of(settings: GallerySettings) -> set[str]:
+    """The names of a shard's files."""
+    kept = {TOKENS: settings.tokens, THUMBNAILS: settings.thumbnail_size}
+    return {IMAGES, EMBEDDINGS} | {name for name, value in kept.items() if value is not None}
 
 
 def _check_number(value: Any, name: str) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.json_records import read_json
 from ..data.whole_files import UNFINISHED, content_of, denial, replacing
 from ..reranking.ranked_lists import tie_key
 from .manifest import (
@@ -120,7 +121,7 @@ def read_shard(directory: Path, name: str) -> tuple[dict[str, Any], dict[str, An
     """What shard.json and images.json of a shard say."""
     folder = directory / SHARDS / name
     try:
-        contents = [json.loads((folder / file).read_text(encoding="utf-8")) for file in (SHARD, IMAGES)]
+        contents = [read_json(folder / file) for file in (SHARD, IMAGES)]
         return contents[0] | {"settings": GallerySettings.from_json(contents[0]["settings"])}, contents[1]
     except PermissionError as error:
         raise GalleryError(f"the gallery {denial(directory)}") from error
@@ -148,11 +149,12 @@ def unlisted_shards(directory: Path, manifest: dict[str, Any]) -> list[str]:
 
 def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
     """Enters finished shards into the manifest, and writes it: the last step of a build."""
-    for name in names:
-        shard, records = read_shard(directory, name)
+    contents = [read_shard(directory, name) for name in names]
+    for _, records in contents:
         manifest["unreadable"] |= records["unreadable"]
+    for name, (shard, records) in zip(names, contents, strict=True):
         for image in records["pictures"]:
-            manifest["unreadable"].pop(image["id"], None)  # an earlier build could not read it
+            manifest["unreadable"].pop(image["id"], None)  # it could not be read before, as by a killed build
         if shard["rows"]:
             manifest["shards"].append({"name": name, "rows": shard["rows"], "files": shard["files"]})
     if names:

@@ -1,7 +1,6 @@
 """Reads a gallery's directory, and deletes from it. See [`tpas.search.manifest`]."""
 
 import errno
-import json
 import os
 import shutil
 import zipfile
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..data.image_files import load_inside
+from ..data.json_records import read_json
 from .gallery_files import GalleryFiles
 from .manifest import (
     EMBEDDINGS,
@@ -261,7 +261,7 @@ class StoredGallery(GalleryFiles):
         shard = self.shards[number]
         self._check_content(shard, IMAGES)
         try:
-            records = json.loads(self._path(shard, IMAGES).read_text(encoding="utf-8"))["pictures"]
+            records = read_json(self._path(shard, IMAGES))["pictures"]
             _check_records(records, shard["rows"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(shard, IMAGES, repr(error)) from error

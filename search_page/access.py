@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
+from ..data.text_files import lines_of, read_text
+
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
 PASSWORD_CHARACTERS = 8  # at least
@@ -31,14 +33,16 @@ def check_access(
         password_file: whose first line is the password; `None`: $TPAS_PASSWORD, if it is set.
 
     Raises:
-        ValueError: other machines could reach it without a password, it is too short, or a host or a proxy is
-            no such.
+        ValueError: other machines could reach it without a password, it is too short or no text, or a host or
+            a proxy is no such.
         OSError: the file cannot be read.
     """
     host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     password, source = os.environ.get("TPAS_PASSWORD") or None, "TPAS_PASSWORD"
     if password_file is not None:
-        password, source = next(iter(password_file.read_text("utf-8").splitlines()), ""), str(password_file)
+        password, source = lines_of(read_text(password_file) + "\n")[0], str(password_file)
+    if password is not None and not _is_text(password):
+        raise ValueError(f"{source}: it is not in UTF-8")
     if password is not None and len(password) < PASSWORD_CHARACTERS:
         raise ValueError(f"{source}: a password has at least {PASSWORD_CHARACTERS} characters")
     if password is None and not is_loopback(host) and space_host() is None:
@@ -149,6 +153,11 @@ def client_key(address: str) -> str:
             return str(parsed.ipv4_mapped)
         return str(ipaddress.ip_network((parsed, 64), strict=False))
     return str(parsed)
+
+
+def _is_text(value: str) -> bool:
+    """Whether it holds nothing that is no UTF-8, as a variable of the environment may."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def _host_of(value: str) -> str | None:

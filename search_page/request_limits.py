@@ -14,7 +14,7 @@ import logging
 import math
 import re
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,8 @@ READ = {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots
     f"{API}/startup-events",
     f"{API}/theme.css",
 }
-READ_BELOW = ("/assets/", "/static/", "/pwa_icon/", f"{API}/heartbeat/")
+READ_BELOW = ("/assets/", "/static/", "/pwa_icon/")
+HEARTBEAT = f"{API}/heartbeat/"  # and a session
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
 WRITTEN = {JOIN, UPLOAD, f"{API}/cancel", f"{API}/reset"}
 QUERIES = {f"{API}/queue/data"}  # whose query is read; Gradio would look for a file by the page's
@@ -57,7 +58,6 @@ REQUESTS_A_MINUTE = 1_200  # of one client and any kind; the page loads some hun
 WRONG_PASSWORDS_A_MINUTE = 10
 NEW_SESSIONS_AN_HOUR = 60  # of one client: the server keeps a number, and the oldest makes room
 KNOWN_SESSIONS = 10_000
-VALUES = 16  # in a question; the page sends thirteen
 SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 # The browser itself then refuses to load or send anything elsewhere. Gradio compiles its templates and
@@ -95,7 +95,7 @@ class RequestLimits:
         uploads: where files wait until a question reads them.
         password: what has to be given, by HTTP's basic authentication under any user name; None: nothing.
         in_space: whether a page of huggingface.co may show it in a frame.
-        questions: the numbers of what can be asked, and which of the values of each are files.
+        questions: the numbers of what can be asked, and of each value of it whether it is files.
         waiting: how many questions of an address wait in the queue.
     """
 
@@ -108,7 +108,7 @@ class RequestLimits:
         limits: Limits,
         password: str | None = None,
         in_space: bool = False,
-        questions: Mapping[int, Collection[int]],
+        questions: Mapping[int, Sequence[bool]],
         waiting: Callable[[str], int] = lambda client: 0,
     ):
         self.app = app
@@ -174,7 +174,7 @@ class RequestLimits:
             raise RefusedError(421 if "host" in reason else 403, reason)
         self._check_password(headers, client)
         if method in ("GET", "HEAD"):
-            if path not in READ and not path.startswith(READ_BELOW) or ".." in path:
+            if not _is_read(path):
                 raise RefusedError(404, "nothing that the page reads")
             if headers.get("transfer-encoding") or headers.get("content-length", "0") != "0":
                 raise RefusedError(413, "a body where there is none to read")
@@ -267,16 +267,16 @@ class RequestLimits:
             raise RefusedError(429, "too many questions at a time")
         question = _parse(body)
         number = _number(question.get("fn_index"))
-        file_places = self.questions.get(number)
-        if file_places is None:
+        are_files = self.questions.get(number)
+        if are_files is None:
             raise RefusedError(400, "a question that is none of the page's")
         data, event = question.get("data"), question.get("event_data")
-        if not isinstance(data, list) or len(data) > VALUES:
-            raise RefusedError(400, "a question without values, or with too many")
+        if not isinstance(data, list) or len(data) != len(are_files):
+            raise RefusedError(400, "a question without its values")
         tokens, values = [], []
-        for place, value in enumerate(data):
+        for value, is_files in zip(data, are_files, strict=True):
             files = value if isinstance(value, list) else [value] if isinstance(value, dict) else None
-            if files is None and value is not None and place in file_places:
+            if files is None and value is not None and is_files:
                 raise RefusedError(400, "a value where files belong")
             values.append(None if files is not None else _plain(value))
             tokens += [self._token(file, client) for file in files or []]
@@ -309,6 +309,12 @@ class RequestLimits:
             if len(self.sessions) > KNOWN_SESSIONS:
                 self.sessions.popitem(last=False)
         self.sessions.move_to_end(session)
+
+
+def _is_read(path: str) -> bool:
+    if path.startswith(HEARTBEAT):
+        return SESSION.fullmatch(path.removeprefix(HEARTBEAT)) is not None
+    return path in READ or path.startswith(READ_BELOW) and ".." not in path
 
 
 def most_upload_bytes(limits: Limits) -> int:

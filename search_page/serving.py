@@ -98,9 +98,7 @@ def guarded_page(
         password=password,
         in_space=space is not None,
         questions={
-            number: [
-                place for place, block in enumerate(function.inputs) if getattr(block, "data_model", None)
-            ]
+            number: [getattr(block, "data_model", None) is not None for block in function.inputs]
             for number, function in page.fns.items()
         },
         waiting=lambda client: _waiting(page, client),
@@ -108,10 +106,6 @@ def guarded_page(
     if not trusted_proxies:
         return limited
     return cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, limited), list(trusted_proxies)))
-
-
-def _file_places(inputs: Sequence[Any]) -> list[int]:
-    return [place for place, block in enumerate(inputs) if getattr(block, "data_model", None)]
 
 
 def _waiting(page: gr.Blocks, client: str) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny_inputs import noise_image
 from transformers import BertTokenizer
 
@@ -205,6 +206,78 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
         path.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"image\.jpg: no file, but a folder, a pipe or a device"):
         load_image(path)
+
+
+def of_many_comments(image):
+    start = image.index(b",\0\0\0\0")  # of the pixels, after the colours
+    return image[:start] + 20_000 * b"!\xfe\x01x\0" + image[start:]
+
+
+def of_many_scans(image):
+    return image[:-2] + 101 * image[image.rindex(b"\xff\xda") : -2] + image[-2:]
+
+
+def of_many_layers(image):
+    start = image.index(b"\xff\x52")
+    return image[: start + 6] + b"\xff\xff" + image[start + 8 :]
+
+
+def of_many_precincts(image):
+    start = image.index(b"\xff\x51")
+    return (
+        image[: start + 6]
+        + 2 * b"\0\0\x10\0"
+        + image[start + 14 : start + 22]
+        + 2 * b"\0\0\x10\0"
+        + image[start + 30 :]
+    )
+
+
+def of_a_large_tag(image):
+    entries = [
+        (256, 4, 1, 8),
+        (257, 4, 1, 8),
+        (258, 3, 1, 8),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (282, 5, 2**20, 0),
+    ]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(2**23 + 100)
+
+
+def of_many_tiles(image):
+    entries = [(256, 4, 1, 400), (257, 4, 1, 400), (258, 3, 1, 8), (262, 3, 1, 1)]
+    entries += [(322, 4, 1, 1), (323, 4, 1, 1), (324, 4, 160_000, 0)]
+    packed = b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + packed + bytes(640_100)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "settings", "change", "reason"),
+    [
+        ("GIF", {}, of_many_comments, "in too many pieces"),
+        ("JPEG", {"progressive": True}, of_many_scans, "more than 100 scans"),
+        ("JPEG2000", {"precinct_size": (64, 64)}, of_many_layers, "packets"),
+        ("JPEG2000", {"precinct_size": (4, 4), "num_resolutions": 1}, of_many_precincts, "packets"),
+        ("TIFF", {}, of_a_large_tag, "more than 8388608 bytes before the pixels"),
+        ("TIFF", {}, of_many_tiles, "160000 tiles or strips are more than 100000"),
+        ("PPM", {}, lambda image: b"P3\n1 1\n255\n" + 1_000 * b"#\n" + b"1 2 3", "pixels as numbers in text"),
+    ],
+)
+def test_what_would_take_hours_or_gigabytes_is_not_decoded(tmp_path, image_format, settings, change, reason):
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, image_format, **settings)
+    (tmp_path / "image").write_bytes(change(stream.getvalue()))
+    with pytest.raises(ValueError, match=rf"image: .*{reason}"):
+        load_image(tmp_path / "image")
+
+
+def test_what_looks_like_scans_is_none_in_a_png(tmp_path, image):
+    text = PngInfo()
+    text.add_text("prompt", 101 * b"\xff\xda".decode("latin-1"))
+    image.save(tmp_path / "image.png", pnginfo=text)
+    assert load_image(tmp_path / "image.png").size == image.size
 
 
 def test_a_file_of_gigabytes_is_refused_before_it_is_read(tmp_path):

@@ -1,6 +1,5 @@
 """Which pairs a run trains on, and the batches that it makes of them."""
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from ..data.json_records import read_json
 from ..data.pab import RetrievalBenchmark, rows_fingerprint, source_videos
 from ..data.pab_images import image_path
 from ..data.retrieval_data import RetrievalData
@@ -81,7 +81,7 @@ def load_training_pairs(
     pool = load(min(len(everything), POOL_OF_A_DIVERSE_SUBSET * wanted))
     kept = Path(arguments.output_dir) / SUBSET_FILE
     if arguments.resume_from_checkpoint is not None and kept.exists():
-        rows = json.loads(kept.read_text(encoding="utf-8"))
+        rows = read_json(kept)
     else:
         cast(nn.Module, model).to(accelerator.device).eval()
         embeds = encode_texts(model, processor, pool["caption"], accelerator=accelerator).embeds

@@ -1,6 +1,5 @@
 """The folder that a run writes: what it may hold, and models that are replaced whole."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from ..data.json_records import read_json
 from ..data.whole_files import AlreadyHeldError, held_alone, recover, replacing
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from ..models.lora import keep_base
@@ -52,10 +52,7 @@ def arguments_of_run(model: Path) -> dict[str, Any] | None:
     beside = model.resolve().parent / "training_arguments.json"
     if model.resolve().name not in MODELS or not beside.is_file():
         return None
-    try:
-        return json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{beside}: not a JSON file: {error}") from error
+    return read_json(beside)
 
 
 def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
@@ -168,7 +165,7 @@ def find_progress(
 
 def refuse_another_run(arguments_file: Path, settings: dict[str, Any]) -> None:
     """Raises ValueError if `training_arguments.json` is of a run with other settings than these."""
-    before = json.loads(arguments_file.read_text(encoding="utf-8"))
+    before = read_json(arguments_file)
     if changed := changed_settings(before, settings):
         raise ValueError(
             f"{arguments_file.parent} holds another run without a checkpoint, with other settings "

@@ -19,6 +19,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from tpas.commands.convert import main
+from tpas.data.whole_files import WRITER
 from tpas.modeling_tpas import TPASModel, interpolate_table, interpolation_matrix
 from tpas.models.checkpoint_conversion import (
     build_config,
@@ -119,6 +120,17 @@ def test_the_command_converts_a_fine_tuned_checkpoint(checkpoint, tokenizer_dir,
     assert processor.image_size == 128
     assert processor(text="A man, falls!").input_ids.tolist() == [[2, 5, 6, 7, 3]]
     assert [path.name for path in output_dir.parent.iterdir()] == ["xvlm"]  # nothing left beside it
+
+
+def test_what_a_whole_but_killed_conversion_left_goes_with_the_next(checkpoint, tokenizer_dir, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").touch()
+    left = tmp_path / ".out.killed.partial"
+    left.mkdir()
+    (left / WRITER).touch()
+    with pytest.raises(FileExistsError):
+        convert_checkpoint(checkpoint, tmp_path / "out", tokenizer=tokenizer_dir)
+    assert not left.exists()
 
 
 def test_a_pretraining_checkpoint_is_recognised(pretraining_weights, tmp_path):

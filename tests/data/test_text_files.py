@@ -2,9 +2,11 @@
 
 import codecs
 import io
+import os
 
 import pytest
 
+from tpas.data.json_records import read_json
 from tpas.data.text_files import lines_of, read_standard_input, read_text, read_texts
 
 CONTENT = "a man in café\r\na woman\u2028falls\n\n  two\u0085people \rruns"
@@ -56,3 +58,22 @@ def test_what_is_no_text_is_refused_by_its_line(content, message, tmp_path):
     (tmp_path / "texts.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_texts(tmp_path / "texts.txt")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("pipe", "is no file"),
+        ("sparse", "4,294,967,296 bytes, and at most 67,108,864 are read"),
+        ("deep", "not a JSON file"),
+    ],
+)
+def test_a_json_file_of_others_is_read_within_bounds(tmp_path, kind, message):
+    path = tmp_path / "config.json"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(100_000 * b"[" if kind == "deep" else b"{}")
+        os.truncate(path, 2**32 if kind == "sparse" else 100_000)
+    with pytest.raises(ValueError, match=f"config.json.*{message}"):
+        read_json(path)

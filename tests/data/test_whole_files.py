@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import stat
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,14 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
         (living / "made").write_text("third")
     assert sorted(os.listdir(tmp_path)) == ["model", "other"]
     assert os.listdir(path) == ["made"]
+
+
+def test_what_was_begun_and_left_goes_when_it_is_a_day_old(tmp_path):
+    for age in (0, 2):
+        (tmp_path / f".model.{age}.begun").mkdir()
+        os.utime(tmp_path / f".model.{age}.begun", 2 * (time.time() - age * 24 * 60 * 60,))
+    write_folder(tmp_path / "model", "whole")
+    assert sorted(os.listdir(tmp_path)) == [".model.0.begun", "model"]
 
 
 def test_a_lock_names_who_holds_it_and_ends_with_it(tmp_path):

@@ -1,6 +1,7 @@
 """LoRA: small adapters that load, merge and resume."""
 
 import json
+import re
 import shutil
 from functools import partial
 
@@ -151,6 +152,15 @@ def test_an_adapter_of_an_earlier_version_loads_with_one_warning(small_pab, star
     assert [record.getMessage() for record in warnings] == [
         f"{adapter} does not say which weights it belongs to: {start} is taken unchecked"
     ]
+
+
+@pytest.mark.parametrize("content", ["", "null", "{}", '{"fingerprint": []}'])
+def test_a_damaged_word_about_the_base_is_named(small_pab, start, tmp_path, content):
+    train(flags(small_pab, start, tmp_path / "run", max_train_steps=1))
+    adapter = tmp_path / "run" / "last"
+    (adapter / "base_model.json").write_text(content)
+    with pytest.raises(ValueError, match=re.escape(str(adapter))):
+        load_model(str(adapter))
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])

@@ -267,6 +267,14 @@ def test_a_file_is_looked_at_before_it_is_unpacked(tmp_path, monkeypatch):
     np.savez_compressed(path, scores=np.zeros((3, 10**6), "f4"), query_ids=ids, gallery_ids=ids)
     with pytest.raises(ValueError, match="bomb.npz: .*there are 2 query ids for 3 rows of scores"):
         read_score_file(path)
+    lists = {"scores": np.zeros((2, 10**6), "f4"), "indices": np.zeros((2, 2), int)}
+    for content, said in (
+        (lists, "must have one shape"),
+        ({"scores": lists["scores"]}, "2 gallery ids for 100"),
+    ):
+        np.savez_compressed(path, query_ids=ids, gallery_ids=ids, **content)
+        with pytest.raises(ValueError, match=f"bomb.npz: .*{said}"):
+            read_score_file(path)
     monkeypatch.setattr(score_files, "LARGEST_CONTENT", 10**6)
     np.savez_compressed(path, scores=np.zeros((2, 10**6), "f4"), query_ids=ids, gallery_ids=ids)
     with pytest.raises(ValueError, match=r"unpacks to 8,000,016 bytes, and at most 1,000,000 .* float32"):

@@ -36,6 +36,7 @@ from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
 from tpas.search import manifest, shards, stored_gallery
 from tpas.search.gallery import Gallery
+from tpas.search.gallery_files import GalleryFiles
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
 from tpas.search.manifest import (
     EMBEDDINGS,
@@ -869,13 +870,33 @@ def test_a_killed_build_that_met_unreadable_images_goes_on(build, folder, monkey
     whole = file_digests(build("whole", shard_size=shard_size).path)
     with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
         build(shard_size=shard_size)
-    spoil(folder.rglob("*.png"))
+    spoil(file for file in folder.rglob("*.png") if file != broken)
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        build(shard_size=shard_size, on_clash="skip")
     gallery = build(shard_size=shard_size, on_clash="skip")
     assert list(gallery.unreadable) == ["camera 0/004.png"]
     assert file_digests(gallery.path) == whole
 
+
+def test_a_manifest_without_embeddings_or_of_deep_nesting_is_damaged(build):
+    path = build().path / MANIFEST
+    content = json.loads(path.read_text())
+    del content["shards"][0]["files"]["embeddings.safetensors"]
+    for damaged in (json.dumps(content), 100_000 * "["):
+        path.write_text(damaged)
+        with pytest.raises(GalleryError, match=r"gallery\.json is damaged"):
+            GalleryFiles(path.parent)
+
+
+@pytest.mark.parametrize("shard_size", [1, 6])
+def test_a_killed_build_tries_again_what_it_could_not_read(build, folder, monkeypatch, shard_size):
+    broken = folder / "camera 0" / "004.png"
+    image = broken.read_bytes()
+    broken.write_bytes(image[:60])
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        build(shard_size=shard_size)
     broken.write_bytes(image)
-    gallery.append(folder, on_clash="skip")
+    gallery = build(shard_size=shard_size)
     assert not gallery.unreadable
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
