@@ -10,8 +10,10 @@ import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_inputs import interrupted_before_the_manifest, spoil
-from tiny_retrieval_models import noise_images
+from tiny_retrieval_models import cached_snapshot, noise_images
+from transformers import SiglipModel, SiglipVisionModel
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_main
@@ -157,7 +159,8 @@ def test_a_gallery_names_its_model_and_is_not_obeyed_blindly(folders, images, tm
         search_main([str(path), TEXTS[0]])
     assert f"was made by transformers:{clip}, which is loaded" in caplog.text
     assert "is of a --model" in refusal(search_main, path, TEXTS[0], "--trust_remote_code")
-    assert "was made by the model" in refusal(search_main, path, TEXTS[0], "--model", folders["siglip"])
+    message = refusal(search_main, path, TEXTS[0], "--model", folders["siglip"])
+    assert f"use that model, transformers:{clip}, or build another gallery with this one" in message
 
     config = json.loads((clip / "config.json").read_text())
     (clip / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
@@ -217,6 +220,46 @@ def test_a_processor_or_tokenizer_of_another_model_is_refused(folders, images, t
     vocabulary |= {f"word{number}": len(vocabulary) + number for number in range(3)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "it belongs to another model" in refusal(search_main, images, TEXTS[0], "--model", folder)
+
+
+@EACH
+def test_an_image_processor_of_another_model_is_refused(folders, family, images, tmp_path):
+    folder = shutil.copytree(folders[family], tmp_path / family)
+    other = folders["clip" if family == "siglip2" else "siglip2"]
+    shutil.copy(other / "preprocessor_config.json", folder)
+    message = refusal(search_main, images, TEXTS[0], "--model", folder)
+    assert "preprocessor_config.json belongs to another model; put the one into the folder" in message
+    assert not images.with_name("images.gallery").exists()
+
+
+def test_a_model_without_a_text_encoder_or_without_consent_to_its_code_is_refused(folders, images, tmp_path):
+    vision = SiglipModel.from_pretrained(folders["siglip"]).config.vision_config
+    SiglipVisionModel(vision).save_pretrained(tmp_path / "vision")
+    message = refusal(search_main, images, TEXTS[0], "--model", tmp_path / "vision")
+    assert "SiglipVisionModel has no get_image_features and no get_text_features, so it gives no" in message
+    assert "--matcher vlm:NAME" in message
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
+    message = refusal(search_main, images, TEXTS[0], "--model", folder)
+    assert (
+        "comes with code of its own, which would run here: read it, then add --trust_remote_code" in message
+    )
+
+
+def test_a_gallery_of_another_revision_is_named_with_the_way_out(folders, images, tmp_path):
+    name, commits = "somebody/revised", ("a" * 40, "b" * 40)
+    snapshots = [
+        shutil.copytree(folders["siglip"], cached_snapshot(name, c), dirs_exist_ok=True) for c in commits
+    ]
+    path, weights = tmp_path / "gallery", load_file(snapshots[1] / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, snapshots[1] / "model.safetensors", metadata={"format": "pt"})
+    named = ["--model", name, "--revision"]
+    manage_gallery(["build", str(images), *named, commits[0], "--path", str(path)])
+    message = refusal(search_main, path, TEXTS[0], *named, commits[1])
+    assert f"use that model, {name} at {commits[0]}, or build another gallery with this one" in message
+    search_main([str(path), TEXTS[0]])
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])
