@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from hub_stand_in import environment
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
+from tiny_retrieval_models import cached_snapshot
 from transformers import BertTokenizer
 
 from tpas.commands import hub_upload
@@ -22,9 +24,11 @@ from tpas.commands.push import main
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.models.hub_code import HUB_CODE
-from tpas.models.loading import load_model
+from tpas.models.loading import is_on_this_machine, load_model, source_of
+from tpas.models.lora import add_lora
+from tpas.models.model_source import ModelSource
 from tpas.processing_tpas import TPASProcessor
-from tpas.training.run_folder import MODELS
+from tpas.training.run_folder import MODELS, save_model
 
 WEIGHTS_AND_SETTINGS = {
     "config.json",
@@ -269,10 +273,86 @@ def test_a_directory_that_is_no_whole_model_is_refused(model_dir, tmp_path):
         main([str(model_dir), "user/tpas", "--dry_run"])
 
 
-def test_an_adapter_is_refused_with_the_way_out(model_dir):
-    (model_dir / "adapter_config.json").touch()
-    with pytest.raises(SystemExit, match="an adapter, no whole model: train with --merge and push merged/"):
+def test_an_adapter_over_what_others_do_not_have_is_refused_with_the_way_out(model_dir, tmp_path):
+    settings = {"base_model_name_or_path": str(tmp_path / "start"), "modules_to_save": []}
+    (model_dir / "adapter_config.json").write_text(json.dumps(settings))
+    message = r"no whole model, but what goes over \S*start, .*: train with --merge and push merged/"
+    with pytest.raises(SystemExit, match=message):
         main([str(model_dir), "user/tpas", "--dry_run"])
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip2", "blip"])
+def test_a_model_of_another_library_goes_by_name_with_a_card_of_its_own(folders, family, tmp_path, capsys):
+    directory = tmp_path / "run" / "best"
+    shutil.copytree(folders[family], directory)
+    (directory / "optimizer.pt").write_bytes(b"secret")
+    arguments = {"model_name_or_path": "google/siglip2-base-patch16-224", "learning_rate": 3e-5}
+    (tmp_path / "run" / "training_arguments.json").write_text(json.dumps(arguments))
+    main([str(directory), "user/mine", "--dry_run", "--licence", "apache-2.0"])
+    printed = capsys.readouterr().out
+    assert files_listed(printed) == {path.name for path in folders[family].iterdir()}
+    assert re.search(r"^ +stays here  optimizer\.pt$", printed, re.MULTILINE)
+    card = ModelCard(printed.partition("\n\n---\n")[2].join(["---\n", ""]))
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert card.data.base_model == arguments["model_name_or_path"]
+    model, _ = load_model(str(directory))
+    network = type(model.network).__name__
+    for part in (
+        "# mine\n",
+        f"| network | `{network}` |",
+        f"| embeddings | {32 if family == 'siglip2' else 16} numbers |",
+        "| stage 2 | its matching head |" if family == "blip" else "| stage 2 | none: embeddings alone |",
+        "--model user/mine",
+        f'transformers.{network}.from_pretrained("user/mine")',
+        "Trained with `train_accelerate.py`, from google/siglip2-base-patch16-224, all weights:",
+        "Disability, illness, play",
+    ):
+        assert part in card.text
+    for foreign in ("<!--", "Swin", "X-VLM", "trust_remote_code", "BERT"):
+        assert foreign not in card.text
+    main([str(directory), "user/mine", "--dry_run"])
+    assert "license: other" in capsys.readouterr().out
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
+    with pytest.raises(
+        SystemExit, match="code of its own, .* read: `hf upload` takes it"
+    ):
+        main([str(directory), "user/mine", "--dry_run"])
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft asks the Hub for it
+def test_an_adapter_of_another_model_goes_alone_and_is_loaded_from_the_hub(folders, tmp_path, capsys):
+    base, commit = "somebody/clip_of_adapters", "b" * 40
+    shutil.copytree(folders["clip"], cached_snapshot(base, "a" * 40, latest=True), dirs_exist_ok=True)
+    model, processor = load_model(base)
+    adapted = add_lora(model, rank=2, alpha=4, dropout=0.0, revision="a" * 40)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapter = tmp_path / "adapter"
+    save_model(adapted, processor, adapter)
+    main([str(adapter), "user/adapter", "--dry_run"])
+    printed = capsys.readouterr().out
+    files = files_listed(printed)
+    assert files >= {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
+    assert "model.safetensors" not in files
+    assert f"an adapter of peft, which tpas fetches and merges into {base}." in printed
+    assert f"base_model: {base}" in printed
+
+    uploaded = cached_snapshot("user/adapter", commit, latest=True)
+    for name in files:
+        shutil.copy(adapter / name, uploaded)
+    inputs = processor(text=["a man in red", "a woman"])
+    here, _ = load_model(str(adapter))
+    there, _ = load_model("user/adapter")
+    with torch.no_grad():
+        expected = here.get_text_features(**inputs).pooler_output
+        torch.testing.assert_close(there.get_text_features(**inputs).pooler_output, expected)
+        before = load_model(base)[0].get_text_features(**inputs).pooler_output
+    assert (before - expected).abs().max() > 1e-3
+    assert source_of(there) == ModelSource("user/adapter", commit)
+    assert is_on_this_machine(ModelSource("user/adapter", commit))
+    assert not is_on_this_machine(ModelSource("user/adapter", "c" * 40))
 
 
 def test_a_wrong_name_is_refused_before_anything_is_sent(model_dir):
