@@ -314,9 +314,7 @@ def test_a_model_of_another_library_goes_by_name_with_a_card_of_its_own(folders,
     assert "license: other" in capsys.readouterr().out
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
-    with pytest.raises(
-        SystemExit, match="code of its own, .* read: `hf upload` takes it"
-    ):
+    with pytest.raises(SystemExit, match="code of its own, .* read: `hf upload` takes it"):
         main([str(directory), "user/mine", "--dry_run"])
 
 

@@ -8,10 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_inputs import interrupted_before_the_manifest, spoil
 from tiny_retrieval_models import cached_snapshot, noise_images
 from transformers import SiglipModel, SiglipVisionModel
 
@@ -102,45 +100,19 @@ def test_command_page_and_python_answer_as_the_model_itself(folders, family, ima
             assert [(hit["id"], hit["score"]) for hit in answer["hits"]] == found([hits])[0]
 
 
-@EACH
-def test_a_killed_build_goes_on_and_new_images_are_appended(folders, family, images, tmp_path, monkeypatch):
-    model, processor = load_model(str(folders[family]))
-    late = [images / "7.png", images / "8.png"]
-    for path in late:
-        path.rename(tmp_path / path.name)
-    path, settings = tmp_path / "gallery", {"shard_size": 2, "batch_size": 2}
-    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
-        Gallery.build(model, processor, images, path, **settings)
-    whole = {file: file.read_bytes() for file in images.iterdir()}
-    spoil(whole)  # what was encoded is not read again
-    gallery = Gallery.build(model, processor, images, path, on_clash="skip", **settings)
-    assert len(gallery) == COUNT - 2
-    for file, content in whole.items():
-        file.write_bytes(content)
-    for old in late:
-        (tmp_path / old.name).rename(old)
-    manage_gallery(["append", str(images), "--path", str(path), "--on_clash", "skip"])
-    appended = Gallery.open(path, model, processor).search(TEXTS, top_k=COUNT)
-    at_once = Gallery.build(model, processor, images, tmp_path / "at once").search(TEXTS, top_k=COUNT)
-    assert found(appended) == found(at_once)
-
-
-def build_in_shards(model, processor, images, path):
-    settings = {"shard_size": 2, "batch_size": 2, "accelerator": Accelerator(cpu=True)}
-    Gallery.build(model, processor, images, path, **settings)
-
-
-def test_two_builders_and_faiss(folders, images, tmp_path, capsys):
+def test_images_are_appended_and_an_index_set_by_the_gallerys_own_model(folders, images, tmp_path):
     model, processor = load_model(str(folders["siglip2"]))
-    debug_launcher(build_in_shards, (model, processor, images, tmp_path / "two"), num_processes=2)
-    one = Gallery.build(model, processor, images, tmp_path / "one", shard_size=2, batch_size=2)
-    two = Gallery.open(tmp_path / "two", model, processor)
-    assert found(two.search(TEXTS)) == found(one.search(TEXTS))
-    assert two.stored.model_source == one.stored.model_source == ModelSource(str(folders["siglip2"]))
+    late = (images / "8.png").rename(tmp_path / "8.png")
+    path = Gallery.build(model, processor, images, tmp_path / "gallery", shard_size=2).path
+    late.rename(images / "8.png")
+    manage_gallery(["append", str(images), "--path", str(path)])
+    gallery = Gallery.open(path, model, processor)
+    assert len(gallery) == COUNT
+    assert gallery.stored.model_source == ModelSource(str(folders["siglip2"]))
     (tmp_path / "texts").write_text("\n".join(TEXTS))
-    manage_gallery(["index", str(one.path), "--index", "faiss", "--texts", str(tmp_path / "texts")])
-    approximate = Gallery.open(one.path, model, processor, index="faiss")
-    assert found(approximate.search(TEXTS)) == found(one.search(TEXTS))
+    manage_gallery(["index", str(gallery.path), "--index", "faiss", "--texts", str(tmp_path / "texts")])
+    approximate = Gallery.open(gallery.path, model, processor, index="faiss")
+    assert found(approximate.search(TEXTS)) == found(gallery.search(TEXTS))
 
 
 def refusal(command, *words: object) -> str:
