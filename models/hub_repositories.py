@@ -1,7 +1,13 @@
 """What the Hub says of a repository before anything of it is fetched; nothing heavy is imported for it."""
 
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 SECONDS_FOR_THE_HUB = 10.0  # to say that a file is there
@@ -41,6 +47,51 @@ def check_hub(
                 raise not_to_be_had(name, reason) from error
         except Exception as error:  # of whichever library the Hub's client speaks HTTP by
             raise not_to_be_had(name, f"{constants.ENDPOINT} cannot be reached ({error})") from error
+    return None
+
+
+@contextmanager
+def hub_or_cache(name: str, revision: str | None = None) -> Iterator[None]:
+    """Within it the Hub is not asked for what the cache has of a repository, if it does not answer.
+
+    Libraries ask for each file, and again and again: minutes, where there is no network.
+
+    Raises:
+        OSError: as what is done within it does; says why the Hub was not asked, if it was not.
+    """
+    from huggingface_hub import constants
+
+    before, reason = constants.HF_HUB_OFFLINE, None
+    if is_hub_name(name) and is_fetched(name, "config.json", revision):
+        reason = "HF_HUB_OFFLINE is set" if before else _why_unreachable(name)
+    if reason is not None:
+        constants.HF_HUB_OFFLINE = True  # both libraries look here for each file
+    try:
+        yield
+    except OSError as error:
+        if reason is None:
+            raise
+        raise OSError(
+            f"{error}; what this machine has of {name} may not be all of it, and {reason}"
+        ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+@cache
+def _why_unreachable(name: str) -> str | None:
+    """Why the Hub does not answer; None where it does. Asked once a process."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=SECONDS_FOR_THE_HUB)
+    except HfHubHTTPError:
+        return None
+    except Exception as error:  # of whichever library the Hub's client speaks HTTP by
+        reason = f"{constants.ENDPOINT} cannot be reached ({error})"
+        logger.info("%s: %s as the cache has it", reason, name)
+        return reason
     return None
 
 

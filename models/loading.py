@@ -22,7 +22,7 @@ import torch
 from ..configuration_tpas import check_sizes, height_and_width
 from ..data.whole_files import check_readable
 from ..processing_tpas import check_knows_words
-from .hub_repositories import HUB_NAME, check_hub, is_fetched, is_hub_name
+from .hub_repositories import HUB_NAME, check_hub, hub_or_cache, is_fetched, is_hub_name
 from .model_files import check_settings, explained_damage
 from .model_source import ModelSource
 
@@ -161,7 +161,8 @@ def _adapted(
     if not is_adapter(name):
         if base_model is not None:
             raise ValueError(f"--base_model {base_model} is for adapters, and {name} is none")
-        with explained_damage(place if kind in KINDS else name, MODEL_FILES):
+        place = place if kind in KINDS else name
+        with hub_or_cache(place, revision), explained_damage(place, MODEL_FILES):
             model, processor = load(name, dtype, revision)
         return model.eval(), processor
     from .lora import check_base, merge_adapter
@@ -333,7 +334,8 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         check_hub(name, revision)
     check_settings(place)
     try:
-        config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+        with hub_or_cache(name, revision):
+            config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
     except OSError as error:
         raise OSError(f"the model {name} cannot be loaded: {error}") from error
     if not config:
@@ -402,7 +404,8 @@ def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = F
     revision = None
     if not Path(place).is_dir() and "@" in place:
         place, _, revision = place.rpartition("@")
-    classes = read_config(place, revision).get("auto_map")
-    how_to_pin = f"--matcher vlm:{place}@COMMIT"
-    trusted = may_run_code(place, classes, trust_remote_code, revision, how_to_pin)
-    return load_vision_language_matcher(place, device, revision, trusted)
+    with hub_or_cache(place, revision):
+        classes = read_config(place, revision).get("auto_map")
+        how_to_pin = f"--matcher vlm:{place}@COMMIT"
+        trusted = may_run_code(place, classes, trust_remote_code, revision, how_to_pin)
+        return load_vision_language_matcher(place, device, revision, trusted)

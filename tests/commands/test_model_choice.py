@@ -131,10 +131,21 @@ def test_once_it_is_here_nothing_is_asked(photographs, folders, fetched, tmp_pat
     search_main([str(tmp_path / "gallery"), TEXT, "--json"])
     assert hits_of(capsys.readouterr().out) == hits_of(by_default)
     (fetched / "model.safetensors").unlink()  # as where it was cut off
+    with pytest.raises(SystemExit, match="may not be all of it, and HF_HUB_OFFLINE is set"):
+        search_main([str(photographs), TEXT, "--model", FOR_PHOTOGRAPHS.name])
     with pytest.raises(
         SystemExit, match=r"no --model was given, and for photographs .* HF_HUB_OFFLINE is set"
     ):
         manage_gallery(["build", str(photographs), "--path", str(tmp_path / "another")])
+
+
+def test_what_is_here_needs_no_hub_that_answers(photographs, fetched, capsys):
+    search_main([str(photographs), TEXT, "--json"])
+    words = [*TPAS, "search", str(photographs), TEXT, "--json"]
+    found = subprocess.run(words, env=os.environ | NOBODY, capture_output=True, text=True, timeout=100)
+    assert hits_of(found.stdout) == hits_of(capsys.readouterr().out)
+    assert "Retrying" not in found.stderr
+    assert found.stderr.count("http://127.0.0.1:9 cannot be reached (") == 1
 
 
 def test_a_folder_that_was_searched_is_searched_by_the_same_model(photographs, folders, fetched, capsys):
