@@ -224,16 +224,17 @@ def markdown(result: dict[str, Any]) -> str:
         for name, row in result["rows"].items()
     ]
     largest = max(row["largest_difference_of_scores"] for row in result["rows"].values())
+    agreement = f"differ by at most {largest:.0e}" if largest else "are equal to the bit"
     lines = ["# A folder of images, searched by five models", "", *measuring.markdown_table(heads, rows)]
     lines += [
         "",
         f"Of `tpas search` on {result['images']} drawn people of {result['image_size']} pixels as JPEG, with "
         f"{len(TEXTS)} texts, in fp32 and {result['threads']} thread on {result['machine']}; full size with "
-        "random weights, and small tokenizers of the captions' words: the real ones take some megabytes "
-        f"more. Times are the processes' own, medians of {result['repeats']} runs, while other programs ran "
+        "random weights, and small tokenizers of the captions' words: the real ones take more "
+        "(SigLIP 2's file has 34 MB). Times are the processes' own, medians of {result['repeats']} runs, while other programs ran "
         "beside: start-up is a whole search of what is encoded already, with the loading and checking of the "
-        "model. Command, page and Python found the same images in the same order with every model; scores "
-        f"differ by at most {largest:.0e}. Searching, CLIP and SigLIP rank by cosine; BLIP and TPAS re-rank "
+        "model. Command, page and Python found the same images in the same order with every model, and their "
+        f"scores {agreement}. Searching, CLIP and SigLIP rank by cosine; BLIP and TPAS re-rank "
         f"all {result['images']} images for each text.",
     ]
     if result["quick"]:
