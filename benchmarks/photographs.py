@@ -231,9 +231,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"Of `tpas search` on {result['images']} drawn people of {result['image_size']} pixels as JPEG, with "
         f"{len(TEXTS)} texts, in fp32 and {result['threads']} thread on {result['machine']}; full size with "
         "random weights, and small tokenizers of the captions' words: the real ones take more "
-        f"(SigLIP 2's file has 34 MB). Times are the processes' own, medians of {result['repeats']} runs, while "
-        "other programs ran "
-        "beside: start-up is a whole search of what is encoded already, with the loading and checking of the "
+        "(SigLIP 2's file has 34 MB). Times are the processes' own, medians of "
+        f"{result['repeats']} runs, while other programs ran beside: start-up is a whole search of what is "
+        "encoded already, with the loading and checking of the "
         "model. Command, page and Python found the same images in the same order with every model, and their "
         f"scores {agreement}. Searching, CLIP and SigLIP rank by cosine; BLIP and TPAS re-rank "
         f"all {result['images']} images for each text.",
