@@ -1,7 +1,7 @@
 """What of a model directory goes to the Hugging Face Hub, and the model card that says what was measured.
 
-The card is `model_card.md`, which says what is true of every model, and at its marks what the configuration,
-the training arguments and the results say of this one, and no more.
+The card is `model_card.md`, which says what is true of every model of a kind, and at its marks what the
+configuration, the training arguments and the results say of this one, and no more.
 """
 
 import logging
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.repocard_data import EvalResult
@@ -23,9 +24,21 @@ from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import model_fingerprint
 from ..models.hub_code import HUB_CODE
-from ..models.loading import is_adapter, load_tpas
+from ..models.hub_repositories import is_hub_name
+from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
+from ..models.loading import (
+    ADAPTER_CONFIG,
+    ADAPTER_FILES,
+    LLM2CLIP_CONFIG,
+    OPEN_CLIP_CONFIG,
+    base_of_adapter,
+    is_adapter,
+    kind_and_place,
+    load_model,
+    load_tpas,
+    read_config,
+)
 from ..models.model_files import weights_files
-from ..processing_tpas import TPASProcessor
 from ..training.run_folder import arguments_of_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,7 +53,18 @@ UPLOADED = (
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
 )
+# What other formats than transformers' have beside, by the file that tells them.
+OTHER_FORMATS = {
+    ADAPTER_CONFIG: ADAPTER_FILES,
+    OPEN_CLIP_CONFIG: (OPEN_CLIP_CONFIG, "open_clip_model.safetensors"),
+    LLM2CLIP_CONFIG: (LLM2CLIP_CONFIG, "llm2clip.safetensors"),
+}
+LIBRARIES = {None: "transformers", OPEN_CLIP_CONFIG: "open_clip"}  # others are read by tpas alone
 TRAINING_FACTS = (
     "training_pairs",
     "num_train_epochs",
@@ -58,6 +82,21 @@ TRAINING_FACTS = (
 logger = logging.getLogger(__name__)
 
 NOTE_TO_READERS = re.compile(r"<!-- What is written here.*?-->\n\n", re.DOTALL)
+OF_A_KIND = re.compile(r"<!-- of (\w+) models: -->\n")
+USE = """```sh
+tpas search IMAGES "A man in a red coat is lying on the pavement." --model {name}
+```
+
+```python
+from tpas import Gallery, load_model
+
+model, processor = load_model("{name}")
+gallery = Gallery.build(model, processor, "images", "gallery")
+hits = gallery.search(["A man in a red coat is lying on the pavement."])
+```
+
+{format}
+"""
 
 
 @dataclass(frozen=True)
@@ -77,7 +116,7 @@ def read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict[str, Any]:
+def read_results(path: Path, fingerprint: str, processor: RetrievalProcessor) -> dict[str, Any]:
     """A JSON file of `tpas evaluate --output`.
 
     Raises:
@@ -113,27 +152,52 @@ def read_results(path: Path, fingerprint: str, processor: TPASProcessor) -> dict
 
 def build_card(
     repo_id: str,
-    model: TPASModel,
-    processor: TPASProcessor,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
     results: list[dict[str, Any]],
     training: dict[str, Any] | None,
+    *,
+    of_format: str | None = None,
+    base: str | None = None,
+    licence: str | None = None,
 ) -> ModelCard:
     """`model_card.md` with what the model is, how it was trained, and what was measured.
 
     Args:
         results: what [`read_results`] returned.
         training: the arguments of the run that made it, if they are known.
+        of_format: of `OTHER_FORMATS`; None: transformers'.
+        base: the Hub name of the model that it was made from, if it is known.
+        licence: of the weights, by the Hub's word for it; None: that of a TPAS model's code, of others
+            "other".
     """
-    card = ModelCard(NOTE_TO_READERS.sub("", CARD_TEMPLATE.read_text(encoding="utf-8")))
+    template = NOTE_TO_READERS.sub("", CARD_TEMPLATE.read_text(encoding="utf-8"))
+    ours = isinstance(model, TPASModel)
+    everybodys, *parts = OF_A_KIND.split(template)
+    wanted = ("all", "TPAS" if ours else "other")
+    card = ModelCard(
+        everybodys + "".join(part for kind, part in zip(*[iter(parts)] * 2, strict=True) if kind in wanted)
+    )
+    name = repo_id.rpartition("/")[2]
     metadata: Any = card.data  # of a type that takes whatever metadata there are
-    metadata.model_name = repo_id.rpartition("/")[2]
+    metadata.model_name = name
     metadata.eval_results = [entry for result in results for entry in entries_of(result)] or None
     if results:
         metadata.metrics = ["recall"]
+    if base is not None:
+        metadata.base_model = base
+    if licence is not None or not ours:
+        metadata.license = licence or "other"
     text = card.text
+    if not ours:
+        metadata.library_name = LIBRARIES.get(of_format, "tpas")
+        metadata.tags = [tag for tag in metadata.tags if tag != "x-vlm"]
+        text = text.replace("# TPAS: text-based person anomaly search", f"# {name}", 1)
+    trained = "Nothing was said about it." if training is None else training_of(training, of_format)
     for mark, filling in (
-        ("model", architecture_of(model, processor)),
-        ("training", "Nothing was said about it." if training is None else training_of(training)),
+        ("model", architecture_of(model, processor) if ours else description_of(model, processor, base)),
+        ("use", "" if ours else use_of(repo_id, model, of_format, base)),
+        ("training", trained),
         ("results", "\n".join(map(table_of, results)) or "None were given."),
     ):
         text = text.replace(f"<!-- {mark} -->", filling.rstrip("\n"), 1)
@@ -142,7 +206,7 @@ def build_card(
     return card
 
 
-def architecture_of(model: TPASModel, processor: TPASProcessor) -> str:
+def architecture_of(model: TPASModel, processor: RetrievalProcessor) -> str:
     """A table of what the configuration says."""
     config = model.config
     vision, text = config.vision_config, config.text_config
@@ -165,14 +229,49 @@ def architecture_of(model: TPASModel, processor: TPASProcessor) -> str:
     )
 
 
-def training_of(training: dict[str, Any]) -> str:
+@torch.inference_mode()
+def description_of(model: RetrievalModel, processor: RetrievalProcessor, base: str | None) -> str:
+    """The same of another model: what it says of itself, and what it does."""
+    network = getattr(model, "network", model)
+    height, width = height_and_width(processor.image_size)
+    embeddings = model.get_text_features(**processor(text=["a"])).pooler_output
+    made_from = {} if base is None else {"made from": f"[{base}](https://huggingface.co/{base})"}
+    return markdown_rows(
+        ("", ""),
+        made_from
+        | {
+            "network": f"`{type(network).__name__}`",
+            "parameters": f"{sum(parameter.numel() for parameter in network.parameters()):,}",
+            "images": f"{height} x {width} pixels (height x width)",
+            "embeddings": f"{embeddings.shape[-1]} numbers",
+            "longest text": f"{processor.max_text_length} tokens",
+            "stage 2": "its matching head" if can_match(model) else "none: embeddings alone",
+        },
+    )
+
+
+def use_of(repo_id: str, model: RetrievalModel, of_format: str | None, base: str | None) -> str:
+    """How others load it, by tpas and by its own library."""
+    network = type(getattr(model, "network", model)).__name__
+    formats = {
+        None: f'Without tpas: `transformers.{network}.from_pretrained("{repo_id}")`.',
+        ADAPTER_CONFIG: f"It is an adapter of peft, which tpas fetches and merges into {base}.",
+        OPEN_CLIP_CONFIG: f'Without tpas: `open_clip.create_model_and_transforms("hf-hub:{repo_id}")`.',
+        LLM2CLIP_CONFIG: "It holds the image tower and the adapter; tpas fetches the language model.",
+    }
+    before = {OPEN_CLIP_CONFIG: "open_clip:", LLM2CLIP_CONFIG: "llm2clip:"}.get(of_format or "", "")
+    return USE.format(name=before + repo_id, format=formats[of_format])
+
+
+def training_of(training: dict[str, Any], of_format: str | None = None) -> str:
     """What `training_arguments.json` says; of paths the last name alone."""
     data = training.get("dataset_name") or Path(training.get("data_root") or "").name
     start = Path(training.get("model_name_or_path") or "")
     start_name = start.name if start.is_absolute() or len(start.parts) > 2 else str(start)
     begin = f"from {start_name}" if training.get("model_name_or_path") else "from random weights"
     rank = training.get("lora_rank")
-    how = f"by low-rank updates (LoRA, rank {rank}), merged into the weights" if rank else "all weights"
+    merged = "" if of_format == ADAPTER_CONFIG else ", merged into the weights"
+    how = f"by low-rank updates (LoRA, rank {rank}){merged}" if rank else "all weights"
     on = f" on {data}" if data else ""
     facts = {f"`{name}`": str(training[name]) for name in TRAINING_FACTS if name in training}
     return f"Trained with `train_accelerate.py`{on}, {begin}, {how}:\n\n" + markdown_rows(
@@ -235,32 +334,48 @@ def check_card(card: ModelCard) -> None:
         raise ValueError("the model card's metadata do not survive being written and read")
 
 
-def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path | None) -> Upload:
+def prepare(
+    directory: Path, repo_id: str, results: list[Path], arguments: Path | None, licence: str | None = None
+) -> Upload:
     """Loads the model to see that it is whole, and collects what is to be uploaded.
 
     Args:
         results: see [`read_results`].
         arguments: `training_arguments.json` of the run; `None`: the one that the run left beside.
+        licence: see [`build_card`].
 
     Raises:
-        FileNotFoundError, ValueError, OSError: the directory holds no whole model with its processor.
+        FileNotFoundError, ValueError, OSError: the directory holds no whole model with its processor, or
+            what others could not load.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(str(error)) from error
-    if is_adapter(str(directory)):
-        raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
-    if not (directory / "config.json").is_file():
+    of_format = next((name for name in OTHER_FORMATS if (directory / name).is_file()), None)
+    if of_format is None and not (directory / "config.json").is_file():
         raise FileNotFoundError(f"{directory}: no model directory, there is no config.json")
-    model, processor = load_tpas(str(directory))
+    base = needed_beside(directory, of_format)
+    ours = of_format is None and kind_and_place(str(directory))[0] == "tpas"
+    if of_format is None and not ours and read_config(str(directory)).get("auto_map"):
+        raise ValueError(
+            f"{directory}: it comes with code of its own, which nothing here has read: `hf upload` takes it"
+        )
+    model, processor = load_tpas(str(directory)) if ours else load_model(str(directory))
+    if isinstance(model, TPASModel) and not ours:
+        raise ValueError(f"{directory}: an adapter, no whole model: train with --merge and push merged/")
     fingerprint = model_fingerprint(model)
     training = arguments_of_run(directory) if arguments is None else read_object(arguments)
+    start = (training or {}).get("model_name_or_path") or ""
+    if base is None and is_hub_name(start):
+        base = start
     measured = [read_results(path, fingerprint, processor) for path in results]
-    card = build_card(repo_id, model, processor, measured, training)
+    about = {"of_format": of_format, "base": base, "licence": licence}
+    card = build_card(repo_id, model, processor, measured, training, **about)
 
-    files = {name: directory / name for name in needed_files(directory)}
-    files |= code_of(directory)
+    files = {name: directory / name for name in needed_files(directory, of_format)}
+    if ours:
+        files |= code_of(directory)
     for path in files.values():
         check_own_file(path, directory)
     report_other_code(files)
@@ -268,9 +383,31 @@ def prepare(directory: Path, repo_id: str, results: list[Path], arguments: Path 
     return Upload(files, card, left)
 
 
-def needed_files(directory: Path) -> list[str]:
+def needed_files(directory: Path, of_format: str | None) -> list[str]:
     """The names of what is needed of a model and its processor, of what is there."""
-    return [name for name in (*UPLOADED, *weights_files(directory)) if (directory / name).exists()]
+    weights = weights_files(directory) if of_format is None else OTHER_FORMATS[of_format]
+    return [name for name in (*UPLOADED, *weights) if (directory / name).exists()]
+
+
+def needed_beside(directory: Path, of_format: str | None) -> str | None:
+    """The Hub name of the model that an adapter, or LLM2CLIP's tower, is nothing without; None of others.
+
+    Raises:
+        ValueError: it is a folder, which only this machine has.
+    """
+    if is_adapter(str(directory)):
+        base, way_out = base_of_adapter(str(directory))[0], "train with --merge and push merged/"
+    elif of_format == LLM2CLIP_CONFIG:
+        base = str(read_object(directory / LLM2CLIP_CONFIG).get("language_model"))
+        way_out = "name it as the Hub does"
+    else:
+        return None
+    base = base.removeprefix("transformers:").removeprefix("blip:")
+    if not is_hub_name(base):
+        raise ValueError(
+            f"{directory}: no whole model, but what goes over {base}, which others do not have: {way_out}"
+        )
+    return base
 
 
 def check_own_file(path: Path, directory: Path) -> None:
@@ -313,5 +450,5 @@ def push(upload: Upload, repo_id: str, *, private: bool, revision: str | None) -
         api.create_branch(repo_id, branch=revision, exist_ok=True)
     operations = [CommitOperationAdd(name, str(path)) for name, path in upload.files.items()]
     operations.append(CommitOperationAdd("README.md", str(upload.card).encode()))
-    commit = api.create_commit(repo_id, operations, commit_message="Upload TPAS model", revision=revision)
+    commit = api.create_commit(repo_id, operations, commit_message="Upload model", revision=revision)
     return commit.commit_url

@@ -1,11 +1,16 @@
 """Which model a command on galleries works with: what its flags name, or what made the gallery."""
 
 import logging
+import os
+import sys
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from ..models.photographs import FOR_PHOTOGRAPHS
 from ..search.arguments import BASE_MODEL_HELP
 from .command_line import WrongUsage
 
@@ -17,10 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEMO_START_FILE = "pretraining_arguments.json"  # beside what `tpas.commands.pretrain_start` made
-NO_MODEL = (
-    "give --model or set TPAS_MODEL: demo_start for drawn people; for photographs a converted X-VLM, or any "
-    "CLIP, SigLIP or BLIP, such as google/siglip2-base-patch16-384"
-)
+OTHERS = "give --model or set TPAS_MODEL (demo_start: drawn people; others are in docs/models.md)"
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class ModelChoice:
         metadata={
             "envvar": "TPAS_MODEL",
             "help": "a model or adapter: its folder, or its name on the Hub; of a gallery without it the one "
-            "that made it",
+            f"that made it, of photographs {FOR_PHOTOGRAPHS}",
         },
     )
     revision: str | None = field(default=None, metadata={"help": "commit of the model's Hub repository"})
@@ -41,12 +43,20 @@ class ModelChoice:
         default=False,
         metadata={"help": "run the code that comes with the --model, from the Hub at a --revision"},
     )
+    yes: bool = field(
+        default=False, metadata={"help": "without --model: fetch the one for photographs, and do not ask"}
+    )
 
     def source(self, gallery: "GalleryFiles | None" = None) -> "ModelSource":
         """What is to be loaded; known before torch is.
 
+        Without a model's name, here or by the gallery, that is the one for photographs, which the user agrees
+        to have fetched.
+
         Raises:
-            WrongUsage: no model is named, neither here nor by the gallery; or a flag of one that is not.
+            WrongUsage: the gallery names no model; or the user does not agree; or a flag is of a model that
+                is not named.
+            OSError: the one for photographs cannot be had.
         """
         from ..models.model_source import ModelSource
 
@@ -56,7 +66,7 @@ class ModelChoice:
             if given:
                 raise WrongUsage(f"{flag} is of a --model, which was not given")
         if gallery is None:
-            raise WrongUsage(NO_MODEL)
+            return self._for_photographs
         if gallery.model_source is None:
             raise WrongUsage(
                 f"the gallery {gallery.directory} does not say which model made it: give --model or set "
@@ -64,6 +74,31 @@ class ModelChoice:
             )
         own = gallery.model_source
         return own if self.base_model is None else replace(own, base_model=self.base_model)
+
+    @cached_property
+    def _for_photographs(self) -> "ModelSource":
+        """The model for photographs, once it is here or the user has agreed to fetch it."""
+        from huggingface_hub import constants
+
+        from ..models.hub_repositories import check_hub
+        from ..models.model_source import ModelSource
+
+        name, what = FOR_PHOTOGRAPHS.name, f"{FOR_PHOTOGRAPHS} from the Hub"
+        if FOR_PHOTOGRAPHS.is_here:
+            logger.info("no --model was given: %s, which is for photographs", name)
+            return ModelSource(name)
+        if not self.yes and not constants.HF_HUB_OFFLINE:
+            if "RANK" in os.environ or not (sys.stdin.isatty() and sys.stderr.isatty()):
+                raise WrongUsage(
+                    f"no --model was given: add --yes to fetch {what}, for photographs; or {OTHERS}"
+                )
+            if not typer.confirm(f"No --model was given. Fetch {what}, for photographs?", err=True):
+                raise WrongUsage(f"no model, then: {OTHERS}")
+        try:
+            check_hub(name, files=FOR_PHOTOGRAPHS.files[-1:])
+        except OSError as error:
+            raise OSError(f"no --model was given, and for photographs {error}") from error
+        return ModelSource(name)
 
     def load(self, gallery: "GalleryFiles | None" = None) -> "tuple[RetrievalModel, RetrievalProcessor]":
         """The model in fp32 and its processor.
@@ -77,9 +112,8 @@ class ModelChoice:
 
         source = self.source(gallery)
         load = partial(load_model, source.name, revision=source.revision, base_model=source.base_model)
-        if self.model is not None:
+        if self.model is not None or gallery is None:
             return load(trust_remote_code=self.trust_remote_code)
-        assert gallery is not None, "without a model there is a gallery, or it was refused"
         pinned = "" if source.revision is None else f" --revision {source.revision}"
         if not is_on_this_machine(source):
             raise ValueError(
@@ -107,7 +141,8 @@ def warn_of_drawn_people(model: "RetrievalModel", images: Path | None) -> None:
     here = images.absolute()
     if not any(is_drawn(folder) for folder in (here, *here.parents)):
         logger.warning(
-            "%s knows drawn people only: what it finds among photographs is chance; for these give --model a "
-            "converted X-VLM, or any CLIP, SigLIP or BLIP",
+            "%s knows drawn people only: what it finds among photographs is chance; for these give "
+            "--model %s, or another of docs/models.md",
             source.name,
+            FOR_PHOTOGRAPHS.name,
         )

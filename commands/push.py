@@ -2,10 +2,11 @@
 
     tpas push MODEL_DIR user/name --results results.json --dry_run
 
-The files of the model and the processor go up in one commit, together with the code that
-`from_pretrained(..., trust_remote_code=True)` needs and a card written from `model_card.md`: what the
-model is, how it was trained, and what `tpas evaluate --output` measured stage by stage. With `--dry_run`
-nothing is sent and no network is needed.
+The files of the model and the processor go up in one commit, by name, together with a card written from
+`model_card.md`: what the model is, how it was trained, and what `tpas evaluate --output` measured stage by
+stage; of a TPAS model also the code that `from_pretrained(..., trust_remote_code=True)` needs. Whatever
+`--model` takes goes: CLIP, SigLIP, BLIP and others in their own library's format, and their adapters over a
+model of the Hub. With `--dry_run` nothing is sent, and no network is needed.
 """
 
 import os
@@ -33,13 +34,20 @@ def push(
         Path | None,
         Option(help="of the run that made it (default: the one that the run left beside its models)"),
     ] = None,
+    licence: Annotated[
+        str | None,
+        Option(
+            help="of the weights, by the Hub's word, such as apache-2.0 (default: a TPAS model's is that of "
+            "its code, another's is 'other')"
+        ),
+    ] = None,
     dry_run: Annotated[bool, Option(help="list what would go, print the card, send nothing")] = False,
 ) -> CommandResult:
     from .hub_upload import prepare, push
 
     if not dry_run and os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE"):
         raise ValueError("HF_HUB_OFFLINE is set: unset it to upload, or add --dry_run")
-    upload = prepare(directory, repo_id, results or [], training_arguments)
+    upload = prepare(directory, repo_id, results or [], training_arguments, licence)
     card = str(upload.card)
     sizes = {name: path.stat().st_size for name, path in upload.files.items()}
     sizes["README.md"] = len(card.encode())

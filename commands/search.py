@@ -9,8 +9,8 @@
 A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
 
-Any retrieval model will do (docs/other_models.md); one without a stage 2 ranks by its embeddings alone. The
-model of a gallery need not be named.
+Any retrieval model will do (docs/models.md); one without a stage 2 ranks by its embeddings alone. The model
+of a gallery need not be named, nor the one for photographs, which is fetched after one question or by --yes.
 
 `--interactive` loads the model once, and answers a text a line until the input ends: typed, or from a pipe,
 with `--json` a document a line. Of a line that cannot be answered it says why, and reads the next one. An
@@ -120,7 +120,7 @@ def search(
 
     # What can be refused is, before torch is loaded and images are encoded for hours.
     from ..search.arguments import MatchingDtype, check_cascade, check_index
-    from ..search.gallery_files import GalleryFiles
+    from ..search.gallery_files import GalleryFiles, gallery_of_folder
 
     if sheet is not None:
         from ..figures.contact_sheet import check_sheet
@@ -137,7 +137,10 @@ def search(
         check_cascade(not no_rerank, sca, matching_dtype)
     if matcher is not None and no_rerank:
         raise WrongUsage("--matcher re-ranks, and --no_rerank was given: leave one out")
-    files = GalleryFiles(folder) if is_gallery else None
+    if is_gallery:
+        files = GalleryFiles(folder)
+    else:
+        files = gallery_of_folder(folder) if choice.model is None else None
     choice.source(files)
 
     with quick_imports():

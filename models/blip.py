@@ -14,7 +14,7 @@ from .dual_encoder import DualEncoder, as_features
 from .interface import Features
 from .loading import OTHER_TOKENIZER, check_vocabulary
 from .pair_processor import PairProcessor
-from .transformers_encoders import load_complete
+from .transformers_encoders import check_pixels, load_complete
 
 LONGEST_CAPTION = 512  # BLIP was trained on 35 tokens, but has positions for so many
 
@@ -95,7 +95,9 @@ def load_blip(
         **source,
     )
     check_vocabulary(processor.tokenizer, network.config, f"the tokenizer of {name}", OTHER_TOKENIZER)
-    return BlipRetriever(network, spec, matching_token(text.vocab_size, processor.tokenizer)), processor
+    model = BlipRetriever(network, spec, matching_token(text.vocab_size, processor.tokenizer))
+    check_pixels(name, model, processor)
+    return model, processor
 
 
 def matching_token(vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -23,6 +23,7 @@ from ..configuration_tpas import check_sizes, height_and_width
 from ..data.json_records import read_json
 from ..data.whole_files import check_readable
 from ..processing_tpas import check_knows_words
+from .hub_repositories import HUB_NAME, check_hub, hub_or_cache, is_fetched, is_hub_name
 from .model_files import check_settings, explained_damage
 from .model_source import ModelSource
 
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 KINDS = ("tpas", "transformers", "blip", "open_clip", "llm2clip")
 ADAPTER_CONFIG = "adapter_config.json"  # peft's name for it
 BASE_FILE = "base_model.json"  # beside it: which weights the adapter belongs to
+ADAPTER_FILES = (ADAPTER_CONFIG, "adapter_model.safetensors", BASE_FILE)
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 LLM2CLIP_CONFIG = "llm2clip.json"
 OTHER_TOKENIZER = "it belongs to another model; put the one into the folder that it was trained with"
@@ -56,8 +58,6 @@ MODEL_FILES = "config.json, weights and processor's files"
 PROCESSOR_FILES = "processor_config.json, tokenizer.json and tokenizer_config.json"
 SHORTEST_TEXT = 3  # tokens: a word, [CLS] and [SEP]
 COMMIT = "[0-9a-f]{40}"
-SECONDS_FOR_THE_HUB = 10.0  # to say that it is there
-HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def load_model(
@@ -83,10 +83,14 @@ def load_model(
         ValueError: it is no retrieval model, needs code that is not trusted or not pinned, or a package that
             is not installed; or an adapter's base has other weights than those it was trained over.
     """
-    load = partial(_load_whole, trust_remote_code=trust_remote_code)
-    model, processor = _adapted(name, load, dtype, revision, base_model)
+    here = adapter_folder(name, revision)
+    of_hub = here != name
+    # Whose adapter it is says which base, and so whose code: that is more than who calls this has read.
+    load = partial(_load_whole, trust_remote_code=trust_remote_code and not of_hub)
+    model, processor = _adapted(here, load, dtype, None if of_hub else revision, base_model)
     base = None if base_model is None else lasting_name(base_model)
-    commit = revision or getattr(model.config, "_commit_hash", None)  # "main" may be another one by tomorrow
+    # "main" may be another one by tomorrow
+    commit = Path(here).name if of_hub else revision or getattr(model.config, "_commit_hash", None)
     cast(Any, model).loaded_from = ModelSource(lasting_name(name), commit, base)
     return model, processor
 
@@ -112,11 +116,10 @@ def is_on_this_machine(source: ModelSource) -> bool:
             return True
     if not HUB_NAME.fullmatch(place):
         return os.path.isabs(place)  # a folder that is gone; loading says so
-    from huggingface_hub import try_to_load_from_cache
-
-    files = ("config.json", OPEN_CLIP_CONFIG)
-    found = (try_to_load_from_cache(place, file, revision=source.revision) for file in files)
-    return any(isinstance(path, str) for path in found)
+    if is_fetched(place, ADAPTER_CONFIG, source.revision):
+        base, commit = base_of_adapter(adapter_folder(place, source.revision))
+        return is_on_this_machine(ModelSource(source.base_model or base, commit))
+    return any(is_fetched(place, file, source.revision) for file in ("config.json", OPEN_CLIP_CONFIG))
 
 
 def load_tpas(
@@ -141,7 +144,9 @@ def load_tpas(
             )
         return _load_whole(whole, dtype, revision, trust_remote_code=False)
 
-    return cast("tuple[TPASModel, TPASProcessor]", _adapted(name, load, dtype, revision, base_model))
+    here = adapter_folder(name, revision)
+    revision = revision if here == name else None
+    return cast("tuple[TPASModel, TPASProcessor]", _adapted(here, load, dtype, revision, base_model))
 
 
 def _adapted(
@@ -157,7 +162,8 @@ def _adapted(
     if not is_adapter(name):
         if base_model is not None:
             raise ValueError(f"--base_model {base_model} is for adapters, and {name} is none")
-        with explained_damage(place if kind in KINDS else name, MODEL_FILES):
+        place = place if kind in KINDS else name
+        with hub_or_cache(place, revision), explained_damage(place, MODEL_FILES):
             model, processor = load(name, dtype, revision)
         return model.eval(), processor
     from .lora import check_base, merge_adapter
@@ -182,6 +188,8 @@ def _load_whole(
     name: str, dtype: torch.dtype | None, revision: str | None, trust_remote_code: bool
 ) -> "tuple[RetrievalModel, RetrievalProcessor]":
     kind, place = kind_and_place(name, revision)
+    if kind in ("tpas", "blip"):
+        read_config(place, revision)  # says what is not there
     if kind == "tpas":
         from ..modeling_tpas import TPASModel
         from .transformers_encoders import load_complete
@@ -243,6 +251,19 @@ def load_processor(place: str, revision: str | None = None) -> "TPASProcessor":
 def is_adapter(name: str) -> bool:
     """Whether a folder holds an adapter and not a whole model."""
     return (Path(name) / ADAPTER_CONFIG).is_file()
+
+
+def adapter_folder(name: str, revision: str | None = None) -> str:
+    """Where in the cache the files of an adapter of the Hub lie, fetched if need be; else the name itself.
+
+    Raises:
+        OSError: see `check_hub`.
+    """
+    if not is_hub_name(name) or check_hub(name, revision, ("config.json", ADAPTER_CONFIG)) != ADAPTER_CONFIG:
+        return name
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(name, revision=revision, allow_patterns=list(ADAPTER_FILES))
 
 
 def base_of_adapter(name: str) -> tuple[str, str | None]:
@@ -309,12 +330,13 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     if not place.is_dir():
         if place.exists():
             raise NotADirectoryError(f"{name} is a file: give the folder of the model")
-        if not HUB_NAME.fullmatch(str(name)) or place.parent.is_dir():
+        if not is_hub_name(name):
             raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
-        _check_hub(name, revision)
+        check_hub(name, revision)
     check_settings(place)
     try:
-        config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
+        with hub_or_cache(name, revision):
+            config = PretrainedConfig.get_config_dict(name, revision=revision)[0]
     except OSError as error:
         raise OSError(f"the model {name} cannot be loaded: {error}") from error
     if not config:
@@ -323,35 +345,9 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
     return config
 
 
-def _check_hub(name: str, revision: str | None) -> None:
-    """Raises OSError, with the way out, where the Hub cannot give the model, and not after a minute."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-        return
-    if constants.HF_HUB_OFFLINE:
-        reason = "it is not on this machine, and HF_HUB_OFFLINE is set: unset it to fetch it"
-    else:
-        try:
-            get_hf_file_metadata(
-                hf_hub_url(name, "config.json", revision=revision), timeout=SECONDS_FOR_THE_HUB
-            )
-            return
-        except GatedRepoError:
-            reason = f"it is gated: accept its terms at {constants.ENDPOINT}/{name}, then `hf auth login`"
-        except RepositoryNotFoundError:
-            reason = f"{constants.ENDPOINT} has no such model, or it is private: then `hf auth login`"
-        except HfHubHTTPError:
-            return  # no such revision or file, of which transformers says more
-        except Exception as error:  # of whichever library the Hub's client speaks HTTP by
-            reason = f"{constants.ENDPOINT} cannot be reached ({error})"
-    raise OSError(f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here")
-
-
 def is_tpas(name: str, revision: str | None = None, base_model: str | None = None) -> bool:
     """Whether the name is of `TPASModel`, or of an adapter of one."""
-    if is_adapter(name):
+    if is_adapter(name := adapter_folder(name, revision)):
         trained, commit = base_of_adapter(name)
         name, revision = (base_model, revision) if base_model else (trained, commit or revision)
     return kind_and_place(name, revision)[0] == "tpas"
@@ -409,7 +405,8 @@ def load_matcher(name: str, device: torch.device, *, trust_remote_code: bool = F
     revision = None
     if not Path(place).is_dir() and "@" in place:
         place, _, revision = place.rpartition("@")
-    classes = read_config(place, revision).get("auto_map")
-    how_to_pin = f"--matcher vlm:{place}@COMMIT"
-    trusted = may_run_code(place, classes, trust_remote_code, revision, how_to_pin)
-    return load_vision_language_matcher(place, device, revision, trusted)
+    with hub_or_cache(place, revision):
+        classes = read_config(place, revision).get("auto_map")
+        how_to_pin = f"--matcher vlm:{place}@COMMIT"
+        trusted = may_run_code(place, classes, trust_remote_code, revision, how_to_pin)
+        return load_vision_language_matcher(place, device, revision, trusted)

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from ..configuration_tpas import number_if_square
+from ..configuration_tpas import height_and_width, number_if_square
 from ..modeling_tpas import check_loaded
 from .dual_encoder import INITIAL_TEMPERATURE, DualEncoder
 from .loading import OTHER_TOKENIZER, check_vocabulary
@@ -16,6 +17,9 @@ from .pair_processor import PairProcessor
 
 # Trained on captions padded to their full length, without a mask: the last token, mostly padding, is pooled.
 FULL_LENGTH_FAMILIES = ("siglip", "siglip2")
+OTHER_IMAGE_PROCESSOR = (
+    "preprocessor_config.json belongs to another model; put the one into the folder that it was trained with"
+)
 METHODS = ("get_image_features", "get_text_features")
 
 
@@ -75,7 +79,25 @@ def load_transformers_encoder(
     )
     if hasattr(getattr(config, "text_config", None), "vocab_size"):
         check_vocabulary(processor.tokenizer, config, f"the tokenizer of {name}", OTHER_TOKENIZER)
+    check_pixels(name, model, processor)
     return model, processor
+
+
+@torch.inference_mode()
+def check_pixels(name: str, model: DualEncoder, processor: PairProcessor) -> None:
+    """Raises ValueError for an image processor that makes of an image what the model does not take."""
+    features = processor(images=[Image.new("RGB", (64, 48))])
+    pixels = tuple(features["pixel_values"].shape)
+    size = getattr(model.config.vision_config, "image_size", None)
+    if len(features) == 1 and size is not None and pixels == (1, 3, *height_and_width(size)):
+        return
+    try:  # some take images of any size
+        model.get_image_features(**features)
+    except Exception as error:
+        made = f"{type(processor.image_processor).__name__} makes {pixels} of an image"
+        raise ValueError(
+            f"{name}: its {made}, and the model takes no such: {OTHER_IMAGE_PROCESSOR} ({error})"
+        ) from error
 
 
 def refuse_without_methods(name: str, network_class: type) -> None:

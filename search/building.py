@@ -240,7 +240,7 @@ class _Plan:
         manifest = read_manifest(directory)
         known: dict[int, int] = {}
         if manifest is not None:
-            settings.check_equal(manifest["settings"], directory)
+            settings.check_equal(manifest["settings"], directory, manifest["model"])
             stored = StoredGallery(directory)
             _ = stored.embeddings  # checks their files, which hold the hashes too
             known = {own: row for row, own in enumerate(stored.id_hashes.tolist())}

@@ -8,7 +8,6 @@ Where the folder beside cannot be written to, it is kept in the user's cache.
 
 import logging
 import os
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from .building import is_same, report_left_out
 from .gallery import Gallery
+from .gallery_files import place_of_gallery
 from .manifest import MANIFEST, SHARDS, GalleryError, explained_write_errors
 
 logger = logging.getLogger(__name__)
@@ -28,16 +28,6 @@ RECORD = "files.json"
 LARGEST_RECORD = 2**30  # bytes: some hundred for each image
 # By id, as `file_state` says; early versions wrote the first two numbers alone.
 FileStates = dict[str, list[int]]
-
-
-def place_of_gallery(folder: Path) -> Path:
-    """Where the galleries of a folder's images are kept."""
-    folder = Path(os.path.realpath(folder))
-    beside = folder.with_name(f"{folder.name}.gallery") if folder.name else None
-    if beside is not None and os.access(beside if beside.exists() else beside.parent, os.W_OK):
-        return beside
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "tpas" / f"{folder.name}-{blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
 
 
 def open_folder(

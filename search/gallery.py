@@ -244,7 +244,7 @@ class Gallery:
                 image_fingerprint=None if processor is None else image_fingerprint(model, processor),
                 text_fingerprint=None if processor is None else text_fingerprint(processor),
             )
-            own.check_equal(expected, stored.directory)
+            own.check_equal(expected, stored.directory, stored.model_source)
             check_precision(model, matching_dtype)
         root = None if images_root is None else str(images_root)
         gallery = cls(stored, model, processor, check_index(index), root, matching_dtype, follow_links)

@@ -1,6 +1,8 @@
 """The files of a gallery as its manifest lists them; what is inside them is for `stored_gallery`."""
 
 import hashlib
+import os
+from hashlib import blake2b
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -146,3 +148,19 @@ class GalleryFiles:
         return GalleryError(
             f"{self._path(shard, file)} is damaged ({reason}): restore this file, or build the gallery again"
         )
+
+
+def place_of_gallery(folder: Path) -> Path:
+    """Where the galleries of a folder's images are kept."""
+    folder = Path(os.path.realpath(folder))
+    beside = folder.with_name(f"{folder.name}.gallery") if folder.name else None
+    if beside is not None and os.access(beside if beside.exists() else beside.parent, os.W_OK):
+        return beside
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "tpas" / f"{folder.name}-{blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
+
+
+def gallery_of_folder(folder: Path) -> GalleryFiles | None:
+    """The gallery that a folder's images are in already and that names its model, where there is only one."""
+    found = [GalleryFiles(manifest.parent) for manifest in place_of_gallery(folder).glob(f"*/{MANIFEST}")]
+    return found[0] if len(found) == 1 and found[0].model_source is not None else None

@@ -86,15 +86,21 @@ class GallerySettings:
         settings |= {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
         return settings if words is None else settings | {"text_fingerprint": words}
 
-    def check_equal(self, other: "GallerySettings", directory: Path) -> None:
+    def check_equal(
+        self, other: "GallerySettings", directory: Path, made_by: ModelSource | None = None
+    ) -> None:
         """Raises GalleryError, naming what differs from `other`, that of the gallery in `directory`.
 
         An image or text fingerprint that is None on either side differs from none.
+
+        Args:
+            made_by: what the gallery says made it.
         """
         if self.model_fingerprint != other.model_fingerprint:
+            name = "" if made_by is None else f", {made_by}"
             raise GalleryError(
                 f"the gallery {directory} was made by the model {other.model_fingerprint}, and this one is "
-                f"{self.model_fingerprint}: use that model, or build another gallery with this one"
+                f"{self.model_fingerprint}: use that model{name}, or build another gallery with this one"
             )
         own, there = self.image_fingerprint, other.image_fingerprint
         if None not in (own, there) and own != there:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 CACHE = tempfile.mkdtemp(prefix="tpas-tests-")
@@ -26,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.commands.launch import launch_command_parser
+from hub_stand_in import StandIn
 from hypothesis import HealthCheck, settings
 from PIL import Image
 from tiny_inputs import noise_image, tiny_processor
@@ -122,6 +124,17 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     """By the names of `FAMILIES` saved models with their processors, not to be changed."""
     root = tmp_path_factory.mktemp("models")
     return {family: save_tiny(family, root / family) for family in FAMILIES}
+
+
+@pytest.fixture
+def hub():
+    server = StandIn()
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,3 +137,19 @@ def test_systems(tmp_path):
     matching = [name for name, rate in pairs.items() if rate != "—"]
     assert matching == ["a TPAS model (X-VLM)", "blip: BLIP base"]
     assert "nothing of this is a measurement" in table
+
+
+def test_photographs(tmp_path, monkeypatch, small_pab):
+    """Its models, and the two ways to search that need no process of their own."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    photographs = importlib.import_module("photographs")
+    images = shutil.copytree(small_pab / "test" / "imgs", tmp_path / "images")
+    for number, name in enumerate(photographs.BUILDERS):
+        folder = tmp_path / str(number)
+        assert 0 < photographs.build(name, folder, True) < 10_000_000
+        python, page = photographs.search_by_python_and_page(images, folder)
+        assert len(python[0]) == photographs.TOP_K
+        assert photographs.difference(python, page) < photographs.TOLERANCE
+        moved = [[(name, score + 1e-3) for name, score in hits] for hits in page]
+        with pytest.raises(ValueError, match="the answers differ"):
+            photographs.difference(python, moved)

@@ -14,6 +14,7 @@ from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
 from ..models.loading import (
     MODEL_FILES,
     OTHER_TOKENIZER,
+    adapter_folder,
     check_vocabulary,
     is_adapter,
     is_tpas,
@@ -43,6 +44,8 @@ def load_start(arguments: FineTuningArguments) -> tuple[RetrievalModel, Retrieva
             image size, or it is an adapter and another one is asked for.
     """
     name, missing = cast(str, arguments.model_name_or_path or arguments.config_name), set()
+    if arguments.model_name_or_path is not None:
+        name = adapter_folder(name, arguments.revision)
     if arguments.model_name_or_path is None:
         model = TPASModel(TPASConfig.from_pretrained(name))
     elif is_adapter(name) and arguments.lora_rank:

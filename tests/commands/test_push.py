@@ -1,21 +1,20 @@
 """Uploading a model, and loading it back, against a stand-in of the Hub's HTTP interface on this machine."""
 
-import base64
-import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import torch
+from hub_stand_in import environment
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
+from tiny_retrieval_models import cached_snapshot
 from transformers import BertTokenizer
 
 from tpas.commands import hub_upload
@@ -25,11 +24,12 @@ from tpas.commands.push import main
 from tpas.configuration_tpas import TPASConfig
 from tpas.modeling_tpas import TPASModel
 from tpas.models.hub_code import HUB_CODE
-from tpas.models.loading import load_model
+from tpas.models.loading import is_on_this_machine, load_model, source_of
+from tpas.models.lora import add_lora
+from tpas.models.model_source import ModelSource
 from tpas.processing_tpas import TPASProcessor
-from tpas.training.run_folder import MODELS
+from tpas.training.run_folder import MODELS, save_model
 
-TOKEN = "hf_of_the_test"
 WEIGHTS_AND_SETTINGS = {
     "config.json",
     "model.safetensors",
@@ -53,126 +53,6 @@ save_file({"match_logits": answer.match_logits, "text_embeds": answer.text_embed
 """
 
 
-class StandIn(ThreadingHTTPServer):
-    """Repositories in memory: branches of files, LFS objects apart, as the Hub keeps them."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), StandInHandler)
-        self.branches: dict[str, dict[str, dict[str, bytes]]] = {}
-        self.visibility: dict[str, str | None] = {}
-        self.objects: dict[str, bytes] = {}
-        self.requests: list[str] = []
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class StandInHandler(BaseHTTPRequestHandler):
-    server: StandIn
-
-    def log_message(self, *args):
-        pass
-
-    def answer(self, status: int, content=None, headers=None, body: bytes | None = None):
-        body = json.dumps({} if content is None else content).encode() if body is None else body
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def refuse(self, status: int, code: str):
-        self.answer(status, {"error": code}, {"X-Error-Code": code, "X-Error-Message": code})
-
-    def do_GET(self):  # noqa: N802 - the name http.server calls
-        found = re.fullmatch(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<branch>[^/]+)/(?P<path>.+)", self.path)
-        self.server.requests.append(f"{self.command} {self.path}")
-        if not found or found["repo"] not in self.server.branches:
-            self.refuse(404, "EntryNotFound")
-            return
-        files = self.server.branches[found["repo"]]
-        files = files.get(found["branch"]) or next(iter(files.values()))  # by the commit: of the only branch
-        if found["path"] not in files:
-            self.refuse(404, "EntryNotFound")
-            return
-        body = files[found["path"]]
-        etag = hashlib.sha256(body).hexdigest()
-        self.answer(200, None, {"X-Repo-Commit": "c" * 40, "ETag": f'"{etag}"'}, body)
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def do_PUT(self):  # noqa: N802
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        oid = self.path.rpartition("/")[2]
-        assert hashlib.sha256(body).hexdigest() == oid
-        self.server.objects[oid] = body
-        self.answer(200)
-
-    def do_POST(self):  # noqa: N802
-        self.server.requests.append(f"{self.command} {self.path}")
-        if "chunked" in self.headers.get("Transfer-Encoding", ""):
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-        else:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            self.refuse(401, "Unauthorized")
-        elif self.path == "/api/repos/create":
-            wanted = json.loads(body)
-            repo = f"{wanted.get('organization') or 'user'}/{wanted['name']}"
-            known = repo in self.server.branches
-            self.server.branches.setdefault(repo, {"main": {}})
-            self.server.visibility.setdefault(repo, wanted.get("visibility"))
-            self.answer(409 if known else 200, {"url": f"{self.server.endpoint}/{repo}", "id": repo})
-        elif self.path == "/api/validate-yaml":
-            self.answer(200, {"errors": [], "warnings": []})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/branch/(.+)", self.path):
-            self.server.branches[found[1]].setdefault(found[2], {})
-            self.answer(200)
-        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/preupload/.+", self.path):
-            modes = []
-            for path in (file["path"] for file in json.loads(body)["files"]):
-                mode = "lfs" if path.endswith(".safetensors") else "regular"
-                modes.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None})
-            self.answer(200, {"files": modes})
-        elif self.path.endswith(".git/info/lfs/objects/batch"):
-            objects = [
-                entry | {"actions": {"upload": {"href": f"{self.server.endpoint}/lfs/{entry['oid']}"}}}
-                for entry in json.loads(body)["objects"]
-            ]
-            self.answer(200, {"transfer": "basic", "objects": objects})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/(.+)", self.path):
-            files = self.server.branches[found[1]][found[2]]
-            for line in map(json.loads, body.splitlines()):
-                value = line["value"]
-                if line["key"] == "file":
-                    files[value["path"]] = base64.b64decode(value["content"])
-                elif line["key"] == "lfsFile":
-                    files[value["path"]] = self.server.objects[value["oid"]]
-            url = f"{self.server.endpoint}/{found[1]}/commit/{'c' * 40}"
-            self.answer(200, {"success": True, "commitOid": "c" * 40, "commitUrl": url, "hookOutput": ""})
-        else:
-            self.refuse(404, "EntryNotFound")
-
-
-@pytest.fixture
-def hub():
-    server = StandIn()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 @pytest.fixture
 def model_dir(start, tmp_path) -> Path:
     """A model as a training run leaves it: with its arguments above, and a file that is nobody's business."""
@@ -191,17 +71,6 @@ def results(model_dir, small_pab, tmp_path) -> Path:
     evaluate(["--model", str(model_dir), "--data_root", str(small_pab), "--output", str(output)])
     output.write_text(json.dumps(json.loads(output.read_text()) | {"dataset_name": "Drawn people"}))
     return output
-
-
-def environment(hub: StandIn, folder: Path, token: str = TOKEN) -> dict[str, str]:
-    """Of a user of this Hub: online, with a token and a cache."""
-    return {
-        "HF_ENDPOINT": hub.endpoint,
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": token,
-        "HF_HOME": str(folder / "hf_home"),
-        "HF_HUB_DISABLE_XET": "1",  # the stand-in takes large files by Git LFS alone
-    }
 
 
 def files_listed(printed: str) -> set[str]:
@@ -404,10 +273,84 @@ def test_a_directory_that_is_no_whole_model_is_refused(model_dir, tmp_path):
         main([str(model_dir), "user/tpas", "--dry_run"])
 
 
-def test_an_adapter_is_refused_with_the_way_out(model_dir):
-    (model_dir / "adapter_config.json").touch()
-    with pytest.raises(SystemExit, match="an adapter, no whole model: train with --merge and push merged/"):
+def test_an_adapter_over_what_others_do_not_have_is_refused_with_the_way_out(model_dir, tmp_path):
+    settings = {"base_model_name_or_path": str(tmp_path / "start"), "modules_to_save": []}
+    (model_dir / "adapter_config.json").write_text(json.dumps(settings))
+    message = r"no whole model, but what goes over \S*start, .*: train with --merge and push merged/"
+    with pytest.raises(SystemExit, match=message):
         main([str(model_dir), "user/tpas", "--dry_run"])
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip2", "blip"])
+def test_a_model_of_another_library_goes_by_name_with_a_card_of_its_own(folders, family, tmp_path, capsys):
+    directory = tmp_path / "run" / "best"
+    shutil.copytree(folders[family], directory)
+    (directory / "optimizer.pt").write_bytes(b"secret")
+    arguments = {"model_name_or_path": "google/siglip2-base-patch16-224", "learning_rate": 3e-5}
+    (tmp_path / "run" / "training_arguments.json").write_text(json.dumps(arguments))
+    main([str(directory), "user/mine", "--dry_run", "--licence", "apache-2.0"])
+    printed = capsys.readouterr().out
+    assert files_listed(printed) == {path.name for path in folders[family].iterdir()}
+    assert re.search(r"^ +stays here  optimizer\.pt$", printed, re.MULTILINE)
+    card = ModelCard(printed.partition("\n\n---\n")[2].join(["---\n", ""]))
+    assert (card.data.license, card.data.library_name) == ("apache-2.0", "transformers")
+    assert card.data.base_model == arguments["model_name_or_path"]
+    model, _ = load_model(str(directory))
+    network = type(model.network).__name__
+    for part in (
+        "# mine\n",
+        f"| network | `{network}` |",
+        f"| embeddings | {32 if family == 'siglip2' else 16} numbers |",
+        "| stage 2 | its matching head |" if family == "blip" else "| stage 2 | none: embeddings alone |",
+        "--model user/mine",
+        f'transformers.{network}.from_pretrained("user/mine")',
+        "Trained with `train_accelerate.py`, from google/siglip2-base-patch16-224, all weights:",
+        "Disability, illness, play",
+    ):
+        assert part in card.text
+    for foreign in ("<!--", "Swin", "X-VLM", "trust_remote_code", "BERT"):
+        assert foreign not in card.text
+    main([str(directory), "user/mine", "--dry_run"])
+    assert "license: other" in capsys.readouterr().out
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
+    with pytest.raises(SystemExit, match="code of its own, .* read: `hf upload` takes it"):
+        main([str(directory), "user/mine", "--dry_run"])
+
+
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")  # peft asks the Hub for it
+def test_an_adapter_of_another_model_goes_alone_and_is_loaded_from_the_hub(folders, tmp_path, capsys):
+    base, commit = "somebody/clip_of_adapters", "b" * 40
+    shutil.copytree(folders["clip"], cached_snapshot(base, "a" * 40, latest=True), dirs_exist_ok=True)
+    model, processor = load_model(base)
+    adapted = add_lora(model, rank=2, alpha=4, dropout=0.0, revision="a" * 40)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapter = tmp_path / "adapter"
+    save_model(adapted, processor, adapter)
+    main([str(adapter), "user/adapter", "--dry_run"])
+    printed = capsys.readouterr().out
+    files = files_listed(printed)
+    assert files >= {"adapter_config.json", "adapter_model.safetensors", "base_model.json"}
+    assert "model.safetensors" not in files
+    assert f"an adapter of peft, which tpas fetches and merges into {base}." in printed
+    assert f"base_model: {base}" in printed
+
+    uploaded = cached_snapshot("user/adapter", commit, latest=True)
+    for name in files:
+        shutil.copy(adapter / name, uploaded)
+    inputs = processor(text=["a man in red", "a woman"])
+    here, _ = load_model(str(adapter))
+    there, _ = load_model("user/adapter")
+    with torch.no_grad():
+        expected = here.get_text_features(**inputs).pooler_output
+        torch.testing.assert_close(there.get_text_features(**inputs).pooler_output, expected)
+        before = load_model(base)[0].get_text_features(**inputs).pooler_output
+    assert (before - expected).abs().max() > 1e-3
+    assert source_of(there) == ModelSource("user/adapter", commit)
+    assert is_on_this_machine(ModelSource("user/adapter", commit))
+    assert not is_on_this_machine(ModelSource("user/adapter", "c" * 40))
 
 
 def test_a_wrong_name_is_refused_before_anything_is_sent(model_dir):

@@ -19,7 +19,8 @@ from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.models.loading import load_model
 from tpas.processing_tpas import TPASProcessor
-from tpas.search.folder_gallery import open_folder, place_of_gallery
+from tpas.search.folder_gallery import open_folder
+from tpas.search.gallery_files import place_of_gallery
 from tpas.search.manifest import GalleryError
 
 ROOT = Path(__file__).parents[2]
@@ -343,13 +344,6 @@ def test_a_text_is_what_was_typed_whatever_python_takes_it_for(encoding):
     assert as_typed(typed, "text 1") == "a man, 人"
     with pytest.raises(ValueError, match="text 1, line 1: not UTF-8: after 'caf' comes the byte 0xe9"):
         as_typed(os.fsdecode(b"caf\xe9"), "text 1")
-
-
-def test_without_a_model_it_says_what_to_give(tmp_path, monkeypatch):
-    monkeypatch.delenv("TPAS_MODEL", raising=False)
-    with pytest.raises(SystemExit, match="give --model or set TPAS_MODEL") as ended:
-        main([str(tmp_path), TEXT])
-    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize(

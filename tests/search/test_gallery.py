@@ -31,6 +31,7 @@ from tpas.engine.encoding import encode_images, encode_texts
 from tpas.engine.matching import PlainMatcher
 from tpas.modeling_tpas import TPASModel
 from tpas.models.fingerprints import model_fingerprint
+from tpas.models.loading import load_model
 from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
@@ -55,6 +56,31 @@ from tpas.search.shards import id_hash
 TEXTS = ["a man wears red", "woman runs", "a hat a shirt falls blue green street"]
 SMALL = Image.new("RGB", (9, 9))
 PRINT = "[0-9a-f]{16}"  # a fingerprint
+
+
+# Plain arithmetic, no tokens, and three tensors an image: as unlike ours as a model can be.
+EVERY_MODEL = pytest.mark.parametrize("family", ["tpas", "siglip2"])
+
+
+@pytest.fixture
+def family() -> str:
+    """Of the model; a test that `EVERY_MODEL` marks has others than ours as well."""
+    return "tpas"
+
+
+@pytest.fixture
+def encoders(family, request):
+    return load_model(str(request.getfixturevalue("folders")[family]))
+
+
+@pytest.fixture
+def model(family, model, request):
+    return model if family == "tpas" else request.getfixturevalue("encoders")[0]
+
+
+@pytest.fixture
+def processor(family, processor, request):
+    return processor if family == "tpas" else request.getfixturevalue("encoders")[1]
 
 
 @pytest.fixture
@@ -703,6 +729,7 @@ def swap(file: Path, other: Path) -> None:
     assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
+@EVERY_MODEL
 def test_a_changed_image_is_named_kept_or_encoded_again(build, folder):
     first, *_, second = sorted((folder / "camera 0").iterdir(), key=lambda path: -path.stat().st_size)
     names = [path.relative_to(folder).as_posix() for path in (first, second)]
@@ -732,6 +759,7 @@ def test_an_image_that_was_changed_since_a_killed_build_is_encoded_again(build, 
     assert len(gallery) == 20
 
 
+@EVERY_MODEL
 def test_appending_leaves_readers_their_view(sharded, build, model, processor, folder):
     reader = Gallery.open(sharded.path, model, processor)
     before = fields(reader.search(TEXTS))
@@ -754,6 +782,7 @@ def append_and_index(model, processor, folder, path):
     gallery.write_index("faiss")
 
 
+@EVERY_MODEL
 def test_a_faiss_index_of_readers_stays_when_another_process_renews_it(sharded, model, processor, folder):
     with pytest.raises(GalleryError, match="has no faiss index: run `tpas gallery index"):
         Gallery.open(sharded.path, model, processor, index="faiss")
@@ -774,6 +803,7 @@ def test_an_opened_gallery_is_not_read(gallery, model, processor):
     assert "embeddings" not in vars(opened.stored)
 
 
+@EVERY_MODEL
 def test_deleted_images_leave_nothing_behind(build, model, processor, folder):
     gallery = build(shard_size=8, thumbnail_size=8)
     reader = Gallery.open(gallery.path, model, processor)
@@ -802,15 +832,21 @@ def test_deleted_images_leave_nothing_behind(build, model, processor, folder):
     assert sorted(gallery.ids) == sorted(left + gone)
 
 
+@EVERY_MODEL
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
-def test_a_database_forgets_a_gallery_that_was_emptied(gallery, tmp_path):
+def test_a_database_answers_as_exact_search_and_forgets_a_gallery_that_was_emptied(
+    gallery, model, processor, tmp_path
+):
     pytest.importorskip("milvus_lite")
     address = str(tmp_path / "milvus.db")
     assert gallery.write_index(address).startswith("20 images are in")
+    in_database = Gallery.open(gallery.path, model, processor, index=address)
+    assert fields(in_database.search(TEXTS)) == fields(gallery.search(TEXTS))
     gallery.delete(gallery.ids)
     assert gallery.write_index(address).startswith("0 images are in")
 
 
+@EVERY_MODEL
 def test_a_killed_deletion_can_be_repeated(sharded, monkeypatch):
     gone = sharded.ids[3]
     with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
@@ -827,7 +863,7 @@ def test_a_killed_deletion_can_be_repeated(sharded, monkeypatch):
 def build_and_die(model, processor, folder, path, survives):
     """Reads `survives` images, and is killed as the system kills."""
 
-    class DeadlyProcessor(TPASProcessor):
+    class DeadlyProcessor(type(processor)):
         read = 0
 
         def __call__(self, *arguments, **settings):
@@ -840,6 +876,7 @@ def build_and_die(model, processor, folder, path, survives):
     Gallery.build(model, processor, folder, path, shard_size=6, batch_size=3, workers=1)
 
 
+@EVERY_MODEL
 def test_a_killed_build_goes_on(build, model, processor, folder, tmp_path):
     whole = file_digests(build("whole", shard_size=6, batch_size=3).path)
     path = tmp_path / "gallery"
@@ -851,6 +888,7 @@ def test_a_killed_build_goes_on(build, model, processor, folder, tmp_path):
     assert file_digests(path) == whole
 
 
+@EVERY_MODEL
 def test_a_killed_build_goes_on_with_more_images(build, folder, monkeypatch):
     """New images shift the others into other shards; what is finished is still not encoded again."""
     with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
@@ -901,6 +939,7 @@ def test_a_killed_build_tries_again_what_it_could_not_read(build, folder, monkey
     assert sorted(gallery.ids) == sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.png"))
 
 
+@EVERY_MODEL
 def test_a_build_may_be_repeated(gallery, build, folder, caplog):
     before = file_digests(gallery.path)
     spoil(folder.rglob("*.png"))
@@ -936,6 +975,7 @@ def append_and_die(model, processor, folder, path):
     Gallery.open(path, model, processor).append(folder)
 
 
+@EVERY_MODEL
 def test_a_kill_before_the_manifest_is_in_place_leaves_the_old_one(sharded, model, processor, folder):
     draw_images(folder, 9, first=20)
     assert exit_code_of(append_and_die, model, processor, folder, sharded.path) == -signal.SIGKILL
@@ -1075,6 +1115,7 @@ def hold_lock(path, ready, done):
         done.wait(60)
 
 
+@EVERY_MODEL
 def test_a_second_builder_is_refused(build, tmp_path):
     context = multiprocessing.get_context("fork")
     ready, done = context.Event(), context.Event()
@@ -1219,6 +1260,7 @@ def fail_on_one_of_two_processes(model, processor, folder, path):
         Gallery.build(model, processor, folder, path, shard_size=3, batch_size=2, accelerator=accelerator)
 
 
+@EVERY_MODEL
 def test_two_processes_build_what_one_builds(build, model, processor, folder, tmp_path, fresh_accelerator):
     (folder / "camera 0" / "008.png").write_text("no image")
     path = tmp_path / "two"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator, debug_launcher
 from PIL import Image
-from tiny_inputs import interrupted_before_the_manifest, spoil
-from tiny_retrieval_models import noise_images
+from safetensors.torch import load_file, save_file
+from tiny_retrieval_models import cached_snapshot, noise_images
+from transformers import SiglipModel, SiglipVisionModel
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_main
@@ -100,45 +100,19 @@ def test_command_page_and_python_answer_as_the_model_itself(folders, family, ima
             assert [(hit["id"], hit["score"]) for hit in answer["hits"]] == found([hits])[0]
 
 
-@EACH
-def test_a_killed_build_goes_on_and_new_images_are_appended(folders, family, images, tmp_path, monkeypatch):
-    model, processor = load_model(str(folders[family]))
-    late = [images / "7.png", images / "8.png"]
-    for path in late:
-        path.rename(tmp_path / path.name)
-    path, settings = tmp_path / "gallery", {"shard_size": 2, "batch_size": 2}
-    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
-        Gallery.build(model, processor, images, path, **settings)
-    whole = {file: file.read_bytes() for file in images.iterdir()}
-    spoil(whole)  # what was encoded is not read again
-    gallery = Gallery.build(model, processor, images, path, on_clash="skip", **settings)
-    assert len(gallery) == COUNT - 2
-    for file, content in whole.items():
-        file.write_bytes(content)
-    for old in late:
-        (tmp_path / old.name).rename(old)
-    manage_gallery(["append", str(images), "--path", str(path), "--on_clash", "skip"])
-    appended = Gallery.open(path, model, processor).search(TEXTS, top_k=COUNT)
-    at_once = Gallery.build(model, processor, images, tmp_path / "at once").search(TEXTS, top_k=COUNT)
-    assert found(appended) == found(at_once)
-
-
-def build_in_shards(model, processor, images, path):
-    settings = {"shard_size": 2, "batch_size": 2, "accelerator": Accelerator(cpu=True)}
-    Gallery.build(model, processor, images, path, **settings)
-
-
-def test_two_builders_and_faiss(folders, images, tmp_path, capsys):
+def test_images_are_appended_and_an_index_set_by_the_gallerys_own_model(folders, images, tmp_path):
     model, processor = load_model(str(folders["siglip2"]))
-    debug_launcher(build_in_shards, (model, processor, images, tmp_path / "two"), num_processes=2)
-    one = Gallery.build(model, processor, images, tmp_path / "one", shard_size=2, batch_size=2)
-    two = Gallery.open(tmp_path / "two", model, processor)
-    assert found(two.search(TEXTS)) == found(one.search(TEXTS))
-    assert two.stored.model_source == one.stored.model_source == ModelSource(str(folders["siglip2"]))
+    late = (images / "8.png").rename(tmp_path / "8.png")
+    path = Gallery.build(model, processor, images, tmp_path / "gallery", shard_size=2).path
+    late.rename(images / "8.png")
+    manage_gallery(["append", str(images), "--path", str(path)])
+    gallery = Gallery.open(path, model, processor)
+    assert len(gallery) == COUNT
+    assert gallery.stored.model_source == ModelSource(str(folders["siglip2"]))
     (tmp_path / "texts").write_text("\n".join(TEXTS))
-    manage_gallery(["index", str(one.path), "--index", "faiss", "--texts", str(tmp_path / "texts")])
-    approximate = Gallery.open(one.path, model, processor, index="faiss")
-    assert found(approximate.search(TEXTS)) == found(one.search(TEXTS))
+    manage_gallery(["index", str(gallery.path), "--index", "faiss", "--texts", str(tmp_path / "texts")])
+    approximate = Gallery.open(gallery.path, model, processor, index="faiss")
+    assert found(approximate.search(TEXTS)) == found(gallery.search(TEXTS))
 
 
 def refusal(command, *words: object) -> str:
@@ -157,7 +131,8 @@ def test_a_gallery_names_its_model_and_is_not_obeyed_blindly(folders, images, tm
         search_main([str(path), TEXTS[0]])
     assert f"was made by transformers:{clip}, which is loaded" in caplog.text
     assert "is of a --model" in refusal(search_main, path, TEXTS[0], "--trust_remote_code")
-    assert "was made by the model" in refusal(search_main, path, TEXTS[0], "--model", folders["siglip"])
+    message = refusal(search_main, path, TEXTS[0], "--model", folders["siglip"])
+    assert f"use that model, transformers:{clip}, or build another gallery with this one" in message
 
     config = json.loads((clip / "config.json").read_text())
     (clip / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
@@ -217,6 +192,46 @@ def test_a_processor_or_tokenizer_of_another_model_is_refused(folders, images, t
     vocabulary |= {f"word{number}": len(vocabulary) + number for number in range(3)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "it belongs to another model" in refusal(search_main, images, TEXTS[0], "--model", folder)
+
+
+@EACH
+def test_an_image_processor_of_another_model_is_refused(folders, family, images, tmp_path):
+    folder = shutil.copytree(folders[family], tmp_path / family)
+    other = folders["clip" if family == "siglip2" else "siglip2"]
+    shutil.copy(other / "preprocessor_config.json", folder)
+    message = refusal(search_main, images, TEXTS[0], "--model", folder)
+    assert "preprocessor_config.json belongs to another model; put the one into the folder" in message
+    assert not images.with_name("images.gallery").exists()
+
+
+def test_a_model_without_a_text_encoder_or_without_consent_to_its_code_is_refused(folders, images, tmp_path):
+    vision = SiglipModel.from_pretrained(folders["siglip"]).config.vision_config
+    SiglipVisionModel(vision).save_pretrained(tmp_path / "vision")
+    message = refusal(search_main, images, TEXTS[0], "--model", tmp_path / "vision")
+    assert "SiglipVisionModel has no get_image_features and no get_text_features, so it gives no" in message
+    assert "--matcher vlm:NAME" in message
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "mine.Model"}}))
+    message = refusal(search_main, images, TEXTS[0], "--model", folder)
+    assert (
+        "comes with code of its own, which would run here: read it, then add --trust_remote_code" in message
+    )
+
+
+def test_a_gallery_of_another_revision_is_named_with_the_way_out(folders, images, tmp_path):
+    name, commits = "somebody/revised", ("a" * 40, "b" * 40)
+    snapshots = [
+        shutil.copytree(folders["siglip"], cached_snapshot(name, c), dirs_exist_ok=True) for c in commits
+    ]
+    path, weights = tmp_path / "gallery", load_file(snapshots[1] / "model.safetensors")
+    weights["logit_scale"] += 1
+    save_file(weights, snapshots[1] / "model.safetensors", metadata={"format": "pt"})
+    named = ["--model", name, "--revision"]
+    manage_gallery(["build", str(images), *named, commits[0], "--path", str(path)])
+    message = refusal(search_main, path, TEXTS[0], *named, commits[1])
+    assert f"use that model, {name} at {commits[0]}, or build another gallery with this one" in message
+    search_main([str(path), TEXTS[0]])
 
 
 @pytest.mark.parametrize("family", ["clip", "blip"])
