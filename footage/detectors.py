@@ -97,11 +97,12 @@ class GivenBoxes:
     def find(self, frame: Frame) -> Found | None:
         if self.times:
             place = bisect_left(self.times, frame.time_s)
-            near = [time for time in self.times[max(0, place - 1) : place + 1] if abs(time - frame.time_s) < 0.021]
+            near = [
+                time for time in self.times[max(0, place - 1) : place + 1] if abs(time - frame.time_s) < 0.021
+            ]
             rows = self.timed[min(near, key=lambda time: abs(time - frame.time_s))] if near else []
         else:
-            number = getattr(frame, "number", None)
-            rows = self.by_frame.get(number, []) if number is not None else []
+            rows = self.by_frame.get(frame.number, [])
         return _found(rows)
 
 
@@ -217,9 +218,13 @@ class OnnxDetector:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 2
         try:
-            self.session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                str(file), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # onnxruntime's are of no common class
-            raise ValueError(f"{file} is no ONNX file that can be read: {' '.join(str(error).split())}") from error
+            raise ValueError(
+                f"{file} is no ONNX file that can be read: {' '.join(str(error).split())}"
+            ) from error
         self.file = file
         self.inputs = self.session.get_inputs()
         self.outputs = [output.name for output in self.session.get_outputs()]
@@ -228,7 +233,9 @@ class OnnxDetector:
             raise ValueError(f"{file}: its input is {shape}, and an image is (1, 3, height, width)")
         self.height, self.width = (side if isinstance(side, int) else 640 for side in shape[2:])
         self.person = self._class_of_a_person()
-        known = {"labels", "boxes", "scores"} <= {*self.outputs} or {"logits", "pred_boxes"} <= {*self.outputs}
+        known = {"labels", "boxes", "scores"} <= {*self.outputs} or {"logits", "pred_boxes"} <= {
+            *self.outputs
+        }
         if not known and len(self.outputs) != 1:
             raise ValueError(f"{file}: of its outputs {self.outputs} it is not known what they mean")
 
@@ -237,7 +244,11 @@ class OnnxDetector:
         if not names:
             return 0
         try:
-            listed = json.loads(names.replace("'", '"')) if names.lstrip().startswith("[") else _python_names(names)
+            listed = (
+                json.loads(names.replace("'", '"'))
+                if names.lstrip().startswith("[")
+                else _python_names(names)
+            )
         except ValueError as error:
             raise ValueError(f"{self.file}: its names of classes cannot be read: {names[:80]}") from error
         for number, name in enumerate(listed) if isinstance(listed, list) else listed.items():
@@ -359,9 +370,14 @@ def _overlaps(box: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _without_doubles(boxes: np.ndarray, scores: np.ndarray) -> Found:
-    """Each person once: the surest of boxes that cover each other."""
+    """Each person once: the surest of boxes that cover each other, and no weak box of a part."""
     kept: list[int] = []
     for number in np.argsort(-scores, kind="stable").tolist():
-        if not kept or _overlaps(boxes[number], boxes[kept]).max() < SAME_PERSON:
+        box, others = boxes[number], boxes[kept]
+        low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
+        shared = np.prod(np.clip(high - low, 0, None), axis=1)
+        smaller = np.minimum(np.prod(box[2:] - box[:2]), np.prod(others[:, 2:] - others[:, :2], axis=1))
+        is_part = (shared > 0.6 * smaller) & (scores[number] < 0.7 * scores[kept])
+        if not kept or (_overlaps(box, others).max() < SAME_PERSON and not is_part.any()):
             kept.append(number)
     return boxes[kept], scores[kept]

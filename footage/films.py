@@ -29,8 +29,34 @@ logger = logging.getLogger(__name__)
 
 # How the names of films end; what a container holds is told by its content, not by this.
 FILM_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .mkv .webm .avi .ts .m2ts .mts .mpg .mpeg .flv .wmv .asf .3gp .ogv .dav .h264 .h265 .264 "
-    ".265 .mjpeg .mjpg .mxf .vob .nut".split()
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".mkv",
+        ".webm",
+        ".avi",
+        ".ts",
+        ".m2ts",
+        ".mts",
+        ".mpg",
+        ".mpeg",
+        ".flv",
+        ".wmv",
+        ".asf",
+        ".3gp",
+        ".ogv",
+        ".dav",
+        ".h264",
+        ".h265",
+        ".264",
+        ".265",
+        ".mjpeg",
+        ".mjpg",
+        ".mxf",
+        ".vob",
+        ".nut",
+    ]
 )
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|webcam:)", re.IGNORECASE)
 LONGEST_SILENCE_S = 2.0  # between two frames before it is called a gap; a slow film's own pace is no gap
@@ -62,10 +88,12 @@ class Frame(Protocol):
 
     Attributes:
         time_s: seconds since the film's beginning; each frame's is greater than that of the one before.
+        number: from 1; reckoned by the film's rate where it is not read from its beginning.
         width, height: pixels, upright.
     """
 
     time_s: float
+    number: int
     width: int
     height: int
 
@@ -148,6 +176,7 @@ def is_address(source: str | Path) -> bool:
 @dataclass(frozen=True)
 class _DecodedFrame:
     time_s: float
+    number: int
     width: int
     height: int
     decoded: "av.VideoFrame"
@@ -191,6 +220,7 @@ class _DecodedFilm(Film):
         base = float(self._stream.time_base or 0)
         zero = None if self._stream.start_time is None else self._stream.start_time * base
         last: float | None = None
+        number = 0
         shift = 0.0  # what is added since the clock went back
         if self.from_s and not self.is_live:
             with suppress(self._av.error.FFmpegError):  # a film without an index is read from its beginning
@@ -222,12 +252,15 @@ class _DecodedFilm(Film):
             width, height = decoded.width, decoded.height
             if turns % 2:
                 width, height = height, width
-            yield _DecodedFrame(time_s, width, height, decoded, turns)
+            number = round(time_s / self._step_s) + 1 if self.from_s else number + 1
+            yield _DecodedFrame(time_s, number, width, height, decoded, turns)
         if last is None:
             raise ValueError(f"{self.name}: its video holds no frame that can be read")
         missing = (self.duration_s or 0.0) - last - self._step_s
         if not self.is_live and missing > max(LONGEST_SILENCE_S, 3 * self._step_s):
-            self._note(last, last + missing, f"the file ends {missing:.1f} s before its own length: it was cut off")
+            self._note(
+                last, last + missing, f"the file ends {missing:.1f} s before its own length: it was cut off"
+            )
 
     def _decoded(self) -> Iterator["av.VideoFrame"]:
         """The frames in order; what cannot be decoded is passed over, and its time becomes a gap above."""
@@ -305,6 +338,7 @@ class _DecodedFilm(Film):
 @dataclass(frozen=True)
 class _ImageFrame:
     time_s: float
+    number: int
     width: int
     height: int
     pixels: Any  # PIL.Image.Image, upright RGB
@@ -346,7 +380,7 @@ class _ImageSequence(Film):
 
     def __iter__(self) -> Iterator[Frame]:
         last: float | None = None
-        for file, time_s in self.files:
+        for number, (file, time_s) in enumerate(self.files, start=1):
             if time_s < self.from_s or (last is not None and time_s <= last):
                 continue
             try:
@@ -357,7 +391,7 @@ class _ImageSequence(Film):
             if last is not None and time_s - last > max(LONGEST_SILENCE_S, 3 * self._step_s):
                 self._note(last, time_s, f"no images for {time_s - last:.1f} s")
             last = time_s
-            yield _ImageFrame(time_s, image.width, image.height, image)
+            yield _ImageFrame(time_s, number, image.width, image.height, image)
         if last is None:
             raise ValueError(f"{self.name}: none of its images can be read")
 

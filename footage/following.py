@@ -37,6 +37,7 @@ CONTINUED = 0.03  # of cosine, in favour of the track that had the person before
 UNLIKE = 0.08  # of cosine below a person's own least alike views: somebody else
 MOVED = 0.3  # of its own size, which somebody has to have moved who was found by motion
 SHORTEST_S = 0.5
+SURE = 0.6  # the least score that somebody is found by; who is followed already may be seen more weakly
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class _Person:
     speed: tuple[float, float] = (0.0, 0.0)  # of the centre, pixels a second
     sights: int = 0
     within: int = 0  # of these within somebody else's box
-    reach: list[float] = field(default_factory=list)  # least and greatest x, least and greatest y of the centre
+    reach: list[float] = field(
+        default_factory=list
+    )  # least and greatest x, least and greatest y of the centre
     is_fresh: bool = True  # it is not decided yet whether this continues another's visit
     area: float = 0.0  # of the box, when it was alone
     has_left: bool = False  # was last seen at the picture's border
@@ -88,14 +91,20 @@ class _Person:
     def take(self, other: "_Person") -> None:
         """Another piece of the same visit, a later one."""
         self.end_s, self.last, self.speed = other.end_s, other.last, other.speed
+        self.has_left = other.has_left
         self.sights += other.sights
         self.within += other.within
+        self.views.take(other.views)
+        if not (self.reach and other.reach):
+            self.reach = self.reach or other.reach
+            return
         lows = [min(a, b) for a, b in zip(self.reach[::2], other.reach[::2], strict=True)]
         highs = [max(a, b) for a, b in zip(self.reach[1::2], other.reach[1::2], strict=True)]
         self.reach = [lows[0], highs[0], lows[1], highs[1]]
-        self.views.take(other.views)
 
     def has_moved(self) -> bool:
+        if not self.reach:
+            return False
         low_x, high_x, low_y, high_y = self.reach
         size = min(_height(self.first), _height(self.last), 2 * _width(self.first), 2 * _width(self.last))
         return max(high_x - low_x, high_y - low_y) >= MOVED * size
@@ -151,8 +160,8 @@ class Follower:
         self.tracker = self.trackers.ByteTrackTracker(
             lost_track_buffer=round(30 * self.lost_s),
             frame_rate=frames_per_second,
-            track_activation_threshold=0.5,
-            high_conf_det_threshold=0.5,
+            track_activation_threshold=SURE,
+            high_conf_det_threshold=SURE,
             minimum_consecutive_frames=2 if frames_per_second >= 5 else 1,
             minimum_iou_threshold=0.1,
         )
@@ -248,9 +257,7 @@ class Follower:
             return False
         # One is not seen any more, and the other is where it was: as large as both, or in front of it.
         ahead = min(time_s - one.seen_s, 0.5)
-        moved = tuple(
-            edge + ahead * speed for edge, speed in zip(one.box, one.own.speed * 2, strict=True)
-        )
+        moved = tuple(edge + ahead * speed for edge, speed in zip(one.box, one.own.speed * 2, strict=True))
         return time_s - one.seen_s > 0.15 and _covered(moved, other.box) > 0.5  # type: ignore[arg-type]
 
     def _drop_lost_tracks(self, time_s: float) -> None:
@@ -298,7 +305,9 @@ class Follower:
                 given[int(likeness[bunch.people.index(person)].argmax())].append(person)
         for (number, track), people in zip(free.items(), given, strict=True):
             if not people:
-                people = [_Person(track.apart_s, time_s, track.first or track.box, track.box, self.new_views())]
+                people = [
+                    _Person(track.apart_s, time_s, track.first or track.box, track.box, self.new_views())
+                ]
                 people[0].see(time_s, track.box)
             if len(people) == 1:
                 people[0].views.take(track.views)
@@ -337,7 +346,9 @@ class Follower:
                     x, y = _centre(track.box)
                     from_x, from_y = _centre(person.first)
                     way = (x - from_x) * person.speed[0] + (y - from_y) * person.speed[1]
-                    alike[row, column] = way / max(1.0, math.hypot(*person.speed) * math.hypot(x - from_x, y - from_y))
+                    alike[row, column] = way / max(
+                        1.0, math.hypot(*person.speed) * math.hypot(x - from_x, y - from_y)
+                    )
                 if track.own is person:
                     alike[row, column] += CONTINUED
         return alike
@@ -351,7 +362,10 @@ class Follower:
         """Enters what is seen of everybody, and keeps views of those who stand free."""
         time_s = frame.time_s
         visible = [
-            (bunch, track) for bunch in self.bunches for track in bunch.tracks.values() if track.seen_s == time_s
+            (bunch, track)
+            for bunch in self.bunches
+            for track in bunch.tracks.values()
+            if track.seen_s == time_s
         ]
         for bunch, track in visible:
             others = [other.box for _, other in visible if other is not track]
@@ -359,6 +373,10 @@ class Follower:
                 for person in bunch.people:
                     person.end_s, person.last = time_s, track.box
                     person.has_left = _at_border(track.box, frame)
+                    if not any(
+                        view.is_whole for view in person.views.kept
+                    ):  # better together than not at all
+                        person.views.offer(frame, track.box, is_whole=False)
                 if track.apart_s and track.apart_s < time_s:
                     track.views.offer(frame, track.box, is_whole=True)
                 continue
@@ -379,7 +397,9 @@ class Follower:
         fresh = [
             bunch.people[0]
             for bunch in self.bunches
-            if len(bunch.people) == 1 and bunch.people[0].is_fresh and time_s - bunch.people[0].start_s >= APART_S
+            if len(bunch.people) == 1
+            and bunch.people[0].is_fresh
+            and time_s - bunch.people[0].start_s >= APART_S
         ]
         fresh += [person for person in self.lost if person.is_fresh]
         for person in fresh:

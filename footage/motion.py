@@ -24,7 +24,10 @@ QUIET_S = 3.0  # without any change inside, before what is found may be a place 
 LEFT_EDGES = 1.6  # times as much outline in the background as in the image
 CHANGED = 12  # grey values between two frames
 NO_EDGE = 8.0  # of outline, in grey values of a Sobel filter: that of noise
-OTHER_LIGHT, OTHER_TEXTURE = 50.0, 9.0  # grey values: how far light and shadow go, and what they leave as it was
+OTHER_LIGHT, OTHER_TEXTURE = (
+    50.0,
+    9.0,
+)  # grey values: how far light and shadow go, and what they leave as it was
 
 
 class MotionDetector:
@@ -92,7 +95,10 @@ class MotionDetector:
         free = np.ones_like(small[sparse][..., 0], bool) if self.held is None else self.held[sparse] == 0
         if np.count_nonzero(free) < 50:
             return small
-        was, now = self.learnt[sparse][free].astype(np.float32) + 1, small[sparse][free].astype(np.float32) + 1
+        was, now = (
+            self.learnt[sparse][free].astype(np.float32) + 1,
+            small[sparse][free].astype(np.float32) + 1,
+        )
         gains = np.clip(np.median(was / now, axis=0), 1 / MOST_GAIN, MOST_GAIN)
         if np.abs(gains - 1).max() < 0.01:
             return small

@@ -82,13 +82,18 @@ class Views:
 
     def _replace(self, view: View, distances: list[float]) -> None:
         """Takes the place of one of the two that are most alike, where it differs more from all."""
-        pairs = [(_difference(a, b), i, j) for i, a in enumerate(self.kept) for j, b in enumerate(self.kept[:i])]
+        pairs = [
+            (_difference(a, b), i, j) for i, a in enumerate(self.kept) for j, b in enumerate(self.kept[:i])
+        ]
         if not pairs:
             if view.worth > self.kept[0].worth:
                 self.kept[0] = view
             return
         least, first, second = min(pairs)
-        if view.is_whole >= min(self.kept[first].is_whole, self.kept[second].is_whole) and min(distances) > least:
+        if (
+            view.is_whole >= min(self.kept[first].is_whole, self.kept[second].is_whole)
+            and min(distances) > least
+        ):
             worse = first if self.kept[first].worth < self.kept[second].worth else second
             self.kept[worse] = view
 
