@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from .films import Frame
-from .views import Box, View, Views
+from .views import Box, View, Views, difference, view_of
 
 Appearance = Callable[[Sequence[Image.Image]], np.ndarray]  # (n, D), unit rows
 
@@ -37,6 +37,7 @@ CONTINUED = 0.03  # of cosine, in favour of the track that had the person before
 UNLIKE = 0.08  # of cosine below a person's own least alike views: somebody else
 MOVED = 0.3  # of its own size, which somebody has to have moved who was found by motion
 SHORTEST_S = 0.5
+OTHER_SCENE = 6.0  # grey values between small copies of whole frames
 SURE = 0.6  # the least score that somebody is found by; who is followed already may be seen more weakly
 
 
@@ -168,10 +169,9 @@ class Follower:
         self.bunches: list[_Bunch] = []
         self.lost: list[_Person] = []
 
-    @property
-    def is_quiet(self) -> bool:
-        """Whether nobody is in sight, and nobody who was may still come back."""
-        return not self.bunches and not self.lost
+    def settled_s(self, time_s: float) -> float | None:
+        """From where on a film has to be looked at again: now, where nobody is in sight or may come back."""
+        return None if self.bunches or self.lost else time_s
 
     def update(self, frame: Frame, boxes: np.ndarray, scores: np.ndarray | None = None) -> list[Visit]:
         """The visits that are over since the last frame.
@@ -460,6 +460,32 @@ class Follower:
                 continue
             visits.append(Visit(person.start_s, person.end_s, tuple(views)))
         return sorted(visits, key=lambda visit: (visit.start_s, visit.box))
+
+
+class Scenes:
+    """Whole frames as visits: one lasts until the picture is another; as [`Follower`]."""
+
+    def __init__(self) -> None:
+        self.current: View | None = None
+        self.end_s = 0.0
+
+    def settled_s(self, time_s: float) -> float | None:
+        return time_s if self.current is None else self.current.time_s
+
+    def update(self, frame: Frame, boxes: np.ndarray, scores: np.ndarray | None = None) -> list[Visit]:
+        before, view = self.finish, view_of(frame, tuple(boxes[0].tolist()), 0.0)
+        if self.current is not None and difference(view, self.current) < OTHER_SCENE:
+            self.end_s = frame.time_s
+            return []
+        over = before()
+        self.current, self.end_s = view, frame.time_s
+        return over
+
+    def finish(self) -> list[Visit]:
+        if self.current is None:
+            return []
+        over, self.current = Visit(self.current.time_s, self.end_s, (self.current,)), None
+        return [over]
 
 
 def imported_trackers() -> tuple[Any, Any]:

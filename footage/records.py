@@ -242,3 +242,33 @@ def records_of(gallery: Path) -> list[FilmRecord]:
     root = gallery / FOOTAGE
     folders = sorted(path.parent for path in root.rglob(FOUND))
     return [FilmRecord.read(folder, folder.relative_to(root).as_posix()) for folder in folders]
+
+
+def visits_of(gallery: Path) -> dict[str, Any]:
+    """What `tpas footage list` says: every visit that is in the gallery's records, and every film.
+
+    Raises:
+        ValueError: there is no footage in it.
+    """
+    records = records_of(gallery)
+    if not records:
+        raise ValueError(f"{gallery} holds no footage, as `tpas footage build` makes it")
+    visits = []
+    for record in records:
+        firsts: dict[int, Any] = {}
+        for _, _, moment in record.moments():
+            firsts.setdefault(moment.track, moment)
+        visits += [moment.to_json() for moment in firsts.values()]
+    films = [
+        {
+            "camera": record.camera,
+            "film": record.about.get("film"),
+            "started_at": record.about.get("started_at"),
+            "end_s": None if record.end is None else record.end["end_s"],
+            "visits": len(record.visits),
+            "gaps": [gap.to_json() for gap in record.gaps],
+        }
+        for record in records
+    ]
+    visits.sort(key=lambda visit: (visit["camera"], visit["start_s"], visit["track"]))
+    return {"path": str(gallery), "films": films, "visits": visits}

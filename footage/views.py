@@ -70,7 +70,7 @@ class Views:
         self.add(view_of(frame, box, self.margin, is_whole))
 
     def add(self, view: View) -> None:
-        distances = [_difference(view, other) for other in self.kept]
+        distances = [difference(view, other) for other in self.kept]
         if distances and min(distances) < SAME:
             same = int(np.argmin(distances))
             if view.worth > self.kept[same].worth:
@@ -83,7 +83,7 @@ class Views:
     def _replace(self, view: View, distances: list[float]) -> None:
         """Takes the place of one of the two that are most alike, where it differs more from all."""
         pairs = [
-            (_difference(a, b), i, j) for i, a in enumerate(self.kept) for j, b in enumerate(self.kept[:i])
+            (difference(a, b), i, j) for i, a in enumerate(self.kept) for j, b in enumerate(self.kept[:i])
         ]
         if not pairs:
             if view.worth > self.kept[0].worth:
@@ -143,6 +143,6 @@ def jpeg(image: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _difference(view: View, other: View) -> float:
+def difference(view: View, other: View) -> float:
     """The mean difference of small copies, in grey values."""
     return float(np.abs(view.small - other.small).mean())
