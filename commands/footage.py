@@ -23,7 +23,9 @@ Directory = Annotated[Path, Option("--path", help="the gallery's directory")]
 Existing = Annotated[Path, Argument(help="the gallery's directory")]
 Camera = Annotated[
     str | None,
-    Option(help="the camera's name, for a folder what its films' names begin with; otherwise the file's name"),
+    Option(
+        help="the camera's name, for a folder what its films' names begin with; otherwise the file's name"
+    ),
 ]
 
 
@@ -39,15 +41,16 @@ def build(
 
     tpas footage build recordings --model demo_start --path gallery
     """
+    from ..footage.sources import find_films
     from ..search.gallery_files import GalleryFiles
     from ..search.manifest import MANIFEST
 
+    sources = find_films(films, camera)
     files = GalleryFiles(path) if (path / MANIFEST).exists() else None
     choice.source(files)
     with quick_imports():
-        from ..footage.intake import build_footage, find_films
+        from ..footage.intake import build_footage
 
-    sources = find_films(films, camera)
     network, processor = choice.load(files)
     warn_of_drawn_people(network, Path(films))
     build_footage(sources, path, network, processor, rules)
@@ -64,7 +67,7 @@ def list_visits(path: Existing) -> CommandResult:
 
 
 def listed(path: Path) -> CommandResult:
-    from ..footage.films import clock
+    from ..data.moments import clock
     from ..footage.records import visits_of
 
     content = visits_of(path)

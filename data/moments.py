@@ -33,6 +33,10 @@ class Moment:
     started_at: str | None = None
     frame: str | None = None
 
+    def __str__(self) -> str:
+        """As in "00:01:12.4 to 00:01:19.0 cam1.mp4"."""
+        return f"{clock(self.start_s)} to {clock(self.end_s)} {self.camera}"
+
     @property
     def visit(self) -> tuple[str, int]:
         """What all images of one visit share."""
@@ -91,3 +95,13 @@ class Moment:
             float(record["seen_s"]),
             **words,
         )
+
+
+def clock(seconds: float) -> str:
+    """A time of a film as hours, minutes and seconds, rounded down to tenths.
+
+    >>> clock(72.45)
+    '00:01:12.4'
+    """
+    tenths = math.floor(seconds * 10 + 1e-6)
+    return f"{tenths // 36000:02d}:{tenths // 600 % 60:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"

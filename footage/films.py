@@ -8,7 +8,6 @@ What is wrong with a film's clock or content becomes a named [`Gap`] in `film.ga
 """
 
 import logging
-import math
 import os
 import re
 from collections.abc import Iterator
@@ -20,45 +19,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ..data.image_files import image_suffixes, load_file
+from ..data.moments import clock
+from .sources import is_address
 
 if TYPE_CHECKING:
     import av
 
 logger = logging.getLogger(__name__)
 
-# How the names of films end; what a container holds is told by its content, not by this.
-FILM_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".mpg",
-        ".mpeg",
-        ".flv",
-        ".wmv",
-        ".asf",
-        ".3gp",
-        ".ogv",
-        ".dav",
-        ".h264",
-        ".h265",
-        ".264",
-        ".265",
-        ".mjpeg",
-        ".mjpg",
-        ".mxf",
-        ".vob",
-        ".nut",
-    ]
-)
-ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|webcam:)", re.IGNORECASE)
 LONGEST_SILENCE_S = 2.0  # between two frames before it is called a gap; a slow film's own pace is no gap
 WRONG_PACKETS = 1000  # in a row, after which a film is given up: it holds nothing else
 A_NAMES_TIME = re.compile(
@@ -154,23 +122,13 @@ def open_film(
         ImportError: PyAV is missing.
     """
     text = str(source)
-    if not ADDRESS.match(text):
+    if not is_address(text):
         path = Path(source)
         if not path.exists():
             raise FileNotFoundError(f"{path}: there is no such film")
         if path.is_dir():
             return _ImageSequence(path, started_at, from_s)
     return _DecodedFilm(text, started_at, from_s, timeout_s)
-
-
-def is_film(path: Path) -> bool:
-    """Whether a file's name is that of a film."""
-    return path.suffix.lower() in FILM_SUFFIXES
-
-
-def is_address(source: str | Path) -> bool:
-    """Whether it is a camera's address, and no path."""
-    return ADDRESS.match(str(source)) is not None
 
 
 @dataclass(frozen=True)
@@ -356,6 +314,9 @@ class _ImageSequence(Film):
 
     def __init__(self, folder: Path, started_at: datetime | None, from_s: float):
         super().__init__(str(folder))
+        from ..data.image_files import image_suffixes, load_file  # which import the decoder
+
+        self.load = load_file
         suffixes = image_suffixes()
         files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in suffixes]
         if not files:
@@ -384,7 +345,7 @@ class _ImageSequence(Film):
             if time_s < self.from_s or (last is not None and time_s <= last):
                 continue
             try:
-                image = load_file(file)
+                image = self.load(file)
             except (OSError, ValueError) as error:
                 logger.warning("left out %s: %s", file, error)
                 continue
@@ -411,16 +372,6 @@ def time_in_name(name: str) -> datetime | None:
     if found := A_NAMES_SECONDS.search(name):
         return datetime.fromtimestamp(float(f"{found[1]}.{found[2] or found[3] or 0}"), UTC).astimezone()
     return None
-
-
-def clock(seconds: float) -> str:
-    """A time of a film as hours, minutes and seconds, rounded down to tenths.
-
-    >>> clock(72.45)
-    '00:01:12.4'
-    """
-    tenths = math.floor(seconds * 10 + 1e-6)
-    return f"{tenths // 36000:02d}:{tenths // 600 % 60:02d}:{tenths // 10 % 60:02d}.{tenths % 10}"
 
 
 def read_clock(text: str) -> float:

@@ -2,17 +2,14 @@
 
 import logging
 import os
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
-from ..data.image_files import image_suffixes, load_inside
-from ..data.image_folders import list_images
+from ..data.image_files import load_inside
 from ..data.image_sources import SourceImage, file_state
 from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import RetrievalModel, RetrievalProcessor
@@ -20,10 +17,11 @@ from ..search.folder_gallery import place_of_gallery
 from ..search.gallery import Gallery
 from ..search.manifest import MANIFEST, builder_lock
 from .detectors import WholeFrames, detector_of
-from .films import Film, is_address, is_film, open_film
+from .films import Film, open_film
 from .following import Appearance, Follower, Scenes
 from .records import FOOTAGE, FilmRecord
 from .rules import FootageRules
+from .sources import Source, find_films, is_address
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,58 +31,6 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 20.0  # of a film that is gone on with: the background is learnt before anybody is looked for
 MARKED_EVERY_S = 60.0  # of quiet, in a record
 THUMBNAIL_SIZE = 384
-
-
-@dataclass(frozen=True)
-class Source:
-    """A film and the name of its camera.
-
-    Attributes:
-        film: a path, or an address.
-    """
-
-    camera: str
-    film: str
-
-
-def find_films(place: str | Path, camera: str | None = None) -> list[Source]:
-    """The films of a file, of a folder and those below it, or a camera's address.
-
-    Args:
-        camera: the camera's name, or for a folder of films what their names begin with; `None`: the file's name,
-            in a folder its path below it.
-
-    Raises:
-        FileNotFoundError, ValueError: there is none, or the name cannot be a camera's.
-    """
-    if camera is not None and (not camera or camera.startswith("/") or ".." in camera.split("/")):
-        raise ValueError(f"a camera's name is a word or words divided by /, got {camera!r}")
-    if is_address(place):
-        plain = re.sub(r"^[^:]*:(//)?([^/@]*@)?", "", str(place))
-        return [Source(camera or re.sub(r"[^\w.-]+", "_", plain).strip("_") or "camera", str(place))]
-    path = Path(os.path.realpath(place))
-    if not path.exists():
-        raise FileNotFoundError(f"{place}: there is no such film or folder")
-    if not path.is_dir():
-        return [Source(camera or path.name, str(path))]
-    prefix = f"{camera}/" if camera else ""
-    films = sorted(file for file in path.rglob("*") if is_film(file) and file.is_file())
-    if films:
-        return [Source(prefix + file.relative_to(path).as_posix(), str(file)) for file in films]
-    if any(file.suffix.lower() in image_suffixes() for file in path.iterdir()):
-        return [Source(camera or path.name, str(path))]
-    raise ValueError(f"{place} holds no films, and no images with times in their names")
-
-
-def holds_films(place: str | Path) -> bool:
-    """Whether a place is a film, an address, or a folder with films in it and no images."""
-    if is_address(place):
-        return True
-    path = Path(place)
-    if not path.is_dir():
-        return is_film(path) and path.is_file()
-    films = any(is_film(file) for file in path.rglob("*"))
-    return films and not list_images(path).images
 
 
 def look_through(
