@@ -13,6 +13,7 @@ search the gallery; without one, place, time and direction decide alone.
 """
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ Appearance = Callable[[Sequence[Image.Image]], np.ndarray]  # (n, D), unit rows
 
 LOST_S = 1.0  # without a box, before a track ends
 TOGETHER = 0.4  # intersection over union of two boxes that cannot be told apart any more
+PIECE, PIECE_SIGHTS = 0.3, 6  # of another's area, or so seldom seen before both are one: a hand, a foot
 APART_S = 0.6  # after which people who parted have been seen well enough
 ALONE_S = 2.0  # after which a bunch that shows no more than one person is one
 JOINED_S = 8.0  # between two pieces of one visit, at most
@@ -121,6 +123,7 @@ class _Track:
     own: _Person | None  # whose it was before it came together with others
     apart_s: float = 0.0
     first: Box | None = None
+    recent: deque[Box] = field(default_factory=lambda: deque(maxlen=4))  # ByteTrack sees who parts only then
 
 
 @dataclass(eq=False)
@@ -187,6 +190,7 @@ class Follower:
             if number in here:
                 track = here[number].tracks[number]
                 track.box, track.seen_s = box, time_s
+                track.recent.append(box)
         for number, box in seen.items():
             if number not in here:
                 self._start(number, box, time_s)
@@ -225,7 +229,9 @@ class Follower:
         track = _Track(box, time_s, self.new_views(), None, first=box)
         for bunch in self.bunches:
             if len(bunch.people) > 1 and any(
-                _covered(box, _grown(other.box, 0.3)) > 0.2 for other in bunch.tracks.values()
+                _covered(box, _grown(there, 0.3)) > 0.2
+                for other in bunch.tracks.values()
+                for there in (other.box, *other.recent)
             ):
                 bunch.tracks[number] = track
                 return
@@ -244,9 +250,23 @@ class Follower:
                     for one in first.tracks.values()
                     for other in second.tracks.values()
                 ):
-                    first.people += second.people
-                    first.tracks |= second.tracks
-                    self.bunches.remove(second)
+                    self._unite(first, second, time_s)
+
+    def _unite(self, first: _Bunch, second: _Bunch, time_s: float) -> None:
+        """One bunch of two; where one was no more than a piece of a person, that person alone."""
+        self.bunches.remove(second)
+        if len(first.people) == len(second.people) == 1:
+            one, other = first.people[0], second.people[0]
+            piece, whole = (one, other) if one.area < other.area else (other, one)
+            if piece.area < PIECE * whole.area or min(one.sights, other.sights) < PIECE_SIGHTS:
+                seen = {n: t for n, t in (first.tracks | second.tracks).items() if t.seen_s == time_s}
+                whole.start_s = min(one.start_s, other.start_s)
+                first.people, first.tracks = [whole], seen or first.tracks | second.tracks
+                for track in first.tracks.values():
+                    track.own = whole
+                return
+        first.people += second.people
+        first.tracks |= second.tracks
 
     def _are_together(self, one: _Track, other: _Track, time_s: float) -> bool:
         if one.seen_s == time_s and other.seen_s == time_s:

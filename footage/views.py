@@ -114,9 +114,7 @@ def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> Vie
     cv2 = imported_opencv()
     image = frame.image()
     left, top, right, bottom = box
-    aside = margin * max(bottom - top, (right - left) / 2)
-    first, last = max(0, int(left - aside)), min(frame.width, int(np.ceil(right + aside)))
-    above, below = max(0, int(top - aside)), min(frame.height, int(np.ceil(bottom + aside)))
+    first, above, last, below = surroundings(box, margin, frame.width, frame.height)
     crop = image[above:below, first:last]
     person = image[max(0, int(top)) : int(np.ceil(bottom)), max(0, int(left)) : int(np.ceil(right))]
     small = cv2.resize(person, (12, 24), interpolation=cv2.INTER_AREA)
@@ -135,6 +133,16 @@ def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> Vie
         small.astype(np.float32),
         is_whole,
     )
+
+
+def surroundings(box: Box, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """The person with a margin, as nearly a square as the picture allows: models see squares."""
+    left, top, right, bottom = box
+    side = (1 + 2 * margin) * max(bottom - top, right - left)
+    across, down = min(side, width), min(side, height)
+    first = min(max(0.0, (left + right - across) / 2), width - across)
+    above = min(max(0.0, (top + bottom - down) / 2), height - down)
+    return int(first), int(above), int(np.ceil(first + across)), int(np.ceil(above + down))
 
 
 def jpeg(image: np.ndarray) -> bytes:
