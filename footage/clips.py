@@ -11,7 +11,7 @@ from typing import Any
 
 from ..data.moments import Moment, clock
 from ..data.whole_files import replacing
-from .films import imported_av, open_film
+from .films import best_video, imported_av, open_film
 from .sources import is_address
 
 logger = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ def _copied(film: str, path: Path, start_s: float, end_s: float) -> bool:
     """Whether the packets of that time could be copied as they are."""
     av = imported_av()
     with av.open(film, metadata_errors="replace") as source:
-        stream = source.streams.best("video")
-        if stream is None or stream.codec_context is None or stream.codec_context.name not in COPIED:
+        stream = best_video(source)
+        if stream is None or stream.codec_context.name not in COPIED:
             return False
         base = float(stream.time_base)
         zero = (stream.start_time or 0) * base

@@ -10,6 +10,7 @@ What is wrong with a film's clock or content becomes a named [`Gap`] in `film.ga
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -257,6 +258,7 @@ class _DecodedFilm(Film):
         if source.lower().startswith("webcam:"):
             number = source.partition(":")[2] or "0"
             source, form = (f"/dev/video{number}" if number.isdigit() else number), "v4l2"
+        began = time.monotonic()
         try:
             return self._av.open(
                 source,
@@ -269,28 +271,39 @@ class _DecodedFilm(Film):
             raise PermissionError(f"{self.name} may not be read by this user") from error
         except (TimeoutError, errors.TimeoutError, errors.ExitError) as error:
             raise TimeoutError(f"{self.name}: it does not answer within {timeout_s:g} s") from error
-        except errors.InvalidDataError as error:
+        except (errors.FFmpegError, OSError) as error:
+            if self.is_live:
+                if time.monotonic() - began > 0.9 * timeout_s:  # what ffmpeg says then differs by protocol
+                    raise TimeoutError(f"{self.name}: it does not answer within {timeout_s:g} s") from error
+                raise ConnectionError(f"{self.name} cannot be reached: {error.strerror or error}") from error
+            if not isinstance(error, errors.InvalidDataError):
+                raise ValueError(f"{self.name} cannot be read: {error.strerror or error}") from error
             raise ValueError(
                 f"{self.name} is no film that can be read: it was cut off, is still being written, or is "
                 "something else"
             ) from error
-        except (errors.FFmpegError, OSError) as error:
-            if not self.is_live:
-                raise ValueError(f"{self.name} cannot be read: {error.strerror or error}") from error
-            raise ConnectionError(f"{self.name} cannot be reached: {error.strerror or error}") from error
 
     def _best_stream(self) -> Any:
-        """The video stream that ffmpeg ranks first: of several the largest; no picture of a cover."""
-        stream = self._container.streams.best("video")
-        if stream is None or stream.codec_context is None:
+        stream = best_video(self._container)
+        if stream is None:
             if any(other.type == "video" for other in self._container.streams):
                 raise ValueError(
                     f"{self.name}: its video is in a codec that ffmpeg here has not; convert it, for instance "
                     "to H.264"
                 )
             kinds = sorted({other.type for other in self._container.streams})
-            raise ValueError(f"{self.name}: no video in it, only {', '.join(kinds) or 'nothing'}")
+            if not kinds:
+                raise ValueError(f"{self.name} is no film that can be read: it was cut off at its beginning")
+            raise ValueError(f"{self.name}: no video in it, only {', '.join(kinds)}")
         return stream
+
+
+def best_video(container: Any) -> Any:
+    """The video stream of a container with most pixels, no picture of a cover; None where there is none."""
+    cover = imported_av().stream.Disposition.attached_pic
+    streams = [stream for stream in container.streams.video if stream.codec_context is not None]
+    streams = [stream for stream in streams if not stream.disposition & cover] or streams
+    return max(streams, key=lambda stream: stream.width * stream.height, default=None)
 
 
 @dataclass(frozen=True)
@@ -323,13 +336,13 @@ class _ImageSequence(Film):
             raise ValueError(f"{folder}: neither a film nor an image is in it")
         times = []
         for file in files:
-            time = time_in_name(file.name)
-            if time is None:
+            taken = time_in_name(file.name)
+            if taken is None:
                 raise ValueError(
                     f"{file}: its name has no time, such as 2026-11-26_12-30-05.250.jpg or 1795696205.jpg; without "
                     "times, search the folder as images"
                 )
-            times.append(time)
+            times.append(taken)
         order = sorted(range(len(files)), key=times.__getitem__)
         first = times[order[0]]
         self.started_at = started_at or first
@@ -366,9 +379,9 @@ def time_in_name(name: str) -> datetime | None:
     if found := A_NAMES_TIME.search(name):
         digits = re.sub(r"\D", "", found["date"] + found["clock"])
         with suppress(ValueError):
-            time = datetime.strptime(digits, "%Y%m%d%H%M%S")
-            time += timedelta(seconds=float(f"0.{found['part'] or 0}"))
-            return time.replace(tzinfo=UTC) if found["zone"] else time.astimezone()
+            taken = datetime.strptime(digits, "%Y%m%d%H%M%S")
+            taken += timedelta(seconds=float(f"0.{found['part'] or 0}"))
+            return taken.replace(tzinfo=UTC) if found["zone"] else taken.astimezone()
     if found := A_NAMES_SECONDS.search(name):
         return datetime.fromtimestamp(float(f"{found[1]}.{found[2] or found[3] or 0}"), UTC).astimezone()
     return None
@@ -402,9 +415,9 @@ def imported_av() -> Any:
 def _creation_time(container: Any, stream: Any) -> datetime | None:
     for metadata in (stream.metadata, container.metadata):
         with suppress(KeyError, ValueError):
-            time = datetime.fromisoformat(metadata["creation_time"].replace("Z", "+00:00"))
-            if time.year > 1970:  # what cameras without a clock write
-                return time if time.tzinfo else time.astimezone()
+            began = datetime.fromisoformat(metadata["creation_time"].replace("Z", "+00:00"))
+            if began.year > 1970:  # what cameras without a clock write
+                return began if began.tzinfo else began.astimezone()
     return None
 
 
