@@ -376,7 +376,7 @@ class Follower:
     def _looks(self, views: Views) -> np.ndarray | None:
         if self.appearance is None or not views.kept:
             return None
-        return np.asarray(self.appearance([view.image() for view in views.best_first()[:2]]))
+        return np.asarray(self.appearance([view.person() for view in views.best_first()[:2]]))
 
     def _look(self, frame: Frame) -> None:
         """Enters what is seen of everybody, and keeps views of those who stand free."""
@@ -409,7 +409,7 @@ class Follower:
                 and _covered(track.box, _grown(other, 0.4 if _area(other) > 3 * area else 0.1)) > 0.7
                 for other in others
             )
-            free = all(_covered(track.box, other) < 0.1 for other in others)
+            free = all(_covered(_grown(track.box, 0.2), other) < 0.02 for other in others)
             person.views.offer(frame, track.box, free and not _at_border(track.box, frame))
 
     def _join(self, time_s: float) -> None:

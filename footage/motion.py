@@ -24,6 +24,7 @@ QUIET_S = 3.0  # without any change inside, before what is found may be a place 
 LEFT_EDGES = 1.6  # times as much outline in the background as in the image
 CHANGED = 12  # grey values between two frames
 NO_EDGE = 8.0  # of outline, in grey values of a Sobel filter: that of noise
+OTHER_COLOUR = 1.3  # times as much of one colour as of another that a light changes
 OTHER_LIGHT, OTHER_TEXTURE = (
     50.0,
     9.0,
@@ -76,7 +77,6 @@ class MotionDetector:
         if self.learnt is None or self.frames % 5 == 0:
             self.learnt = self.background.getBackgroundImage()
         small = self._as_learnt(small)
-        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
 
         found = self.background.apply(small, learningRate=0)
         mask = cv2.threshold(found, 200, 255, cv2.THRESH_BINARY)[1]  # 127 is shadow
@@ -86,7 +86,7 @@ class MotionDetector:
             self.background.apply(small, learningRate=0.5)
             self.learnt = self.held = None
             return np.empty((0, 4), np.float32)
-        return self._people(frame, small, grey, mask)
+        return self._people(frame, small, mask)
 
     def _as_learnt(self, small: np.ndarray) -> np.ndarray:
         """The image as it would be in the background's light: a camera opens its iris for dark clothes."""
@@ -105,22 +105,20 @@ class MotionDetector:
         steps = np.arange(256, dtype=np.float32)[:, None] * gains  # (256, 3)
         return self.cv2.LUT(small, np.clip(np.rint(steps), 0, 255).astype(np.uint8)[None])
 
-    def _people(self, frame: Frame, small: np.ndarray, grey: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    def _people(self, frame: Frame, small: np.ndarray, mask: np.ndarray) -> np.ndarray:
         """The boxes of what differs; the background learns everything else."""
         cv2 = self.cv2
         count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
         smallest = SMALLEST_PERSON * mask.size
         held, none = np.zeros_like(mask), np.zeros_like(mask)
-        boxes, areas, learnt = [], [], None
+        boxes, areas = [], []
         for number in range(1, count):
             x, y, width, height, area = stats[number].tolist()
             if area < smallest / 4:
                 continue
-            if learnt is None:
-                learnt = cv2.cvtColor(self.learnt, cv2.COLOR_RGB2GRAY)
             place = slice(max(0, y - 2), y + height + 2), slice(max(0, x - 2), x + width + 2)
             part = labels[place] == number
-            if self._is_none(part, grey[place], learnt[place], self.quiet[place]):  # type: ignore[index]
+            if self._is_none(part, small[place], self.learnt[place], self.quiet[place]):  # type: ignore[index]
                 none[place][part] = 255
                 continue
             held[place][part] = 255
@@ -138,24 +136,31 @@ class MotionDetector:
         scale = frame.width / small.shape[1], frame.height / small.shape[0]
         return np.array(boxes, np.float32).reshape(-1, 4) * np.array([*scale, *scale], np.float32)
 
-    def _is_none(self, part: np.ndarray, grey: np.ndarray, learnt: np.ndarray, quiet: np.ndarray) -> bool:
-        """Whether what differs from the background there is a light, a shadow, or a place that was left."""
+    def _is_none(self, part: np.ndarray, now: np.ndarray, learnt: np.ndarray, quiet: np.ndarray) -> bool:
+        """Whether what differs from the background there is a light, a shadow, or a place that was left.
+
+        Args:
+            part: (h, w) what differs, of the place that the others show: (h, w, 3) images, (h, w) seconds.
+        """
         cv2 = self.cv2
-        inside = part.astype(np.uint8)
-        outline = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
-        now, before = (cv2.mean(_edges(cv2, image), outline)[0] for image in (grey, learnt))
-        if now < 1.25 * before + NO_EDGE:
-            # No outline came with it. Under another light the texture stays, under a person it does not.
-            there, was = grey[part].astype(np.float32), learnt[part].astype(np.float32)
-            there_mean, was_mean = there.mean(), was.mean()
-            there -= there_mean
-            was -= was_mean
+        outline = cv2.morphologyEx(part.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
+        grey, was_grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (now, learnt))
+        edges, were = (cv2.mean(_edges(cv2, image), outline)[0] for image in (grey, was_grey))
+        mask = part.astype(np.uint8)
+        colour, was_colour = (np.array(cv2.mean(image, mask)[:3]) + 1 for image in (now, learnt))
+        shares = colour / was_colour
+        if np.abs(colour - was_colour).max() < OTHER_LIGHT and shares.max() < OTHER_COLOUR * shares.min():
+            # Under another light the texture stays, and no outline comes with it; with a person both do.
+            there, was = grey[part].astype(np.float32), was_grey[part].astype(np.float32)
+            there -= there.mean()
+            was -= was.mean()
             gain = float(there @ was) / max(float(was @ was), 1.0)
             rest = float(np.sqrt(np.mean((there - gain * was) ** 2)))
-            if abs(there_mean - was_mean) < OTHER_LIGHT and rest < OTHER_TEXTURE:
+            is_textured = float(was.std()) > 2.5 * rest and 0.4 < gain < 2.5
+            if is_textured or (rest < OTHER_TEXTURE and edges / max(gain, 0.5) < 1.25 * were + NO_EDGE):
                 return True
         calm_s = float(np.percentile(quiet[part], 5))
-        return calm_s > self.still_s or (calm_s > QUIET_S and before > LEFT_EDGES * now)
+        return calm_s > self.still_s or (calm_s > QUIET_S and were > LEFT_EDGES * edges)
 
 
 def _joined(boxes: list[list[int]], areas: list[int]) -> list[tuple[list[int], int]]:

@@ -38,12 +38,17 @@ class View:
     sharpness: float
     small: np.ndarray = field(repr=False)
     is_whole: bool
+    within: tuple[int, int, int, int] = (0, 0, 0, 0)  # the person's box in the crop
 
     @property
     def worth(self) -> tuple[bool, float]:
         """What a view is preferred by: a whole person, then size and sharpness together."""
         left, top, right, bottom = self.box
         return self.is_whole, self.sharpness * (right - left) * (bottom - top)
+
+    def person(self) -> Image.Image:
+        """Without the margin, in which somebody else may be."""
+        return self.image().crop(self.within)
 
     def image(self) -> Image.Image:
         return Image.open(io.BytesIO(self.crop)).convert("RGB")
@@ -132,17 +137,23 @@ def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> Vie
         float(cv2.Laplacian(grey, cv2.CV_32F).var()),
         small.astype(np.float32),
         is_whole,
+        (
+            max(0, int(left) - first),
+            max(0, int(top) - above),
+            min(last, round(right)) - first,
+            min(below, round(bottom)) - above,
+        ),
     )
 
 
 def surroundings(box: Box, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
     """The person with a margin, as nearly a square as the picture allows: models see squares."""
     left, top, right, bottom = box
-    side = (1 + 2 * margin) * max(bottom - top, right - left)
+    side = max(1, round((1 + 2 * margin) * max(bottom - top, right - left)))
     across, down = min(side, width), min(side, height)
-    first = min(max(0.0, (left + right - across) / 2), width - across)
-    above = min(max(0.0, (top + bottom - down) / 2), height - down)
-    return int(first), int(above), int(np.ceil(first + across)), int(np.ceil(above + down))
+    first = int(min(max(0.0, (left + right - across) / 2), width - across))
+    above = int(min(max(0.0, (top + bottom - down) / 2), height - down))
+    return first, above, first + across, above + down
 
 
 def jpeg(image: np.ndarray) -> bytes:

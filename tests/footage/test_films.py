@@ -92,9 +92,9 @@ def test_the_wall_clock_is_that_of_the_metadata_unless_one_is_given(tmp_path):
 def test_a_film_that_was_cut_off_is_read_to_its_end_with_a_gap(tmp_path):
     noise = np.random.default_rng(0)
     images = [noise.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(200)]
-    whole = write_film(tmp_path / "a.avi", [number / 25 for number in range(200)], images).read_bytes()
-    (tmp_path / "cut.avi").write_bytes(whole[: len(whole) // 3])
-    times, film = times_of(tmp_path / "cut.avi")
+    whole = write_film(tmp_path / "a.mkv", [number / 25 for number in range(200)], images).read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 3])
+    times, film = times_of(tmp_path / "cut.mkv")
     assert 20 < len(times) < 180
     assert "cut off" in film.gaps[-1].reason
     assert film.gaps[-1].end_s == pytest.approx(8.0, abs=0.2)
