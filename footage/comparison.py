@@ -47,7 +47,9 @@ def compare_visits(found: Sequence[Lasting], truth: Sequence[Lasting]) -> Compar
     """Pairs the visits of each camera one to one so that their times overlap most, and counts the rest."""
     from scipy.optimize import linear_sum_assignment
 
-    overlaps = np.array([[_overlap(one, true) for one in found] for true in truth]).reshape(len(truth), len(found))
+    overlaps = np.array([[_overlap(one, true) for one in found] for true in truth]).reshape(
+        len(truth), len(found)
+    )
     pairs = [
         (true, one)
         for true, one in zip(*(side.tolist() for side in linear_sum_assignment(-overlaps)), strict=True)

@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 import av
+import numpy as np
 
 Box = tuple[int, int, int, int]
 
@@ -33,7 +32,9 @@ def write_film(
             streams.append(stream)
         for time, image in zip(times, images, strict=True):
             for stream in streams:
-                resized = np.resize(image, (stream.height, stream.width, 3)) if stream is not streams[0] else image
+                resized = (
+                    np.resize(image, (stream.height, stream.width, 3)) if stream is not streams[0] else image
+                )
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(resized), format="rgb24")
                 frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
                 target.mux(stream.encode(frame))
@@ -43,7 +44,10 @@ def write_film(
 
 
 def walkers(
-    times: Sequence[float], boxes: Sequence[dict[int, Box]], colours: Sequence[tuple[int, int, int]], size=(160, 120)
+    times: Sequence[float],
+    boxes: Sequence[dict[int, Box]],
+    colours: Sequence[tuple[int, int, int]],
+    size=(160, 120),
 ) -> list[np.ndarray]:
     """Images with coloured boxes: for each time the left, top, right and bottom of each walker, nearest last."""
     noise = np.random.default_rng(0)

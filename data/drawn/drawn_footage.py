@@ -108,7 +108,10 @@ def draw_footage(
     seen: list[_Part] = []
     for number in range(1, cameras + 1):
         rng = random.Random(f"{world.name}|{seed}|camera|{number}")
-        scene, sky = rng.choice([scene for scene in world.scenes if not scene.made_up]), rng.choice(tuple(SKIES))
+        scene, sky = (
+            rng.choice([scene for scene in world.scenes if not scene.made_up]),
+            rng.choice(tuple(SKIES)),
+        )
         parts: list[_Part] = []
         time_s = 2.5
         while len(parts) < visits:
@@ -128,7 +131,9 @@ def draw_footage(
                         time_s,
                         to_the_right=place == 0,
                         place=rng.uniform(0.35, 0.65) if together == 1 else (0.25, 0.75)[place],
-                        stays_s={"lies": 2 * stays_s, "crosses": 0.0}.get(kind, stays_s) if together == 1 else 0.0,
+                        stays_s={"lies": 2 * stays_s, "crosses": 0.0}.get(kind, stays_s)
+                        if together == 1
+                        else 0.0,
                         ground=rng.uniform(0.66, 0.69) + 0.02 * place,
                         crosses=together == 2,
                     )
@@ -143,9 +148,7 @@ def draw_footage(
         for part, times in zip(parts, sights, strict=True):
             box = painted.box(part)
             truth.append(
-                DrawnVisit(
-                    camera, part.person, times[0], times[-1], part.pose, part.crosses, part.text, box
-                )
+                DrawnVisit(camera, part.person, times[0], times[-1], part.pose, part.crosses, part.text, box)
             )
     return truth
 

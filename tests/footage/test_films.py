@@ -33,7 +33,11 @@ def test_a_variable_rate_is_kept_and_a_silence_is_a_named_gap(tmp_path):
     times, film = times_of(write_film(tmp_path / "a.mkv", given))
     assert times == pytest.approx(given, abs=0.002)
     (gap,) = film.gaps
-    assert (gap.start_s, gap.end_s, gap.reason) == (pytest.approx(1.0), pytest.approx(6.5), "no frames for 5.5 s")
+    assert (gap.start_s, gap.end_s, gap.reason) == (
+        pytest.approx(1.0),
+        pytest.approx(6.5),
+        "no frames for 5.5 s",
+    )
 
 
 def test_a_clock_that_goes_back_is_a_named_gap_and_time_goes_on(tmp_path):
@@ -182,7 +186,10 @@ def test_films_of_a_folder_are_cameras_by_their_paths(tmp_path):
         (tmp_path / name).touch()
     (tmp_path / "notes.txt").touch()
     assert [source.camera for source in find_films(tmp_path)] == ["hall/1.mp4", "yard.MKV"]
-    assert [source.camera for source in find_films(tmp_path, "house")] == ["house/hall/1.mp4", "house/yard.MKV"]
+    assert [source.camera for source in find_films(tmp_path, "house")] == [
+        "house/hall/1.mp4",
+        "house/yard.MKV",
+    ]
     assert [source.camera for source in find_films("rtsp://me:secret@host:554/cam1")] == ["host_554_cam1"]
     assert holds_films(tmp_path)
     Image.new("RGB", (8, 8)).save(tmp_path / "1.png")

@@ -87,8 +87,13 @@ def test_who_cross_are_not_swapped(pause):
         together = [{0: one, 1: other} for one, other in zip(first, second, strict=True)]
         visits = followed([{}] * 2 + together)
         assert len(visits) == 2, (goes_on, visits)
-        assert sorted(map(sorted, map(colour_of, visits))) == [[0], [2]]  # red in all views of one, blue of the other
-        assert [visit.end_s - visit.start_s for visit in visits] == pytest.approx([len(first) / 10] * 2, abs=0.35)
+        assert sorted(map(sorted, map(colour_of, visits))) == [
+            [0],
+            [2],
+        ]  # red in all views of one, blue of the other
+        assert [visit.end_s - visit.start_s for visit in visits] == pytest.approx(
+            [len(first) / 10] * 2, abs=0.35
+        )
 
 
 def test_one_who_was_out_of_sight_goes_on_if_it_looks_the_same():
@@ -114,7 +119,9 @@ def test_a_piece_of_a_person_and_what_never_moves_are_no_visits():
 def test_motion_keeps_finding_who_lies_still_and_forgets_a_place_that_was_left():
     """Somebody walks in, lies for longer than any background is learnt in, and goes."""
     lying = [(50, 70, 100, 86)] * 1200
-    boxes = [{}] * 20 + [{0: box} for box in walk(0, 2, 20, top=36) + lying + walk(60, 3, 33, top=36)] + [{}] * 60
+    boxes = (
+        [{}] * 20 + [{0: box} for box in walk(0, 2, 20, top=36) + lying + walk(60, 3, 33, top=36)] + [{}] * 60
+    )
     times = [number / 10 for number in range(len(boxes))]
     motion = MotionDetector()
     found = [
