@@ -74,7 +74,7 @@ def look_through(
             )
         noted, marked_s, last_s = 0, record.quiet_s, 0.0
         try:
-            for time_s, frame in _at_rate(film, rules.frames_per_second):
+            for time_s, frame in frames_at(film, rules.frames_per_second):
                 found = detector.find(frame)
                 for gap in film.gaps[noted:]:
                     if gap.end_s > record.quiet_s:
@@ -236,7 +236,7 @@ def _state_of(film: str) -> list[int] | None:
     return file_state(path)
 
 
-def _at_rate(film: Film, frames_per_second: float) -> Iterator[tuple[float, Any]]:
+def frames_at(film: Film, frames_per_second: float) -> Iterator[tuple[float, Any]]:
     """The film's frames, no more of them in a second; with a bar on a terminal."""
     step_s = 1 / frames_per_second
     next_s = -1.0
