@@ -6,6 +6,10 @@
     tpas search images --image somebody.jpg
     tpas search images --interactive
 
+A film, or a folder of films, is searched for the people in it, and answers with moments:
+
+    tpas search camera.mp4 "a man in black stands at a table" --model demo_start --clips found
+
 A folder's images are encoded once, into IMAGES.gallery beside it; a later search encodes only what is new
 or changed, and forgets what is gone. A gallery that `tpas gallery build` made is searched as it is.
 
@@ -23,9 +27,11 @@ better; it is no probability, and is to be compared within one answer only. An i
 
 import logging
 import os
+import re
 import sys
 import webbrowser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,7 +39,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ..data.image_folders import FolderRules, printable
+from ..data.moments import Moment
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
+from ..footage.rules import FootageRules
 from ..sca import Confidence
 from ..search.arguments import DEFAULT_MATCHER_SHORTLIST
 from .command_line import CommandLine, CommandResult, WrongUsage, one_line, quick_imports
@@ -50,8 +58,12 @@ app = CommandLine("tpas search", __doc__)
 
 @app.command()
 def search(
-    folder: Annotated[Path, Argument(help="images, or a gallery that `tpas gallery build` made")],
+    folder: Annotated[
+        Path,
+        Argument(help="images, films, or a gallery that `tpas gallery build` or `tpas footage build` made"),
+    ],
     rules: FolderRules,
+    footage: FootageRules,
     choice: ModelChoice,
     texts: Annotated[
         list[str] | None,
@@ -89,6 +101,15 @@ def search(
         int, Option(help="with it: images that it reads for each text", min=1)
     ] = DEFAULT_MATCHER_SHORTLIST,
     index: Annotated[str, Option(help="exact, faiss, or a Milvus address")] = "exact",
+    camera: Annotated[
+        str | None, Option(help="of films: this camera alone, a folder of cameras, or a pattern")
+    ] = None,
+    since: Annotated[
+        str | None,
+        Option("--from", help="of films: from this time on, 00:01:12 of a film or 2026-11-26T08:00"),
+    ] = None,
+    until: Annotated[str | None, Option("--to", help="of films: up to this time")] = None,
+    clips: Annotated[Path | None, Option(help="of films: cut the moments found into this folder")] = None,
     images_root: Annotated[
         Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,
@@ -119,6 +140,7 @@ def search(
     wanted = [text.text for text in asked]
 
     # What can be refused is, before torch is loaded and images are encoded for hours.
+    from ..footage.sources import holds_films
     from ..search.arguments import MatchingDtype, check_cascade, check_index
     from ..search.gallery_files import GalleryFiles, gallery_of_folder
 
@@ -126,7 +148,9 @@ def search(
         from ..figures.contact_sheet import check_sheet
 
         check_sheet(sheet)
-    is_gallery = holds_gallery(folder)
+    is_film = holds_films(folder)
+    is_gallery = not is_film and holds_gallery(folder)
+    times = read_time(since, "--from"), read_time(until, "--to")
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
     if rules.exclude and is_gallery:
@@ -172,12 +196,23 @@ def search(
             matching_dtype=matching_dtype,
         )
         warn_of_drawn_people(network, gallery.root_of_images)
+    elif is_film:
+        from ..footage.intake import open_footage
+
+        warn_of_drawn_people(network, folder)
+        opened_as = {"index": index, "matching_dtype": matching_dtype}
+        gallery = open_footage(folder, network, processor, rules=footage, **opened_as)
     else:
         warn_of_drawn_people(network, folder)
         opened_as = {"index": index, "matching_dtype": matching_dtype}
         gallery = open_folder(folder, network, processor, rules=rules, **opened_as)
     if not len(gallery):
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
+    rows = None
+    if camera is not None or times != (None, None):
+        rows = gallery.rows_of_moments(camera, *times)
+        if not len(rows):
+            raise ValueError(f"nobody was seen in {folder} at that time")
     if without is not None and (second is not None or (rerank is None and can_match(network))):
         logger.info(
             "--not: stage 1 ranks by the difference; the re-ranking reads the texts alone (--no_rerank)"
@@ -186,6 +221,7 @@ def search(
     def answers_to(queries: list[str]) -> "SearchResult":
         return gallery.search(
             queries,
+            rows=rows,
             top_k=top_k,
             shortlist=shortlist,
             rerank=rerank,
@@ -196,22 +232,27 @@ def search(
             matcher_shortlist=matcher_shortlist,
         )
 
+    def cut(answers: "SearchResult") -> dict[Moment, Path]:
+        return {} if clips is None else cut_clips(clips, [hit.moment for hits in answers for hit in hits])
+
     def answer(placed: PlacedText) -> CommandResult:
         warn_of_unread(processor, [placed.text], [placed.place])
         gallery.refresh()
-        return shown([placed.text], answers_to([placed.text]), without, of_one=True)
+        answers = answers_to([placed.text])
+        return shown([placed.text], answers, without, cut(answers), of_one=True)
 
     if interactive:
         return answers_as_they_come(answer)
     if image is not None:
         from ..processing_tpas import load_image
 
-        answers = gallery.similar(load_image(image), top_k)
-        content = [{"image": str(image), "hits": [hit_fields(hit) for hit in answers[0]]}]
+        answers = gallery.similar(load_image(image), top_k, rows=rows)
+        cuts = cut(answers)
+        content = [{"image": str(image), "hits": [hit_fields(hit, cuts) for hit in answers[0]]}]
         result = CommandResult(content, f"{printable(str(image))}\n{table(answers[0])}")
     else:
         answers = answers_to(wanted)
-        result = shown(wanted, answers, without)
+        result = shown(wanted, answers, without, cut(answers))
     if sheet is not None:
         from ..figures.contact_sheet import write_contact_sheet
 
@@ -222,12 +263,16 @@ def search(
 
 
 def shown(
-    texts: Sequence[str], answers: "SearchResult", without: str | None, of_one: bool = False
+    texts: Sequence[str],
+    answers: "SearchResult",
+    without: str | None,
+    clips: Mapping[Moment, Path],
+    of_one: bool = False,
 ) -> CommandResult:
     """The answers, or that of one text alone."""
     more = {} if without is None else {"without": without}
     content = [
-        {"text": text, **more, "hits": [hit_fields(hit) for hit in hits]}
+        {"text": text, **more, "hits": [hit_fields(hit, clips) for hit in hits]}
         for text, hits in zip(texts, answers, strict=True)
     ]
     tables = [f"{printable(text)}\n{table(hits)}" for text, hits in zip(texts, answers, strict=True)]
@@ -275,6 +320,38 @@ def holds_gallery(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
 
 
+def read_time(text: str | None, flag: str) -> "float | datetime | None":
+    """A time of a film in seconds, or of the wall clock, in this machine's zone where none is named."""
+    from ..footage.films import read_clock
+
+    if text is None:
+        return None
+    if re.match(r"\d{4}-\d\d-\d\d", text):
+        try:
+            time = datetime.fromisoformat(text)
+        except ValueError:
+            raise WrongUsage(f"{flag}: {text!r} is no time, such as 2026-11-26T08:00") from None
+        return time if time.tzinfo else time.astimezone()
+    try:
+        return read_clock(text)
+    except ValueError as error:
+        raise WrongUsage(f"{flag}: {error}") from None
+
+
+def cut_clips(folder: Path, moments: Sequence[Moment | None]) -> dict[Moment, Path]:
+    """The clip of each moment; one that cannot be cut is named in the log, and left out."""
+    from ..footage.clips import cut_clip
+
+    cut = {}
+    for moment in dict.fromkeys(moments):
+        if moment is not None:
+            try:
+                cut[moment] = cut_clip(moment, folder)
+            except (FileNotFoundError, ValueError) as error:
+                logger.warning("no clip of visit %d: %s", moment.track, error)
+    return cut
+
+
 def all_texts(given: Sequence[str], file: Path | None) -> list[PlacedText]:
     """The texts of the command line, in place of a - those of the standard input, and those of the file.
 
@@ -309,9 +386,13 @@ def as_typed(text: str, place: str) -> str:
     return decoded(os.fsencode(text), place)
 
 
-def hit_fields(hit: "SearchHit") -> dict[str, Any]:
+def hit_fields(hit: "SearchHit", clips: Mapping[Moment, Path]) -> dict[str, Any]:
     names = ("id", "rank", "score", "cosine", "match_logit", "embedding_rank", "rank_before_sca")
-    return {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
+    fields = {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
+    if hit.moment is None:
+        return fields
+    clip = clips.get(hit.moment)
+    return fields | {"moment": hit.moment.to_json()} | ({} if clip is None else {"clip": str(clip)})
 
 
 def table(hits: Sequence["SearchHit"]) -> str:
@@ -321,7 +402,7 @@ def table(hits: Sequence["SearchHit"]) -> str:
     for hit in hits:
         score = "" if hit.score is None else f"{hit.score:.3f}"
         before = f" {hit.rank_before_sca:>10}" if by_sca else ""
-        image = printable(str(hit.path or hit.id))
+        image = printable(str(hit.moment or hit.path or hit.id))
         lines.append(f"{hit.rank:>4} {score:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}{before}  {image}")
     return "\n".join(lines)
 

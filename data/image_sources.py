@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from ..processing_tpas import load_image, upright_rgb
 from .image_files import image_suffixes, load_inside
 from .image_folders import FolderRules, LeftOut, list_images, no_images
+from .moments import Moment
 from .whole_files import file_checksum
 
 PAIRS = "pairs (id, image), such as [(path.name, path) for path in files]"
@@ -30,6 +31,7 @@ class SourceImage:
         load: reads it as upright RGB; raises OSError or ValueError where that fails.
         root, path: the file is `root`/`path`, `path` in POSIX form; None where it is no file.
         encoded: the content of a file that is in memory.
+        moment: where in a film it was seen; None of what is of no film.
     """
 
     id: str
@@ -37,6 +39,7 @@ class SourceImage:
     root: str | None = None
     path: str | None = None
     encoded: bytes | None = field(default=None, repr=False)
+    moment: Moment | None = None
 
     @property
     def file(self) -> Path | None:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.image_folders import LeftOut
 from ..data.image_sources import FolderImages, SourceImage, file_state
+from ..data.moments import Moment
 from ..data.whole_files import file_checksum
 from ..engine.encoding import collated, encode_images
 from ..engine.fastest import encoder_for
@@ -60,7 +61,7 @@ class PreparedImage:
         inputs: what the processor makes of it, by name, each (1, ...).
         thumbnail: JPEG, or None where none is kept.
         content, state: as in `ShardRow`.
-        root, path: as in `SourceImage`.
+        root, path, moment: as in `SourceImage`.
     """
 
     inputs: dict[str, Tensor]
@@ -69,6 +70,7 @@ class PreparedImage:
     state: list[int] | None
     root: str | None
     path: str | None
+    moment: Moment | None
 
 
 def build_shards(
@@ -361,7 +363,7 @@ class _ShardEncoder:
                 self._check_finite(list(prepared), embeds, tokens)
                 for place, (image_id, image) in enumerate(prepared.items()):
                     own = None if tokens is None else tokens[place]
-                    file = image.root, image.path, image.thumbnail, image.content, image.state
+                    file = image.root, image.path, image.thumbnail, image.content, image.state, image.moment
                     rows.append(ShardRow(image_id, embeds[place], own, *file))
             ids += batch
             self.progress.update(len(batch))
@@ -413,7 +415,7 @@ class _ShardEncoder:
         size = self.settings.thumbnail_size
         thumbnail = None if size is None else jpeg_thumbnail(loaded, size)
         inputs = dict(self.processor(images=[loaded]))
-        return PreparedImage(inputs, thumbnail, content, state, image.root, image.path)
+        return PreparedImage(inputs, thumbnail, content, state, image.root, image.path, image.moment)
 
 
 def _not_finite(ids: Sequence[str], rows: Tensor) -> list[str]:

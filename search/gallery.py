@@ -7,6 +7,8 @@ import io
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from fnmatch import fnmatchcase
 from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args
@@ -18,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data.image_folders import FolderRules
 from ..data.image_sources import find_images
+from ..data.moments import Moment
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher, batches_of_pairs
@@ -42,7 +45,7 @@ from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, open_index, write_index
 from .manifest import GalleryChangedError, GalleryError, GallerySettings
-from .ranking import DEFAULT_SHORTLIST, reorder, replace_head
+from .ranking import DEFAULT_SHORTLIST, once_a_visit, reorder, replace_head
 from .selection import Selection
 from .shards import jpeg_thumbnail
 from .stored_gallery import StoredGallery, delete_images
@@ -276,6 +279,41 @@ class Gallery:
         root = self.images_root or (self.stored.record(0)["root"] if len(self) else None)
         return None if root is None else Path(root)
 
+    def rows_of_moments(
+        self,
+        camera: str | None = None,
+        since: float | datetime | None = None,
+        until: float | datetime | None = None,
+    ) -> Tensor:
+        """The rows of what films show, for `rows` of `search`: of a camera, and of a time.
+
+        Args:
+            camera: its name, a folder of cameras, or a pattern such as "entrance*"; `None`: all.
+            since, until: a visit that lasts into this time is taken; seconds since the film's beginning, or
+                the wall clock's time, with its zone, of films of which it is known.
+
+        Raises:
+            ValueError: there is no such camera; the cameras are named. Or no film says when it began.
+        """
+        moments = list(self.stored.moments())
+        cameras = {moment.camera for _, moment in moments}
+        if camera is not None:
+            wanted = camera.rstrip("/")
+            chosen = {name for name in cameras if fnmatchcase(name, wanted) or name.startswith(f"{wanted}/")}
+            if not chosen:
+                some = ", ".join(sorted(cameras)[:10]) or "none"
+                raise ValueError(f"the gallery {self.path} has no camera {camera!r}; it has {some}")
+            moments = [(row, moment) for row, moment in moments if moment.camera in chosen]
+        if isinstance(since, datetime) or isinstance(until, datetime):
+            if moments and all(moment.started_at is None for _, moment in moments):
+                raise ValueError(
+                    f"no film of the gallery {self.path} says when it began: give times of the film, such as "
+                    "00:01:12, or --started_at when it is read"
+                )
+            moments = [(row, moment) for row, moment in moments if moment.started_at is not None]
+        rows = [row for row, moment in moments if _lasts_into(moment, since, until)]
+        return torch.tensor(rows, dtype=torch.long)
+
     def verify(self) -> None:
         """Compares every file with its checksum; raises GalleryError for the first that differs."""
         self.stored.verify()
@@ -414,10 +452,12 @@ class Gallery:
         if not texts or not len(selection):
             return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
         head = min(shortlist, len(selection)) if rerank or sca else 0
-        asked = min(max(top_k, head), len(selection))
+        visits = selection.visits()
+        images = top_k if visits is None else top_k * int(visits.unique(return_counts=True)[1].max())
+        asked = min(max(images, head), len(selection))
         read_in_fp32 = None
         if cascade:
-            read_in_fp32 = max(top_k, SCA_READS) if sca else top_k
+            read_in_fp32 = max(images, SCA_READS) if sca else images
         matched = head if rerank else 0
         if matched and (self.stored.settings.tokens is None or matcher is not None):
             texts_at_once = len(texts)  # for each block the shortlisted images would be encoded again
@@ -430,13 +470,15 @@ class Gallery:
             scores = stages.cosines[:, :head] if stages.match_scores is None else stages.match_scores
             ranking, scores = reorder(stages.candidates[:, :head], scores)
             if sca:
-                before = replace_head(stages.candidates, ranking)
+                if visits is not None:
+                    ranking, scores = once_a_visit(ranking, scores, visits)
+                before = replace_head(stages.candidates, ranking, head)
                 resolved = sca_rerank(ranking, scores, confidence=sca)
                 ranking, sca_report = resolved.indices, resolved.report
-            ranking = replace_head(stages.candidates, ranking)
+            ranking = replace_head(stages.candidates, ranking, head)
         return SearchResult(
             (
-                self._hits(selection, stages, query, ranking[query, :top_k], before)
+                self._hits(selection, stages, query, _best_views(ranking[query], visits)[:top_k], before)
                 for query in range(len(texts))
             ),
             texts=texts,
@@ -457,6 +499,8 @@ class Gallery:
     ) -> SearchResult:
         """An image as a query: its nearest neighbours by the embeddings' cosine, without itself.
 
+        Of films: the other visits that look most like the one that was found.
+
         Args:
             image: one that was found; or any other, in memory, which need not be of the gallery. One of the
                 gallery that is given so is found again.
@@ -471,11 +515,19 @@ class Gallery:
         assert isinstance(hit, SearchHit), "of the three kinds"
         embedding = self._embedding_of(hit)[None]  # (1, D)
         selection = self._selection(rows, extra)
-        count = min(top_k + 1, len(selection))  # itself is among them
+        visits = selection.visits()
+        images = (
+            top_k + 1 if visits is None else (top_k + 1) * int(visits.unique(return_counts=True)[1].max())
+        )
+        count = min(images, len(selection))  # itself is among them
         candidates, cosines = selection.index.search(embedding, count)
         stages = _Stages(candidates, cosines)
-        found = self._hits(selection, stages, 0, candidates[0], None)
-        others = [other for other in found if not other.is_same_image(hit)][:top_k]
+        found = self._hits(selection, stages, 0, _best_views(candidates[0], visits), None)
+        others = [other for other in found if not other.is_same_image(hit)]
+        if hit.moment is not None:
+            own = hit.moment.visit
+            others = [other for other in others if other.moment is None or other.moment.visit != own]
+        others = others[:top_k]
         others = [
             replace(other, rank=rank, embedding_rank=rank) for rank, other in enumerate(others, start=1)
         ]
@@ -637,7 +689,8 @@ class Gallery:
         root = self.images_root or record["root"] or ""
         path = None if record["path"] is None else Path(root, record["path"])
         opened = partial(_image, self.stored, row, self.images_root, self.follow_links)
-        return {"id": record["id"], "row": row, "path": path, "_open": opened}
+        moment = self.stored.moment(row)
+        return {"id": record["id"], "row": row, "path": path, "moment": moment, "_open": opened}
 
     @cached_property
     def _whole(self) -> Selection:
@@ -757,6 +810,14 @@ def _listed(texts: Iterable[str]) -> list[str]:
     return texts
 
 
+def _lasts_into(moment: Moment, since: float | datetime | None, until: float | datetime | None) -> bool:
+    if isinstance(since, datetime):
+        since = (since - moment.at(0.0)).total_seconds()  # type: ignore[operator]
+    if isinstance(until, datetime):
+        until = (until - moment.at(0.0)).total_seconds()  # type: ignore[operator]
+    return (since is None or moment.end_s >= since) and (until is None or moment.start_s <= until)
+
+
 @dataclass(frozen=True)
 class _Stages:
     """What the stages of a search say of Q texts.
@@ -782,6 +843,16 @@ class _Stages:
             torch.cat(scores) if scores else None,
             sum(reports[1:], start=reports[0]) if reports else None,
         )
+
+
+def _best_views(ranking: Tensor, visits: Tensor | None) -> Tensor:
+    """Of a ranking (K,) of places the first of each visit; all of it where there are no films."""
+    if visits is None:
+        return ranking
+    first: dict[int, int] = {}
+    for place, visit in zip(ranking.tolist(), visits[ranking].tolist(), strict=True):
+        first.setdefault(visit, place)
+    return torch.tensor(list(first.values()), dtype=torch.long)
 
 
 def _taken_by(before: Tensor, after: Tensor) -> list[int | None]:

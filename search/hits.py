@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from ..data.moments import Moment
 from ..sca import SCAReport
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class SearchHit:
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
         path: where its file was when the gallery was built; None for an image that was no file.
         row: its row in the gallery; None of an image that is not of a gallery.
+        moment: where in a film the image was seen; None of what is of no film. An answer shows a visit once, by
+            the view that answers best.
         extra: the image itself, where it was searched beside the gallery.
     """
 
@@ -63,6 +66,7 @@ class SearchHit:
     rank_before_sca: int | None = None
     path: Path | None = None
     row: int | None = field(default=None, compare=False)
+    moment: Moment | None = None
     extra: EncodedImage | None = field(default=None, repr=False)
     _open: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
 

@@ -65,6 +65,14 @@ class Selection:
         assert tokens is not None, "a model with a stage 2 keeps image tokens"
         return tokens
 
+    def visits(self) -> Tensor | None:
+        """(places,) what the images of one visit in a film share; None where none is of a film."""
+        of_gallery = self.tokens.stored.visits
+        if of_gallery is None:
+            return None
+        own = of_gallery if self.rows is None else of_gallery[self.rows]
+        return torch.cat([own, -1 - torch.arange(len(self.extra))])
+
     def row_of(self, place: int) -> int | None:
         """The gallery's row at a place, None at that of an image beside it."""
         if place >= self.of_gallery:

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.json_records import read_json
+from ..data.moments import Moment
 from ..data.whole_files import UNFINISHED, content_of, denial, replacing
 from ..reranking.ranked_lists import tie_key
 from .manifest import (
@@ -44,6 +45,7 @@ class ShardRow:
         thumbnail: JPEG, or None.
         content: of `SourceImage.content` when it was encoded; None where it is no file, or was being changed.
         state: the file's `file_state` then.
+        moment: where in a film it was seen, or None.
     """
 
     id: str
@@ -54,11 +56,13 @@ class ShardRow:
     thumbnail: bytes | None
     content: str | None = None
     state: list[int] | None = None
+    moment: Moment | None = None
 
     @property
     def record(self) -> dict[str, Any]:
         """What is kept of it beside the arrays; what is not known is left out."""
-        known = {"content": self.content, "state": self.state}
+        moment = None if self.moment is None else self.moment.to_record()
+        known = {"content": self.content, "state": self.state, "moment": moment}
         known = {name: value for name, value in known.items() if value is not None}
         return {"id": self.id, "root": self.root, "path": self.path} | known
 
@@ -156,7 +160,10 @@ def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str])
         for image in records["pictures"]:
             manifest["unreadable"].pop(image["id"], None)  # it could not be read before, as by a killed build
         if shard["rows"]:
-            manifest["shards"].append({"name": name, "rows": shard["rows"], "files": shard["files"]})
+            entry = {"name": name, "rows": shard["rows"], "files": shard["files"]}
+            if any("moment" in image for image in records["pictures"]):
+                entry["moments"] = True  # who looks for visits need not read the records of all other shards
+            manifest["shards"].append(entry)
     if names:
         manifest["next_shard"] = max(map(shard_number, names)) + 1
     write_manifest(directory, manifest)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..data.image_files import load_inside
 from ..data.json_records import read_json
+from ..data.moments import Moment
 from .gallery_files import GalleryFiles
 from .manifest import (
     EMBEDDINGS,
@@ -43,7 +44,8 @@ LARGEST_THUMBNAIL = 2**26  # bytes, once unpacked
 class Record(TypedDict):
     """An image of a gallery; its file is `root`/`path`, both None of an image that was no file.
 
-    `content` and `state` are as in `ShardRow`; galleries of early versions lack both.
+    `content` and `state` are as in `ShardRow`; galleries of early versions lack both. Only what was cut from a
+    film has a `moment`.
     """
 
     id: str
@@ -51,6 +53,7 @@ class Record(TypedDict):
     path: str | None
     content: NotRequired[str]
     state: NotRequired[list[int]]
+    moment: NotRequired[dict[str, Any]]  # of `Moment.to_record`
 
 
 class StoredGallery(GalleryFiles):
@@ -117,6 +120,35 @@ class StoredGallery(GalleryFiles):
         """An image's `id`, `root` and `path`."""
         number, place = self._locate(row)
         return self._records(number)[place]
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether images of it were cut from films."""
+        return any(shard.get("moments") for shard in self.shards)
+
+    def moment(self, row: int) -> Moment | None:
+        """Where in a film an image was seen; None of what is of no film."""
+        record = self.record(row).get("moment")
+        return None if record is None else Moment.from_record(record)
+
+    def moments(self) -> Iterator[tuple[int, Moment]]:
+        """The rows of images that were cut from films, with their moments, in the order of the rows."""
+        for number, shard in enumerate(self.shards):
+            if shard.get("moments"):
+                for place, record in enumerate(self._records(number)):
+                    if "moment" in record:
+                        yield self.starts[number] + place, Moment.from_record(record["moment"])
+
+    @cached_property
+    def visits(self) -> Tensor | None:
+        """(G,) of each row the first row of the same visit, itself where it is of none; None without films."""
+        if not self.has_moments:
+            return None
+        first: dict[tuple[str, int], int] = {}
+        visits = torch.arange(len(self))
+        for row, moment in self.moments():
+            visits[row] = first.setdefault(moment.visit, row)
+        return visits
 
     def open_file(self, row: int, images_root: str | None = None, follow_links: bool = True) -> Image.Image:
         """The image itself, not its thumbnail.
@@ -213,6 +245,7 @@ class StoredGallery(GalleryFiles):
             thumbnail=self.thumbnail(row),
             content=record.get("content"),
             state=record.get("state"),
+            moment=self.moment(row),
         )
 
     def _locate(self, row: int) -> tuple[int, int]:
@@ -276,6 +309,8 @@ def _check_records(records: Any, rows: int) -> None:
             raise TypeError(f"the id {record['id']!r} is no text")
         if not all(isinstance(record[name], str | None) for name in ("root", "path")):
             raise TypeError(f"the file of {record['id']!r} is no path")
+        if "moment" in record:
+            Moment.from_record(record["moment"])
 
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:

@@ -368,6 +368,28 @@ def draw_source(
     return examples[0], examples[1]
 
 
+def somebody(
+    world: World,
+    scene: Scene,
+    sky: str,
+    rng: random.Random,
+    pose: str | None = None,
+    look: Look | None = None,
+) -> tuple[Look, Figure, Action, str]:
+    """Somebody for a film of this place: how they look and are painted, what they do, and a text of it.
+
+    Args:
+        pose: of what is done; `None`: something normal.
+        look: of somebody seen before; `None`: of somebody new.
+    """
+    look = look or _draw_look(world, rng)
+    action, _ = _draw_actions(world, scene, rng)
+    if pose is not None:
+        action = next(action for action in world.actions if action.pose == pose)
+    source = Source(look, scene, sky, action, action, "clothes")
+    return look, _figure(look, rng), action, _caption(source, action, rng)
+
+
 # --- files ------------------------------------------------------------------------------------------------
 
 

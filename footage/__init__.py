@@ -1,0 +1,1 @@
+"""Films and cameras: people found, followed, and kept with camera and time."""

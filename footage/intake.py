@@ -1,0 +1,250 @@
+"""From films to a gallery of visits: looks through what is new, and encodes the people who were found."""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from ..data.image_files import load_inside
+from ..data.image_sources import SourceImage, file_state
+from ..models.fingerprints import image_fingerprint, model_fingerprint
+from ..models.interface import RetrievalModel, RetrievalProcessor
+from ..search.folder_gallery import place_of_gallery
+from ..search.gallery import Gallery
+from ..search.manifest import MANIFEST, builder_lock
+from .detectors import WholeFrames, detector_of
+from .films import Film, open_film
+from .following import Appearance, Follower, Scenes
+from .records import FOOTAGE, FilmRecord
+from .rules import FootageRules
+from .sources import Source, find_films, is_address
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+logger = logging.getLogger(__name__)
+
+WARM_UP_S = 20.0  # of a film that is gone on with: the background is learnt before anybody is looked for
+MARKED_EVERY_S = 60.0  # of quiet, in a record
+THUMBNAIL_SIZE = 384
+
+
+def look_through(
+    source: Source, gallery: Path, rules: FootageRules, appearance: Appearance | None = None
+) -> FilmRecord:
+    """Finds the people of a film that were not found yet, and keeps them beside the gallery.
+
+    Of a film that was looked through nothing is done; one that has grown is gone on with; a kill at any time
+    loses nothing that was finished.
+
+    Raises:
+        ValueError: it is no film, another film of this camera is in the gallery, or the settings differ.
+        TimeoutError, ConnectionError, OSError: it cannot be read any more; what was found until then is kept.
+    """
+    record = FilmRecord.read(gallery / FOOTAGE / source.camera, source.camera)
+    state = _state_of(source.film)
+    if record.about and not _is_to_be_read(record, source, rules, state):
+        return record
+    detector = detector_of(rules.detector, rules.detect_every)
+    looks_s = 1 / rules.frames_per_second if detector.by_motion else rules.detect_every
+    if rules.detector.startswith("boxes:"):
+        looks_s = 1 / rules.frames_per_second
+    begin_s = max(0.0, record.quiet_s - WARM_UP_S)
+    with open_film(source.film, started_at=rules.start, from_s=begin_s) as film:
+        record.begin(
+            {
+                "film": film.name if film.is_live else source.film,
+                "started_at": None if film.started_at is None else film.started_at.isoformat(),
+                "is_live": film.is_live,
+                "settings": rules.settings,
+            }
+        )
+        people: Follower | Scenes = Scenes()
+        if not isinstance(detector, WholeFrames):
+            people = Follower(
+                1 / looks_s,
+                appearance,
+                must_move=detector.by_motion,
+                views=rules.views,
+                margin=rules.margin,
+            )
+        noted, marked_s, last_s = 0, record.quiet_s, 0.0
+        try:
+            for time_s, frame in frames_at(film, rules.frames_per_second):
+                found = detector.find(frame)
+                for gap in film.gaps[noted:]:
+                    if gap.end_s > record.quiet_s:
+                        record.note(gap)
+                noted, last_s = len(film.gaps), time_s
+                if found is None or time_s < record.quiet_s:
+                    continue
+                visits = people.update(frame, *found)
+                record.add(visits)
+                settled_s = people.settled_s(time_s)
+                if settled_s is not None and (visits or settled_s - marked_s > MARKED_EVERY_S):
+                    record.mark_quiet(settled_s)
+                    marked_s = settled_s
+        except (OSError, KeyboardInterrupt):
+            if film.is_live:  # which cannot be read again
+                record.add(people.finish())
+            raise
+        record.add(people.finish())
+        for gap in film.gaps[noted:]:
+            record.note(gap)
+        record.mark_end(last_s, state)
+    return record
+
+
+def encode_visits(
+    gallery: Path,
+    records: Sequence[FilmRecord],
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
+    accelerator: "Accelerator | None" = None,
+) -> Gallery:
+    """Encodes what was found into the gallery, and takes out of it what is no more in the records."""
+    if (gallery / MANIFEST).exists():
+        stored = Gallery.open(gallery)
+        wanted = {name for record in records for name, _, _ in record.moments()}
+        cameras = {record.camera for record in records}
+        gone = [
+            stored.stored.record(row)["id"]
+            for row, moment in stored.stored.moments()
+            if moment.camera in cameras and stored.stored.record(row)["id"] not in wanted
+        ]
+        if gone:
+            stored.delete(gone)
+    images = []
+    root = os.path.realpath(gallery / FOOTAGE)
+    for record in records:
+        for name, view, moment in record.moments():
+            path = f"{record.camera}/{view.name}"
+            images.append(SourceImage(name, partial(load_inside, root, path), root, path, moment=moment))
+    settings: dict[str, Any] = {"tokens": "float16", "thumbnail_size": THUMBNAIL_SIZE}
+    if (gallery / MANIFEST).exists():
+        own = Gallery.open(gallery).stored.settings
+        settings = {"tokens": own.tokens, "thumbnail_size": own.thumbnail_size}
+    return Gallery.build(
+        model, processor, images, gallery, on_clash="skip", accelerator=accelerator, **settings
+    )
+
+
+def build_footage(
+    sources: Sequence[Source],
+    gallery: Path,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
+    rules: FootageRules,
+) -> Gallery:
+    """Looks through the films that are new, and opens the gallery of all visits.
+
+    A film that cannot be read is named, and the others go on; where there is but one, its error is raised.
+    """
+    appearance = appearance_of(model, processor)
+    with builder_lock(gallery):
+        records = []
+        for source in tqdm(sources, desc="films", unit="film", leave=False, disable=None):
+            try:
+                records.append(look_through(source, gallery, rules, appearance))
+            except (OSError, ValueError) as error:
+                if len(sources) == 1:
+                    raise
+                logger.warning("left out %s: %s", source.camera, error)
+    if not records:
+        raise ValueError(f"none of the {len(sources)} films can be read; the lines above say why")
+    return encode_visits(gallery, records, model, processor)
+
+
+def open_footage(
+    place: str | Path,
+    model: RetrievalModel,
+    processor: RetrievalProcessor,
+    *,
+    rules: FootageRules | None = None,
+    **opened_as: Any,
+) -> Gallery:
+    """The gallery of a film or of a folder of films, kept beside it and brought up to date; as `open_folder`.
+
+    Raises:
+        ValueError: nobody was found, or it is a stream, which has no end.
+    """
+    if is_address(place):
+        raise ValueError(f"{place} has no end: `tpas footage watch` keeps a gallery of it, which is searched")
+    name = f"{model_fingerprint(model)}-{image_fingerprint(model, processor)}"
+    path = place_of_gallery(Path(place)) / name
+    gallery = build_footage(find_films(place), path, model, processor, rules or FootageRules())
+    if not len(gallery):
+        raise ValueError(f"nobody was found in {place} by {(rules or FootageRules()).detector}")
+    return Gallery.open(path, model, processor, **opened_as)
+
+
+def appearance_of(model: RetrievalModel, processor: RetrievalProcessor) -> Appearance:
+    """The model's own embeddings, by which people are told apart."""
+    import torch
+
+    from ..engine.encoding import collated, encode_images
+    from ..engine.fastest import encoder_for
+
+    encoder = encoder_for(model.eval())
+
+    def looks(images: Sequence[Any]) -> Any:
+        with torch.inference_mode():
+            inputs = collated([dict(processor(images=[image])) for image in images])
+            return encode_images(encoder, inputs, None)[0].numpy()
+
+    return looks
+
+
+def _is_to_be_read(record: FilmRecord, source: Source, rules: FootageRules, state: list[int] | None) -> bool:
+    there, own = record.about.get("settings"), rules.settings
+    if there != own:
+        other = {name: value for name, value in (there or {}).items() if own.get(name) != value}
+        raise ValueError(
+            f"{source.camera} was looked through with {other}, and "
+            f"{ {name: own[name] for name in other} } was asked for: use the same, or another gallery"
+        )
+    if record.end is None or state is None:
+        return True
+    before = record.end["state"]
+    if before is not None and before[0] == state[0]:
+        return False  # by its length: moved or copied, it is the same film
+    if record.about.get("film") != source.film:
+        raise ValueError(
+            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another film: "
+            "--camera gives it another name"
+        )
+    if before is None or state[0] < before[0]:
+        raise ValueError(
+            f"{source.film} is another film than the one of this name in the gallery: --camera gives it "
+            "another name"
+        )
+    logger.info("%s has grown: it is gone on with", source.camera)
+    record.reopen()
+    return True
+
+
+def _state_of(film: str) -> list[int] | None:
+    if is_address(film):
+        return None
+    path = Path(film)
+    if path.is_dir():
+        return [sum(1 for _ in path.iterdir()), 0, 0, 0]
+    return file_state(path)
+
+
+def frames_at(film: Film, frames_per_second: float) -> Iterator[tuple[float, Any]]:
+    """The film's frames, no more of them in a second; with a bar on a terminal."""
+    step_s = 1 / frames_per_second
+    next_s = -1.0
+    total = None if film.duration_s is None else round(film.duration_s)
+    with tqdm(total=total, desc=film.name, unit="s", leave=False, disable=None) as bar:
+        for frame in film:
+            if frame.time_s < next_s - 0.25 * step_s:
+                continue
+            next_s = max(next_s + step_s, frame.time_s + 0.5 * step_s)
+            bar.update(max(0, int(frame.time_s) - bar.n))
+            yield frame.time_s, frame

@@ -1,0 +1,274 @@
+"""What was found in a film, kept as it is found: a kill loses nothing that was finished, and nothing comes twice.
+
+    GALLERY/footage/CAMERA/found.jsonl     a line for each thing that was found, in the order of finding
+                          3-1.jpg         a view of visit 3, with a margin; 3-1.frame.jpg the whole frame, small
+
+A film can be read again, so what lies after the last quiet moment, when nobody was in sight, does not count
+until the next one: it is found again. A stream cannot, so every finished visit counts.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..data.moments import Moment
+from ..data.whole_files import explained_full_disk, replacing
+from .films import Gap
+from .following import Visit
+
+FOOTAGE = "footage"  # the folder in a gallery
+FOUND = "found.jsonl"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class KeptView:
+    """A view of a visit, as a file.
+
+    Attributes:
+        name: of the crop's file in the record's folder.
+        frame: of the whole frame's.
+        box: left, top, width and height in pixels of the whole frame.
+    """
+
+    name: str
+    frame: str
+    seen_s: float
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class KeptVisit:
+    track: int
+    start_s: float
+    end_s: float
+    views: tuple[KeptView, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "track": self.track,
+            "start_s": self.start_s,
+            "end_s": self.end_s,
+            "views": [[view.name, view.frame, view.seen_s, list(view.box)] for view in self.views],
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "KeptVisit":
+        views = tuple(
+            KeptView(name, frame, seen_s, tuple(box)) for name, frame, seen_s, box in content["views"]
+        )
+        return cls(int(content["track"]), float(content["start_s"]), float(content["end_s"]), views)
+
+
+@dataclass
+class FilmRecord:
+    """What was found in one camera's film.
+
+    Attributes:
+        folder: where it is kept.
+        camera: the camera's name.
+        about: what the film is and how it was looked at: `film`, `started_at`, `state`, `settings`, `is_live`.
+        visits: that count, by their tracks.
+        gaps: times of which the film shows nothing.
+        quiet_s: from where on the film has to be looked at.
+        end: the film's length and state when it was looked through; None before.
+    """
+
+    folder: Path
+    camera: str
+    about: dict[str, Any] = field(default_factory=dict)
+    visits: dict[int, KeptVisit] = field(default_factory=dict)
+    gaps: list[Gap] = field(default_factory=list)
+    quiet_s: float = 0.0
+    end: dict[str, Any] | None = None
+    next_track: int = 1
+
+    @classmethod
+    def read(cls, folder: Path, camera: str) -> "FilmRecord":
+        """What counts of a record; an empty one where there is none.
+
+        Raises:
+            ValueError: a line other than the last is damaged.
+        """
+        record = cls(folder, camera)
+        try:
+            lines = (folder / FOUND).read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return record
+        kept = 0  # lines that count
+        waiting: list[KeptVisit] = []
+        gaps: list[Gap] = []
+        for number, line in enumerate(lines[:-1], start=1):  # what follows the last end of a line was cut off
+            try:
+                entry = json.loads(line)
+                if "about" in entry:
+                    record.about = entry["about"]
+                    record.visits, record.gaps, waiting, gaps, record.end = {}, [], [], [], None
+                elif "visit" in entry:
+                    waiting.append(KeptVisit.from_json(entry["visit"]))
+                elif "gap" in entry:
+                    gaps.append(Gap(**entry["gap"]))
+                elif "forgotten" in entry:
+                    for track in entry["forgotten"]:
+                        record.visits.pop(track, None)
+                elif "end" in entry:
+                    record.end = entry["end"]
+                if {"quiet_s", "end", "about", "forgotten"} & entry.keys() or record.about.get("is_live"):
+                    record.visits |= {visit.track: visit for visit in waiting}
+                    record.gaps += gaps
+                    waiting, gaps, kept = [], [], number
+                if "quiet_s" in entry:
+                    record.quiet_s = float(entry["quiet_s"])
+                record.next_track = max([record.next_track, *(track + 1 for track in record.visits)])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"{folder / FOUND}, line {number} is damaged ({error!r}): remove {folder}, and the film is "
+                    "looked through again"
+                ) from error
+        record._kept_lines = lines[:kept]
+        return record
+
+    _kept_lines: list[bytes] = field(default_factory=list, repr=False)
+
+    def begin(self, about: dict[str, Any]) -> None:
+        """Goes on, or begins, to look through the film; what does not count is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.about:
+            self._kept_lines = [json.dumps({"format": FORMAT, "about": about}).encode()]
+            self.about = about
+        with replacing(self.folder / FOUND, durable=True) as unfinished:
+            unfinished.write_bytes(b"".join(line + b"\n" for line in self._kept_lines))
+        self.end = None
+        wanted = {
+            name for visit in self.visits.values() for view in visit.views for name in (view.name, view.frame)
+        }
+        for file in self.folder.glob("*.jpg"):
+            if file.name not in wanted:
+                file.unlink()
+
+    def add(self, visits: Sequence[Visit]) -> None:
+        """Writes finished visits: their pictures first."""
+        for visit in visits:
+            views = []
+            for number, view in enumerate(visit.views, start=1):
+                name = f"{self.next_track}-{number}.jpg"
+                frame = f"{self.next_track}-{number}.frame.jpg"
+                for file, content in ((name, view.crop), (frame, view.frame)):
+                    with explained_full_disk(self.folder / file):
+                        (self.folder / file).write_bytes(content)
+                left, top, right, bottom = (round(float(edge), 1) for edge in view.box)
+                box = left, top, round(right - left, 1), round(bottom - top, 1)
+                views.append(KeptView(name, frame, round(view.time_s, 3), box))
+            kept = KeptVisit(self.next_track, round(visit.start_s, 3), round(visit.end_s, 3), tuple(views))
+            self._append({"visit": kept.to_json()})
+            self.visits[kept.track] = kept
+            self.next_track += 1
+
+    def note(self, gap: Gap) -> None:
+        self._append({"gap": gap.to_json()})
+        self.gaps.append(gap)
+
+    def mark_quiet(self, time_s: float) -> None:
+        """Nobody is in sight, so that all until here counts."""
+        self._append({"quiet_s": round(time_s, 3)})
+        self.quiet_s = time_s
+
+    def mark_end(self, end_s: float, state: list[int] | None) -> None:
+        """The film was looked through, as it was in this state."""
+        self._append({"end": {"end_s": round(end_s, 3), "state": state}})
+        self.end = {"end_s": end_s, "state": state}
+
+    def reopen(self) -> list[KeptVisit]:
+        """Goes back to the last quiet moment, as of a film that has grown; returns the visits that go."""
+        after = [visit for visit in self.visits.values() if visit.end_s > self.quiet_s]
+        if after:
+            self.forget([visit.track for visit in after])
+        self.end = None
+        return after
+
+    def forget(self, tracks: Sequence[int]) -> None:
+        """Removes visits and their pictures for good."""
+        gone = [self.visits.pop(track) for track in tracks]
+        line = {"forgotten": list(tracks)}
+        self._append(line)
+        self._kept_lines.append(json.dumps(line).encode())
+        for visit in gone:
+            for view in visit.views:
+                (self.folder / view.name).unlink(missing_ok=True)
+                (self.folder / view.frame).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def moments(self) -> list[tuple[str, KeptView, Moment]]:
+        """Id, view and moment of each picture, in the order of the visits."""
+        found = []
+        for visit in self.visits.values():
+            moment = Moment(
+                self.camera,
+                visit.start_s,
+                visit.end_s,
+                visit.track,
+                visit.views[0].box,
+                visit.views[0].seen_s,
+                self.about.get("film"),
+                self.about.get("started_at"),
+            )
+            for view in visit.views:
+                own = replace(moment, box=view.box, seen_s=view.seen_s, frame=view.frame)
+                found.append((f"{self.camera}/{view.name}", view, own))
+        return found
+
+    @property
+    def started_at(self) -> datetime | None:
+        text = self.about.get("started_at")
+        return None if text is None else datetime.fromisoformat(text)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        path = self.folder / FOUND
+        with explained_full_disk(path), path.open("ab") as stream:
+            stream.write(json.dumps(entry).encode() + b"\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def records_of(gallery: Path) -> list[FilmRecord]:
+    """The records of all films of a gallery, by the cameras' names."""
+    root = gallery / FOOTAGE
+    folders = sorted(path.parent for path in root.rglob(FOUND))
+    return [FilmRecord.read(folder, folder.relative_to(root).as_posix()) for folder in folders]
+
+
+def visits_of(gallery: Path) -> dict[str, Any]:
+    """What `tpas footage list` says: every visit that is in the gallery's records, and every film.
+
+    Raises:
+        ValueError: there is no footage in it.
+    """
+    records = records_of(gallery)
+    if not records:
+        raise ValueError(f"{gallery} holds no footage, as `tpas footage build` makes it")
+    visits = []
+    for record in records:
+        firsts: dict[int, Any] = {}
+        for _, _, moment in record.moments():
+            firsts.setdefault(moment.track, moment)
+        visits += [moment.to_json() for moment in firsts.values()]
+    films = [
+        {
+            "camera": record.camera,
+            "film": record.about.get("film"),
+            "started_at": record.about.get("started_at"),
+            "end_s": None if record.end is None else record.end["end_s"],
+            "visits": len(record.visits),
+            "gaps": [gap.to_json() for gap in record.gaps],
+        }
+        for record in records
+    ]
+    visits.sort(key=lambda visit: (visit["camera"], visit["start_s"], visit["track"]))
+    return {"path": str(gallery), "films": films, "visits": visits}

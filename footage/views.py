@@ -1,0 +1,167 @@
+"""Keeps the few most different, sharp views of a person, as the person walks by."""
+
+import io
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+from .films import Frame
+from .motion import imported_opencv
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole frame
+MOST_VIEWS = 4
+EVERY_S = 0.4  # a person is looked at for a view
+SAME = 14.0  # grey values between small copies, below which two views show the same
+FRAME_SIDE = 640  # pixels of the longest side of the whole frame that is kept with a view
+QUALITY = 90
+
+
+@dataclass(frozen=True)
+class View:
+    """A person as seen at one time.
+
+    Attributes:
+        time_s: of the film.
+        box: of the person in the whole frame.
+        crop: the person with a margin, JPEG.
+        frame: the whole frame, small, JPEG.
+        sharpness: variance of the crop's Laplacian; higher is sharper.
+        small: (24, 12, 3), what views are compared by.
+        is_whole: the person touches neither the frame's border nor another person.
+    """
+
+    time_s: float
+    box: Box
+    crop: bytes = field(repr=False)
+    frame: bytes = field(repr=False)
+    sharpness: float
+    small: np.ndarray = field(repr=False)
+    is_whole: bool
+    within: tuple[int, int, int, int] = (0, 0, 0, 0)  # the person's box in the crop
+
+    @property
+    def worth(self) -> tuple[bool, float]:
+        """What a view is preferred by: a whole person, then size and sharpness together."""
+        left, top, right, bottom = self.box
+        return self.is_whole, self.sharpness * (right - left) * (bottom - top)
+
+    def person(self) -> Image.Image:
+        """Without the margin, in which somebody else may be."""
+        return self.image().crop(self.within)
+
+    def image(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.crop)).convert("RGB")
+
+
+class Views:
+    """The views of one person that are kept: never more than `most`, whatever the visit's length.
+
+    Args:
+        margin: around the person on each side, in shares of the person's height: the texts speak of the scene.
+    """
+
+    def __init__(self, most: int = MOST_VIEWS, margin: float = 0.25):
+        self.most = most
+        self.margin = margin
+        self.kept: list[View] = []
+        self.looked_s = -float("inf")
+
+    def offer(self, frame: Frame, box: Box, is_whole: bool) -> None:
+        """Looks at the person, if it is time to, and keeps the view if it is better or another one."""
+        if frame.time_s - self.looked_s < EVERY_S and self.kept:
+            return
+        self.looked_s = frame.time_s
+        self.add(view_of(frame, box, self.margin, is_whole))
+
+    def add(self, view: View) -> None:
+        distances = [difference(view, other) for other in self.kept]
+        if distances and min(distances) < SAME:
+            same = int(np.argmin(distances))
+            if view.worth > self.kept[same].worth:
+                self.kept[same] = view
+        elif len(self.kept) < self.most:
+            self.kept.append(view)
+        else:
+            self._replace(view, distances)
+
+    def _replace(self, view: View, distances: list[float]) -> None:
+        """Takes the place of one of the two that are most alike, where it differs more from all."""
+        pairs = [
+            (difference(a, b), i, j) for i, a in enumerate(self.kept) for j, b in enumerate(self.kept[:i])
+        ]
+        if not pairs:
+            if view.worth > self.kept[0].worth:
+                self.kept[0] = view
+            return
+        least, first, second = min(pairs)
+        if (
+            view.is_whole >= min(self.kept[first].is_whole, self.kept[second].is_whole)
+            and min(distances) > least
+        ):
+            worse = first if self.kept[first].worth < self.kept[second].worth else second
+            self.kept[worse] = view
+
+    def take(self, other: "Views") -> None:
+        """Adds those of another piece of the same visit."""
+        for view in other.kept:
+            self.add(view)
+
+    def best_first(self) -> list[View]:
+        """Without those of half a person, unless there are no others."""
+        ordered = sorted(self.kept, key=lambda view: view.worth, reverse=True)
+        whole = [view for view in ordered if view.is_whole]
+        return whole or ordered
+
+
+def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> View:
+    """The view of a person in a frame."""
+    cv2 = imported_opencv()
+    image = frame.image()
+    left, top, right, bottom = box
+    first, above, last, below = surroundings(box, margin, frame.width, frame.height)
+    crop = image[above:below, first:last]
+    person = image[max(0, int(top)) : int(np.ceil(bottom)), max(0, int(left)) : int(np.ceil(right))]
+    small = cv2.resize(person, (12, 24), interpolation=cv2.INTER_AREA)
+    grey = cv2.cvtColor(cv2.resize(person, (64, 128), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+    whole = image
+    longest = max(frame.width, frame.height)
+    if longest > FRAME_SIDE:
+        size = round(frame.width * FRAME_SIDE / longest), round(frame.height * FRAME_SIDE / longest)
+        whole = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return View(
+        frame.time_s,
+        box,
+        jpeg(crop),
+        jpeg(whole),
+        float(cv2.Laplacian(grey, cv2.CV_32F).var()),
+        small.astype(np.float32),
+        is_whole,
+        (
+            max(0, int(left) - first),
+            max(0, int(top) - above),
+            min(last, round(right)) - first,
+            min(below, round(bottom)) - above,
+        ),
+    )
+
+
+def surroundings(box: Box, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
+    """The person with a margin, as nearly a square as the picture allows: models see squares."""
+    left, top, right, bottom = box
+    side = max(1, round((1 + 2 * margin) * max(bottom - top, right - left)))
+    across, down = min(side, width), min(side, height)
+    first = int(min(max(0.0, (left + right - across) / 2), width - across))
+    above = int(min(max(0.0, (top + bottom - down) / 2), height - down))
+    return first, above, first + across, above + down
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=QUALITY)
+    return stream.getvalue()
+
+
+def difference(view: View, other: View) -> float:
+    """The mean difference of small copies, in grey values."""
+    return float(np.abs(view.small - other.small).mean())

@@ -1,0 +1,282 @@
+"""From films to a gallery of moments: nothing is lost by a kill, nothing comes twice, each visit answers once."""
+
+import json
+import shutil
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import av
+import pytest
+import torch
+from PIL import Image
+from tiny_films import walkers, write_film
+from tiny_inputs import interrupted_before_the_manifest
+
+from tpas.__main__ import main as tpas_command
+from tpas.data.drawn.drawn_footage import draw_footage
+from tpas.data.moments import Moment
+from tpas.footage.clips import cut_clip
+from tpas.footage.comparison import compare_visits
+from tpas.footage.intake import build_footage, look_through
+from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, visits_of
+from tpas.footage.rules import FootageRules
+from tpas.footage.sources import Source, find_films
+from tpas.search.gallery import Gallery
+
+ROOT = Path(__file__).parents[2]
+COLOURS = [(220, 30, 30), (30, 30, 220), (30, 200, 30)]
+TRUTH = [(1.0, 4.0), (8.0, 12.0), (16.0, 20.0)]
+
+
+def write_boxes(path, seconds=24):
+    """Where three walkers are, one after the other, as JSON Lines of another detector."""
+    rows = []
+    for number in range(seconds * 10):
+        time_s = number / 10
+        for walker, (start_s, end_s) in enumerate(TRUTH):
+            if start_s <= time_s <= end_s:
+                left = int(20 + 25 * (time_s - start_s))
+                rows.append({"time_s": time_s, "box": [left, 30, 16, 50], "walker": walker})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def write_walk(path, boxes, seconds=24, **settings):
+    times = [number / 10 for number in range(seconds * 10)]
+    at = [{} for _ in times]
+    for row in boxes:
+        left, top, width, height = row["box"]
+        if row["time_s"] < seconds - 0.05:
+            at[round(row["time_s"] * 10)][row["walker"]] = (left, top, left + width, top + height)
+    return write_film(path, times, walkers(times, at, COLOURS), size=(160, 120), **settings)
+
+
+@pytest.fixture(scope="module")
+def filmed(tmp_path_factory):
+    """A film of three visits, and the rules by which their boxes are found; not to be changed."""
+    folder = tmp_path_factory.mktemp("filmed")
+    boxes = write_boxes(folder / "boxes.jsonl")
+    film = write_walk(folder / "cam1.mp4", boxes, metadata={"creation_time": "2026-11-26T08:00:00Z"})
+    return film, FootageRules(detector=f"boxes:{folder / 'boxes.jsonl'}")
+
+
+@pytest.fixture
+def built(filmed, model, processor, tmp_path):
+    film, rules = filmed
+    return build_footage(find_films(film), tmp_path / "gallery", model, processor, rules)
+
+
+def spans(gallery_path):
+    return [(visit["start_s"], visit["end_s"]) for visit in visits_of(gallery_path)["visits"]]
+
+
+def test_each_visit_is_one_moment_and_answers_once(built, filmed):
+    assert spans(built.path) == [pytest.approx(span, abs=0.11) for span in TRUTH]
+    assert len(built) > 3  # several views of each
+    (hits,) = built.search(["a man runs"], top_k=10)
+    assert sorted(hit.moment.track for hit in hits) == [1, 2, 3]
+    assert [hit.rank for hit in hits] == [1, 2, 3]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    every = built.search(["a man runs"], top_k=10, rows=range(len(built)), shortlist=len(built))[0]
+    assert {hit.id for hit in every} == {hit.id for hit in hits}
+    of_all = {hit.moment.track: hit.score for hit in hits}
+    for row, moment in built.stored.moments():  # by itself, no view of a visit is better than the one shown
+        (alone,) = built.search(["a man runs"], rows=[row])[0]
+        assert alone.score <= of_all[moment.track] + 1e-5
+    first = min(hits, key=lambda hit: hit.moment.track)
+    shown = first.moment.to_json()
+    assert list(shown) == ["camera", "start_s", "end_s", "track", "box"]
+    assert (shown["camera"], shown["track"]) == ("cam1.mp4", 1)
+    assert shown["box"][1:] == [30, 16, 50]
+    assert str(first.moment) == "00:00:01.1 to 00:00:04.0 cam1.mp4"
+    assert first.moment.film == str(filmed[0])
+    assert first.image().size == (75, 75)
+    with Image.open(first.path.with_name(first.moment.frame)) as frame:
+        assert frame.size == (160, 120)
+
+
+def test_sca_resolves_collisions_of_visits(built):
+    answers = built.search(["a man runs", "a woman runs", "a person falls"], sca="score", top_k=3)
+    for hits in answers:
+        assert sorted(hit.moment.track for hit in hits) == [1, 2, 3]
+
+
+def test_more_of_this_person_are_other_visits(built):
+    (hits,) = built.search(["a man runs"])
+    (others,) = built.similar(hits[0])
+    assert sorted(other.moment.track for other in others) == sorted({1, 2, 3} - {hits[0].moment.track})
+
+
+def test_a_camera_and_a_time_are_chosen(built):
+    def tracks(**chosen):
+        rows = built.rows_of_moments(**chosen)
+        return sorted({built.stored.moment(row).track for row in rows.tolist()})
+
+    assert tracks() == [1, 2, 3]
+    assert tracks(since=5.0) == [2, 3]
+    assert tracks(until=10.0) == [1, 2]
+    assert tracks(camera="cam*", since=5.0, until=12.5) == [2]
+    began = datetime.fromisoformat("2026-11-26T08:00:00+00:00")
+    assert tracks(since=began + timedelta(seconds=15)) == [3]
+    with pytest.raises(ValueError, match="no camera 'cam2'; it has cam1.mp4"):
+        tracks(camera="cam2")
+
+
+def test_a_kill_at_any_moment_loses_nothing_and_nothing_comes_twice(
+    filmed, model, processor, tmp_path, monkeypatch
+):
+    film, rules = filmed
+    (source,) = find_films(film)
+    whole = build_footage([source], tmp_path / "whole", model, processor, rules)
+    expected = visits_of(tmp_path / "whole")["visits"]
+    folder = Path(FOOTAGE, source.camera)
+    content = (whole.path / folder / FOUND).read_bytes()
+    cuts = [place for place, byte in enumerate(content) if byte == ord("\n")]
+    for number, cut in enumerate([*cuts, *(cut + 7 for cut in cuts[:-1]), 3]):  # after a line, and within one
+        gallery = tmp_path / f"cut{number}"
+        shutil.copytree(whole.path / folder, gallery / folder)
+        (gallery / folder / FOUND).write_bytes(content[: cut + 1])
+        (gallery / folder / "9-1.jpg").write_bytes(b"half written")
+        look_through(source, gallery, rules)
+        record = FilmRecord.read(gallery / folder, source.camera)
+        assert [view.name for _, view, _ in record.moments()] == [
+            *sorted(path.name for path in (whole.path / folder).glob("*-?.jpg"))
+        ]
+        assert visits_of(gallery)["visits"] == expected
+        assert cut == cuts[-1] or not (gallery / folder / "9-1.jpg").exists()
+    with interrupted_before_the_manifest(monkeypatch), pytest.raises(KeyboardInterrupt):
+        build_footage([source], tmp_path / "late", model, processor, rules)
+    again = build_footage([source], tmp_path / "late", model, processor, rules)
+    assert again.ids == whole.ids
+    torch.testing.assert_close(torch.cat(again.stored.embeddings), torch.cat(whole.stored.embeddings))
+    before = (again.path / folder / FOUND).stat().st_mtime_ns
+    assert build_footage([source], again.path, model, processor, rules).ids == whole.ids
+    assert (again.path / folder / FOUND).stat().st_mtime_ns == before  # there was nothing to do
+
+
+def test_a_film_that_has_grown_is_gone_on_with(filmed, model, processor, tmp_path):
+    film, rules = filmed
+    boxes = write_boxes(tmp_path / "boxes.jsonl")
+    growing = write_walk(tmp_path / "cam1.mp4", boxes, seconds=10)
+    half = build_footage(find_films(growing), tmp_path / "gallery", model, processor, rules)
+    assert spans(half.path) == [pytest.approx((1.1, 4.0), abs=0.11), pytest.approx((8.1, 9.9), abs=0.11)]
+    write_walk(growing, boxes)
+    whole = build_footage(find_films(growing), tmp_path / "gallery", model, processor, rules)
+    assert spans(whole.path) == [pytest.approx(span, abs=0.11) for span in TRUTH]
+    assert {moment.visit for _, moment in whole.stored.moments()} == {
+        ("cam1.mp4", visit["track"]) for visit in visits_of(whole.path)["visits"]
+    }
+
+
+def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
+    filmed, model, processor, tmp_path, caplog
+):
+    film, rules = filmed
+    (tmp_path / "films").mkdir()
+    shutil.copy(film, tmp_path / "films" / "cam1.mp4")
+    (tmp_path / "films" / "cam0.mp4").write_text("no film")
+    gallery = tmp_path / "gallery"
+    built = build_footage(find_films(tmp_path / "films"), gallery, model, processor, rules)
+    assert {moment.camera for _, moment in built.stored.moments()} == {"cam1.mp4"}
+    assert "left out cam0.mp4" in caplog.text
+    with pytest.raises(ValueError, match="looked through with .*views.*4.*another gallery"):
+        build_footage(
+            [Source("cam1.mp4", str(film))], gallery, model, processor, FootageRules(rules.detector, views=2)
+        )
+    other = write_film(tmp_path / "cam1.mp4", [0.0, 0.1])
+    with pytest.raises(ValueError, match="is another film: --camera gives it another name"):
+        build_footage(find_films(other), gallery, model, processor, rules)
+
+
+def test_deleting_keeps_the_moments_of_the_others(built, model, processor):
+    gone = [built.stored.record(row)["id"] for row, moment in built.stored.moments() if moment.track == 2]
+    built.delete(gone[:-1])
+    opened = Gallery.open(built.path, model, processor)
+    assert {moment.track for _, moment in opened.stored.moments()} == {1, 2, 3}
+    opened.delete(gone[-1:])
+    assert {moment.track for _, moment in opened.stored.moments()} == {1, 3}
+    assert sorted(hit.moment.track for hit in opened.search(["a man runs"])[0]) == [1, 3]
+
+
+def test_a_clip_shows_the_moment(built, tmp_path):
+    moment = next(moment for _, moment in built.stored.moments() if moment.track == 2)
+    clip = cut_clip(moment, tmp_path / "clips")
+    assert clip.name == "cam1.mp4-00-00-08.1-2.mp4"
+    with av.open(str(clip)) as opened:
+        times = [frame.time for frame in opened.decode(video=0)]
+    assert times[0] == pytest.approx(0.0, abs=0.01)
+    assert moment.end_s - moment.start_s <= times[-1] <= moment.end_s - moment.start_s + 12
+    (tmp_path / "images").mkdir()
+    for second in range(20):  # of a sequence of images it is encoded
+        Image.new("RGB", (32, 24), (10 * second, 0, 0)).save(
+            tmp_path / "images" / f"2026-11-26_08-00-{second:02d}.png"
+        )
+    shown = Moment("images", 5.0, 9.0, 1, (0, 0, 1, 1), 6.0, film=str(tmp_path / "images"))
+    with av.open(str(cut_clip(shown, tmp_path / "clips"))) as opened:
+        reds = [frame.to_ndarray(format="rgb24")[..., 0].mean() for frame in opened.decode(video=0)]
+    assert len(reds) == 7
+    assert reds[0] == pytest.approx(40, abs=8)
+    with pytest.raises(FileNotFoundError, match="no more there"):
+        cut_clip(Moment("gone", 0.0, 1.0, 1, (0, 0, 1, 1), 0.0, film=str(tmp_path / "gone.mp4")), tmp_path)
+
+
+def test_whole_frames_are_moments_too(tmp_path):
+    images = [walkers([0], [{}], COLOURS)[0] // (1 + number // 20) for number in range(60)]
+    film = write_film(tmp_path / "a.mp4", [number / 10 for number in range(60)], images, size=(160, 120))
+    (source,) = find_films(film)
+    record = look_through(source, tmp_path / "gallery", FootageRules(detector="none"))
+    assert [(visit.start_s, visit.end_s) for visit in record.visits.values()] == [
+        pytest.approx(span, abs=0.11) for span in ((0.0, 1.9), (2.0, 3.9), (4.0, 5.9))
+    ]
+
+
+def test_motion_finds_the_visits_of_a_drawn_film(tmp_path):
+    """Somebody acts, two cross, somebody lies still: each is one visit, within half a second."""
+    truth = draw_footage(tmp_path / "films", cameras=1, visits=4, width=200, stays_s=2.0)
+    (source,) = find_films(tmp_path / "films")
+    record = look_through(source, tmp_path / "gallery", FootageRules())
+    moments = list({moment.track: moment for _, _, moment in record.moments()}.values())
+    compared = compare_visits(moments, truth)
+    assert (compared.visits, compared.found, compared.split, compared.made_up) == (4, 4, 0, 0)
+    assert compared.latest_s <= 0.6
+    assert compared.overlap > 0.85
+    assert "lying" in {visit.pose for visit in truth}
+    assert sum(visit.crosses for visit in truth) == 2
+
+
+def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys):
+    film, rules = filmed
+    folder = tmp_path / "films"
+    folder.mkdir()
+    shutil.copy(film, folder / "cam1.mp4")
+    words = ["--model", str(start), "--detector", rules.detector]
+    tpas_command(
+        [
+            "search",
+            str(folder / "cam1.mp4"),
+            "a man",
+            *words,
+            "--from",
+            "0:06",
+            "--clips",
+            str(tmp_path / "clips"),
+        ]
+    )
+    text = capsys.readouterr().out
+    assert "00:00:08.1 to 00:00:12.0 cam1.mp4" in text
+    assert "00:00:01.1" not in text
+    assert len(list((tmp_path / "clips").iterdir())) == 2
+    tpas_command(["footage", "build", str(folder), *words, "--path", str(tmp_path / "gallery"), "--json"])
+    listed = json.loads(capsys.readouterr().out)
+    assert [visit["track"] for visit in listed["visits"]] == [1, 2, 3]
+    assert list(listed["visits"][0]) == ["camera", "start_s", "end_s", "track", "box"]
+    tpas_command(["footage", "list", str(tmp_path / "gallery"), "--json"])
+    assert json.loads(capsys.readouterr().out) == listed
+    tpas_command(
+        ["search", str(tmp_path / "gallery"), "a man", "--json", "--to", "00:00:05", "--camera", "cam1.mp4"]
+    )
+    ((hit,),) = [answer["hits"] for answer in json.loads(capsys.readouterr().out)]
+    assert hit["moment"] == listed["visits"][0] | {"box": hit["moment"]["box"]}
+    for wrong in (["--to", "noon"], ["--from", "2026-13-01"], ["--margin", "-1"], ["--started_at", "soon"]):
+        with pytest.raises(SystemExit, match=wrong[0].lstrip("-") + "|" + wrong[1]):
+            tpas_command(["search", str(folder / "cam1.mp4"), "a man", *words, *wrong])

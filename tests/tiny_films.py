@@ -1,0 +1,61 @@
+"""Films of a few pixels, written by PyAV."""
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+Box = tuple[int, int, int, int]
+
+
+def write_film(
+    path: Path,
+    times: Sequence[float],
+    images: Iterable[np.ndarray] | None = None,
+    *,
+    size: tuple[int, int] = (64, 48),
+    metadata: dict[str, str] | None = None,
+    more_streams: Sequence[tuple[int, int]] = (),
+) -> Path:
+    """A film with frames at these times; grey, or with these images (height, width, 3)."""
+    images = [np.full((size[1], size[0], 3), 90, np.uint8)] * len(times) if images is None else images
+    container = "mpegts" if path.suffix == ".ts" else path.suffix.lstrip(".").replace("mkv", "matroska")
+    with av.open(str(path), "w", format=container) as target:
+        target.metadata.update(metadata or {})
+        streams = []
+        for width, height in (size, *more_streams):
+            stream = target.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 1000)
+            streams.append(stream)
+        for time, image in zip(times, images, strict=True):
+            for stream in streams:
+                resized = (
+                    np.resize(image, (stream.height, stream.width, 3)) if stream is not streams[0] else image
+                )
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(resized), format="rgb24")
+                frame.pts, frame.time_base = round(time * 1000), Fraction(1, 1000)
+                target.mux(stream.encode(frame))
+        for stream in streams:
+            target.mux(stream.encode())
+    return path
+
+
+def walkers(
+    times: Sequence[float],
+    boxes: Sequence[dict[int, Box]],
+    colours: Sequence[tuple[int, int, int]],
+    size=(160, 120),
+) -> list[np.ndarray]:
+    """Images with coloured boxes: for each time the left, top, right and bottom of each walker, nearest last."""
+    noise = np.random.default_rng(0)
+    texture = noise.integers(80, 120, (size[1], size[0], 3))
+    images = []
+    for at_that_time in boxes[: len(times)]:
+        image = texture + noise.integers(-3, 4, texture.shape)
+        for walker, (left, top, right, bottom) in at_that_time.items():
+            image[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = colours[walker]
+        images.append(np.clip(image, 0, 255).astype(np.uint8))
+    return images
