@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .configuration_tpas import TPASConfig
     from .data.drawn.synthetic_pab import draw_pab
     from .data.image_folders import FolderRules
+    from .data.moments import Moment
     from .data.pab import load_pab, retrieval_split
     from .data.pab_images import image_path
     from .evaluation.recall_at_k import RecallAtK
@@ -20,6 +21,8 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .figures.results import ResultRow, plot_result_rows
     from .figures.saving import save_figure
     from .figures.training import plot_training
+    from .footage.intake import open_footage
+    from .footage.rules import FootageRules
     from .modeling_tpas import TPASModel
     from .models.loading import load_model
     from .processing_tpas import TPASProcessor, load_image
@@ -37,7 +40,9 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
 
 __all__ = [
     "FolderRules",
+    "FootageRules",
     "Gallery",
+    "Moment",
     "QueryBank",
     "RecallAtK",
     "ResultRow",
@@ -63,6 +68,7 @@ __all__ = [
     "load_model",
     "load_pab",
     "open_folder",
+    "open_footage",
     "plot_collisions",
     "plot_result_rows",
     "plot_training",
@@ -83,6 +89,7 @@ _NAMES_OF = {
     "configuration_tpas": "TPASConfig",
     "data.drawn.synthetic_pab": "draw_pab",
     "data.image_folders": "FolderRules",
+    "data.moments": "Moment",
     "data.pab": "load_pab retrieval_split",
     "data.pab_images": "image_path",
     "evaluation.recall_at_k": "RecallAtK",
@@ -92,6 +99,8 @@ _NAMES_OF = {
     "figures.results": "ResultRow plot_result_rows",
     "figures.saving": "save_figure",
     "figures.training": "plot_training",
+    "footage.intake": "open_footage",
+    "footage.rules": "FootageRules",
     "modeling_tpas": "TPASModel",
     "models.loading": "load_model",
     "processing_tpas": "TPASProcessor load_image",

@@ -5,9 +5,9 @@
     python benchmarks/footage.py --detector motion FastestDet.onnx
 
 "times real time" is the film's length by the time that a step takes, each with the steps before it: decoding,
-finding what moves, following people and keeping their views. Encoding is by image. Memory is that of the peak
-after the first tenth of an hour of film, and at its end. The table of visits is of drawn films, whose truth is
-known: two cameras, people who act, cross each other's way, and lie still.
+finding what moves, following people and keeping their views. Encoding is by image. Memory is that of the
+peak after the first tenth of an hour of film, and at its end. The table of visits is of drawn films, whose
+truth is known: two cameras, people who act, cross each other's way, and lie still.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Finds the people in films, and keeps each visit in a gallery that `tpas search` searches.
 
     tpas footage build recordings --model demo_start --path gallery
-    tpas search gallery "a man in black stands at a table" --camera cam1.mp4
 
-A film or a folder of films can be searched as it is, too: `tpas search camera.mp4 "..."`.
+`tpas search gallery "..." --camera cam1.mp4` answers with moments. A film or a folder of films can be searched
+as it is, too: `tpas search camera.mp4 "..."`.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""When and where in a film a person was seen: what an image that was cut from a film knows beside its pixels."""
+"""When and where in a film a person was seen: what an image cut from a film knows beside its pixels."""
 
 import math
 from dataclasses import dataclass

@@ -214,8 +214,8 @@ def _is_to_be_read(record: FilmRecord, source: Source, rules: FootageRules, stat
         return False  # by its length: moved or copied, it is the same film
     if record.about.get("film") != source.film:
         raise ValueError(
-            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another film: "
-            "--camera gives it another name"
+            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another "
+            "film: --camera gives it another name"
         )
     if before is None or state[0] < before[0]:
         raise ValueError(

@@ -1,9 +1,9 @@
 """Finds what moves, or has come and stands still, before a fixed camera: a person in whatever posture.
 
-Needs no weights. opencv's mixture of Gaussians says what differs from the background, and what is found is kept
-out of the background's learning, so that somebody who stands or lies still stays found. What stays and is no
-more than a place that was left (the chair that was moved, the sleeper who got up) shows its outline in the
-learnt background and not in the image: that is learnt at once.
+Needs no weights. opencv's mixture of Gaussians says what differs from the background, and what is found is
+kept out of the background's learning, so that somebody who stands or lies still stays found. What stays and
+is no more than a place that was left (the chair that was moved, the sleeper who got up) shows its outline in
+the learnt background and not in the image: that is learnt at once.
 """
 
 import math

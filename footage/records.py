@@ -1,7 +1,8 @@
-"""What was found in a film, kept as it is found: a kill loses nothing that was finished, and nothing comes twice.
+"""What was found in a film, kept as it is found: a kill loses nothing finished, and nothing comes twice.
 
-    GALLERY/footage/CAMERA/found.jsonl     a line for each thing that was found, in the order of finding
-                          3-1.jpg         a view of visit 3, with a margin; 3-1.frame.jpg the whole frame, small
+    GALLERY/footage/CAMERA/found.jsonl    a line for each thing that was found, in the order of finding
+                           3-1.jpg        a view of visit 3, with a margin
+                           3-1.frame.jpg  the whole frame, small
 
 A film can be read again, so what lies after the last quiet moment, when nobody was in sight, does not count
 until the next one: it is found again. A stream cannot, so every finished visit counts.
@@ -72,7 +73,7 @@ class FilmRecord:
     Attributes:
         folder: where it is kept.
         camera: the camera's name.
-        about: what the film is and how it was looked at: `film`, `started_at`, `state`, `settings`, `is_live`.
+        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live`.
         visits: that count, by their tracks.
         gaps: times of which the film shows nothing.
         quiet_s: from where on the film has to be looked at.
@@ -127,8 +128,8 @@ class FilmRecord:
                 record.next_track = max([record.next_track, *(track + 1 for track in record.visits)])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{folder / FOUND}, line {number} is damaged ({error!r}): remove {folder}, and the film is "
-                    "looked through again"
+                    f"{folder / FOUND}, line {number} is damaged ({error!r}): remove {folder}, and the film "
+                    "is looked through again"
                 ) from error
         record._kept_lines = lines[:kept]
         return record

@@ -58,7 +58,7 @@ class Views:
     """The views of one person that are kept: never more than `most`, whatever the visit's length.
 
     Args:
-        margin: around the person on each side, in shares of the person's height: the texts speak of the scene.
+        margin: around the person on each side, in shares of the person's height: texts speak of the scene.
     """
 
     def __init__(self, most: int = MOST_VIEWS, margin: float = 0.25):

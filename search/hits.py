@@ -52,8 +52,8 @@ class SearchHit:
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
         path: where its file was when the gallery was built; None for an image that was no file.
         row: its row in the gallery; None of an image that is not of a gallery.
-        moment: where in a film the image was seen; None of what is of no film. An answer shows a visit once, by
-            the view that answers best.
+        moment: where in a film the image was seen; None of what is of no film. An answer shows a visit once,
+            by the view that answers best.
         extra: the image itself, where it was searched beside the gallery.
     """
 

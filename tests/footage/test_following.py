@@ -1,4 +1,4 @@
-"""People are followed through crossings, over standing still and out of sight; what is no person is left out."""
+"""People are followed through crossings, standing still and out of sight; what is no person is left out."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""From films to a gallery of moments: nothing is lost by a kill, nothing comes twice, each visit answers once."""
+"""From films to a gallery of moments: a kill loses nothing, nothing comes twice, each visit answers once."""
 
 import json
 import shutil
@@ -19,6 +19,7 @@ from tpas.footage.clips import cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
 from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, visits_of
+from tpas.footage.retention import forget, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
 from tpas.search.gallery import Gallery
@@ -280,3 +281,23 @@ def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys):
     for wrong in (["--to", "noon"], ["--from", "2026-13-01"], ["--margin", "-1"], ["--started_at", "soon"]):
         with pytest.raises(SystemExit, match=wrong[0].lstrip("-") + "|" + wrong[1]):
             tpas_command(["search", str(folder / "cam1.mp4"), "a man", *words, *wrong])
+
+
+def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, processor, filmed, capsys):
+    began = datetime.fromisoformat("2026-11-26T08:00:00+00:00")
+    older = older_visits(built.path, timedelta(days=1), began + timedelta(days=1, seconds=13))
+    assert [[visit.track for visit in visits] for _, visits in older] == [[1, 2]]
+    removed = forget(built.path, older)
+    assert {name.split("/")[1][0] for name in removed} == {"1", "2"}
+    left = sorted(path.name for path in (built.path / FOOTAGE).rglob("*.jpg"))
+    assert left
+    assert all(name.startswith("3-") for name in left)
+    assert [visit["track"] for visit in visits_of(built.path)["visits"]] == [3]
+    assert {moment.track for _, moment in Gallery.open(built.path).stored.moments()} == {3}
+    build_footage(find_films(filmed[0]), built.path, model, processor, filmed[1])  # does not bring them back
+    assert {moment.track for _, moment in Gallery.open(built.path).stored.moments()} == {3}
+    tpas_command(["gallery", "delete", str(built.path), "--older_than", "0.1h", "--json"])
+    is_past = datetime.now().astimezone() > began + timedelta(hours=1)
+    assert json.loads(capsys.readouterr().out)["visits"] == is_past
+    with pytest.raises(SystemExit, match="'soon' is no age, such as 30d"):
+        tpas_command(["gallery", "delete", str(built.path), "--older_than", "soon"])
