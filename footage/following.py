@@ -258,7 +258,9 @@ class Follower:
         if len(first.people) == len(second.people) == 1:
             one, other = first.people[0], second.people[0]
             piece, whole = (one, other) if one.area < other.area else (other, one)
-            if piece.area < PIECE * whole.area or min(one.sights, other.sights) < PIECE_SIGHTS:
+            is_young = min(one.sights, other.sights) < PIECE_SIGHTS and _stacked(one.last, other.last)
+            is_small = piece.area < PIECE * whole.area and piece.sights < 3 * PIECE_SIGHTS
+            if is_small or is_young:
                 seen = {n: t for n, t in (first.tracks | second.tracks).items() if t.seen_s == time_s}
                 whole.start_s = min(one.start_s, other.start_s)
                 first.people, first.tracks = [whole], seen or first.tracks | second.tracks
@@ -547,6 +549,12 @@ def _shared(box: Box, other: Box) -> float:
     across = min(box[2], other[2]) - max(box[0], other[0])
     down = min(box[3], other[3]) - max(box[1], other[1])
     return max(0.0, across) * max(0.0, down)
+
+
+def _stacked(box: Box, other: Box) -> bool:
+    """Whether one is above the other, as head and legs are."""
+    across = min(box[2], other[2]) - max(box[0], other[0])
+    return across > 0.5 * min(_width(box), _width(other))
 
 
 def _covered(box: Box, other: Box) -> float:
