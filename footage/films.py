@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,9 +147,16 @@ class _DecodedFrame:
     quarter_turns: int
 
     def image(self, longest: int | None = None) -> np.ndarray:
-        width, height = self.decoded.width, self.decoded.height
-        scale = 1.0 if longest is None else min(1.0, longest / max(width, height))
-        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        if longest is None or longest >= max(self.width, self.height):
+            return self._whole
+        return self._converted(longest / max(self.width, self.height))
+
+    @cached_property
+    def _whole(self) -> np.ndarray:  # of which several people are cut
+        return self._converted(1.0)
+
+    def _converted(self, scale: float) -> np.ndarray:
+        width, height = (max(1, round(side * scale)) for side in (self.decoded.width, self.decoded.height))
         image = self.decoded.to_ndarray(format="rgb24", interpolation="AREA", width=width, height=height)
         return np.ascontiguousarray(np.rot90(image, self.quarter_turns)) if self.quarter_turns else image
 
