@@ -221,7 +221,8 @@ def markdown(
     lines += [
         "",
         f"{speed['visits']} visits with {speed['views']} views in {speed['seconds']:.0f} s of film; "
-        f"{threads} processors, on which {load:.0f} processes wanted to run at once. Peak memory after {memory['seconds'] / 10:.0f} s of film "
+        f"{threads} processors, on which {load:.0f} processes wanted to run at once. "
+        f"Peak memory after {memory['seconds'] / 10:.0f} s of film "
         f"{memory['after_a_tenth']:.0f} MiB, after {memory['seconds']:.0f} s {memory['at_the_end']:.0f} MiB. "
         "Recall@1 of the texts over all visits of both cameras, with demo_start, which was never trained on "
         "films; by chance 10.",

@@ -13,7 +13,7 @@ import numpy as np
 
 from .films import Frame
 
-LONGEST_SIDE = 400  # pixels of the image that is looked at
+LONGEST_SIDE = 352  # pixels of the image that is looked at
 LEARNS_IN_S = 30.0  # what the background takes over a change of light in
 SMALLEST_PERSON = 0.0006  # of the image's area; a person of 16 x 36 pixels in 768 x 576 is 0.0013
 LEARNS_EVERY_S = 0.2
