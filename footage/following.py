@@ -159,6 +159,7 @@ class Follower:
     ):
         self.trackers, self.supervision = imported_trackers()
         self.appearance = appearance
+        self.frames_per_second = frames_per_second
         self.must_move = must_move
         self.new_views = lambda: Views(views, margin)
         self.shortest_s = shortest_s
@@ -482,7 +483,7 @@ class Follower:
             views = person.views.best_first()
             long_enough = person.end_s - person.start_s >= self.shortest_s and person.sights >= 3
             is_piece = person.within > 0.7 * person.sights
-            is_piece |= person.is_of_another and person.end_s - person.start_s < PIECE_S
+            is_piece |= person.is_of_another and person.sights < PIECE_S * self.frames_per_second
             if not views or not long_enough or is_piece or (self.must_move and not person.has_moved()):
                 continue
             visits.append(Visit(person.start_s, person.end_s, tuple(views)))
