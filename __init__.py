@@ -11,6 +11,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .configuration_tpas import TPASConfig
     from .data.drawn.synthetic_pab import draw_pab
     from .data.image_folders import FolderRules
+    from .data.moments import Moment
     from .data.pab import load_pab, retrieval_split
     from .data.pab_images import image_path
     from .data.retrieval_data import RetrievalData
@@ -22,6 +23,8 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .figures.results import ResultRow, plot_result_rows
     from .figures.saving import save_figure
     from .figures.training import plot_training
+    from .footage.intake import open_footage
+    from .footage.rules import FootageRules
     from .modeling_tpas import TPASModel
     from .models.loading import load_model
     from .processing_tpas import TPASProcessor, load_image
@@ -39,7 +42,9 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
 
 __all__ = [
     "FolderRules",
+    "FootageRules",
     "Gallery",
+    "Moment",
     "QueryBank",
     "RecallAtK",
     "ResultRow",
@@ -67,6 +72,7 @@ __all__ = [
     "load_pab",
     "measure_scores",
     "open_folder",
+    "open_footage",
     "plot_collisions",
     "plot_result_rows",
     "plot_training",
@@ -87,6 +93,7 @@ _NAMES_OF = {
     "configuration_tpas": "TPASConfig",
     "data.drawn.synthetic_pab": "draw_pab",
     "data.image_folders": "FolderRules",
+    "data.moments": "Moment",
     "data.pab": "load_pab retrieval_split",
     "data.pab_images": "image_path",
     "data.retrieval_data": "RetrievalData",
@@ -98,6 +105,8 @@ _NAMES_OF = {
     "figures.results": "ResultRow plot_result_rows",
     "figures.saving": "save_figure",
     "figures.training": "plot_training",
+    "footage.intake": "open_footage",
+    "footage.rules": "FootageRules",
     "modeling_tpas": "TPASModel",
     "models.loading": "load_model",
     "processing_tpas": "TPASProcessor load_image",

@@ -5,9 +5,9 @@
     python benchmarks/footage.py --detector motion FastestDet.onnx
 
 "times real time" is the film's length by the time that a step takes, each with the steps before it: decoding,
-finding what moves, following people and keeping their views. Encoding is by image. Memory is that of the peak
-after the first tenth of an hour of film, and at its end. The table of visits is of drawn films, whose truth is
-known: two cameras, people who act, cross each other's way, and lie still.
+finding what moves, following people and keeping their views. Encoding is by image. Memory is that of the
+peak after the first tenth of an hour of film, and at its end. The table of visits is of drawn films, whose
+truth is known: two cameras, people who act, cross each other's way, and lie still.
 """
 
 import argparse
@@ -177,7 +177,9 @@ def measure_visits(folder: Path, detectors: list[str], seeds: int, width: int) -
     return sums
 
 
-def markdown(speed: dict[str, Any], memory: dict, encoding: dict, visits: dict, threads: int) -> str:
+def markdown(
+    speed: dict[str, Any], memory: dict, encoding: dict, visits: dict, threads: int, load: float
+) -> str:
     width, height = speed["size"]
     rows = [
         [name, *(f"{speed['seconds'] / speed[name][clock]:.1f}" for clock in ("wall", "processor"))]
@@ -219,7 +221,8 @@ def markdown(speed: dict[str, Any], memory: dict, encoding: dict, visits: dict, 
     lines += [
         "",
         f"{speed['visits']} visits with {speed['views']} views in {speed['seconds']:.0f} s of film; "
-        f"{threads} processors. Peak memory after {memory['seconds'] / 10:.0f} s of film "
+        f"{threads} processors, on which {load:.0f} processes wanted to run at once. "
+        f"Peak memory after {memory['seconds'] / 10:.0f} s of film "
         f"{memory['after_a_tenth']:.0f} MiB, after {memory['seconds']:.0f} s {memory['at_the_end']:.0f} MiB. "
         "Recall@1 of the texts over all visits of both cameras, with demo_start, which was never trained on "
         "films; by chance 10.",
@@ -242,15 +245,23 @@ def main(argv: list[str] | None = None) -> None:
             draw_footage(folder / "drawn", cameras=1, visits=4 if arguments.quick else 8, width=width, seed=1)
             film = folder / "drawn" / "cam1.mp4"
         speed = measure_speed(film, "motion")
+        load = os.getloadavg()[0]
         seconds = 40.0 if arguments.quick else 3600 * arguments.hours
         long = looped(film, folder / "long.mkv", seconds)
         memory = measuring.in_fresh_process(measure_memory, long, seconds)
         encoding = measure_encoding(arguments.quick)
         visits = measure_visits(folder, arguments.detector, seeds, 160 if arguments.quick else 320)
     threads = os.cpu_count() or 1
-    table = markdown(speed, memory, encoding, visits, threads)
+    table = markdown(speed, memory, encoding, visits, threads, load)
     print(table, end="")
-    content = {"threads": threads, "speed": speed, "memory": memory, "encoding": encoding, "visits": visits}
+    content = {
+        "threads": threads,
+        "load": load,
+        "speed": speed,
+        "memory": memory,
+        "encoding": encoding,
+        "visits": visits,
+    }
     measuring.write_output(arguments.output, content, table)
 
 

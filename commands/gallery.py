@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,7 @@ from typer import Argument, Option
 from ..data.image_folders import FolderRules
 from ..data.text_files import read_texts
 from ..search.arguments import OnClash
-from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, quick_imports
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
 from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
@@ -125,11 +126,33 @@ def append(
 
 
 @app.command()
-def delete(path: Existing, ids: Annotated[list[str], Argument(metavar="ID")]) -> CommandResult:
-    """Removes images and what was computed from them; the image files stay.
+def delete(
+    path: Existing,
+    ids: Annotated[list[str] | None, Argument(metavar="ID")] = None,
+    older_than: Annotated[
+        str | None, Option(help="of films: visits that ended so long ago, such as 30d, 12h or 2w")
+    ] = None,
+) -> CommandResult:
+    """Removes images and what was computed from them; the image files stay, but not what was cut from films.
 
     tpas gallery delete gallery 0001.jpg street/0002.jpg
     """
+    if (ids is None) == (older_than is None):
+        raise WrongUsage("name the images to remove, or give --older_than")
+    if older_than is not None:
+        from ..footage.retention import forget, older_visits, read_age
+
+        try:
+            age = read_age(older_than)
+        except ValueError as error:
+            raise WrongUsage(f"--older_than: {error}") from None
+        older = older_visits(path, age, datetime.now().astimezone())
+        removed, visits = forget(path, older), sum(len(own) for _, own in older)
+        return CommandResult(
+            {"path": str(path), "removed": removed, "visits": visits},
+            f"{visits:,} visits removed, with {len(removed):,} images; the films stay",
+        )
+    assert ids is not None
     with quick_imports():
         from ..search.gallery import Gallery
 

@@ -1,10 +1,9 @@
-"""Cuts the clip of a moment out of its film: by copying its packets where they can be, otherwise encoded anew."""
+"""Cuts the clip of a moment out of its film: its packets as they are where they can be, or encoded anew."""
 
 import logging
 import math
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -102,10 +101,7 @@ def _encoded(film: str, path: Path, start_s: float, end_s: float) -> None:
                 continue
             last = frame.time_s
             if stream is None:
-                for codec in ("libx264", "mpeg4"):
-                    with suppress(av.error.FFmpegError, ValueError):
-                        stream = target.add_stream(codec, rate=MOST_FRAMES_PER_SECOND)
-                        break
+                stream = _new_stream(target)
                 stream.width, stream.height = frame.width // 2 * 2, frame.height // 2 * 2
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = Fraction(1, 1000)
@@ -116,6 +112,14 @@ def _encoded(film: str, path: Path, start_s: float, end_s: float) -> None:
         if stream is None:
             raise ValueError(f"{film} shows nothing from {clock(start_s)} to {clock(end_s)}")
         target.mux(stream.encode())
+
+
+def _new_stream(target: Any) -> Any:
+    av = imported_av()
+    try:
+        return target.add_stream("libx264", rate=MOST_FRAMES_PER_SECOND)
+    except (av.error.FFmpegError, ValueError):
+        return target.add_stream("mpeg4", rate=MOST_FRAMES_PER_SECOND)
 
 
 def _until(film: Any, end_s: float) -> Iterator[Any]:

@@ -2,7 +2,7 @@
 
     motion                       what moves or has come, see `motion.py`; needs no weights
     boxes:FILE                   boxes of any other detector, in MOT's format or as JSON Lines
-    NAME                         an object detector of transformers with the class "person", by its name or folder
+    NAME                         an object detector of transformers with the class "person"; or its folder
     FILE.onnx                    the same by onnxruntime
     none                         whole frames
 
@@ -62,8 +62,8 @@ class GivenBoxes:
     """Boxes that another detector has found, from a file.
 
     MOT: `frame,id,left,top,width,height,score,...` a line, frames from 1. JSON Lines: `{"time_s": 1.2, "box":
-    [left, top, width, height], "score": 0.9}` or `{"frame": 13, "boxes": [[left, top, width, height], ...]}` a
-    line, frames from 1. Boxes of another "class" than person are passed over.
+    [left, top, width, height], "score": 0.9}` or `{"frame": 13, "boxes": [[left, top, width, height], ...]}`
+    a line, frames from 1. Boxes of another "class" than person are passed over.
 
     Raises:
         ValueError: a line is neither; names it.
@@ -197,8 +197,8 @@ class TransformersDetector:
 class OnnxDetector:
     """A detector as an ONNX file, of one of three shapes that exporters make.
 
-    - outputs `labels`, `boxes` and `scores`: (1, n), (1, n, 4) corners in pixels, (1, n), as RT-DETR, D-FINE and
-      DEIM export them, with or without an input `orig_target_sizes`;
+    - outputs `labels`, `boxes` and `scores`: (1, n), (1, n, 4) corners in pixels, (1, n), as RT-DETR, D-FINE
+      and DEIM export them, with or without an input `orig_target_sizes`;
     - `logits` and `pred_boxes`: (1, n, classes) and (1, n, 4) centre and size in shares, as optimum exports
       detectors of transformers;
     - a map (1, 5 + classes, height, width), as FastestDet's.
@@ -260,10 +260,11 @@ class OnnxDetector:
         height, width = image.shape[:2]
         small = Image.fromarray(image).resize((self.width, self.height), Image.Resampling.BILINEAR)
         pixels = np.asarray(small, np.float32).transpose(2, 0, 1)[None] / 255
-        given: dict[str, Any] = {self.inputs[0].name: np.ascontiguousarray(pixels)}
+        given: Any = {self.inputs[0].name: np.ascontiguousarray(pixels)}
         for other in self.inputs[1:]:
             given[other.name] = np.array([[self.width, self.height]], np.int64)
-        result = dict(zip(self.outputs, self.session.run(None, given), strict=True))
+        given = self.session.run(None, given)
+        result: dict[str, np.ndarray] = dict(zip(self.outputs, map(np.asarray, given), strict=True))
         scale = np.array([width, height, width, height], np.float32)
         if "labels" in result:
             person = result["labels"][0] == self.person

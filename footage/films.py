@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,10 +62,14 @@ class Frame(Protocol):
         width, height: pixels, upright.
     """
 
-    time_s: float
-    number: int
-    width: int
-    height: int
+    @property
+    def time_s(self) -> float: ...
+    @property
+    def number(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
 
     def image(self, longest: int | None = None) -> np.ndarray:
         """(height, width, 3) uint8 RGB, upright; no side longer than `longest`, which is cheaper."""
@@ -142,10 +147,17 @@ class _DecodedFrame:
     quarter_turns: int
 
     def image(self, longest: int | None = None) -> np.ndarray:
-        width, height = self.decoded.width, self.decoded.height
-        scale = 1.0 if longest is None else min(1.0, longest / max(width, height))
-        size = {"width": max(1, round(width * scale)), "height": max(1, round(height * scale))}
-        image = self.decoded.to_ndarray(format="rgb24", interpolation="AREA", **size)
+        if longest is None or longest >= max(self.width, self.height):
+            return self._whole
+        return self._converted(longest / max(self.width, self.height))
+
+    @cached_property
+    def _whole(self) -> np.ndarray:  # of which several people are cut
+        return self._converted(1.0)
+
+    def _converted(self, scale: float) -> np.ndarray:
+        width, height = (max(1, round(side * scale)) for side in (self.decoded.width, self.decoded.height))
+        image = self.decoded.to_ndarray(format="rgb24", interpolation="AREA", width=width, height=height)
         return np.ascontiguousarray(np.rot90(image, self.quarter_turns)) if self.quarter_turns else image
 
 
@@ -288,8 +300,8 @@ class _DecodedFilm(Film):
         if stream is None:
             if any(other.type == "video" for other in self._container.streams):
                 raise ValueError(
-                    f"{self.name}: its video is in a codec that ffmpeg here has not; convert it, for instance "
-                    "to H.264"
+                    f"{self.name}: its video is in a codec that ffmpeg here has not; convert it, for "
+                    "instance to H.264"
                 )
             kinds = sorted({other.type for other in self._container.streams})
             if not kinds:
@@ -339,8 +351,8 @@ class _ImageSequence(Film):
             taken = time_in_name(file.name)
             if taken is None:
                 raise ValueError(
-                    f"{file}: its name has no time, such as 2026-11-26_12-30-05.250.jpg or 1795696205.jpg; without "
-                    "times, search the folder as images"
+                    f"{file}: its name has no time, such as 2026-11-26_12-30-05.250.jpg or 1795696205.jpg; "
+                    "without times, search the folder as images"
                 )
             times.append(taken)
         order = sorted(range(len(files)), key=times.__getitem__)
@@ -406,6 +418,7 @@ def imported_av() -> Any:
     """
     try:
         import av
+        import av.logging
     except ImportError as error:
         raise ImportError(f"films need the extra `footage`: pip install -e '.[footage]' ({error})") from error
     av.logging.set_level(av.logging.PANIC)  # what ffmpeg complains of is said here, once

@@ -29,6 +29,7 @@ Appearance = Callable[[Sequence[Image.Image]], np.ndarray]  # (n, D), unit rows
 LOST_S = 1.0  # without a box, before a track ends
 TOGETHER = 0.4  # intersection over union of two boxes that cannot be told apart any more
 PIECE, PIECE_SIGHTS = 0.3, 6  # of another's area, or so seldom seen before both are one: a hand, a foot
+PIECE_S = 1.5  # of something that came out of somebody: a leg, a shadow, a door behind them
 APART_S = 0.6  # after which people who parted have been seen well enough
 ALONE_S = 2.0  # after which a bunch that shows no more than one person is one
 JOINED_S = 8.0  # between two pieces of one visit, at most
@@ -76,6 +77,7 @@ class _Person:
         default_factory=list
     )  # least and greatest x, least and greatest y of the centre
     is_fresh: bool = True  # it is not decided yet whether this continues another's visit
+    is_of_another: bool = False  # was first seen where somebody else was
     area: float = 0.0  # of the box, when it was alone
     has_left: bool = False  # was last seen at the picture's border
 
@@ -157,6 +159,7 @@ class Follower:
     ):
         self.trackers, self.supervision = imported_trackers()
         self.appearance = appearance
+        self.frames_per_second = frames_per_second
         self.must_move = must_move
         self.new_views = lambda: Views(views, margin)
         self.shortest_s = shortest_s
@@ -227,15 +230,17 @@ class Follower:
     def _start(self, number: int, box: Box, time_s: float) -> None:
         """A new track: somebody who parts from a bunch, or somebody new."""
         track = _Track(box, time_s, self.new_views(), None, first=box)
+        person = _Person(time_s, time_s, box, box, self.new_views())
         for bunch in self.bunches:
-            if len(bunch.people) > 1 and any(
+            if any(
                 _covered(box, _grown(there, 0.3)) > 0.2
                 for other in bunch.tracks.values()
                 for there in (other.box, *other.recent)
             ):
-                bunch.tracks[number] = track
-                return
-        person = _Person(time_s, time_s, box, box, self.new_views())
+                if len(bunch.people) > 1:
+                    bunch.tracks[number] = track
+                    return
+                person.is_of_another = True
         track.own = person
         self.bunches.append(_Bunch([person], {number: track}))
 
@@ -258,7 +263,9 @@ class Follower:
         if len(first.people) == len(second.people) == 1:
             one, other = first.people[0], second.people[0]
             piece, whole = (one, other) if one.area < other.area else (other, one)
-            if piece.area < PIECE * whole.area or min(one.sights, other.sights) < PIECE_SIGHTS:
+            is_young = min(one.sights, other.sights) < PIECE_SIGHTS and _stacked(one.last, other.last)
+            is_small = piece.area < PIECE * whole.area and piece.sights < 3 * PIECE_SIGHTS
+            if is_small or is_young:
                 seen = {n: t for n, t in (first.tracks | second.tracks).items() if t.seen_s == time_s}
                 whole.start_s = min(one.start_s, other.start_s)
                 first.people, first.tracks = [whole], seen or first.tracks | second.tracks
@@ -476,6 +483,7 @@ class Follower:
             views = person.views.best_first()
             long_enough = person.end_s - person.start_s >= self.shortest_s and person.sights >= 3
             is_piece = person.within > 0.7 * person.sights
+            is_piece |= person.is_of_another and person.sights < PIECE_S * self.frames_per_second
             if not views or not long_enough or is_piece or (self.must_move and not person.has_moved()):
                 continue
             visits.append(Visit(person.start_s, person.end_s, tuple(views)))
@@ -547,6 +555,12 @@ def _shared(box: Box, other: Box) -> float:
     across = min(box[2], other[2]) - max(box[0], other[0])
     down = min(box[3], other[3]) - max(box[1], other[1])
     return max(0.0, across) * max(0.0, down)
+
+
+def _stacked(box: Box, other: Box) -> bool:
+    """Whether one is above the other, as head and legs are."""
+    across = min(box[2], other[2]) - max(box[0], other[0])
+    return across > 0.5 * min(_width(box), _width(other))
 
 
 def _covered(box: Box, other: Box) -> float:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +34,22 @@ THUMBNAIL_SIZE = 384
 
 
 def look_through(
-    source: Source, gallery: Path, rules: FootageRules, appearance: Appearance | None = None
+    source: Source,
+    gallery: Path,
+    rules: FootageRules,
+    appearance: Appearance | None = None,
+    *,
+    found: Callable[[FilmRecord], None] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> FilmRecord:
     """Finds the people of a film that were not found yet, and keeps them beside the gallery.
 
     Of a film that was looked through nothing is done; one that has grown is gone on with; a kill at any time
     loses nothing that was finished.
+
+    Args:
+        found: called when visits were found.
+        enough: whether to stop, asked at each frame, as of a stream, which has no end.
 
     Raises:
         ValueError: it is no film, another film of this camera is in the gallery, or the settings differ.
@@ -75,20 +85,24 @@ def look_through(
         noted, marked_s, last_s = 0, record.quiet_s, 0.0
         try:
             for time_s, frame in frames_at(film, rules.frames_per_second):
-                found = detector.find(frame)
+                people_seen = detector.find(frame)
                 for gap in film.gaps[noted:]:
                     if gap.end_s > record.quiet_s:
                         record.note(gap)
                 noted, last_s = len(film.gaps), time_s
-                if found is None or time_s < record.quiet_s:
+                if people_seen is None or time_s < record.quiet_s:
                     continue
-                visits = people.update(frame, *found)
+                visits = people.update(frame, *people_seen)
                 record.add(visits)
+                if visits and found is not None:
+                    found(record)
+                if enough is not None and enough():
+                    break
                 settled_s = people.settled_s(time_s)
                 if settled_s is not None and (visits or settled_s - marked_s > MARKED_EVERY_S):
                     record.mark_quiet(settled_s)
                     marked_s = settled_s
-        except (OSError, KeyboardInterrupt):
+        except (OSError, ValueError, KeyboardInterrupt):
             if film.is_live:  # which cannot be read again
                 record.add(people.finish())
             raise
@@ -214,8 +228,8 @@ def _is_to_be_read(record: FilmRecord, source: Source, rules: FootageRules, stat
         return False  # by its length: moved or copied, it is the same film
     if record.about.get("film") != source.film:
         raise ValueError(
-            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another film: "
-            "--camera gives it another name"
+            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another "
+            "film: --camera gives it another name"
         )
     if before is None or state[0] < before[0]:
         raise ValueError(

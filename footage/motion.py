@@ -1,9 +1,9 @@
 """Finds what moves, or has come and stands still, before a fixed camera: a person in whatever posture.
 
-Needs no weights. opencv's mixture of Gaussians says what differs from the background, and what is found is kept
-out of the background's learning, so that somebody who stands or lies still stays found. What stays and is no
-more than a place that was left (the chair that was moved, the sleeper who got up) shows its outline in the
-learnt background and not in the image: that is learnt at once.
+Needs no weights. opencv's mixture of Gaussians says what differs from the background, and what is found is
+kept out of the background's learning, so that somebody who stands or lies still stays found. What stays and
+is no more than a place that was left (the chair that was moved, the sleeper who got up) shows its outline in
+the learnt background and not in the image: that is learnt at once.
 """
 
 import math
@@ -13,7 +13,7 @@ import numpy as np
 
 from .films import Frame
 
-LONGEST_SIDE = 400  # pixels of the image that is looked at
+LONGEST_SIDE = 352  # pixels of the image that is looked at
 LEARNS_IN_S = 30.0  # what the background takes over a change of light in
 SMALLEST_PERSON = 0.0006  # of the image's area; a person of 16 x 36 pixels in 768 x 576 is 0.0013
 LEARNS_EVERY_S = 0.2

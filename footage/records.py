@@ -1,7 +1,8 @@
-"""What was found in a film, kept as it is found: a kill loses nothing that was finished, and nothing comes twice.
+"""What was found in a film, kept as it is found: a kill loses nothing finished, and nothing comes twice.
 
-    GALLERY/footage/CAMERA/found.jsonl     a line for each thing that was found, in the order of finding
-                          3-1.jpg         a view of visit 3, with a margin; 3-1.frame.jpg the whole frame, small
+    GALLERY/footage/CAMERA/found.jsonl    a line for each thing that was found, in the order of finding
+                           3-1.jpg        a view of visit 3, with a margin
+                           3-1.frame.jpg  the whole frame, small
 
 A film can be read again, so what lies after the last quiet moment, when nobody was in sight, does not count
 until the next one: it is found again. A stream cannot, so every finished visit counts.
@@ -34,12 +35,14 @@ class KeptView:
         name: of the crop's file in the record's folder.
         frame: of the whole frame's.
         box: left, top, width and height in pixels of the whole frame.
+        size: width and height of the whole frame in the film.
     """
 
     name: str
     frame: str
     seen_s: float
     box: tuple[float, float, float, float]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,16 @@ class KeptVisit:
             "track": self.track,
             "start_s": self.start_s,
             "end_s": self.end_s,
-            "views": [[view.name, view.frame, view.seen_s, list(view.box)] for view in self.views],
+            "views": [
+                [view.name, view.frame, view.seen_s, list(view.box), list(view.size)] for view in self.views
+            ],
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "KeptVisit":
         views = tuple(
-            KeptView(name, frame, seen_s, tuple(box)) for name, frame, seen_s, box in content["views"]
+            KeptView(name, frame, seen_s, tuple(box), tuple(size))
+            for name, frame, seen_s, box, size in content["views"]
         )
         return cls(int(content["track"]), float(content["start_s"]), float(content["end_s"]), views)
 
@@ -72,7 +78,7 @@ class FilmRecord:
     Attributes:
         folder: where it is kept.
         camera: the camera's name.
-        about: what the film is and how it was looked at: `film`, `started_at`, `state`, `settings`, `is_live`.
+        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live`.
         visits: that count, by their tracks.
         gaps: times of which the film shows nothing.
         quiet_s: from where on the film has to be looked at.
@@ -127,8 +133,8 @@ class FilmRecord:
                 record.next_track = max([record.next_track, *(track + 1 for track in record.visits)])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"{folder / FOUND}, line {number} is damaged ({error!r}): remove {folder}, and the film is "
-                    "looked through again"
+                    f"{folder / FOUND}, line {number} is damaged ({error!r}): remove {folder}, and the film "
+                    "is looked through again"
                 ) from error
         record._kept_lines = lines[:kept]
         return record
@@ -163,7 +169,7 @@ class FilmRecord:
                         (self.folder / file).write_bytes(content)
                 left, top, right, bottom = (round(float(edge), 1) for edge in view.box)
                 box = left, top, round(right - left, 1), round(bottom - top, 1)
-                views.append(KeptView(name, frame, round(view.time_s, 3), box))
+                views.append(KeptView(name, frame, round(view.time_s, 3), box, view.size))
             kept = KeptVisit(self.next_track, round(visit.start_s, 3), round(visit.end_s, 3), tuple(views))
             self._append({"visit": kept.to_json()})
             self.visits[kept.track] = kept
@@ -220,7 +226,7 @@ class FilmRecord:
                 self.about.get("started_at"),
             )
             for view in visit.views:
-                own = replace(moment, box=view.box, seen_s=view.seen_s, frame=view.frame)
+                own = replace(moment, box=view.box, seen_s=view.seen_s, frame=view.frame, size=view.size)
                 found.append((f"{self.camera}/{view.name}", view, own))
         return found
 

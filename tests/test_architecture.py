@@ -26,11 +26,18 @@ DISK_CALLS = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "f
 # The name under which the Hub finds a class has to be set where the class is defined.
 IMPORT_TIME_CALLS = {"register_for_auto_class"}
 # Distributions whose import name is another one.
-IMPORT_NAMES = {"pillow": "PIL", "Jinja2": "jinja2", "faiss-cpu": "faiss", "open_clip_torch": "open_clip"}
+IMPORT_NAMES = {
+    "opencv-python": "cv2",
+    "pillow": "PIL",
+    "Jinja2": "jinja2",
+    "faiss-cpu": "faiss",
+    "open_clip_torch": "open_clip",
+}
 # The extra that these rooms and files may need beyond the core; a file's own entry goes before its room's.
 # `None`: the core alone.
 EXTRAS = dict.fromkeys(("engine", "reranking", "search", "sca", "commands.rerank", "commands.fuse"))
 EXTRAS |= {"search.faiss_index": "index", "search.milvus_index": "milvus", "search_page": "app"}
+EXTRAS |= dict.fromkeys(("footage", "data.drawn.drawn_footage"), "footage")
 EXTRAS |= dict.fromkeys(("figures.contact_sheet", "figures.pages", *HUB_MODULES))
 
 

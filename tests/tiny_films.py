@@ -49,7 +49,7 @@ def walkers(
     colours: Sequence[tuple[int, int, int]],
     size=(160, 120),
 ) -> list[np.ndarray]:
-    """Images with coloured boxes: for each time the left, top, right and bottom of each walker, nearest last."""
+    """Images with coloured boxes: for each time left, top, right and bottom of each walker, nearest last."""
     noise = np.random.default_rng(0)
     texture = noise.integers(80, 120, (size[1], size[0], 3))
     images = []

@@ -1,7 +1,9 @@
-"""From films to a gallery of moments: nothing is lost by a kill, nothing comes twice, each visit answers once."""
+"""From films to a gallery of moments: a kill loses nothing, nothing comes twice, each visit answers once."""
 
 import json
 import shutil
+import socket
+import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from tpas.data.moments import Moment
 from tpas.footage.clips import cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
-from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, visits_of
+from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, records_of, visits_of
+from tpas.footage.retention import forget, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
+from tpas.footage.watching import watch
 from tpas.search.gallery import Gallery
 
 ROOT = Path(__file__).parents[2]
@@ -280,3 +284,62 @@ def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys):
     for wrong in (["--to", "noon"], ["--from", "2026-13-01"], ["--margin", "-1"], ["--started_at", "soon"]):
         with pytest.raises(SystemExit, match=wrong[0].lstrip("-") + "|" + wrong[1]):
             tpas_command(["search", str(folder / "cam1.mp4"), "a man", *words, *wrong])
+
+
+def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, processor, filmed, capsys):
+    began = datetime.fromisoformat("2026-11-26T08:00:00+00:00")
+    older = older_visits(built.path, timedelta(days=1), began + timedelta(days=1, seconds=13))
+    assert [[visit.track for visit in visits] for _, visits in older] == [[1, 2]]
+    removed = forget(built.path, older)
+    assert {name.split("/")[1][0] for name in removed} == {"1", "2"}
+    left = sorted(path.name for path in (built.path / FOOTAGE).rglob("*.jpg"))
+    assert left
+    assert all(name.startswith("3-") for name in left)
+    assert [visit["track"] for visit in visits_of(built.path)["visits"]] == [3]
+    assert {moment.track for _, moment in Gallery.open(built.path).stored.moments()} == {3}
+    build_footage(find_films(filmed[0]), built.path, model, processor, filmed[1])  # does not bring them back
+    assert {moment.track for _, moment in Gallery.open(built.path).stored.moments()} == {3}
+    tpas_command(["gallery", "delete", str(built.path), "--older_than", "0.1h", "--json"])
+    is_past = datetime.now().astimezone() > began + timedelta(hours=1)
+    assert json.loads(capsys.readouterr().out)["visits"] == is_past
+    with pytest.raises(SystemExit, match="'soon' is no age, such as 30d"):
+        tpas_command(["gallery", "delete", str(built.path), "--older_than", "soon"])
+
+
+def test_a_stream_that_drops_is_watched_on(filmed, model, processor, tmp_path):
+    """A camera that sends a film, hangs up, and sends it again."""
+    film, rules = filmed
+    boxes = write_boxes(tmp_path / "boxes.jsonl")
+    content = write_walk(tmp_path / "sent.ts", boxes).read_bytes()
+    stop = threading.Event()
+    with socket.socket() as camera:
+        camera.bind(("127.0.0.1", 0))
+        camera.listen()
+
+        def send():
+            for _ in range(2):
+                connection, _ = camera.accept()
+                with connection:
+                    connection.sendall(content)
+            stop.set()  # at the next frame, or the next time it is to be opened
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        address = f"tcp://me:secret@127.0.0.1:{camera.getsockname()[1]}"
+        gallery = tmp_path / "gallery"
+        settings = {"camera": "door", "every_s": 0.001, "stop": stop, "first_wait_s": 1.0}
+        watch(address, gallery, model, processor, rules, **settings)
+        sender.join()
+    records = records_of(gallery)
+    assert len(records) == 2
+    assert all(record.camera.startswith("door/20") for record in records)
+    first = list(records[0].visits.values())
+    assert [(visit.start_s, visit.end_s) for visit in first] == [
+        pytest.approx(span, abs=0.11) for span in TRUTH
+    ]
+    opened = Gallery.open(gallery, model, processor)
+    assert {moment.camera for _, moment in opened.stored.moments()} >= {records[0].camera}
+    assert len(opened.rows_of_moments("door")) == len(opened)
+    assert "secret" not in (records[0].folder / FOUND).read_text()
+    with pytest.raises(ValueError, match="was a stream, which is not kept"):
+        cut_clip(opened.stored.moment(0), tmp_path)

@@ -1,0 +1,56 @@
+"""Forgets visits by their age: crops, whole frames, thumbnails, embeddings and index entries."""
+
+import re
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from .records import FilmRecord, KeptVisit, records_of
+
+UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+def read_age(text: str) -> timedelta:
+    """The age that "30d", "12h" or "2w" says; ValueError for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hdw])", text.strip().lower())
+    if found is None:
+        raise ValueError(f"{text!r} is no age, such as 30d, 12h or 2w")
+    return timedelta(**{UNITS[found[2]]: float(found[1])})
+
+
+def older_visits(gallery: Path, age: timedelta, now: datetime) -> list[tuple[FilmRecord, list[KeptVisit]]]:
+    """By film the visits that ended longer ago; of a film without a wall clock, that were found longer ago.
+
+    Raises:
+        ValueError: there is no footage in the gallery.
+    """
+    records = records_of(gallery)
+    if not records:
+        raise ValueError(f"{gallery} holds no footage: --older_than is for visits that films have shown")
+    older = [
+        (record, [visit for visit in record.visits.values() if now - _time_of(record, visit) > age])
+        for record in records
+    ]
+    return [(record, visits) for record, visits in older if visits]
+
+
+def forget(gallery: Path, older: list[tuple[FilmRecord, list[KeptVisit]]]) -> list[str]:
+    """Removes visits and all that was made of them; returns the ids of their images. The films stay."""
+    from ..search.gallery import Gallery
+    from ..search.manifest import MANIFEST
+
+    ids = [f"{record.camera}/{view.name}" for record, visits in older for v in visits for view in v.views]
+    if (gallery / MANIFEST).exists():
+        stored = Gallery.open(gallery)
+        there = {*stored.ids}
+        if gone := [name for name in ids if name in there]:
+            stored.delete(gone)
+    for record, visits in older:
+        record.forget([visit.track for visit in visits])
+    return ids
+
+
+def _time_of(record: FilmRecord, visit: KeptVisit) -> datetime:
+    if record.started_at is not None:
+        return record.started_at + timedelta(seconds=visit.end_s)
+    found_at = (record.folder / visit.views[0].name).stat().st_mtime
+    return datetime.fromtimestamp(found_at).astimezone()
