@@ -96,7 +96,10 @@ def _why_unreachable(name: str) -> str | None:
 
 
 def not_to_be_had(name: str, reason: str) -> OSError:
-    return OSError(f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here")
+    return OSError(
+        f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here, such as "
+        f"`hf download {name} --local-dir FOLDER` makes elsewhere"
+    )
 
 
 def refusal_of(error: Exception, name: str) -> str | None:
