@@ -4,8 +4,8 @@
     tpas app --gallery gallery
 
 A folder's images are encoded first, into the gallery beside it that `tpas search` keeps as well; what the
-folder gets meanwhile is found once the page is started again. The model of a gallery need not be named, nor the one
-for photographs, which is fetched after one question or by --yes.
+folder gets meanwhile is found once the page is started again. The model of a gallery need not be named, nor
+the one for photographs, which is fetched after one question or by --yes.
 
 As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
 TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or

@@ -112,7 +112,8 @@ def search(
                 "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher "
                 "and --not"
             )
-        image.open("rb").close()  # what is not there is said before torch is loaded
+        if not image.is_file():
+            raise FileNotFoundError(f"{image}: no such image file")
     asked = [] if interactive or image else all_texts(texts or [], texts_file)
     if without is not None:
         check_text(PlacedText(as_typed(without, "--not"), "--not"))

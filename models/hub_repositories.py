@@ -46,7 +46,8 @@ def check_hub(
             if (reason := refusal_of(error, name)) is not None:
                 raise not_to_be_had(name, reason) from error
         except Exception as error:  # of whichever library the Hub's client speaks HTTP by
-            raise not_to_be_had(name, f"{constants.ENDPOINT} cannot be reached ({error})") from error
+            reason = f"no folder has this name, and {constants.ENDPOINT} cannot be reached ({error})"
+            raise not_to_be_had(name, reason) from error
     return None
 
 
