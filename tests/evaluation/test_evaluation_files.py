@@ -148,9 +148,7 @@ def test_a_broken_distractor_is_named(start, small_pab, noise):
 # Several relevant images
 
 
-def test_hit_rate_and_recall_differ_where_several_images_answer(
-    start, small_pab, tmp_path, caplog, recwarn
-):
+def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab, tmp_path, caplog, recwarn):
     root = tmp_path / "pab"
     shutil.copytree(small_pab, root)
     rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
