@@ -1,6 +1,6 @@
 """Text-based person anomaly search: a text in, the matching images out of a large gallery.
 
-tpas search gallery "a woman in a red coat is lying on the pavement" --model demo_start
+tpas search photographs "a woman in a red coat is lying on the pavement"
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from .commands.command_line import CommandLine
 COMMANDS = {
     "demo": "draw a small PAB, fine-tune on it, evaluate, and write a page",
     "convert": "turn an X-VLM checkpoint into a model directory",
-    "train": "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
-    "evaluate": "measure retrieval on PAB, stage by stage",
+    "train": "fine-tune on PAB or own data; for several processes: `accelerate launch train_accelerate.py`",
+    "evaluate": "measure retrieval on PAB or own data, or the scores of any system",
     "gallery": "encode images into a gallery; append to it, delete from it",
     "footage": "find the people in films, and keep each visit in a gallery",
     "search": "find the images of a gallery that answer a text",

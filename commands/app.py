@@ -1,10 +1,11 @@
 """Opens a web page to search images with texts, and to see why each was found.
 
-    tpas app photographs --model MODEL
+    tpas app photographs
     tpas app --gallery gallery
 
 A folder's images are encoded first, into the gallery beside it that `tpas search` keeps as well; what the
-folder gets meanwhile is found once the page is started again. The model of a gallery need not be named.
+folder gets meanwhile is found once the page is started again. The model of a gallery need not be named, nor
+the one for photographs, which is fetched after one question or by --yes.
 
 As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
 TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or
@@ -103,7 +104,7 @@ def serve_page(
         raise WrongUsage(f"--images_root is for a gallery, and {place} is a folder of images")
     if rules.exclude and is_gallery:
         raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
-    files = GalleryFiles(place) if is_gallery else None
+    files = GalleryFiles(place) if is_gallery else choice.gallery_of(place)
     choice.source(files)
 
     from ..search.building import report_left_out

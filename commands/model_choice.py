@@ -47,6 +47,27 @@ class ModelChoice:
         default=False, metadata={"help": "without --model: fetch the one for photographs, and do not ask"}
     )
 
+    def gallery_of(self, folder: Path) -> "GalleryFiles | None":
+        """The gallery that a folder of images has already, whose model is meant where no flag names one.
+
+        Raises:
+            WrongUsage: there are such of several models, and none is that for photographs.
+        """
+        from ..search.gallery_files import galleries_of_folder
+
+        if self.model is not None:
+            return None
+        found = {each.model_source: each for each in galleries_of_folder(folder)}
+        if len(found) == 1:
+            return next(iter(found.values()))
+        for source, gallery in found.items():
+            if source is not None and source.name == FOR_PHOTOGRAPHS.name:
+                return gallery
+        if found:
+            names = " or ".join(flags_of(source) for source in found if source is not None)
+            raise WrongUsage(f"{folder} was searched by several models: {names}")
+        return None
+
     def source(self, gallery: "GalleryFiles | None" = None) -> "ModelSource":
         """What is to be loaded; known before torch is.
 
@@ -114,11 +135,10 @@ class ModelChoice:
         load = partial(load_model, source.name, revision=source.revision, base_model=source.base_model)
         if self.model is not None or gallery is None:
             return load(trust_remote_code=self.trust_remote_code)
-        pinned = "" if source.revision is None else f" --revision {source.revision}"
         if not is_on_this_machine(source):
             raise ValueError(
                 f"the gallery {gallery.directory} was made by {source}, which is not on this machine: "
-                f"--model {source.name}{pinned} fetches it"
+                f"{flags_of(source)} fetches it"
             )
         logger.info("the gallery %s was made by %s, which is loaded", gallery.directory, source)
         try:
@@ -128,6 +148,10 @@ class ModelChoice:
                 f"the gallery {gallery.directory} was made by {source}, which cannot be loaded: {error}; "
                 "--model says where it is now"
             ) from error
+
+
+def flags_of(source: "ModelSource") -> str:
+    return f"--model {source.name}" + ("" if source.revision is None else f" --revision {source.revision}")
 
 
 def warn_of_drawn_people(model: "RetrievalModel", images: Path | None) -> None:

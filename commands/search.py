@@ -133,7 +133,8 @@ def search(
                 "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher "
                 "and --not"
             )
-        image.open("rb").close()  # what is not there is said before torch is loaded
+        if not image.is_file():
+            raise FileNotFoundError(f"{image}: no such image file")
     asked = [] if interactive or image else all_texts(texts or [], texts_file)
     if without is not None:
         check_text(PlacedText(as_typed(without, "--not"), "--not"))
@@ -142,7 +143,7 @@ def search(
     # What can be refused is, before torch is loaded and images are encoded for hours.
     from ..footage.sources import holds_films
     from ..search.arguments import MatchingDtype, check_cascade, check_index
-    from ..search.gallery_files import GalleryFiles, gallery_of_folder
+    from ..search.gallery_files import GalleryFiles
 
     if sheet is not None:
         from ..figures.contact_sheet import check_sheet
@@ -161,10 +162,7 @@ def search(
         check_cascade(not no_rerank, sca, matching_dtype)
     if matcher is not None and no_rerank:
         raise WrongUsage("--matcher re-ranks, and --no_rerank was given: leave one out")
-    if is_gallery:
-        files = GalleryFiles(folder)
-    else:
-        files = gallery_of_folder(folder) if choice.model is None else None
+    files = GalleryFiles(folder) if is_gallery else choice.gallery_of(folder)
     choice.source(files)
 
     with quick_imports():
@@ -397,13 +395,16 @@ def hit_fields(hit: "SearchHit", clips: Mapping[Moment, Path]) -> dict[str, Any]
 
 def table(hits: Sequence["SearchHit"]) -> str:
     by_sca = any(hit.rank_before_sca is not None for hit in hits)
+    by_match = any(hit.match_logit is not None for hit in hits)  # otherwise the score is the cosine
     before = f" {'before SCA':>10}" if by_sca else ""
-    lines = [f"{'rank':>4} {'score':>8} {'cosine':>7} {'by cosine':>9}{before}  image"]
+    cosine = f" {'cosine':>7} {'by cosine':>9}" if by_match else ""
+    lines = [f"{'rank':>4} {'score':>8}{cosine}{before}  image"]
     for hit in hits:
         score = "" if hit.score is None else f"{hit.score:.3f}"
+        cosine = f" {hit.cosine:>7.3f} {hit.embedding_rank:>9}" if by_match else ""
         before = f" {hit.rank_before_sca:>10}" if by_sca else ""
         image = printable(str(hit.moment or hit.path or hit.id))
-        lines.append(f"{hit.rank:>4} {score:>8} {hit.cosine:>7.3f} {hit.embedding_rank:>9}{before}  {image}")
+        lines.append(f"{hit.rank:>4} {score:>8}{cosine}{before}  {image}")
     return "\n".join(lines)
 
 

@@ -44,18 +44,20 @@ def file_inside(root: str | Path, path: str | Path, follow_links: bool = True) -
     return file
 
 
-def load_inside(root: str | Path, path: str | Path, follow_links: bool = True) -> Image.Image:
-    """The image `root`/`path`; see [`file_inside`].
+def load_inside(
+    root: str | Path, path: str | Path, follow_links: bool = True, edge: int | None = None
+) -> Image.Image:
+    """The image `root`/`path`; see [`file_inside`], and [`load_image`] for the `edge`.
 
     Raises:
         ValueError: it is no image, or lies outside `root`.
         FileNotFoundError: there is no such file.
         PermissionError: this user may not read it.
     """
-    return load_file(file_inside(root, path, follow_links))
+    return load_file(file_inside(root, path, follow_links), edge)
 
 
-def load_file(file: Path) -> Image.Image:
+def load_file(file: Path, edge: int | None = None) -> Image.Image:
     """As [`load_image`], where this user may not read it with the way out."""
     with explained_denial(file):
-        return load_image(file)
+        return load_image(file, edge=edge)

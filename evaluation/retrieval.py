@@ -1,6 +1,7 @@
 """Measures a model on a retrieval benchmark, stage by stage."""
 
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -125,25 +126,27 @@ def evaluate(
     cutoffs = resolve_k(k, len(gallery_ids))
     check_fusion_weight(fusion_weight)
     sca = sca or SCASettings()
-    _warn_of_shared_answers(benchmark, sca.capacity)
-
-    ranked = rank_gallery(
-        model,
-        processor,
-        benchmark.captions,
-        benchmark.query_ids,
-        ImageFiles(root, gallery_ids, annotated_at, elsewhere, follow_links),
-        gallery_ids,
-        shortlist=shortlist,
-        matcher=matcher,
-        matcher_shortlist=matcher_shortlist,
-        fusion_weight=fusion_weight,
-        sca=sca,
-        watched=watched_images(benchmark),
-        batch_size=batch_size,
-        token_memory=token_memory,
-        accelerator=accelerator,
-    )
+    said = _warn_of_shared_answers(benchmark, sca.capacity)
+    with warnings.catch_warnings():
+        if said:
+            warnings.filterwarnings("ignore", r"\d+ queries share ", UserWarning)
+        ranked = rank_gallery(
+            model,
+            processor,
+            benchmark.captions,
+            benchmark.query_ids,
+            ImageFiles(root, gallery_ids, annotated_at, elsewhere, follow_links),
+            gallery_ids,
+            shortlist=shortlist,
+            matcher=matcher,
+            matcher_shortlist=matcher_shortlist,
+            fusion_weight=fusion_weight,
+            sca=sca,
+            watched=watched_images(benchmark),
+            batch_size=batch_size,
+            token_memory=token_memory,
+            accelerator=accelerator,
+        )
 
     return measured(
         benchmark,
@@ -206,8 +209,8 @@ def watched_images(benchmark: RetrievalBenchmark) -> list[list[int]]:
     ]
 
 
-def _warn_of_shared_answers(benchmark: RetrievalBenchmark, capacity: int) -> None:
-    """SCA itself sees only images that are few; here it is known which image answers how many queries."""
+def _warn_of_shared_answers(benchmark: RetrievalBenchmark, capacity: int) -> bool:
+    """Whether there was need; SCA itself sees only few images, and not which answers how many queries."""
     answered = Counter(gallery_id for relevant in benchmark.relevant for gallery_id in relevant)
     most = max(answered.values())
     if most > capacity:
@@ -217,6 +220,7 @@ def _warn_of_shared_answers(benchmark: RetrievalBenchmark, capacity: int) -> Non
             most,
             capacity,
         )
+    return most > capacity
 
 
 def resolve_k(k: Sequence[int] | None, gallery_size: int) -> list[int]:

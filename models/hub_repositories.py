@@ -46,7 +46,8 @@ def check_hub(
             if (reason := refusal_of(error, name)) is not None:
                 raise not_to_be_had(name, reason) from error
         except Exception as error:  # of whichever library the Hub's client speaks HTTP by
-            raise not_to_be_had(name, f"{constants.ENDPOINT} cannot be reached ({error})") from error
+            reason = f"no folder has this name, and {constants.ENDPOINT} cannot be reached ({error})"
+            raise not_to_be_had(name, reason) from error
     return None
 
 
@@ -96,7 +97,10 @@ def _why_unreachable(name: str) -> str | None:
 
 
 def not_to_be_had(name: str, reason: str) -> OSError:
-    return OSError(f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here")
+    return OSError(
+        f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here, such as "
+        f"`hf download {name} --local-dir FOLDER` makes elsewhere"
+    )
 
 
 def refusal_of(error: Exception, name: str) -> str | None:

@@ -160,7 +160,7 @@ def place_of_gallery(folder: Path) -> Path:
     return cache / "tpas" / f"{folder.name}-{blake2b(os.fsencode(folder), digest_size=8).hexdigest()}"
 
 
-def gallery_of_folder(folder: Path) -> GalleryFiles | None:
-    """The gallery that a folder's images are in already and that names its model, where there is only one."""
-    found = [GalleryFiles(manifest.parent) for manifest in place_of_gallery(folder).glob(f"*/{MANIFEST}")]
-    return found[0] if len(found) == 1 and found[0].model_source is not None else None
+def galleries_of_folder(folder: Path) -> list[GalleryFiles]:
+    """The galleries that a folder's images are in already, of those that name their model."""
+    manifests = sorted(place_of_gallery(folder).glob(f"*/{MANIFEST}"))
+    return [found for found in map(GalleryFiles, (each.parent for each in manifests)) if found.model_source]

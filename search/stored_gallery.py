@@ -150,12 +150,19 @@ class StoredGallery(GalleryFiles):
             visits[row] = first.setdefault(moment.visit, row)
         return visits
 
-    def open_file(self, row: int, images_root: str | None = None, follow_links: bool = True) -> Image.Image:
+    def open_file(
+        self,
+        row: int,
+        images_root: str | None = None,
+        follow_links: bool = True,
+        edge: int | None = None,
+    ) -> Image.Image:
         """The image itself, not its thumbnail.
 
         Args:
             images_root: the folder where the images lie now, if they were moved.
             follow_links: see `file_inside`.
+            edge: see `load_image`.
 
         Raises:
             FileNotFoundError: it was no file, or is gone.
@@ -165,7 +172,7 @@ class StoredGallery(GalleryFiles):
         root = images_root or record["root"]
         if root is None or record["path"] is None:
             raise FileNotFoundError(f"image {record['id']!r} of {self.directory} was no file")
-        return load_inside(root, record["path"], follow_links)
+        return load_inside(root, record["path"], follow_links, edge)
 
     def rows_of(self, ids: Collection[str]) -> list[int]:
         """The rows of images by their ids.

@@ -421,22 +421,22 @@ class SearchRequests:
             return hit.extra.thumbnail
         if hit.row is None:
             return None
-        image = self._file(hit.row)
+        image = self._file(hit.row, edge)
         if image is None:
             return self.gallery.stored.thumbnail(hit.row)
         return jpeg_thumbnail(image, edge or max(image.size))
 
     def _read_card(self, row: int) -> bytes | None:
         thumbnail = self.gallery.stored.thumbnail(row)
-        image = self._file(row) if thumbnail is None else load_image(io.BytesIO(thumbnail))
+        image = self._file(row, 2 * CARD_EDGE) if thumbnail is None else load_image(io.BytesIO(thumbnail))
         return None if image is None else jpeg_thumbnail(image, CARD_EDGE)
 
-    def _file(self, row: int) -> Image.Image | None:
+    def _file(self, row: int, edge: int | None) -> Image.Image | None:
         gallery = self.gallery
         if gallery.stored.record(row)["path"] is None:
             return None
         try:
-            return gallery.stored.open_file(row, gallery.images_root, gallery.follow_links)
+            return gallery.stored.open_file(row, gallery.images_root, gallery.follow_links, edge)
         except (OSError, ValueError) as error:
             logger.warning("an image of the gallery cannot be shown: %s", error)
             return None

@@ -105,6 +105,18 @@ def test_load_image_turns_an_image_upright_and_to_rgb(tmp_path):
     assert (loaded.mode, loaded.size) == ("RGB", (2, 4))
 
 
+def test_a_photograph_is_decoded_to_no_more_pixels_than_twice_what_is_enough(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.tile(np.linspace(0, 255, 800).astype(np.uint8), (600, 1))
+    Image.fromarray(pixels).save(tmp_path / "wide.jpg", exif=exif)
+    whole, few = (load_image(tmp_path / "wide.jpg", edge=edge) for edge in (None, 200))
+    assert (whole.size, few.size) == ((600, 800), (150, 200))
+    assert np.abs(np.asarray(whole.resize((150, 200))).astype(int) - np.asarray(few)).max() <= 3
+    with pytest.raises(ValueError, match="800x600 pixels are more than 1000"):
+        load_image(tmp_path / "wide.jpg", 1_000, edge=200)
+
+
 def test_a_missing_a_foreign_and_a_cut_off_file_are_named(tmp_path, image):
     with pytest.raises(FileNotFoundError, match=r"gone\.jpg: no such image file"):
         load_image(tmp_path / "gone.jpg")

@@ -15,6 +15,7 @@ import pytest
 from hub_stand_in import environment
 from tiny_retrieval_models import cached_snapshot, noise_images
 
+from tpas.commands.app import main as serve_page
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_main
 from tpas.models.photographs import FOR_PHOTOGRAPHS
@@ -119,7 +120,7 @@ def test_without_a_terminal_or_a_network_it_says_at_once_what_to_type(photograph
     nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     message = refused(*search, "--yes", **nobody)
     assert "http://127.0.0.1:9 cannot be reached" in message
-    assert "or give the folder of one that is here" in message
+    assert f"`hf download {FOR_PHOTOGRAPHS.name} --local-dir FOLDER` makes elsewhere" in message
 
 
 def test_once_it_is_here_nothing_is_asked(photographs, folders, fetched, tmp_path, capsys, caplog):
@@ -154,8 +155,13 @@ def test_a_folder_that_was_searched_is_searched_by_the_same_model(photographs, f
     search_main([str(photographs), TEXT, "--json"])
     assert hits_of(capsys.readouterr().out) == hits_of(by_clip)
     search_main([str(photographs), TEXT, "--model", str(folders["blip"])])
+    several = f"searched by several models: --model .*{folders['clip'].name}"
+    for command in (search_main, serve_page):
+        words = [str(photographs), TEXT] if command is search_main else [str(photographs)]
+        with pytest.raises(SystemExit, match=several):
+            command(words)
     capsys.readouterr()
-    search_main([str(photographs), TEXT, "--json"])  # of two: the one for photographs
+    search_main([str(photographs), TEXT, "--model", FOR_PHOTOGRAPHS.name, "--json"])
     by_default = capsys.readouterr().out
-    search_main([str(photographs), TEXT, "--model", str(folders["siglip"]), "--json"])
+    search_main([str(photographs), TEXT, "--json"])  # of several: the one for photographs
     assert hits_of(capsys.readouterr().out) == hits_of(by_default)

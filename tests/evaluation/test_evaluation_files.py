@@ -148,7 +148,7 @@ def test_a_broken_distractor_is_named(start, small_pab, noise):
 # Several relevant images
 
 
-def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab, tmp_path, caplog):
+def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab, tmp_path, caplog, recwarn):
     root = tmp_path / "pab"
     shutil.copytree(small_pab, root)
     rows = [json.loads(line) for line in (root / "annotation/test/attr.json").read_text().splitlines()]
@@ -157,6 +157,13 @@ def test_hit_rate_and_recall_differ_where_several_images_answer(start, small_pab
     (root / "annotation/test/ucc.json").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     run(start, root, "--split", "ucc", "--k", 1, 12, "--output", tmp_path / "ucc.json")
     assert "relevant to up to 3 queries, but SCA lets it answer 1: SCA may lower recall" in caplog.text
+    table = tmp_path / "pairs.csv"  # two texts an image: said once, not by SCA again
+    lines = [f"{row['image']},a {who}" for row in rows for who in ("man", "woman")]
+    table.write_text("\n".join(["image,text", *lines]))
+    caplog.clear()
+    run(start, table, "--image_root", root)
+    assert caplog.text.count("may lower recall") == 1
+    assert not [each for each in recwarn if "may lower recall" in str(each.message)]
     caplog.clear()
     run(start, root, "--split", "ucc", "--sca_capacity", 3)
     run(start, small_pab)
