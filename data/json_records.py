@@ -27,7 +27,11 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     if status.st_size > most:
         raise ValueError(f"{path}: {status.st_size:,} bytes, and at most {most:,} are read")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair could not be written
+        return content
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
 

@@ -102,6 +102,7 @@ def guarded_page(
             for number, function in page.fns.items()
         },
         waiting=lambda client: _waiting(page, client),
+        asked=lambda session: session in page._queue.pending_messages_per_session,
     )
     if not trusted_proxies:
         return limited
