@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.text_files import lines_of, read_text
 
+LARGEST_RUN = 2**28  # bytes; Python takes some fifteen times as much
 TAG = "tpas"  # the name of the system, in the last column
 FIELDS = ("query", "Q0", "image", "rank", "score", "tag")
 
@@ -31,7 +32,7 @@ def read_run(path: Path, largest: int) -> tuple[dict[str, np.ndarray], tuple[str
         ValueError: a line that is none, or an image that a query lists twice; names the line.
     """
     lists: dict[str, dict[str, tuple[float, int]]] = {}  # by query, by image: the score, and its line
-    for number, line in enumerate(lines_of(read_text(path)), start=1):
+    for number, line in enumerate(lines_of(read_text(path, LARGEST_RUN)), start=1):
         fields = line.split()
         if not fields:
             continue
