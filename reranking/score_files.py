@@ -109,10 +109,10 @@ class ScoreFile:
             "is not sorted, its score {score} is above the one before it: sort each row by descending score,"
             " or leave out indices and give scores for the whole gallery",
         )
-        order = np.argsort(indices, axis=1, kind="stable")
-        in_order = np.take_along_axis(indices, order, axis=1)
         repeats = np.zeros(scores.shape, dtype=bool)
-        np.put_along_axis(repeats, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
+        for listed, repeated in zip(indices, repeats, strict=True):  # at once it would take gigabytes
+            order = np.argsort(listed, kind="stable")
+            repeated[order[1:]] = listed[order[1:]] == listed[order[:-1]]
         self._refuse(repeats, "lists {image!r} twice (candidate {place}): keep the better one")
 
     def _refuse(self, broken: np.ndarray, rule: str) -> None:

@@ -74,10 +74,11 @@ def read_run(path: Path, largest: int) -> tuple[dict[str, np.ndarray], tuple[str
         by_name = sorted(listed, reverse=True)
         ranked = sorted(by_name, key=lambda image: -listed[image][0])  # noqa: B023 (called at once)
         columns = [place[image] for image in ranked]
+        indices[row, : len(columns)] = columns
         if len(columns) < longest:
-            lacking = np.setdiff1d(np.arange(min(len(place), longest + len(columns))), columns)
-            columns += lacking[: longest - len(columns)].tolist()
-        indices[row] = columns
+            is_lacking = np.ones(len(place), dtype=bool)
+            is_lacking[columns] = False
+            indices[row, len(columns) :] = np.flatnonzero(is_lacking)[: longest - len(columns)]
         scores[row, : len(ranked)] = [listed[image][0] for image in ranked]
     return {"scores": scores, "indices": indices}, tuple(lists), tuple(place)
 
