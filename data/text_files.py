@@ -6,6 +6,7 @@ nothing else: what else Unicode calls the end of a line may stand inside a text.
 """
 
 import codecs
+import os
 import re
 import string
 import sys
@@ -40,8 +41,9 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
 def read_bytes(path: Path, most: int) -> bytes:
     """All of a file, which may be a pipe, or ValueError for more than `most` bytes."""
     with path.open("rb") as stream:
-        content = stream.read(most + 1)
-    if len(content) > most:
+        is_small = os.fstat(stream.fileno()).st_size <= most  # as far as is known: a pipe has 0
+        content = stream.read(most + 1) if is_small else b""
+    if not is_small or len(content) > most:
         raise ValueError(f"{path}: more than {most:,} bytes, and at most as many are read: divide it")
     return content
 

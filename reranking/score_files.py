@@ -154,7 +154,7 @@ def read_score_file(path: str | Path) -> ScoreFile:
         raise ValueError(f"{path} is no file")
     try:
         if is_run:
-            arrays, query_ids, gallery_ids = read_run(path, LARGEST_CONTENT)
+            arrays, query_ids, gallery_ids = read_run(path, LARGEST_CONTENT // 2)
         else:
             read = _read_npz if path.suffix == ".npz" else _read_safetensors
             arrays, query_ids, gallery_ids = read(path)
