@@ -55,7 +55,7 @@ def serve(
     listening = _listen(host, port)
     # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    _remove_folders_of_killed()
+    remove_folders_of_killed()
     with (
         tempfile.TemporaryDirectory(prefix=FOLDER) as folder,
         held_alone(Path(folder, WRITER)),
@@ -79,7 +79,7 @@ def serve(
         _Server(config, (message, len(requests.gallery), shown, number)).run(sockets=[listening])
 
 
-def _remove_folders_of_killed() -> None:
+def remove_folders_of_killed() -> None:
     """What was uploaded to a page that was killed, and not read by then; of a living one it is locked."""
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
         with suppress(AlreadyHeldError, OSError):  # the latter of another user's

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.whole_files import WRITER, held_alone
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search.gallery import Gallery
@@ -26,7 +27,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from tpas.search_page.access import AllowedHosts, check_access, client_key, serves_own_machine  # noqa: E402
 from tpas.search_page.request_limits import QUESTION_BYTES, WAITING_QUESTIONS, RequestLimits  # noqa: E402
-from tpas.search_page.serving import guarded_page  # noqa: E402
+from tpas.search_page.serving import guarded_page, remove_folders_of_killed  # noqa: E402
 from tpas.search_page.uploads import VISITORS, NoRoomError, Uploads  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # see `loops`
@@ -563,3 +564,13 @@ def test_the_own_machine_is_one_that_nobody_else_can_ask(monkeypatch):
     assert not serves_own_machine("127.0.0.1", trusted_proxies=["127.0.0.1"])
     monkeypatch.setenv("SPACE_ID", "you/search")
     assert not serves_own_machine("127.0.0.1")
+
+
+def test_what_was_uploaded_to_a_page_that_was_killed_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("tpas-app-killed", "tpas-app-living", "tpas-app-of-others", "else"):
+        (tmp_path / name / "uploads").mkdir(parents=True)
+    (tmp_path / "tpas-app-killed" / WRITER).touch()
+    with held_alone(tmp_path / "tpas-app-living" / WRITER):
+        remove_folders_of_killed()
+    assert {path.name for path in tmp_path.iterdir()} == {"tpas-app-living", "tpas-app-of-others", "else"}
