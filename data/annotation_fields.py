@@ -20,6 +20,9 @@ EvaluatedSplit = Literal["validation", "test", "ucc", WeatherSplit]
 SPLITS: tuple[str, ...] = ("train", *get_args(EvaluatedSplit))
 
 
+LONGEST_PATH = 4096  # characters, as of systems: all the folders of a longer one would take gigabytes
+
+
 def has_a_word(caption: str) -> bool:
     """Without a letter or digit nothing is left where punctuation is dropped, as X-VLM does."""
     return any(map(str.isalnum, caption))
@@ -27,6 +30,8 @@ def has_a_word(caption: str) -> bool:
 
 def relative_path(image: str, where: str) -> str:
     """An annotated path in POSIX form; ValueError, beginning with `where`, if it may leave the root."""
+    if len(image) > LONGEST_PATH:
+        raise ValueError(f"{where}: the image path has {len(image):,} characters, {LONGEST_PATH:,} at most")
     path = PurePosixPath(image.replace("\\", "/"))
     drive = re.match("[A-Za-z]:", image)
     if path.is_absolute() or drive or not path.parts or ".." in path.parts or "\0" in image:

@@ -38,7 +38,8 @@ from typing import Any
 
 from .annotation_fields import has_a_word
 from .image_folders import FolderRules, list_images
-from .text_files import decoded, lines_of, read_text
+from .json_records import LARGEST_JSON
+from .text_files import decoded, lines_of, read_bytes, read_text
 from .whole_files import replacing, write_text
 
 QUERY_FILES = ("query_text.json", "query.json")
@@ -114,9 +115,7 @@ def read_answers(path: Path) -> str:
         FileNotFoundError, ValueError: there is none, or the archive holds something else; names the file.
     """
     if path.suffix.lower() != ARCHIVE:
-        if path.stat().st_size > LARGEST_ANSWERS:
-            raise ValueError(f"{path}: more than {LARGEST_ANSWERS:,} bytes: no answer file")
-        return _as_it_is(path.read_bytes(), str(path))
+        return _as_it_is(read_bytes(path, LARGEST_ANSWERS), str(path))
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -217,7 +216,7 @@ def find_mistakes(text: str, challenge: Challenge) -> list[str]:
 
 def _read_captions(path: Path) -> dict[str, str]:
     """Query id to caption, in the file's order."""
-    text = read_text(path)
+    text = read_text(path, LARGEST_JSON)
     captions: dict[str, str] = {}
     for where, record in _records(path, text):
         query_id, caption = _fields(record, where)
@@ -234,6 +233,8 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
     try:
         # An object as its pairs, to see a key that comes twice.
         whole = json.loads(text, object_pairs_hook=_Pairs)
+    except RecursionError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
     except json.JSONDecodeError as error:
         lines = [(number, line) for number, line in enumerate(lines_of(text), start=1) if line.strip()]
         if lines and not _is_json(lines[0][1]):
@@ -254,7 +255,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 def _is_json(line: str) -> bool:
     try:
         json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -266,7 +267,7 @@ class _Pairs(list[tuple[str, Any]]):
 def _parsed(line: str, path: Path, number: int) -> Any:
     try:
         return json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}, line {number}: not a line of JSON: {error}") from error
 
 

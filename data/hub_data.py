@@ -13,17 +13,23 @@ from typing import Any, cast
 from uuid import uuid4
 
 import datasets.config
+import yaml
 from datasets import Dataset, DatasetDict, Image, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import DatasetCard
 from PIL import Image as PillowImage
 
 from .image_files import file_inside
+from .json_records import LARGEST_JSON, read_json
 from .pab_annotations import cached_rows
 from .pair_tables import SPLIT_NAMES, Columns, PairReader
+from .text_files import read_text
 from .whole_files import replacing, write_text
 
 DATA_FILES = ("*.parquet", "*.arrow", "*.tar")
 SAVED = ("dataset_dict.json", "dataset_info.json")  # by `save_to_disk`
 HUB_NAME = re.compile(r"hf:(?P<repo>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<inner>.+))?")
+LONGEST_SUFFIX = 16  # bytes of a file's name
 _READER_VERSION = 1
 
 
@@ -72,6 +78,7 @@ def open_dataset_rows(place: Path, name: str, cache_dir: str | Path | None) -> t
         ValueError, FileNotFoundError: they cannot be read as a data set of images and texts.
     """
     cache = Path(cache_dir or datasets.config.HF_DATASETS_CACHE)
+    _check_named_files(place)
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     state = [_READER_VERSION, name, states]
@@ -80,7 +87,12 @@ def open_dataset_rows(place: Path, name: str, cache_dir: str | Path | None) -> t
     features = next(iter(splits.values())).features
     columns = Columns.among(_named(features), name)
     feature = _named(features)[columns.image]
-    outside = getattr(feature, "dtype", None) == "string"
+    kind = getattr(feature, "dtype", None)
+    outside = kind in ("string", "large_string")
+    if not outside and not isinstance(feature, Image) and kind not in ("binary", "large_binary"):
+        raise ValueError(
+            f"{name}: the column {columns.image!r} must hold images or paths, it holds {feature}"
+        )
     folder = (place.parent if place.is_file() else place) if outside else cache / "tpas_images" / key
     if not outside:
         # The rows in the cache name images: where these are gone, they are read anew, under another key.
@@ -102,10 +114,53 @@ def _load(place: Path, cache: Path) -> dict[str, Dataset]:
         else:
             found = load_dataset(str(place), cache_dir=str(cache))
     except Exception as error:  # of any library that `datasets` reads files with
-        raise ValueError(f"{place} is not read by the library datasets: {error}") from error
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+        raise ValueError(f"{place} is not read by the library datasets: {reason or error}") from error
     if isinstance(found, DatasetDict):
         return {str(split): dataset for split, dataset in found.items()}
     return {"train": cast(Dataset, found)}
+
+
+def _check_named_files(place: Path) -> None:
+    """Looks at what a folder says of where its files lie, which `datasets` would believe: also of addresses.
+
+    Raises:
+        ValueError: a file, or a folder, that lies elsewhere; names it.
+    """
+    card, standalone = place / datasets.config.REPOCARD_FILENAME, place / datasets.config.REPOYAML_FILENAME
+    configs: list[Any] = []
+    try:
+        if card.is_file():
+            configs += DatasetCard(read_text(card, LARGEST_JSON)).data.to_dict().get("configs") or ()
+        if standalone.is_file():
+            configs += (yaml.safe_load(read_text(standalone, LARGEST_JSON)) or {}).get("configs") or ()
+    except Exception as error:  # of any of YAML's readers
+        raise ValueError(f"{place}: {card.name} or {standalone.name} is not read: {error}") from error
+    for config in (config for config in configs if isinstance(config, dict)):
+        _check_inside(place, _listed(config.get("data_dir")))
+        for entry in _listed(config.get("data_files")):
+            _check_inside(place, _listed(entry.get("path") if isinstance(entry, dict) else entry))
+    splits = _listed(_said_in(place / SAVED[0], "splits"))
+    _check_inside(place, splits)
+    for folder in (place, *(place / split for split in splits)):
+        for file in _listed(_said_in(folder / "state.json", "_data_files")):
+            _check_inside(folder, [file.get("filename") if isinstance(file, dict) else file])
+
+
+def _check_inside(folder: Path, paths: list[Any]) -> None:
+    for path in paths:
+        elsewhere = not isinstance(path, str) or path.startswith(("/", "~")) or ":" in path
+        if elsewhere or ".." in PurePath(path.replace("\\", "/")).parts:
+            raise ValueError(f"{folder} names {path!r:.80}, which is no file or folder in it")
+
+
+def _said_in(file: Path, name: str) -> Any:
+    content = read_json(file) if file.is_file() else None
+    return content.get(name) if isinstance(content, dict) else None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _named(features: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,7 +212,9 @@ def _write_image(image: Any, folder: Path, place: Path, where: str) -> str:
         raise ValueError(f"{where}: there is no image")
     digest = hashlib.blake2b(content, digest_size=8).hexdigest()
     original = PurePath(path or "")
-    stem, suffix = re.sub(r"[^\w.-]", "_", original.stem)[:80], original.suffix or _suffix(content)
+    stem, suffix = (re.sub(r"[^\w.-]", "_", part) for part in (original.stem, original.suffix))
+    stem = stem.encode()[:80].decode(errors="ignore")
+    suffix = suffix if 0 < len(suffix.encode()) <= LONGEST_SUFFIX else _suffix(content)
     file = folder / (f"{stem}-{digest}{suffix}" if stem else f"{digest}{suffix}")
     if not file.exists():
         file.write_bytes(content)

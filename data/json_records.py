@@ -6,12 +6,15 @@ import json
 import re
 import stat
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .text_files import decoded
+from .text_files import decoded, read_bytes
 
 LARGEST_JSON = 2**26  # bytes; Python takes some twenty times as much for them
+LARGEST_ARRAY = 2**27
+LARGEST_LINE = 2**24
 
 
 def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
@@ -27,7 +30,11 @@ def read_json(path: Path, most: int = LARGEST_JSON) -> Any:
     if status.st_size > most:
         raise ValueError(f"{path}: {status.st_size:,} bytes, and at most {most:,} are read")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half of a surrogate pair could not be written
+        return content
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a JSON file: {error}") from error
 
@@ -38,13 +45,18 @@ def json_records(name: str, path: Path) -> Iterator[tuple[int, Any]]:
         start = stream.read(1024)
         of_two_bytes = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         if of_two_bytes or start.decode("utf-8-sig", errors="ignore").lstrip().startswith("["):
-            text = decoded(path.read_bytes(), name)
+            try:
+                text = decoded(read_bytes(path, LARGEST_ARRAY), name)
+            except ValueError as error:
+                raise ValueError(f"{error}; of JSON Lines, an object a line, any number is read") from error
             if text.lstrip().startswith("["):
                 yield from _array_items(name, text)
                 return
             stream = io.BytesIO(text.encode())
         stream.seek(0)
-        for line, content in enumerate(stream, start=1):
+        for line, content in enumerate(iter(partial(stream.readline, LARGEST_LINE + 1), b""), start=1):
+            if len(content) > LARGEST_LINE:
+                raise ValueError(f"{name}, line {line}: more than {LARGEST_LINE:,} bytes")
             text = decoded(content, name, line)
             try:
                 record = json.loads(text) if text.strip() else None

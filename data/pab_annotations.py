@@ -94,7 +94,8 @@ def _find_annotations(
 
 def _first_match(folder: Path, patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
-        found = [path for path in folder.glob(pattern) if "*" not in pattern or _number(path) >= 0]
+        files = (path for path in folder.glob(pattern) if path.is_file())
+        found = [path for path in files if "*" not in pattern or _number(path) >= 0]
         if found:
             return found
     return []

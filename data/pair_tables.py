@@ -15,7 +15,7 @@ from datasets import Features, Value
 from .annotation_fields import EvaluatedSplit, has_a_word, optional_text, relative_path, required_text
 from .json_records import json_records
 from .pab_annotations import PAIR_FEATURES
-from .text_files import decoded
+from .text_files import read_text
 
 # Of several that a table has, the first counts. Upper case is lower case.
 COLUMNS = {
@@ -187,7 +187,7 @@ def table_records(path: Path) -> Iterator[tuple[int, Record]]:
 
 
 def _csv_records(name: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    text = decoded(path.read_bytes(), name)
+    text = read_text(path)
     separator = _separator(text, SEPARATORS[path.suffix.lower()])
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     names: list[str] = []

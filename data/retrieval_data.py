@@ -210,7 +210,7 @@ def _tables(place: Path) -> list[TableFile]:
             return [TableFile(str(place / file))]
     for above in ("", "*/", "*/*/"):
         for metadata in METADATA:
-            found = sorted(place.glob(f"{above}{metadata}"))
+            found = sorted(path for path in place.glob(f"{above}{metadata}") if path.is_file())
             if found:
                 folders = {path: path.parent.relative_to(place).as_posix() for path in found}
                 return [TableFile(str(path), folder, True) for path, folder in folders.items()]

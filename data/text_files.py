@@ -6,6 +6,7 @@ nothing else: what else Unicode calls the end of a line may stand inside a text.
 """
 
 import codecs
+import os
 import re
 import string
 import sys
@@ -20,6 +21,7 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+LARGEST_TEXT = 2**29  # bytes of a file that is read whole: the text takes one to four times as much
 WAY_OUT = "save it as UTF-8, or convert it: iconv -f {encoding} -t UTF-8 FILE > NEW_FILE"
 
 
@@ -31,9 +33,19 @@ class PlacedText:
     place: str
 
 
-def read_text(path: Path) -> str:
-    """The content of a text file, without a byte order mark; raises as [`decoded`]."""
-    return decoded(path.read_bytes(), str(path))
+def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
+    """The content of a text file, without a byte order mark; raises as [`read_bytes`] and [`decoded`]."""
+    return decoded(read_bytes(path, most), str(path))
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """All of a file, which may be a pipe, or ValueError for more than `most` bytes."""
+    with path.open("rb") as stream:
+        is_small = os.fstat(stream.fileno()).st_size <= most  # as far as is known: a pipe has 0
+        content = stream.read(most + 1) if is_small else b""
+    if not is_small or len(content) > most:
+        raise ValueError(f"{path}: more than {most:,} bytes, and at most as many are read: divide it")
+    return content
 
 
 def read_texts(path: Path) -> list[PlacedText]:

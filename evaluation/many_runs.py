@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.json_records import read_json
 from .stages import Stage, is_stage, label_of
 
 SEED = re.compile(r"[-_. ]*(?<![a-z])seed[-_=. ]*\d+", re.IGNORECASE)
+RECALL = re.compile("recall@([0-9]{1,9})")
 # How the ranking was made, beyond the model: runs that differ in one of these are never averaged.
 SETTINGS = (
     "matcher",
@@ -48,6 +50,8 @@ OTHER_KINDS = {
     ("seeds", "stages"): "the summary of a training on several seeds",
     ("measured", "paper", "runs"): "the table of a recipe",
 }
+REQUIRED = ("stages", "data_fingerprint", "split", "queries", "gallery")
+LARGEST_COUNT = 2**53  # beyond it a float does not count
 GROUPS = ("all", "normal", "anomaly")
 Results = Mapping[str, Any]
 
@@ -64,19 +68,20 @@ def read_results(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: a score file, which has no labels: tpas evaluate --scores {path} --output makes results"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: not written by tpas evaluate --output: it holds no JSON object")
-    lacking = [
-        name for name in ("stages", "data_fingerprint", "split", "queries", "gallery") if name not in content
-    ]
-    if lacking or not isinstance(content["queries"], int):
+    lacking = [name for name in REQUIRED if name not in content]
+    if lacking or not are_counts([content["queries"]]):
         kinds = (kind for keys, kind in OTHER_KINDS.items() if content.keys() >= set(keys))
         what = next(kinds, f"it has no {' and no '.join(lacking)}")
         raise ValueError(f"{path}: not written by tpas evaluate --output: {what}")
+    for name in ("split", "data_fingerprint", "dataset_name", "model_fingerprint"):
+        value = content.get(name)
+        if not isinstance(value, str) and (value is not None or name in REQUIRED):
+            raise ValueError(f"{path}: its {name} must be a text, got {value!r:.60}")
+    if not are_counts([content["gallery"]]):
+        raise ValueError(f"{path}: its gallery must be a number of images, got {content['gallery']!r:.60}")
     stages = content["stages"]
     if not isinstance(stages, dict) or not stages:
         raise ValueError(f"{path}: its stages must be an object with a stage at least, got {stages!r:.60}")
@@ -86,9 +91,18 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
+def are_counts(values: Any, least: int = 0) -> bool:
+    """Whether `values` is a list of something, all of it whole numbers from `least` on."""
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(type(value) is int and least <= value < LARGEST_COUNT for value in values)
+    )
+
+
 def _are_figures(figures: Any) -> bool:
     return isinstance(figures, dict) and all(
-        value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        value is None or isinstance(value, float) or (type(value) is int and abs(value) < LARGEST_COUNT)
         for value in figures.values()
     )
 
@@ -144,7 +158,7 @@ class RunTable:
     def names(self) -> list[tuple[str, str]]:
         """Group and name of the figures shown: Recall@k and mAP, and Recall@1 of either behaviour."""
         known = {name for row in self.rows for name in row.figures["all"]}
-        cutoffs = sorted(int(name.removeprefix("recall@")) for name in known if name.startswith("recall@"))
+        cutoffs = sorted(int(found[1]) for name in known if (found := RECALL.fullmatch(name)))
         shown = [("all", f"recall@{cutoff}") for cutoff in cutoffs]
         shown += [("all", "mAP")] if "mAP" in known else []
         if 1 in cutoffs:

@@ -15,6 +15,7 @@ from ..data.pab import RetrievalBenchmark
 from ..data.pab_images import image_path
 from ..reranking.score_files import ScoreFile, write_score_file
 from ..search.hits import SearchHit
+from .many_runs import are_counts
 from .measures import query_figures
 from .retrieval import EvaluationResult
 from .significance import LEVEL, RESAMPLES
@@ -235,11 +236,13 @@ def read_outcomes(path: Path, stage: str | None) -> Outcomes:
             f"{path}: no outcomes in it ({error}): not written by tpas evaluate --output, or by an "
             "earlier version of it; evaluate again"
         ) from error
-    if not _all_are(str, query_ids) or not _all_are(int, k) or not isinstance(stages, dict):
+    if not _all_are(str, query_ids) or not are_counts(k, 1) or not isinstance(stages, dict):
         raise ValueError(
             f"{path}: needs query_ids and relevant_ranks by stage in outcomes, and integers as k; "
             "evaluate again"
         )
+    if not isinstance(fingerprint, str) or not isinstance(results.get("dataset_name"), str | None):
+        raise ValueError(f"{path}: its data_fingerprint and dataset_name must be texts; evaluate again")
     if stage is None:
         stage = Stage.SCA.value if Stage.SCA in stages or not stages else list(stages)[-1]
     if stage not in stages:
@@ -265,7 +268,7 @@ def _are_ranks(row: Any) -> bool:
     if not isinstance(row, list) or not row:
         return False
     found = [rank for rank in row if rank is not None]
-    return not found or (_all_are(int, found) and min(found) >= 1 and len(set(found)) == len(found))
+    return not found or (are_counts(found, 1) and len(set(found)) == len(found))
 
 
 def _all_are(kind: type, values: Any) -> bool:

@@ -31,6 +31,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ..data.annotation_fields import LONGEST_PATH
 from ..data.whole_files import replacing
 from ..sca import best_columns, scored_candidates
 from .ranked_lists import in_tie_order
@@ -43,6 +44,9 @@ _IDS = ("query_ids", "gallery_ids")
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 # Once unpacked. PAB's queries and the challenge's gallery, dense in float64, are 0.6 gigabytes.
 LARGEST_CONTENT = 2**32
+# Python takes some 4 gigabytes for so many names.
+MOST_IDS = 2**23  # of a kind
+LARGEST_IDS = 2**30  # bytes of a kind in numpy, which takes four for each character of the longest
 _SHOWN = 3  # ids in an error message
 
 
@@ -105,10 +109,10 @@ class ScoreFile:
             "is not sorted, its score {score} is above the one before it: sort each row by descending score,"
             " or leave out indices and give scores for the whole gallery",
         )
-        order = np.argsort(indices, axis=1, kind="stable")
-        in_order = np.take_along_axis(indices, order, axis=1)
         repeats = np.zeros(scores.shape, dtype=bool)
-        np.put_along_axis(repeats, order[:, 1:], in_order[:, 1:] == in_order[:, :-1], axis=1)
+        for listed, repeated in zip(indices, repeats, strict=True):  # at once it would take gigabytes
+            order = np.argsort(listed, kind="stable")
+            repeated[order[1:]] = listed[order[1:]] == listed[order[:-1]]
         self._refuse(repeats, "lists {image!r} twice (candidate {place}): keep the better one")
 
     def _refuse(self, broken: np.ndarray, rule: str) -> None:
@@ -146,9 +150,11 @@ def read_score_file(path: str | Path) -> ScoreFile:
     path = Path(path)
     check_suffix(path)
     is_run = path.suffix in RUNS
+    if path.exists() and not path.is_file():  # to open a pipe would wait for its writer
+        raise ValueError(f"{path} is no file")
     try:
         if is_run:
-            arrays, query_ids, gallery_ids = read_run(path, LARGEST_CONTENT)
+            arrays, query_ids, gallery_ids = read_run(path, LARGEST_CONTENT // 2)
         else:
             read = _read_npz if path.suffix == ".npz" else _read_safetensors
             arrays, query_ids, gallery_ids = read(path)
@@ -387,10 +393,21 @@ def _check_npz_headers(content: Any) -> None:
                 raise ValueError(f"{name} is of format {version} of numpy, which is for other arrays")
             shape, _, dtype = _HEADERS[version](stream)
             sizes[name], shapes[name] = dtype.itemsize * math.prod(shape), shape
+            if name in _IDS:
+                _check_ids_header(name, shape, dtype, sizes[name])
             in_file = content.zip.getinfo(member).file_size - stream.tell()
         if not dtype.hasobject and sizes[name] != in_file:
             raise ValueError(f"{name} is to have {sizes[name]:,} bytes, and {in_file:,} are there: damaged")
     _check_headers(shapes, sizes, math.prod(shapes["query_ids"]), math.prod(shapes["gallery_ids"]))
+
+
+def _check_ids_header(name: str, shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
+    """As [`_check_headers`], of an array of names."""
+    if math.prod(shape) > MOST_IDS or size > LARGEST_IDS or dtype.itemsize > 4 * LONGEST_PATH:
+        raise ValueError(
+            f"{name} are {math.prod(shape):,} of up to {dtype.itemsize // 4:,} characters, {size:,} bytes: "
+            f"at most {MOST_IDS:,} of {LONGEST_PATH:,}, and {LARGEST_IDS:,} bytes, are read"
+        )
 
 
 def _ids_of_array(arrays: dict[str, np.ndarray], name: str) -> tuple[str, ...]:

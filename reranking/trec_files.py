@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.text_files import lines_of, read_text
 
+LARGEST_RUN = 2**28  # bytes; Python takes some fifteen times as much
 TAG = "tpas"  # the name of the system, in the last column
 FIELDS = ("query", "Q0", "image", "rank", "score", "tag")
 
@@ -31,7 +32,7 @@ def read_run(path: Path, largest: int) -> tuple[dict[str, np.ndarray], tuple[str
         ValueError: a line that is none, or an image that a query lists twice; names the line.
     """
     lists: dict[str, dict[str, tuple[float, int]]] = {}  # by query, by image: the score, and its line
-    for number, line in enumerate(lines_of(read_text(path)), start=1):
+    for number, line in enumerate(lines_of(read_text(path, LARGEST_RUN)), start=1):
         fields = line.split()
         if not fields:
             continue
@@ -73,10 +74,11 @@ def read_run(path: Path, largest: int) -> tuple[dict[str, np.ndarray], tuple[str
         by_name = sorted(listed, reverse=True)
         ranked = sorted(by_name, key=lambda image: -listed[image][0])  # noqa: B023 (called at once)
         columns = [place[image] for image in ranked]
+        indices[row, : len(columns)] = columns
         if len(columns) < longest:
-            lacking = np.setdiff1d(np.arange(min(len(place), longest + len(columns))), columns)
-            columns += lacking[: longest - len(columns)].tolist()
-        indices[row] = columns
+            is_lacking = np.ones(len(place), dtype=bool)
+            is_lacking[columns] = False
+            indices[row, len(columns) :] = np.flatnonzero(is_lacking)[: longest - len(columns)]
         scores[row, : len(ranked)] = [listed[image][0] for image in ranked]
     return {"scores": scores, "indices": indices}, tuple(lists), tuple(place)
 

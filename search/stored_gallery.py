@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..data.annotation_fields import LONGEST_PATH
 from ..data.image_files import load_inside
 from ..data.json_records import read_json
 from ..data.moments import Moment
@@ -314,6 +315,8 @@ def _check_records(records: Any, rows: int) -> None:
     for record in records:
         if not isinstance(record["id"], str):
             raise TypeError(f"the id {record['id']!r} is no text")
+        if len(record["id"]) > LONGEST_PATH:
+            raise ValueError(f"the id {record['id']:.80} has more than {LONGEST_PATH:,} characters")
         if not all(isinstance(record[name], str | None) for name in ("root", "path")):
             raise TypeError(f"the file of {record['id']!r} is no path")
         if "moment" in record:

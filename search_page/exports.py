@@ -17,7 +17,8 @@ SHEET_IMAGES = 6  # of each text
 FORMULA_SIGNS = frozenset("=+-@\N{MINUS SIGN}")
 # What is no part of a cell, or is not seen in it: a spreadsheet may trim it off.
 UNSEEN_CATEGORIES = frozenset({"Cc", "Cf", "Cn", "Co", "Cs", "Me", "Mn", "Zl", "Zp", "Zs"})
-UNSEEN_LETTERS = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+# A quote is doubled, which begins and ends an empty cell where a sign other than the comma parts cells.
+UNSEEN_LETTERS = frozenset('"\u115f\u1160\u2800\u3164\uffa0')
 CELL_END = re.compile("([;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # for one spreadsheet or another
 
 COLUMNS = (

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.annotation_fields import LONGEST_PATH
 from ..data.json_records import json_records
 
 SUFFIXES = (".csv", ".json", ".jsonl")  # of annotation files in a folder
@@ -45,6 +46,8 @@ def read_labels(paths: Path | Sequence[Path]) -> dict[str, ImageLabel]:
                 labels.setdefault(image, label)
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}: not a table of comma-separated values: {error}") from error
         if len(labels) == before == 0:
             raise ValueError(f"{path}: no image is named in it")
     return labels
@@ -68,7 +71,7 @@ def labels_of(ids: Iterable[str], labels: Mapping[str, ImageLabel]) -> list[Imag
 def _annotation_files(path: Path) -> list[Path]:
     """The file itself, or of a folder those that lie in it, in the order of their names."""
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
             raise FileNotFoundError(f"{path}: no annotation file in it ({', '.join(SUFFIXES)})")
         return files
@@ -95,6 +98,8 @@ def _parse_row(row: Mapping[str, Any], where: str) -> tuple[str, ImageLabel]:
     image = row.get("image", row.get("file_name"))
     if not isinstance(image, str) or not image:
         raise ValueError(f"{where}: 'image' or 'file_name' must name the image, got {image!r:.80}")
+    if len(image) > LONGEST_PATH:
+        raise ValueError(f"{where}: the image's path has {len(image):,} characters, {LONGEST_PATH:,} at most")
     behaviour, action = row.get("behaviour"), row.get("action")
     if behaviour is None:  # PAB writes the action under the behaviour's name
         behaviour = next((name for name in BEHAVIOURS if row.get(name)), None)

@@ -22,9 +22,9 @@ from limits import RateLimitItem, RateLimitItemPerHour, RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers, MutableHeaders, UploadFile
+from starlette.datastructures import Headers, MutableHeaders, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -97,6 +97,7 @@ class RequestLimits:
         in_space: whether a page of huggingface.co may show it in a frame.
         questions: the numbers of what can be asked, and of each value of it whether it is files.
         waiting: how many questions of an address wait in the queue.
+        asked: whether a session has asked something whose answers are still to be read.
     """
 
     def __init__(
@@ -110,10 +111,11 @@ class RequestLimits:
         in_space: bool = False,
         questions: Mapping[int, Sequence[bool]],
         waiting: Callable[[str], int] = lambda client: 0,
+        asked: Callable[[str], bool] = lambda session: True,
     ):
         self.app = app
         self.hosts, self.uploads, self.limits = hosts, uploads, limits
-        self.questions, self.waiting = questions, waiting
+        self.questions, self.waiting, self.asked = questions, waiting, asked
         self.password = None if password is None else _digest(password)
         frame = FRAME_OF_A_SPACE if in_space else NO_FRAME
         self.headers = {
@@ -126,7 +128,7 @@ class RequestLimits:
             self.headers |= {"X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin"}
         self.rate_limiter = MovingWindowRateLimiter(MemoryStorage())
         self.open: Counter[str] = Counter()
-        self.uploading: set[str] = set()
+        self.uploading: Counter[str] = Counter()  # bytes that have come of an upload, by who sends it
         self.sessions: OrderedDict[str, None] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -178,6 +180,9 @@ class RequestLimits:
                 raise RefusedError(404, "nothing that the page reads")
             if headers.get("transfer-encoding") or headers.get("content-length", "0") != "0":
                 raise RefusedError(413, "a body where there is none to read")
+            # Gradio would begin an answer, break it off with a trace in the log, and leave a task behind.
+            if path in QUERIES and not self.asked(QueryParams(scope["query_string"]).get("session_hash", "")):
+                raise RefusedError(404, "answers of a session that asked nothing")
             return _on(self.app, scope, receive)
         if method != "POST" or path not in WRITTEN:
             raise RefusedError(404, "nothing that the page asks for")
@@ -234,10 +239,19 @@ class RequestLimits:
             raise RefusedError(413, "files that are too large together, or of no known size")
         if client in self.uploading:
             raise RefusedError(429, "an upload beside another")
-        self.uploading.add(client)
+        bounded = _bounded(receive, most)
+
+        async def receive_counted() -> Message:
+            message = await bounded()
+            self.uploading[client] += len(message.get("body", b""))
+            others = self.uploading.total() - self.uploading[client]
+            self.uploads.check_room(client, self.uploading[client], others)
+            return message
+
+        self.uploading[client] = 0
         try:
             self.uploads.check_room(client, int(declared))
-            request = Request(scope, _bounded(receive, most))
+            request = Request(scope, receive_counted)
             async with asyncio.timeout(UPLOAD_SECONDS):
                 form = request.form(max_files=limits.own_images, max_fields=1, max_part_size=FORM_BYTES)
                 async with form as parts:
@@ -254,10 +268,12 @@ class RequestLimits:
             raise RefusedError(503, str(error)) from error
         except TimeoutError as error:
             raise RefusedError(408, "an upload that took too long") from error
+        except ClientDisconnect as error:
+            raise RefusedError(400, "a request that was broken off") from error
         except MultiPartException as error:
             raise RefusedError(400, "no form of files, or too many of them") from error
         finally:
-            self.uploading.discard(client)
+            del self.uploading[client]
 
     def _question(self, body: bytes, client: str) -> dict[str, Any]:
         """A question with plain values alone; the files in it become the event's `uploads`, their tokens."""

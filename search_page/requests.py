@@ -299,7 +299,8 @@ class SearchRequests:
             RequestError: there is no such image any more.
         """
         with self._current_gallery():
-            return self._result(session).texts[answer], self._asked(session, answer, image)
+            hit = self._asked(session, answer, image)  # who asked for no answer is told so
+            return self._result(session).texts[answer], hit
 
     def explain(
         self, session: Session, answer: int, image: ImageName

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from ..data.whole_files import WRITER, AlreadyHeldError, held_alone
 from .access import AllowedHosts, client_key, space_host
 from .page import build_page, page_settings
 from .request_limits import RequestLimits, most_upload_bytes
@@ -26,6 +28,7 @@ from .uploads import Uploads
 logger = logging.getLogger(__name__)
 
 PORTS = range(7860, 7960)
+FOLDER = "tpas-app-"  # how those of running pages are called
 KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 10, 1
 
 
@@ -52,7 +55,12 @@ def serve(
     listening = _listen(host, port)
     # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with tempfile.TemporaryDirectory(prefix="tpas-app-") as folder, suppress(KeyboardInterrupt):
+    remove_folders_of_killed()
+    with (
+        tempfile.TemporaryDirectory(prefix=FOLDER) as folder,
+        held_alone(Path(folder, WRITER)),
+        suppress(KeyboardInterrupt),
+    ):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "gradio"))
         uploads = Uploads(Path(folder, "uploads"), most_upload_bytes(requests.limits))
         app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies)
@@ -69,6 +77,15 @@ def serve(
         shown = f"[{address}]" if ":" in address else address
         message = "%d images at http://%s:%d/ (Ctrl+C ends it)"
         _Server(config, (message, len(requests.gallery), shown, number)).run(sockets=[listening])
+
+
+def remove_folders_of_killed() -> None:
+    """What was uploaded to a page that was killed, and not read by then; of a living one it is locked."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with suppress(AlreadyHeldError, OSError):  # the latter of another user's
+            if (folder / WRITER).is_file():
+                with held_alone(folder / WRITER):
+                    shutil.rmtree(folder)
 
 
 def guarded_page(
@@ -102,6 +119,7 @@ def guarded_page(
             for number, function in page.fns.items()
         },
         waiting=lambda client: _waiting(page, client),
+        asked=lambda session: session in page._queue.pending_messages_per_session,
     )
     if not trusted_proxies:
         return limited

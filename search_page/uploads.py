@@ -41,13 +41,14 @@ class Uploads:
         self._lock = threading.Lock()
         self._waiting: dict[str, _Upload] = {}
 
-    def check_room(self, client: str, size: int) -> None:
-        """Raises NoRoomError where `size` more bytes of a client would be too many."""
+    def check_room(self, client: str, size: int, of_others: int = 0) -> None:
+        """Raises NoRoomError where `size` more bytes of a client would be too many, with those that come from
+        others meanwhile."""
         self._remove_leftovers()
         with self._lock:
             own = sum(upload.size for upload in self._waiting.values() if upload.client == client)
             every = sum(upload.size for upload in self._waiting.values())
-        if own + size > self.most_bytes or every + size > VISITORS * self.most_bytes:
+        if own + size > self.most_bytes or every + size + of_others > VISITORS * self.most_bytes:
             raise NoRoomError("too many files wait to be read")
 
     def add(self, client: str, name: str, content: BinaryIO, size: int) -> str:

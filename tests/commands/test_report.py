@@ -132,6 +132,9 @@ def test_the_figure_has_a_panel_for_each_data_set(tmp_path, capsys):
     assert pyplot.get_fignums() == []
 
 
+WHOLE = {"stages": {"sca": {"all": {}}}, "data_fingerprint": "f", "split": "test", "queries": 1, "gallery": 1}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -143,6 +146,14 @@ def test_the_figure_has_a_panel_for_each_data_set(tmp_path, capsys):
             '{"stages": {}}',
             "a.json: .* it has no data_fingerprint and no split and no queries and no gallery",
         ),
+        (json.dumps(WHOLE | {"split": 1}), "a.json: its split must be a text, got 1"),
+        (json.dumps(WHOLE | {"dataset_name": []}), r"a.json: its dataset_name must be a text, got \[\]"),
+        (
+            json.dumps(WHOLE | {"gallery": float("nan")}),
+            "a.json: its gallery must be a number",
+        ),
+        (json.dumps(WHOLE | {"stages": {"sca": {"all": {"mAP": 10**400}}}}), "a.json: stage 'sca' must have"),
+        ("[" * 100_000, "a.json: not a JSON file"),
     ],
 )
 def test_what_is_no_result_is_called_what_it_is(tmp_path, content, message):

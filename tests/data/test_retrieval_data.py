@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -398,3 +399,47 @@ def test_evaluation_and_training_take_a_table_and_give_its_name(
     assert arguments["dataset_name"] == "street (drawn)"
     rows = RetrievalData.open(table, small_pab).pairs("train", validation_fraction=0.34)
     assert arguments["training_pairs"] == len(rows) == 24 - 8
+
+
+@pytest.mark.parametrize("elsewhere", ["../other/a.parquet", "/etc/passwd", "http://127.0.0.1:9/a.parquet"])
+@pytest.mark.parametrize("said_in", ["README.md", ".huggingface.yaml", "state.json", "dataset_dict.json"])
+def test_a_data_set_names_no_file_that_lies_elsewhere(said_in, elsewhere, tmp_path):
+    for name in ("mine", "other"):
+        rows = Dataset.from_dict({"image": ["a.png"], "text": [f"of {name}"]})
+        rows.to_parquet(tmp_path / name / "a.parquet")
+    configs = f'configs: [{{"config_name": "default", "data_files": ["{elsewhere}"]}}]'
+    content = {
+        "README.md": f"---\n{configs}\n---\n",
+        ".huggingface.yaml": configs,
+        "state.json": json.dumps({"_data_files": [{"filename": elsewhere}]}),
+        "dataset_dict.json": json.dumps({"splits": [elsewhere]}),
+    }
+    (tmp_path / "mine" / said_in).write_text(content[said_in])
+    with pytest.raises(ValueError, match=rf"mine names '{re.escape(elsewhere)}', which is no file or folder"):
+        RetrievalData.open(tmp_path / "mine", cache_dir=tmp_path / "cache")
+
+
+def test_images_of_a_data_set_have_names_that_fit_and_are_images(tmp_path):
+    feature = {"image": datasets.Image(), "text": Value("string")}
+    noise_image(0).save(tmp_path / "a", "PNG")
+    image = {"bytes": (tmp_path / "a").read_bytes(), "path": f"{'é' * 90}.{'b' * 300}"}
+    Dataset.from_dict({"image": [image], "text": ["one"]}, Features(feature)).save_to_disk(tmp_path / "long")
+    (name,) = RetrievalData.open(tmp_path / "long", cache_dir=tmp_path / "c").image_root.iterdir()
+    assert name.suffix == ".png"
+    Dataset.from_dict({"image": [1], "text": ["one"]}).save_to_disk(tmp_path / "number")
+    with pytest.raises(ValueError, match="the column 'image' must hold images or paths, "):
+        RetrievalData.open(tmp_path / "number", cache_dir=tmp_path / "c")
+
+
+def test_a_pipe_among_the_files_is_passed_by_and_an_endless_path_refused(tmp_path):
+    (tmp_path / "annotation" / "test").mkdir(parents=True)
+    for pipe in ("metadata.csv", "annotation/test/attr.json"):
+        os.mkfifo(tmp_path / pipe)
+    with pytest.raises(FileNotFoundError, match="no annotation file of 'test'"):
+        RetrievalData.open(tmp_path).pairs("test")
+    shutil.rmtree(tmp_path / "annotation")
+    with pytest.raises(FileNotFoundError, match="no images with texts found"):
+        RetrievalData.open(tmp_path)
+    table = csv_of(tmp_path / "t.csv", [{"image": "a/" * 3000, "text": "one"}])
+    with pytest.raises(ValueError, match="line 2: the image path has 6,000 characters, 4,096 at most"):
+        RetrievalData.open(table, cache_dir=tmp_path / "c")

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from tpas.data.json_records import read_json
+from tpas.data.json_records import json_records, read_json
 from tpas.data.text_files import lines_of, read_standard_input, read_text, read_texts
 
 CONTENT = "a man in café\r\na woman\u2028falls\n\n  two\u0085people \rruns"
@@ -77,3 +77,25 @@ def test_a_json_file_of_others_is_read_within_bounds(tmp_path, kind, message):
         os.truncate(path, 2**32 if kind == "sparse" else 100_000)
     with pytest.raises(ValueError, match=f"config.json.*{message}"):
         read_json(path)
+
+
+@pytest.mark.parametrize(
+    ("begins", "size", "message"),
+    [
+        (b"[", 2**27 + 1, "a.json: more than 134,217,728 bytes.*of JSON Lines, an object a line, any number"),
+        (b"{", 2**24 + 1, "a.json, line 1: more than 16,777,216 bytes"),
+    ],
+)
+def test_records_of_gigabytes_are_refused_before_they_are_read(begins, size, message, tmp_path):
+    with (tmp_path / "a.json").open("wb") as stream:
+        stream.write(begins)
+        stream.truncate(size)
+    with pytest.raises(ValueError, match=message):
+        list(json_records("a.json", tmp_path / "a.json"))
+
+
+def test_a_text_is_read_up_to_a_size(tmp_path):
+    (tmp_path / "a.txt").write_text("four")
+    assert read_text(tmp_path / "a.txt", most=4) == "four"
+    with pytest.raises(ValueError, match="a.txt: more than 3 bytes"):
+        read_text(tmp_path / "a.txt", most=3)

@@ -465,6 +465,10 @@ def test_two_stages_of_one_file_compare(written, capsys):
         ({"ranks": {"a": [1], "b": [2, 2]}}, "b.json: the ranks of query b .* each once, got .2, 2."),
         ({"ranks": {}}, "b.json: needs query_ids"),
         ({"k": ("1",)}, "b.json: needs .* integers as k"),
+        ({"k": (0,)}, "b.json: needs .* integers as k"),
+        ({"ranks": {"a": [1], "b": [10**400]}}, "b.json: the ranks of query b must be integers from 1"),
+        ({"ranks": {"a": [1], "\ud800": [1]}}, "b.json: not a JSON file: .*surrogates not allowed"),
+        ({"fingerprint": ["f"]}, "b.json: its data_fingerprint and dataset_name must be texts"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(tmp_path, second, message):

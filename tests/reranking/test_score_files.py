@@ -199,6 +199,17 @@ def test_what_is_no_score_file_is_refused_by_name(name, write, message, tmp_path
         read_score_file(tmp_path / name)
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".trec"])
+def test_a_pipe_and_a_run_of_gigabytes_are_not_read(suffix, tmp_path):
+    os.mkfifo(tmp_path / f"a{suffix}")
+    with pytest.raises(ValueError, match=rf"a{suffix} is no file"):
+        read_score_file(tmp_path / f"a{suffix}")
+    with (tmp_path / "b.run").open("wb") as stream:
+        stream.truncate(2**33)
+    with pytest.raises(ValueError, match=r"b.run: more than 268,435,456 bytes"):
+        read_score_file(tmp_path / "b.run")
+
+
 def test_a_missing_file_is_an_os_error(tmp_path):
     for name in ("a.npz", "a.safetensors"):
         with pytest.raises(OSError, match="a\\."):
@@ -274,6 +285,10 @@ def test_a_file_is_looked_at_before_it_is_unpacked(tmp_path, monkeypatch):
     ):
         np.savez_compressed(path, query_ids=ids, gallery_ids=ids, **content)
         with pytest.raises(ValueError, match=f"bomb.npz: .*{said}"):
+            read_score_file(path)
+    for long_ids in (np.array(["a" * 5000]), np.zeros(2**23 + 1, "U1")):
+        np.savez_compressed(path, scores=np.zeros((1, 1), "f4"), query_ids=ids[:1], gallery_ids=long_ids)
+        with pytest.raises(ValueError, match="gallery_ids are .* of up to .* characters, .* are read"):
             read_score_file(path)
     monkeypatch.setattr(score_files, "LARGEST_CONTENT", 10**6)
     np.savez_compressed(path, scores=np.zeros((2, 10**6), "f4"), query_ids=ids, gallery_ids=ids)

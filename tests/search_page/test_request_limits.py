@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.whole_files import WRITER, held_alone
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search.gallery import Gallery
@@ -26,8 +27,8 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from tpas.search_page.access import AllowedHosts, check_access, client_key, serves_own_machine  # noqa: E402
 from tpas.search_page.request_limits import QUESTION_BYTES, WAITING_QUESTIONS, RequestLimits  # noqa: E402
-from tpas.search_page.serving import guarded_page  # noqa: E402
-from tpas.search_page.uploads import Uploads  # noqa: E402
+from tpas.search_page.serving import guarded_page, remove_folders_of_killed  # noqa: E402
+from tpas.search_page.uploads import VISITORS, NoRoomError, Uploads  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # see `loops`
 
@@ -320,6 +321,35 @@ def test_uploads_are_bounded_by_count_bytes_and_what_waits(limited, uploads):
     assert sent(limited(client="192.0.2.2", limits=limits), png()).status_code == 200
 
 
+def test_what_comes_of_others_counts_while_it_comes(uploads):
+    uploads.check_room("192.0.2.1", 1)
+    with pytest.raises(NoRoomError):
+        uploads.check_room("192.0.2.1", 1, of_others=VISITORS * uploads.most_bytes)
+
+
+def test_an_upload_that_is_broken_off_and_answers_to_nobody_are_a_line_in_the_log(uploads, page, caplog):
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        answered.append(message)
+
+    answered = []
+    headers = [(b"host", b"127.0.0.1"), (b"content-length", b"99")]
+    headers += [(b"content-type", b"multipart/form-data; boundary=x")]
+    scope = {"type": "http", "method": "POST", "path": UPLOAD, "headers": headers, "query_string": b""}
+    app = RequestLimits(None, hosts=AllowedHosts("127.0.0.1"), uploads=uploads, limits=MANY, questions={})
+    asyncio.run(app(scope | {"client": ("192.0.2.1", 1)}, receive, send))
+    assert answered[0]["status"] == 400
+    assert not app.uploading
+    assert page.get("/gradio_api/queue/data?session_hash=nobody").status_code == 404
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("tpas")]
+    assert [line.partition(": ")[2] for line in said] == [
+        "a request that was broken off",
+        "answers of a session that asked nothing",
+    ]
+
+
 def test_one_client_cannot_ask_for_all(limited, monkeypatch):
     waiting = {"192.0.2.1": WAITING_QUESTIONS}
     body = {"data": [1], "fn_index": 0, "session_hash": "a"}
@@ -534,3 +564,13 @@ def test_the_own_machine_is_one_that_nobody_else_can_ask(monkeypatch):
     assert not serves_own_machine("127.0.0.1", trusted_proxies=["127.0.0.1"])
     monkeypatch.setenv("SPACE_ID", "you/search")
     assert not serves_own_machine("127.0.0.1")
+
+
+def test_what_was_uploaded_to_a_page_that_was_killed_goes_with_the_next(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in ("tpas-app-killed", "tpas-app-living", "tpas-app-of-others", "else"):
+        (tmp_path / name / "uploads").mkdir(parents=True)
+    (tmp_path / "tpas-app-killed" / WRITER).touch()
+    with held_alone(tmp_path / "tpas-app-living" / WRITER):
+        remove_folders_of_killed()
+    assert {path.name for path in tmp_path.iterdir()} == {"tpas-app-living", "tpas-app-of-others", "else"}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from dataclasses import replace
 from datetime import date, datetime
@@ -275,8 +276,9 @@ def test_what_a_browser_says_points_into_the_own_result_only(requests, answer, i
     session = Session()
     best = requests.search(session, ["a man in a red jacket"], shown=2)[0][0].id
     for asked in ((answer, best), (0, image)):
-        with pytest.raises(RequestError):
-            requests.explain(session, *asked)
+        for ask in (requests.hit, requests.explain):
+            with pytest.raises(RequestError):
+                ask(session, *asked)
     for ask in (requests.similar, requests.full_size):
         with pytest.raises(RequestError):
             ask(session, image)
@@ -388,6 +390,7 @@ UNSEEN = [
     "\ufeff",
     "\u3164",
     "\u0300",
+    '"',
 ]
 SIGNS = ["=", "+", "-", "@", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫", "⁼", "⁺", "⁻", "−"]
 FRAGMENTS = [*UNSEEN, *SIGNS, ";", ",", '"', "'", "1+1", "cmd|' /C calc'!A0", "A man", "\u2028"]
@@ -680,6 +683,7 @@ def test_labels_of_all_three_kinds_of_file(tmp_path):
         ('{"scene": "street"}', "line 2: 'image' or 'file_name' must name the image, got None"),
         ('{"image": "b", "behaviour": "odd"}', "line 2: 'behaviour' must be normal or anomaly, got 'odd'"),
         ('{"image": "b", "scene": 3}', "line 2: 'scene' must be text, got 3"),
+        (f'{{"image": "{"b/" * 3000}"}}', "line 2: the image's path has 6,000 characters, 4,096 at most"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, message):
@@ -693,6 +697,13 @@ def test_files_that_hold_no_labels_are_refused(tmp_path):
         read_labels(tmp_path / "none.json")
     with pytest.raises(ValueError, match="no image is named"):
         read_labels(write(tmp_path / "empty.json"))
+    write(tmp_path / "huge.csv", "file_name,scene", f"a,{'b' * 200_000}")
+    with pytest.raises(ValueError, match="huge.csv: not a table of .*: field larger than field limit"):
+        read_labels(tmp_path / "huge.csv")
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes" / "a.json")  # which is passed by
+    with pytest.raises(FileNotFoundError, match="no annotation file in it"):
+        read_labels(tmp_path / "pipes")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="not a text file"):
         read_labels(tmp_path / "binary.csv")
