@@ -56,6 +56,20 @@ class Moment:
         began = None if self.started_at is None else datetime.fromisoformat(self.started_at)
         return None if began is None else began + timedelta(seconds=seconds)
 
+    def lasts_into(self, since: float | datetime | None, until: float | datetime | None) -> bool:
+        """Whether the visit touches a time, of the film or of the wall clock, open at a side that is None.
+
+        By the wall clock only where that is known.
+        """
+        began = self.at(0.0)
+        if began is None and (isinstance(since, datetime) or isinstance(until, datetime)):
+            return False
+        first, last = (
+            (time - began).total_seconds() if began is not None and isinstance(time, datetime) else time
+            for time in (since, until)
+        )
+        return (first is None or self.end_s >= first) and (last is None or self.start_s <= last)
+
     def to_json(self) -> dict[str, Any]:
         """As answers give it."""
         return {
