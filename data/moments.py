@@ -21,6 +21,7 @@ class Moment:
         film: the film's path or address; None where it is not known.
         started_at: the wall clock at the film's beginning, with its zone, in ISO 8601; None likewise.
         frame: the file of the whole frame, small, beside the image's; None where none was kept.
+        size: width and height of the whole frame in the film; None likewise.
     """
 
     camera: str
@@ -32,6 +33,7 @@ class Moment:
     film: str | None = None
     started_at: str | None = None
     frame: str | None = None
+    size: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         """As in "00:01:12.4 to 00:01:19.0 cam1.mp4"."""
@@ -82,7 +84,8 @@ class Moment:
 
     def to_record(self) -> dict[str, Any]:
         """As a gallery keeps it."""
-        known = {"film": self.film, "started_at": self.started_at, "frame": self.frame}
+        known: dict[str, Any] = {"film": self.film, "started_at": self.started_at, "frame": self.frame}
+        known["size"] = None if self.size is None else list(self.size)
         known = {name: value for name, value in known.items() if value is not None}
         return self.to_json() | {"seen_s": round(self.seen_s, 3)} | known
 
@@ -98,6 +101,11 @@ class Moment:
         words = {name: record.get(name) for name in ("film", "started_at", "frame")}
         if not all(isinstance(word, str | None) for word in words.values()):
             raise TypeError(f"a moment's film, start and frame are words, got {words}")
+        size = record.get("size")
+        if size is not None and not (
+            len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
+        ):
+            raise ValueError(f"a whole frame has a width and a height, got {size}")
         if words["started_at"] is not None:
             datetime.fromisoformat(words["started_at"])
         return cls(
@@ -108,6 +116,7 @@ class Moment:
             (left, top, width, height),
             float(record["seen_s"]),
             **words,
+            size=None if size is None else (size[0], size[1]),
         )
 
 

@@ -1,6 +1,7 @@
 """What a search found, as a page or an image to look at."""
 
 import logging
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,7 +41,9 @@ def write_contact_sheet(path: Path, result: SearchResult) -> None:
     if path.suffix.lower() in PAGES:
         from .pages import render
 
-        write_text(path, render("contact_sheet.html", result=result, address_of=_address))
+        write_text(
+            path, render("contact_sheet.html", result=result, address_of=_address, scene_of=cache(_scene))
+        )
         return
     from .results import ResultRow, plot_result_rows
     from .saving import save_figure
@@ -58,3 +61,15 @@ def _address(hit: SearchHit) -> str | None:
     except (OSError, ValueError) as error:
         logger.warning("%s; a placeholder stands in its place", error)
         return None
+
+
+def _scene(hit: SearchHit) -> str | None:
+    """The whole picture that a film shows, as above; None of what is of no film."""
+    from .pages import image_address
+
+    try:
+        scene = hit.scene()
+    except (OSError, ValueError) as error:
+        logger.warning("%s; the whole picture is left out", error)
+        return None
+    return None if scene is None else image_address(scene, IMAGE_SIZE)

@@ -8,6 +8,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..data.moments import clock
 from ..processing_tpas import load_image
 from ..search.hits import SearchHit
 from .sheet import (
@@ -114,9 +115,13 @@ def _draw_row(sheet: Sheet, row: ResultRow, text: Paragraph, images: list, top: 
 
 
 def caption(hit: SearchHit) -> str:
-    """Its rank, the one before SCA as well where that moved it, and its score where it has one."""
-    rank = f"{hit.rank_before_sca} → {hit.rank}" if hit.is_moved else f"{hit.rank}"
-    return rank if hit.score is None else f"{rank} · " + f"{hit.score:.2f}".replace("-", "−")
+    """Its rank, the one before SCA as well where that moved it, its score, and of a film when."""
+    parts = [f"{hit.rank_before_sca} → {hit.rank}" if hit.is_moved else f"{hit.rank}"]
+    if hit.score is not None:
+        parts.append(f"{hit.score:.2f}".replace("-", "−"))
+    if hit.moment is not None:
+        parts.append(clock(hit.moment.start_s))
+    return " · ".join(parts)
 
 
 def draw_ranked(

@@ -34,12 +34,14 @@ class KeptView:
         name: of the crop's file in the record's folder.
         frame: of the whole frame's.
         box: left, top, width and height in pixels of the whole frame.
+        size: width and height of the whole frame in the film.
     """
 
     name: str
     frame: str
     seen_s: float
     box: tuple[float, float, float, float]
+    size: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,16 @@ class KeptVisit:
             "track": self.track,
             "start_s": self.start_s,
             "end_s": self.end_s,
-            "views": [[view.name, view.frame, view.seen_s, list(view.box)] for view in self.views],
+            "views": [
+                [view.name, view.frame, view.seen_s, list(view.box), list(view.size)] for view in self.views
+            ],
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "KeptVisit":
         views = tuple(
-            KeptView(name, frame, seen_s, tuple(box)) for name, frame, seen_s, box in content["views"]
+            KeptView(name, frame, seen_s, tuple(box), tuple(size))
+            for name, frame, seen_s, box, size in content["views"]
         )
         return cls(int(content["track"]), float(content["start_s"]), float(content["end_s"]), views)
 
@@ -163,7 +168,7 @@ class FilmRecord:
                         (self.folder / file).write_bytes(content)
                 left, top, right, bottom = (round(float(edge), 1) for edge in view.box)
                 box = left, top, round(right - left, 1), round(bottom - top, 1)
-                views.append(KeptView(name, frame, round(view.time_s, 3), box))
+                views.append(KeptView(name, frame, round(view.time_s, 3), box, view.size))
             kept = KeptVisit(self.next_track, round(visit.start_s, 3), round(visit.end_s, 3), tuple(views))
             self._append({"visit": kept.to_json()})
             self.visits[kept.track] = kept
@@ -220,7 +225,7 @@ class FilmRecord:
                 self.about.get("started_at"),
             )
             for view in visit.views:
-                own = replace(moment, box=view.box, seen_s=view.seen_s, frame=view.frame)
+                own = replace(moment, box=view.box, seen_s=view.seen_s, frame=view.frame, size=view.size)
                 found.append((f"{self.camera}/{view.name}", view, own))
         return found
 

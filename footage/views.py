@@ -38,6 +38,7 @@ class View:
     sharpness: float
     small: np.ndarray = field(repr=False)
     is_whole: bool
+    size: tuple[int, int] = (0, 0)  # width and height of the whole frame
     within: tuple[int, int, int, int] = (0, 0, 0, 0)  # the person's box in the crop
 
     @property
@@ -137,6 +138,7 @@ def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> Vie
         float(cv2.Laplacian(grey, cv2.CV_32F).var()),
         small.astype(np.float32),
         is_whole,
+        (frame.width, frame.height),
         (
             max(0, int(left) - first),
             max(0, int(top) - above),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ..data.moments import Moment
 from ..sca import SCAReport
@@ -91,6 +91,23 @@ class SearchHit:
         from ..processing_tpas import load_image  # loads transformers, which names and scores do without
 
         return load_image(self.path)
+
+    def scene(self) -> Image.Image | None:
+        """The whole frame of the film, small, with the person's box drawn; None where none was kept."""
+        moment = self.moment
+        if moment is None or moment.frame is None or moment.size is None or self.path is None:
+            return None
+        file = self.path.with_name(Path(moment.frame).name)
+        if not file.is_file():
+            return None
+        from ..processing_tpas import load_image
+
+        image = load_image(file)
+        scale = image.width / moment.size[0]
+        left, top, width, height = (scale * side for side in moment.box)
+        box = left, top, left + width, top + height
+        ImageDraw.Draw(image).rectangle(box, outline=(255, 196, 0), width=max(2, image.width // 200))
+        return image
 
     @property
     def is_moved(self) -> bool:
