@@ -63,14 +63,19 @@ class Moment:
 
         By the wall clock only where that is known.
         """
-        began = self.at(0.0)
-        if began is None and (isinstance(since, datetime) or isinstance(until, datetime)):
+        if self.started_at is None and (isinstance(since, datetime) or isinstance(until, datetime)):
             return False
-        first, last = (
-            (time - began).total_seconds() if began is not None and isinstance(time, datetime) else time
-            for time in (since, until)
+        return self.end_s >= self._of_film(since, -math.inf) and self.start_s <= self._of_film(
+            until, math.inf
         )
-        return (first is None or self.end_s >= first) and (last is None or self.start_s <= last)
+
+    def _of_film(self, time: float | datetime | None, otherwise: float) -> float:
+        """In seconds since the film's beginning."""
+        began = self.at(0.0)
+        if isinstance(time, datetime):
+            assert began is not None, "was looked at"
+            return (time - began).total_seconds()
+        return otherwise if time is None else time
 
     def to_json(self) -> dict[str, Any]:
         """As answers give it."""

@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from ..data.image_folders import FolderRules
 from ..data.image_sources import find_images
-from ..data.moments import Moment
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher, batches_of_pairs
@@ -304,12 +303,12 @@ class Gallery:
                 some = ", ".join(sorted(cameras)[:10]) or "none"
                 raise ValueError(f"the gallery {self.path} has no camera {camera!r}; it has {some}")
             moments = [(row, moment) for row, moment in moments if moment.camera in chosen]
-        if isinstance(since, datetime) or isinstance(until, datetime):
-            if moments and all(moment.started_at is None for _, moment in moments):
-                raise ValueError(
-                    f"no film of the gallery {self.path} says when it began: give times of the film, such as "
-                    "00:01:12, or --started_at when it is read"
-                )
+        by_clock = isinstance(since, datetime) or isinstance(until, datetime)
+        if by_clock and moments and all(moment.started_at is None for _, moment in moments):
+            raise ValueError(
+                f"no film of the gallery {self.path} says when it began: give times of the film, such as "
+                "00:01:12, or --started_at when it is read"
+            )
         rows = [row for row, moment in moments if moment.lasts_into(since, until)]
         return torch.tensor(rows, dtype=torch.long)
 

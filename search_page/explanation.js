@@ -27,14 +27,42 @@ watch("value", () => {
   content.innerHTML = props.value;
   const answer = content.content.querySelector("[data-request]");
   if (!dialog.open || !asked || (answer?.dataset.answer !== undefined && !same(answer.dataset, asked))) return;
+  const clip = dialog.querySelector(".tpas-clip");
+  const again = content.content.querySelector(".tpas-clip");
+  const isSame = clip?.querySelector("video")?.src === again?.querySelector("video")?.src;
+  const isPlaying = clip?.querySelector("video")?.paused === false;
+  if (clip && again && isSame) again.replaceWith(clip); // it may be playing
   const { scrollTop } = dialog;
   const isFirst = dialog.querySelector(".tpas-waiting");
   dialog.replaceChildren(content.content);
   if (!dialog.querySelector("[data-close]")) {
     dialog.insertAdjacentHTML("beforeend", '<button type="button" class="tpas-button" data-close>Close</button>');
   }
+  if (isPlaying && isSame) clip.querySelector("video").play();
   dialog.scrollTop = isFirst ? 0 : scrollTop;
   (dialog.querySelector("input:checked") ?? dialog.querySelector("[data-close]")).focus({ preventScroll: true });
+});
+
+// A clip stands at the moment; each view's box is drawn while the film is near it.
+const NEAR_S = 0.3;
+const drawBoxes = (video) => {
+  for (const box of video.parentElement.querySelectorAll(".tpas-box")) {
+    box.hidden = Math.abs(video.currentTime - Number(box.dataset.at)) > NEAR_S;
+  }
+};
+const onVideo = (name, act) => {
+  const listen = (event) => event.target instanceof HTMLVideoElement && act(event.target);
+  dialog.addEventListener(name, listen, true); // these events do not rise
+};
+onVideo("loadedmetadata", (video) => {
+  video.currentTime = Math.min(Number(video.dataset.at), video.duration);
+});
+for (const name of ["seeked", "timeupdate"]) onVideo(name, drawBoxes);
+onVideo("error", (video) => {
+  const figure = video.parentElement;
+  const frame = Object.assign(new Image(), { src: video.poster, alt: "The whole frame" });
+  figure.replaceChildren(...(video.poster ? [frame] : []));
+  dialog.querySelector("[data-no-clip]").hidden = false;
 });
 
 dialog.addEventListener("change", (event) => {

@@ -25,8 +25,8 @@ class Filter:
     Attributes:
         folder: also the folders in it.
         since, until: days, both included, of the file's last change when it was encoded.
-        seen_from, seen_to: of films: visits that last into this time; seconds since the film's beginning, or the
-            wall clock's time with its zone.
+        seen_from, seen_to: of films: visits that last into this time; seconds since the film's beginning, or
+            the wall clock's time with its zone.
     """
 
     folder: str | None = None
@@ -105,7 +105,7 @@ class Facts:
 
     @property
     def first_sight(self) -> float | datetime | None:
-        """When the first visit of a film begins: by the wall clock where that is known of all; None without films."""
+        """When the first visit begins, by the wall clock where that is known of all; None without films."""
         return min(self._times("started", "start_s"), default=None)
 
     @property

@@ -54,9 +54,13 @@ class Question:
 def wanted_of(said: Mapping[str, Any]) -> Filter:
     """The filter that a form or an address names; raises RequestError for a day or a time that is none."""
     chosen = {name: str(said[name]) for name in CHOSEN if said.get(name) not in (None, "", ANY)}
-    days = {name: _day(said.get(name)) for name in ("since", "until")}
-    seen = {"seen_from": _time(said.get("from")), "seen_to": _time(said.get("to"), at_end=True)}
-    return Filter(**chosen, **days, **seen)
+    return Filter(
+        **chosen,
+        since=_day(said.get("since")),
+        until=_day(said.get("until")),
+        seen_from=_time(said.get("from")),
+        seen_to=_time(said.get("to"), at_end=True),
+    )
 
 
 def _day(value: Any) -> date | None:

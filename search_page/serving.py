@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from .access import AllowedHosts, client_key, space_host
+from .clips import Clips
 from .page import build_page, page_settings
 from .request_limits import RequestLimits, most_upload_bytes
 from .requests import SearchRequests
@@ -55,7 +56,8 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as folder, suppress(KeyboardInterrupt):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "gradio"))
         uploads = Uploads(Path(folder, "uploads"), most_upload_bytes(requests.limits))
-        app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies)
+        clips = Clips(Path(folder, "clips"), requests) if requests.visits else None
+        app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies, clips)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -78,6 +80,7 @@ def guarded_page(
     password: str | None = None,
     allowed_hosts: Sequence[str] = (),
     trusted_proxies: Sequence[str] = (),
+    clips: Clips | None = None,
 ) -> ASGIApp:
     """The page behind its limits, as an ASGI application; `host` is where it is going to listen."""
     space = space_host()
@@ -102,6 +105,7 @@ def guarded_page(
             for number, function in page.fns.items()
         },
         waiting=lambda client: _waiting(page, client),
+        clips=clips,
     )
     if not trusted_proxies:
         return limited
