@@ -27,24 +27,35 @@ watch("value", () => {
   content.innerHTML = props.value;
   const answer = content.content.querySelector("[data-request]");
   if (!dialog.open || !asked || (answer?.dataset.answer !== undefined && !same(answer.dataset, asked))) return;
-  const clip = dialog.querySelector(".tpas-clip");
-  const again = content.content.querySelector(".tpas-clip");
-  const isSame = clip?.querySelector("video")?.src === again?.querySelector("video")?.src;
-  const isPlaying = clip?.querySelector("video")?.paused === false;
-  if (clip && again && isSame) again.replaceWith(clip); // it may be playing
   const { scrollTop } = dialog;
   const isFirst = dialog.querySelector(".tpas-waiting");
-  dialog.replaceChildren(content.content);
+  const before = [...dialog.childNodes];
+  const [clip, again] = [dialog, content.content].map((part) => part.querySelector("video"));
+  dialog.append(content.content);
+  if (clip && clip.src === again?.src) keepPlaying(clip.parentElement, again.parentElement);
+  for (const part of before) part.remove();
   if (!dialog.querySelector("[data-close]")) {
     dialog.insertAdjacentHTML("beforeend", '<button type="button" class="tpas-button" data-close>Close</button>');
   }
-  if (isPlaying && isSame) clip.querySelector("video").play();
   dialog.scrollTop = isFirst ? 0 : scrollTop;
   (dialog.querySelector("input:checked") ?? dialog.querySelector("[data-close]")).focus({ preventScroll: true });
 });
 
 // A clip stands at the moment; each view's box is drawn while the film is near it.
 const NEAR_S = 0.3;
+// Only what moves at once goes on playing; elsewhere it is brought back to where it was.
+const keepPlaying = (clip, place) => {
+  if (place.moveBefore) {
+    place.parentElement.moveBefore(clip, place);
+    place.remove();
+    return;
+  }
+  const video = clip.querySelector("video");
+  const { currentTime, paused } = video;
+  place.replaceWith(clip);
+  video.currentTime = currentTime;
+  if (!paused) video.play();
+};
 const drawBoxes = (video) => {
   for (const box of video.parentElement.querySelectorAll(".tpas-box")) {
     box.hidden = Math.abs(video.currentTime - Number(box.dataset.at)) > NEAR_S;

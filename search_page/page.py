@@ -329,7 +329,7 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                             type="string",
                             elem_id="tpas-until",
                         )
-                    with gr.Row(visible=first_sight is not None):
+                    with gr.Column(visible=first_sight is not None):
                         example = "2026-01-31 08:00" if isinstance(first_sight, datetime) else "00:01:12"
                         seen_from, seen_to = (
                             gr.Textbox(
@@ -338,7 +338,6 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                                 placeholder=example,
                                 max_lines=1,
                                 max_length=40,
-                                min_width=130,
                                 elem_id=f"tpas-{label.lower()}",
                             )
                             for label, sight, at in (

@@ -52,6 +52,7 @@ class Renderer:
             "counted": _counted,
             "span": lambda moment: f"{clock(moment.start_s)} to {clock(moment.end_s)}",
             "wall_clock": _wall_clock,
+            "written": written,
             "file_name": lambda name: PurePosixPath(name).name or name,
             "address_of_text": lambda text: Question((text,)).address,
         }
