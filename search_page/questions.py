@@ -15,6 +15,7 @@ from ..footage.films import read_clock
 from .filters import CHOSEN, Filter, written
 
 ANY = "any"  # chosen in a filter that lets all pass
+MOST_CHARACTERS = 40  # of a time
 ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0
 
 
@@ -76,13 +77,13 @@ def _time(value: Any, at_end: bool = False) -> float | datetime | None:
     Args:
         at_end: a day alone is its last moment, and not its first.
     """
-    text = str(value or "").strip()
+    text = str(value or "").strip()[:MOST_CHARACTERS]
     try:
         if "-" not in text:
             return read_clock(text) if text else None
         time = datetime.fromisoformat(text)
         if at_end and len(text) == len("2026-01-31"):
             time += timedelta(days=1, microseconds=-1)
-        return time if time.tzinfo else time.astimezone()
+        return time.astimezone()
     except (ValueError, OverflowError) as error:
         raise RequestError("A time is written as 00:01:12 of a film, or as 2026-01-31 08:00.") from error

@@ -738,6 +738,7 @@ def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
         ),
         Question(image="a b/ü&q=1.jpg", wanted=Filter(until=date(2026, 1, 31))),
         Question(image=3),
+        Question(("a",), wanted=Filter(seen_from=72.4, seen_to=datetime(2026, 1, 31, 8, 0, 5).astimezone())),
     ],
 )
 def test_an_address_holds_a_question(question):
@@ -749,6 +750,9 @@ def test_an_address_of_anybody_is_read_or_refused():
     assert Question.of_address({"own": "x"}).image == Question.of_address({"own": "9" * 99}).image == -1
     with pytest.raises(RequestError, match="2026-01-31"):
         Question.of_address({"q": "a", "since": "yesterday"})
+    for time in ("noon", "2026-13-01", "1:2:3:4", "-1", "9999-12-31T23:59-12:00"):
+        with pytest.raises(RequestError, match="00:01:12 of a film"):
+            Question.of_address({"q": "a", "to": time})
 
 
 def test_ids_below_the_annotations_root_find_their_label():
