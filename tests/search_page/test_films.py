@@ -1,13 +1,12 @@
 """The page over films: answers with camera and time, filters, clips of the gallery's own moments alone."""
 
-import json
 import shutil
 from dataclasses import replace
 
 import av
 import pytest
 from starlette.testclient import TestClient
-from tiny_films import walkers, write_film
+from tiny_films import two_cameras
 
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
@@ -23,26 +22,11 @@ from tpas.search_page.requests import Limits, SearchRequests, Session
 from tpas.search_page.uploads import Uploads
 
 ADDRESS = "http://127.0.0.1:7860"
-VISITS = [(1.0, 3.0), (7.0, 9.0)]
 
 
 @pytest.fixture(scope="module")
 def filmed(tmp_path_factory):
-    """Two visits before each of two cameras, one of which knows the time; not to be changed."""
-    folder = tmp_path_factory.mktemp("filmed")
-    times = [number / 10 for number in range(110)]
-    at, rows = [{} for _ in times], []
-    for walker, (start_s, end_s) in enumerate(VISITS):
-        for number in range(round(start_s * 10), round(end_s * 10) + 1):
-            left = 20 + 3 * number % 100
-            at[number][walker] = (left, 30, left + 16, 80)
-            rows.append({"time_s": number / 10, "box": [left, 30, 16, 50]})
-    (folder / "boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    images = walkers(times, at, [(220, 30, 30), (30, 30, 220)])
-    (folder / "films").mkdir()
-    for name, known in (("cam1.mp4", {"creation_time": "2026-11-26T08:00:00Z"}), ("cam2.avi", None)):
-        write_film(folder / "films" / name, times, images, size=(160, 120), metadata=known)
-    return folder
+    return two_cameras(tmp_path_factory.mktemp("filmed"))
 
 
 @pytest.fixture
