@@ -48,6 +48,8 @@ def why_no_clip(moment: Moment) -> str | None:
 class Clips:
     """Each goes by the name of an image of the gallery, so that no request can name a film by its path.
 
+    Those that were cut before the gallery was changed are removed with the next that is asked for.
+
     Args:
         folder: for these files alone.
     """
@@ -55,6 +57,7 @@ class Clips:
     def __init__(self, folder: Path, requests: SearchRequests):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.requests = folder, requests
+        self._opened = requests.opened
 
     def kept(self, image: str) -> Path | None:
         """The clip of an image's visit, if it was cut before.
@@ -77,7 +80,7 @@ class Clips:
             return path
         if reason := why_no_clip(moment):
             raise RequestError(reason)
-        for old in sorted(self.folder.iterdir(), key=lambda file: file.stat().st_mtime)[: -KEPT_CLIPS + 1]:
+        for old in self._files()[: -KEPT_CLIPS + 1]:
             old.unlink(missing_ok=True)
         try:
             with replacing(path) as unfinished:
@@ -88,8 +91,22 @@ class Clips:
         return path
 
     def _place(self, image: str, moment: Moment) -> Path:
+        if self._opened != self.requests.opened:
+            self._opened = self.requests.opened
+            for old in self._files():
+                old.unlink(missing_ok=True)
+        try:
+            kind = _form()[1]
+        except ImportError as error:
+            logger.warning("no clip of %s: %s", moment, error)
+            raise RequestError("The film cannot be read there. The server's log says why.") from error
         name = hashlib.sha256(f"{image}\n{moment.to_record()}".encode()).hexdigest()
-        return self.folder / f"{name}.{_form()[1]}"
+        return self.folder / f"{name}.{kind}"
+
+    def _files(self) -> list[Path]:
+        """Those that were cut longest ago first."""
+        there = (file for file in self.folder.iterdir() if file.is_file())
+        return sorted(there, key=lambda file: file.stat().st_mtime)
 
 
 @cache

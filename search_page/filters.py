@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import date, datetime
+from functools import cached_property
 from pathlib import PurePosixPath
 from sys import intern
 from typing import Any
@@ -117,6 +118,16 @@ class Facts:
         moments = [moment for moment in self.moments if moment is not None]
         known = all(moment.started_at is not None for moment in moments)
         return [getattr(moment, of_clock if known else of_film) for moment in moments]
+
+    @cached_property
+    def cameras(self) -> int:
+        """How many there are that films are of."""
+        return len({moment.camera for moment in self.moments if moment is not None})
+
+    @cached_property
+    def visits(self) -> int:
+        """How many there are in films."""
+        return len({moment.visit for moment in self.moments if moment is not None})
 
     @property
     def knows_clock(self) -> bool:

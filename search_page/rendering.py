@@ -67,7 +67,7 @@ class Renderer:
             model=requests.model_name,
             can_rerank=requests.can_rerank,
             images=len(requests.gallery),
-            visits=requests.visits,
+            visits=requests.facts.visits,
             examples=requests.example_texts(EXAMPLES_SHOWN),
             sample=[
                 (hit.id, self._card(hit), Question(image=hit.id).address) for hit in requests.sample(SAMPLE)
@@ -98,7 +98,7 @@ class Renderer:
             sca_address=replace(session.question, sca=not session.question.sca).address,
             shared=shared_firsts(result),
             wanted=[(name, written(value)) for name, value in session.question.wanted if value is not None],
-            on_other_cameras=session.question.wanted.camera is None and self.requests.cameras > 1,
+            on_other_cameras=session.question.wanted.camera is None and self.requests.facts.cameras > 1,
             asked_image=similar_to and self._card(similar_to),
             page=session.page,
             pages=-(-max(map(len, result), default=0) // session.shown),

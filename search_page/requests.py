@@ -109,6 +109,9 @@ class SearchRequests:
         gallery: opened with its model and processor.
         labels: by image, as `read_labels` returns them.
         name: what to call the gallery; `None`: as its folder.
+
+    Attributes:
+        opened: how often the gallery was opened again, because it had changed.
     """
 
     def __init__(
@@ -129,7 +132,7 @@ class SearchRequests:
         self._given_labels = labels or {}
         self._look_at_rows()
         self._card_of_row = lru_cache(maxsize=KEPT_CARDS)(self._read_card)
-        self._opened = 0
+        self.opened = 0
         self._model = threading.Lock()  # an upload is encoded while others ask
         self._holders: list[weakref.ref[Session]] = []  # of own images, who added last at the end
 
@@ -197,16 +200,6 @@ class SearchRequests:
             return []
         return [moment for moment in self.facts.moments if moment and moment.visit == hit.moment.visit]
 
-    @property
-    def cameras(self) -> int:
-        """That films of the gallery are of."""
-        return len({moment.camera for moment in self.facts.moments if moment is not None})
-
-    @property
-    def visits(self) -> int:
-        """In films."""
-        return len({moment.visit for moment in self.facts.moments if moment is not None})
-
     def search(
         self,
         session: Session,
@@ -235,7 +228,7 @@ class SearchRequests:
         with self._current_gallery():
             session.result = self._searched(session, texts, shown, where, wanted, rerank, sca)
             session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
-            session.opened, session.page = self._opened, 0
+            session.opened, session.page = self.opened, 0
         return session.result
 
     def search_in_stages(
@@ -325,7 +318,7 @@ class SearchRequests:
         shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
             hit, rows = self._image(session, image), self._rows(wanted)
-            if hit.moment is not None and wanted.camera is None and self.cameras > 1:
+            if hit.moment is not None and wanted.camera is None and self.facts.cameras > 1:
                 own, moments = hit.moment.camera, self.facts.moments
                 all_rows = range(len(moments)) if rows is None else rows
                 rows = [row for row in all_rows if (of := moments[row]) is None or of.camera != own]
@@ -333,7 +326,7 @@ class SearchRequests:
                 raise RequestError("No image passes the filter: choose another one.")
             session.result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
             session.question = Question(image=image, wanted=wanted)
-            session.opened, session.page = self._opened, 0
+            session.opened, session.page = self.opened, 0
         return session.result
 
     def hit(self, session: Session, answer: int, image: ImageName) -> tuple[str, SearchHit]:
@@ -540,7 +533,7 @@ class SearchRequests:
         return found
 
     def _result(self, session: Session) -> SearchResult:
-        if session.result is not None and session.opened != self._opened:
+        if session.result is not None and session.opened != self.opened:
             session.result = None
             raise RequestError("The gallery was changed since: search again.")
         if session.result is None:
@@ -557,7 +550,7 @@ class SearchRequests:
         with self._model:
             try:
                 if self.gallery.refresh():
-                    self._opened += 1
+                    self.opened += 1
                     self._card_of_row.cache_clear()
                     self._look_at_rows()
                     logger.info("the gallery was changed: %d images now", len(self.gallery))

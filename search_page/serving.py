@@ -56,7 +56,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="tpas-app-") as folder, suppress(KeyboardInterrupt):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "gradio"))
         uploads = Uploads(Path(folder, "uploads"), most_upload_bytes(requests.limits))
-        clips = Clips(Path(folder, "clips"), requests) if requests.visits else None
+        clips = Clips(Path(folder, "clips"), requests)
         app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies, clips)
         config = uvicorn.Config(
             app,

@@ -140,6 +140,8 @@ def test_a_clip_is_given_of_the_gallerys_own_moments_alone(requests, tmp_path, m
     assert clip(name).status_code == 200  # which is there
     Gallery.open(requests.gallery.path).delete([name])
     assert clip(name).status_code == 404
+    assert clip(next(iter(requests.gallery.ids))).status_code == 429  # the clips from before are gone
+    assert not list((tmp_path / "clips").iterdir())
 
 
 def test_what_no_browser_can_be_given_is_said(requests, tmp_path):
