@@ -1,7 +1,7 @@
 """Keeps the few most different, sharp views of a person, as the person walks by."""
 
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -11,13 +11,13 @@ from .motion import imported_opencv
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of the whole frame
 MOST_VIEWS = 4
-EVERY_S = 0.4  # a person is looked at for a view
+EVERY_S = 0.5  # a person is looked at for a view
 SAME = 14.0  # grey values between small copies, below which two views show the same
 FRAME_SIDE = 640  # pixels of the longest side of the whole frame that is kept with a view
 QUALITY = 90
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class View:
     """A person as seen at one time.
 
@@ -59,7 +59,7 @@ class Views:
     """The views of one person that are kept: never more than `most`, whatever the visit's length.
 
     Args:
-        margin: around the person on each side, in shares of the person's height: the texts speak of the scene.
+        margin: around the person on each side, in shares of the person's height: texts speak of the scene.
     """
 
     def __init__(self, most: int = MOST_VIEWS, margin: float = 0.25):
@@ -73,9 +73,12 @@ class Views:
         if frame.time_s - self.looked_s < EVERY_S and self.kept:
             return
         self.looked_s = frame.time_s
-        self.add(view_of(frame, box, self.margin, is_whole))
+        view = seen_in(frame, box, self.margin, is_whole)
+        if self.add(view):
+            self.kept[self.kept.index(view)] = with_pictures(view, frame, self.margin)
 
-    def add(self, view: View) -> None:
+    def add(self, view: View) -> bool:
+        """Whether it is kept."""
         distances = [difference(view, other) for other in self.kept]
         if distances and min(distances) < SAME:
             same = int(np.argmin(distances))
@@ -85,6 +88,7 @@ class Views:
             self.kept.append(view)
         else:
             self._replace(view, distances)
+        return view in self.kept
 
     def _replace(self, view: View, distances: list[float]) -> None:
         """Takes the place of one of the two that are most alike, where it differs more from all."""
@@ -117,35 +121,42 @@ class Views:
 
 def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> View:
     """The view of a person in a frame."""
+    return with_pictures(seen_in(frame, box, margin, is_whole), frame, margin)
+
+
+def seen_in(frame: Frame, box: Box, margin: float, is_whole: bool) -> View:
+    """The same without its pictures, which take longest."""
     cv2 = imported_opencv()
-    image = frame.image()
     left, top, right, bottom = box
     first, above, last, below = surroundings(box, margin, frame.width, frame.height)
-    crop = image[above:below, first:last]
-    person = image[max(0, int(top)) : int(np.ceil(bottom)), max(0, int(left)) : int(np.ceil(right))]
+    within = max(0, int(left)), max(0, int(top)), round(right), round(bottom)
+    person = frame.image()[
+        within[1] : max(within[3], within[1] + 1), within[0] : max(within[2], within[0] + 1)
+    ]
     small = cv2.resize(person, (12, 24), interpolation=cv2.INTER_AREA)
     grey = cv2.cvtColor(cv2.resize(person, (64, 128), interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
-    whole = image
-    longest = max(frame.width, frame.height)
-    if longest > FRAME_SIDE:
-        size = round(frame.width * FRAME_SIDE / longest), round(frame.height * FRAME_SIDE / longest)
-        whole = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return View(
         frame.time_s,
         box,
-        jpeg(crop),
-        jpeg(whole),
+        b"",
+        b"",
         float(cv2.Laplacian(grey, cv2.CV_32F).var()),
         small.astype(np.float32),
         is_whole,
         (frame.width, frame.height),
-        (
-            max(0, int(left) - first),
-            max(0, int(top) - above),
-            min(last, round(right)) - first,
-            min(below, round(bottom)) - above,
-        ),
+        (within[0] - first, within[1] - above, min(last, within[2]) - first, min(below, within[3]) - above),
     )
+
+
+def with_pictures(view: View, frame: Frame, margin: float) -> View:
+    cv2 = imported_opencv()
+    image = whole = frame.image()
+    first, above, last, below = surroundings(view.box, margin, frame.width, frame.height)
+    longest = max(frame.width, frame.height)
+    if longest > FRAME_SIDE:
+        size = round(frame.width * FRAME_SIDE / longest), round(frame.height * FRAME_SIDE / longest)
+        whole = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return replace(view, crop=jpeg(image[above:below, first:last]), frame=jpeg(whole))
 
 
 def surroundings(box: Box, margin: float, width: int, height: int) -> tuple[int, int, int, int]:
