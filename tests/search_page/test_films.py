@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 from tiny_films import two_cameras
 
+from tpas.figures.results import ResultRow, plot_result_rows
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import find_films
@@ -61,6 +62,15 @@ def test_an_answer_says_camera_and_time(requests):
     assert near["at"] == clip["at"] == pytest.approx(first.seen_s - span_of(first)[0], abs=1e-3)
     assert near["left"] == pytest.approx(100 * first.box[0] / 160)
     assert near["height"] == pytest.approx(100 * first.box[3] / 120)
+
+
+def test_a_sheet_says_time_and_place(requests):
+    (hits,) = ask(requests).result
+    drawn = [text.get_text() for text in plot_result_rows([ResultRow("a man runs", hits)]).texts]
+    assert [text for text in drawn if text.startswith("cam")] == [hit.moment.camera for hit in hits]
+    assert [text.split(" · ")[-1] for text in drawn if " · " in text] == [
+        str(hit.moment).split()[0] for hit in hits
+    ]
 
 
 def test_a_camera_and_times_are_filtered_by(requests):
