@@ -2,10 +2,12 @@
 
     tpas app photographs
     tpas app --gallery gallery
+    tpas app recordings
 
 A folder's images are encoded first, into the gallery beside it that `tpas search` keeps as well; what the
-folder gets meanwhile is found once the page is started again. The model of a gallery need not be named, nor
-the one for photographs, which is fetched after one question or by --yes.
+folder gets meanwhile is found once the page is started again. Films are looked through for people likewise,
+and answer with moments and their clips. The model of a gallery need not be named, nor the one for
+photographs, which is fetched after one question or by --yes.
 
 As a Hugging Face Space (search_page/space/README.md) the variables TPAS_GALLERY, TPAS_MODEL and
 TPAS_ANNOTATIONS say the same. It sends nothing anywhere: no analytics, no fonts or
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from ..data.image_folders import FolderRules
+from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
 from .search import holds_gallery
@@ -39,10 +42,9 @@ app = CommandLine("tpas app", __doc__)
 @app.command()
 def serve_page(
     rules: FolderRules,
+    footage: FootageRules,
     choice: ModelChoice,
-    folder: Annotated[
-        Path | None, Argument(help="images, or a gallery that `tpas gallery build` made", show_default=False)
-    ] = None,
+    folder: Annotated[Path | None, Argument(help="images, films, or a gallery", show_default=False)] = None,
     gallery: Annotated[Path | None, Option(envvar="TPAS_GALLERY", help="the same, by a flag")] = None,
     annotations: Annotated[
         list[Path] | None,
@@ -95,11 +97,13 @@ def serve_page(
         raise WrongUsage("name a folder of images, or a gallery by --gallery")
 
     # What can be refused is, before torch is loaded.
+    from ..footage.sources import holds_films
     from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
 
     labels = read_labels(annotations) if annotations else None
-    is_gallery = holds_gallery(place)
+    is_film = holds_films(place)
+    is_gallery = not is_film and holds_gallery(place)
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {place} is a folder of images")
     if rules.exclude and is_gallery:
@@ -125,6 +129,11 @@ def serve_page(
         look_for_images(opened)
         report_left_out([], opened.stored)
         warn_of_drawn_people(network, opened.root_of_images)
+    elif is_film:
+        from ..footage.intake import open_footage
+
+        warn_of_drawn_people(network, place)
+        opened = open_footage(place, network, processor, rules=footage)
     else:
         warn_of_drawn_people(network, place)
         opened = open_folder(place, network, processor, rules=rules)

@@ -58,6 +58,25 @@ class Moment:
         began = None if self.started_at is None else datetime.fromisoformat(self.started_at)
         return None if began is None else began + timedelta(seconds=seconds)
 
+    def lasts_into(self, since: float | datetime | None, until: float | datetime | None) -> bool:
+        """Whether the visit touches a time, of the film or of the wall clock, open at a side that is None.
+
+        By the wall clock only where that is known.
+        """
+        if self.started_at is None and (isinstance(since, datetime) or isinstance(until, datetime)):
+            return False
+        return self.end_s >= self._of_film(since, -math.inf) and self.start_s <= self._of_film(
+            until, math.inf
+        )
+
+    def _of_film(self, time: float | datetime | None, otherwise: float) -> float:
+        """In seconds since the film's beginning."""
+        began = self.at(0.0)
+        if isinstance(time, datetime):
+            assert began is not None, "was looked at"
+            return (time - began).total_seconds()
+        return otherwise if time is None else time
+
     def to_json(self) -> dict[str, Any]:
         """As answers give it."""
         return {

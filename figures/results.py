@@ -78,12 +78,15 @@ def plot_result_rows(rows: Sequence[ResultRow]) -> Figure:
     box = box_for([image for opened in images for image in opened], IMAGE_HEIGHT, NARROWEST, WIDEST)
     text_width = max(LEAST_TEXT_WIDTH, max(map(len, images)) * (box + GAP) - GAP)
     texts = [Paragraph.fit(row.text, text_width) for row in rows]
-    labelled = any(row.missed or is_right(hit, row.relevant) for row in rows for hit in row.hits)
+    labelled = any(
+        row.missed is not None or bool(is_right(hit, row.relevant)) for row in rows for hit in row.hits
+    )
+    filmed = any(hit.moment for row in rows for hit in row.hits)
     heights = [
         (HEADING_HEIGHT if row.heading else 0)
         + (text.height + PADDING)
         + (IMAGE_HEIGHT + PADDING)
-        + CAPTION_HEIGHT * (2 if labelled else 1)
+        + CAPTION_HEIGHT * (1 + labelled + filmed)
         for row, text in zip(rows, texts, strict=True)
     ]
     height = sum(heights) + BETWEEN_ROWS * (len(rows) - 1) + 2 * MARGIN
@@ -112,6 +115,11 @@ def _draw_row(sheet: Sheet, row: ResultRow, text: Paragraph, images: list, top: 
         found = found or bool(right)
         left = MARGIN + place * (box + GAP)
         draw_ranked(sheet, words, right, image, left, top, box, IMAGE_HEIGHT, before_the_right_one=not found)
+        moment = row.hits[place].moment if place < len(row.hits) else None
+        if moment is not None:
+            camera = Paragraph.fit(moment.camera, box, CAPTION_SIZE, max_lines=1).lines[0]
+            below = top + IMAGE_HEIGHT + PADDING + CAPTION_HEIGHT * (2 if right else 1)
+            sheet.caption(camera, left, below, box, color=QUIET)
 
 
 def caption(hit: SearchHit) -> str:

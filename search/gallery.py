@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 
 from ..data.image_folders import FolderRules
 from ..data.image_sources import find_images
-from ..data.moments import Moment
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher, batches_of_pairs
@@ -304,14 +303,13 @@ class Gallery:
                 some = ", ".join(sorted(cameras)[:10]) or "none"
                 raise ValueError(f"the gallery {self.path} has no camera {camera!r}; it has {some}")
             moments = [(row, moment) for row, moment in moments if moment.camera in chosen]
-        if isinstance(since, datetime) or isinstance(until, datetime):
-            if moments and all(moment.started_at is None for _, moment in moments):
-                raise ValueError(
-                    f"no film of the gallery {self.path} says when it began: give times of the film, such as "
-                    "00:01:12, or --started_at when it is read"
-                )
-            moments = [(row, moment) for row, moment in moments if moment.started_at is not None]
-        rows = [row for row, moment in moments if _lasts_into(moment, since, until)]
+        by_clock = isinstance(since, datetime) or isinstance(until, datetime)
+        if by_clock and moments and all(moment.started_at is None for _, moment in moments):
+            raise ValueError(
+                f"no film of the gallery {self.path} says when it began: give times of the film, such as "
+                "00:01:12, or --started_at when it is read"
+            )
+        rows = [row for row, moment in moments if moment.lasts_into(since, until)]
         return torch.tensor(rows, dtype=torch.long)
 
     def verify(self) -> None:
@@ -532,7 +530,8 @@ class Gallery:
             replace(other, rank=rank, embedding_rank=rank) for rank, other in enumerate(others, start=1)
         ]
         searched = len(selection) - any(other.is_same_image(hit) for other in found)
-        return SearchResult([others], texts=[f"Similar to {hit.id}"], searched=searched, similar_to=hit)
+        texts = [f"Similar to {hit.moment or hit.id}"]
+        return SearchResult([others], texts=texts, searched=searched, similar_to=hit)
 
     def encode_image(self, image: Image.Image, image_id: str, thumbnail_size: int = 768) -> EncodedImage:
         """An image to be searched beside the gallery's, which it does not change; see `extra` of `search`."""
@@ -808,14 +807,6 @@ def _listed(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"each text must be a string, got {text!r}")
     return texts
-
-
-def _lasts_into(moment: Moment, since: float | datetime | None, until: float | datetime | None) -> bool:
-    if isinstance(since, datetime):
-        since = (since - moment.at(0.0)).total_seconds()  # type: ignore[operator]
-    if isinstance(until, datetime):
-        until = (until - moment.at(0.0)).total_seconds()  # type: ignore[operator]
-    return (since is None or moment.end_s >= since) and (until is None or moment.start_s <= until)
 
 
 @dataclass(frozen=True)

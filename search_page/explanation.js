@@ -29,12 +29,51 @@ watch("value", () => {
   if (!dialog.open || !asked || (answer?.dataset.answer !== undefined && !same(answer.dataset, asked))) return;
   const { scrollTop } = dialog;
   const isFirst = dialog.querySelector(".tpas-waiting");
-  dialog.replaceChildren(content.content);
+  const before = [...dialog.childNodes];
+  const [clip, again] = [dialog, content.content].map((part) => part.querySelector("video"));
+  dialog.append(content.content);
+  if (clip && clip.src === again?.src) keepPlaying(clip.parentElement, again.parentElement);
+  for (const part of before) part.remove();
   if (!dialog.querySelector("[data-close]")) {
     dialog.insertAdjacentHTML("beforeend", '<button type="button" class="tpas-button" data-close>Close</button>');
   }
   dialog.scrollTop = isFirst ? 0 : scrollTop;
   (dialog.querySelector("input:checked") ?? dialog.querySelector("[data-close]")).focus({ preventScroll: true });
+});
+
+// A clip stands at the moment; each view's box is drawn while the film is near it.
+const NEAR_S = 0.3;
+// Only what moves at once goes on playing; elsewhere it is brought back to where it was.
+const keepPlaying = (clip, place) => {
+  if (place.moveBefore) {
+    place.parentElement.moveBefore(clip, place);
+    place.remove();
+    return;
+  }
+  const video = clip.querySelector("video");
+  const { currentTime, paused } = video;
+  place.replaceWith(clip);
+  video.currentTime = currentTime;
+  if (!paused) video.play();
+};
+const drawBoxes = (video) => {
+  for (const box of video.parentElement.querySelectorAll(".tpas-box")) {
+    box.hidden = Math.abs(video.currentTime - Number(box.dataset.at)) > NEAR_S;
+  }
+};
+const onVideo = (name, act) => {
+  const listen = (event) => event.target instanceof HTMLVideoElement && act(event.target);
+  dialog.addEventListener(name, listen, true); // these events do not rise
+};
+onVideo("loadedmetadata", (video) => {
+  video.currentTime = Math.min(Number(video.dataset.at), video.duration);
+});
+for (const name of ["seeked", "timeupdate"]) onVideo(name, drawBoxes);
+onVideo("error", (video) => {
+  const figure = video.parentElement;
+  const frame = Object.assign(new Image(), { src: video.poster, alt: "The whole frame" });
+  figure.replaceChildren(...(video.poster ? [frame] : []));
+  dialog.querySelector("[data-no-clip]").hidden = false;
 });
 
 dialog.addEventListener("change", (event) => {

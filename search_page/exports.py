@@ -35,6 +35,10 @@ COLUMNS = (
     "behaviour",
     "action",
     "scene",
+    "camera",
+    "start_s",
+    "end_s",
+    "started",
 )
 
 
@@ -95,6 +99,10 @@ def _fields(hit: SearchHit, label: ImageLabel | None) -> list[object]:
         label and label.behaviour,
         label and label.action,
         label and label.scene,
+        hit.moment and hit.moment.camera,
+        hit.moment and round(hit.moment.start_s, 3),
+        hit.moment and round(hit.moment.end_s, 3),
+        hit.moment and hit.moment.started and hit.moment.started.isoformat(timespec="seconds"),
     ]
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from limits.strategies import MovingWindowRateLimiter
 
 from ..data.image_files import image_suffixes
 from .access import client_key
-from .filters import CHOSEN
+from .filters import CHOSEN, TYPED, written
 from .questions import ANY, Question, RequestError, wanted_of
 from .rendering import Renderer, page_script, page_style
 from .requests import SearchRequests, Session
@@ -35,8 +36,7 @@ FORM: tuple[str, ...] = (
     "q",
     "where",
     *CHOSEN,
-    "since",
-    "until",
+    *TYPED,
     "shown",
     "rerank",
     "sca",
@@ -79,8 +79,8 @@ class SearchPage:
             for shown in self._shown_each(answers, request):
                 yield session, shown
 
-    def filter_days(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
-        """As `filter`, where a person has changed the days; also an address that sets them calls this."""
+    def filter_times(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
+        """As `filter`, where days or times were changed; also an address that sets them calls this."""
         try:
             is_asked = wanted_of(dict(zip(FORM, form, strict=True))) == session.question.wanted
         except RequestError:
@@ -92,7 +92,7 @@ class SearchPage:
         said = dict(zip(FORM, form, strict=True))
         linked = {name: _said(event, name, None) for name in ("q", "like", "own", "sca")}
         if _said(event, "whole", False):
-            linked |= {name: _said(event, name, None) for name in (*CHOSEN, "since", "until")}
+            linked |= {name: _said(event, name, None) for name in (*CHOSEN, *TYPED)}
         said |= linked
 
         def answers() -> Iterator[str]:
@@ -104,8 +104,8 @@ class SearchPage:
                 yield from self._answers(session, said, asked)
 
         known = {name: said[name] if said[name] in self.choices[name] else ANY for name in CHOSEN}
-        days = [str(said[name]) if said[name] else None for name in ("since", "until")]
-        fields = [str(said["q"] or ""), *known.values(), *days, bool(said["sca"])]
+        typed = [str(said[name]) if said[name] else None for name in TYPED]
+        fields = [str(said["q"] or ""), *known.values(), *typed, bool(said["sca"])]
         for shown in self._shown_each(answers, request):
             yield session, shown, *fields
             fields = len(fields) * [gr.skip()]
@@ -203,7 +203,7 @@ class SearchPage:
         if len(session.own_images) == before:
             yield session, own, gr.skip()  # which says why
             return
-        said = {"shown": shown} | dict(zip((*CHOSEN, "since", "until"), wanted, strict=True))
+        said = {"shown": shown} | dict(zip((*CHOSEN, *TYPED), wanted, strict=True))
 
         def answers() -> Iterator[str]:
             asked = Question(image=len(session.own_images) - 1, wanted=wanted_of(said))
@@ -300,7 +300,8 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                         elem_id="tpas-like-upload",
                     )
                 span = requests.facts.span
-                some = any(page.choices.values()) or span is not None
+                first_sight, last_sight = requests.facts.first_sight, requests.facts.last_sight
+                some = any(page.choices.values()) or span is not None or first_sight is not None
                 with gr.Accordion("Filter", open=False, visible=some, elem_id="tpas-filter"):
                     chosen = {
                         name: gr.Dropdown(
@@ -327,6 +328,22 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                             include_time=False,
                             type="string",
                             elem_id="tpas-until",
+                        )
+                    with gr.Column(visible=first_sight is not None):
+                        example = "2026-01-31 08:00" if isinstance(first_sight, datetime) else "00:01:12"
+                        seen_from, seen_to = (
+                            gr.Textbox(
+                                label=label,
+                                info=f"{written(sight or 0.0)} {at}",
+                                placeholder=example,
+                                max_lines=1,
+                                max_length=40,
+                                elem_id=f"tpas-{label.lower()}",
+                            )
+                            for label, sight, at in (
+                                ("From", first_sight, "at first"),
+                                ("To", last_sight, "at last"),
+                            )
                         )
                 with gr.Accordion("Settings", open=False):
                     shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images on a page")
@@ -367,7 +384,7 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
         saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
         explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
 
-        wanted = [*chosen.values(), since, until]
+        wanted = [*chosen.values(), since, until, seen_from, seen_to]
         form = [session, texts, where, *wanted, shown, rerank, resolve]
         shows = [session, answers]
         asking: dict[str, Any] = modelled | {"trigger_mode": "always_last"}
@@ -375,7 +392,9 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
         another.click(None, texts, texts, js=page_script("another"), **private)
         settings = [each.input for each in (*chosen.values(), where, rerank, resolve)]
         gr.on(settings, page.filter, form, shows, **asking)
-        gr.on([since.change, until.change], page.filter_days, form, shows, **asking)
+        times = [since.change, until.change]
+        times += [event for box in (seen_from, seen_to) for event in (box.submit, box.blur)]
+        gr.on(times, page.filter_times, form, shows, **asking)
         answers.ask(page.ask, form, [*shows, texts, *wanted, resolve], **asking)
         answers.image(
             page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled

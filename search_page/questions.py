@@ -7,13 +7,15 @@ holds neither content nor name.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from .filters import CHOSEN, Filter
+from ..footage.films import read_clock
+from .filters import CHOSEN, Filter, written
 
 ANY = "any"  # chosen in a filter that lets all pass
+MOST_CHARACTERS = 40  # of a time
 ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0
 
 
@@ -46,14 +48,20 @@ class Question:
         """The query of the page's address."""
         asked = {"own": self.image} if isinstance(self.image, int) else {"like": self.image}
         asked = {"q": "\n".join(self.texts)} if self.image is None else asked
-        wanted = {name: str(value) for name, value in self.wanted if value is not None}
+        wanted = {name: written(value) for name, value in self.wanted if value is not None}
         return "?" + urlencode(asked | wanted | ({"sca": 1} if self.sca else {}))
 
 
 def wanted_of(said: Mapping[str, Any]) -> Filter:
-    """The filter that a form or an address names; raises RequestError for a day that is none."""
+    """The filter that a form or an address names; raises RequestError for a day or a time that is none."""
     chosen = {name: str(said[name]) for name in CHOSEN if said.get(name) not in (None, "", ANY)}
-    return Filter(**chosen, since=_day(said.get("since")), until=_day(said.get("until")))
+    return Filter(
+        **chosen,
+        since=_day(said.get("since")),
+        until=_day(said.get("until")),
+        seen_from=_time(said.get("from")),
+        seen_to=_time(said.get("to"), at_end=True),
+    )
 
 
 def _day(value: Any) -> date | None:
@@ -61,3 +69,21 @@ def _day(value: Any) -> date | None:
         return date.fromisoformat(value.strip()) if value else None
     except (AttributeError, ValueError) as error:
         raise RequestError("A day is written as 2026-01-31.") from error
+
+
+def _time(value: Any, at_end: bool = False) -> float | datetime | None:
+    """A time of a film in seconds, or of the wall clock, in this machine's zone where none is named.
+
+    Args:
+        at_end: a day alone is its last moment, and not its first.
+    """
+    text = str(value or "").strip()[:MOST_CHARACTERS]
+    try:
+        if "-" not in text:
+            return read_clock(text) if text else None
+        time = datetime.fromisoformat(text)
+        if at_end and len(text) == len("2026-01-31"):
+            time += timedelta(days=1, microseconds=-1)
+        return time.astimezone()
+    except (ValueError, OverflowError) as error:
+        raise RequestError("A time is written as 00:01:12 of a film, or as 2026-01-31 08:00.") from error

@@ -3,20 +3,28 @@
 import base64
 import io
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlencode
 
 import jinja2
 from PIL import Image
 
 from ..data.challenge import ANSWERS
+from ..data.moments import Moment, clock
 from ..search.explanation import Explanation, heat_layer
 from ..search.hits import SearchHit, SearchResult
+from ..search.shards import jpeg_thumbnail
+from .clips import span_of, why_no_clip
 from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
+from .filters import written
 from .questions import ImageName, Question
 from .requests import SearchRequests, Session
+
+logger = logging.getLogger(__name__)
 
 TEMPLATES = Path(__file__).parent
 WORDS_LISTED = 6  # for the match, and as many against it
@@ -42,6 +50,9 @@ class Renderer:
             "signed": _signed,
             "share_of": _share_of,
             "counted": _counted,
+            "span": lambda moment: f"{clock(moment.start_s)} to {clock(moment.end_s)}",
+            "wall_clock": _wall_clock,
+            "written": written,
             "file_name": lambda name: PurePosixPath(name).name or name,
             "address_of_text": lambda text: Question((text,)).address,
         }
@@ -56,6 +67,7 @@ class Renderer:
             model=requests.model_name,
             can_rerank=requests.can_rerank,
             images=len(requests.gallery),
+            visits=requests.facts.visits,
             examples=requests.example_texts(EXAMPLES_SHOWN),
             sample=[
                 (hit.id, self._card(hit), Question(image=hit.id).address) for hit in requests.sample(SAMPLE)
@@ -85,7 +97,8 @@ class Renderer:
             address=session.question.address,
             sca_address=replace(session.question, sca=not session.question.sca).address,
             shared=shared_firsts(result),
-            wanted=[(name, value) for name, value in session.question.wanted if value is not None],
+            wanted=[(name, written(value)) for name, value in session.question.wanted if value is not None],
+            on_other_cameras=session.question.wanted.camera is None and self.requests.facts.cameras > 1,
             asked_image=similar_to and self._card(similar_to),
             page=session.page,
             pages=-(-max(map(len, result), default=0) // session.shown),
@@ -125,7 +138,7 @@ class Renderer:
         Args:
             waiting: for an explanation, which comes.
         """
-        large = self.requests.large(found)
+        large, scene = self.requests.large(found), _scene(found)
         words, speaking_for, speaking_against = [], [], []
         if explanation is not None:
             effects = explanation.effects.tolist()
@@ -148,7 +161,11 @@ class Renderer:
             answer=answer,
             name=image,
             like=Question(image=image, wanted=session.question.wanted).address,
-            path=found.path if self.requests.limits.own_machine else None,
+            path=_path(found) if self.requests.limits.own_machine else None,
+            scene=scene,
+            frame_ratio=1.5 if found.moment is None or found.moment.size is None else _of(found.moment.size),
+            no_clip=found.moment and why_no_clip(found.moment),
+            clip=None if found.moment is None else self._clip(found),
             waiting=waiting,
             text=text,
             found=found,
@@ -175,6 +192,25 @@ class Renderer:
     def problem(self, message: str) -> str:
         """An error, in place of what was asked for."""
         return self._render("problem.html", message=message)
+
+    def _clip(self, found: SearchHit) -> dict[str, object]:
+        """A visit's clip: its address, the view's time in it, each view's box in percent of the frame."""
+        assert found.moment is not None
+        start_s, end_s = span_of(found.moment)
+        views = [view for view in self.requests.views(found) if start_s <= view.seen_s <= end_s]
+        boxes = [
+            {
+                "at": round(view.seen_s - start_s, 3),
+                "left": 100 * view.box[0] / view.size[0],
+                "top": 100 * view.box[1] / view.size[1],
+                "width": 100 * view.box[2] / view.size[0],
+                "height": 100 * view.box[3] / view.size[1],
+            }
+            for view in views
+            if view.size is not None
+        ]
+        address = "/clip?" + urlencode({"image": found.id})
+        return {"address": address, "at": round(found.moment.seen_s - start_s, 3), "boxes": boxes}
 
     def _card(self, found: SearchHit) -> str | None:
         jpeg = self.requests.card(found)
@@ -212,10 +248,36 @@ def png_address(image: Image.Image) -> str:
     return data_address(stream.getvalue(), "image/png")
 
 
+def _path(found: SearchHit) -> Path | str | None:
+    return found.path if found.moment is None else found.moment.film
+
+
+def _scene(found: SearchHit) -> str | None:
+    """The whole frame with the box drawn; None where none was kept or it cannot be read."""
+    try:
+        scene = found.scene()
+    except (OSError, ValueError) as error:
+        logger.warning("a whole frame cannot be shown: %s", error)
+        return None
+    return None if scene is None else data_address(jpeg_thumbnail(scene, max(scene.size)), "image/jpeg")
+
+
+def _wall_clock(moment: Moment) -> str | None:
+    """From when to when by the wall clock, at this machine's place; None where that is not known."""
+    if moment.started is None or moment.ended is None:
+        return None
+    started, ended = written(moment.started), written(moment.ended)
+    return f"{started} to {ended.split()[1] if started.split()[0] == ended.split()[0] else ended}"
+
+
+def _of(size: tuple[int, int]) -> float:
+    return round(size[0] / size[1], 4)
+
+
 def _ratio(encoded: bytes) -> float:
     """An image's width by its height."""
     with Image.open(io.BytesIO(encoded)) as image:
-        return round(image.width / image.height, 4)
+        return _of(image.size)
 
 
 def _decimal(value: float) -> str:

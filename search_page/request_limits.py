@@ -25,10 +25,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import AllowedHosts, client_key
+from .clips import Clips
+from .questions import RequestError
 from .requests import Limits
 from .uploads import NoRoomError, Uploads
 
@@ -46,6 +48,7 @@ READ_BELOW = ("/assets/", "/static/", "/pwa_icon/")
 HEARTBEAT = f"{API}/heartbeat/"  # and a session
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
 WRITTEN = {JOIN, UPLOAD, f"{API}/cancel", f"{API}/reset"}
+CLIP = "/clip"  # of the image that its query names
 QUERIES = {f"{API}/queue/data"}  # whose query is read; Gradio would look for a file by the page's
 
 QUESTION_BYTES = 2**18  # of JSON: some three times what the longest texts need
@@ -54,6 +57,7 @@ QUESTION_SECONDS, UPLOAD_SECONDS = 30, 300  # in which a request's body has to b
 OPEN_REQUESTS = 64  # of one client; a page that is open holds two
 WAITING_QUESTIONS = 8  # of one client
 QUESTIONS_TO_ONE = 4  # requests that the page makes for each that `Limits` counts, at most
+CLIPS_A_MINUTE, WAITING_CLIPS = 10, 4  # that are cut for one client; one that is there can be seen again
 REQUESTS_A_MINUTE = 1_200  # of one client and any kind; the page loads some hundred files
 WRONG_PASSWORDS_A_MINUTE = 10
 NEW_SESSIONS_AN_HOUR = 60  # of one client: the server keeps a number, and the oldest makes room
@@ -98,6 +102,7 @@ class RequestLimits:
         questions: the numbers of what can be asked, and of each value of it whether it is files.
         waiting: how many questions of an address wait in the queue.
         asked: whether a session has asked something whose answers are still to be read.
+        clips: of the gallery's films, where it has some.
     """
 
     def __init__(
@@ -112,10 +117,13 @@ class RequestLimits:
         questions: Mapping[int, Sequence[bool]],
         waiting: Callable[[str], int] = lambda client: 0,
         asked: Callable[[str], bool] = lambda session: True,
+        clips: Clips | None = None,
     ):
         self.app = app
         self.hosts, self.uploads, self.limits = hosts, uploads, limits
         self.questions, self.waiting, self.asked = questions, waiting, asked
+        self.clips, self.cutting = clips, asyncio.Lock()
+        self.waiting_for_clips: Counter[str] = Counter()
         self.password = None if password is None else _digest(password)
         frame = FRAME_OF_A_SPACE if in_space else NO_FRAME
         self.headers = {
@@ -176,6 +184,8 @@ class RequestLimits:
             raise RefusedError(421 if "host" in reason else 403, reason)
         self._check_password(headers, client)
         if method in ("GET", "HEAD"):
+            if path == CLIP and self.clips is not None:
+                return await self._clip(self.clips, scope, client)
             if not _is_read(path):
                 raise RefusedError(404, "nothing that the page reads")
             if headers.get("transfer-encoding") or headers.get("content-length", "0") != "0":
@@ -194,6 +204,27 @@ class RequestLimits:
         else:
             body = json.dumps(_plain_values(_parse(body))).encode()
         return _on(self.app, scope, receive, body)
+
+    async def _clip(self, clips: Clips, scope: Scope, client: str) -> Response:
+        """What a film shows around an image of the gallery, one cut at a time."""
+        image = QueryParams(scope["query_string"]).get("image", "")
+        if self.waiting_for_clips[client] >= WAITING_CLIPS:
+            raise RefusedError(429, "too many clips at a time")
+        self.waiting_for_clips[client] += 1
+        try:
+            path = await run_in_threadpool(clips.kept, image)
+            if path is None:
+                self._count("clip", RateLimitItemPerMinute(CLIPS_A_MINUTE), client)
+                async with self.cutting:
+                    path = await run_in_threadpool(clips.cut, image)
+        except RequestError as error:
+            raise RefusedError(404, "a clip that there is not") from error
+        finally:
+            self.waiting_for_clips[client] -= 1
+            if not self.waiting_for_clips[client]:
+                del self.waiting_for_clips[client]
+        kind = f"video/{path.suffix.removeprefix('.')}"
+        return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-store"})
 
     def _count(self, kind: str, rate: RateLimitItem, client: str, cost: int = 1) -> None:
         if not self.limits.own_machine and not self.rate_limiter.hit(rate, kind, client, cost=cost):

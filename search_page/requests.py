@@ -9,12 +9,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Literal, get_args
 
 from PIL import Image
 
+from ..data.moments import Moment
+from ..footage.clips import clip_name
 from ..models.interface import can_match
 from ..models.loading import source_of
 from ..models.unread_texts import as_read, unread_warnings
@@ -106,6 +109,9 @@ class SearchRequests:
         gallery: opened with its model and processor.
         labels: by image, as `read_labels` returns them.
         name: what to call the gallery; `None`: as its folder.
+
+    Attributes:
+        opened: how often the gallery was opened again, because it had changed.
     """
 
     def __init__(
@@ -126,7 +132,7 @@ class SearchRequests:
         self._given_labels = labels or {}
         self._look_at_rows()
         self._card_of_row = lru_cache(maxsize=KEPT_CARDS)(self._read_card)
-        self._opened = 0
+        self.opened = 0
         self._model = threading.Lock()  # an upload is encoded while others ask
         self._holders: list[weakref.ref[Session]] = []  # of own images, who added last at the end
 
@@ -168,6 +174,32 @@ class SearchRequests:
         """What is known of a hit's image beside itself."""
         return None if hit.row is None else self.labels[hit.row]
 
+    def moment(self, image: str) -> Moment:
+        """Where a film shows an image of the gallery, as that is on the disk now.
+
+        It does not wait for the model, unless the gallery was changed.
+
+        Raises:
+            RequestError: there is no such image any more, or it is of no film.
+        """
+        try:
+            is_changed = self.gallery.stored.current_file_state() != self.gallery.stored.file_state
+        except (OSError, GalleryError):
+            is_changed = True  # which says so
+        if is_changed:
+            with self._current_gallery():
+                pass
+        moment = self._image(Session(), image).moment
+        if moment is None:
+            raise RequestError("This image is of no film.")
+        return moment
+
+    def views(self, hit: SearchHit) -> list[Moment]:
+        """All that was kept of the visit that a hit shows; nothing of what is of no film."""
+        if hit.row is None or hit.moment is None:
+            return []
+        return [moment for moment in self.facts.moments if moment and moment.visit == hit.moment.visit]
+
     def search(
         self,
         session: Session,
@@ -196,7 +228,7 @@ class SearchRequests:
         with self._current_gallery():
             session.result = self._searched(session, texts, shown, where, wanted, rerank, sca)
             session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
-            session.opened, session.page = self._opened, 0
+            session.opened, session.page = self.opened, 0
         return session.result
 
     def search_in_stages(
@@ -277,7 +309,8 @@ class SearchRequests:
     ) -> SearchResult:
         """The neighbours, by the embeddings' cosine, of an image of the gallery or of the session.
 
-        They are looked for in the gallery and among the session's own images, and become its result.
+        They are looked for in the gallery and among the session's own images, and become its result. Of films
+        they are other visits; of several cameras, where none was chosen, those before the others.
 
         Raises:
             RequestError: there is no such image any more, or none that passes the filter.
@@ -285,11 +318,15 @@ class SearchRequests:
         shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
             hit, rows = self._image(session, image), self._rows(wanted)
+            if hit.moment is not None and wanted.camera is None and self.facts.cameras > 1:
+                own, moments = hit.moment.camera, self.facts.moments
+                all_rows = range(len(moments)) if rows is None else rows
+                rows = [row for row in all_rows if (of := moments[row]) is None or of.camera != own]
             if rows is not None and not rows and not session.own_images:
                 raise RequestError("No image passes the filter: choose another one.")
             session.result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
             session.question = Question(image=image, wanted=wanted)
-            session.opened, session.page = self._opened, 0
+            session.opened, session.page = self.opened, 0
         return session.result
 
     def hit(self, session: Session, answer: int, image: ImageName) -> tuple[str, SearchHit]:
@@ -333,7 +370,8 @@ class SearchRequests:
             content = self.large(hit, None)
         if content is None:
             raise RequestError("The image's file cannot be read.")
-        return f"{PurePosixPath(hit.id).stem}.jpg", content
+        name = hit.id if hit.moment is None else clip_name(hit.moment)
+        return f"{PurePosixPath(name).stem}.jpg", content
 
     def turn(self, session: Session, page: int, shown: int) -> None:
         """Brings another page of the session's result in sight, as far as there are; raises RequestError."""
@@ -466,6 +504,9 @@ class SearchRequests:
         return int(shown)
 
     def _rows(self, wanted: Filter) -> list[int] | None:
+        by_clock = any(isinstance(time, datetime) for time in (wanted.seen_from, wanted.seen_to))
+        if by_clock and not self.facts.knows_clock:
+            raise RequestError("No film says when it began: write times of a film, such as 00:01:12.")
         return self.facts.rows(wanted) if wanted else None
 
     def _image(self, session: Session, image: ImageName) -> SearchHit:
@@ -475,7 +516,7 @@ class SearchRequests:
                 (row,) = self.gallery.stored.rows_of([image])
             except KeyError as error:
                 raise RequestError("The gallery has no image of this name.") from error
-            return SearchHit(image, 1, None, row=row)
+            return SearchHit(image, 1, None, row=row, moment=self.gallery.stored.moment(row))
         own = session.own_images
         if isinstance(image, int) and not isinstance(image, bool) and 0 <= image < len(own):
             return SearchHit(own[image].id, 1, None, extra=own[image])
@@ -493,7 +534,7 @@ class SearchRequests:
         return found
 
     def _result(self, session: Session) -> SearchResult:
-        if session.result is not None and session.opened != self._opened:
+        if session.result is not None and session.opened != self.opened:
             session.result = None
             raise RequestError("The gallery was changed since: search again.")
         if session.result is None:
@@ -510,7 +551,7 @@ class SearchRequests:
         with self._model:
             try:
                 if self.gallery.refresh():
-                    self._opened += 1
+                    self.opened += 1
                     self._card_of_row.cache_clear()
                     self._look_at_rows()
                     logger.info("the gallery was changed: %d images now", len(self.gallery))

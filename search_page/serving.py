@@ -20,6 +20,7 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from ..data.whole_files import WRITER, AlreadyHeldError, held_alone
 from .access import AllowedHosts, client_key, space_host
+from .clips import Clips
 from .page import build_page, page_settings
 from .request_limits import RequestLimits, most_upload_bytes
 from .requests import SearchRequests
@@ -63,7 +64,8 @@ def serve(
     ):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "gradio"))
         uploads = Uploads(Path(folder, "uploads"), most_upload_bytes(requests.limits))
-        app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies)
+        clips = Clips(Path(folder, "clips"), requests)
+        app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies, clips)
         config = uvicorn.Config(
             app,
             log_level="warning",
@@ -95,6 +97,7 @@ def guarded_page(
     password: str | None = None,
     allowed_hosts: Sequence[str] = (),
     trusted_proxies: Sequence[str] = (),
+    clips: Clips | None = None,
 ) -> ASGIApp:
     """The page behind its limits, as an ASGI application; `host` is where it is going to listen."""
     space = space_host()
@@ -120,6 +123,7 @@ def guarded_page(
         },
         waiting=lambda client: _waiting(page, client),
         asked=lambda session: session in page._queue.pending_messages_per_session,
+        clips=clips,
     )
     if not trusted_proxies:
         return limited

@@ -1,5 +1,6 @@
 """Films of a few pixels, written by PyAV."""
 
+import json
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -59,3 +60,24 @@ def walkers(
             image[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = colours[walker]
         images.append(np.clip(image, 0, 255).astype(np.uint8))
     return images
+
+
+def two_cameras(folder: Path) -> Path:
+    """Two visits before each of films/cam1.mp4, which knows the time, and films/cam2.avi; and boxes.jsonl.
+
+    Somebody in red is there from 1 to 3 seconds, and somebody in blue from 7 to 9.
+    """
+    times = [number / 10 for number in range(110)]
+    at: list[dict[int, Box]] = [{} for _ in times]
+    rows = []
+    for walker, first in enumerate((10, 70)):
+        for number in range(first, first + 21):
+            left = 20 + 3 * (number - first)
+            at[number][walker] = (left, 30, left + 16, 80)
+            rows.append({"time_s": number / 10, "box": [left, 30, 16, 50]})
+    (folder / "boxes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    images = walkers(times, at, [(220, 30, 30), (30, 30, 220)])
+    (folder / "films").mkdir()
+    for name, known in (("cam1.mp4", {"creation_time": "2026-11-26T08:00:00Z"}), ("cam2.avi", None)):
+        write_film(folder / "films" / name, times, images, size=(160, 120), metadata=known)
+    return folder

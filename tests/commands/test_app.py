@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from dataclasses import replace
@@ -19,9 +20,13 @@ from urllib.request import Request, urlopen
 
 import pytest
 from huggingface_hub import RepoCard
+from tiny_films import two_cameras, write_film
 
 from tpas.commands.app import look_for_images, main
 from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.footage.intake import build_footage
+from tpas.footage.rules import FootageRules
+from tpas.footage.sources import find_films
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.gallery import Gallery
@@ -30,7 +35,11 @@ from tpas.search_page.requests import Limits, SearchRequests, Session
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-from tpas.search_page.page import SearchPage  # noqa: E402 (comes with the extra)
+import uvicorn  # noqa: E402 (comes with the extra, as these do)
+
+from tpas.search_page.clips import Clips  # noqa: E402
+from tpas.search_page.page import SearchPage  # noqa: E402
+from tpas.search_page.serving import guarded_page  # noqa: E402
 from tpas.search_page.uploads import Uploads  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -430,11 +439,61 @@ def test_a_folder_is_opened_and_a_port_that_is_taken_said_in_one_line(gallery, p
         taken.listen()
         port = taken.getsockname()[1]
         at = rf"127\.0\.0\.1, port {port}"
-        for place in (["--gallery", str(gallery.path)], [str(gallery.path)], [str(images)]):
+        film = [str(write_film(tmp_path / "cam.mp4", [0.0, 0.1])), "--detector", "none"]
+        for place in (["--gallery", str(gallery.path)], [str(gallery.path)], [str(images)], film):
             with pytest.raises(SystemExit, match=f"tpas app: cannot listen at {at}: .*--port"):
                 main([*place, "--model", str(START), "--port", str(port)])
     (made,) = (tmp_path / "images.gallery").iterdir()
     assert len(Gallery.open(made)) == 2
+    (made,) = (tmp_path / "cam.mp4.gallery").iterdir()
+    assert Gallery.open(made).stored.moment(0).camera == "cam.mp4"
+
+
+@pytest.fixture
+def films(model, processor, tmp_path):
+    """The address of a page over two visits before each of two cameras."""
+    folder = two_cameras(tmp_path)
+    rules = FootageRules(detector=f"boxes:{folder / 'boxes.jsonl'}", views=1)
+    requests = SearchRequests(
+        build_footage(find_films(folder / "films"), tmp_path / "gallery", model, processor, rules)
+    )
+    page = guarded_page(requests, Uploads(tmp_path / "uploads", 1), clips=Clips(tmp_path / "clips", requests))
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(page, log_level="warning", ws="none"))
+    serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    serving.start()
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+    server.should_exit = True
+    serving.join(10)
+    listening.close()
+
+
+def test_a_moment_is_played_where_its_box_is_drawn(films, browser):
+    visitor = browser.new_context(viewport=DESKTOP)
+    page = visitor.new_page()
+    page.set_default_timeout(TIMEOUT)
+    page.goto(f"{films}?q=a+man+runs")
+    answered(page)
+    assert page.locator(".tpas-card").count() == 4
+    page.get_by_text("Filter", exact=True).click()
+    page.fill("#tpas-from textarea, #tpas-from input", "0:05")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/?q=a+man+runs&from=00%3A00%3A05.0")
+    answered(page)
+    cameras = page.locator(".tpas-moment").all_inner_texts()
+    assert sorted(cameras) == ["cam1.mp4", "cam2.avi"]
+    assert page.locator(".tpas-when").first.inner_text().startswith("00:00:07.1 to 00:00:09.0")
+    page.locator(".tpas-card").first.click()
+    page.wait_for_selector(".tpas-words")
+    page.wait_for_selector("#tpas-dialog .tpas-box:visible")
+    stands, seen = page.locator("video").evaluate("video => [video.currentTime, Number(video.dataset.at)]")
+    assert stands == pytest.approx(seen, abs=0.05)
+    page.locator("video").evaluate("video => video.play()")
+    page.wait_for_selector("#tpas-dialog .tpas-box", state="hidden")  # the person has gone on
+    page.get_by_text("More of this person").click()
+    page.wait_for_selector("h2:has-text('Similar to 00:00:07.1')")
+    assert page.locator(".tpas-moment").all_inner_texts() == cameras[1:]
+    visitor.close()
 
 
 def test_images_that_were_moved_are_missed_at_the_start(pab, tmp_path, caplog):
@@ -465,7 +524,7 @@ def test_too_many_requests_of_one_address_are_refused(gallery, tmp_path):
     page = SearchPage(SearchRequests(gallery, limits=limits), Uploads(tmp_path, 1))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
-    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], None, None, 3, True, True)
+    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
     answers = [last_of(page.search(request, *question)) for _ in range(3)]
     assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
     assert "More than 2 requests in a minute" in answers[2]
@@ -479,7 +538,7 @@ def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
         SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1)),
         SimpleNamespace(client=SimpleNamespace(host="::1")),
     )
-    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], None, None, 3, True, True)
+    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
     shown = last_of(page.search(request, Session(), *question))
     assert shown.count("<section") == 2
 
@@ -489,7 +548,7 @@ def test_a_failure_is_told_and_logged(gallery, tmp_path, caplog):
     page.requests.search_in_stages = Mock(side_effect=ZeroDivisionError("division by zero"))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     shown = last_of(
-        page.search(request, Session(), "a man", "gallery", *5 * ["any"], None, None, 3, True, True)
+        page.search(request, Session(), "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
     )
     assert "The server could not do this" in shown
     assert "division by zero" in caplog.text

@@ -106,7 +106,7 @@ ALLOWING = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-cred
 
 
 def question(page, inputs, *values, **more):
-    """What the page sends for the event that has so many inputs: 13 search, 3 upload."""
+    """What the page sends for the event that has so many inputs: 15 search, 3 upload."""
     events = page.get("/config").json()["dependencies"]
     number = next(event["id"] for event in events if len(event["inputs"]) == inputs)
     return {"data": list(values), "fn_index": number, "session_hash": "alice"} | more
@@ -132,7 +132,7 @@ def sent(page, *contents):
     return page.post(UPLOAD, files=[("files", (f"{place}.png", each)) for place, each in enumerate(contents)])
 
 
-SEARCH = [None, "a man", "gallery", *5 * ["any"], None, None, 3, True, True]
+SEARCH = [None, "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True]
 
 
 def test_the_page_searches_and_takes_uploads(page, whole):

@@ -369,7 +369,7 @@ def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(requests):
     assert len(rows) == 4
     assert rows[1][1] == """'-2+3+cmd|" /C calc"!A0"""
     assert rows[1][3] == """'@SUM(1,1)\n".jpg"""
-    assert rows[1][-2:] == ["""'=HYPERLINK("http://example.org")""", "'+1"]
+    assert rows[1][-6:-4] == ["""'=HYPERLINK("http://example.org")""", "'+1"]
     assert rows[2][3] == "'\t'=1.jpg"
     assert rows[3][3] == third.id
     assert float(rows[1][6]) == pytest.approx(first.match_logit, abs=1e-6)  # a number stays one
@@ -749,6 +749,7 @@ def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
         ),
         Question(image="a b/ü&q=1.jpg", wanted=Filter(until=date(2026, 1, 31))),
         Question(image=3),
+        Question(("a",), wanted=Filter(seen_from=72.4, seen_to=datetime(2026, 1, 31, 8, 0, 5).astimezone())),
     ],
 )
 def test_an_address_holds_a_question(question):
@@ -760,6 +761,9 @@ def test_an_address_of_anybody_is_read_or_refused():
     assert Question.of_address({"own": "x"}).image == Question.of_address({"own": "9" * 99}).image == -1
     with pytest.raises(RequestError, match="2026-01-31"):
         Question.of_address({"q": "a", "since": "yesterday"})
+    for time in ("noon", "2026-13-01", "1:2:3:4", "-1", "9999-12-31T23:59-12:00"):
+        with pytest.raises(RequestError, match="00:01:12 of a film"):
+            Question.of_address({"q": "a", "to": time})
 
 
 def test_ids_below_the_annotations_root_find_their_label():

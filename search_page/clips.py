@@ -1,0 +1,147 @@
+"""Clips of what was found in films, for the page: cut on demand, encoded as browsers play them."""
+
+import hashlib
+import logging
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..data.moments import Moment
+from ..data.whole_files import replacing
+from ..footage.films import imported_av, open_film
+from ..footage.sources import is_address
+from .questions import RequestError
+from .requests import SearchRequests
+
+logger = logging.getLogger(__name__)
+
+AROUND_S = 1.0  # shown before and after a visit
+LONGEST_S = 30.0  # of a clip; of a longer visit it shows what is around the view
+LONGEST_SIDE = 960  # pixels
+FRAMES_PER_SECOND = 15  # at most
+KEPT_CLIPS = 100  # on the disk, some 2 MB each; those that were cut longest ago make room
+# Codec, kind of file, settings: what all browsers play, or, where this ffmpeg has it not, what most do.
+FORMS = (
+    ("libx264", "mp4", {"preset": "veryfast"}, {"movflags": "faststart"}),
+    ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}, {}),
+)
+
+
+def span_of(moment: Moment) -> tuple[float, float]:
+    """From when to when, in seconds of the film, the clip of a moment goes."""
+    first, last = max(0.0, moment.start_s - AROUND_S), moment.end_s + AROUND_S
+    if last - first > LONGEST_S:
+        first = min(max(first, moment.seen_s - LONGEST_S / 2), last - LONGEST_S)
+    return first, min(last, first + LONGEST_S)
+
+
+def why_no_clip(moment: Moment) -> str | None:
+    """Why there can be no clip of a moment, for the person who asked; None where there can."""
+    if moment.film is None or is_address(moment.film):
+        return "A stream is not kept: its recorder has the film. This is the frame that was kept."
+    if not Path(moment.film).exists():
+        return "The film is no longer where it was. This is the frame that was kept."
+    return None
+
+
+class Clips:
+    """Each goes by the name of an image of the gallery, so that no request can name a film by its path.
+
+    Those that were cut before the gallery was changed are removed with the next that is asked for.
+
+    Args:
+        folder: for these files alone.
+    """
+
+    def __init__(self, folder: Path, requests: SearchRequests):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.requests = folder, requests
+        self._opened = requests.opened
+
+    def kept(self, image: str) -> Path | None:
+        """The clip of an image's visit, if it was cut before.
+
+        Raises:
+            RequestError: the gallery has no such image any more, or it is of no film.
+        """
+        path = self._place(image, self.requests.moment(image))
+        return path if path.exists() else None
+
+    def cut(self, image: str) -> Path:
+        """The same, cut if need be; to be called for one at a time.
+
+        Raises:
+            RequestError: likewise; or the film is gone, or cannot be read, or not be encoded.
+        """
+        moment = self.requests.moment(image)
+        path = self._place(image, moment)
+        if path.exists():
+            return path
+        if reason := why_no_clip(moment):
+            raise RequestError(reason)
+        for old in self._files()[: -KEPT_CLIPS + 1]:
+            old.unlink(missing_ok=True)
+        try:
+            with replacing(path) as unfinished:
+                _encode(moment, unfinished)
+        except (OSError, ValueError) as error:  # of PyAV's errors each is one of these
+            logger.warning("no clip of %s: %s", moment, error)
+            raise RequestError("The film cannot be read there. The server's log says why.") from error
+        return path
+
+    def _place(self, image: str, moment: Moment) -> Path:
+        if self._opened != self.requests.opened:
+            self._opened = self.requests.opened
+            for old in self._files():
+                old.unlink(missing_ok=True)
+        try:
+            kind = _form()[1]
+        except ImportError as error:
+            logger.warning("no clip of %s: %s", moment, error)
+            raise RequestError("The film cannot be read there. The server's log says why.") from error
+        name = hashlib.sha256(f"{image}\n{moment.to_record()}".encode()).hexdigest()
+        return self.folder / f"{name}.{kind}"
+
+    def _files(self) -> list[Path]:
+        """Those that were cut longest ago first."""
+        there = (file for file in self.folder.iterdir() if file.is_file())
+        return sorted(there, key=lambda file: file.stat().st_mtime)
+
+
+@cache
+def _form() -> Any:
+    av = imported_av()
+    return next((form for form in FORMS if form[0] in av.codecs_available), FORMS[0])
+
+
+def _encode(moment: Moment, path: Path) -> None:
+    """Encoded anew, so that what a film says beside its pixels, such as where it was taken, stays."""
+    av = imported_av()
+    codec, kind, settings, options = _form()
+    start_s, end_s = span_of(moment)
+    stream: Any = None
+    next_s = start_s
+    assert moment.film is not None, "was checked"
+    with (
+        open_film(moment.film, from_s=start_s) as film,
+        av.open(str(path), "w", format=kind, options=options) as target,
+    ):
+        for frame in film:
+            if frame.time_s > end_s:
+                break
+            if frame.time_s < next_s:
+                continue
+            next_s = max(next_s, frame.time_s - 0.5 / FRAMES_PER_SECOND) + 1 / FRAMES_PER_SECOND
+            image = frame.image(LONGEST_SIDE)
+            if stream is None:
+                stream = target.add_stream(codec, rate=FRAMES_PER_SECOND, options=settings)
+                stream.height, stream.width = (side // 2 * 2 for side in image.shape[:2])
+                stream.pix_fmt = "yuv420p"
+                stream.codec_context.time_base = Fraction(1, 1000)
+            picture = av.VideoFrame.from_ndarray(image[: stream.height, : stream.width], format="rgb24")
+            picture.pts, picture.time_base = round((frame.time_s - start_s) * 1000), Fraction(1, 1000)
+            target.mux(stream.encode(picture))
+        if stream is None:
+            raise ValueError(f"{moment.film} shows nothing of {moment}")
+        target.mux(stream.encode())
