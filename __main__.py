@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "fine-tune on PAB; for several processes: `accelerate launch train_accelerate.py`",
     "evaluate": "measure retrieval on PAB, stage by stage",
     "gallery": "encode images into a gallery; append to it, delete from it",
+    "calibrate": "learn what scores are worth: chances, and answers of a stated coverage",
     "search": "find the images of a gallery that answer a text",
     "app": "open a web page to search a gallery, and to see why an image was found",
     "compare": "test one evaluation against another, query by query",

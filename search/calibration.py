@@ -1,14 +1,14 @@
-"""What scores are worth: the chance that the one asked for is there, and answers that hold what they promise.
+"""What scores are worth: the chance that the one asked for is there, and answers of a stated coverage.
 
-A [`Calibration`] is learnt by `tpas calibrate` from searches whose right answers are known. It belongs to one model
-and one shortlist, and reads of an answer no more than the cosines and match logits of its shortlist:
+A [`Calibration`] is learnt by `tpas calibrate` from searches whose right answers are known. It belongs to one
+model and one shortlist, and reads of an answer no more than the cosines and match logits of its shortlist:
 
-    evidence of an image   a weighted sum of its cosine and match logit (a conditional logit: McFadden 1973)
-    its share              the softmax of the evidence over the shortlist: which one it is, if it is one of these
-    chance of somebody     a logistic regression on the logarithm of the evidence's sum, and on that of the number
-                           of images: among many, somebody else looks right more often
+    evidence of an image   a weighted sum of cosine and match logit (conditional logit, McFadden 1973)
+    its share              the softmax of the evidence over the shortlist: which it is, if it is one of them
+    chance of somebody     a logistic regression on the logarithm of the sum of exp(evidence), and on that of
+                           the number of images: among many, somebody else looks right more often
     chance of an image     the chance of somebody, times its share
-    answer set             the images whose share is at least a limit: split conformal prediction
+    answer set             the images whose share is at least a limit (split conformal prediction)
 
 Margins, the query's and the image's own bias and either stage alone add nothing to this (benchmarks/trust.py).
 """
@@ -27,9 +27,9 @@ from ..data.whole_files import write_json
 CALIBRATION = "calibration.json"  # in a model's folder
 FORMAT = 1
 LEAST_PERSONS = 40  # half of them to learn five numbers from, half to test these and to promise by
-LEAST_CHANCE = 0.2  # below it an answer begins with "no one like this"
+FAR = 4  # times the number of images: so far apart were the galleries of benchmarks/trust.py
 RIDGE = 1.0  # on standardised numbers: what some dozen persons cannot settle stays near 0
-SIZES = (1.0, 0.5)  # of the gallery, by leaving out images: what its size is worth shows between two
+SIZES = (1.0, 0.5)  # of the gallery, by leaving out images: between two shows what its size does
 ASSUMPTION = (
     "This holds on average over texts and images that are like those it was learnt from, in a gallery of about "
     "that size; it is no promise for one text, nor for another camera, season or way of writing."
@@ -185,14 +185,14 @@ class Calibration:
                 needed = math.ceil(coverage / (1 - coverage) - 1e-9)
                 raise ValueError(
                     f"a coverage of {coverage:g} needs {needed} held-out persons, and the calibration has "
-                    f"{len(strangeness)}{'' if group == 'all' else f' with a text that is {group}'}: calibrate with "
+                    f"{len(strangeness)}{'' if group == 'all' else f' of the {group}'}: calibrate with "
                     f"at least {2 * needed} persons, or ask for less"
                 )
             if math.isinf(limit := strangeness[place - 1]):
                 found = sum(map(math.isfinite, strangeness)) / (len(strangeness) + 1)
                 raise ValueError(
-                    f"a coverage of {coverage:g} cannot be promised: the shortlist of {self.shortlist} holds the right "
-                    f"image of {found:.1%} of the held-out texts; calibrate and search with a longer --shortlist"
+                    f"a coverage of {coverage:g} cannot be promised: {self.shortlist} images hold the "
+                    f"right image of {found:.1%} of the held-out texts; calibrate with a longer --shortlist"
                 )
             limits.append(limit)
         return math.exp(-max(limits))
@@ -234,14 +234,15 @@ class Calibration:
         return {name: np.sort(strangeness[rows]).tolist() for name, rows in one_each.items()}
 
     def check_model(self, *fingerprints: str | None) -> None:
-        """Raises ValueError where it was learnt from another model, other image settings or another tokenizer."""
+        """Raises ValueError where it was learnt from other weights, image settings or words."""
         own = self.model_fingerprint, self.image_fingerprint, self.text_fingerprint
         for kind, learnt, there in zip(
             ("model", "image settings", "tokenizer"), own, fingerprints, strict=True
         ):
             if None not in (learnt, there) and learnt != there:
                 raise ValueError(
-                    f"the calibration is of the {kind} {learnt}, and this is {there}: `tpas calibrate` makes one for it"
+                    f"the calibration is of the {kind} {learnt}, and this is {there}: "
+                    "`tpas calibrate` makes one for it"
                 )
 
     def check_stages(self, stages: int, shortlist: int | None, images: int) -> None:
@@ -260,6 +261,15 @@ class Calibration:
             raise ValueError(
                 f"the calibration is of a shortlist of {self.shortlist} images, and {shortlist} are asked for"
             )
+
+    def warning_of_size(self, images: int) -> str | None:
+        """What is to be said of a gallery that is far larger or smaller than that it was learnt from."""
+        if self.images / FAR <= images <= self.images * FAR:
+            return None
+        return (
+            f"the calibration was learnt among {self.images} images, and there are {images}: chances are "
+            "extrapolated, and a coverage is not promised; tpas calibrate --gallery adds images"
+        )
 
     def save(self, path: str | Path) -> None:
         """As JSON, numbers and no code; infinite ones as null."""
@@ -304,8 +314,8 @@ def check_persons(persons: np.ndarray) -> np.ndarray:
     persons = np.unique(persons)
     if len(persons) < LEAST_PERSONS:
         raise ValueError(
-            f"the texts are of {len(persons)} persons, and a calibration needs {LEAST_PERSONS}: give more pairs "
-            "(--validation_fraction, --max_validation_pairs)"
+            f"the texts are of {len(persons)} persons, and a calibration needs {LEAST_PERSONS}: give more "
+            "pairs (--validation_fraction, --max_validation_pairs)"
         )
     return persons
 

@@ -49,7 +49,7 @@ class SearchHit:
             not read the pair.
         embedding_rank: its place by cosine alone, from 1; None as `cosine`.
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
-        chance: from 0 to 1, that it is the one asked for; None without a calibration, and below the shortlist.
+        chance: from 0 to 1, that it is the one asked for; None without a calibration or below the shortlist.
         path: where its file was when the gallery was built; None for an image that was no file.
         row: its row in the gallery; None of an image that is not of a gallery.
         extra: the image itself, where it was searched beside the gallery.
@@ -111,7 +111,7 @@ class SearchResult(list[list[SearchHit]]):
         taken_by: where SCA took a text's first image away, the number, from 0, of the text that has it now;
             otherwise None.
         similar_to: the hit that was asked about, in place of a text.
-        chances: of each text, from 0 to 1, that the one asked for is in the gallery; None without a calibration.
+        chances: of each text, from 0 to 1, that the one asked for is there; None without a calibration.
         coverage: what the answers' sets hold, where it was asked for.
         by_matcher: a matcher read the pairs, in place of the model's own cross-modal encoder.
     """
