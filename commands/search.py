@@ -44,6 +44,7 @@ from .flags import IfBare
 from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
+    from ..models.interface import RetrievalModel, RetrievalProcessor
     from ..search.calibration import Calibration
     from ..search.hits import SearchHit, SearchResult
 
@@ -167,7 +168,6 @@ def search(
         learnt.least_share(coverage)  # refuses what it cannot promise
 
     with quick_imports():
-        from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
         from ..models.interface import can_match
         from ..models.loading import load_matcher
         from ..models.unread_texts import warn_of_unread
@@ -181,19 +181,7 @@ def search(
     if matcher is not None:
         second = load_matcher(matcher, network.device, trust_remote_code=choice.trust_remote_code)
     check_stages(network, rerank, cascade, second)
-    if learnt is not None:
-        prints = (
-            model_fingerprint(network),
-            image_fingerprint(network, processor),
-            text_fingerprint(processor),
-        )
-        try:
-            learnt.check_model(*prints)
-        except ValueError as error:
-            if calibration is not None or coverage is not None:
-                raise
-            logger.warning("no chances are said: %s", error)
-            learnt = None
+    learnt = fitting(learnt, network, processor, needed=calibration is not None or coverage is not None)
     taken_away = [] if without is None else [without]
     warn_of_unread(
         processor, [*wanted, *taken_away], [*(text.place for text in asked), *(["--not"] * len(taken_away))]
@@ -268,6 +256,28 @@ def calibration_of(model: str, given: Path | None) -> "Calibration | None":
 
     own = Path(model, CALIBRATION)
     return Calibration.load(given or own) if given is not None or own.is_file() else None
+
+
+def fitting(
+    calibration: "Calibration | None",
+    model: "RetrievalModel",
+    processor: "RetrievalProcessor",
+    needed: bool = False,
+) -> "Calibration | None":
+    """The calibration if it is of the model; otherwise raises ValueError where it is needed, or warns."""
+    from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
+
+    if calibration is None:
+        return None
+    fingerprints = model_fingerprint(model), image_fingerprint(model, processor), text_fingerprint(processor)
+    try:
+        calibration.check_model(*fingerprints)
+    except ValueError as error:
+        if needed:
+            raise
+        logger.warning("no chances are said: %s", error)
+        return None
+    return calibration
 
 
 def shown(

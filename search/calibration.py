@@ -10,7 +10,7 @@ model and one shortlist, and reads of an answer no more than the cosines and mat
     chance of an image     the chance of somebody, times its share
     answer set             the images whose share is at least a limit (split conformal prediction)
 
-Margins, the query's and the image's own bias and either stage alone add nothing to this (benchmarks/trust.py).
+Margins, the query's and the image's own bias add next to nothing to this (benchmarks/trust.md).
 """
 
 import json
@@ -31,8 +31,8 @@ FAR = 4  # times the number of images: so far apart were the galleries of benchm
 RIDGE = 1.0  # on standardised numbers: what some dozen persons cannot settle stays near 0
 SIZES = (1.0, 0.5)  # of the gallery, by leaving out images: between two shows what its size does
 ASSUMPTION = (
-    "This holds on average over texts and images that are like those it was learnt from, in a gallery of about "
-    "that size; it is no promise for one text, nor for another camera, season or way of writing."
+    "This holds on average over texts and images that are like those it was learnt from, in a gallery of "
+    "about that size; it is no promise for one text, nor for another camera, season or way of writing."
 )
 
 

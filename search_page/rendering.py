@@ -12,8 +12,9 @@ import jinja2
 from PIL import Image
 
 from ..data.challenge import ANSWERS
+from ..search.arguments import LEAST_CHANCE
 from ..search.explanation import Explanation, heat_layer
-from ..search.hits import SearchHit, SearchResult
+from ..search.hits import SearchHit, SearchResult, percent
 from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
 from .questions import ImageName, Question
 from .requests import SearchRequests, Session
@@ -42,6 +43,7 @@ class Renderer:
             "signed": _signed,
             "share_of": _share_of,
             "counted": _counted,
+            "percent": percent,
             "file_name": lambda name: PurePosixPath(name).name or name,
             "address_of_text": lambda text: Question((text,)).address,
         }
@@ -81,6 +83,7 @@ class Renderer:
         return self._render(
             "answers.html",
             result=result,
+            least_chance=LEAST_CHANCE,
             waiting=waiting,
             address=session.question.address,
             sca_address=replace(session.question, sca=not session.question.sca).address,
