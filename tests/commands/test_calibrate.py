@@ -67,8 +67,8 @@ def test_a_search_says_first_that_there_is_no_one(people, model, capsys):
         assert [hit["chance"] for hit in answer["hits"]] == pytest.approx(
             sorted(of_images[number], reverse=True)[: len(answer["hits"])]
         )
+    gallery.calibration = calibration
     with pytest.raises(ValueError, match="coverage 0.8: .* shortlist of 12 images, and 5 are asked for"):
-        gallery.calibration = calibration
         gallery.search(TEXTS, shortlist=5, coverage=0.8)
     assert gallery.search(TEXTS, shortlist=5).chances == [None, None]
 
