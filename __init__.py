@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .reranking.querybank import QueryBank, qb_norm
     from .reranking.score_files import ScoreFile, read_score_file, write_score_file
     from .sca import SCAReport, coverage, sca_rerank
+    from .search.calibration import Calibration
     from .search.explanation import explain, heat_map
     from .search.folder_gallery import open_folder
     from .search.gallery import Gallery
@@ -41,6 +42,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .training.log import read_training_log
 
 __all__ = [
+    "Calibration",
     "FolderRules",
     "FootageRules",
     "Gallery",
@@ -116,6 +118,7 @@ _NAMES_OF = {
     "reranking.querybank": "QueryBank qb_norm",
     "reranking.score_files": "ScoreFile read_score_file write_score_file",
     "sca": "SCAReport coverage sca_rerank",
+    "search.calibration": "Calibration",
     "search.explanation": "explain heat_map",
     "search.folder_gallery": "open_folder",
     "search.gallery": "Gallery",

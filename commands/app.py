@@ -26,7 +26,7 @@ from ..data.image_folders import FolderRules
 from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
-from .search import holds_gallery
+from .search import calibration_of, fitting, holds_gallery
 
 if TYPE_CHECKING:
     from ..search.gallery import Gallery
@@ -109,7 +109,7 @@ def serve_page(
     if rules.exclude and is_gallery:
         raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
     files = GalleryFiles(place) if is_gallery else choice.gallery_of(place)
-    choice.source(files)
+    learnt = None if is_film else calibration_of(choice.source(files).name, None)
 
     from ..search.building import report_left_out
     from ..search.folder_gallery import open_folder
@@ -121,9 +121,10 @@ def serve_page(
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
     network, processor = choice.load(files)
+    learnt = fitting(learnt, network, processor)
     if is_gallery:
         opened_as = {"images_root": images_root, "follow_links": rules.follow_links}
-        opened = Gallery.open(place, network, processor, **opened_as)
+        opened = Gallery.open(place, network, processor, calibration=learnt, **opened_as)
         if not len(opened):
             raise ValueError(f"the gallery {place} is empty: `tpas gallery append` images first")
         look_for_images(opened)
@@ -136,7 +137,7 @@ def serve_page(
         opened = open_footage(place, network, processor, rules=footage)
     else:
         warn_of_drawn_people(network, place)
-        opened = open_folder(place, network, processor, rules=rules)
+        opened = open_folder(place, network, processor, rules=rules, calibration=learnt)
     limits = Limits(own_machine=serves_own_machine(host, **access))
     requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name)
     serve(requests, host, port, password=password, **access)

@@ -23,6 +23,8 @@ of each other one; the re-ranking reads the texts without it.
 
 An answer is ordered by its score: the match logit of the re-ranked, without re-ranking the cosine. Higher is
 better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
+Where `tpas calibrate` has learnt what scores are worth, chances are shown beside them, and an answer says
+first if there is likely no one like this (docs/trust.md).
 """
 
 import logging
@@ -43,12 +45,15 @@ from ..data.moments import Moment
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
 from ..footage.rules import FootageRules
 from ..sca import Confidence
-from ..search.arguments import DEFAULT_MATCHER_SHORTLIST
+from ..search.arguments import DEFAULT_MATCHER_SHORTLIST, LEAST_CHANCE
+from ..search.hits import percent
 from .command_line import CommandLine, CommandResult, WrongUsage, one_line, quick_imports
 from .flags import IfBare
 from .model_choice import ModelChoice, warn_of_drawn_people
 
 if TYPE_CHECKING:
+    from ..models.interface import RetrievalModel, RetrievalProcessor
+    from ..search.calibration import Calibration
     from ..search.hits import SearchHit, SearchResult
 
 logger = logging.getLogger(__name__)
@@ -113,6 +118,18 @@ def search(
     images_root: Annotated[
         Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        Option(help="what `tpas calibrate` wrote (default: calibration.json in the model's folder)"),
+    ] = None,
+    coverage: Annotated[
+        float | None,
+        Option(help="in place of --top_k: as many images as hold the right one in this share of the cases"),
+    ] = None,
+    least_chance: Annotated[
+        float,
+        Option(help='with a calibration: below it the answer begins with "no one like this"', min=0, max=1),
+    ] = LEAST_CHANCE,
     sheet: Annotated[
         Path | None, Option(help="write the images found as a page (.html) or a figure (.png, .pdf, ...)")
     ] = None,
@@ -163,7 +180,23 @@ def search(
     if matcher is not None and no_rerank:
         raise WrongUsage("--matcher re-ranks, and --no_rerank was given: leave one out")
     files = GalleryFiles(folder) if is_gallery else choice.gallery_of(folder)
-    choice.source(files)
+    learnt = calibration_of(choice.source(files).name, calibration)
+    if is_film:
+        if coverage is not None or calibration is not None:
+            raise WrongUsage(
+                "--coverage and --calibration are of images: what they promise was not learnt of visits"
+            )
+        learnt = None
+    if coverage is not None:
+        if learnt is None:
+            raise WrongUsage(
+                "--coverage needs a calibration: `tpas calibrate` makes one, --calibration names it"
+            )
+        if sca or without or matcher or image:
+            raise WrongUsage(
+                "--coverage is of the model's own scores of texts: leave out --sca, --not, --matcher, --image"
+            )
+        learnt.least_share(coverage)  # refuses what it cannot promise
 
     with quick_imports():
         from ..models.interface import can_match
@@ -179,6 +212,7 @@ def search(
     if matcher is not None:
         second = load_matcher(matcher, network.device, trust_remote_code=choice.trust_remote_code)
     check_stages(network, rerank, cascade, second)
+    learnt = fitting(learnt, network, processor, needed=calibration is not None or coverage is not None)
     taken_away = [] if without is None else [without]
     warn_of_unread(
         processor, [*wanted, *taken_away], [*(text.place for text in asked), *(["--not"] * len(taken_away))]
@@ -192,6 +226,7 @@ def search(
             follow_links=rules.follow_links,
             index=index,
             matching_dtype=matching_dtype,
+            calibration=learnt,
         )
         warn_of_drawn_people(network, gallery.root_of_images)
     elif is_film:
@@ -202,7 +237,7 @@ def search(
         gallery = open_footage(folder, network, processor, rules=footage, **opened_as)
     else:
         warn_of_drawn_people(network, folder)
-        opened_as = {"index": index, "matching_dtype": matching_dtype}
+        opened_as = {"index": index, "matching_dtype": matching_dtype, "calibration": learnt}
         gallery = open_folder(folder, network, processor, rules=rules, **opened_as)
     if not len(gallery):
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
@@ -211,6 +246,8 @@ def search(
         rows = gallery.rows_of_moments(camera, *times)
         if not len(rows):
             raise ValueError(f"nobody was seen in {folder} at that time")
+    if learnt is not None and (warning := learnt.warning_of_size(len(gallery))):
+        logger.warning("%s", warning)
     if without is not None and (second is not None or (rerank is None and can_match(network))):
         logger.info(
             "--not: stage 1 ranks by the difference; the re-ranking reads the texts alone (--no_rerank)"
@@ -225,6 +262,7 @@ def search(
             rerank=rerank,
             sca=sca,
             without=without,
+            coverage=coverage,
             cascade=cascade,
             matcher=second,
             matcher_shortlist=matcher_shortlist,
@@ -237,7 +275,7 @@ def search(
         warn_of_unread(processor, [placed.text], [placed.place])
         gallery.refresh()
         answers = answers_to([placed.text])
-        return shown([placed.text], answers, without, cut(answers), of_one=True)
+        return shown([placed.text], answers, without, least_chance, cut(answers), of_one=True)
 
     if interactive:
         return answers_as_they_come(answer)
@@ -250,7 +288,7 @@ def search(
         result = CommandResult(content, f"{printable(str(image))}\n{table(answers[0])}")
     else:
         answers = answers_to(wanted)
-        result = shown(wanted, answers, without, cut(answers))
+        result = shown(wanted, answers, without, least_chance, cut(answers))
     if sheet is not None:
         from ..figures.contact_sheet import write_contact_sheet
 
@@ -260,20 +298,55 @@ def search(
     return result
 
 
+def calibration_of(model: str, given: Path | None) -> "Calibration | None":
+    """The one that is given, or that lies in the model's folder, if there is any."""
+    from ..search.calibration import CALIBRATION, Calibration
+
+    own = Path(model, CALIBRATION)
+    return Calibration.load(given or own) if given is not None or own.is_file() else None
+
+
+def fitting(
+    calibration: "Calibration | None",
+    model: "RetrievalModel",
+    processor: "RetrievalProcessor",
+    needed: bool = False,
+) -> "Calibration | None":
+    """The calibration if it is of the model; otherwise raises ValueError where it is needed, or warns."""
+    from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
+
+    if calibration is None:
+        return None
+    fingerprints = model_fingerprint(model), image_fingerprint(model, processor), text_fingerprint(processor)
+    try:
+        calibration.check_model(*fingerprints)
+    except ValueError as error:
+        if needed:
+            raise
+        logger.warning("no chances are said: %s", error)
+        return None
+    return calibration
+
+
 def shown(
     texts: Sequence[str],
     answers: "SearchResult",
     without: str | None,
+    least_chance: float,
     clips: Mapping[Moment, Path],
     of_one: bool = False,
 ) -> CommandResult:
     """The answers, or that of one text alone."""
     more = {} if without is None else {"without": without}
-    content = [
-        {"text": text, **more, "hits": [hit_fields(hit, clips) for hit in hits]}
-        for text, hits in zip(texts, answers, strict=True)
-    ]
-    tables = [f"{printable(text)}\n{table(hits)}" for text, hits in zip(texts, answers, strict=True)]
+    content, tables = [], []
+    for number, (text, hits) in enumerate(zip(texts, answers, strict=True)):
+        chance, no_one = answers.chances[number], answers.no_one(number, least_chance)
+        chances = {} if chance is None else {"no_one": no_one is not None, "chance": chance}
+        content.append({"text": text, **chances, **more, "hits": [hit_fields(hit, clips) for hit in hits]})
+        said = "" if chance is None else f"\nsomeone like this: chance {percent(chance)}"
+        tables.append(
+            f"{printable(text)}{said if no_one is None else f'{chr(10)}{no_one}; nearest:'}\n{table(hits)}"
+        )
     if of_one:
         return CommandResult(content[0], f"{tables[0]}\n")
     return CommandResult(content, "\n\n".join(tables))
@@ -386,7 +459,8 @@ def as_typed(text: str, place: str) -> str:
 
 def hit_fields(hit: "SearchHit", clips: Mapping[Moment, Path]) -> dict[str, Any]:
     names = ("id", "rank", "score", "cosine", "match_logit", "embedding_rank", "rank_before_sca")
-    fields = {name: getattr(hit, name) for name in names} | {"path": hit.path and str(hit.path)}
+    chance = {} if hit.chance is None else {"chance": hit.chance}
+    fields = {name: getattr(hit, name) for name in names} | chance | {"path": hit.path and str(hit.path)}
     if hit.moment is None:
         return fields
     clip = clips.get(hit.moment)
@@ -398,13 +472,17 @@ def table(hits: Sequence["SearchHit"]) -> str:
     by_match = any(hit.match_logit is not None for hit in hits)  # otherwise the score is the cosine
     before = f" {'before SCA':>10}" if by_sca else ""
     cosine = f" {'cosine':>7} {'by cosine':>9}" if by_match else ""
-    lines = [f"{'rank':>4} {'score':>8}{cosine}{before}  image"]
+    by_chance = any(hit.chance is not None for hit in hits)
+    chance = f" {'chance':>7}" if by_chance else ""
+    lines = [f"{'rank':>4}{chance} {'score':>8}{cosine}{before}  image"]
     for hit in hits:
         score = "" if hit.score is None else f"{hit.score:.3f}"
         cosine = f" {hit.cosine:>7.3f} {hit.embedding_rank:>9}" if by_match else ""
         before = f" {hit.rank_before_sca:>10}" if by_sca else ""
+        if by_chance:
+            chance = f" {'' if hit.chance is None else percent(hit.chance):>7}"
         image = printable(str(hit.moment or hit.path or hit.id))
-        lines.append(f"{hit.rank:>4} {score:>8}{cosine}{before}  {image}")
+        lines.append(f"{hit.rank:>4}{chance} {score:>8}{cosine}{before}  {image}")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from ..sca import Confidence
 
 BASE_MODEL_HELP = "of an adapter: folder or Hub name of its base now, if it is not where it was trained"
 MatchingDtype = Literal["float32", "bfloat16"]
+LEAST_CHANCE = 0.2  # of a calibration; below it an answer begins with "no one like this" (docs/trust.md)
 DEFAULT_MATCHER_SHORTLIST = 10  # a vision-language model takes long for a pair
 OnClash = Literal["error", "skip", "replace"]  # about an image whose id the gallery has for another image
 

@@ -39,6 +39,7 @@ from ..processing_tpas import TPASProcessor, load_image
 from ..sca import Confidence, sca_rerank
 from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
+from .calibration import Calibration
 from .explanation import Explanation, explain, explain_tokens
 from .hits import EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
@@ -50,6 +51,7 @@ from .shards import jpeg_thumbnail
 from .stored_gallery import StoredGallery, delete_images
 
 if TYPE_CHECKING:
+    import numpy as np
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ class Gallery:
         images_root: str | None,
         matching_dtype: MatchingDtype = "float32",
         follow_links: bool = True,
+        calibration: Calibration | None = None,
     ):
         self.stored = stored
         self.model = model
@@ -104,6 +107,7 @@ class Gallery:
         self.images_root = images_root
         self.matching_dtype: MatchingDtype = matching_dtype
         self.follow_links = follow_links
+        self.calibration = calibration
 
     @classmethod
     def build(
@@ -203,6 +207,7 @@ class Gallery:
         images_root: str | Path | None = None,
         follow_links: bool = True,
         matching_dtype: MatchingDtype = "float32",
+        calibration: Calibration | None = None,
     ) -> "Gallery":
         """Opens the directory of a gallery: maps it, reads little of it, and writes nothing.
 
@@ -222,13 +227,14 @@ class Gallery:
             matching_dtype: the precision of re-ranking. "bfloat16" is faster on a CPU that has
                 it and on a GPU, and changes the places of images whose scores are close
                 (`benchmarks/rerank.py`: what that does to Recall@1).
+            calibration: of the model: answers then say how likely it is that the one asked for is there.
 
         Raises:
             FileNotFoundError, NotADirectoryError: there is no gallery, or no folder `images_root`.
             GalleryError: it is damaged, not finished, or was made by another model, with other settings of
                 the images or beside a tokenizer of other words (both fingerprints are named), or its index
                 is missing, damaged or older.
-            ValueError: the model does not match in this precision.
+            ValueError: the model does not match in this precision, or the calibration is of another one.
         """
         if matching_dtype not in get_args(MatchingDtype):
             raise ValueError(
@@ -248,8 +254,12 @@ class Gallery:
             )
             own.check_equal(expected, stored.directory, stored.model_source)
             check_precision(model, matching_dtype)
+            if calibration is not None:
+                calibration.check_model(own.model_fingerprint, own.image_fingerprint, own.text_fingerprint)
         root = None if images_root is None else str(images_root)
-        gallery = cls(stored, model, processor, check_index(index), root, matching_dtype, follow_links)
+        gallery = cls(
+            stored, model, processor, check_index(index), root, matching_dtype, follow_links, calibration
+        )
         if index != "exact" and model is not None and len(stored):
             # As of this change: it may be renewed before the first search. Exact search would read it all.
             gallery._opened_index = open_index(index, stored)
@@ -386,6 +396,8 @@ class Gallery:
         sca: Confidence | None = None,
         *,
         without: str | None = None,
+        coverage: float | None = None,
+        each_behaviour: bool = False,
         cascade: bool = False,
         matcher: ImageMatcher | None = None,
         matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
@@ -409,6 +421,10 @@ class Gallery:
             without: what is to be missing: its embedding is taken from that of each text, and the rest
                 brought to length 1 again. So the cosines are of the difference; the second stage reads the
                 texts alone, and orders by them what the difference has found.
+            coverage: in place of `top_k`: as many images as are needed so that the right one is among them in
+                this share of the cases, if it is there at all; by the gallery's calibration, whose
+                `least_share` says when that holds. Ordered by their chance.
+            each_behaviour: with it: in that share of the normal and of the anomalous texts alike.
             cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
                 same answer in less time, unless bf16 errs by more than it was seen to, see
                 [`MatchingCascade`].
@@ -427,7 +443,8 @@ class Gallery:
             ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
                 change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
                 with SCA by softmax, by another than a TPAS model. Or the model has no stage 2 to re-rank by.
-                Or a text means what it is to be without.
+                Or a text means what it is to be without. Or a coverage is asked for that the calibration, if
+            there is one, cannot promise, or of a search that it was not learnt from.
         """
         numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
         numbers |= {"matcher_shortlist": matcher_shortlist}
@@ -447,12 +464,17 @@ class Gallery:
                 )
         shortlist = shortlist if matcher is None else matcher_shortlist
         selection = self._selection(rows, extra)
+        visits = selection.visits()
+        changed = matcher is not None or without is not None or visits is not None
+        calibration = self._fitting_calibration(coverage, rerank, shortlist, len(selection), changed, sca)
+        least_share = None
+        if coverage is not None and calibration is not None:
+            least_share = calibration.least_share(coverage, each_behaviour=each_behaviour)
         if not texts or not len(selection):
             return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
         head = min(shortlist, len(selection)) if rerank or sca else 0
-        visits = selection.visits()
         images = top_k if visits is None else top_k * int(visits.unique(return_counts=True)[1].max())
-        asked = min(max(images, head), len(selection))
+        asked = min(max(images, head, calibration.shortlist if calibration else 0), len(selection))
         read_in_fp32 = None
         if cascade:
             read_in_fp32 = max(images, SCA_READS) if sca else images
@@ -464,6 +486,11 @@ class Gallery:
         )
 
         ranking, before, sca_report = stages.candidates, None, None
+        chances = shares = None
+        if calibration is not None:
+            shortlists = stages.shortlists(calibration.shortlist)
+            shares = torch.from_numpy(calibration.shares(shortlists))  # (Q, S)
+            chances = calibration.chances(shortlists, len(selection))
         if head:
             scores = stages.cosines[:, :head] if stages.match_scores is None else stages.match_scores
             ranking, scores = reorder(stages.candidates[:, :head], scores)
@@ -474,11 +501,18 @@ class Gallery:
                 resolved = sca_rerank(ranking, scores, confidence=sca)
                 ranking, sca_report = resolved.indices, resolved.report
             ranking = replace_head(stages.candidates, ranking, head)
+        shown = [_best_views(row, visits)[:top_k] for row in ranking]
+        if least_share is not None and shares is not None:
+            order = shares.argsort(dim=1, descending=True, stable=True)
+            counts = (shares >= least_share).sum(dim=1).clamp(min=1).tolist()
+            shown = [row[own[:n]] for row, own, n in zip(stages.candidates, order, counts, strict=True)]
         return SearchResult(
             (
-                self._hits(selection, stages, query, _best_views(ranking[query], visits)[:top_k], before)
+                self._hits(selection, stages, query, shown[query], before, chances and chances[1][query])
                 for query in range(len(texts))
             ),
+            chances=() if chances is None else chances[0].tolist(),
+            coverage=coverage,
             texts=texts,
             searched=len(selection),
             sca_report=sca_report,
@@ -486,6 +520,50 @@ class Gallery:
             cascade_report=stages.cascade_report,
             by_matcher=matched > 0 and matcher is not None,
         )
+
+    def stage_scores(
+        self, texts: Iterable[str], count: int, rerank: bool | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the stages say of the best `count` by cosine, or of all where these are fewer.
+
+        Returns:
+            Rows (Q, K), and of each cosine and, if there is a stage 2, match logit: (Q, K, 1 or 2).
+        """
+        texts = _listed(texts)
+        rerank = check_stages(self._encoders()[0], rerank, False)
+        count = min(count, len(self))
+        settings = (count, count if rerank else 0, None, None, 64, TEXTS_AT_ONCE)
+        stages = self._ranked(self._whole, texts, None, *settings)
+        return stages.candidates, torch.from_numpy(stages.shortlists(count))
+
+    def _fitting_calibration(
+        self,
+        coverage: float | None,
+        rerank: bool,
+        shortlist: int,
+        searched: int,
+        changed: bool,
+        sca: Confidence | None,
+    ) -> Calibration | None:
+        """The calibration where it is of such a search; raises ValueError for a coverage without one."""
+        try:
+            if self.calibration is None:
+                raise ValueError("there is no calibration: `tpas calibrate` makes one of the model")
+            if changed:
+                raise ValueError(
+                    "a calibration is of the model's own stages, of whole texts without --not, and of images, "
+                    "not of visits in films"
+                )
+            self.calibration.check_stages(2 if rerank else 1, shortlist if rerank else None, searched)
+            if coverage is not None and sca is not None:
+                raise ValueError("SCA takes images from one answer for another: leave out sca")
+        except ValueError as error:
+            if coverage is not None:
+                raise ValueError(f"coverage {coverage:g}: {error}") from error
+            if self.calibration is not None:
+                logger.info("no chances are said: %s", error)
+            return None
+        return self.calibration
 
     def similar(
         self,
@@ -651,9 +729,19 @@ class Gallery:
         return scores.view(shortlists.shape)
 
     def _hits(
-        self, selection: Selection, stages: "_Stages", query: int, ranking: Tensor, before: Tensor | None
+        self,
+        selection: Selection,
+        stages: "_Stages",
+        query: int,
+        ranking: Tensor,
+        before: Tensor | None,
+        chances: "np.ndarray | None" = None,
     ) -> list[SearchHit]:
-        """One text's answer: `ranking` (top_k,) of its candidates, and its ranking before SCA, of (Q, K)."""
+        """One text's answer: `ranking` (top_k,) of its candidates, and its ranking before SCA, of (Q, K).
+
+        Args:
+            chances: (S,) of the first of its candidates.
+        """
         candidates = {place: number for number, place in enumerate(stages.candidates[query].tolist())}
         ranks_before = {}
         if before is not None:
@@ -673,6 +761,9 @@ class Gallery:
                     match_logit=match_score,
                     embedding_rank=candidate + 1,
                     rank_before_sca=ranks_before.get(place),
+                    chance=None
+                    if chances is None or candidate >= len(chances)
+                    else float(chances[candidate]),
                     **self._image_of(selection, place),
                 )
             )
@@ -822,6 +913,11 @@ class _Stages:
     cosines: Tensor
     match_scores: Tensor | None = None
     cascade_report: CascadeReport | None = None
+
+    def shortlists(self, length: int) -> "np.ndarray":
+        """Of the best `length` by cosine, or all, cosine and match score if there is one: (Q, S, 1 or 2)."""
+        both = [self.cosines] if self.match_scores is None else [self.cosines, self.match_scores]
+        return torch.stack([scores[:, :length] for scores in both], dim=-1).numpy()
 
     @classmethod
     def joined(cls, parts: Sequence["_Stages"]) -> "_Stages":

@@ -50,6 +50,7 @@ class SearchHit:
             not read the pair.
         embedding_rank: its place by cosine alone, from 1; None as `cosine`.
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
+        chance: from 0 to 1, that it is the one asked for; None without a calibration or below the shortlist.
         path: where its file was when the gallery was built; None for an image that was no file.
         row: its row in the gallery; None of an image that is not of a gallery.
         moment: where in a film the image was seen; None of what is of no film. An answer shows a visit once,
@@ -64,6 +65,7 @@ class SearchHit:
     match_logit: float | None = None
     embedding_rank: int | None = None
     rank_before_sca: int | None = None
+    chance: float | None = None
     path: Path | None = None
     row: int | None = field(default=None, compare=False)
     moment: Moment | None = None
@@ -130,6 +132,8 @@ class SearchResult(list[list[SearchHit]]):
         taken_by: where SCA took a text's first image away, the number, from 0, of the text that has it now;
             otherwise None.
         similar_to: the hit that was asked about, in place of a text.
+        chances: of each text, from 0 to 1, that the one asked for is there; None without a calibration.
+        coverage: what the answers' sets hold, where it was asked for.
         by_matcher: a matcher read the pairs, in place of the model's own cross-modal encoder.
     """
 
@@ -144,6 +148,8 @@ class SearchResult(list[list[SearchHit]]):
         cascade_report: "CascadeReport | None" = None,
         similar_to: SearchHit | None = None,
         by_matcher: bool = False,
+        chances: Sequence[float | None] = (),
+        coverage: float | None = None,
     ):
         super().__init__(answers)
         self.texts = texts
@@ -153,6 +159,15 @@ class SearchResult(list[list[SearchHit]]):
         self.cascade_report = cascade_report
         self.similar_to = similar_to
         self.by_matcher = by_matcher
+        self.chances = list(chances) or [None] * len(self)
+        self.coverage = coverage
+
+    def no_one(self, answer: int, least_chance: float) -> str | None:
+        """What is to be said before the hits where the one asked for is likely not there; otherwise None."""
+        chance = self.chances[answer]
+        if chance is None or chance >= least_chance:
+            return None
+        return f"no one like this (chance {percent(chance)})"
 
     @property
     def is_reranked(self) -> bool:
@@ -169,6 +184,11 @@ class SearchResult(list[list[SearchHit]]):
             f"Ordered by score, the {number}: higher is better. It is no probability, and is to be compared "
             "within one answer only."
         )
+
+
+def percent(chance: float) -> str:
+    """A chance for people: 8 %, and never 0 or 100 of what is not known for sure."""
+    return "< 1 %" if chance < 0.01 else "> 99 %" if chance > 0.99 else f"{100 * chance:.0f} %"
 
 
 def _upright(image: Image.Image, name: str) -> Image.Image:

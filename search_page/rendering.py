@@ -15,8 +15,9 @@ from PIL import Image
 
 from ..data.challenge import ANSWERS
 from ..data.moments import Moment, clock
+from ..search.arguments import LEAST_CHANCE
 from ..search.explanation import Explanation, heat_layer
-from ..search.hits import SearchHit, SearchResult
+from ..search.hits import SearchHit, SearchResult, percent
 from ..search.shards import jpeg_thumbnail
 from .clips import span_of, why_no_clip
 from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
@@ -53,6 +54,7 @@ class Renderer:
             "span": lambda moment: f"{clock(moment.start_s)} to {clock(moment.end_s)}",
             "wall_clock": _wall_clock,
             "written": written,
+            "percent": percent,
             "file_name": lambda name: PurePosixPath(name).name or name,
             "address_of_text": lambda text: Question((text,)).address,
         }
@@ -93,6 +95,7 @@ class Renderer:
         return self._render(
             "answers.html",
             result=result,
+            least_chance=LEAST_CHANCE,
             waiting=waiting,
             address=session.question.address,
             sca_address=replace(session.question, sca=not session.question.sca).address,

@@ -264,7 +264,8 @@ class SearchRequests:
         for number, text in enumerate(texts):
             with self._current_gallery():
                 result = self._result(session)
-                result[number] = self._searched(session, [text], shown, where, wanted, None, False)[0]
+                own = self._searched(session, [text], shown, where, wanted, None, False)
+                result[number], result.chances[number] = own[0], own.chances[0]
             waiting -= {number}
             yield waiting
 

@@ -192,6 +192,15 @@ def test_pages_show_what_was_found_once_each(requests, captions):
     assert "Ranks 37 to 40 of 40 images." in renderer.answers(session)
 
 
+def test_a_page_says_first_that_there_is_no_one(requests):
+    session, renderer = Session(), Renderer(requests)
+    result = requests.search(session, ["a man"])
+    assert "No one like this" not in renderer.answers(session)
+    result.chances[0] = 0.08
+    page = renderer.answers(session)
+    assert page.index("No one like this (chance 8 %).") < page.index("tpas-card")
+
+
 def test_files_are_named_whole_on_the_own_machine_alone(gallery):
     for own_machine in (True, False):
         requests, session = SearchRequests(gallery, limits=Limits(own_machine=own_machine)), Session()
