@@ -102,8 +102,10 @@ def serve_page(
     from ..search_page.labels import read_labels
 
     labels = read_labels(annotations) if annotations else None
-    is_film = holds_films(place)
-    is_gallery = not is_film and holds_gallery(place)
+    is_gallery = place.is_dir() and holds_gallery(place)
+    is_film = not is_gallery and holds_films(place)
+    if not is_gallery and not is_film:
+        holds_gallery(place)  # says so where there is no folder
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {place} is a folder of images")
     if rules.exclude and is_gallery:

@@ -166,8 +166,7 @@ def search(
         from ..figures.contact_sheet import check_sheet
 
         check_sheet(sheet)
-    is_film = holds_films(folder)
-    is_gallery = not is_film and holds_gallery(folder)
+    is_gallery = folder.is_dir() and holds_gallery(folder)
     times = read_time(since, "--from"), read_time(until, "--to")
     if images_root is not None and not is_gallery:
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
@@ -179,6 +178,9 @@ def search(
         check_cascade(not no_rerank, sca, matching_dtype)
     if matcher is not None and no_rerank:
         raise WrongUsage("--matcher re-ranks, and --no_rerank was given: leave one out")
+    is_film = not is_gallery and holds_films(folder)
+    if not is_gallery and not is_film:
+        holds_gallery(folder)  # says so where there is no folder
     files = GalleryFiles(folder) if is_gallery else choice.gallery_of(folder)
     learnt = calibration_of(choice.source(files).name, calibration)
     if is_film:

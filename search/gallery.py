@@ -551,8 +551,8 @@ class Gallery:
                 raise ValueError("there is no calibration: `tpas calibrate` makes one of the model")
             if changed:
                 raise ValueError(
-                    "a calibration is of the model's own stages, of whole texts without --not, and of images, "
-                    "not of visits in films"
+                    "a calibration is of the model's own stages, of whole texts without --not, and of images "
+                    "that are no visits in films"
                 )
             self.calibration.check_stages(2 if rerank else 1, shortlist if rerank else None, searched)
             if coverage is not None and sca is not None:

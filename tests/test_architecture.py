@@ -29,6 +29,7 @@ IMPORT_TIME_CALLS = {"register_for_auto_class"}
 IMPORT_NAMES = {
     "opencv-python": "cv2",
     "pillow": "PIL",
+    "pyyaml": "yaml",
     "Jinja2": "jinja2",
     "faiss-cpu": "faiss",
     "open_clip_torch": "open_clip",

@@ -267,16 +267,16 @@ def test_hiding_regions_and_words_is_measured(folders, family, images, tmp_path)
     session, page = Session(), SearchRequests(gallery)
     (hits,) = page.search(session, [text], shown=COUNT)
     place = [hit.id for hit in hits].index("3.png")
-    by_page = page.explain(session, 0, place)[2]
+    by_page = page.explain(session, 0, "3.png")[2]
     assert by_page is not None
     assert torch.allclose(by_page.text_map, explanation.text_map, atol=1e-5)
-    shown = Renderer(page).explanation(0, place, *page.explain(session, 0, place))
+    shown = Renderer(page).explanation(session, 0, "3.png", *page.explain(session, 0, "3.png"))
     assert ("the cosine of" if family == "clip" else "the match logit of") in " ".join(shown.split())
     (images / "3.png").unlink()
     with pytest.raises(GalleryError, match=r"image '3\.png' .* cannot be read to explain it: .*images_root"):
         gallery.explain(hits[place], text)
     with pytest.raises(RequestError, match="file cannot be read"):
-        page.explain(session, 0, place)
+        page.explain(session, 0, "3.png")
 
 
 class Brightness:
