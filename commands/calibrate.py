@@ -1,10 +1,9 @@
 """Learns what a model's scores are worth, so that a search can say that there is no one like this.
 
     tpas calibrate --model MODEL --data_root PAB
-    tpas search images "a man in a red coat falls" --model MODEL --coverage 0.9
 
 From pairs that the model was not trained on it learns, by leaving persons out, the chance that the one asked
-for is there, and how many images an answer needs to hold the right one as often as `--coverage` says. Half of
+for is there, and how many images an answer needs to hold the right one as often as `tpas search --coverage` says. Half of
 the persons are kept to measure it. The result is a small file of numbers. It lies in the model's folder,
 where `tpas search` finds it, unless `--output` names another place, and is of that model and shortlist alone.
 docs/trust.md says what it promises, and what not.

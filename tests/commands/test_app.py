@@ -24,6 +24,7 @@ from tiny_films import two_cameras, write_film
 
 from tpas.commands.app import look_for_images, main
 from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.whole_files import WRITER
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import find_films
@@ -375,7 +376,8 @@ def test_uploads_are_seen_by_nobody_else_and_stay_on_no_disk(visit, server, pab,
     assert "holiday.png" not in bob.content()
     assert bob.locator(".tpas-own .tpas-strip").count() == 0
     (folder,) = uploads.glob("tpas-app-*")
-    assert not [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size]
+    written = [file for file in folder.rglob("*") if file.is_file() and file.stat().st_size]
+    assert [file.name for file in written] == [WRITER]  # which says whose folder it is
 
     alice.locator(
         ".tpas-own .tpas-strip a"
