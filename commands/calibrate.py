@@ -5,8 +5,8 @@
 From pairs that the model was not trained on it learns, by leaving persons out, the chance that the one asked
 for is there, and how many images an answer needs to hold the right one as often as `tpas search --coverage`
 says. Half of the persons are kept to measure it. The result is a small file of numbers. It lies in the
-model's folder, where `tpas search` finds it, unless `--output` names another place, and is of that model and shortlist alone.
-docs/trust.md says what it promises, and what not.
+model's folder, where `tpas search` finds it, unless `--output` names another place, and is of that model and
+shortlist alone. docs/trust.md says what it promises, and what not.
 
 The test set is refused: what is chosen by it says nothing about it any more, and the challenge forbids it.
 """
