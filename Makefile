@@ -12,7 +12,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make test-milvus  run those of Milvus again on a real server, where its wheel can be had"
 	@echo "make bench    time the engines and measure memory at full size: a table, and JSON in outputs/bench"
-	@echo "make docs     write the API reference into outputs/docs, from the docstrings"
+	@echo "make docs     write the pages of docs/ and the public names as a site, outputs/docs/index.html"
 	@echo "make quality  check style, imports and types (changes nothing)"
 	@echo "make hooks    do so before every commit"
 	@echo "make style    repair style and order imports"
@@ -43,7 +43,9 @@ bench: $(READY)
 	.venv/bin/python benchmarks/speed_and_memory.py --output_dir outputs/bench
 
 docs: $(READY)
-	.venv/bin/pdoc --docformat google --output-directory outputs/docs tpas
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	.venv/bin/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
+	.venv/bin/pdoc --docformat google --output-directory outputs/docs/reference tpas
 
 quality: $(READY)
 	.venv/bin/pre-commit run --all-files --config $(HOOKS)
