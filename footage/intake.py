@@ -15,11 +15,11 @@ from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from ..search.folder_gallery import place_of_gallery
 from ..search.gallery import Gallery
-from ..search.manifest import MANIFEST, builder_lock
+from ..search.manifest import FOOTAGE, MANIFEST, builder_lock
 from .detectors import WholeFrames, detector_of
 from .films import Film, open_film
 from .following import Appearance, Follower, Scenes
-from .records import FOOTAGE, FilmRecord
+from .records import FilmRecord
 from .rules import FootageRules
 from .sources import Source, find_films, is_address
 

@@ -20,11 +20,11 @@ from typing import Any
 
 from ..data.moments import Box, Moment
 from ..data.whole_files import explained_full_disk, replacing
+from ..search.manifest import FOOTAGE
 from .films import Gap
 from .following import Visit
 from .views import box_at
 
-FOOTAGE = "footage"  # the folder in a gallery
 FOUND = "found.jsonl"
 FORMAT = 1
 

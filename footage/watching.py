@@ -18,10 +18,10 @@ from PIL import Image
 
 from ..data.whole_files import held_alone
 from ..models.interface import RetrievalModel, RetrievalProcessor
-from ..search.manifest import GalleryError
+from ..search.manifest import FOOTAGE, GalleryError
 from .following import Appearance
 from .intake import appearance_of, build_footage, encode_visits, look_through
-from .records import FOOTAGE, FilmRecord
+from .records import FilmRecord
 from .rules import FootageRules
 from .sources import Source, find_films, is_address
 

@@ -21,12 +21,13 @@ from tpas.data.moments import Moment
 from tpas.footage.clips import cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
-from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, boxes_between, records_of, visits_of
+from tpas.footage.records import FOUND, FilmRecord, boxes_between, records_of, visits_of
 from tpas.footage.retention import forget, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
 from tpas.footage.watching import watch
 from tpas.search.gallery import Gallery
+from tpas.search.manifest import FOOTAGE
 
 ROOT = Path(__file__).parents[2]
 COLOURS = [(220, 30, 30), (30, 30, 220), (30, 200, 30)]
@@ -207,6 +208,20 @@ def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
     other = write_film(tmp_path / "cam1.mp4", [0.0, 0.1])
     with pytest.raises(ValueError, match="is another film: --camera gives it another name"):
         build_footage(find_films(other), gallery, model, processor, rules)
+
+
+def test_a_gallery_that_was_moved_has_its_pictures(built, model, processor, filmed, tmp_path):
+    ids, place = built.ids, shutil.move(built.path, tmp_path / "elsewhere")
+    moved = Gallery.open(place, model, processor, images_root=tmp_path)  # which is for other images
+    (hits,) = moved.search(["a man runs"])
+    for hit in hits:
+        assert hit.path.parent == place / FOOTAGE / "cam1.mp4"
+        assert moved.stored.open_file(hit.row, moved.images_root).size == (75, 75)
+        assert hit.scene().size == (160, 120)
+    again = build_footage(find_films(filmed[0]), place, model, processor, filmed[1])
+    assert again.ids == ids
+    again.delete([hits[0].id])
+    assert all(again.stored.root_of(row) == str(place / FOOTAGE) for row in range(len(again)))
 
 
 def test_deleting_keeps_the_moments_of_the_others(built, model, processor):
