@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import socket
-import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import av
 import pytest
 import torch
 from PIL import Image
-from tiny_films import walkers, write_film
+from tiny_films import COLOURS, TRUTH, walkers, write_boxes, write_film, write_walk
 from tiny_inputs import interrupted_before_the_manifest
 
 from tpas.__main__ import main as tpas_command
@@ -21,40 +19,14 @@ from tpas.data.moments import Moment
 from tpas.footage.clips import cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
-from tpas.footage.records import FOUND, FilmRecord, boxes_between, records_of, visits_of
+from tpas.footage.records import FOUND, FilmRecord, boxes_between, visits_of
 from tpas.footage.retention import forget, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
-from tpas.footage.watching import watch
 from tpas.search.gallery import Gallery
 from tpas.search.manifest import FOOTAGE
 
 ROOT = Path(__file__).parents[2]
-COLOURS = [(220, 30, 30), (30, 30, 220), (30, 200, 30)]
-TRUTH = [(1.0, 4.0), (8.0, 12.0), (16.0, 20.0)]
-
-
-def write_boxes(path, seconds=24):
-    """Where three walkers are, one after the other, as JSON Lines of another detector."""
-    rows = []
-    for number in range(seconds * 10):
-        time_s = number / 10
-        for walker, (start_s, end_s) in enumerate(TRUTH):
-            if start_s <= time_s <= end_s:
-                left = int(20 + 25 * (time_s - start_s))
-                rows.append({"time_s": time_s, "box": [left, 30, 16, 50], "walker": walker})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def write_walk(path, boxes, seconds=24, **settings):
-    times = [number / 10 for number in range(seconds * 10)]
-    at = [{} for _ in times]
-    for row in boxes:
-        left, top, width, height = row["box"]
-        if row["time_s"] < seconds - 0.05:
-            at[round(row["time_s"] * 10)][row["walker"]] = (left, top, left + width, top + height)
-    return write_film(path, times, walkers(times, at, COLOURS), size=(160, 120), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -336,42 +308,3 @@ def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, p
     assert json.loads(capsys.readouterr().out)["visits"] == is_past
     with pytest.raises(SystemExit, match="'soon' is no age, such as 30d"):
         tpas_command(["gallery", "delete", str(built.path), "--older_than", "soon"])
-
-
-def test_a_stream_that_drops_is_watched_on(filmed, model, processor, tmp_path):
-    """A camera that sends a film, hangs up, and sends it again."""
-    film, rules = filmed
-    boxes = write_boxes(tmp_path / "boxes.jsonl")
-    content = write_walk(tmp_path / "sent.ts", boxes).read_bytes()
-    stop = threading.Event()
-    with socket.socket() as camera:
-        camera.bind(("127.0.0.1", 0))
-        camera.listen()
-
-        def send():
-            for _ in range(2):
-                connection, _ = camera.accept()
-                with connection:
-                    connection.sendall(content)
-            stop.set()  # at the next frame, or the next time it is to be opened
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        address = f"tcp://me:secret@127.0.0.1:{camera.getsockname()[1]}"
-        gallery = tmp_path / "gallery"
-        settings = {"camera": "door", "every_s": 0.001, "stop": stop, "first_wait_s": 1.0}
-        watch(address, gallery, model, processor, rules, **settings)
-        sender.join()
-    records = records_of(gallery)
-    assert len(records) == 2
-    assert all(record.camera.startswith("door/20") for record in records)
-    first = list(records[0].visits.values())
-    assert [(visit.start_s, visit.end_s) for visit in first] == [
-        pytest.approx(span, abs=0.11) for span in TRUTH
-    ]
-    opened = Gallery.open(gallery, model, processor)
-    assert {moment.camera for _, moment in opened.stored.moments()} >= {records[0].camera}
-    assert len(opened.rows_of_moments("door")) == len(opened)
-    assert "secret" not in (records[0].folder / FOUND).read_text()
-    with pytest.raises(ValueError, match="was a stream, which is not kept"):
-        cut_clip(opened.stored.moment(0), tmp_path)
