@@ -563,8 +563,9 @@ def _grown(box: Box, share: float) -> Box:
 
 def _shared(box: Box, other: Box) -> float:
     across = min(box[2], other[2]) - max(box[0], other[0])
-    down = min(box[3], other[3]) - max(box[1], other[1])
-    return max(0.0, across) * max(0.0, down)
+    if across <= 0:  # as of most pairs
+        return 0.0
+    return across * max(0.0, min(box[3], other[3]) - max(box[1], other[1]))
 
 
 def _stacked(box: Box, other: Box) -> bool:
@@ -575,13 +576,14 @@ def _stacked(box: Box, other: Box) -> bool:
 
 def _covered(box: Box, other: Box) -> float:
     """The share of a box that another covers."""
-    return _shared(box, other) / max(_area(box), 1e-6)
+    shared = _shared(box, other)
+    return shared and shared / max(_area(box), 1e-6)
 
 
 def _overlap(box: Box, other: Box) -> float:
     """Intersection over union."""
     shared = _shared(box, other)
-    return shared / max(_area(box) + _area(other) - shared, 1e-6)
+    return shared and shared / max(_area(box) + _area(other) - shared, 1e-6)
 
 
 def _at_border(box: Box, frame: Frame) -> bool:
