@@ -39,9 +39,13 @@ def cut_clip(moment: Moment, folder: Path) -> Path:
         ValueError: it was a stream, which is not kept, or shows nothing of that time.
     """
     if moment.film is None or is_address(moment.film):
+        known = moment.started, moment.ended
+        start, end = (
+            clock(seconds) if time is None else time.isoformat(" ", "seconds")
+            for seconds, time in zip((moment.start_s, moment.end_s), known, strict=True)
+        )
         raise ValueError(
-            f"{moment.camera} was a stream, which is not kept: its recorder has {clock(moment.start_s)} to "
-            f"{clock(moment.end_s)}"
+            f"{moment.camera} was a stream, which is not kept: its recorder has {start} to {end}"
         )
     path = folder / clip_name(moment)
     if path.exists():

@@ -148,7 +148,12 @@ class WhereItMoves:
         found, scores = self.people.find_people(frame.image()[top:bottom, left:right])
         found = found + np.array([left, top, left, top], np.float32)
         moves = [bool((_overlaps(box, boxes) > 0).any()) for box in found]
-        return found[moves], scores[moves]
+        found, scores = found[moves], scores[moves]
+        # Who is followed already and not recognised any more, as few detectors know a person who lies, is held
+        # by what is seen to be there still; so weak a box begins nobody.
+        held = np.array([box for box in boxes if not (_overlaps(box, found) > 0).any()]).reshape(-1, 4)
+        weak = np.full(len(held), LEAST_SCORE)
+        return np.concatenate([found, held]).astype(np.float32), np.concatenate([scores, weak])
 
 
 class Network(Protocol):

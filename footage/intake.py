@@ -15,11 +15,11 @@ from ..models.fingerprints import image_fingerprint, model_fingerprint
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from ..search.folder_gallery import place_of_gallery
 from ..search.gallery import Gallery
-from ..search.manifest import MANIFEST, builder_lock
+from ..search.manifest import FOOTAGE, MANIFEST, builder_lock
 from .detectors import WholeFrames, detector_of
 from .films import Film, open_film
 from .following import Appearance, Follower, Scenes
-from .records import FOOTAGE, FilmRecord
+from .records import FilmRecord
 from .rules import FootageRules
 from .sources import Source, find_films, is_address
 
@@ -153,11 +153,16 @@ def build_footage(
     model: RetrievalModel,
     processor: RetrievalProcessor,
     rules: FootageRules,
+    said: set[str] | None = None,
 ) -> Gallery:
     """Looks through the films that are new, and opens the gallery of all visits.
 
     A film that cannot be read is named, and the others go on; where there is but one, its error is raised.
+
+    Args:
+        said: what was warned of before, which is not said again; grows.
     """
+    said = set() if said is None else said
     appearance = appearance_of(model, processor)
     with builder_lock(gallery):
         records = []
@@ -167,7 +172,9 @@ def build_footage(
             except (OSError, ValueError) as error:
                 if len(sources) == 1:
                     raise
-                logger.warning("left out %s: %s", source.camera, error)
+                if (message := f"left out {source.camera}: {error}") not in said:
+                    logger.warning(message)
+                    said.add(message)
     if not records:
         raise ValueError(f"none of the {len(sources)} films can be read; the lines above say why")
     return encode_visits(gallery, records, model, processor)

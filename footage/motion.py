@@ -142,11 +142,14 @@ class MotionDetector:
         Args:
             part: (h, w) what differs, of the place that the others show: (h, w, 3) images, (h, w) seconds.
         """
-        cv2 = self.cv2
-        outline = cv2.morphologyEx(part.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
+        cv2, mask = self.cv2, part.astype(np.uint8)
+
+        def both_edges() -> tuple[float, float]:
+            """How much outline there is in the image, and how much in the background."""
+            outline = cv2.morphologyEx(mask, cv2.MORPH_GRADIENT, np.ones((5, 5), np.uint8))
+            return tuple(cv2.mean(_edges(cv2, image), outline)[0] for image in (grey, was_grey))  # type: ignore[return-value]
+
         grey, was_grey = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (now, learnt))
-        edges, were = (cv2.mean(_edges(cv2, image), outline)[0] for image in (grey, was_grey))
-        mask = part.astype(np.uint8)
         colour, was_colour = (np.array(cv2.mean(image, mask)[:3]) + 1 for image in (now, learnt))
         shares = colour / was_colour
         if np.abs(colour - was_colour).max() < OTHER_LIGHT and shares.max() < OTHER_COLOUR * shares.min():
@@ -156,11 +159,20 @@ class MotionDetector:
             was -= was.mean()
             gain = float(there @ was) / max(float(was @ was), 1.0)
             rest = float(np.sqrt(np.mean((there - gain * was) ** 2)))
-            is_textured = float(was.std()) > 2.5 * rest and 0.4 < gain < 2.5
-            if is_textured or (rest < OTHER_TEXTURE and edges / max(gain, 0.5) < 1.25 * were + NO_EDGE):
+            if float(was.std()) > 2.5 * rest and 0.4 < gain < 2.5:
                 return True
-        calm_s = float(np.percentile(quiet[part], 5))
-        return calm_s > self.still_s or (calm_s > QUIET_S and were > LEFT_EDGES * edges)
+            if rest < OTHER_TEXTURE:
+                edges, were = both_edges()
+                if edges / max(gain, 0.5) < 1.25 * were + NO_EDGE:
+                    return True
+        calm = quiet[part]
+        if np.count_nonzero(calm <= QUIET_S) > 0.05 * calm.size + 2:  # as below, and sooner
+            return False
+        calm_s = float(np.percentile(calm, 5))
+        if calm_s > self.still_s:
+            return True
+        edges, were = both_edges()
+        return calm_s > QUIET_S and were > LEFT_EDGES * edges
 
 
 def _joined(boxes: list[list[int]], areas: list[int]) -> list[tuple[list[int], int]]:

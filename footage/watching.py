@@ -5,23 +5,26 @@ of opening, so that its times are those of one connection and `--camera CAMERA` 
 """
 
 import logging
+import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..data.whole_files import held_alone
 from ..models.interface import RetrievalModel, RetrievalProcessor
-from ..search.manifest import GalleryError
+from ..search.manifest import FOOTAGE, GalleryError
 from .following import Appearance
 from .intake import appearance_of, build_footage, encode_visits, look_through
-from .records import FOOTAGE, FilmRecord
+from .records import FilmRecord
 from .rules import FootageRules
 from .sources import Source, find_films, is_address
 
@@ -45,6 +48,9 @@ def watch(
 ) -> None:
     """Goes on until `stop` is set, or it is interrupted; what was found by then is in the gallery.
 
+    A stream cannot be seen again: Ctrl-C, SIGTERM and SIGHUP end visits that are open, and keep them. Films
+    can, so that a folder may be left at any moment.
+
     Args:
         place: a camera's address, or a folder of films that grows.
         every_s: between two times that what was found is encoded, or that the folder is looked at.
@@ -55,16 +61,19 @@ def watch(
     """
     stop = stop or threading.Event()
     if not is_address(place):
+        said: set[str] = set()
         while not stop.is_set():
             try:
-                build_footage(find_films(place, camera), gallery, model, processor, rules)
+                build_footage(find_films(place, camera), gallery, model, processor, rules, said)
             except (ValueError, OSError, GalleryError) as error:  # nothing there yet, or another builds
-                logger.warning("%s; it is looked at again in %g s", error, every_s)
+                if str(error) not in said:
+                    logger.warning("%s; it is looked at again every %g s", error, every_s)
+                    said.add(str(error))
             stop.wait(every_s)
         return
     (source,) = find_films(place, camera)
     (gallery / FOOTAGE / source.camera).mkdir(parents=True, exist_ok=True)
-    with held_alone(gallery / FOOTAGE / source.camera / "watch.lock"):
+    with held_alone(gallery / FOOTAGE / source.camera / "watch.lock"), _set_by_signals(stop):
         _watch_stream(source, gallery, model, processor, rules, every_s, stop, first_wait_s)
 
 
@@ -108,6 +117,30 @@ def _watch_stream(
         stop.wait(wait_s)
 
 
+@contextmanager
+def _set_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Sets `stop` where the process is asked to end; a second Ctrl-C ends it at once.
+
+    What the process was told to ignore, as by `nohup`, it goes on ignoring.
+    """
+
+    def note(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        threading.Thread(target=stop.set).start()  # which here would wait for ever for a `wait` it interrupts
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # no other gets signals
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            if signal.getsignal(number) != signal.SIG_IGN:
+                before[number] = signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class _Encoding:
     """Encodes beside the stream, whose frames do not wait."""
 
@@ -143,5 +176,8 @@ class _Encoding:
         try:
             with self.model:
                 self.encode(record)
-        except GalleryError as error:  # another process writes to it; what was found is in the record
+        except (
+            GalleryError,
+            OSError,
+        ) as error:  # another writes to it, a full disk: the record has it
             logger.warning("%s; it is encoded later", error)

@@ -285,7 +285,7 @@ class Gallery:
     @property
     def root_of_images(self) -> Path | None:
         """The folder where its images lie, as the first one says; None of images that were no files."""
-        root = self.images_root or (self.stored.record(0)["root"] if len(self) else None)
+        root = self.stored.root_of(0, self.images_root) if len(self) else self.images_root
         return None if root is None else Path(root)
 
     def rows_of_moments(
@@ -776,7 +776,7 @@ class Gallery:
             return {"id": extra.id, "extra": extra, "_open": partial(load_image, io.BytesIO(extra.thumbnail))}
         assert row is not None
         record = self.stored.record(row)
-        root = self.images_root or record["root"] or ""
+        root = self.stored.root_of(row, self.images_root) or ""
         path = None if record["path"] is None else Path(root, record["path"])
         opened = partial(_image, self.stored, row, self.images_root, self.follow_links)
         moment = self.stored.moment(row)

@@ -37,6 +37,7 @@ MANIFEST, LOCK = GALLERY_FILES
 FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
 SHARDS = GALLERY_SHARDS
 SHARD = "shard.json"
+FOOTAGE = "footage"  # the folder of what was cut from films, see `tpas.footage.records`
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
 IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS = (
     "pictures.json",

@@ -27,6 +27,7 @@ from .manifest import (
     EMBEDDINGS,
     FAISS_DESCRIPTION,
     FAISS_INDEX,
+    FOOTAGE,
     IMAGES,
     SHARDS,
     THUMBNAILS,
@@ -151,6 +152,16 @@ class StoredGallery(GalleryFiles):
             visits[row] = first.setdefault(moment.visit, row)
         return visits
 
+    def root_of(self, row: int, images_root: str | None = None) -> str | None:
+        """The folder in which an image's `path` lies; None of what was no file.
+
+        Args:
+            images_root: where the images lie now, if they were moved. What was cut from a film lies in the
+                gallery, wherever that is.
+        """
+        record = self.record(row)
+        return record["root"] if "moment" in record else images_root or record["root"]
+
     def open_file(
         self,
         row: int,
@@ -161,7 +172,7 @@ class StoredGallery(GalleryFiles):
         """The image itself, not its thumbnail.
 
         Args:
-            images_root: the folder where the images lie now, if they were moved.
+            images_root: see `root_of`.
             follow_links: see `file_inside`.
             edge: see `load_image`.
 
@@ -169,8 +180,7 @@ class StoredGallery(GalleryFiles):
             FileNotFoundError: it was no file, or is gone.
             ValueError, PermissionError: it cannot be read.
         """
-        record = self.record(row)
-        root = images_root or record["root"]
+        record, root = self.record(row), self.root_of(row, images_root)
         if root is None or record["path"] is None:
             raise FileNotFoundError(f"image {record['id']!r} of {self.directory} was no file")
         return load_inside(root, record["path"], follow_links, edge)
@@ -306,6 +316,9 @@ class StoredGallery(GalleryFiles):
             _check_records(records, shard["rows"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(shard, IMAGES, repr(error)) from error
+        for record in records:
+            if "moment" in record and record["path"] is not None:  # the gallery may have been moved since
+                record["root"] = os.path.realpath(self.directory / FOOTAGE)
         return records
 
 

@@ -4,11 +4,14 @@ import json
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
 Box = tuple[int, int, int, int]
+COLOURS = [(220, 30, 30), (30, 30, 220), (30, 200, 30)]
+TRUTH = [(1.0, 4.0), (8.0, 12.0), (16.0, 20.0)]
 
 
 def write_film(
@@ -60,6 +63,30 @@ def walkers(
             image[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = colours[walker]
         images.append(np.clip(image, 0, 255).astype(np.uint8))
     return images
+
+
+def write_boxes(path: Path, seconds: int = 24) -> list[dict[str, Any]]:
+    """Where three walkers are, one after the other, as JSON Lines of another detector."""
+    rows = []
+    for number in range(seconds * 10):
+        time_s = number / 10
+        for walker, (start_s, end_s) in enumerate(TRUTH):
+            if start_s <= time_s <= end_s:
+                left = int(20 + 25 * (time_s - start_s))
+                rows.append({"time_s": time_s, "box": [left, 30, 16, 50], "walker": walker})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def write_walk(path: Path, boxes: list[dict[str, Any]], seconds: int = 24, **settings: Any) -> Path:
+    """The film of what `write_boxes` wrote."""
+    times = [number / 10 for number in range(seconds * 10)]
+    at: list[dict[int, Box]] = [{} for _ in times]
+    for row in boxes:
+        left, top, width, height = row["box"]
+        if row["time_s"] < seconds - 0.05:
+            at[round(row["time_s"] * 10)][row["walker"]] = (left, top, left + width, top + height)
+    return write_film(path, times, walkers(times, at, COLOURS), size=(160, 120), **settings)
 
 
 def two_cameras(folder: Path) -> Path:

@@ -1,14 +1,15 @@
 """Draws films of fixed cameras before which people come, do something, and go: with the truth of every visit.
 
 A person walks in from one side, does something at some place, and walks out on the other side. Some lie there
-without any movement, and some cross each other's way. The last of each camera is somebody whom another camera
-has seen before.
+without any movement, and two or a crowd cross each other's way. The last of each camera is somebody whom
+another camera has seen before.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .synthetic_worlds import DEMO_WORLD, World
 BODY = 0.42  # a body's height, in shares of the picture's width
 SPEED = 0.22  # of the picture's width in a second
 STEP_S = 0.3
+CLOSE_S = 0.7  # between two of a crowd, who come from one side
 HEIGHT = 0.75  # of the picture, in shares of its width
 STILL = ("lying", "standing", "phoning")  # what is done without moving
 GRAIN = 3  # grey values of a sensor's noise
@@ -96,12 +98,14 @@ def draw_footage(
     width: int = 320,
     frames_per_second: int = 10,
     stays_s: float = 6.0,
+    crowd: int = 2,
 ) -> list[DrawnVisit]:
     """Writes `cameras` films, cam1.mp4 and so on, and returns the truth of them.
 
     Args:
-        visits: of each camera; by turns somebody acts, two cross, and somebody lies still.
+        visits: of each camera; by turns somebody acts, a crowd crosses, and somebody lies still.
         stays_s: how long somebody acts, at least; who lies does so for twice as long.
+        crowd: how many meet, half of them from each side, close behind one another.
     """
     folder.mkdir(parents=True, exist_ok=True)
     truth: list[DrawnVisit] = []
@@ -114,9 +118,10 @@ def draw_footage(
         )
         parts: list[_Part] = []
         time_s = 2.5
+        turns = cycle(("acts", "crosses", "lies"))
         while len(parts) < visits:
-            kind = ("acts", "crosses", "lies")[len({part.enters_s for part in parts}) % 3]
-            together = 2 if kind == "crosses" and len(parts) + 2 <= visits else 1
+            kind = next(turns)
+            together = crowd if kind == "crosses" and len(parts) + crowd <= visits else 1
             for place in range(together):
                 pose = {"lies": "lying", "crosses": "walking"}.get(kind)
                 again = seen[0] if seen and len(parts) == visits - 1 else None
@@ -128,14 +133,14 @@ def draw_footage(
                         figure,
                         action.pose,
                         text,
-                        time_s,
-                        to_the_right=place == 0,
-                        place=rng.uniform(0.35, 0.65) if together == 1 else (0.25, 0.75)[place],
+                        time_s + CLOSE_S * (place // 2),
+                        to_the_right=place % 2 == 0,
+                        place=rng.uniform(0.35, 0.65) if together == 1 else (0.25, 0.75)[place % 2],
                         stays_s={"lies": 2 * stays_s, "crosses": 0.0}.get(kind, stays_s)
                         if together == 1
                         else 0.0,
-                        ground=rng.uniform(0.66, 0.69) + 0.02 * place,
-                        crosses=together == 2,
+                        ground=rng.uniform(0.66, 0.69) + 0.02 * (place % 2),
+                        crosses=together > 1,
                     )
                 )
             last = parts[-1]

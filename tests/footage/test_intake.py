@@ -1,9 +1,8 @@
 """From films to a gallery of moments: a kill loses nothing, nothing comes twice, each visit answers once."""
 
 import json
+import re
 import shutil
-import socket
-import threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import av
 import pytest
 import torch
 from PIL import Image
-from tiny_films import walkers, write_film
+from tiny_films import COLOURS, TRUTH, walkers, write_boxes, write_film, write_walk
 from tiny_inputs import interrupted_before_the_manifest
 
 from tpas.__main__ import main as tpas_command
@@ -20,39 +19,14 @@ from tpas.data.moments import Moment
 from tpas.footage.clips import cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
-from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, records_of, visits_of
+from tpas.footage.records import FOUND, FilmRecord, boxes_between, visits_of
 from tpas.footage.retention import forget, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
-from tpas.footage.watching import watch
 from tpas.search.gallery import Gallery
+from tpas.search.manifest import FOOTAGE
 
 ROOT = Path(__file__).parents[2]
-COLOURS = [(220, 30, 30), (30, 30, 220), (30, 200, 30)]
-TRUTH = [(1.0, 4.0), (8.0, 12.0), (16.0, 20.0)]
-
-
-def write_boxes(path, seconds=24):
-    """Where three walkers are, one after the other, as JSON Lines of another detector."""
-    rows = []
-    for number in range(seconds * 10):
-        time_s = number / 10
-        for walker, (start_s, end_s) in enumerate(TRUTH):
-            if start_s <= time_s <= end_s:
-                left = int(20 + 25 * (time_s - start_s))
-                rows.append({"time_s": time_s, "box": [left, 30, 16, 50], "walker": walker})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
-def write_walk(path, boxes, seconds=24, **settings):
-    times = [number / 10 for number in range(seconds * 10)]
-    at = [{} for _ in times]
-    for row in boxes:
-        left, top, width, height = row["box"]
-        if row["time_s"] < seconds - 0.05:
-            at[round(row["time_s"] * 10)][row["walker"]] = (left, top, left + width, top + height)
-    return write_film(path, times, walkers(times, at, COLOURS), size=(160, 120), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +71,22 @@ def test_each_visit_is_one_moment_and_answers_once(built, filmed):
     assert first.image().size == (75, 75)
     with Image.open(first.path.with_name(first.moment.frame)) as frame:
         assert frame.size == (160, 120)
+
+
+def test_where_the_person_of_a_moment_was_is_known_at_each_time(built):
+    moment = next(moment for _, moment in built.stored.moments() if moment.track == 2)  # 25 pixels a second
+    boxes = boxes_between(built.path, moment, 9.0, 10.25)
+    assert [boxes[0][0], boxes[-1][0]] == [9.0, 10.25]
+    assert [box for _, box in boxes] == [
+        pytest.approx((20 + 25 * (time_s - 8), 30, 16, 50), abs=2) for time_s, _ in boxes
+    ]
+    times = [time_s for time_s, _ in boxes_between(built.path, moment)]
+    assert (times[0], times[-1]) == (moment.start_s, moment.end_s)
+    assert not boxes_between(built.path, moment, 12.5, 13.0)
+    early = built.path / FOOTAGE / moment.camera / FOUND
+    early.write_text(re.sub(r', "boxes": .*(?=}})', "", early.read_text()))  # as earlier versions wrote it
+    assert not boxes_between(built.path, moment)
+    assert len(visits_of(built.path)["visits"]) == 3
 
 
 def test_sca_resolves_collisions_of_visits(built):
@@ -190,6 +180,20 @@ def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
     other = write_film(tmp_path / "cam1.mp4", [0.0, 0.1])
     with pytest.raises(ValueError, match="is another film: --camera gives it another name"):
         build_footage(find_films(other), gallery, model, processor, rules)
+
+
+def test_a_gallery_that_was_moved_has_its_pictures(built, model, processor, filmed, tmp_path):
+    ids, place = built.ids, shutil.move(built.path, tmp_path / "elsewhere")
+    moved = Gallery.open(place, model, processor, images_root=tmp_path)  # which is for other images
+    (hits,) = moved.search(["a man runs"])
+    for hit in hits:
+        assert hit.path.parent == place / FOOTAGE / "cam1.mp4"
+        assert moved.stored.open_file(hit.row, moved.images_root).size == (75, 75)
+        assert hit.scene().size == (160, 120)
+    again = build_footage(find_films(filmed[0]), place, model, processor, filmed[1])
+    assert again.ids == ids
+    again.delete([hits[0].id])
+    assert all(again.stored.root_of(row) == str(place / FOOTAGE) for row in range(len(again)))
 
 
 def test_deleting_keeps_the_moments_of_the_others(built, model, processor):
@@ -304,42 +308,3 @@ def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, p
     assert json.loads(capsys.readouterr().out)["visits"] == is_past
     with pytest.raises(SystemExit, match="'soon' is no age, such as 30d"):
         tpas_command(["gallery", "delete", str(built.path), "--older_than", "soon"])
-
-
-def test_a_stream_that_drops_is_watched_on(filmed, model, processor, tmp_path):
-    """A camera that sends a film, hangs up, and sends it again."""
-    film, rules = filmed
-    boxes = write_boxes(tmp_path / "boxes.jsonl")
-    content = write_walk(tmp_path / "sent.ts", boxes).read_bytes()
-    stop = threading.Event()
-    with socket.socket() as camera:
-        camera.bind(("127.0.0.1", 0))
-        camera.listen()
-
-        def send():
-            for _ in range(2):
-                connection, _ = camera.accept()
-                with connection:
-                    connection.sendall(content)
-            stop.set()  # at the next frame, or the next time it is to be opened
-
-        sender = threading.Thread(target=send)
-        sender.start()
-        address = f"tcp://me:secret@127.0.0.1:{camera.getsockname()[1]}"
-        gallery = tmp_path / "gallery"
-        settings = {"camera": "door", "every_s": 0.001, "stop": stop, "first_wait_s": 1.0}
-        watch(address, gallery, model, processor, rules, **settings)
-        sender.join()
-    records = records_of(gallery)
-    assert len(records) == 2
-    assert all(record.camera.startswith("door/20") for record in records)
-    first = list(records[0].visits.values())
-    assert [(visit.start_s, visit.end_s) for visit in first] == [
-        pytest.approx(span, abs=0.11) for span in TRUTH
-    ]
-    opened = Gallery.open(gallery, model, processor)
-    assert {moment.camera for _, moment in opened.stored.moments()} >= {records[0].camera}
-    assert len(opened.rows_of_moments("door")) == len(opened)
-    assert "secret" not in (records[0].folder / FOUND).read_text()
-    with pytest.raises(ValueError, match="was a stream, which is not kept"):
-        cut_clip(opened.stored.moment(0), tmp_path)
