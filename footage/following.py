@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from .films import Frame
-from .views import Box, View, Views, difference, view_of
+from .views import Box, Trail, View, Views, difference, view_of
 
 Appearance = Callable[[Sequence[Image.Image]], np.ndarray]  # (n, D), unit rows
 
@@ -52,11 +52,13 @@ class Visit:
         start_s, end_s: of the film.
         box: in the best view.
         views: best first.
+        boxes: when the person was where; in between, on a straight line.
     """
 
     start_s: float
     end_s: float
     views: tuple[View, ...]
+    boxes: tuple[tuple[float, Box], ...] = ()
 
     @property
     def box(self) -> Box:
@@ -70,6 +72,7 @@ class _Person:
     first: Box
     last: Box
     views: Views
+    trail: Trail = field(default_factory=Trail)
     speed: tuple[float, float] = (0.0, 0.0)  # of the centre, pixels a second
     sights: int = 0
     within: int = 0  # of these within somebody else's box
@@ -81,6 +84,9 @@ class _Person:
     area: float = 0.0  # of the box, when it was alone
     has_left: bool = False  # was last seen at the picture's border
 
+    def __post_init__(self) -> None:
+        self.trail.add(self.start_s, self.first)
+
     def see(self, time_s: float, box: Box) -> None:
         (x, y), (was_x, was_y) = _centre(box), _centre(self.last)
         step = time_s - self.end_s
@@ -89,6 +95,7 @@ class _Person:
             now = (x - was_x) / step, (y - was_y) / step
             self.speed = tuple(keep * s + (1 - keep) * n for s, n in zip(self.speed, now, strict=True))  # type: ignore[assignment]
         self.end_s, self.last = time_s, box
+        self.trail.add(time_s, box)
         self.sights += 1
         low_x, high_x, low_y, high_y = self.reach or (x, x, y, y)
         self.reach = [min(low_x, x), max(high_x, x), min(low_y, y), max(high_y, y)]
@@ -100,6 +107,7 @@ class _Person:
         self.sights += other.sights
         self.within += other.within
         self.views.take(other.views)
+        self.trail.take(other.trail)
         if not (self.reach and other.reach):
             self.reach = self.reach or other.reach
             return
@@ -399,6 +407,7 @@ class Follower:
             if len(bunch.tracks) > 1 or len(bunch.people) > 1:
                 for person in bunch.people:
                     person.end_s, person.last = time_s, track.box
+                    person.trail.add(time_s, track.box)
                     person.has_left = _at_border(track.box, frame)
                     if not any(
                         view.is_whole for view in person.views.kept
@@ -486,7 +495,8 @@ class Follower:
             is_piece |= person.is_of_another and person.sights < PIECE_S * self.frames_per_second
             if not views or not long_enough or is_piece or (self.must_move and not person.has_moved()):
                 continue
-            visits.append(Visit(person.start_s, person.end_s, tuple(views)))
+            boxes = person.trail.until(person.end_s, person.last)
+            visits.append(Visit(person.start_s, person.end_s, tuple(views), boxes))
         return sorted(visits, key=lambda visit: (visit.start_s, visit.box))
 
 

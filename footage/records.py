@@ -9,6 +9,7 @@ until the next one: it is found again. A stream cannot, so every finished visit 
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..data.moments import Moment
+from ..data.moments import Box, Moment
 from ..data.whole_files import explained_full_disk, replacing
 from .films import Gap
 from .following import Visit
+from .views import box_at
 
 FOOTAGE = "footage"  # the folder in a gallery
 FOUND = "found.jsonl"
@@ -41,16 +43,23 @@ class KeptView:
     name: str
     frame: str
     seen_s: float
-    box: tuple[float, float, float, float]
+    box: Box
     size: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class KeptVisit:
+    """One visit of a record.
+
+    Attributes:
+        boxes: when the person was where, left, top, width and height; none of early records.
+    """
+
     track: int
     start_s: float
     end_s: float
     views: tuple[KeptView, ...]
+    boxes: tuple[tuple[float, Box], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,6 +69,7 @@ class KeptVisit:
             "views": [
                 [view.name, view.frame, view.seen_s, list(view.box), list(view.size)] for view in self.views
             ],
+            "boxes": [[time_s, *box] for time_s, box in self.boxes],
         }
 
     @classmethod
@@ -68,7 +78,8 @@ class KeptVisit:
             KeptView(name, frame, seen_s, tuple(box), tuple(size))
             for name, frame, seen_s, box, size in content["views"]
         )
-        return cls(int(content["track"]), float(content["start_s"]), float(content["end_s"]), views)
+        boxes = tuple((float(time_s), tuple(box)) for time_s, *box in content.get("boxes", ()))
+        return cls(int(content["track"]), float(content["start_s"]), float(content["end_s"]), views, boxes)
 
 
 @dataclass
@@ -167,10 +178,15 @@ class FilmRecord:
                 for file, content in ((name, view.crop), (frame, view.frame)):
                     with explained_full_disk(self.folder / file):
                         (self.folder / file).write_bytes(content)
-                left, top, right, bottom = (round(float(edge), 1) for edge in view.box)
-                box = left, top, round(right - left, 1), round(bottom - top, 1)
+                box = _sized(view.box)
                 views.append(KeptView(name, frame, round(view.time_s, 3), box, view.size))
-            kept = KeptVisit(self.next_track, round(visit.start_s, 3), round(visit.end_s, 3), tuple(views))
+            kept = KeptVisit(
+                self.next_track,
+                round(visit.start_s, 3),
+                round(visit.end_s, 3),
+                tuple(views),
+                tuple((round(time_s, 3), _sized(box)) for time_s, box in visit.boxes),
+            )
             self._append({"visit": kept.to_json()})
             self.visits[kept.track] = kept
             self.next_track += 1
@@ -241,6 +257,38 @@ class FilmRecord:
             stream.write(json.dumps(entry).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+
+def _sized(box: Box) -> Box:
+    """Left, top, width and height of left, top, right and bottom."""
+    left, top, right, bottom = (round(float(edge), 1) for edge in box)
+    return left, top, round(right - left, 1), round(bottom - top, 1)
+
+
+def boxes_between(
+    gallery: Path, moment: Moment, start_s: float = -math.inf, end_s: float = math.inf
+) -> list[tuple[float, Box]]:
+    """When the person of a moment was where, from one time of the film to another.
+
+    Returns:
+        (time_s, (left, top, width, height)) in order, in pixels of the whole frame; in between, on a line.
+        Empty where nothing is known: of records of early versions, and before and after the visit.
+    """
+    record = FilmRecord.read(gallery / FOOTAGE / moment.camera, moment.camera)
+    visit = record.visits.get(moment.track)
+    if visit is None or not visit.boxes:
+        return []
+    known = list(visit.boxes)
+    start_s, end_s = max(start_s, known[0][0]), min(end_s, known[-1][0])
+    if start_s > end_s:
+        return []
+
+    def at(time_s: float) -> tuple[float, Box]:
+        after = next(number for number, (known_s, _) in enumerate(known) if known_s >= time_s)
+        return time_s, box_at(time_s, known[max(0, after - 1)], known[after])
+
+    within = [pair for pair in known if start_s < pair[0] < end_s]
+    return [at(start_s), *within, at(end_s)] if start_s < end_s else [at(start_s)]
 
 
 def records_of(gallery: Path) -> list[FilmRecord]:

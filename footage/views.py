@@ -1,4 +1,4 @@
-"""Keeps the few most different, sharp views of a person, as the person walks by."""
+"""Keeps the few most different, sharp views of a person, as the person walks by, and where the person was."""
 
 import io
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,9 @@ EVERY_S = 0.5  # a person is looked at for a view
 SAME = 14.0  # grey values between small copies, below which two views show the same
 FRAME_SIDE = 640  # pixels of the longest side of the whole frame that is kept with a view
 QUALITY = 90
+TRAIL_EVERY_S = 0.5  # where a person is, is noted
+TRAIL_OFF = 0.04  # of the person's height, by which a line between two notes may miss those left out
+LONGEST_LINE_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,48 @@ class Views:
         ordered = sorted(self.kept, key=lambda view: view.worth, reverse=True)
         whole = [view for view in ordered if view.is_whole]
         return whole or ordered
+
+
+class Trail:
+    """Where somebody was, in few boxes: between two of them a straight line says it nearly as well."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, Box]] = []
+        self.since: list[tuple[float, Box]] = []  # the last one kept; the last of them is kept in the end
+
+    def add(self, time_s: float, box: Box) -> None:
+        last_s = (self.since or self.kept or [(-float("inf"), box)])[-1][0]
+        if time_s - last_s < TRAIL_EVERY_S:
+            return
+        if not self.kept:
+            self.kept.append((time_s, box))
+            return
+        begin, end = self.kept[-1], (time_s, box)
+        off = TRAIL_OFF * max(1.0, box[3] - box[1])
+        if time_s - begin[0] > LONGEST_LINE_S or any(
+            abs(edge - on_line) > off
+            for at_s, there in self.since
+            for edge, on_line in zip(there, box_at(at_s, begin, end), strict=True)
+        ):
+            self.kept += self.since[-1:]
+            self.since.clear()
+        self.since.append(end)
+
+    def take(self, other: "Trail") -> None:
+        """Goes on with that of a later piece of the same visit."""
+        self.kept += self.since[-1:] + other.kept
+        self.since = other.since
+
+    def until(self, time_s: float, box: Box) -> tuple[tuple[float, Box], ...]:
+        """All of it, to the last sight."""
+        before = sorted(pair for pair in self.kept + self.since[-1:] if pair[0] < time_s)
+        return *before, (time_s, box)
+
+
+def box_at(time_s: float, before: tuple[float, Box], after: tuple[float, Box]) -> Box:
+    """Where somebody was between two times, along a straight line."""
+    share = (time_s - before[0]) / max(after[0] - before[0], 1e-6)
+    return tuple(a + share * (b - a) for a, b in zip(before[1], after[1], strict=True))  # type: ignore[return-value]
 
 
 def view_of(frame: Frame, box: Box, margin: float, is_whole: bool = True) -> View:

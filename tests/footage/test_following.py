@@ -1,5 +1,6 @@
 """People are followed through crossings, standing still and out of sight; what is no person is left out."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from tiny_films import walkers
 
 from tpas.footage.following import Follower
 from tpas.footage.motion import MotionDetector
+from tpas.footage.views import box_at
 
 RED, BLUE, GREEN = (220, 30, 30), (30, 30, 220), (30, 200, 30)
 SIZE = (160, 120)
@@ -72,6 +74,17 @@ def test_one_visit_from_first_to_last_sight_with_few_views():
     left, top, right, bottom = visit.views[0].box
     assert (right - left, bottom - top) == (16, 50)
     assert visit.views[0].image().size == (75, 75)  # one and a half times the person's height, square
+
+
+def test_few_boxes_say_where_somebody_was_all_the_time():
+    way = walk(20, 2, 25) + [(70, 30, 86, 80)] * 300 + walk(70, -2, 20)
+    (visit,) = followed([{0: box} for box in way])
+    assert len(visit.boxes) < 50  # of 345
+    assert [visit.boxes[0][0], visit.boxes[-1][0]] == [visit.start_s, visit.end_s]
+    for (since, box), (until, there) in itertools.pairwise(visit.boxes):
+        for number in range(round(since * 10), round(until * 10)):
+            shown = box_at(number / 10, (since, box), (until, there))
+            assert shown == pytest.approx(way[number], abs=8)  # half a second's walk, where somebody turns
 
 
 @pytest.mark.parametrize("pause", [0, 8])

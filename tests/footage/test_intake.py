@@ -1,6 +1,7 @@
 """From films to a gallery of moments: a kill loses nothing, nothing comes twice, each visit answers once."""
 
 import json
+import re
 import shutil
 import socket
 import threading
@@ -20,7 +21,7 @@ from tpas.data.moments import Moment
 from tpas.footage.clips import cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
-from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, records_of, visits_of
+from tpas.footage.records import FOOTAGE, FOUND, FilmRecord, boxes_between, records_of, visits_of
 from tpas.footage.retention import forget, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
@@ -97,6 +98,22 @@ def test_each_visit_is_one_moment_and_answers_once(built, filmed):
     assert first.image().size == (75, 75)
     with Image.open(first.path.with_name(first.moment.frame)) as frame:
         assert frame.size == (160, 120)
+
+
+def test_where_the_person_of_a_moment_was_is_known_at_each_time(built):
+    moment = next(moment for _, moment in built.stored.moments() if moment.track == 2)  # 25 pixels a second
+    boxes = boxes_between(built.path, moment, 9.0, 10.25)
+    assert [boxes[0][0], boxes[-1][0]] == [9.0, 10.25]
+    assert [box for _, box in boxes] == [
+        pytest.approx((20 + 25 * (time_s - 8), 30, 16, 50), abs=2) for time_s, _ in boxes
+    ]
+    times = [time_s for time_s, _ in boxes_between(built.path, moment)]
+    assert (times[0], times[-1]) == (moment.start_s, moment.end_s)
+    assert not boxes_between(built.path, moment, 12.5, 13.0)
+    early = built.path / FOOTAGE / moment.camera / FOUND
+    early.write_text(re.sub(r', "boxes": .*(?=}})', "", early.read_text()))  # as earlier versions wrote it
+    assert not boxes_between(built.path, moment)
+    assert len(visits_of(built.path)["visits"]) == 3
 
 
 def test_sca_resolves_collisions_of_visits(built):
