@@ -14,6 +14,7 @@ from ..data.moments import Box, Moment
 from .films import open_film
 from .motion import imported_opencv
 from .records import FOOTAGE, FOUND, FilmRecord, KeptVisit
+from .views import box_at
 
 FindFaces = Callable[[np.ndarray], Sequence[Box]]  # of an RGB image: left, top, width and height of each
 
@@ -106,7 +107,7 @@ class FaceCover:
         def cover(time_s: float, image: np.ndarray) -> np.ndarray:
             scale = image.shape[1] / size[0]
             people = self.people(moment.camera, time_s)
-            seen = [_on_line(time_s, *line) for line in faces if line[0][0] <= time_s <= line[1][0]]
+            seen = [box_at(time_s, *line) for line in faces if line[0][0] <= time_s <= line[1][0]]
             return covered(
                 image, [_scaled(box, scale) for box in people], [_scaled(box, scale) for box in seen]
             )
@@ -198,7 +199,7 @@ def _visits(folder: Path, camera: str, state: Any) -> Sequence[KeptVisit]:
 
 
 def _box_at(visit: KeptVisit, time_s: float) -> Box:
-    known = sorted((view.seen_s, view.box) for view in visit.views)
+    known = visit.boxes or sorted((view.seen_s, view.box) for view in visit.views)
     times = [seen_s for seen_s, _ in known]
     left, top, width, height = (
         float(np.interp(time_s, times, [box[side] for _, box in known])) for side in range(4)
@@ -227,12 +228,6 @@ def _place_in_frame(moment: Moment, crop: Path | None) -> tuple[int, int, int] |
 
 def _scaled(box: Box, scale: float) -> Box:
     left, top, width, height = (side * scale for side in box)
-    return left, top, width, height
-
-
-def _on_line(time_s: float, before: tuple[float, Box], after: tuple[float, Box]) -> Box:
-    share = (time_s - before[0]) / max(after[0] - before[0], 1e-6)
-    left, top, width, height = (a + share * (b - a) for a, b in zip(before[1], after[1], strict=True))
     return left, top, width, height
 
 
