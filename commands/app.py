@@ -26,7 +26,7 @@ from ..data.image_folders import FolderRules
 from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
-from .search import calibration_of, fitting, holds_gallery
+from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
 
 if TYPE_CHECKING:
     from ..search.gallery import Gallery
@@ -56,6 +56,7 @@ def serve_page(
     images_root: Annotated[
         Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,
+    blur_faces: BlurFaces = False,
     shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
     host: Annotated[
         str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
@@ -111,6 +112,7 @@ def serve_page(
     if rules.exclude and is_gallery:
         raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
     files = GalleryFiles(place) if is_gallery else choice.gallery_of(place)
+    check_faces(blur_faces, place, files.has_moments if is_gallery and files else is_film)
     learnt = None if is_film else calibration_of(choice.source(files).name, None)
 
     from ..search.building import report_left_out
@@ -141,7 +143,8 @@ def serve_page(
         warn_of_drawn_people(network, place)
         opened = open_folder(place, network, processor, rules=rules, calibration=learnt)
     limits = Limits(own_machine=serves_own_machine(host, **access))
-    requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name)
+    faces = face_cover(opened) if blur_faces else None
+    requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name, faces=faces)
     serve(requests, host, port, password=password, **access)
 
 

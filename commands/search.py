@@ -45,6 +45,7 @@ from typer import Argument, Option
 from ..data.image_folders import FolderRules
 from ..data.moments import Moment
 from ..data.text_files import PlacedText, check_text, decoded, read_standard_input, read_texts, texts_in
+from ..data.whole_files import check_place
 from ..footage.rules import FootageRules
 from ..sca import Confidence
 from ..search.arguments import DEFAULT_MATCHER_SHORTLIST, LEAST_CHANCE
@@ -56,6 +57,7 @@ from .search_answers import cut_clips, shown, shown_of_image
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..footage.faces import FaceCover
     from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
     from ..search.arguments import MatchingDtype
     from ..search.calibration import Calibration
@@ -66,6 +68,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 app = CommandLine("tpas search", __doc__)
+
+
+BlurFaces = Annotated[
+    bool,
+    Option(
+        "--blur_faces",
+        envvar="TPAS_BLUR_FACES",
+        help="of films: cover faces in all that is shown and exported (docs/footage.md: what that promises)",
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -186,13 +198,29 @@ class OfFilms:
     until: Annotated[str | None, Option("--to", help="of films: up to this time")] = None
     clips: Annotated[Path | None, Option(help="of films: cut the moments found into this folder")] = None
 
-    def check(self) -> "tuple[float | datetime | None, float | datetime | None]":
-        """From when to when; raises WrongUsage for what is no time."""
+    blur_faces: BlurFaces = False
+
+    def check(self, folder: Path, has_films: bool) -> None:
+        """Refuses what cannot be done before anything is searched.
+
+        Raises:
+            WrongUsage: for what is no time, and for images.
+            OSError, ImportError: clips cannot be written, or faces not be found.
+        """
+        self.times()
+        if self.clips is not None:
+            if not has_films:
+                raise WrongUsage(f"--clips is of films, and {folder} holds images")
+            check_place(self.clips / "clip.mp4")
+        check_faces(self.blur_faces, folder, has_films)
+
+    def times(self) -> "tuple[float | datetime | None, float | datetime | None]":
+        """From when to when."""
         return read_time(self.since, "--from"), read_time(self.until, "--to")
 
     def rows_of(self, gallery: "Gallery", folder: Path) -> "Tensor | None":
         """Those of the gallery that are meant, None for all; raises ValueError where there is none."""
-        times = self.check()
+        times = self.times()
         if self.camera is None and times == (None, None):
             return None
         rows = gallery.rows_of_moments(self.camera, *times)
@@ -200,11 +228,11 @@ class OfFilms:
             raise ValueError(f"nobody was seen in {folder} at that time")
         return rows
 
-    def cut(self, answers: "SearchResult") -> dict[Moment, Path]:
+    def cut(self, answers: "SearchResult", faces: "FaceCover | None") -> dict[Moment, Path]:
         """The clips of what was found, if they are asked for."""
         if self.clips is None:
             return {}
-        return cut_clips(self.clips, [hit.moment for hits in answers for hit in hits])
+        return cut_clips(self.clips, [hit.moment for hits in answers for hit in hits], faces)
 
 
 @dataclass(frozen=True)
@@ -312,10 +340,10 @@ def search(
         raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
     if rules.exclude and is_gallery:
         raise WrongUsage(f"--exclude is for a folder of images, and {folder} is a gallery, built without it")
-    of_films.check()
     ranking.check()
     is_film = not is_gallery and is_of_films(folder)
     files = gallery_files(folder) if is_gallery else choice.gallery_of(folder)
+    of_films.check(folder, files.has_moments if is_gallery and files else is_film)
     of_model = not (ranking.sca or ranking.matcher or asked.without or asked.image)
     learnt = chances.learnt_for(choice.source(files).name, is_film, of_model)
 
@@ -350,6 +378,7 @@ def search(
         logger.info(
             "--not: stage 1 ranks by the difference; the re-ranking reads the texts alone (--no_rerank)"
         )
+    gallery.cover = faces = face_cover(gallery) if of_films.blur_faces else None
     rows = of_films.rows_of(gallery, folder)
     find = partial(
         gallery.search,
@@ -365,7 +394,7 @@ def search(
         asked.warn_of_unread(processor, [placed])
         gallery.refresh()
         answers = find([placed.text])
-        return say([placed.text], answers, clips=of_films.cut(answers), of_one=True)
+        return say([placed.text], answers, clips=of_films.cut(answers, faces), of_one=True)
 
     if asked.interactive:
         return answers_as_they_come(answer)
@@ -373,11 +402,11 @@ def search(
         from ..processing_tpas import load_image
 
         answers = gallery.similar(load_image(asked.image), ranking.top_k, rows=rows)
-        result = shown_of_image(asked.image, answers[0], of_films.cut(answers))
+        result = shown_of_image(asked.image, answers[0], of_films.cut(answers, faces))
     else:
         wanted = [text.text for text in texts]
         answers = find(wanted)
-        result = say(wanted, answers, clips=of_films.cut(answers))
+        result = say(wanted, answers, clips=of_films.cut(answers, faces))
     sheet.write(answers)
     return result
 
@@ -400,6 +429,27 @@ def check_together(asked: Asked, ranking: Ranking, sheet: Sheet) -> None:
                 "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher "
                 "and --not"
             )
+
+
+def check_faces(blur_faces: bool, folder: Path, has_films: bool) -> None:
+    """Raises WrongUsage or ImportError where faces are to be covered, and cannot be."""
+    if not blur_faces:
+        return
+    if not has_films:
+        raise WrongUsage(
+            f"--blur_faces is of films, and {folder} holds images: where people are in them is not known, "
+            "and a face that is not seen would be shown"
+        )
+    from ..footage.faces import center_face
+
+    center_face()
+
+
+def face_cover(gallery: "Gallery") -> "FaceCover":
+    """What covers faces in a gallery of films."""
+    from ..footage.faces import FaceCover
+
+    return FaceCover(gallery.path)
 
 
 def is_of_films(folder: Path) -> bool:

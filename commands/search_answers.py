@@ -11,6 +11,7 @@ from ..search.hits import percent
 from .command_line import CommandResult
 
 if TYPE_CHECKING:
+    from ..footage.faces import FaceCover
     from ..search.hits import SearchHit, SearchResult
 
 logger = logging.getLogger(__name__)
@@ -46,7 +47,9 @@ def shown_of_image(image: Path, hits: Sequence["SearchHit"], clips: Mapping[Mome
     return CommandResult(content, f"{printable(str(image))}\n{table(hits)}")
 
 
-def cut_clips(folder: Path, moments: Sequence[Moment | None]) -> dict[Moment, Path]:
+def cut_clips(
+    folder: Path, moments: Sequence[Moment | None], faces: "FaceCover | None" = None
+) -> dict[Moment, Path]:
     """The clip of each moment; one that cannot be cut is named in the log, and left out."""
     from ..footage.clips import cut_clip
 
@@ -54,8 +57,8 @@ def cut_clips(folder: Path, moments: Sequence[Moment | None]) -> dict[Moment, Pa
     for moment in dict.fromkeys(moments):
         if moment is not None:
             try:
-                cut[moment] = cut_clip(moment, folder)
-            except (FileNotFoundError, ValueError) as error:
+                cut[moment] = cut_clip(moment, folder, faces)
+            except (OSError, ValueError) as error:  # of PyAV's errors each is one of these
                 logger.warning("no clip of visit %d: %s", moment.track, error)
     return cut
 

@@ -1,15 +1,17 @@
 """Cuts the clip of a moment out of its film: its packets as they are where they can be, or encoded anew."""
 
 import logging
-import math
 import re
-from collections.abc import Iterator
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from ..data.moments import Moment, clock
 from ..data.whole_files import replacing
+from .faces import FaceCover
 from .films import best_video, imported_av, open_film
 from .sources import is_address
 
@@ -18,21 +20,45 @@ logger = logging.getLogger(__name__)
 COPIED = {"h264", "hevc", "mpeg4", "av1", "vp9"}  # codecs that an .mp4 may hold, and players know
 AROUND_S = 1.0  # shown before and after a moment
 LONGEST_LEAD_S = 10.0  # that a copied clip may begin early, at the film's next key frame; else it is encoded
-MOST_FRAMES_PER_SECOND = 30
+ENCODED = ("libx264", "mpeg4")  # the first that this ffmpeg has
 
 
-def clip_name(moment: Moment) -> str:
-    """A file's name that says camera, time and visit.
+@dataclass(frozen=True)
+class Form:
+    """How a clip is encoded.
+
+    Attributes:
+        kind: of file.
+        settings, options: the codec's and the kind's own.
+        frames_per_second: at most.
+        longest_side: in pixels; None: as the film's.
+    """
+
+    codec: str
+    kind: str = "mp4"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    frames_per_second: int = 30
+    longest_side: int | None = None
+
+
+def clip_name(moment: Moment, covered: bool = False) -> str:
+    """A file's name that says camera, time and visit, and that no other moment's clip has.
 
     >>> clip_name(Moment("hall/cam1.mp4", 72.4, 79.0, 3, (0, 0, 1, 1), 75.0))
-    'hall_cam1.mp4-00-01-12.4-3.mp4'
+    'hall_cam1.mp4-00-01-12.4-3-29bb3d4c.mp4'
     """
     camera = re.sub(r"[^\w.-]+", "_", moment.camera)
-    return f"{camera}-{clock(moment.start_s).replace(':', '-')}-{moment.track}.mp4"
+    own = zlib.crc32(repr((moment.camera, moment.film, moment.start_s, moment.end_s)).encode())
+    faces = "-faces_covered" if covered else ""
+    return f"{camera}-{clock(moment.start_s).replace(':', '-')}-{moment.track}-{own:08x}{faces}.mp4"
 
 
-def cut_clip(moment: Moment, folder: Path) -> Path:
+def cut_clip(moment: Moment, folder: Path, faces: FaceCover | None = None) -> Path:
     """Writes the clip of a moment into a folder, unless it is there; returns its file.
+
+    Args:
+        faces: what covers them; `None`: they are shown.
 
     Raises:
         FileNotFoundError: the film is no more where it was.
@@ -47,15 +73,17 @@ def cut_clip(moment: Moment, folder: Path) -> Path:
         raise ValueError(
             f"{moment.camera} was a stream, which is not kept: its recorder has {start} to {end}"
         )
-    path = folder / clip_name(moment)
+    path = folder / clip_name(moment, covered=faces is not None)
     if path.exists():
         return path
     if not Path(moment.film).exists():
         raise FileNotFoundError(f"the film {moment.film} of {moment.camera} is no more there")
     start_s, end_s = max(0.0, moment.start_s - AROUND_S), moment.end_s + AROUND_S
     with replacing(path) as unfinished:
-        if not (Path(moment.film).is_file() and _copied(moment.film, unfinished, start_s, end_s)):
-            _encoded(moment.film, unfinished, start_s, end_s)
+        is_copied = faces is None and Path(moment.film).is_file()
+        if not (is_copied and _copied(moment.film, unfinished, start_s, end_s)):
+            codec = next((name for name in ENCODED if name in imported_av().codecs_available), ENCODED[0])
+            encode_clip(moment, unfinished, start_s, end_s, Form(codec), faces)
     return path
 
 
@@ -94,40 +122,46 @@ def _copied(film: str, path: Path, start_s: float, end_s: float) -> bool:
     return first is not None
 
 
-def _encoded(film: str, path: Path, start_s: float, end_s: float) -> None:
-    """The same from decoded frames, as H.264, or where this ffmpeg has it not as MPEG-4."""
+def encode_clip(
+    moment: Moment,
+    path: Path,
+    start_s: float,
+    end_s: float,
+    form: Form,
+    faces: FaceCover | None = None,
+) -> None:
+    """Encodes frames of a moment's film anew; what it says beside them, such as a place, stays behind.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or shows nothing of that time.
+    """
     av = imported_av()
+    assert moment.film is not None, "of a stream there is no clip"
+    cover = None if faces is None else faces.over(moment, start_s, end_s)
     stream: Any = None
-    with open_film(film, from_s=start_s) as opened, av.open(str(path), "w", format="mp4") as target:
-        last = -math.inf
-        for frame in _until(opened, end_s):
-            if frame.time_s - last < 0.9 / MOST_FRAMES_PER_SECOND:
+    next_s = start_s
+    with (
+        open_film(moment.film, from_s=start_s) as film,
+        av.open(str(path), "w", format=form.kind, options=form.options) as target,
+    ):
+        for frame in film:
+            if frame.time_s > end_s:
+                break
+            if frame.time_s < next_s:
                 continue
-            last = frame.time_s
+            step_s = 1 / form.frames_per_second
+            next_s = max(next_s, frame.time_s - step_s / 2) + step_s
+            image = frame.image(form.longest_side)
+            if cover is not None:
+                image = cover(frame.time_s, image)
             if stream is None:
-                stream = _new_stream(target)
-                stream.width, stream.height = frame.width // 2 * 2, frame.height // 2 * 2
+                stream = target.add_stream(form.codec, rate=form.frames_per_second, options=form.settings)
+                stream.height, stream.width = (side // 2 * 2 for side in image.shape[:2])
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.time_base = Fraction(1, 1000)
-            image = frame.image()[: stream.height, : stream.width]
-            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture = av.VideoFrame.from_ndarray(image[: stream.height, : stream.width], format="rgb24")
             picture.pts, picture.time_base = round((frame.time_s - start_s) * 1000), Fraction(1, 1000)
             target.mux(stream.encode(picture))
         if stream is None:
-            raise ValueError(f"{film} shows nothing from {clock(start_s)} to {clock(end_s)}")
+            raise ValueError(f"{moment.film} shows nothing from {clock(start_s)} to {clock(end_s)}")
         target.mux(stream.encode())
-
-
-def _new_stream(target: Any) -> Any:
-    av = imported_av()
-    try:
-        return target.add_stream("libx264", rate=MOST_FRAMES_PER_SECOND)
-    except (av.error.FFmpegError, ValueError):
-        return target.add_stream("mpeg4", rate=MOST_FRAMES_PER_SECOND)
-
-
-def _until(film: Any, end_s: float) -> Iterator[Any]:
-    for frame in film:
-        if frame.time_s > end_s:
-            return
-        yield frame

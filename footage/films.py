@@ -421,7 +421,9 @@ def imported_av() -> Any:
         import av.logging
     except ImportError as error:
         raise ImportError(f"films need the extra `footage`: pip install -e '.[footage]' ({error})") from error
-    av.logging.set_level(av.logging.PANIC)  # what ffmpeg complains of is said here, once
+    # What ffmpeg complains of is said here, once. At any level but None a decoder's thread waits for Python's
+    # lock to say it, and who closes a film early, with that lock, waits for the thread: for ever.
+    av.logging.set_level(None)
     return av
 
 

@@ -41,7 +41,7 @@ from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_
 from .building import build_shards, report_left_out
 from .calibration import Calibration
 from .explanation import Explanation, explain, explain_tokens
-from .hits import EncodedImage, SearchHit, SearchResult
+from .hits import Cover, EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, open_index, write_index
 from .manifest import GalleryChangedError, GalleryError, GallerySettings
@@ -87,6 +87,10 @@ class Gallery:
         hits = Gallery.open("gallery/", model, processor).search(["a man in a red coat is lying on the road"])
 
     A gallery shows the directory as it was when it was opened; its own `append` and `delete` open it anew.
+
+    Attributes:
+        cover: what covers faces in all that is shown of its images, thumbnails too; None: they are shown.
+            What is searched stays as it is.
     """
 
     def __init__(
@@ -108,6 +112,7 @@ class Gallery:
         self.matching_dtype: MatchingDtype = matching_dtype
         self.follow_links = follow_links
         self.calibration = calibration
+        self.cover: Cover | None = None
 
     @classmethod
     def build(
@@ -287,6 +292,17 @@ class Gallery:
         """The folder where its images lie, as the first one says; None of images that were no files."""
         root = self.stored.root_of(0, self.images_root) if len(self) else self.images_root
         return None if root is None else Path(root)
+
+    def file_of(self, row: int) -> Path | None:
+        """Where an image's file is, or was when it was encoded; None of what was no file."""
+        path = self.stored.record(row)["path"]
+        return None if path is None else Path(self.stored.root_of(row, self.images_root) or "", path)
+
+    def covered(self, image: Image.Image, row: int) -> Image.Image:
+        """What may be shown of a row's image, or of a copy: as `cover` says."""
+        if self.cover is None:
+            return image
+        return self.cover(image, self.stored.moment(row), self.file_of(row))
 
     def rows_of_moments(
         self,
@@ -775,12 +791,15 @@ class Gallery:
         if extra is not None:
             return {"id": extra.id, "extra": extra, "_open": partial(load_image, io.BytesIO(extra.thumbnail))}
         assert row is not None
-        record = self.stored.record(row)
-        root = self.stored.root_of(row, self.images_root) or ""
-        path = None if record["path"] is None else Path(root, record["path"])
         opened = partial(_image, self.stored, row, self.images_root, self.follow_links)
-        moment = self.stored.moment(row)
-        return {"id": record["id"], "row": row, "path": path, "moment": moment, "_open": opened}
+        return {
+            "id": self.stored.record(row)["id"],
+            "row": row,
+            "path": self.file_of(row),
+            "moment": self.stored.moment(row),
+            "cover": self.cover,
+            "_open": opened,
+        }
 
     @cached_property
     def _whole(self) -> Selection:

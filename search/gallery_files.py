@@ -47,6 +47,11 @@ class GalleryFiles:
                 if not left:
                     raise
 
+    @property
+    def has_moments(self) -> bool:
+        """Whether images of it were cut from films."""
+        return any(shard.get("moments") for shard in self.shards)
+
     def _open(self) -> None:
         self.file_state = self.current_file_state()  # before it is read: a later one is then noticed
         manifest = read_manifest(self.directory)

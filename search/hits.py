@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from ..engine.matching_cascade import CascadeReport
 
+# Of an image, its moment, and the file that it is a copy of, None of a whole frame: the same, faces covered.
+Cover = Callable[[Image.Image, Moment | None, Path | None], Image.Image]
+
 
 @dataclass(frozen=True, eq=False)  # two of one content are still two
 class EncodedImage:
@@ -56,6 +59,7 @@ class SearchHit:
         moment: where in a film the image was seen; None of what is of no film. An answer shows a visit once,
             by the view that answers best.
         extra: the image itself, where it was searched beside the gallery.
+        cover: what covers faces in all that it shows, see `Gallery`; None: they are shown.
     """
 
     id: str
@@ -70,6 +74,7 @@ class SearchHit:
     row: int | None = field(default=None, compare=False)
     moment: Moment | None = None
     extra: EncodedImage | None = field(default=None, repr=False)
+    cover: Cover | None = field(default=None, repr=False, compare=False)
     _open: Callable[[], Image.Image] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -86,13 +91,17 @@ class SearchHit:
             FileNotFoundError, ValueError: there is neither, or it cannot be read.
             GalleryError: the thumbnail is damaged, or was deleted since the gallery was opened.
         """
-        if self._open is not None:
-            return self._open()
-        if self.path is None:
-            raise FileNotFoundError(f"image {self.id!r} is known by its name alone")
         from ..processing_tpas import load_image  # loads transformers, which names and scores do without
 
-        return load_image(self.path)
+        if self._open is not None:
+            image = self._open()
+        elif self.path is None:
+            raise FileNotFoundError(f"image {self.id!r} is known by its name alone")
+        else:
+            image = load_image(self.path)
+        if self.cover is None or self.extra is not None:
+            return image
+        return self.cover(image, self.moment, self.path)
 
     def scene(self) -> Image.Image | None:
         """The whole frame of the film, small, with the person's box drawn; None where none was kept."""
@@ -105,6 +114,8 @@ class SearchHit:
         from ..processing_tpas import load_image
 
         image = load_image(file)
+        if self.cover is not None:
+            image = self.cover(image, moment, None)
         scale = image.width / moment.size[0]
         left, top, width, height = (scale * side for side in moment.box)
         box = left, top, left + width, top + height

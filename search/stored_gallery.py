@@ -123,11 +123,6 @@ class StoredGallery(GalleryFiles):
         number, place = self._locate(row)
         return self._records(number)[place]
 
-    @property
-    def has_moments(self) -> bool:
-        """Whether images of it were cut from films."""
-        return any(shard.get("moments") for shard in self.shards)
-
     def moment(self, row: int) -> Moment | None:
         """Where in a film an image was seen; None of what is of no film."""
         record = self.record(row).get("moment")

@@ -2,29 +2,25 @@
 
 import hashlib
 import logging
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from ..data.moments import Moment
 from ..data.whole_files import replacing
-from ..footage.films import imported_av, open_film
+from ..footage.clips import AROUND_S, Form, encode_clip
+from ..footage.films import imported_av
 from ..footage.sources import is_address
 from .questions import RequestError
 from .requests import SearchRequests
 
 logger = logging.getLogger(__name__)
 
-AROUND_S = 1.0  # shown before and after a visit
 LONGEST_S = 30.0  # of a clip; of a longer visit it shows what is around the view
-LONGEST_SIDE = 960  # pixels
-FRAMES_PER_SECOND = 15  # at most
 KEPT_CLIPS = 100  # on the disk, some 2 MB each; those that were cut longest ago make room
-# Codec, kind of file, settings: what all browsers play, or, where this ffmpeg has it not, what most do.
+# What all browsers play, or, where this ffmpeg has it not, what most do.
 FORMS = (
-    ("libx264", "mp4", {"preset": "veryfast"}, {"movflags": "faststart"}),
-    ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}, {}),
+    Form("libx264", "mp4", {"preset": "veryfast"}, {"movflags": "faststart"}, 15, 960),
+    Form("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}, {}, 15, 960),
 )
 
 
@@ -84,7 +80,7 @@ class Clips:
             old.unlink(missing_ok=True)
         try:
             with replacing(path) as unfinished:
-                _encode(moment, unfinished)
+                encode_clip(moment, unfinished, *span_of(moment), _form(), self.requests.faces)
         except (OSError, ValueError) as error:  # of PyAV's errors each is one of these
             logger.warning("no clip of %s: %s", moment, error)
             raise RequestError("The film cannot be read there. The server's log says why.") from error
@@ -96,7 +92,7 @@ class Clips:
             for old in self._files():
                 old.unlink(missing_ok=True)
         try:
-            kind = _form()[1]
+            kind = _form().kind
         except ImportError as error:
             logger.warning("no clip of %s: %s", moment, error)
             raise RequestError("The film cannot be read there. The server's log says why.") from error
@@ -110,38 +106,6 @@ class Clips:
 
 
 @cache
-def _form() -> Any:
+def _form() -> Form:
     av = imported_av()
-    return next((form for form in FORMS if form[0] in av.codecs_available), FORMS[0])
-
-
-def _encode(moment: Moment, path: Path) -> None:
-    """Encoded anew, so that what a film says beside its pixels, such as where it was taken, stays."""
-    av = imported_av()
-    codec, kind, settings, options = _form()
-    start_s, end_s = span_of(moment)
-    stream: Any = None
-    next_s = start_s
-    assert moment.film is not None, "was checked"
-    with (
-        open_film(moment.film, from_s=start_s) as film,
-        av.open(str(path), "w", format=kind, options=options) as target,
-    ):
-        for frame in film:
-            if frame.time_s > end_s:
-                break
-            if frame.time_s < next_s:
-                continue
-            next_s = max(next_s, frame.time_s - 0.5 / FRAMES_PER_SECOND) + 1 / FRAMES_PER_SECOND
-            image = frame.image(LONGEST_SIDE)
-            if stream is None:
-                stream = target.add_stream(codec, rate=FRAMES_PER_SECOND, options=settings)
-                stream.height, stream.width = (side // 2 * 2 for side in image.shape[:2])
-                stream.pix_fmt = "yuv420p"
-                stream.codec_context.time_base = Fraction(1, 1000)
-            picture = av.VideoFrame.from_ndarray(image[: stream.height, : stream.width], format="rgb24")
-            picture.pts, picture.time_base = round((frame.time_s - start_s) * 1000), Fraction(1, 1000)
-            target.mux(stream.encode(picture))
-        if stream is None:
-            raise ValueError(f"{moment.film} shows nothing of {moment}")
-        target.mux(stream.encode())
+    return next((form for form in FORMS if form.codec in av.codecs_available), FORMS[0])

@@ -41,7 +41,7 @@ watch("value", () => {
   (dialog.querySelector("input:checked") ?? dialog.querySelector("[data-close]")).focus({ preventScroll: true });
 });
 
-// A clip stands at the moment; each view's box is drawn while the film is near it.
+// A clip stands at the moment, and the box goes with the person, from the first to the last sight.
 const NEAR_S = 0.3;
 // Only what moves at once goes on playing; elsewhere it is brought back to where it was.
 const keepPlaying = (clip, place) => {
@@ -56,10 +56,24 @@ const keepPlaying = (clip, place) => {
   video.currentTime = currentTime;
   if (!paused) video.play();
 };
-const drawBoxes = (video) => {
-  for (const box of video.parentElement.querySelectorAll(".tpas-box")) {
-    box.hidden = Math.abs(video.currentTime - Number(box.dataset.at)) > NEAR_S;
-  }
+const drawBox = (video, time = video.currentTime) => {
+  const box = video.parentElement?.querySelector(".tpas-box");
+  if (!box) return;
+  const boxes = JSON.parse(box.dataset.boxes);
+  box.hidden = !boxes.length || time < boxes[0][0] - NEAR_S || time > boxes.at(-1)[0] + NEAR_S;
+  if (box.hidden) return;
+  const after = boxes.find(([at]) => at >= time) ?? boxes.at(-1);
+  const before = boxes.findLast(([at]) => at <= time) ?? boxes[0];
+  const share = after[0] > before[0] ? (time - before[0]) / (after[0] - before[0]) : 0;
+  ["left", "top", "width", "height"].forEach((side, number) => {
+    box.style[side] = `${before[number + 1] + share * (after[number + 1] - before[number + 1])}%`;
+  });
+};
+const follow = (video) => {
+  video.requestVideoFrameCallback?.((_, { mediaTime }) => {
+    drawBox(video, mediaTime);
+    if (video.isConnected) follow(video);
+  });
 };
 const onVideo = (name, act) => {
   const listen = (event) => event.target instanceof HTMLVideoElement && act(event.target);
@@ -67,8 +81,9 @@ const onVideo = (name, act) => {
 };
 onVideo("loadedmetadata", (video) => {
   video.currentTime = Math.min(Number(video.dataset.at), video.duration);
+  follow(video); // frame by frame; a browser that cannot say them goes by the events
 });
-for (const name of ["seeked", "timeupdate"]) onVideo(name, drawBoxes);
+for (const name of ["seeked", "timeupdate"]) onVideo(name, (video) => drawBox(video));
 onVideo("error", (video) => {
   const figure = video.parentElement;
   const frame = Object.assign(new Image(), { src: video.poster, alt: "The whole frame" });

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..data.challenge import ANSWERS
 from ..data.moments import Moment, clock
+from ..footage.records import boxes_between
 from ..search.arguments import LEAST_CHANCE
 from ..search.explanation import Explanation, heat_layer
 from ..search.hits import SearchHit, SearchResult, percent
@@ -197,23 +198,22 @@ class Renderer:
         return self._render("problem.html", message=message)
 
     def _clip(self, found: SearchHit) -> dict[str, object]:
-        """A visit's clip: its address, the view's time in it, each view's box in percent of the frame."""
-        assert found.moment is not None
-        start_s, end_s = span_of(found.moment)
-        views = [view for view in self.requests.views(found) if start_s <= view.seen_s <= end_s]
-        boxes = [
-            {
-                "at": round(view.seen_s - start_s, 3),
-                "left": 100 * view.box[0] / view.size[0],
-                "top": 100 * view.box[1] / view.size[1],
-                "width": 100 * view.box[2] / view.size[0],
-                "height": 100 * view.box[3] / view.size[1],
-            }
-            for view in views
-            if view.size is not None
-        ]
+        """A visit's clip: its address, the view's time in it, and when where the person is.
+
+        Each box is its time in the clip, then left, top, width and height in percent of the frame.
+        """
+        moment = found.moment
+        assert moment is not None
+        start_s, end_s = span_of(moment)
+        boxes = []
+        if moment.size is not None:
+            known = boxes_between(self.requests.gallery.path, moment, start_s, end_s)
+            across, down = moment.size
+            for time_s, (left, top, width, height) in known or [(moment.seen_s, moment.box)]:
+                sides = left / across, top / down, width / across, height / down
+                boxes.append([round(time_s - start_s, 3), *(round(100 * side, 2) for side in sides)])
         address = "/clip?" + urlencode({"image": found.id})
-        return {"address": address, "at": round(found.moment.seen_s - start_s, 3), "boxes": boxes}
+        return {"address": address, "at": round(moment.seen_s - start_s, 3), "boxes": boxes}
 
     def _card(self, found: SearchHit) -> str | None:
         jpeg = self.requests.card(found)

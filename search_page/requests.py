@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..data.moments import Moment
 from ..footage.clips import clip_name
+from ..footage.faces import FaceCover
 from ..models.interface import can_match
 from ..models.loading import source_of
 from ..models.unread_texts import as_read, unread_warnings
@@ -109,6 +110,7 @@ class SearchRequests:
         gallery: opened with its model and processor.
         labels: by image, as `read_labels` returns them.
         name: what to call the gallery; `None`: as its folder.
+        faces: what covers them in all that is shown of films; `None`: they are shown.
 
     Attributes:
         opened: how often the gallery was opened again, because it had changed.
@@ -121,10 +123,12 @@ class SearchRequests:
         limits: Limits | None = None,
         shortlist: int = DEFAULT_SHORTLIST,
         name: str | None = None,
+        faces: FaceCover | None = None,
     ):
         if gallery.model is None or gallery.processor is None:
             raise ValueError("open the gallery with its model and processor to search it")
         self.gallery, self.processor = gallery, gallery.processor
+        self.faces = gallery.cover = faces
         self.can_rerank = can_match(gallery.model)
         self.limits = limits or Limits()
         self.shortlist = shortlist
@@ -193,12 +197,6 @@ class SearchRequests:
         if moment is None:
             raise RequestError("This image is of no film.")
         return moment
-
-    def views(self, hit: SearchHit) -> list[Moment]:
-        """All that was kept of the visit that a hit shows; nothing of what is of no film."""
-        if hit.row is None or hit.moment is None:
-            return []
-        return [moment for moment in self.facts.moments if moment and moment.visit == hit.moment.visit]
 
     def search(
         self,
@@ -463,13 +461,22 @@ class SearchRequests:
             return None
         image = self._file(hit.row, edge)
         if image is None:
-            return self.gallery.stored.thumbnail(hit.row)
-        return jpeg_thumbnail(image, edge or max(image.size))
+            image = self._thumbnail(hit.row)
+        return None if image is None else self._shown(image, hit.row, edge or max(image.size))
 
     def _read_card(self, row: int) -> bytes | None:
+        image = self._thumbnail(row)
+        if image is None:
+            image = self._file(row, 2 * CARD_EDGE)
+        return None if image is None else self._shown(image, row, CARD_EDGE)
+
+    def _shown(self, image: Image.Image, row: int, edge: int) -> bytes:
+        """As JPEG, with faces covered where they are to be."""
+        return jpeg_thumbnail(self.gallery.covered(image, row), edge)
+
+    def _thumbnail(self, row: int) -> Image.Image | None:
         thumbnail = self.gallery.stored.thumbnail(row)
-        image = self._file(row, 2 * CARD_EDGE) if thumbnail is None else load_image(io.BytesIO(thumbnail))
-        return None if image is None else jpeg_thumbnail(image, CARD_EDGE)
+        return None if thumbnail is None else load_image(io.BytesIO(thumbnail))
 
     def _file(self, row: int, edge: int | None) -> Image.Image | None:
         gallery = self.gallery

@@ -209,7 +209,7 @@ def test_deleting_keeps_the_moments_of_the_others(built, model, processor):
 def test_a_clip_shows_the_moment(built, tmp_path):
     moment = next(moment for _, moment in built.stored.moments() if moment.track == 2)
     clip = cut_clip(moment, tmp_path / "clips")
-    assert clip.name == "cam1.mp4-00-00-08.1-2.mp4"
+    assert clip.name.startswith("cam1.mp4-00-00-08.1-2-")
     with av.open(str(clip)) as opened:
         times = [frame.time for frame in opened.decode(video=0)]
     assert times[0] == pytest.approx(0.0, abs=0.01)

@@ -58,10 +58,12 @@ def test_an_answer_says_camera_and_time(requests):
     for text in ("cam1.mp4", "cam2.avi", "The best 4 visits", written(first.started)):
         assert text in shown
     clip = Renderer(requests)._clip(next(hit for hit in session.result[0] if hit.moment == first))
-    near = min(clip["boxes"], key=lambda box: abs(box["at"] - clip["at"]))
-    assert near["at"] == clip["at"] == pytest.approx(first.seen_s - span_of(first)[0], abs=1e-3)
-    assert near["left"] == pytest.approx(100 * first.box[0] / 160)
-    assert near["height"] == pytest.approx(100 * first.box[3] / 120)
+    assert clip["at"] == pytest.approx(first.seen_s - span_of(first)[0], abs=1e-3)
+    begin_s = first.start_s - span_of(first)[0]
+    for at, left, top, width, height in clip["boxes"]:  # the walker goes to the right, 30 pixels in a second
+        assert left == pytest.approx(100 * (23 + 30 * (at - begin_s)) / 160, abs=2)
+        assert (top, width, height) == pytest.approx((25, 10, 100 * 50 / 120), abs=1)
+    assert [clip["boxes"][end][0] for end in (0, -1)] == pytest.approx([begin_s, begin_s + 1.9], abs=0.1)
 
 
 def test_a_sheet_says_time_and_place(requests):
