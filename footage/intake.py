@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 20.0  # of a film that is gone on with: the background is learnt before anybody is looked for
 MARKED_EVERY_S = 60.0  # of quiet, in a record
 THUMBNAIL_SIZE = 384
+Encoded = Callable[[Gallery, Sequence[FilmRecord]], None]  # what is told of visits that are in a gallery now
 
 
 def look_through(
@@ -153,10 +154,14 @@ def build_footage(
     model: RetrievalModel,
     processor: RetrievalProcessor,
     rules: FootageRules,
+    encoded: Encoded | None = None,
 ) -> Gallery:
     """Looks through the films that are new, and opens the gallery of all visits.
 
     A film that cannot be read is named, and the others go on; where there is but one, its error is raised.
+
+    Args:
+        encoded: called with the gallery and the films' records in the end.
     """
     appearance = appearance_of(model, processor)
     with builder_lock(gallery):
@@ -170,7 +175,10 @@ def build_footage(
                 logger.warning("left out %s: %s", source.camera, error)
     if not records:
         raise ValueError(f"none of the {len(sources)} films can be read; the lines above say why")
-    return encode_visits(gallery, records, model, processor)
+    opened = encode_visits(gallery, records, model, processor)
+    if encoded is not None:
+        encoded(opened, records)
+    return opened
 
 
 def open_footage(
@@ -187,7 +195,7 @@ def open_footage(
         ValueError: nobody was found, or it is a stream, which has no end.
     """
     if is_address(place):
-        raise ValueError(f"{place} has no end: `tpas footage watch` keeps a gallery of it, which is searched")
+        raise ValueError(f"{place} has no end: `tpas watch` keeps a gallery of it, which is searched")
     name = f"{model_fingerprint(model)}-{image_fingerprint(model, processor)}"
     path = place_of_gallery(Path(place)) / name
     gallery = build_footage(find_films(place), path, model, processor, rules or FootageRules())

@@ -1,4 +1,4 @@
-"""Watches a camera's stream, or a folder into which a recorder writes, and keeps a gallery up to date.
+"""Watches a camera's stream, a folder into which a recorder writes, or a film, and keeps a gallery up to date.
 
 A stream that drops is opened again. Each time it is a record of its own, CAMERA/20261126T080000 by the time
 of opening, so that its times are those of one connection and `--camera CAMERA` names them all.
@@ -18,10 +18,11 @@ from PIL import Image
 
 from ..data.whole_files import held_alone
 from ..models.interface import RetrievalModel, RetrievalProcessor
-from ..search.manifest import GalleryError
+from ..search.gallery import Gallery
+from ..search.manifest import MANIFEST, GalleryError
 from .following import Appearance
-from .intake import appearance_of, build_footage, encode_visits, look_through
-from .records import FOOTAGE, FilmRecord
+from .intake import Encoded, appearance_of, build_footage, encode_visits, look_through
+from .records import FOOTAGE, FilmRecord, records_of
 from .rules import FootageRules
 from .sources import Source, find_films, is_address
 
@@ -42,22 +43,27 @@ def watch(
     every_s: float = 60.0,
     stop: threading.Event | None = None,
     first_wait_s: float = FIRST_WAIT_S,
+    encoded: Encoded | None = None,
 ) -> None:
     """Goes on until `stop` is set, or it is interrupted; what was found by then is in the gallery.
 
     Args:
-        place: a camera's address, or a folder of films that grows.
+        place: a camera's address, or a folder of films that grows; a film, which is looked through once.
         every_s: between two times that what was found is encoded, or that the folder is looked at.
         first_wait_s: before a stream is opened again; longer the more often in a row that fails.
+        encoded: called each time that visits may have come into the gallery, with it and their films' records.
 
     Raises:
         AlreadyHeldError: another process watches this camera for this gallery.
     """
     stop = stop or threading.Event()
+    if not is_address(place) and not Path(place).is_dir():
+        build_footage(find_films(place, camera), gallery, model, processor, rules, encoded)
+        return
     if not is_address(place):
         while not stop.is_set():
             try:
-                build_footage(find_films(place, camera), gallery, model, processor, rules)
+                build_footage(find_films(place, camera), gallery, model, processor, rules, encoded)
             except (ValueError, OSError, GalleryError) as error:  # nothing there yet, or another builds
                 logger.warning("%s; it is looked at again in %g s", error, every_s)
             stop.wait(every_s)
@@ -65,7 +71,7 @@ def watch(
     (source,) = find_films(place, camera)
     (gallery / FOOTAGE / source.camera).mkdir(parents=True, exist_ok=True)
     with held_alone(gallery / FOOTAGE / source.camera / "watch.lock"):
-        _watch_stream(source, gallery, model, processor, rules, every_s, stop, first_wait_s)
+        _watch_stream(source, gallery, model, processor, rules, every_s, stop, first_wait_s, encoded)
 
 
 def _watch_stream(
@@ -77,8 +83,16 @@ def _watch_stream(
     every_s: float,
     stop: threading.Event,
     first_wait_s: float,
+    encoded: Encoded | None,
 ) -> None:
-    encoding = _Encoding(lambda record: encode_visits(gallery, [record], model, processor), every_s)
+    def encode(record: FilmRecord) -> None:
+        opened = encode_visits(gallery, [record], model, processor)
+        if encoded is not None:
+            encoded(opened, [record])
+
+    for record in _not_encoded(gallery, source.camera):  # found before a kill
+        encode(record)
+    encoding = _Encoding(encode, every_s)
     appearance = encoding.one_at_a_time(appearance_of(model, processor))
     wait_s = first_wait_s
     while not stop.is_set():
@@ -106,6 +120,20 @@ def _watch_stream(
             first_wait_s if time.monotonic() - began > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)
         )
         stop.wait(wait_s)
+
+
+def _not_encoded(gallery: Path, camera: str) -> list[FilmRecord]:
+    """The records of a camera's earlier connections with visits that are not in the gallery."""
+    known: set[str] = set()
+    if (gallery / MANIFEST).exists():
+        stored = Gallery.open(gallery).stored
+        known = {*stored.ids(), *stored.unreadable}
+    return [
+        record
+        for record in records_of(gallery)
+        if record.camera.startswith(f"{camera}/")
+        and any(name not in known for name, _, _ in record.moments())
+    ]
 
 
 class _Encoding:
