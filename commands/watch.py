@@ -1,15 +1,14 @@
 """Watches a camera, a folder into which a recorder writes, or a film: keeps a gallery, and raises alarms.
 
     tpas watch /recordings --model demo_start --path gallery
-    tpas watch rtsp://camera/stream "a person is lying on the platform" --alarms_per_day 1 --reference quiet_week \\
-        --path gallery --camera entrance
+    tpas watch rtsp://camera/stream "a person is lying on the platform" --reference quiet_week --path gallery
 
 Each person who comes is found, followed and encoded once, into a gallery that `tpas search` searches. With
 texts, a visit that one of them speaks of is an alarm: printed, and a line of GALLERY/alarms/alarms.jsonl.
 
-How sure it has to be is learnt from --reference, footage in which nothing of the kind happens: so that at most
---alarms_per_day false alarms come, of all texts together, in 24 hours of footage. One a day takes a day of
-reference for each text. What this promises is in docs/trust.md.
+How sure it has to be is learnt from --reference, footage in which nothing of the kind happens: so that at
+most --alarms_per_day false alarms come, of all texts together, in 24 hours of footage. One a day takes a day
+of reference for each text. What this promises is in docs/trust.md.
 
     tpas watch old_films "a person is lying on the platform" --reference quiet_week --replay
 
@@ -172,7 +171,7 @@ def check_flags(
             find_films(place, camera=None)
         if any(Path(name).resolve() == path.resolve() for name in reference or ()):
             raise WrongUsage(
-                f"the gallery {path} grows by what is watched, events as well: it is no --reference of its own"
+                f"the gallery {path} grows by what is watched, events as well: give another as --reference"
             )
 
 

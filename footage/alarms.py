@@ -49,8 +49,8 @@ class QuietHours:
         found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)\s*-\s*([01]?\d|2[0-3]):([0-5]\d)", text.strip())
         if found is None:
             raise ValueError(f"quiet hours are a time to a time, such as 22:00-06:00, got {text!r}")
-        numbers = [int(number) for number in found.groups()]
-        start, end = time(*numbers[:2]), time(*numbers[2:])
+        hour, minute, end_hour, end_minute = map(int, found.groups())
+        start, end = time(hour, minute), time(end_hour, end_minute)
         if start == end:
             raise ValueError(
                 f"quiet hours from {start:%H:%M} to {end:%H:%M} are none, or all: name two times"
@@ -181,8 +181,9 @@ class Alarms:
     ):
         self.queries, self.log, self.show = queries, log, show
         self.webhook, self.quiet, self.clips = webhook, quiet, clips
-        for line in () if webhook is None else log.owed:
-            webhook.put(line)
+        if webhook is not None:
+            for line in log.owed:
+                webhook.put(line)
 
     def judge(self, gallery: "Gallery", records: Sequence[FilmRecord]) -> None:
         """Looks at each visit once, whenever it was found."""

@@ -1,4 +1,4 @@
-"""Standing queries over old footage: how many alarms a day they would have raised, and what they would have missed."""
+"""Standing queries over old footage: how many alarms a day they raise there, and what they miss."""
 
 import csv
 import io
@@ -130,9 +130,9 @@ class Replay:
 
 
 def read_truth(path: Path) -> list[TrueMoment]:
-    """The true moments of a file: JSON Lines, a JSON array, or CSV with the columns camera, start_s and end_s.
+    """The true moments of a file: JSON Lines, a JSON array, or CSV with these columns.
 
-    Times are seconds or 00:01:12.4; `text` may be left out.
+    camera, start_s, end_s, and `text`, which may be left out; times are seconds or 00:01:12.4.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -143,9 +143,7 @@ def read_truth(path: Path) -> list[TrueMoment]:
     for line, row in rows:
         where = f"{path}, line {line}"
         if not isinstance(row, dict) or not {*LABELS[:3]} <= row.keys():
-            raise ValueError(
-                f"{where}: a true moment has {', '.join(LABELS[:3])} and maybe text, got {row!r:.80}"
-            )
+            raise ValueError(f"{where}: a true moment has {', '.join(LABELS)}, got {row!r:.80}")
         try:
             start_s, end_s = (read_clock(str(row[name])) for name in LABELS[1:3])
         except ValueError as error:

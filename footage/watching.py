@@ -1,4 +1,4 @@
-"""Watches a camera's stream, a folder into which a recorder writes, or a film, and keeps a gallery up to date.
+"""Watches a camera's stream, or a folder into which a recorder writes, and keeps a gallery up to date.
 
 A stream that drops is opened again. Each time it is a record of its own, CAMERA/20261126T080000 by the time
 of opening, so that its times are those of one connection and `--camera CAMERA` names them all.
@@ -51,7 +51,7 @@ def watch(
         place: a camera's address, or a folder of films that grows; a film, which is looked through once.
         every_s: between two times that what was found is encoded, or that the folder is looked at.
         first_wait_s: before a stream is opened again; longer the more often in a row that fails.
-        encoded: called each time that visits may have come into the gallery, with it and their films' records.
+        encoded: called each time that visits may have come into the gallery, with it and their records.
 
     Raises:
         AlreadyHeldError: another process watches this camera for this gallery.

@@ -182,7 +182,7 @@ def check_url(url: str) -> Any:
         good = parts.scheme in ("http", "https") and parts.hostname and url.strip().isprintable()
         path = f"{parts.path}{parts.query}"
         if good and path.isascii() and " " not in path:
-            parts.hostname.encode("idna")
+            str(parts.hostname).encode("idna")
             return parts
     except ValueError:
         pass
