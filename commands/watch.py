@@ -16,8 +16,10 @@ says what would have been raised in old films or a gallery, and with --labels wh
 """
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +48,45 @@ logger = logging.getLogger(__name__)
 app = CommandLine("tpas watch", __doc__)
 
 
+@dataclass(frozen=True)
+class AlarmRules:
+    """When alarms are raised, and where they go. Each field is a flag."""
+
+    reference: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "footage without events: galleries of `tpas footage build`, films, or folders of films"
+        },
+    )
+    alarms_per_day: float = field(
+        default=1.0,
+        metadata={"help": "false alarms of all texts together in 24 hours of footage, at most, as expected"},
+    )
+    no_rerank: bool = field(default=False, metadata={"help": "score visits by the embeddings alone"})
+    quiet: str | None = field(
+        default=None, metadata={"help": "hours whose alarms are kept and not sent, such as 22:00-06:00"}
+    )
+    webhook: str | None = field(
+        default=None,
+        metadata={"help": "an address that each alarm is sent to as JSON", "envvar": "TPAS_WEBHOOK"},
+    )
+
+    def __post_init__(self) -> None:
+        from ..footage.webhook import check_url
+
+        _ = self.quiet_hours
+        if self.webhook is not None:
+            check_url(self.webhook)
+        if not (self.alarms_per_day > 0 and math.isfinite(self.alarms_per_day)):
+            raise ValueError(f"--alarms_per_day must be above 0, such as 1, got {self.alarms_per_day:g}")
+
+    @property
+    def quiet_hours(self) -> "QuietHours | None":
+        from ..footage.alarms import QuietHours
+
+        return None if self.quiet is None else QuietHours.read(self.quiet)
+
+
 @app.command()
 def watch(
     place: Annotated[
@@ -53,24 +94,12 @@ def watch(
     ],
     choice: ModelChoice,
     rules: FootageRules,
+    alarms: AlarmRules,
     texts: Annotated[list[str] | None, Argument(help="standing queries, each in quotes")] = None,
     texts_file: Annotated[Path | None, Option(help="more of them, a text a line")] = None,
     path: Annotated[Path | None, Option(help="the gallery's directory")] = None,
     camera: Camera = None,
     every: Annotated[float, Option(help="seconds between two times that what was found is encoded")] = 60.0,
-    reference: Annotated[
-        list[str] | None,
-        Option(help="footage without events: galleries of `tpas footage build`, films, or folders of films"),
-    ] = None,
-    alarms_per_day: Annotated[
-        float, Option(help="false alarms of all texts together in 24 hours of footage, at most, as expected")
-    ] = 1.0,
-    quiet: Annotated[
-        str | None, Option(help="hours whose alarms are kept and not sent, such as 22:00-06:00")
-    ] = None,
-    webhook: Annotated[
-        str | None, Option(help="an address that each alarm is sent to as JSON", envvar="TPAS_WEBHOOK")
-    ] = None,
     replay: Annotated[
         bool, Option("--replay", help="of old films or a gallery: say what would have been raised, and end")
     ] = False,
@@ -79,26 +108,21 @@ def watch(
         Option(help="with --replay: true moments, as JSON Lines or CSV with camera, start_s, end_s, text"),
     ] = None,
 ) -> CommandResult | None:
-    from ..footage.alarms import QuietHours
     from ..footage.replay import read_truth
     from ..footage.standing import check_texts
-    from ..footage.webhook import check_url
     from ..search.gallery_files import GalleryFiles
     from ..search.manifest import MANIFEST
 
     # What can be refused is, before torch is loaded.
     asked = all_texts(texts or [], texts_file) if texts or texts_file else []
     asked = list({own.text: own for own in asked}.values())
-    check_flags(place, asked, reference, path, replay, labels, every, webhook or quiet)
+    check_flags(place, asked, alarms, path, replay, labels, every)
     if asked:
         check_texts([own.text for own in asked])
-    hours = None if quiet is None else QuietHours.read(quiet)
-    if webhook is not None:
-        check_url(webhook)
     truth = None if labels is None else read_truth(labels)
-    places = [*(reference or ()), *([place] if replay else ())]
-    files_of = {name: gallery_at(name) for name in places}
-    check_reference({name: files_of[name] for name in reference or ()}, len(asked), alarms_per_day)
+    named = alarms.reference or []
+    files_of = {name: gallery_at(name) for name in (*named, *([place] if replay else ()))}
+    check_reference({name: files_of[name] for name in named}, len(asked), alarms.alarms_per_day)
     files = GalleryFiles(path) if path is not None and (path / MANIFEST).exists() else None
     files = files or next((found for found in files_of.values() if found is not None), None)
     choice.source(files)
@@ -121,37 +145,38 @@ def watch(
         assert path is not None, "was looked at"
         go_on(place, path, network, processor, rules, camera=camera, every_s=every, **settings)
 
-    sentences, references = [own.text for own in asked], [opened(name) for name in reference or ()]
+    learnt = {
+        "texts": [own.text for own in asked],
+        "references": [opened(name) for name in named],
+        "alarms_per_day": alarms.alarms_per_day,
+        "rerank": False if alarms.no_rerank else None,
+    }
     if replay:
-        return replayed(sentences, references, alarms_per_day, opened(place), truth)
+        return replayed(limits_of(None, **learnt), opened(place), truth)
     assert path is not None, "was looked at"
     if not asked:
         watched()
         return listed(path)
-    folder = alarms_folder(path, place, camera)
-    with held(folder):
-        queries = limits_of(sentences, references, alarms_per_day, folder)
-        queries.check_settings(rules.settings)
-        with raising(folder, path, queries, webhook, hours) as judge:
-            watched(encoded=judge)
+    with raising(alarms_folder(path, place, camera), path, rules, alarms, learnt) as judge:
+        watched(encoded=judge)
     return None
 
 
 def check_flags(
     place: str,
     texts: Sequence[PlacedText],
-    reference: Sequence[str] | None,
+    alarms: AlarmRules,
     path: Path | None,
     replay: bool,
     labels: Path | None,
     every: float,
-    of_alarms: str | None,
 ) -> None:
     """Raises WrongUsage for what does not go together, and as `find_films` for a place that is none."""
     from ..footage.sources import find_films, is_address
 
     if not every > 0:
         raise WrongUsage(f"--every must be above 0, got {every}")
+    reference, of_alarms = alarms.reference, alarms.webhook or alarms.quiet
     if not texts and (reference or replay or of_alarms or labels):
         raise WrongUsage("--reference, --replay, --labels, --webhook and --quiet are for texts: give one")
     if texts and not reference:
@@ -221,81 +246,72 @@ def alarms_folder(path: Path, place: str, camera: str | None) -> Path:
     return folder
 
 
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Raises AlreadyHeldError where another process raises alarms there."""
-    try:
-        with held_alone(folder / "alarms.lock"):
-            yield
-    except AlreadyHeldError as error:
-        raise AlreadyHeldError(
-            f"{error} raises alarms in {folder}: --camera or --path names another"
-        ) from None
-
-
-def limits_of(
-    texts: Sequence[str], references: "Sequence[Gallery]", alarms_per_day: float, folder: Path | None
-) -> "StandingQueries":
+def limits_of(folder: Path | None, **learnt: Any) -> "StandingQueries":
     """Those that were learnt before, of the same texts and reference, or new ones, which are kept there."""
     from ..footage.alarms import LIMITS
     from ..footage.standing import StandingQueries, key_of
+    from ..footage.standing import hours as length
 
     queries = None
     if folder is not None and (folder / LIMITS).exists():
         queries = StandingQueries.load(folder / LIMITS)
-        if queries.key != key_of(texts, references, alarms_per_day):
+        if queries.key != key_of(**learnt):
             queries = None
     if queries is None:
-        queries = StandingQueries.learn(texts, references, alarms_per_day)
+        queries = StandingQueries.learn(**learnt)
         if folder is not None:
             queries.save(folder / LIMITS)
     logger.info(
-        "%g false alarms a day at most, as expected, by %d text%s: learnt from %d visits in %.1f hours",
-        alarms_per_day,
-        len(texts),
-        "s" if len(texts) > 1 else "",
+        "%g false alarms a day at most, as expected, by %d text%s: learnt from %d visits in %s hours",
+        queries.alarms_per_day,
+        len(queries.texts),
+        "s" if len(queries.texts) > 1 else "",
         queries.visits,
-        24 * queries.days,
+        length(queries.days),
     )
     return queries
 
 
 @contextmanager
 def raising(
-    folder: Path,
-    path: Path,
-    queries: "StandingQueries",
-    webhook: str | None,
-    hours: "QuietHours | None",
+    folder: Path, path: Path, rules: FootageRules, alarms: AlarmRules, learnt: dict[str, Any]
 ) -> "Iterator[Encoded]":
-    """What judges the visits of a gallery, and prints and sends the alarms."""
+    """What judges the visits of a gallery, and prints and sends the alarms.
+
+    Raises:
+        AlreadyHeldError: another process raises alarms there.
+    """
     from ..footage.alarms import AlarmLog, Alarms
     from ..footage.records import records_of
     from ..footage.webhook import Webhook
 
-    log, show = AlarmLog(folder, records_of(path)), printer()
-    hook = None if webhook is None else Webhook(webhook, log.mark_sent)
+    show = printer()
 
     def print_alarm(alarm: "Alarm") -> None:
         show(CommandResult(alarm.to_json(), line_of(alarm)))
 
-    try:
-        yield Alarms(queries, log, show=print_alarm, webhook=hook, quiet=hours).judge
-    finally:
-        if hook is not None:
-            hook.close()
+    with ExitStack() as held:
+        try:
+            held.enter_context(held_alone(folder / "alarms.lock"))
+        except AlreadyHeldError as error:
+            held_by = f"{error} raises alarms in {folder}: --camera or --path names another"
+            raise AlreadyHeldError(held_by) from None
+        queries = limits_of(folder, **learnt)
+        queries.check_settings(rules.settings)
+        log, hook = AlarmLog(folder, records_of(path)), None
+        if alarms.webhook is not None:
+            hook = Webhook(alarms.webhook, log.mark_sent)
+            held.callback(hook.close)
+        yield Alarms(queries, log, show=print_alarm, webhook=hook, quiet=alarms.quiet_hours).judge
 
 
 def replayed(
-    texts: Sequence[str],
-    references: "Sequence[Gallery]",
-    alarms_per_day: float,
-    gallery: "Gallery",
-    truth: "list[TrueMoment] | None",
+    queries: "StandingQueries", gallery: "Gallery", truth: "list[TrueMoment] | None"
 ) -> CommandResult:
     from ..footage.replay import Replay
+    from ..footage.standing import hours
 
-    replay = Replay.of(limits_of(texts, references, alarms_per_day, None), gallery, truth)
+    replay = Replay.of(queries, gallery, truth)
     content = replay.to_json()
     low, high = content["false_alarms_a_day_95"]
     lines = [line_of(alarm) for alarm in replay.alarms]
@@ -306,8 +322,8 @@ def replayed(
     ]
     kind = "alarms a day" if truth is None else "false alarms a day"
     lines.append(
-        f"{content['false_alarms'] / replay.days:.3g} {kind} in {content['hours']:.1f} hours of footage "
-        f"(95 %: {low:.3g} to {high:.3g}); stated: at most {alarms_per_day:g}"
+        f"{content['false_alarms'] / replay.days:.3g} {kind} in {hours(replay.days)} hours of footage "
+        f"(95 %: {low:.3g} to {high:.3g}); stated: at most {queries.alarms_per_day:g}"
     )
     if truth is not None:
         lines.append(f"{len(truth) - len(replay.missed)} of {len(truth)} true moments found")

@@ -189,8 +189,12 @@ class Alarms:
         """Looks at each visit once, whenever it was found."""
         new = [(record, visit) for record in records for visit in self.log.unjudged(record)]
         ids = [f"{record.camera}/{view.name}" for record, visit in new for view in visit.views]
-        left_out = gallery.unreadable
-        if ids := [name for name in ids if name not in left_out]:
+        try:
+            gallery.stored.rows_of(ids)
+        except KeyError:  # some could not be read, or were deleted since
+            there = {*gallery.stored.ids()}
+            ids = [name for name in ids if name in there]
+        if ids:
             visits = {record.camera: record.visits for record in records}
             for alarm in self.queries.find(gallery, ids):
                 own = visits[alarm.moment.camera]
@@ -213,7 +217,7 @@ class Alarms:
 
     def _clip(self, moment: Moment) -> str | None:
         try:
-            return str(cut_clip(moment, self.log.folder / CLIPS))
+            return str(cut_clip(moment, self.log.folder / CLIPS).resolve())
         except (FileNotFoundError, ValueError) as error:
             logger.info("no clip of visit %d: %s", moment.track, error)
             return None

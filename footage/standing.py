@@ -7,7 +7,7 @@ footage in which nothing happened that is looked for: see [`StandingQueries.lear
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -79,6 +79,7 @@ class StandingQueries:
         alarms_per_day: false alarms of all texts together in 24 hours of footage, as stated.
         model_fingerprint, image_fingerprint, text_fingerprint: of the model, as a gallery has them.
         settings: how people were found in the reference.
+        rerank: whether scores are match logits; None: where the model has a stage 2. Else they are cosines.
         key: stands for what it was learnt from.
     """
 
@@ -91,10 +92,18 @@ class StandingQueries:
     image_fingerprint: str | None = None
     text_fingerprint: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    rerank: bool | None = None
     key: str = ""
 
     @classmethod
-    def learn(cls, texts: Sequence[str], references: "Sequence[Gallery]", alarms_per_day: float) -> Self:
+    def learn(
+        cls,
+        texts: Sequence[str],
+        references: "Sequence[Gallery]",
+        alarms_per_day: float,
+        *,
+        rerank: bool | None = None,
+    ) -> Self:
         """Limits for texts, from galleries of films in which nothing happened that they speak of.
 
         A visit's score is the match logit, or of a model without stage 2 the cosine, of its best view.
@@ -117,6 +126,7 @@ class StandingQueries:
         Args:
             references: of `tpas footage build`, opened with the model, and made alike.
             alarms_per_day: in 24 hours of footage: of two cameras at once there are 48 a day.
+            rerank: False: by cosines, though there is a stage 2.
 
         Raises:
             ValueError: no text, too many, or one twice; too little footage, with the hours that it takes; a
@@ -128,7 +138,7 @@ class StandingQueries:
         days = sum(map(seconds_watched, records)) / A_DAY
         check_length(days, len(texts), alarms_per_day)
         settings = same_settings(records)
-        scores = np.concatenate([scores_of_visits(gallery, texts) for gallery in references], axis=1)
+        scores = np.concatenate([scores_of_visits(gallery, texts, rerank) for gallery in references], axis=1)
         own = references[0].stored.settings
         return cls.from_scores(
             texts,
@@ -139,7 +149,8 @@ class StandingQueries:
             image_fingerprint=own.image_fingerprint,
             text_fingerprint=own.text_fingerprint,
             settings=settings,
-            key=key_of(texts, references, alarms_per_day),
+            rerank=rerank,
+            key=key_of(texts, references, alarms_per_day, rerank),
         )
 
     @classmethod
@@ -156,7 +167,7 @@ class StandingQueries:
         if places + bool(rest) > visits:
             raise ValueError(
                 f"--alarms_per_day {alarms_per_day:g} is more than there are visits: {visits} in "
-                f"{24 * days:.1f} hours of reference; state at most {len(texts) * visits / days:.3g}"
+                f"{hours(days)} hours of reference; state at most {len(texts) * visits / days:.3g}"
             )
         best = tuple(
             tuple(np.sort(own)[::-1][: places + (number < rest)].tolist())
@@ -188,7 +199,8 @@ class StandingQueries:
         count = len(gallery) if rows is None else len(rows)
         if not count:
             return []
-        answers = gallery.search(list(self.texts), rows=rows, top_k=count, shortlist=count)
+        searched = {"rows": rows, "top_k": count, "shortlist": count, "rerank": self.rerank}
+        answers = gallery.search(list(self.texts), **searched)
         alarms = []
         for number, (text, hits) in enumerate(zip(self.texts, answers, strict=True)):
             for hit in hits:
@@ -262,9 +274,14 @@ def check_length(days: float, texts: int, alarms_per_day: float) -> None:
         least = texts / max(days, 1e-9)
         raise ValueError(
             f"{alarms_per_day:g} false alarms a day by {texts} text{'s' if texts > 1 else ''} in all need "
-            f"{24 * texts / alarms_per_day:.1f} hours of reference footage without events, and there are "
-            f"{24 * days:.1f}: give more, fewer texts, or --alarms_per_day {math.ceil(1000 * least) / 1000:g}"
+            f"{hours(texts / alarms_per_day)} hours of reference footage without events, and there are "
+            f"{hours(days)}: give more, fewer texts, or --alarms_per_day {math.ceil(1000 * least) / 1000:g}"
         )
+
+
+def hours(days: float) -> str:
+    """For people: 30.5, and 0.012 of less than an hour."""
+    return f"{24 * days:,.1f}" if 24 * days >= 1 else f"{24 * days:.2g}"
 
 
 def footage_of(path: Path) -> list[FilmRecord]:
@@ -304,11 +321,11 @@ def _differing(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in first.items() if alike(value) != alike(second.get(name))}
 
 
-def scores_of_visits(gallery: "Gallery", texts: Sequence[str]) -> np.ndarray:
+def scores_of_visits(gallery: "Gallery", texts: Sequence[str], rerank: bool | None = None) -> np.ndarray:
     """(texts, visits), by each visit's best view; visits in the order of their first rows."""
     if not len(gallery):
         return np.empty((len(texts), 0))
-    rows, stages = gallery.stage_scores(texts, len(gallery))
+    rows, stages = gallery.stage_scores(texts, len(gallery), rerank)
     visits = gallery.stored.visits
     assert visits is not None, "a gallery of films"
     firsts, of_row = np.unique(visits.numpy(), return_inverse=True)
@@ -318,9 +335,11 @@ def scores_of_visits(gallery: "Gallery", texts: Sequence[str]) -> np.ndarray:
     return scores
 
 
-def key_of(texts: Sequence[str], references: "Sequence[Gallery]", alarms_per_day: float) -> str:
+def key_of(
+    texts: Sequence[str], references: "Sequence[Gallery]", alarms_per_day: float, rerank: bool | None
+) -> str:
     """Stands for what limits are learnt from: the same as long as nothing of it has changed."""
-    content: list[Any] = [list(texts), alarms_per_day]
+    content: list[Any] = [list(texts), alarms_per_day, rerank]
     for gallery in references:
         own = gallery.stored.settings
         seconds = [seconds_watched(record) for record in records_of(gallery.path)]
@@ -334,8 +353,3 @@ def interval_a_day(count: int, days: float) -> tuple[float, float]:
 
     low = chi2.ppf(0.025, 2 * count) / 2 if count else 0.0
     return float(low / days), float(chi2.ppf(0.975, 2 * count + 2) / 2 / days)
-
-
-def by_text(alarms: Sequence[Alarm], texts: Sequence[str]) -> Iterator[tuple[str, list[Alarm]]]:
-    for text in texts:
-        yield text, [alarm for alarm in alarms if alarm.text == text]

@@ -18,8 +18,7 @@ from PIL import Image
 
 from ..data.whole_files import held_alone
 from ..models.interface import RetrievalModel, RetrievalProcessor
-from ..search.gallery import Gallery
-from ..search.manifest import MANIFEST, GalleryError
+from ..search.manifest import GalleryError
 from .following import Appearance
 from .intake import Encoded, appearance_of, build_footage, encode_visits, look_through
 from .records import FOOTAGE, FilmRecord, records_of
@@ -58,12 +57,12 @@ def watch(
     """
     stop = stop or threading.Event()
     if not is_address(place) and not Path(place).is_dir():
-        build_footage(find_films(place, camera), gallery, model, processor, rules, encoded)
+        build_footage(find_films(place, camera), gallery, model, processor, rules, encoded=encoded)
         return
     if not is_address(place):
         while not stop.is_set():
             try:
-                build_footage(find_films(place, camera), gallery, model, processor, rules, encoded)
+                build_footage(find_films(place, camera), gallery, model, processor, rules, encoded=encoded)
             except (ValueError, OSError, GalleryError) as error:  # nothing there yet, or another builds
                 logger.warning("%s; it is looked at again in %g s", error, every_s)
             stop.wait(every_s)
@@ -85,14 +84,14 @@ def _watch_stream(
     first_wait_s: float,
     encoded: Encoded | None,
 ) -> None:
-    def encode(record: FilmRecord) -> None:
-        opened = encode_visits(gallery, [record], model, processor)
+    def encode(records: Sequence[FilmRecord]) -> None:
+        opened = encode_visits(gallery, records, model, processor)
         if encoded is not None:
-            encoded(opened, [record])
+            encoded(opened, records)
 
-    for record in _not_encoded(gallery, source.camera):  # found before a kill
-        encode(record)
-    encoding = _Encoding(encode, every_s)
+    if earlier := _earlier_records(gallery, source.camera):  # of which a kill may have left some undone
+        encode(earlier)
+    encoding = _Encoding(lambda record: encode([record]), every_s)
     appearance = encoding.one_at_a_time(appearance_of(model, processor))
     wait_s = first_wait_s
     while not stop.is_set():
@@ -122,18 +121,9 @@ def _watch_stream(
         stop.wait(wait_s)
 
 
-def _not_encoded(gallery: Path, camera: str) -> list[FilmRecord]:
-    """The records of a camera's earlier connections with visits that are not in the gallery."""
-    known: set[str] = set()
-    if (gallery / MANIFEST).exists():
-        stored = Gallery.open(gallery).stored
-        known = {*stored.ids(), *stored.unreadable}
-    return [
-        record
-        for record in records_of(gallery)
-        if record.camera.startswith(f"{camera}/")
-        and any(name not in known for name, _, _ in record.moments())
-    ]
+def _earlier_records(gallery: Path, camera: str) -> list[FilmRecord]:
+    """Those of a camera's connections before this one."""
+    return [record for record in records_of(gallery) if record.camera.startswith(f"{camera}/")]
 
 
 class _Encoding:
