@@ -265,8 +265,8 @@ def tables(found: dict[str, Any], size: Size, seeds: list[int]) -> str:
     parts.append(
         captioned_table(
             f"One text, {DIVISIONS} divisions of each seed's reference into halves, one to learn from and "
-            "one to test: the mean that is promised. Beside it what comes if everybody comes five times, always "
-            "looking the same: there the promise does not hold.",
+            "one to test: the mean that is promised. Beside it what comes if everybody comes five times, and "
+            "always looks the same: there the promise does not hold.",
             ["stated a day", "came a day, mean ± deviation over seeds", "if everybody comes five times"],
             rows,
         )

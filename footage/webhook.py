@@ -181,7 +181,7 @@ def check_url(url: str) -> Any:
         _ = parts.port
         good = parts.scheme in ("http", "https") and parts.hostname and url.strip().isprintable()
         path = f"{parts.path}{parts.query}"
-        if good and path.isascii() and " " not in path:
+        if good and path.isascii() and " " not in f"{parts.hostname}{path}":
             str(parts.hostname).encode("idna")
             return parts
     except ValueError:
