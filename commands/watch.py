@@ -173,6 +173,7 @@ def check_flags(
 ) -> None:
     """Raises WrongUsage for what does not go together, and as `find_films` for a place that is none."""
     from ..footage.sources import find_films, is_address
+    from ..search.manifest import MANIFEST
 
     if not every > 0:
         raise WrongUsage(f"--every must be above 0, got {every}")
@@ -192,6 +193,13 @@ def check_flags(
     if not replay:
         if path is None:
             raise WrongUsage("--path names the gallery that is kept")
+        if not is_address(place) and Path(place, MANIFEST).exists():
+            raise WrongUsage(f"{place} is a gallery: --replay asks texts of what it holds")
+        if texts and not is_address(place) and path.resolve().is_relative_to(Path(place).resolve()):
+            raise WrongUsage(
+                f"the gallery {path} lies in {place}, and the clips of its alarms would be watched: name "
+                "another --path"
+            )
         if is_address(place) or not Path(place).is_dir():  # a folder may be filled later
             find_films(place, camera=None)
         if any(Path(name).resolve() == path.resolve() for name in reference or ()):

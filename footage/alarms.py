@@ -194,6 +194,7 @@ class Alarms:
         except KeyError:  # some could not be read, or were deleted since
             there = {*gallery.stored.ids()}
             ids = [name for name in ids if name in there]
+        raised = 0
         if ids:
             visits = {record.camera: record.visits for record in records}
             for alarm in self.queries.find(gallery, ids):
@@ -202,7 +203,10 @@ class Alarms:
                     alarm.moment, alarm.text, own
                 ):
                     self._raise(alarm)
+                    raised += 1
         self.log.mark_judged(records)
+        if new:
+            logger.info("%d visits were judged: %d alarms", len(new), raised)
 
     def _raise(self, alarm: Alarm) -> None:
         now = datetime.now().astimezone()

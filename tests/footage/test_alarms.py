@@ -365,6 +365,8 @@ def test_the_command_watches_a_film_and_replays_it(filmed, start, tmp_path, caps
         ([film, "a man", *words[:4], "--reference", str(gallery), "--path", str(gallery)], "give another"),
         ([film, "a man", *words[:4], "--reference", "rtsp://a", "--path", "g"], "is a stream"),
         ([film, "a man", *words, "--views", "2", "--path", "g"], "looked through with"),
+        ([str(films), "a man", *words, "--path", str(films / "g")], "clips of its alarms would be watched"),
+        ([str(gallery), "a man", *words, "--path", "g"], "is a gallery: --replay"),
         ([film, "--quiet", "22:00-06:00", "--path", "g"], "are for texts"),
     ):
         with pytest.raises(SystemExit, match=said) as ended:
