@@ -49,7 +49,7 @@ bench: $(FOR_WORK)
 
 docs: $(FOR_WORK)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
-	.venv/bin/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
 	.venv/bin/pdoc --docformat google --output-directory outputs/docs/reference tpas
 
 quality: $(FOR_WORK)
