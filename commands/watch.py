@@ -18,7 +18,7 @@ says what would have been raised in old films or a gallery, and with --labels wh
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -234,7 +234,8 @@ def check_reference(references: "dict[str, GalleryFiles | None]", texts: int, al
             seconds += map(seconds_watched, footage_of(files.directory))
             continue
         for source in find_films(name):
-            with open_film(source.film) as film:
+            # One that cannot be read is named when it is looked through.
+            with suppress(OSError, ValueError), open_film(source.film) as film:
                 if film.duration_s is None:
                     return
                 seconds.append(film.duration_s)
