@@ -73,9 +73,9 @@ class Webhook:
         self._thread.join(wait_s)
         if self._owed:
             logger.warning(
-                "%d alarms were not delivered to %s: they are kept, and sent at the next start",
-                len(self._owed),
+                "not delivered to %s: %d of the alarms, which are kept and sent at the next start",
                 self.name,
+                len(self._owed),
             )
 
     def _send_all(self) -> None:
