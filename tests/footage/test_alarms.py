@@ -232,7 +232,7 @@ def test_an_address_that_hangs_or_sends_a_byte_at_a_time_holds_nothing_up(caplog
         assert time.monotonic() - began < 1.0
         stop.set()
         server.shutdown(socket.SHUT_RDWR)
-    assert f"{address}: 2 of the alarms" in caplog.text
+    assert f"{hook.name}: 2 of the alarms" in caplog.text
     refused = Webhook("http://127.0.0.1:9", tries=1)
     refused.put({"id": "three"})
     refused.close()
