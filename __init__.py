@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .figures.training import plot_training
     from .footage.intake import open_footage
     from .footage.rules import FootageRules
+    from .footage.standing import Alarm, StandingQueries
     from .modeling_tpas import TPASModel
     from .models.loading import load_model
     from .processing_tpas import TPASProcessor, load_image
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # the same names, where editors and type checkers follow them
     from .training.log import read_training_log
 
 __all__ = [
+    "Alarm",
     "Calibration",
     "FolderRules",
     "FootageRules",
@@ -54,6 +56,7 @@ __all__ = [
     "SCAReport",
     "ScoreFile",
     "SearchHit",
+    "StandingQueries",
     "SystemScores",
     "TPASConfig",
     "TPASModel",
@@ -109,6 +112,7 @@ _NAMES_OF = {
     "figures.training": "plot_training",
     "footage.intake": "open_footage",
     "footage.rules": "FootageRules",
+    "footage.standing": "Alarm StandingQueries",
     "modeling_tpas": "TPASModel",
     "models.loading": "load_model",
     "processing_tpas": "TPASProcessor load_image",

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "measure retrieval on PAB or own data, or the scores of any system",
     "gallery": "encode images into a gallery; append to it, delete from it",
     "footage": "find the people in films, and keep each visit in a gallery",
+    "watch": "keep a gallery of a camera or a growing folder, and raise alarms by standing queries",
     "calibrate": "learn what scores are worth: chances, and answers of a stated coverage",
     "search": "find the images of a gallery that answer a text",
     "app": "open a web page to search a gallery, and to see why an image was found",

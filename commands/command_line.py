@@ -11,8 +11,8 @@
 
 A command prints nothing itself. It returns its result, which goes to the standard output as text, or with
 `--json` as one JSON document; whatever libraries print meanwhile goes to the standard error. One that stays
-open returns an iterator of results: each is printed as it comes, as JSON on a line of its own. Its heavy
-imports stand inside the function, so that help and shell completion answer at once.
+open returns an iterator of results, or asks for a `printer`: each is printed as it comes, as JSON on a line
+of its own. Its heavy imports stand inside the function, so that help and shell completion answer at once.
 
 What a terminal cannot show is written as `\\u4eba`, never given up. An error that the package raises is for
 the user: one line. Any other is a mistake, of ours or of a library: it is called unforeseen, and its trace is
@@ -40,7 +40,7 @@ from dataclasses import dataclass
 from email.message import Message
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 from tqdm import tqdm
@@ -58,6 +58,7 @@ EXIT_CODES = (
 DEBUG_VARIABLE = "TPAS_DEBUG"
 PACKAGE = Path(__file__).resolve().parents[1]
 IN_A_REPORT = ("torch", "transformers", "numpy", "typer")  # whose versions it names, where they are loaded
+_CALLS: list[tuple[TextIO, bool]] = []  # of commands that run: where to, and whether in JSON
 IN_A_WORKER = "Original Traceback"  # what torch writes into the message of an error there
 # What `accelerate launch` and torch's launcher tell the processes that they start.
 LAUNCHERS_VARIABLES = ("ACCELERATE_DYNAMO_BACKEND", "TORCHELASTIC_RUN_ID")
@@ -184,9 +185,13 @@ class CommandLine(typer.Typer):
                         values[name] = kind(**given)
                     except ValueError as error:
                         raise WrongUsage(str(error)) from error
-                with redirect_stdout(sys.stderr):
-                    _show_log(self.log_format)
-                    result = function(**values)
+                _CALLS.append((sys.stdout, as_json))
+                try:
+                    with redirect_stdout(sys.stderr):
+                        _show_log(self.log_format)
+                        result = function(**values)
+                finally:
+                    _CALLS.pop()
                 if isinstance(result, Iterator):
                     _print_as_they_come(result, as_json)
                     return
@@ -213,6 +218,17 @@ def _print_as_they_come(results: Iterator[CommandResult], as_json: bool) -> None
         shown = result.json(indent=None) if as_json else result.text
         if shown:
             typer.echo(shown, file=sys.stdout)
+
+
+def printer() -> Callable[[CommandResult], None]:
+    """For a command that goes on until it is stopped: prints results as those of an iterator are, at any time
+    and from any thread. To be asked for within the command."""
+    stream, as_json = _CALLS[-1]
+
+    def show(result: CommandResult) -> None:
+        typer.echo(result.json(indent=None) if as_json else result.text, file=stream)
+
+    return show
 
 
 class _AboveProgressBars(logging.Handler):

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from ..data.image_folders import printable
 from ..footage.rules import FootageRules
-from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
+from .command_line import CommandLine, CommandResult, quick_imports
 from .model_choice import ModelChoice, warn_of_drawn_people
 
 app = CommandLine("tpas footage", __doc__)
@@ -54,41 +54,6 @@ def build(
     network, processor = choice.load(files)
     warn_of_drawn_people(network, Path(films))
     build_footage(sources, path, network, processor, rules)
-    return listed(path)
-
-
-@app.command()
-def watch(
-    place: Annotated[str, Argument(help="a camera's address (rtsp://..., webcam:0), or a folder of films")],
-    choice: ModelChoice,
-    rules: FootageRules,
-    path: Directory,
-    camera: Camera = None,
-    every: Annotated[float, Option(help="seconds between two times that what was found is encoded")] = 60.0,
-) -> CommandResult:
-    """Keeps a gallery of a stream or a folder up to date, until it is interrupted; a stream may drop.
-
-    tpas footage watch rtsp://camera.local/stream --model demo_start --path gallery --camera entrance
-    """
-    from ..footage.sources import find_films, is_address
-    from ..search.gallery_files import GalleryFiles
-    from ..search.manifest import MANIFEST
-
-    if not every > 0:
-        raise WrongUsage(f"--every must be above 0, got {every}")
-    if is_address(place):
-        find_films(place, camera)
-    elif not Path(place).is_dir():
-        raise NotADirectoryError(
-            f"{place} is neither an address nor a folder: `tpas footage build` reads a film"
-        )
-    files = GalleryFiles(path) if (path / MANIFEST).exists() else None
-    choice.source(files)
-    with quick_imports():
-        from ..footage.watching import watch as go_on
-
-    network, processor = choice.load(files)
-    go_on(place, path, network, processor, rules, camera=camera, every_s=every)
     return listed(path)
 
 

@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 20.0  # of a film that is gone on with: the background is learnt before anybody is looked for
 MARKED_EVERY_S = 60.0  # of quiet, in a record
 THUMBNAIL_SIZE = 384
+Encoded = Callable[[Gallery, Sequence[FilmRecord]], None]  # what is told of visits that are in a gallery now
 
 
 def look_through(
@@ -154,6 +155,7 @@ def build_footage(
     processor: RetrievalProcessor,
     rules: FootageRules,
     said: set[str] | None = None,
+    encoded: Encoded | None = None,
 ) -> Gallery:
     """Looks through the films that are new, and opens the gallery of all visits.
 
@@ -161,6 +163,7 @@ def build_footage(
 
     Args:
         said: what was warned of before, which is not said again; grows.
+        encoded: called with the gallery and the films' records in the end.
     """
     said = set() if said is None else said
     appearance = appearance_of(model, processor)
@@ -177,7 +180,10 @@ def build_footage(
                     said.add(message)
     if not records:
         raise ValueError(f"none of the {len(sources)} films can be read; the lines above say why")
-    return encode_visits(gallery, records, model, processor)
+    opened = encode_visits(gallery, records, model, processor)
+    if encoded is not None:
+        encoded(opened, records)
+    return opened
 
 
 def open_footage(
@@ -194,7 +200,7 @@ def open_footage(
         ValueError: nobody was found, or it is a stream, which has no end.
     """
     if is_address(place):
-        raise ValueError(f"{place} has no end: `tpas footage watch` keeps a gallery of it, which is searched")
+        raise ValueError(f"{place} has no end: `tpas watch` keeps a gallery of it, which is searched")
     name = f"{model_fingerprint(model)}-{image_fingerprint(model, processor)}"
     path = place_of_gallery(Path(place)) / name
     gallery = build_footage(find_films(place), path, model, processor, rules or FootageRules())

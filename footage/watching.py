@@ -23,8 +23,8 @@ from ..data.whole_files import held_alone
 from ..models.interface import RetrievalModel, RetrievalProcessor
 from ..search.manifest import FOOTAGE, GalleryError
 from .following import Appearance
-from .intake import appearance_of, build_footage, encode_visits, look_through
-from .records import FilmRecord
+from .intake import Encoded, appearance_of, build_footage, encode_visits, look_through
+from .records import FilmRecord, records_of
 from .rules import FootageRules
 from .sources import Source, find_films, is_address
 
@@ -45,6 +45,7 @@ def watch(
     every_s: float = 60.0,
     stop: threading.Event | None = None,
     first_wait_s: float = FIRST_WAIT_S,
+    encoded: Encoded | None = None,
 ) -> None:
     """Goes on until `stop` is set, or it is interrupted; what was found by then is in the gallery.
 
@@ -52,19 +53,24 @@ def watch(
     can, so that a folder may be left at any moment.
 
     Args:
-        place: a camera's address, or a folder of films that grows.
+        place: a camera's address, or a folder of films that grows; a film, which is looked through once.
         every_s: between two times that what was found is encoded, or that the folder is looked at.
         first_wait_s: before a stream is opened again; longer the more often in a row that fails.
+        encoded: called each time that visits may have come into the gallery, with it and their records.
 
     Raises:
         AlreadyHeldError: another process watches this camera for this gallery.
     """
     stop = stop or threading.Event()
+    if not is_address(place) and not Path(place).is_dir():
+        build_footage(find_films(place, camera), gallery, model, processor, rules, encoded=encoded)
+        return
     if not is_address(place):
         said: set[str] = set()
         while not stop.is_set():
             try:
-                build_footage(find_films(place, camera), gallery, model, processor, rules, said)
+                sources = find_films(place, camera)
+                build_footage(sources, gallery, model, processor, rules, said, encoded)
             except (ValueError, OSError, GalleryError) as error:  # nothing there yet, or another builds
                 if str(error) not in said:
                     logger.warning("%s; it is looked at again every %g s", error, every_s)
@@ -74,7 +80,7 @@ def watch(
     (source,) = find_films(place, camera)
     (gallery / FOOTAGE / source.camera).mkdir(parents=True, exist_ok=True)
     with held_alone(gallery / FOOTAGE / source.camera / "watch.lock"), _set_by_signals(stop):
-        _watch_stream(source, gallery, model, processor, rules, every_s, stop, first_wait_s)
+        _watch_stream(source, gallery, model, processor, rules, every_s, stop, first_wait_s, encoded)
 
 
 def _watch_stream(
@@ -86,8 +92,16 @@ def _watch_stream(
     every_s: float,
     stop: threading.Event,
     first_wait_s: float,
+    encoded: Encoded | None,
 ) -> None:
-    encoding = _Encoding(lambda record: encode_visits(gallery, [record], model, processor), every_s)
+    def encode(records: Sequence[FilmRecord]) -> None:
+        opened = encode_visits(gallery, records, model, processor)
+        if encoded is not None:
+            encoded(opened, records)
+
+    if earlier := _earlier_records(gallery, source.camera):  # of which a kill may have left some undone
+        encode(earlier)
+    encoding = _Encoding(lambda record: encode([record]), every_s)
     appearance = encoding.one_at_a_time(appearance_of(model, processor))
     wait_s = first_wait_s
     while not stop.is_set():
@@ -139,6 +153,11 @@ def _set_by_signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _earlier_records(gallery: Path, camera: str) -> list[FilmRecord]:
+    """Those of a camera's connections before this one."""
+    return [record for record in records_of(gallery) if record.camera.startswith(f"{camera}/")]
 
 
 class _Encoding:
