@@ -149,7 +149,7 @@ class WhereItMoves:
         found = found + np.array([left, top, left, top], np.float32)
         moves = [bool((_overlaps(box, boxes) > 0).any()) for box in found]
         found, scores = found[moves], scores[moves]
-        # Who is followed already and not recognised any more, as few detectors know a person who lies, is held
+        # Who is followed already and not recognised any more (few detectors know a person who lies) is held
         # by what is seen to be there still; so weak a box begins nobody.
         held = np.array([box for box in boxes if not (_overlaps(box, found) > 0).any()]).reshape(-1, 4)
         weak = np.full(len(held), LEAST_SCORE)
