@@ -111,7 +111,7 @@ def serve_page(
     if rules.exclude and is_gallery:
         raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
     files = GalleryFiles(place) if is_gallery else choice.gallery_of(place)
-    learnt = None if is_film else calibration_of(choice.source(files).name, None)
+    learnt = None if is_film else calibration_of(choice.source(files), None, choice.model is not None)
 
     from ..search.building import report_left_out
     from ..search.folder_gallery import open_folder
