@@ -140,6 +140,8 @@ def serve_page(
     else:
         warn_of_drawn_people(network, place)
         opened = open_folder(place, network, processor, rules=rules, calibration=learnt)
+    if learnt is not None and (warning := learnt.warning_of_size(len(opened))):
+        logger.warning("%s", warning)
     limits = Limits(own_machine=serves_own_machine(host, **access))
     requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name)
     serve(requests, host, port, password=password, **access)

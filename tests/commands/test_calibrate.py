@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tpas import Calibration, Gallery, draw_pab, load_model
 from tpas.commands.calibrate import main as calibrate
 from tpas.commands.push import main as push
 from tpas.commands.search import main as search
+from tpas.data.pab import load_pab, source_videos
+from tpas.evaluation.absent_people import search_without_them
 
 MODEL = Path(__file__).parents[2] / "demo_start"
 TEXTS = ["A woman in a red coat is lying on the pavement.", "A man in a blue jacket is running."]
@@ -79,6 +82,21 @@ def test_a_search_says_first_that_there_is_no_one(people, model, capsys):
     with pytest.raises(ValueError, match="coverage 0.8: .* shortlist of 12 images, and 5 are asked for"):
         gallery.search(TEXTS, shortlist=5, coverage=0.8)
     assert gallery.search(TEXTS, shortlist=5).chances == [None, None]
+
+
+def test_people_are_asked_for_with_their_images_and_without(people, model, tmp_path):
+    dataset = load_pab(people, "train", cache_dir=tmp_path / "cache")
+    video = dict(zip(dataset["image"], source_videos(dataset), strict=True))
+    calibration = Calibration.load(model / "calibration.json")
+    loaded = load_model(str(model))
+    for presence, said in ((1e-6, 45), (1 - 1e-6, 0)):  # all are unlikely, or none is
+        own = replace(calibration, presence=presence)
+        found = search_without_them(*loaded, own, dataset, people, tmp_path / "gallery")
+        assert (found.searches, found.said_of_absent, found.said_of_present) == (45, said, said)
+    person = video[dataset["image"][dataset["caption"].index(found.text)]]
+    assert person not in {video[hit.id] for hit in found.nearest}
+    asked = Gallery.open(tmp_path / "gallery", *loaded, calibration=own)
+    assert found.chance_present == asked.search([found.text], shortlist=12).chances[0] > found.chance_absent
 
 
 def test_it_goes_to_the_hub_with_the_model_and_comes_back(people, model, tmp_path, capsys):
