@@ -14,12 +14,17 @@ def mean_and_deviation(values: Sequence[float], digits: int = 3) -> str:
 def tables(found: Mapping[str, Any], pairs: int) -> str:
     seeds = f"mean ± deviation over {len(found['mean_chance']['other scenes'])} seeds"
     parts = [
-        f"Measured on {found['machine']}; {found['minutes']:.0f} minutes, and nothing here is a time.\n",
+        f"Of a model {found['model']}, on {found['machine']}: {found['minutes']:.0f} minutes. Learnt from "
+        f"seeds {_listed(found['seeds'])}, measured on {_listed(found['test_seeds'])}.\n",
         *_telling_apart(found, pairs, seeds),
         *_chances(found, seeds),
         *_sets(found, seeds),
     ]
     return "\n".join(parts)
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _telling_apart(found: Mapping[str, Any], pairs: int, seeds: str) -> list[str]:

@@ -232,7 +232,7 @@ def test_flags_override_the_settings_and_quick_makes_them_small(tmp_path, monkey
 
 
 def test_a_drawing_that_fails_names_its_step(tmp_path):
-    with pytest.raises(DemoError, match="^step 1 of 5 failed: train_pairs must be an even number"):
+    with pytest.raises(DemoError, match="^step 1 of 6 failed: train_pairs must be an even number"):
         demo.run_demo(replace(TOY, train_pairs=7), Path("/start"), 0, tmp_path / "demo")
     assert os.listdir(tmp_path) == []
 
