@@ -172,7 +172,7 @@ def who_was_painted(
             for person, _ in asked
         ]
     )
-    return answers.any(axis=1), lookalikes
+    return np.array(answers.any(axis=1)), lookalikes
 
 
 def _is_answered(asked: Source, behaviour: str, text: str, shown: Source, behaviour_shown: str) -> bool:

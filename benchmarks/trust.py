@@ -101,7 +101,7 @@ def telling_apart(
         intercept, *weights = logistic_regression(inputs, there)
         rules = {title: lambda rows, intercept=intercept, weights=weights: intercept + rows @ weights}
         if title == list(SETS)[-1] and importlib.util.find_spec("sklearn") is not None:
-            from sklearn.ensemble import HistGradientBoostingClassifier
+            from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-not-found]
 
             sizes = {"max_leaf_nodes": 6, "min_samples_leaf": 30, "l2_regularization": 5}
             boosted = HistGradientBoostingClassifier(

@@ -55,16 +55,18 @@ def search_without_them(
     gallery = gallery_of_pairs(model, processor, dataset, image_root, path)
     gallery.calibration = calibration
     persons = source_videos(dataset)
-    asked = np.sort(np.unique(persons, return_index=True)[1])[:count]
+    asked = np.sort(np.unique(persons, return_index=True)[1])[:count].tolist()
     answers = labelled_answers(gallery, dataset, asked=asked, shortlist=calibration.shortlist)
     chances, there, _ = calibration.test(answers, np.random.default_rng(0))
     no_one = chances < LEAST_CHANCE
     place = int(np.argmax(chances[there] - chances[~there]))
-    text = dataset["caption"][int(asked[place])]
+    text = dataset["caption"][asked[place]]
     shows = dict(zip(dataset["image"], persons == persons[asked[place]], strict=True))
     others = torch.tensor([row for row, name in enumerate(gallery.ids) if not shows[name]])
-    asking = {"top_k": NEAREST, "shortlist": calibration.shortlist}
-    present, absent = gallery.search([text], **asking), gallery.search([text], rows=others, **asking)
+    present, absent = (
+        gallery.search([text], top_k=NEAREST, shortlist=calibration.shortlist, rows=rows)
+        for rows in (None, others)
+    )
     assert present.chances[0] is not None
     assert absent.chances[0] is not None
     return AbsentPeople(

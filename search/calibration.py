@@ -28,7 +28,7 @@ from ..data.whole_files import write_json
 CALIBRATION = "calibration.json"  # in a model's folder
 FORMAT = 1
 LEAST_PERSONS = 40  # half of them to learn five numbers from, half to test these and to promise by
-FAR = 4  # times the number of images: down to a quarter it was measured, by benchmarks/trust.py
+FAR = 4  # times the number of images, up and down, as far as benchmarks/trust.py has measured it
 BEHAVIOURS = ["normal", "anomaly"]
 RIDGE = 1.0  # on standardised numbers: what some dozen persons cannot settle stays near 0
 SIZES = (1.0, 0.5)  # of the gallery, by leaving out images: between two shows what its size does

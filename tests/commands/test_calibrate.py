@@ -35,7 +35,7 @@ def model(people, tmp_path_factory) -> Path:
     return folder
 
 
-def searched(capsys, *words: str) -> list[dict]:
+def searched(capsys, *words: object) -> list[dict]:
     capsys.readouterr()
     search([*map(str, words), "--json"])
     return json.loads(capsys.readouterr().out)
