@@ -5,21 +5,29 @@
 Draws people, fine-tunes the demo's start on them (or takes `--model`), and searches galleries of people drawn
 with other seeds: it learns from some, as `tpas calibrate` does, and measures on the others. For each text its
 person is there, and once more left out with all images. Prints tables; `--output` writes every figure as JSON
-and the tables as Markdown beside it; `--quick` only shows that it runs.
+and the tables as Markdown beside it; `--quick` only shows that it runs. Some ten minutes on two idle cores,
+half of them the fine-tuning. Where scikit-learn is installed, its gradient boosting is tried as well.
 """
 
+import importlib.util
+import os
+import platform
+import re
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_runs import captioned_table, draw_people, seeds_parser, settings_of
+from demo_runs import draw_people, seeds_parser, settings_of
 from drawn_people import DEMO_START
 from measuring import write_output
+from presence_features import SETS, SHORTLIST, People, best_possible, who_was_painted
+from trust_tables import tables
 
 from tpas.commands.demo import fine_tuning_command, run_logged
-from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.drawn.synthetic_pab import draw_pab, draw_source
 from tpas.data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD, World
 from tpas.data.pab import load_pab, source_videos
 from tpas.evaluation.labelled_answers import gallery_of_pairs, labelled_answers
@@ -36,61 +44,7 @@ from tpas.search.calibration import (
 
 COVERAGES = (0.8, 0.9, 0.95)
 SPLITS = 200
-SHORTLIST = 128
-# What a logistic regression is given to tell present from absent, of each answer.
-FEATURES = {
-    "best match logit": ["logit"],
-    "best cosine": ["cosine"],
-    "both": ["logit", "cosine"],
-    "margins alone": ["logit margin", "cosine margin"],
-    "both, margins": ["logit", "cosine", "logit margin", "cosine margin"],
-    "both, the query's own bias": [
-        "logit",
-        "cosine",
-        "logit mean",
-        "logit deviation",
-        "cosine mean",
-        "cosine deviation",
-    ],
-    "both, the image's own bias": ["logit", "cosine", "bank mean", "bank log-sum"],
-    "all of these": [
-        *("logit", "cosine", "logit margin", "cosine margin", "logit mean", "logit deviation", "cosine mean"),
-        *("cosine deviation", "bank mean", "bank log-sum", "evidence", "share"),
-    ],
-}
-
-
-class People:
-    """A seed's gallery searched with its texts, and what a bank of other texts says of its images."""
-
-    def __init__(self, answers: LabelledAnswers, rows: np.ndarray, bank: np.ndarray):
-        self.answers, self.rows, self.bank = answers, rows, bank
-        self.bank_mean, self.bank_log_sum = bank.mean(axis=0), np.log(np.exp(20 * bank).mean(axis=0))  # (G,)
-
-    def features(self, calibration: Calibration, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """By name (2 Q,), with the person and without, and which."""
-        generator = np.random.default_rng(seed)
-        parts = []
-        for present in (True, False):
-            read = self.answers.read(present, SHORTLIST, generator)
-            cosines, logits = np.where(read[None], np.moveaxis(self.answers.stages, -1, 0), -np.inf)
-            evidence = self.answers.stages @ np.array(calibration.weights)
-            shares = calibration.shares(self.answers.stages, read)
-            sums = np.log(np.where(read, np.exp(evidence), 0).sum(axis=1))
-            best = self.rows[np.arange(len(read)), logits.argmax(axis=1)]
-            two = {name: np.sort(values)[:, -2:] for name, values in (("logit", logits), ("cosine", cosines))}
-            part = {"evidence": sums, "share": np.log(shares.max(axis=1))}
-            part |= {"bank mean": self.bank_mean[best], "bank log-sum": self.bank_log_sum[best]}
-            for name, values in (("logit", logits), ("cosine", cosines)):
-                finite = np.ma.masked_invalid(values)
-                part |= {name: two[name][:, 1], f"{name} margin": two[name][:, 1] - two[name][:, 0]}
-                part |= {
-                    f"{name} mean": finite.mean(axis=1).data,
-                    f"{name} deviation": finite.std(axis=1).data,
-                }
-            parts.append(part)
-        there = np.repeat([True, False], len(self.rows))
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, there
+PRESENCE = 0.1  # in how many searches the person is there, where that is rare
 
 
 def search(model: Any, seed: int, pairs: int, folder: Path, world: World = DEMO_WORLD) -> People:
@@ -108,7 +62,14 @@ def search(model: Any, seed: int, pairs: int, folder: Path, world: World = DEMO_
     bank = load_pab(root, "train", cache_dir=folder / "cache")["caption"]  # of others, as QB-Norm takes it
     places, cosines = gallery.stage_scores(bank, len(gallery), rerank=False)
     of_image = np.take_along_axis(cosines.numpy()[:, :, 0], places.numpy().argsort(axis=1), axis=1)  # (B, G)
-    return People(answers, rows.numpy(), of_image)
+
+    drawn = [draw_source(world, f"{seed}/test", number) for number in range(pairs // 2)]
+    who = {own.caption: (number, own.behaviour) for number, both in enumerate(drawn) for own in both}
+    of_id = {name: who[text] for name, text in zip(dataset["image"], dataset["caption"], strict=True)}
+    shown = [of_id[name] for name in gallery.ids]
+    answered, lookalikes = who_was_painted(world, seed, [who[text] for text in texts], texts, shown)
+    lookalikes = np.take_along_axis(lookalikes, rows.numpy(), axis=1)
+    return People(gallery, texts, answers, rows.numpy(), of_image, answered, lookalikes)
 
 
 def together(people: list[People]) -> LabelledAnswers:
@@ -124,10 +85,6 @@ def together(people: list[People]) -> LabelledAnswers:
     )
 
 
-def mean_and_deviation(values: list[float], digits: int = 3) -> str:
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1) if len(values) > 1 else 0:.{digits}f}"
-
-
 def telling_apart(
     calibration: Calibration, learnt: list[People], tested: list[People]
 ) -> dict[str, list[list[float]]]:
@@ -136,15 +93,42 @@ def telling_apart(
     others = [own.features(calibration, seed) for seed, own in enumerate(tested)]
     there = np.concatenate([present for _, present in known])
     found = {}
-    for title, names in FEATURES.items():
-        inputs = np.concatenate([np.column_stack([own[name] for name in names]) for own, _ in known])
+    for title, names in SETS.items():
+        inputs, *of_tested = (
+            np.column_stack([own[name] for name in names])
+            for own in (_joined(known), *(o for o, _ in others))
+        )
         intercept, *weights = logistic_regression(inputs, there)
-        scores = [intercept + np.column_stack([own[name] for name in names]) @ weights for own, _ in others]
-        found[title] = [
-            [auroc(score, present), false_positives(score, present)]
-            for score, (_, present) in zip(scores, others, strict=True)
-        ]
+        rules = {title: lambda rows, intercept=intercept, weights=weights: intercept + rows @ weights}
+        if title == list(SETS)[-1] and importlib.util.find_spec("sklearn") is not None:
+            from sklearn.ensemble import HistGradientBoostingClassifier  # type: ignore[import-not-found]
+
+            sizes = {"max_leaf_nodes": 6, "min_samples_leaf": 30, "l2_regularization": 5}
+            boosted = HistGradientBoostingClassifier(
+                max_iter=80, learning_rate=0.05, random_state=0, **sizes
+            ).fit(inputs, there)
+            rules[f"{title}, by gradient boosting"] = boosted.decision_function
+        for name, rule in rules.items():
+            scores = [rule(rows) for rows in of_tested]
+            found[name] = [
+                [auroc(score, present), false_positives(score, present)]
+                for score, (_, present) in zip(scores, others, strict=True)
+            ]
     return found
+
+
+def _joined(of_seeds: list[tuple[dict[str, np.ndarray], np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([own[name] for own, _ in of_seeds]) for name in of_seeds[0][0]}
+
+
+def among_fewer(answers: LabelledAnswers, size: float) -> LabelledAnswers:
+    """The same answers in a gallery of `size` of the images, drawn for each text; its person's are kept."""
+    drawn = np.random.default_rng(0).random(answers.is_right.shape)
+    order = np.where(answers.shows_person, -1, drawn).argsort(axis=1)[:, : round(size * answers.images)]
+    kept = np.sort(order, axis=1)
+    stages = np.take_along_axis(answers.stages, kept[:, :, None], axis=1)
+    labels = (np.take_along_axis(own, kept, axis=1) for own in (answers.is_right, answers.shows_person))
+    return LabelledAnswers(stages, *labels, answers.persons, answers.behaviours, kept.shape[1])
 
 
 def chances_of(
@@ -175,12 +159,14 @@ def interval_of_error(chances: np.ndarray, there: np.ndarray) -> list[float]:
     ).tolist()
 
 
-def sets_of(calibration: Calibration, people: People, coverage: float) -> dict[str, float]:
+def sets_of(
+    calibration: Calibration, people: People, coverage: float, each_behaviour: bool = False
+) -> dict[str, float]:
     """How often the set holds the right image, also by behaviour, and how many images it has."""
     answers = people.answers
     read = np.broadcast_to(np.arange(answers.is_right.shape[1]) < SHORTLIST, answers.is_right.shape)
     shares = calibration.shares(answers.stages, read)
-    chosen = (shares >= calibration.least_share(coverage)) & read
+    chosen = (shares >= calibration.least_share(coverage, each_behaviour=each_behaviour)) & read
     holds = (chosen & answers.is_right).any(axis=1)
     behaviours = np.array(answers.behaviours)
     of_class = {name: float(holds[behaviours == name].mean()) for name in ("normal", "anomaly")}
@@ -228,40 +214,86 @@ def _interval(promised: int, new: int, coverage: float) -> tuple[float, float]:
     return low, high
 
 
-def measure(learnt: list[People], tested: list[People], elsewhere: list[People]) -> dict[str, Any]:
-    """Every figure; `elsewhere` are people in other scenes."""
-    pairs = tested[0].answers.images
-    calibration = Calibration.learn(together(learnt), shortlist=SHORTLIST)
+def limits_of(tested: list[People], galleries: dict[str, list[People]]) -> dict[str, Any]:
+    """Why present and absent are not told apart better.
 
-    chances = chances_of(calibration, tested)
-    pooled, there = np.concatenate([own[0] for own in chances]), np.concatenate([own[1] for own in chances])
-    logits = np.concatenate([own[2] for own in chances])
-    sizes = {size: chances_of(calibration, tested, size) for size in (0.25, 0.5)}
-    galleries = {f"{round(size * pairs)} images": own for size, own in sizes.items()}
-    galleries[f"{pairs} images"] = chances
-    galleries["other scenes"] = chances_of(calibration, elsewhere)
-    same_person = [
-        People(replace(own.answers, shows_person=own.answers.is_right), own.rows, own.bank) for own in tested
-    ]
-    galleries["their other image stays"] = chances_of(calibration, same_person)
-    first = np.concatenate([places_of_right(own, by=1) == 1 for own in tested])
-    queries = len(first) // len(tested)
-    is_first = [first[start : start + queries] for start in range(0, len(first), queries)]
-    apart = {
-        name: [
-            auroc(*(values[np.r_[rows, np.ones(queries, bool)]] for values in (own[0], own[1])))
-            for own, rows in zip(chances, (chosen(rows) for rows in is_first), strict=True)
-        ]
-        for name, chosen in (
-            ("its image comes first", lambda rows: rows),
-            ("another comes first", np.logical_not),
-        )
-    }
+    By gallery: how often the right image comes first, and the AUROC of the best use of scores of this
+    sharpness. Of the absent: how many somebody else's image answers as it was painted, whose first image is
+    the one drawn to differ in one thing, and the AUROC of the best score against these and the others.
+    """
+    generator = np.random.default_rng(0)
+    by_gallery = {}
+    for name, people in galleries.items():
+        size = int(name.split()[0]) / people[0].answers.images if name[0].isdigit() else 1.0
+        first = []
+        for own in people:
+            read = own.answers.read(True, SHORTLIST, generator, size)
+            logits = np.where(read, own.answers.stages[:, :, -1], -np.inf)
+            first.append(own.answers.is_right[np.arange(len(logits)), logits.argmax(axis=1)].mean())
+        by_gallery[name] = [float(np.mean(first)), best_possible(together(people), size)]
+    against = {"their lookalike": [], "anybody else": []}
+    shares = []
+    for own in tested:
+        best = {}
+        for present in (True, False):
+            read = own.answers.read(present, SHORTLIST, generator)
+            best[present] = np.where(read, own.answers.stages[:, :, -1], -np.inf)
+        is_lookalike = own.lookalikes[np.arange(len(own.texts)), best[False].argmax(axis=1)]
+        shares.append(float(is_lookalike.mean()))
+        there, absent = best[True].max(axis=1), best[False].max(axis=1)
+        for name, chosen in (("their lookalike", is_lookalike), ("anybody else", ~is_lookalike)):
+            is_there = np.repeat([True, False], [len(there), chosen.sum()])
+            against[name].append(auroc(np.r_[there, absent[chosen]], is_there))
+    answered = float(np.concatenate([own.answered for own in tested]).mean())
     return {
-        "persons": calibration.persons,
-        "weights": calibration.weights,
-        "somebody": calibration.somebody,
-        "telling_apart": telling_apart(calibration, learnt, tested),
+        "by_gallery": by_gallery,
+        "answered_by_another": answered,
+        "auroc_of_the_painter": 1 - answered / 2,
+        "first_is_lookalike": shares,
+        "auroc_against": against,
+    }
+
+
+def rarely_there(chances: list[tuple[np.ndarray, ...]], calibration: Calibration) -> dict[str, Any]:
+    """Where the person is there in `PRESENCE` of the searches: mean chance and its error, told so and not."""
+    said, there = (np.concatenate([own[i] for own in chances]) for i in (0, 1))
+    present = np.flatnonzero(there)
+    kept = np.random.default_rng(0).permutation(present)[: round((~there).sum() * PRESENCE / (1 - PRESENCE))]
+    rows = np.r_[kept, np.flatnonzero(~there)]
+    odds = said / (1 - said) * PRESENCE / (1 - PRESENCE)
+    assert calibration.presence == 0.5, "of which these odds are"
+    both = {"not told": said[rows], f"told --presence {PRESENCE:g}": (odds / (1 + odds))[rows]}
+    return {
+        name: [float(values.mean()), calibration_error(values, there[rows])] for name, values in both.items()
+    } | {"searches": len(rows), "there": len(kept)}
+
+
+def galleries_of(
+    calibration: Calibration, learnt: list[People], tested: list[People], elsewhere: list[People]
+) -> dict[str, list[tuple[np.ndarray, ...]]]:
+    """Chance, whether there and best score of each seed, by gallery."""
+    pairs = tested[0].answers.images
+    others_stay = [
+        replace(own, answers=replace(own.answers, shows_person=own.answers.is_right)) for own in tested
+    ]
+    fewer = Calibration.learn(among_fewer(together(learnt), 0.25), shortlist=SHORTLIST)
+    return {
+        f"{round(0.25 * pairs)} images": chances_of(calibration, tested, 0.25),
+        f"{round(0.5 * pairs)} images": chances_of(calibration, tested, 0.5),
+        f"{pairs} images": chances_of(calibration, tested),
+        "other scenes": chances_of(calibration, elsewhere),
+        "their other image stays": chances_of(calibration, others_stay),
+        f"{pairs} images, learnt among {fewer.images}": chances_of(fewer, tested),
+    }
+
+
+def measure_chances(
+    calibration: Calibration, galleries: dict[str, list[tuple[np.ndarray, ...]]], usual: str
+) -> dict[str, Any]:
+    """What chances are worth in each gallery, and of all seeds together in the `usual` one."""
+    chances, there, logits = (np.concatenate([own[i] for own in galleries[usual]]) for i in range(3))
+    before = sigmoid(logits)
+    return {
         "galleries": {name: [measured(*own) for own in of_seed] for name, of_seed in galleries.items()},
         "ece_of_sigmoid": {
             name: [calibration_error(sigmoid(own[2]), own[1]) for own in of_seed]
@@ -270,167 +302,71 @@ def measure(learnt: list[People], tested: list[People], elsewhere: list[People])
         "mean_chance": {
             name: [float(own[0].mean()) for own in of_seed] for name, of_seed in galleries.items()
         },
-        "auroc_where": apart,
-        "reliability": reliability(pooled, there),
-        "reliability_before": reliability(sigmoid(logits), there),
-        "ece": calibration_error(pooled, there),
-        "ece_interval": interval_of_error(pooled, there),
-        "ece_of_a_perfect_one": measured(pooled, there, logits)["ece_of_a_perfect_one"],
-        "ece_before": calibration_error(sigmoid(logits), there),
-        "ece_before_interval": interval_of_error(sigmoid(logits), there),
+        "reliability": reliability(chances, there),
+        "reliability_before": reliability(before, there),
+        "ece": calibration_error(chances, there),
+        "ece_interval": interval_of_error(chances, there),
+        "ece_of_a_perfect_one": measured(chances, there, logits)["ece_of_a_perfect_one"],
+        "ece_before": calibration_error(before, there),
+        "ece_before_interval": interval_of_error(before, there),
         "no_one": {
-            str(limit): [float((pooled[~there] < limit).mean()), float((pooled[there] < limit).mean())]
+            str(limit): [float((chances[~there] < limit).mean()), float((chances[there] < limit).mean())]
             for limit in (0.05, 0.1, 0.2, 0.3, 0.5)
         },
-        "sets": {
-            name: {
-                str(coverage): [sets_of(calibration, own, coverage) for own in people]
-                for coverage in COVERAGES
-            }
-            for name, people in (
-                ("same scenes", tested),
-                ("other scenes", elsewhere),
-            )
-        },
-        "top_k": {
-            name: {
-                str(coverage): [
-                    [
-                        k := int(
-                            np.quantile(
-                                np.concatenate([places_of_right(own, by) for own in learnt]),
-                                coverage,
-                                method="higher",
-                            )
-                        ),
-                        float((places_of_right(own, by) <= k).mean()),
-                    ]
-                    for own in tested
-                ]
-                for coverage in COVERAGES
-            }
-            for name, by in (("cosine", 0), ("match logit", 1))
-        },
-        "splits": {
-            str(coverage): coverage_over_splits(calibration, tested, coverage) for coverage in COVERAGES
-        },
+        "rarely_there": rarely_there(galleries[usual], calibration),
     }
 
 
-def tables(found: dict[str, Any], pairs: int) -> str:
-    seeds = f"mean ± deviation over {len(found['mean_chance']['other scenes'])} seeds"
-    both = [
-        [name, *(mean_and_deviation([own[i] for own in rows]) for i in (0, 1))]
-        for name, rows in found["telling_apart"].items()
-    ]
-    parts = [
-        captioned_table(
-            f"Present against absent, {pairs} images, by logistic regression on what is named; {seeds}.",
-            ["", "AUROC", "false positives at 95 % recall"],
-            both,
-        )
-    ]
-    rows = []
-    for name, of_seed in found["galleries"].items():
-        figures = [
-            mean_and_deviation([own[key] for own in of_seed])
-            for key in (
-                "auroc_of_best_score",
-                "auroc",
-                "fpr95_of_best_score",
-                "fpr95",
-                "ece",
-                "ece_of_a_perfect_one",
-            )
-        ]
-        more = [mean_and_deviation(found[key][name]) for key in ("ece_of_sigmoid", "mean_chance")]
-        rows.append([name, *figures, *more])
-    heads = [
-        "",
-        "AUROC, best score",
-        "AUROC, chance",
-        "false positives at 95 %, best score",
-        "the same, chance",
-        "ECE",
-        "ECE of a perfect one",
-        "ECE, sigmoid of the best match logit",
-        "mean chance (half are there)",
-    ]
-    parts.append(captioned_table(f"The calibration, in galleries; {seeds}.", heads, rows))
-    rows = [[name, mean_and_deviation(values)] for name, values in found["auroc_where"].items()]
-    parts.append(
-        captioned_table(
-            f"Of those who are there, AUROC against all who are not; {seeds}.",
-            ["by match logit", "AUROC"],
-            rows,
-        )
+def measure_sets(
+    calibration: Calibration, learnt: list[People], tested: list[People], elsewhere: list[People]
+) -> dict[str, Any]:
+    """Answer sets of each coverage, and fixed lists as long as the people learnt from need."""
+    kinds = {
+        "same scenes": (tested, False),
+        "same scenes, normal and anomalous alike": (tested, True),
+        "other scenes": (elsewhere, False),
+    }
+    sets = {
+        name: {
+            str(coverage): [sets_of(calibration, own, coverage, each) for own in people]
+            for coverage in COVERAGES
+        }
+        for name, (people, each) in kinds.items()
+    }
+    top_k: dict[str, dict[str, list[list[float]]]] = {}
+    for name, by in (("cosine", 0), ("match logit", 1)):
+        known = np.concatenate([places_of_right(own, by) for own in learnt])
+        top_k[name] = {}
+        for coverage in COVERAGES:
+            k = int(np.quantile(known, coverage, method="higher"))
+            held = [float((places_of_right(own, by) <= k).mean()) for own in tested]
+            top_k[name][str(coverage)] = [[k, share] for share in held]
+    splits = {str(coverage): coverage_over_splits(calibration, tested, coverage) for coverage in COVERAGES}
+    return {"sets": sets, "top_k": top_k, "splits": splits, "number_of_splits": SPLITS}
+
+
+def measure(learnt: list[People], tested: list[People], elsewhere: list[People]) -> dict[str, Any]:
+    """Every figure; `elsewhere` are people in other scenes."""
+    usual = f"{tested[0].answers.images} images"
+    calibration = Calibration.learn(together(learnt), shortlist=SHORTLIST)
+    galleries = galleries_of(calibration, learnt, tested, elsewhere)
+    searched = {name: elsewhere if name == "other scenes" else tested for name in list(galleries)[:4]}
+    numbers = {name: getattr(calibration, name) for name in ("persons", "weights", "somebody")}
+    return (
+        numbers
+        | {"telling_apart": telling_apart(calibration, learnt, tested)}
+        | {"limits": limits_of(tested, searched)}
+        | measure_chances(calibration, galleries, usual)
+        | measure_sets(calibration, learnt, tested, elsewhere)
     )
-    rows = [
-        [
-            f"{100 * after[0]:.0f} %",
-            f"{100 * after[1]:.0f} %",
-            f"{100 * before[0]:.0f} %",
-            f"{100 * before[1]:.0f} %",
-        ]
-        for after, before in zip(found["reliability"], found["reliability_before"], strict=True)
-    ]
-    errors = [
-        f"{name} {found[key]:.3f} ({low:.3f} to {high:.3f})"
-        for name, key in (("calibrated", "ece"), ("before", "ece_before"))
-        for low, high in [found[f"{key}_interval"]]
-    ]
-    errors.append(f"of a perfect one {found['ece_of_a_perfect_one']:.3f}")
-    caption = f"Reliability, all seeds in ten groups. Expected calibration error: {', '.join(errors)}."
-    heads = ["chance said", "were there", "sigmoid of the best match logit", "were there"]
-    parts.append(captioned_table(caption, heads, rows))
-    rows = [
-        [f"{float(limit):.0%}", f"{100 * absent:.0f} %", f"{100 * present:.0f} %"]
-        for limit, (absent, present) in found["no_one"].items()
-    ]
-    parts.append(
-        captioned_table(
-            '"No one like this" below a chance.',
-            ["chance", "said of those who are not there", "said of those who are"],
-            rows,
-        )
-    )
-    rows = []
-    for coverage in map(str, COVERAGES):
-        for name, of_seed in ((name, own[coverage]) for name, own in found["sets"].items()):
-            figures = [
-                mean_and_deviation([own[key] for own in of_seed], 2)
-                for key in ("coverage", "images", "normal", "anomaly")
-            ]
-            rows.append([f"set of {float(coverage):.0%}, {name}", *figures])
-        for name, own in found["top_k"].items():
-            held = mean_and_deviation([share for _, share in own[coverage]], 2)
-            rows.append(
-                [f"first k by {name} for {float(coverage):.0%}", held, str(own[coverage][0][0]), "", ""]
-            )
-    parts.append(
-        captioned_table(
-            f"Sets, and first k as many as hold it in the people learnt from; {seeds}.",
-            ["", "holds the right image", "images", "of normal texts", "of anomalous texts"],
-            rows,
-        )
-    )
-    rows = [
-        [
-            f"{float(coverage):.0%}",
-            f"{own['mean']:.3f}",
-            f"{own['lowest']:.3f} to {own['highest']:.3f}",
-            f"{own['inside']:.0%}",
-        ]
-        for coverage, own in found["splits"].items()
-    ]
-    parts.append(
-        captioned_table(
-            f"{SPLITS} halvings of the persons that are tested.",
-            ["promised", "held", "range", "within their 95 % interval"],
-            rows,
-        )
-    )
-    return "\n".join(parts)
+
+
+def machine_name() -> str:
+    """The processor as the system names it, its cores, and how busy they were."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    name = named[1] if named else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -438,7 +374,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--test_seeds", type=int, nargs="+", default=[105, 106, 107, 108, 109])
     parser.add_argument("--model", help="in place of fine-tuning the demo's start")
     arguments = parser.parse_args(argv)
-    settings = settings_of(arguments)
+    settings, started = settings_of(arguments), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tpas-trust-") as created:
         folder = Path(created)
         name = arguments.model
@@ -453,6 +389,8 @@ def main(argv: list[str] | None = None) -> None:
         elsewhere = [search(model, seed, pairs, folder, PRETRAINING_WORLD) for seed in arguments.test_seeds]
     found = measure(learnt, tested, elsewhere)
     found |= {"seeds": arguments.seeds, "test_seeds": arguments.test_seeds}
+    made = "fine-tuned from the demo's start" if arguments.model is None else "that was given (--model)"
+    found |= {"model": made, "machine": machine_name(), "minutes": (time.monotonic() - started) / 60}
     table = tables(found, pairs)
     print(f"\n{table}")
     write_output(arguments.output, found, table)

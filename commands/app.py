@@ -113,7 +113,7 @@ def serve_page(
         raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
     files = GalleryFiles(place) if is_gallery else choice.gallery_of(place)
     check_faces(blur_faces, place, files.has_moments if is_gallery and files else is_film)
-    learnt = None if is_film else calibration_of(choice.source(files).name, None)
+    learnt = None if is_film else calibration_of(choice.source(files), None, choice.model is not None)
 
     from ..search.building import report_left_out
     from ..search.folder_gallery import open_folder
@@ -142,6 +142,8 @@ def serve_page(
     else:
         warn_of_drawn_people(network, place)
         opened = open_folder(place, network, processor, rules=rules, calibration=learnt)
+    if learnt is not None and (warning := learnt.warning_of_size(len(opened))):
+        logger.warning("%s", warning)
     limits = Limits(own_machine=serves_own_machine(host, **access))
     faces = face_cover(opened) if blur_faces else None
     requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name, faces=faces)

@@ -13,6 +13,7 @@ The test set is refused: what is chosen by it says nothing about it any more, an
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,6 +55,10 @@ def calibrate(
         int, Option(help="images re-ranked for each text, as it will be searched", min=1)
     ] = 128,
     no_rerank: Annotated[bool, Option(help="for searches by the embeddings alone")] = False,
+    presence: Annotated[
+        float,
+        Option(help="in what share of your searches the one asked for is there (tpas search takes it too)"),
+    ] = 0.5,
     seed: Annotated[int, Option(help="of the persons that are learnt from", min=0)] = 0,
     output: Annotated[
         Path | None, Option(help="the file to write (default: calibration.json in the model's folder)")
@@ -64,7 +69,9 @@ def calibrate(
             f"--split {split}: a calibration must not see the test set, which could no longer measure it and "
             "whose use the challenge forbids: --split validation"
         )
-    from ..search.calibration import CALIBRATION, Calibration, check_persons
+    from ..search.calibration import CALIBRATION, Calibration, check_persons, check_presence
+
+    check_presence(presence)
 
     if output is None:
         if not (folder := Path(choice.source().name)).is_dir():
@@ -91,9 +98,11 @@ def calibrate(
         made = gallery_of_pairs(model, processor, dataset, data.image_root, Path(folder), distractors)
         answers = labelled_answers(made, dataset, shortlist=shortlist, rerank=False if no_rerank else None)
     fingerprints = model_fingerprint(model), image_fingerprint(model, processor), text_fingerprint(processor)
-    calibration = Calibration.learn(answers, fingerprints=fingerprints, shortlist=shortlist, seed=seed)
+    learnt = Calibration.learn(answers, fingerprints=fingerprints, shortlist=shortlist, seed=seed)
+    calibration = replace(learnt, presence=presence)
     calibration.save(output)
     content = {"output": str(output), "persons": calibration.persons, "images": calibration.images}
+    content |= {"presence": presence, "highest_coverage": calibration.highest_coverage()}
     return CommandResult(content | calibration.measured, f"{summary(calibration)}\n\nwritten: {output}")
 
 
@@ -102,6 +111,7 @@ def summary(calibration: "Calibration") -> str:
     from ..search.calibration import ASSUMPTION
 
     found = calibration.measured
+    coverages = calibration.highest_coverage(), calibration.highest_coverage(each_behaviour=True)
     return "\n".join(
         [
             f"Learnt from {calibration.persons} persons, {calibration.images} images; on the half held out:",
@@ -111,6 +121,8 @@ def summary(calibration: "Calibration") -> str:
             f"(best score alone: {found['fpr95_of_best_score']:.0%})",
             f"  a chance differs from what happens by {100 * found['ece']:.1f} points "
             f"(a perfect one, of so few texts: {100 * found['ece_of_a_perfect_one']:.1f})",
+            f"  it can promise a --coverage of up to {coverages[0]:.3f}, and with --each_behaviour of "
+            f"{coverages[1]:.3f}",
             ASSUMPTION,
         ]
     )

@@ -3,8 +3,9 @@
     tpas demo --output_dir outputs/demo
 
 Draws a small PAB, evaluates the start checkpoint as it is (zero-shot), fine-tunes it through ``accelerate
-launch``, evaluates again, and writes ``index.html``: one page with the table, the loss curves, and ranked
-images. It runs the commands that a user of a real PAB would run; the page ends with them.
+launch``, evaluates again, calibrates, looks for people who are not there, and writes ``index.html``: one page
+with the table, the loss curves, and ranked images. It runs the commands that a user of a real PAB would run;
+the page ends with them.
 """
 
 import json
@@ -16,6 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,10 +34,11 @@ from ..data.whole_files import replacing
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
+    from ..evaluation.absent_people import AbsentPeople
     from ..evaluation.result_files import Evaluation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = 5
+STEPS = 6
 MARKER = "demo.json"
 MADE_BY = "tpas demo"
 CACHE = "datasets_cache"  # removed at the end
@@ -173,6 +176,33 @@ def run_experiment(
         run(commands[2], folder, "evaluate_fine_tuned")
         fine_tuned = read_evaluation(folder, "fine_tuned")
     return Experiment(zero_shot, fine_tuned, training_log, commands, durations)
+
+
+def look_for_absent(
+    settings: DemoSettings, folder: Path, run: Callable[..., None]
+) -> "tuple[list[Command], AbsentPeople | None]":
+    """Calibrates the fine-tuned model, and asks it for people whose images are left out.
+
+    Returns:
+        The commands that were run and what was found; nothing where too few people were drawn.
+    """
+    from ..data.pab import load_pab
+    from ..evaluation.absent_people import search_without_them
+    from ..models.loading import load_model
+    from ..search.calibration import CALIBRATION, LEAST_PERSONS, Calibration
+
+    validation = settings.train_pairs * settings.validation_fraction
+    if min(validation, settings.test_pairs) < 2 * LEAST_PERSONS:  # each is drawn twice
+        return [], None
+    best = Path("fine_tuned", "best")
+    flags = {"model": best, "data_root": Path("pab"), "validation_fraction": settings.validation_fraction}
+    command: Command = [*TPAS, "calibrate", *as_flags(flags)]
+    run(command, folder, "calibrate")
+    calibration, pab = Calibration.load(folder / best / CALIBRATION), folder / "pab"
+    dataset = load_pab(pab, "test", cache_dir=folder / CACHE)
+    with tempfile.TemporaryDirectory(prefix="tpas-demo-") as gallery:
+        model = load_model(str(folder / best))
+        return [command], search_without_them(*model, calibration, dataset, pab, Path(gallery))
 
 
 def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Command:
@@ -381,8 +411,11 @@ def run_demo(
                 raise
             os.replace(error.log, failure_log)
             raise DemoError(f"{error} (the whole output: {failure_log})") from error
-        with step(5, "Write the page", experiment.durations):
-            write_page(experiment, settings, start, seed, folder, output_dir)
+        with step(5, "Look for people who are not there", experiment.durations):
+            commands, absent = look_for_absent(settings, folder, run)
+            experiment.commands.extend(commands)
+        with step(6, "Write the page", experiment.durations):
+            write_page(experiment, absent, settings, start, seed, folder, output_dir)
             shutil.rmtree(folder / CACHE, ignore_errors=True)
     failure_log.unlink(missing_ok=True)
 
@@ -393,14 +426,37 @@ def run_demo(
             "seconds": round(seconds, 1),
             "zero_shot": experiment.zero_shot.results["stages"],
             "fine_tuned": experiment.fine_tuned.results["stages"],
+            "absent_people": None if absent is None else of_absent(absent),
         },
-        f"\n{format_table(experiment.zero_shot.results, experiment.fine_tuned.results)}\n\n"
+        f"\n{format_table(experiment.zero_shot.results, experiment.fine_tuned.results)}\n{said_of(absent)}\n"
         f"{seconds:.0f} s in all. Open {page.as_uri()}",
     )
 
 
+def of_absent(absent: "AbsentPeople") -> dict[str, Any]:
+    """As JSON has it."""
+    values = {name: value for name, value in vars(absent).items() if name != "nearest"}
+    return values | {"nearest": [hit.id for hit in absent.nearest]}
+
+
+def said_of(absent: "AbsentPeople | None") -> str:
+    """A line for the terminal; nothing where nobody was looked for."""
+    if absent is None:
+        return ""
+    return (
+        f'"No one like this" was said of {absent.said_of_absent} of {absent.searches} people who are not '
+        f"there, and wrongly of {absent.said_of_present} of {absent.searches} who are.\n"
+    )
+
+
 def write_page(
-    experiment: Experiment, settings: DemoSettings, start: Path, seed: int, folder: Path, output_dir: Path
+    experiment: Experiment,
+    absent: "AbsentPeople | None",
+    settings: DemoSettings,
+    start: Path,
+    seed: int,
+    folder: Path,
+    output_dir: Path,
 ) -> None:
     """Writes `index.html` and the marker by which a later demo knows the folder."""
     from ..figures.report import build_report
@@ -418,6 +474,7 @@ def write_page(
         experiment.fine_tuned,
         training_log=experiment.training_log,
         next_commands=next_commands(output_dir, experiment.fine_tuned.queries[0].text),
+        absent=absent,
         **context,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")

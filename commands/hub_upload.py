@@ -22,7 +22,7 @@ from ..data.json_records import read_json
 from ..evaluation.measures import headline
 from ..evaluation.stages import Stage
 from ..modeling_tpas import TPASModel
-from ..models.fingerprints import model_fingerprint
+from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
 from ..models.hub_code import HUB_CODE
 from ..models.hub_repositories import is_hub_name
 from ..models.interface import RetrievalModel, RetrievalProcessor, can_match
@@ -39,6 +39,7 @@ from ..models.loading import (
     read_config,
 )
 from ..models.model_files import weights_files
+from ..search.calibration import CALIBRATION, Calibration
 from ..training.run_folder import arguments_of_run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,6 +161,7 @@ def build_card(
     of_format: str | None = None,
     base: str | None = None,
     licence: str | None = None,
+    calibration: Calibration | None = None,
 ) -> ModelCard:
     """`model_card.md` with what the model is, how it was trained, and what was measured.
 
@@ -170,6 +172,7 @@ def build_card(
         base: the Hub name of the model that it was made from, if it is known.
         licence: of the weights, by the Hub's word for it; None: that of a TPAS model's code, of others
             "other".
+        calibration: that goes with it, if there is one.
     """
     template = NOTE_TO_READERS.sub("", CARD_TEMPLATE.read_text(encoding="utf-8"))
     ours = isinstance(model, TPASModel)
@@ -193,12 +196,13 @@ def build_card(
         metadata.library_name = LIBRARIES.get(of_format, "tpas")
         metadata.tags = [tag for tag in metadata.tags if tag != "x-vlm"]
         text = text.replace("# TPAS: text-based person anomaly search", f"# {name}", 1)
+    worth = [*map(table_of, results), *([] if calibration is None else [worth_of_scores(calibration)])]
     trained = "Nothing was said about it." if training is None else training_of(training, of_format)
     for mark, filling in (
         ("model", architecture_of(model, processor) if ours else description_of(model, processor, base)),
         ("use", "" if ours else use_of(repo_id, model, of_format, base)),
         ("training", trained),
-        ("results", "\n".join(map(table_of, results)) or "None were given."),
+        ("results", "\n".join(worth) or "None were given."),
     ):
         text = text.replace(f"<!-- {mark} -->", filling.rstrip("\n"), 1)
     card.text = text
@@ -294,6 +298,25 @@ def table_of(result: dict[str, Any]) -> str:
     )
 
 
+def worth_of_scores(calibration: Calibration) -> str:
+    """What the calibration beside it was learnt from, and what it is worth."""
+    found = calibration.measured
+    return (
+        f"`{CALIBRATION}`, learnt by `tpas calibrate` from {calibration.persons} persons and "
+        f"{calibration.images} images, lets `tpas search` say how likely it is that the one asked for is "
+        "there, and show as many images as a stated coverage takes. On persons not learnt from:\n\n"
+        + markdown_rows(
+            ("", ""),
+            {
+                "who is there has the higher chance than who is not (AUROC)": f"{found['auroc']:.3f}",
+                "the same by the best score": f"{found['auroc_of_best_score']:.3f}",
+                "a chance differs from what happens by (ECE)": f"{found['ece']:.3f}",
+                "highest coverage it can promise": f"{calibration.highest_coverage():.3f}",
+            },
+        )
+    )
+
+
 def entries_of(result: dict[str, Any]) -> list[EvalResult]:
     """The same for the Hub's metadata."""
     name = result["dataset_name"]
@@ -370,10 +393,18 @@ def prepare(
     if base is None and is_hub_name(start):
         base = start
     measured = [read_results(path, fingerprint, processor) for path in results]
-    about = {"of_format": of_format, "base": base, "licence": licence}
-    card = build_card(repo_id, model, processor, measured, training, **about)
-
     files = {name: directory / name for name in needed_files(directory, of_format)}
+    calibration = None
+    if (path := directory / CALIBRATION).is_file():
+        files[CALIBRATION] = path
+        calibration = Calibration.load(path)
+        try:
+            own = fingerprint, image_fingerprint(model, processor), text_fingerprint(processor)
+            calibration.check_model(*own)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; or remove it") from error
+    about = {"of_format": of_format, "base": base, "licence": licence, "calibration": calibration}
+    card = build_card(repo_id, model, processor, measured, training, **about)
     if ours:
         files |= code_of(directory)
     for path in files.values():

@@ -33,7 +33,7 @@ import re
 import sys
 import webbrowser
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
 
     from ..footage.faces import FaceCover
     from ..models.interface import ImageMatcher, RetrievalModel, RetrievalProcessor
+    from ..models.model_source import ModelSource
     from ..search.arguments import MatchingDtype
     from ..search.calibration import Calibration
     from ..search.gallery import Gallery
@@ -251,39 +252,59 @@ class Chances:
         float,
         Option(help='with a calibration: below it the answer begins with "no one like this"', min=0, max=1),
     ] = LEAST_CHANCE
+    each_behaviour: Annotated[
+        bool, Option(help="with --coverage: in that share of the normal and of the anomalous texts alike")
+    ] = False
+    presence: Annotated[
+        float | None,
+        Option(
+            help="in what share of your searches the one asked for is there (default: what the calibration "
+            "says, 0.5 unless it was told)"
+        ),
+    ] = None
 
-    def learnt_for(self, model: str, is_film: bool, of_model: bool) -> "Calibration | None":
-        """What is given, or lies in the model's folder.
+    def learnt_for(
+        self, source: "ModelSource", fetch: bool, is_film: bool, of_model: bool
+    ) -> "Calibration | None":
+        """What is given, or lies in the model's folder or repository.
 
         Args:
+            fetch: of a repository also what is not on this machine yet.
             of_model: texts are ranked by the model's own scores, as the calibration has learnt them.
 
         Raises:
             WrongUsage, ValueError: it cannot promise what is asked.
         """
-        learnt = calibration_of(model, self.calibration)
+        given = {"--coverage": self.coverage, "--presence": self.presence}
+        asked = next((flag for flag, value in given.items() if value is not None), None)
+        if self.each_behaviour and self.coverage is None:
+            raise WrongUsage("--each_behaviour is of a --coverage, which was not given")
         if is_film:
-            if self.coverage is not None or self.calibration is not None:
+            if asked or self.calibration is not None:
                 raise WrongUsage(
-                    "--coverage and --calibration are of images: what they promise was not learnt of visits"
+                    f"{asked or '--calibration'} is of images: what it promises was not learnt of visits"
                 )
             return None
-        if self.coverage is not None:
-            if learnt is None:
-                raise WrongUsage(
-                    "--coverage needs a calibration: `tpas calibrate` makes one, --calibration names it"
-                )
+        learnt = calibration_of(source, self.calibration, fetch)
+        if learnt is None and asked:
+            raise WrongUsage(
+                f"{asked} needs a calibration: `tpas calibrate` makes one, --calibration names it"
+            )
+        if learnt is not None and self.presence is not None:
+            learnt = replace(learnt, presence=self.presence)
+        if learnt is not None and self.coverage is not None:
             if not of_model:
                 raise WrongUsage(
                     "--coverage is of the model's own scores of texts: leave out --sca, --not, --matcher, "
                     "--image"
                 )
-            learnt.least_share(self.coverage)  # refuses what it cannot promise
+            # Refuses what it cannot promise.
+            learnt.least_share(self.coverage, each_behaviour=self.each_behaviour)
         return learnt
 
     @property
     def needed(self) -> bool:
-        return self.calibration is not None or self.coverage is not None
+        return (self.calibration, self.coverage, self.presence) != (None, None, None)
 
 
 @dataclass(frozen=True)
@@ -345,7 +366,7 @@ def search(
     files = gallery_files(folder) if is_gallery else choice.gallery_of(folder)
     of_films.check(folder, files.has_moments if is_gallery and files else is_film)
     of_model = not (ranking.sca or ranking.matcher or asked.without or asked.image)
-    learnt = chances.learnt_for(choice.source(files).name, is_film, of_model)
+    learnt = chances.learnt_for(choice.source(files), choice.model is not None, is_film, of_model)
 
     with quick_imports():
         from ..models.interface import can_match
@@ -385,6 +406,7 @@ def search(
         rows=rows,
         without=asked.without,
         coverage=chances.coverage,
+        each_behaviour=chances.each_behaviour,
         matcher=second,
         **ranking.settings,
     )
@@ -489,12 +511,19 @@ def answers_as_they_come(answer: Callable[[PlacedText], CommandResult]) -> Itera
             yield CommandResult({"line": number, "error": message}, "")
 
 
-def calibration_of(model: str, given: Path | None) -> "Calibration | None":
-    """The one that is given, or that lies in the model's folder, if there is any."""
+def calibration_of(source: "ModelSource", given: Path | None, fetch: bool) -> "Calibration | None":
+    """The one that is given, or that lies in the model's folder or Hub repository, if there is any.
+
+    Args:
+        fetch: of a repository also what is not on this machine yet.
+    """
+    from ..models.hub_repositories import file_of, is_hub_name
     from ..search.calibration import CALIBRATION, Calibration
 
-    own = Path(model, CALIBRATION)
-    return Calibration.load(given or own) if given is not None or own.is_file() else None
+    own: Path | None = given or Path(source.name, CALIBRATION)
+    if given is None and is_hub_name(name := source.name.rpartition(":")[2]):
+        own = file_of(name, CALIBRATION, source.revision, fetch)
+    return Calibration.load(own) if own is not None and (given is not None or own.is_file()) else None
 
 
 def fitting(

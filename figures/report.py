@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..evaluation.absent_people import AbsentPeople
 from ..evaluation.result_files import Evaluation, RankedQuery
 from ..evaluation.stages import Stage, final_stage
 from ..evaluation.tables import stage_rows
@@ -46,11 +47,13 @@ def build_report(
     durations: Mapping[str, float],
     commands: Sequence[str] = (),
     next_commands: Sequence[str] = (),
+    absent: AbsentPeople | None = None,
 ) -> str:
     """The page, as one string of HTML.
 
     `training_log` holds the lines of `training_log.jsonl`; `arguments`, `versions`, `durations` (seconds by
-    step), `commands` and `next_commands` are printed as they are. The queries that are shown are drawn with
+    step), `commands` and `next_commands` are printed as they are; `absent` is what was said of people who are not
+    there. The queries that are shown are drawn with
     `arguments["seed"]`, so the same input gives the same page. Raises what `load_image` raises for an image
     that is absent or broken.
     """
@@ -79,6 +82,8 @@ def build_report(
         moved={outcome: len(moved_so) for outcome, moved_so in by_outcome.items()},
         collisions=[_collision(collision, queries, images) for collision in collisions],
         sca_report=fine_tuned.results["sca_report"],
+        absent=absent,
+        nearest=[] if absent is None else [images.nearest(hit) for hit in absent.nearest],
         arguments=arguments,
         versions=versions,
         seconds={name: f"{duration:.1f}" for name, duration in durations.items()},
@@ -99,6 +104,11 @@ class _Images:
         right = hit.id in query.relevant
         words = f"Ranked {hit.rank}, {'the right image' if right else 'not the right image'}."
         return self._tile(hit.id, hit.image, words) | {"rank": hit.rank, "score": hit.score, "right": right}
+
+    def nearest(self, hit: SearchHit) -> dict[str, Any]:
+        """An image that was found for somebody who is not there."""
+        tile = self._tile(hit.id, hit.image, f"Ranked {hit.rank}, not the one asked for.")
+        return tile | {"rank": hit.rank, "score": hit.score, "right": False}
 
     def missed(self, name: str, query: RankedQuery) -> dict[str, Any]:
         """A right image that is not among those listed."""

@@ -96,6 +96,18 @@ def _why_unreachable(name: str) -> str | None:
     return None
 
 
+def file_of(name: str, file: str, revision: str | None = None, fetch: bool = True) -> Path | None:
+    """A file that a repository may have, of the cache or fetched; None where none is to be had."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        with hub_or_cache(name, revision):
+            return Path(hf_hub_download(name, file, revision=revision, local_files_only=not fetch))
+    except (OSError, ValueError, EntryNotFoundError):
+        return None  # what is wrong with the repository the loading of its model says
+
+
 def not_to_be_had(name: str, reason: str) -> OSError:
     return OSError(
         f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here, such as "

@@ -6,11 +6,12 @@ model and one shortlist, and reads of an answer no more than the cosines and mat
     evidence of an image   a weighted sum of cosine and match logit (conditional logit, McFadden 1973)
     its share              the softmax of the evidence over the shortlist: which it is, if it is one of them
     chance of somebody     a logistic regression on the logarithm of the sum of exp(evidence), and on that of
-                           the number of images: among many, somebody else looks right more often
+                           the number of images: among many, somebody else looks right more often; its odds
+                           are multiplied by those of `presence` (Bayes), since it is learnt from halves
     chance of an image     the chance of somebody, times its share
     answer set             the images whose share is at least a limit (split conformal prediction)
 
-Margins, the query's and the image's own bias add next to nothing to this (benchmarks/trust.md).
+Margins, biases, each part of the text by itself and more add next to nothing to this (benchmarks/trust.md).
 """
 
 import json
@@ -27,7 +28,8 @@ from ..data.whole_files import write_json
 CALIBRATION = "calibration.json"  # in a model's folder
 FORMAT = 1
 LEAST_PERSONS = 40  # half of them to learn five numbers from, half to test these and to promise by
-FAR = 4  # times the number of images: down to a quarter it was measured, by benchmarks/trust.py
+FAR = 4  # times the number of images, up and down, as far as benchmarks/trust.py has measured it
+BEHAVIOURS = ["normal", "anomaly"]
 RIDGE = 1.0  # on standardised numbers: what some dozen persons cannot settle stays near 0
 SIZES = (1.0, 0.5)  # of the gallery, by leaving out images: between two shows what its size does
 ASSUMPTION = (
@@ -88,6 +90,8 @@ class Calibration:
         strangeness: by "all", "normal" and "anomaly", ascending, of one held-out text a person: minus the
             logarithm of its right image's share, infinite where that was not read.
         measured: on held-out texts, see [`measured`].
+        presence: in what share of the searches the one asked for is there; other than half, the chances
+            follow, and neither the order of the images nor the sets.
     """
 
     model_fingerprint: str
@@ -100,6 +104,10 @@ class Calibration:
     somebody: tuple[float, float, float]
     strangeness: dict[str, list[float]] = field(repr=False)
     measured: dict[str, float] = field(default_factory=dict)
+    presence: float = 0.5
+
+    def __post_init__(self):
+        check_presence(self.presence)
 
     @classmethod
     def learn(
@@ -116,9 +124,14 @@ class Calibration:
             fingerprints: of model, images and texts.
 
         Raises:
-            ValueError: there are fewer than `LEAST_PERSONS` persons.
+            ValueError: there are fewer than `LEAST_PERSONS` persons, or scores that are no numbers.
         """
         persons = check_persons(answers.persons)
+        if unknown := int((~np.isfinite(answers.stages)).any(axis=(1, 2)).sum()):
+            raise ValueError(
+                f"the scores of {unknown} of {len(answers.stages)} texts are not finite: the model's weights "
+                "are damaged, or it overflows"
+            )
         generator = np.random.default_rng(seed)
         learning = np.isin(answers.persons, generator.permutation(persons)[: len(persons) // 2])
         known, held_out = answers.of(np.flatnonzero(learning)), answers.of(np.flatnonzero(~learning))
@@ -176,7 +189,7 @@ class Calibration:
         """
         if not 0 < coverage < 1:
             raise ValueError(f"coverage must lie between 0 and 1, such as 0.9, got {coverage}")
-        groups = ["normal", "anomaly"] if each_behaviour else ["all"]
+        groups = BEHAVIOURS if each_behaviour else ["all"]
         limits = []
         for group in groups:
             strangeness = self.strangeness.get(group, [])
@@ -185,8 +198,8 @@ class Calibration:
                 needed = math.ceil(coverage / (1 - coverage) - 1e-9)
                 raise ValueError(
                     f"a coverage of {coverage:g} needs {needed} held-out persons, and the calibration has "
-                    f"{len(strangeness)}{'' if group == 'all' else f' of the {group}'}: calibrate with "
-                    f"at least {2 * needed} persons, or ask for less"
+                    f"{len(strangeness)}{'' if group == 'all' else f' with {group} texts'}: calibrate with "
+                    f"at least {2 * needed} such persons, or ask for less"
                 )
             if math.isinf(limit := strangeness[place - 1]):
                 found = sum(map(math.isfinite, strangeness)) / (len(strangeness) + 1)
@@ -196,6 +209,11 @@ class Calibration:
                 )
             limits.append(limit)
         return math.exp(-max(limits))
+
+    def highest_coverage(self, *, each_behaviour: bool = False) -> float:
+        """The most that `least_share` can promise; 0 of a behaviour without texts."""
+        groups = [self.strangeness.get(name, []) for name in (BEHAVIOURS if each_behaviour else ["all"])]
+        return min(sum(map(math.isfinite, group)) / (len(group) + 1) for group in groups)
 
     def test(
         self, answers: LabelledAnswers, generator: np.random.Generator, size: float = 1.0
@@ -213,7 +231,8 @@ class Calibration:
     def _somebody(self, stages: np.ndarray, read: np.ndarray, images: int) -> np.ndarray:
         intercept, of_evidence, of_size = self.somebody
         sums = _log_sums(stages.astype(float) @ np.array(self.weights), read)
-        return 1 / (1 + np.exp(-(intercept + of_evidence * sums + of_size * math.log(images))))
+        log_odds = intercept + of_evidence * sums + of_size * math.log(images)
+        return 1 / (1 + np.exp(-(log_odds + math.log(self.presence / (1 - self.presence)))))
 
     def strangeness_of(
         self, answers: LabelledAnswers, generator: np.random.Generator
@@ -225,7 +244,7 @@ class Calibration:
         strangeness = np.where(right > 0, -np.log(np.maximum(right, 1e-300)), np.inf)
         order = generator.permutation(len(right))
         groups = {"all": order}
-        for name in ("normal", "anomaly"):
+        for name in BEHAVIOURS:
             groups[name] = np.array([row for row in order if answers.behaviours[row] == name], dtype=int)
         one_each = {
             name: rows[np.unique(answers.persons[rows], return_index=True)[1]]
@@ -302,11 +321,23 @@ class Calibration:
             numbers = [*read.weights, *read.somebody]
             if len(read.weights) not in (1, 2) or len(read.somebody) != 3 or not np.isfinite(numbers).all():
                 raise ValueError("its numbers are not as they should be")
-            if read.shortlist < 1 or any(values != sorted(values) for values in read.strangeness.values()):
+            held = [value for values in read.strangeness.values() for value in values]
+            if min(read.shortlist, read.images) < 1 or not all(value >= 0 for value in held):
+                raise ValueError("its numbers are not as they should be")
+            if any(values != sorted(values) for values in read.strangeness.values()):
                 raise ValueError("its numbers are not in order")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is no calibration that `tpas calibrate` wrote: {error}") from error
         return read
+
+
+def check_presence(presence: float) -> None:
+    """Raises ValueError for what is no share of searches."""
+    if not 0 < presence < 1:
+        raise ValueError(
+            "presence is the share of searches whose person is there, between 0 and 1, such as 0.1: "
+            f"got {presence:g}"
+        )
 
 
 def check_persons(persons: np.ndarray) -> np.ndarray:

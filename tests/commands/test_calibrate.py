@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_retrieval_models import cached_snapshot
 
 from tpas import Calibration, Gallery, draw_pab, load_model
 from tpas.commands.calibrate import main as calibrate
+from tpas.commands.push import main as push
 from tpas.commands.search import main as search
+from tpas.data.pab import load_pab, source_videos
+from tpas.evaluation.absent_people import search_without_them
 
 MODEL = Path(__file__).parents[2] / "demo_start"
 TEXTS = ["A woman in a red coat is lying on the pavement.", "A man in a blue jacket is running."]
@@ -30,7 +35,7 @@ def model(people, tmp_path_factory) -> Path:
     return folder
 
 
-def searched(capsys, *words: str) -> list[dict]:
+def searched(capsys, *words: object) -> list[dict]:
     capsys.readouterr()
     search([*map(str, words), "--json"])
     return json.loads(capsys.readouterr().out)
@@ -67,10 +72,48 @@ def test_a_search_says_first_that_there_is_no_one(people, model, capsys):
         assert [hit["chance"] for hit in answer["hits"]] == pytest.approx(
             sorted(of_images[number], reverse=True)[: len(answer["hits"])]
         )
+    limit = calibration.least_share(0.5, each_behaviour=True)
+    words = ("--coverage", 0.5, "--each_behaviour", "--presence", 0.1)
+    for number, answer in enumerate(searched(capsys, *asked, *words)):
+        assert len(answer["hits"]) == max(1, (of_images[number] / chances[number] >= limit).sum())
+        odds = chances[number] / (1 - chances[number]) / 9
+        assert answer["chance"] == pytest.approx(odds / (1 + odds))
     gallery.calibration = calibration
     with pytest.raises(ValueError, match="coverage 0.8: .* shortlist of 12 images, and 5 are asked for"):
         gallery.search(TEXTS, shortlist=5, coverage=0.8)
     assert gallery.search(TEXTS, shortlist=5).chances == [None, None]
+
+
+def test_people_are_asked_for_with_their_images_and_without(people, model, tmp_path):
+    dataset = load_pab(people, "train", cache_dir=tmp_path / "cache")
+    video = dict(zip(dataset["image"], source_videos(dataset), strict=True))
+    calibration = Calibration.load(model / "calibration.json")
+    loaded = load_model(str(model))
+    for presence, said in ((1e-6, 45), (1 - 1e-6, 0)):  # all are unlikely, or none is
+        own = replace(calibration, presence=presence)
+        found = search_without_them(*loaded, own, dataset, people, tmp_path / "gallery")
+        assert (found.searches, found.said_of_absent, found.said_of_present) == (45, said, said)
+    person = video[dataset["image"][dataset["caption"].index(found.text)]]
+    assert person not in {video[hit.id] for hit in found.nearest}
+    asked = Gallery.open(tmp_path / "gallery", *loaded, calibration=own)
+    assert found.chance_present == asked.search([found.text], shortlist=12).chances[0] > found.chance_absent
+
+
+def test_it_goes_to_the_hub_with_the_model_and_comes_back(people, model, tmp_path, capsys):
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    push([str(folder), "user/calibrated", "--dry_run", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert "calibration.json" in found["files"]
+    assert "learnt by `tpas calibrate` from 44 persons and 88 images" in found["card"]
+    shutil.copytree(folder, cached_snapshot("user/calibrated", "d" * 40, latest=True), dirs_exist_ok=True)
+    asked = (people / "test" / "imgs", TEXTS[0], "--shortlist", 12)
+    of_hub = searched(capsys, *asked, "--model", "user/calibrated")
+    assert of_hub[0]["chance"] == searched(capsys, *asked, "--model", model)[0]["chance"]
+
+    content = json.loads((folder / "calibration.json").read_text())
+    (folder / "calibration.json").write_text(json.dumps(content | {"model_fingerprint": "another"}))
+    with pytest.raises(SystemExit, match=r"calibration.json: .* is of the model another, .*; or remove it"):
+        push([str(folder), "user/calibrated", "--dry_run"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +126,11 @@ def test_a_search_says_first_that_there_is_no_one(people, model, capsys):
             "search --coverage 0.99",
             "a coverage of 0.99 needs 99 held-out persons, and the calibration has 22",
         ),
+        ("search --coverage 0.99 --each_behaviour", "and the calibration has 22 with normal texts"),
+        ("search --each_behaviour", "--each_behaviour is of a --coverage"),
+        ("search --presence 0", "between 0 and 1, such as 0.1: got 0"),
+        ("search --presence 0.1 --model START", "--presence needs a calibration"),
+        ("calibrate --presence 1", "between 0 and 1, such as 0.1: got 1"),
         ("search --coverage 0.8 --sca", "leave out --sca"),
         ("search --model START --coverage 0.8", "--coverage needs a calibration"),
         ("search --model OTHER --calibration FILE", "the calibration is of the model"),

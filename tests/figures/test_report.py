@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from tpas.data.pab_images import image_path
+from tpas.evaluation.absent_people import AbsentPeople
 from tpas.evaluation.result_files import Evaluation, ranked_queries
 from tpas.figures.examples import choose_queries, collisions_by_outcome, verdict
 from tpas.figures.report import build_report
+from tpas.search.hits import SearchHit
 
 # An image's colour says which it is, JPEG's rounding included: red = 30 * number.
 IMAGES = {f"test/{number}.png": (30 * number, 100, 200 - 20 * number) for number in range(8)}
@@ -160,6 +162,18 @@ def image_number(figure):
     image = Image.open(io.BytesIO(base64.b64decode(content)))
     assert max(image.size) <= 192
     return round(image.getpixel((20, 20))[0] / 30)
+
+
+def test_people_who_are_not_there_end_the_page(image_root):
+    assert "People who are not there" not in make_page(image_root)
+    nearest = [SearchHit(IDS[3], 1, 2.5, path=image_root / IDS[3])]
+    absent = AbsentPeople(50, 13, 4, "A woman in purple.", 0.95, 0.034, nearest)
+    card = Reader(make_page(image_root, absent=absent)).cards[-1]
+    said = " ".join(card["text"].split())
+    assert "A woman in purple." in said
+    assert "chance 95.0 %. Without them: no one like this (chance 3.4 %); nearest:" in said
+    assert [image_number(figure) for figure in card["figures"]] == [3]
+    assert "13 of 50 who are not there" in make_page(image_root, absent=absent)
 
 
 def test_the_right_image_and_no_other_is_framed(image_root):

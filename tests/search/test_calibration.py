@@ -47,6 +47,8 @@ def test_chances_and_shares_are_as_written(calibration):
     chances, of_images = calibration.chances(stages, 500)
     np.testing.assert_allclose(chances, somebody)
     np.testing.assert_allclose(of_images, somebody[:, None] * softmax(evidence, axis=1))
+    rare, _ = replace(calibration, presence=0.1).chances(stages, 500)
+    np.testing.assert_allclose(rare / (1 - rare), chances / (1 - chances) / 9)
 
 
 @pytest.mark.parametrize(("size", "seed"), [(1.0, 5), (0.25, 6)])
@@ -84,14 +86,23 @@ def test_limits_are_those_of_split_conformal_prediction(calibration):
         own.least_share(0.95)
     with pytest.raises(ValueError, match="between 0 and 1"):
         own.least_share(90)
+    assert own.highest_coverage() == 0.9
+    own.least_share(own.highest_coverage())
+    with pytest.raises(ValueError, match="has 3 with normal texts: calibrate with at least 18 such persons"):
+        replace(own, strangeness={"normal": [1.0] * 3}).least_share(0.9, each_behaviour=True)
     short = replace(own, strangeness={"all": [0.5] * 8 + [math.inf]})
+    assert short.highest_coverage() == 0.8
     with pytest.raises(ValueError, match=r"55 images hold the right image of 80.0% .* longer --shortlist"):
         short.least_share(0.9)
 
 
-def test_too_few_persons_are_refused():
+def test_too_few_persons_and_scores_that_are_no_numbers_are_refused():
     with pytest.raises(ValueError, match="of 39 persons, and a calibration needs 40"):
         Calibration.learn(made_answers(78, seed=0))
+    answers = made_answers(80, seed=0)
+    answers.stages[[3, 5], 0, 0] = math.nan, math.inf
+    with pytest.raises(ValueError, match="the scores of 2 of 80 texts are not finite"):
+        Calibration.learn(answers)
 
 
 def test_a_file_holds_it_and_a_damaged_one_is_named(calibration, tmp_path):
@@ -106,6 +117,8 @@ def test_a_file_holds_it_and_a_damaged_one_is_named(calibration, tmp_path):
         {"weights": [1, None]},
         {"somebody": [1, 2]},
         {"strangeness": {"all": [2, 1]}},
+        {"strangeness": {"all": [math.nan]}},
+        {"presence": 1},
         {"more": 1},
     ):
         path.write_text(json.dumps(content | wrong))
