@@ -52,10 +52,9 @@ def build_report(
     """The page, as one string of HTML.
 
     `training_log` holds the lines of `training_log.jsonl`; `arguments`, `versions`, `durations` (seconds by
-    step), `commands` and `next_commands` are printed as they are; `absent` is what was said of people who are not
-    there. The queries that are shown are drawn with
-    `arguments["seed"]`, so the same input gives the same page. Raises what `load_image` raises for an image
-    that is absent or broken.
+    step), `commands` and `next_commands` are printed as they are; `absent` is what was said of people who are
+    not there. The queries that are shown are drawn with `arguments["seed"]`, so the same input gives the same
+    page. Raises what `load_image` raises for an image that is absent or broken.
     """
     queries, seed = fine_tuned.queries, arguments.get("seed", 0)
     images = _Images(queries)
