@@ -150,7 +150,7 @@ class WhereItMoves:
         found = found + np.array([left, top, left, top], np.float32)
         moves = [bool((_overlaps(box, boxes) > 0).any()) for box in found]
         found, scores = found[moves], scores[moves]
-        # Who is followed already and not recognised any more (few detectors know a person who lies) is held by
+        # Who is followed already and no more recognised (few detectors know a person who lies) is held by
         # what is seen to be there still; so weak a box begins nobody.
         held = np.array([box for box in boxes if not (_overlaps(box, found) > FOUND_THERE).any()])
         weak = np.full(len(held), LEAST_SCORE, np.float32)
