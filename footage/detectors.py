@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 PERSON = "person"
 LEAST_SCORE = 0.1  # ByteTrack follows somebody half hidden by boxes as weak as this
 SAME_PERSON = 0.5  # intersection over union of two boxes of a detector that does not suppress doubles itself
+FOUND_THERE = 0.3  # intersection over union of what moves and somebody who was found there
 AROUND = 0.3  # how much more of the picture a detector sees than what moves, in shares of it
 
 Found = tuple[np.ndarray, np.ndarray]  # boxes (n, 4) left, top, right, bottom in pixels; scores (n,)
@@ -149,11 +150,11 @@ class WhereItMoves:
         found = found + np.array([left, top, left, top], np.float32)
         moves = [bool((_overlaps(box, boxes) > 0).any()) for box in found]
         found, scores = found[moves], scores[moves]
-        # Who is followed already and not recognised any more (few detectors know a person who lies) is held
-        # by what is seen to be there still; so weak a box begins nobody.
-        held = np.array([box for box in boxes if not (_overlaps(box, found) > 0).any()]).reshape(-1, 4)
-        weak = np.full(len(held), LEAST_SCORE)
-        return np.concatenate([found, held]).astype(np.float32), np.concatenate([scores, weak])
+        # Who is followed already and no more recognised (few detectors know a person who lies) is held by
+        # what is seen to be there still; so weak a box begins nobody.
+        held = np.array([box for box in boxes if not (_overlaps(box, found) > FOUND_THERE).any()])
+        weak = np.full(len(held), LEAST_SCORE, np.float32)
+        return np.concatenate([found, held.reshape(-1, 4)]).astype(np.float32), np.concatenate([scores, weak])
 
 
 class Network(Protocol):

@@ -9,7 +9,15 @@ import torch
 from tiny_films import walkers
 from transformers import YolosConfig, YolosForObjectDetection, YolosImageProcessorPil
 
-from tpas.footage.detectors import GivenBoxes, OnnxDetector, TransformersDetector, WhereItMoves, detector_of
+from tpas.footage.detectors import (
+    LEAST_SCORE,
+    GivenBoxes,
+    OnnxDetector,
+    TransformersDetector,
+    WhereItMoves,
+    detector_of,
+)
+from tpas.footage.following import SURE
 
 
 @dataclass
@@ -77,10 +85,25 @@ def test_a_detector_is_asked_where_something_moves_and_not_at_each_frame():
     assert [number for number, people in enumerate(found) if people is not None] == list(range(0, 40, 5))
     assert len(asked) == 4  # of the second half alone
     assert all(height < 120 and width < 160 for height, width, _ in asked)
-    boxes, _ = found[30]
-    ((left, top, right, bottom),) = boxes  # the other one is where nothing moves
+    boxes, scores = found[30]
+    ((left, top, right, bottom),) = boxes[scores >= SURE]  # the other one is where nothing moves
     assert left < 100 < 120 < right
     assert top < 60 < 110 < bottom <= 120
+
+
+def test_who_is_not_recognised_any_more_is_held_by_what_moves():
+    class Network:
+        def find_people(self, image):
+            return np.empty((0, 4), np.float32), np.empty(0, np.float32)
+
+    detector = WhereItMoves(Network(), every_s=0.1)
+    images = walkers(range(40), [{}] * 20 + [{0: (100, 60, 120, 110)}] * 20, [(220, 30, 30)])
+    found = [detector.find(Shown(number / 10, number + 1, image)) for number, image in enumerate(images)]
+    assert not any(len(boxes) for boxes, _ in found[:20])
+    boxes, scores = found[30]
+    assert boxes == pytest.approx(np.array([[100, 60, 120, 110]]), abs=4)
+    assert scores.tolist() == [pytest.approx(LEAST_SCORE)]  # too weak to begin a visit
+    assert LEAST_SCORE < SURE
 
 
 def save_yolos(folder, classes):
