@@ -1,4 +1,4 @@
-"""Draws the README's image of films: `python docs/make_film_image.py`, in some two minutes, without downloads.
+"""Draws the README's image of films: `python docs/make_film_image.py`, in a minute or two, without downloads.
 
 Two drawn cameras, looked through by motion; the text is that of the first who lies still, the hits are the
 first three of demo_start, each as the whole frame that is kept of a moment.
