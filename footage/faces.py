@@ -30,7 +30,7 @@ LEAST_SCORE = 0.2  # of CenterFace, whose own program asks for this much too
 
 
 class FaceCover:
-    """Covers faces in what is shown of a gallery of films, with a mosaic of blocks as large as a head, or nearly.
+    """Covers faces in what is shown of a gallery of films, with a mosaic as coarse as a head.
 
     Of everybody who was found the head is covered, seen or not: the upper part of who stands; all of who
     bends, sits or lies. Beside them every face that `find_faces` sees, whoever it is of.
