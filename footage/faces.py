@@ -20,7 +20,8 @@ FindFaces = Callable[[np.ndarray], Sequence[Box]]  # of an RGB image: left, top,
 
 HEAD = 0.35  # of an upright person, from the top
 UPRIGHT = 1.2  # height by width from which a person stands; any other's head may be anywhere
-HEADS_LONG = 6  # a person; a block of the mosaic is as large as a head
+HEADS_LONG = 6  # a person, whose head a block of the mosaic is as large as
+LEAST_BLOCK = 1 / 3  # of a person's shorter side: of who comes in the box may hold the head alone
 BEYOND = 0.06  # of a person's longer side, by which a box may be too small; of a face three times as much
 HELD_S = 1.0  # before the first and after the last sight of a person or a face, the place stays covered
 LOOK_EVERY_S = 0.2  # for faces
@@ -29,7 +30,7 @@ LEAST_SCORE = 0.2  # of CenterFace, whose own program asks for this much too
 
 
 class FaceCover:
-    """Covers faces in what is shown of a gallery of films, with a mosaic whose blocks are as large as a head.
+    """Covers faces in what is shown of a gallery of films, with a mosaic as coarse as a head.
 
     Of everybody who was found the head is covered, seen or not: the upper part of who stands; all of who
     bends, sits or lies. Beside them every face that `find_faces` sees, whoever it is of.
@@ -126,7 +127,7 @@ def covered(image: np.ndarray, people: Sequence[Box], faces: Sequence[Box]) -> n
         beyond, head = BEYOND * longer, longer / HEADS_LONG
         down = HEAD * height if height > UPRIGHT * width else height + beyond
         region = left - beyond, top - head, width + 2 * beyond, down + head  # motion may miss a whole head
-        _mosaic(image, shown, region, head)
+        _mosaic(image, shown, region, max(head, LEAST_BLOCK * min(width, height)))
     for left, top, width, height in faces:
         longer = max(width, height)
         beyond = 3 * BEYOND * longer

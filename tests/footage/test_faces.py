@@ -44,6 +44,10 @@ def test_the_upper_part_of_who_stands_and_all_of_who_lies_is_covered():
     lying = covered(checked(100, 100), [(20, 50, 60, 20)], [])
     assert is_covered(lying[42:72, 18:82]).all()
     assert len(np.unique(lying[45:70, 18:82])) < 60  # of some 1,900 pixels
+    head_alone = covered(
+        np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8), [(5, 5, 30, 30)], []
+    )
+    assert len(np.unique(head_alone[5:35, 5:35].reshape(-1, 3), axis=0)) <= 16
     seen = covered(checked(100, 60), [], [(20, 20, 10, 12)])
     assert is_covered(seen[19:33, 19:31]).all()
     assert len(np.unique(seen[19:33, 19:31])) == 1

@@ -252,7 +252,7 @@ def test_motion_finds_the_visits_of_a_drawn_film(tmp_path):
     assert sum(visit.crosses for visit in truth) == 2
 
 
-def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys):
+def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys, caplog):
     film, rules = filmed
     folder = tmp_path / "films"
     folder.mkdir()
@@ -285,6 +285,17 @@ def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys):
     )
     ((hit,),) = [answer["hits"] for answer in json.loads(capsys.readouterr().out)]
     assert hit["moment"] == listed["visits"][0] | {"box": hit["moment"]["box"]}
+    (folder / "cam1.mp4").rename(folder / "moved.mp4")
+    alike = ["search", str(tmp_path / "gallery"), "--image", hit["path"], "--clips", str(tmp_path / "none")]
+    tpas_command([*alike, "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert [each["moment"]["track"] for each in answer["hits"]][0] == 1  # itself, then who is alike
+    assert sorted(each["moment"]["track"] for each in answer["hits"]) == [1, 2, 3]
+    assert "clip" not in answer["hits"][0]
+    assert f"no clip of visit 2: the film {folder / 'cam1.mp4'} of cam1.mp4 is no more there" in caplog.text
+    (folder / "moved.mp4").rename(folder / "cam1.mp4")
+    with pytest.raises(SystemExit, match="--blur_faces is of films, and .*start holds images"):
+        tpas_command(["search", str(start), "a man", "--blur_faces", "--model", str(start)])
     for wrong in (["--to", "noon"], ["--from", "2026-13-01"], ["--margin", "-1"], ["--started_at", "soon"]):
         with pytest.raises(SystemExit, match=wrong[0].lstrip("-") + "|" + wrong[1]):
             tpas_command(["search", str(folder / "cam1.mp4"), "a man", *words, *wrong])

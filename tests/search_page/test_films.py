@@ -4,10 +4,12 @@ import shutil
 from dataclasses import replace
 
 import av
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 from tiny_films import two_cameras
 
+from tpas.figures.contact_sheet import write_contact_sheet
 from tpas.figures.results import ResultRow, plot_result_rows
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
@@ -66,8 +68,27 @@ def test_an_answer_says_camera_and_time(requests):
     assert [clip["boxes"][end][0] for end in (0, -1)] == pytest.approx([begin_s, begin_s + 1.9], abs=0.1)
 
 
-def test_a_sheet_says_time_and_place(requests):
-    (hits,) = ask(requests).result
+def test_a_sheet_says_time_and_place(requests, tmp_path):
+    result = ask(requests).result
+    (hits,) = result
+    first = hits[0].moment
+    scene = np.asarray(hits[0].scene()).astype(int)
+    assert scene.shape == (120, 160, 3)
+    left, top, width, height = map(round, first.box)
+    yellow = (scene[..., 0] > 200) & (scene[..., 1] > 150) & (scene[..., 2] < 110)  # the box is drawn
+    assert yellow[top, left : left + width].all()
+    assert yellow[top : top + height, left].all()
+    assert yellow.sum() < 4 * (width + height)
+    write_contact_sheet(tmp_path / "found.html", result)
+    sheet = (tmp_path / "found.html").read_text(encoding="utf-8")
+    assert [sheet.count(str(hit.moment)) for hit in hits] == [1, 1, 1, 1]
+    known = next(hit.moment for hit in hits if hit.moment.started)
+    assert known.started.strftime("%Y-%m-%d %H:%M:%S") in sheet
+    assert sheet.count('class="scene"') == 4
+    hits[0].path.with_name(first.frame).unlink()
+    assert hits[0].scene() is None
+    write_contact_sheet(tmp_path / "found.html", result)
+    assert (tmp_path / "found.html").read_text(encoding="utf-8").count('class="scene"') == 3
     drawn = [text.get_text() for text in plot_result_rows([ResultRow("a man runs", hits)]).texts]
     assert [text for text in drawn if text.startswith("cam")] == [hit.moment.camera for hit in hits]
     assert [text.split(" · ")[-1] for text in drawn if " · " in text] == [

@@ -486,7 +486,7 @@ def basic(password, user="any"):
 
 def test_a_password_is_asked_for_everywhere(limited):
     visitor = limited(password="correct horse é")
-    for path in ("/", "/config", "/gradio_api/queue/data"):
+    for path in ("/", "/config", "/gradio_api/queue/data", "/clip?image=a"):
         answer = visitor.get(path)
         assert answer.status_code == 401
         assert answer.headers["www-authenticate"].startswith("Basic ")
