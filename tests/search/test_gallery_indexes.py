@@ -18,7 +18,7 @@ from tpas.commands.gallery import main as manage_gallery
 from tpas.search import exact_index
 from tpas.search.exact_index import PAIRS_AT_ONCE, ROUNDED_FROM, ExactIndex
 from tpas.search.faiss_index import FaissIndex
-from tpas.search.indexes import open_index, write_index
+from tpas.search.indexes import index_of_rows, open_index, write_index
 from tpas.search.manifest import (
     EMBEDDINGS,
     GalleryError,
@@ -26,6 +26,7 @@ from tpas.search.manifest import (
     new_manifest,
     read_manifest,
 )
+from tpas.search.milvus_index import RowsOfDatabase
 from tpas.search.ranking import rank_by_embeddings
 from tpas.search.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
 from tpas.search.stored_gallery import StoredGallery, delete_images
@@ -441,6 +442,26 @@ def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, databa
     with pytest.raises(GalleryError, match="was changed since it was opened: open it again"):
         reader.search(queries, 20)
     reader.close()
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_finds_among_some_rows_also_after_its_collection_was_unloaded(tmp_path, database):
+    stored = write_gallery(tmp_path / "gallery", clustered(700, 16))
+    write_index(database, stored)
+    index = open_index(database, stored)
+    index.client.release_collection(index.collection)  # as an old server that was killed forgets to load it
+    texts = unit(6, 16)
+    farthest = open_index("exact", stored).search(texts[:1], 700)[0][0, -300:]
+    index.most_candidates = 100  # among which is none of the farthest: then all of these are scored
+    for rows in (torch.randperm(700)[:300], farthest):
+        places, cosines = RowsOfDatabase(index, rows).search(texts, 20)
+        exact = ExactIndex([stored.embedding_rows(rows)], stored.id_hashes[rows])
+        assert all(map(torch.equal, (places, cosines), exact.search(texts, 20)))
+    index.close()
+    assert isinstance(index_of_rows(index, torch.arange(70_000), 2_000_000), RowsOfDatabase)
+    assert index_of_rows(index, torch.arange(70_000), 3_000_000) is None  # too few of its best would pass
+    assert index_of_rows(index, torch.arange(700), 700) is None
+    assert index_of_rows(exact, torch.arange(70_000), 70_000) is None
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
