@@ -278,9 +278,10 @@ def markdown(result: dict[str, Any]) -> str:
     paragraphs = [
         f"{result['images']:,} embeddings of 256 dimensions of {CAMERAS} cameras; {result['machine']}.",
         f"Filled in {result['fill_seconds']:,.0f} s ({result['images'] / result['fill_seconds']:,.0f} a "
-        f"second); indexed {'not within half an hour' if indexed is None else f'{indexed:,.0f} s'} later. Until "
-        f"then one client waited {waited['p50_ms']:,.0f} ms (p50), {waited['p99_ms']:,.0f} ms (p99). With "
-        f"nothing to do the command takes {result['fill_again_seconds']:,.0f} s. Resident memory of the server: "
+        f"second); indexed {'never' if indexed is None else f'{indexed:,.0f} s'} later (of 1,800 s). Until "
+        f"then one client waited {waited['p50_ms']:,.0f} ms (p50), "
+        f"{waited['p99_ms']:,.0f} ms (p99). With nothing to do the command takes "
+        f"{result['fill_again_seconds']:,.0f} s. Resident memory of the server: "
         + ", ".join(f"{name} {size:.2f} GB" for name, size in memory.items())
         + f". To find a camera's rows in the gallery took {result['filter_seconds']:.1f} s.",
         "\n".join(measuring.markdown_table(heads, rows)),
