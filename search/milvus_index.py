@@ -22,6 +22,7 @@ from .stored_gallery import StoredGallery
 CANDIDATES = 2  # rows that are scored again for each one asked for
 ROWS_AT_ONCE = 4_000  # some 4 MB of embeddings; a message has 64 MB at most
 KEYS_AT_ONCE = 16_384  # read back; a server makes each page wait for its clock, some 0.4 s
+QUERIES_AT_ONCE = 16  # which a busy server answers in time
 SECONDS_TO_SEARCH = 20  # then a database that is gone is given up
 SECONDS_TO_WRITE = 120  # time enough for one to come back
 NOT_LOADED = 101  # the code of Milvus' error
@@ -136,6 +137,8 @@ class MilvusIndex:
 
     def _nearest(self, queries: Tensor, limit: int) -> list[list[int]]:
         """The keys that the database finds for each query (Q, D)."""
+        if len(queries) > QUERIES_AT_ONCE:
+            return [keys for own in queries.split(QUERIES_AT_ONCE) for keys in self._nearest(own, limit)]
         asked = {"data": list(queries.float().numpy()), "limit": limit, "timeout": SECONDS_TO_SEARCH}
         asked |= {"anns_field": "embedding", "search_params": {"metric_type": "IP"}}
         asked["consistency_level"] = "Bounded"  # "Strong" makes each search wait 0.4 s; see `load`
@@ -145,7 +148,8 @@ class MilvusIndex:
             except import_pymilvus().MilvusException as error:
                 if error.code != NOT_LOADED:
                     raise
-                self.client.load_collection(self.collection)  # the server was started again meanwhile
+                # The server was started again meanwhile. Of many images this takes longer, and goes on there.
+                self.client.load_collection(self.collection, timeout=SECONDS_TO_SEARCH)
                 answers = self.client.search(self.collection, **asked)
         # The primary key by its attribute: in the mapping a server names it "id", milvus-lite "key".
         return [[hit.id for hit in answer] for answer in answers]
@@ -183,11 +187,20 @@ class MilvusIndex:
 
     @contextmanager
     def _explained_errors(self) -> Iterator[None]:
+        pymilvus = import_pymilvus()
+        import grpc  # which pymilvus brings
+
         try:
             yield
-        except import_pymilvus().MilvusException as error:
+        except pymilvus.MilvusException as error:
             reason = str(error).replace(self.address, self.shown_address)
             raise GalleryError(f"the Milvus database at {self.shown_address} refused: {reason}") from None
+        except grpc.RpcError as error:  # pymilvus lets through that the time is over
+            reason = str(error.code()) if isinstance(error, grpc.Call) else repr(error)
+            raise GalleryError(
+                f"the Milvus database at {self.shown_address} did not answer in time ({reason}): it is gone, "
+                "or too busy; ask again"
+            ) from None
 
     def _lacking(self, problem: str) -> GalleryError:
         self.stored.check_unchanged()  # or a renewed database would not be this one's either

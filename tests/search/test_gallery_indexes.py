@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from unittest.mock import MagicMock
 
+import grpc
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from tpas.search.manifest import (
     new_manifest,
     read_manifest,
 )
-from tpas.search.milvus_index import RowsOfDatabase
+from tpas.search.milvus_index import MilvusIndex, RowsOfDatabase
 from tpas.search.ranking import rank_by_embeddings
 from tpas.search.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
 from tpas.search.stored_gallery import StoredGallery, delete_images
@@ -510,6 +511,20 @@ def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monk
     printed = capsys.readouterr()
     assert printed.out.count("http://user:***@host:19530") == 2
     assert "secret" not in printed.out + printed.err
+
+
+def test_a_database_that_is_too_slow_is_named(tmp_path, monkeypatch):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    client = MagicMock()
+    client.return_value.search.side_effect = grpc.RpcError("the deadline")  # pymilvus does not translate it
+    monkeypatch.setattr("pymilvus.MilvusClient", client)
+    index = MilvusIndex(
+        "http://user:secret@host:19530", stored, ExactIndex(stored.embeddings, stored.id_hashes)
+    )
+    with pytest.raises(
+        GalleryError, match=r"http://user:\*\*\*@host:19530 did not answer in time .*the deadline"
+    ):
+        index.search(unit(1, 8), 3)
 
 
 # What is missing
