@@ -8,6 +8,7 @@ search does: the database finds candidates, the embeddings on disk score them.
 """
 
 import argparse
+import contextlib
 import os
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 import measuring
 from made_gallery import CAMERAS, STARTED_AT, made_queries, make_gallery
 from milvus_server import OwnServer
+from pymilvus import MilvusException
 from torch import Tensor
 
 from tpas.search.gallery import Gallery
@@ -159,7 +161,7 @@ def killed_while_filled(server: OwnServer, gallery: StoredGallery, who: str) -> 
     there = 0
     while there < len(gallery) / 3 and command.poll() is None:
         time.sleep(0.2)
-        if probe.client.has_collection(probe.collection):
+        with contextlib.suppress(MilvusException):  # it is not made yet, or not loaded
             there = _rows_there(probe)
     began = time.monotonic()
     if who == "server":
@@ -174,6 +176,7 @@ def killed_while_filled(server: OwnServer, gallery: StoredGallery, who: str) -> 
         refusal = None
     except GalleryError as error:
         refusal = str(error)
+    probe.client.load_collection(probe.collection)
     resumed_from = _rows_there(probe)
     again = filled(gallery, server.address)
     queries = made_queries(20, len(gallery))
@@ -193,7 +196,6 @@ def killed_while_filled(server: OwnServer, gallery: StoredGallery, who: str) -> 
 
 
 def _rows_there(index: MilvusIndex) -> int:
-    index.client.load_collection(index.collection)
     (row,) = index.client.query(index.collection, filter="", output_fields=["count(*)"], timeout=60)
     return row["count(*)"]
 

@@ -83,19 +83,23 @@ class MilvusIndex:
     def synchronise(self) -> None:
         """Makes the database hold the gallery's embeddings: adds what it lacks, removes what is gone."""
         with self._explained_errors():
-            if not self.client.has_collection(self.collection):
+            there = self.client.has_collection(self.collection)
+            if there and not self.client.list_indexes(self.collection):  # who made it was killed over it
+                self.client.drop_collection(self.collection)
+                there = False
+            if not there:
                 self._create_collection()
             self.client.load_collection(self.collection)
             for alias in self._aliases():
                 self.client.drop_alias(alias)
-            there = dict(self._checksums())
+            known = dict(self._checksums())
             keys = self.stored.id_hashes.tolist()
             ids = self.stored.ids()
             embeddings = (embedding for segment in self.stored.embeddings for embedding in segment)
             rows: list[dict[str, Any]] = []
             for key, name, embedding in zip(keys, ids, embeddings, strict=True):
                 checksum = zlib.crc32(embedding.numpy().data)
-                if there.pop(key, None) != checksum:  # new, or deleted and appended as another image
+                if known.pop(key, None) != checksum:  # new, or deleted and appended as another image
                     row = {"key": key, "id": name, "checksum": checksum, "embedding": embedding.numpy()}
                     rows.append(row)
                 if len(rows) == ROWS_AT_ONCE:
@@ -103,7 +107,7 @@ class MilvusIndex:
                     rows = []
             if rows:
                 self.client.upsert(self.collection, rows, timeout=SECONDS_TO_WRITE)
-            gone = sorted(there)
+            gone = sorted(known)
             for start in range(0, len(gone), ROWS_AT_ONCE):
                 self.client.delete(self.collection, ids=gone[start : start + ROWS_AT_ONCE])
             self.client.flush(self.collection)  # what is left in memory is indexed as well
