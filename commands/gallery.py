@@ -239,9 +239,11 @@ def load_encoders(
     choice: ModelChoice, files: "GalleryFiles | None"
 ) -> tuple[tuple["RetrievalModel", "RetrievalProcessor"], "Accelerator"]:
     """A model with its processor, and the processes that share the work, on whose device it is."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
 
-    accelerator = Accelerator()
+    from ..search.building import SILENCE
+
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=SILENCE)])
     network, processor = choice.load(files)
     return (network.to(accelerator.device), processor), accelerator
 

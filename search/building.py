@@ -6,6 +6,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
 from itertools import chain, islice
 from operator import length_hint
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+SILENCE = timedelta(hours=2)  # of a machine, then it is gone; processes meet after each shard
+
 
 @dataclass(frozen=True)
 class PreparedImage:
@@ -90,7 +93,7 @@ def build_shards(
 
     Which images share a shard, and a batch of the model, depends on their order alone: neither on the number
     of processes nor on where an earlier build was stopped. Every process of `accelerator` must call it, with
-    the same images; each encodes every n-th shard.
+    the same images; each encodes every n-th shard. Where one fails or is gone, all end after their shard.
 
     Raises:
         GalleryError: the gallery was made otherwise, another build runs, the disk failed, or with the
@@ -142,6 +145,8 @@ def build_shards(
                 else:
                     for _ in shard:
                         progress.update()
+                if number % processes == processes - 1:  # not after hours that the others went on in vain
+                    _end_with_others(gathered([None], processes))
 
         if rank == 0 and plan.already:
             logger.info(
@@ -152,13 +157,27 @@ def build_shards(
                 _finish(directory, settings, source_of(model))
 
 
+class _AnotherStoppedError(GalleryError):
+    """Another process of the build stopped or is gone; all of them know."""
+
+
 def gathered(own: list[Any], processes: int) -> list[Any]:
-    """What each of the processes has, one after the other."""
+    """What each of the processes has, one after the other.
+
+    Raises:
+        GalleryError: one of them is gone; see `SILENCE`.
+    """
     if processes == 1:
         return own
     from accelerate.utils import gather_object  # a search, which imports this, need not wait for it
 
-    return gather_object(own)
+    try:
+        return gather_object(own)
+    except RuntimeError as error:
+        raise _AnotherStoppedError(
+            "another process of the build is gone, or its machine: what was finished is kept, start all of "
+            "them again and they go on from there"
+        ) from error
 
 
 @contextmanager
@@ -167,14 +186,21 @@ def _shared_errors(processes: int) -> Iterator[None]:
     error = None
     try:
         yield
+    except _AnotherStoppedError:
+        raise
     except Exception as caught:
         error = caught
     messages = gathered([None if error is None else str(error)], processes)
     if error is not None:
         raise error
+    _end_with_others(messages)
+
+
+def _end_with_others(messages: list[str | None]) -> None:
+    """Raises GalleryError where a process said why it stopped."""
     for message in messages:
         if message is not None:
-            raise GalleryError(f"another process stopped: {message}")
+            raise _AnotherStoppedError(f"another process stopped: {message}")
 
 
 def report_left_out(images: Iterable[SourceImage], stored: StoredGallery) -> None:

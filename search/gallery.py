@@ -43,7 +43,7 @@ from .calibration import Calibration
 from .explanation import Explanation, explain, explain_tokens
 from .hits import Cover, EncodedImage, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
-from .indexes import Index, open_index, write_index
+from .indexes import Index, index_of_rows, open_index, write_index
 from .manifest import GalleryChangedError, GalleryError, GallerySettings
 from .ranking import DEFAULT_SHORTLIST, once_a_visit, reorder, replace_head
 from .selection import Selection
@@ -446,8 +446,8 @@ class Gallery:
                 [`MatchingCascade`].
             matcher: reads images and texts themselves in place of the model's own stage 2, such as
                 `load_matcher` gives: the best `matcher_shortlist` by cosine, or all where these are fewer.
-            rows: the gallery's rows to look through, such as those that pass a filter; `None`: all. Some of
-                them are searched exactly, whatever the gallery's index.
+            rows: the gallery's rows to look through, such as those that pass a filter; `None`: all. They are
+                searched exactly, whatever the gallery's index; by a database where they are very many.
             extra: images to look through beside them, from `encode_image`; exactly, as above.
             batch_size: texts in one forward pass.
             texts_at_once: whose hidden states are in memory together; all if the gallery keeps no tokens.
@@ -675,9 +675,12 @@ class Gallery:
     def _selection(self, rows: Sequence[int] | Tensor | None, extra: Sequence[EncodedImage]) -> Selection:
         if rows is None and not extra:
             return self._whole
-        return Selection(
-            self._tokens, None if rows is None else torch.as_tensor(rows, dtype=torch.long), extra
-        )
+        index = None
+        if rows is not None:
+            rows = torch.as_tensor(rows, dtype=torch.long)
+            if not extra and self.index not in ("exact", "faiss"):
+                index = index_of_rows(self._opened_index, rows, len(self))
+        return Selection(self._tokens, rows, extra, index)
 
     def _ranked(
         self,

@@ -7,8 +7,11 @@ from torch import Tensor
 from .arguments import check_index, without_password
 from .exact_index import ExactIndex
 from .faiss_index import open_faiss_index, write_faiss_index
-from .milvus_index import MilvusIndex
+from .milvus_index import MilvusIndex, RowsOfDatabase
 from .stored_gallery import StoredGallery
+
+ROWS_COPIED = 65_536  # so many and fewer are searched exactly, by a copy of their embeddings
+ONE_OF = 32  # images must pass a filter, or few of a database's best would
 
 
 class Index(Protocol):
@@ -37,6 +40,13 @@ def open_index(index: str, stored: StoredGallery) -> Index:
     database = MilvusIndex(index, stored, unchecked)
     database.load()
     return database
+
+
+def index_of_rows(index: Index, rows: Tensor, images: int) -> Index | None:
+    """What searches these rows of a gallery of so many images by its index; None: exact search does."""
+    if isinstance(index, MilvusIndex) and len(rows) > ROWS_COPIED and ONE_OF * len(rows) > images:
+        return RowsOfDatabase(index, rows)
+    return None
 
 
 def write_index(index: str, stored: StoredGallery, queries: Tensor | None = None) -> str:

@@ -20,7 +20,7 @@ class Selection:
         tokens: the gallery's.
         rows: its rows, or None for all of them; without a copy of the embeddings then.
         extra: the images beside it.
-        index: of the whole gallery, which then serves as it is.
+        index: of these rows, where they need no copy.
     """
 
     def __init__(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from unittest.mock import MagicMock
 
+import grpc
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from tpas.commands.gallery import main as manage_gallery
 from tpas.search import exact_index
 from tpas.search.exact_index import PAIRS_AT_ONCE, ROUNDED_FROM, ExactIndex
 from tpas.search.faiss_index import FaissIndex
-from tpas.search.indexes import open_index, write_index
+from tpas.search.indexes import index_of_rows, open_index, write_index
 from tpas.search.manifest import (
     EMBEDDINGS,
     GalleryError,
@@ -26,6 +27,7 @@ from tpas.search.manifest import (
     new_manifest,
     read_manifest,
 )
+from tpas.search.milvus_index import MilvusIndex, RowsOfDatabase
 from tpas.search.ranking import rank_by_embeddings
 from tpas.search.shards import ShardRow, id_hash, list_shards, shard_name, write_shard
 from tpas.search.stored_gallery import StoredGallery, delete_images
@@ -444,6 +446,26 @@ def test_milvus_goes_on_for_those_who_opened_the_gallery_before(tmp_path, databa
 
 
 @pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
+def test_milvus_finds_among_some_rows_also_after_its_collection_was_unloaded(tmp_path, database):
+    stored = write_gallery(tmp_path / "gallery", clustered(700, 16))
+    write_index(database, stored)
+    index = open_index(database, stored)
+    index.client.release_collection(index.collection)  # as an old server that was killed forgets to load it
+    texts = unit(6, 16)
+    farthest = open_index("exact", stored).search(texts[:1], 700)[0][0, -300:]
+    index.most_candidates = 100  # among which is none of the farthest: then all of these are scored
+    for rows in (torch.randperm(700)[:300], farthest):
+        places, cosines = RowsOfDatabase(index, rows).search(texts, 20)
+        exact = ExactIndex([stored.embedding_rows(rows)], stored.id_hashes[rows])
+        assert all(map(torch.equal, (places, cosines), exact.search(texts, 20)))
+    index.close()
+    assert isinstance(index_of_rows(index, torch.arange(70_000), 2_000_000), RowsOfDatabase)
+    assert index_of_rows(index, torch.arange(70_000), 3_000_000) is None  # too few of its best would pass
+    assert index_of_rows(index, torch.arange(700), 700) is None
+    assert index_of_rows(exact, torch.arange(70_000), 70_000) is None
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated call to `pkg_resources:DeprecationWarning")
 def test_milvus_takes_the_new_embedding_of_an_image_that_was_replaced(tmp_path, database):
     stored = write_gallery(tmp_path / "gallery", unit(10, 8))
     write_index(database, stored)
@@ -458,7 +480,11 @@ def test_milvus_takes_the_new_embedding_of_an_image_that_was_replaced(tmp_path, 
         assert answer[0]["distance"] == pytest.approx(1, abs=1e-5)
     with pytest.raises(GalleryError, match="at most 16384 images, not 20000"):
         index.search(unit(1, 8), 20_000)
+    index.client.release_collection(index.collection)
+    index.client.drop_index(index.collection, "embedding")  # as of one that was killed while it made them
     index.close()
+    write_index(database, replaced)
+    open_index(database, replaced).close()
 
 
 @pytest.mark.parametrize(
@@ -489,6 +515,20 @@ def test_a_database_with_a_password_says_what_was_done_without_it(tmp_path, monk
     printed = capsys.readouterr()
     assert printed.out.count("http://user:***@host:19530") == 2
     assert "secret" not in printed.out + printed.err
+
+
+def test_a_database_that_is_too_slow_is_named(tmp_path, monkeypatch):
+    stored = write_gallery(tmp_path / "gallery", unit(10, 8))
+    client = MagicMock()
+    client.return_value.search.side_effect = grpc.RpcError("the deadline")  # pymilvus does not translate it
+    monkeypatch.setattr("pymilvus.MilvusClient", client)
+    index = MilvusIndex(
+        "http://user:secret@host:19530", stored, ExactIndex(stored.embeddings, stored.id_hashes)
+    )
+    with pytest.raises(
+        GalleryError, match=r"http://user:\*\*\*@host:19530 did not answer in time .*the deadline"
+    ):
+        index.search(unit(1, 8), 3)
 
 
 # What is missing
