@@ -24,6 +24,8 @@ COMMANDS = {
     "calibrate": "learn what scores are worth: chances, and answers of a stated coverage",
     "search": "find the images of a gallery that answer a text",
     "app": "open a web page to search a gallery, and to see why an image was found",
+    "serve": "answer programs and people over HTTP, by keys, with an audit log",
+    "audit": "verify the log of who was shown what",
     "compare": "test one evaluation against another, query by query",
     "report": "make one table of many evaluations, with mean and deviation over seeds",
     "submit": "write or check a challenge's answer file",
