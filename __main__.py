@@ -34,7 +34,8 @@ COMMANDS = {
     "draw": "draw a small PAB",
     "push": "upload a model with its card to the Hugging Face Hub",
 }
-ELSEWHERE = {"train": "train_accelerate"}  # at the root, for `accelerate launch`
+# The first is at the root, for `accelerate launch`.
+ELSEWHERE = {"train": "train_accelerate", "serve key": "commands.serve_keys"}
 
 
 def app_of(command: str) -> CommandLine:
@@ -51,6 +52,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
         name, command, rest = super().resolve_command(ctx, args)
+        if (name, rest[:1]) == ("serve", ["key"]):  # which has commands of its own
+            return "serve key", typer.main.get_command(app_of("serve key")), rest[1:] or ["--help"]
         if name in COMMANDS:
             command = typer.main.get_command(app_of(name))
             if isinstance(command, TyperGroup) and not rest:

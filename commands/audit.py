@@ -42,7 +42,7 @@ def verify(
     if seen.problem is not None:
         said = f"{file}: {seen.problem}; the {lines} before are as they were written"
         return CommandResult(asdict(seen), said, CHECK_FAILED)
-    ended = "" if seen.is_closed else "\nNo server ended it: one is running, was killed, or lines were cut off."
+    ended = "" if seen.is_closed else "\nNo server ended it: one runs, was killed, or lines were cut off."
     said = f"{file}: {lines}, as they were written; the last has the hash\n{seen.head}{ended}"
     return CommandResult(asdict(seen), said, DONE)
 

@@ -173,7 +173,8 @@ def _gap(number: int, named: int) -> str:
     if named == number + 1:
         return f"line {named} does not follow the line before it: that was exchanged"
     if named > number + 1:
-        missing = f"line {number + 1} was" if named == number + 2 else f"lines {number + 1} to {named - 1} were"
+        many = f"lines {number + 1} to {named - 1} were"
+        missing = f"line {number + 1} was" if named == number + 2 else many
         return f"{missing} removed: line {named} stands there"
     return f"line {number + 1} was put in: it is called line {named}"
 

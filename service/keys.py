@@ -1,6 +1,6 @@
 """The keys of those who may ask: 256 bits drawn at random, of which a file keeps a hash and no more.
 
-A plain hash is enough of what nobody can guess: what makes slow hashes needful is that people choose passwords.
+A plain hash is enough of what nobody can guess; slow ones are for passwords, which people choose.
 """
 
 import hashlib
@@ -69,6 +69,8 @@ class Keys:
 
 def read_keys(file: Path) -> list[Key]:
     """Raises OSError or ValueError, with the file's name, where it cannot be read or holds something else."""
+    if not file.exists():
+        raise FileNotFoundError(f"{file}: no such file: `tpas serve key add NAME --keys {file}` makes it")
     if file.stat().st_size > MOST_BYTES:
         raise ValueError(f"{file}: a file of keys has {MOST_BYTES >> 20} MiB at most")
     try:

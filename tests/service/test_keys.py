@@ -49,6 +49,7 @@ def test_the_command_says_a_key_once(tmp_path, capsys):
     assert "street" in listed
     assert added["key"] not in listed
     main(["serve", "key", "revoke", "gate", "--keys", file])
+    assert capsys.readouterr().out == "gate is revoked\n"
     main(["serve", "key", "list", "--keys", file, "--json"])
     assert json.loads(capsys.readouterr().out) == []
 
