@@ -69,7 +69,7 @@ def build_api(served: Served) -> fastapi.FastAPI:
         docs_url=None,  # their scripts would come from elsewhere
         redoc_url=None,
     )
-    app.include_router(_searches(served), prefix="/v1", responses=RESPONSES)
+    app.include_router(_searches(served), responses=RESPONSES)
     app.include_router(_own_matters(served), include_in_schema=False)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(RequestValidationError, _unreadable)
@@ -78,7 +78,7 @@ def build_api(served: Served) -> fastapi.FastAPI:
 
 
 def _searches(served: Served) -> fastapi.APIRouter:
-    router = fastapi.APIRouter()
+    router = fastapi.APIRouter(prefix="/v1")
 
     @router.get("/galleries")
     async def galleries(request: Request) -> list[GalleryFacts]:

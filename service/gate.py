@@ -97,6 +97,9 @@ class Gate:
             async with asyncio.timeout(REQUEST_SECONDS):
                 self._admit(scope, address)
                 body = await read_body(receive, QUESTION_BYTES, QUESTION_SECONDS)
+                # Whatever a client calls it, as curl -d does: all that is read here is JSON.
+                own = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+                scope["headers"] = [*own, (b"content-type", b"application/json")]
                 await self.app(scope, _received(body, receive), watched)
         except RefusedError as refusal:
             await refuse(refusal.status, refusal.reason)
@@ -163,7 +166,7 @@ class Gate:
         said |= {"client": state["address"], "key": None if state["key"] is None else state["key"].name}
         said |= {"gallery": state.get("gallery"), "texts": len(state["texts"] or ())}
         if self.rules.log_texts and state["texts"] is not None:
-            said["texts"] = state["texts"]
+            said["searched_for"] = state["texts"]
         logger.info("request", extra={"fields": said})
 
 

@@ -25,14 +25,14 @@ class Service:
     several at /page/NAME/.
 
     Args:
-        folder: for what the pages receive.
+        folder: for what the pages receive; None: no pages.
     """
 
     def __init__(
         self,
         galleries: Mapping[str, SearchRequests],
         rules: Rules,
-        folder: Path,
+        folder: Path | None = None,
         texts_a_pass: int = TEXTS_A_PASS,
     ):
         self.galleries, self.rules = galleries, rules
@@ -44,7 +44,7 @@ class Service:
         metrics.watch(batches)
         self.gate = Gate(build_api(Served(galleries, batches, metrics)), rules, metrics.answered)
         self.pages: dict[str, RequestLimits] = {}
-        for name, each in galleries.items():
+        for name, each in galleries.items() if folder is not None else ():
             root = "" if len(galleries) == 1 else f"{PAGES}/{name}"
             keys = None if rules.keys is None else partial(self._name_of_key, name)
             self.pages[root] = page_of_keys(each, folder / name, rules.hosts, keys, root)
