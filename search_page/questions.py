@@ -14,6 +14,7 @@ from urllib.parse import urlencode
 from ..footage.films import read_clock
 from .filters import CHOSEN, Filter, written
 
+WHO = "x-tpas-who"  # a header of this server's own, with the name of the visitor's key
 ANY = "any"  # chosen in a filter that lets all pass
 MOST_CHARACTERS = 40  # of a time
 ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0

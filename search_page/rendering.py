@@ -212,7 +212,7 @@ class Renderer:
             for view in views
             if view.size is not None
         ]
-        address = "/clip?" + urlencode({"image": found.id})
+        address = "clip?" + urlencode({"image": found.id})
         return {"address": address, "at": round(found.moment.seen_s - start_s, 3), "boxes": boxes}
 
     def _card(self, found: SearchHit) -> str | None:

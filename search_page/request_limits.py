@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import AllowedHosts, client_key
 from .clips import Clips
-from .questions import RequestError, UnloggedError, Visitor
+from .questions import WHO, RequestError, UnloggedError, Visitor
 from .requests import Limits
 from .uploads import NoRoomError, Uploads
 
@@ -48,7 +48,6 @@ READ_BELOW = ("/assets/", "/static/", "/pwa_icon/")
 HEARTBEAT = f"{API}/heartbeat/"  # and a session
 JOIN, UPLOAD = f"{API}/queue/join", f"{API}/upload"
 WRITTEN = {JOIN, UPLOAD, f"{API}/cancel", f"{API}/reset"}
-WHO = "x-tpas-who"  # a header of this server's own, with the name of the visitor's key
 CLIP = "/clip"  # of the image that its query names
 QUERIES = {f"{API}/queue/data"}  # whose query is read; Gradio would look for a file by the page's
 

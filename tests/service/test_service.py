@@ -24,6 +24,7 @@ pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `app` is not installed")
 
 import httpx  # noqa: E402 (comes with the extra, as these do)
+from starlette.testclient import TestClient  # noqa: E402
 
 from tpas.search_page.access import AllowedHosts  # noqa: E402
 from tpas.service import batches as batches_module  # noqa: E402
@@ -263,7 +264,7 @@ def test_a_gallery_is_asked_as_it_is_on_the_disk(service, built, model, pab, tmp
     assert gone.status_code == 404
     shutil.rmtree(galleries["street"])
     shutil.copytree(built["shop"], galleries["street"])  # another in its place
-    assert found()[1]["searched"] == 12
+    assert found()[1]["searched"] == 6
     shutil.rmtree(galleries["street"])
     status, refused = found()
     assert (status, refused) == (
@@ -303,6 +304,25 @@ def test_nothing_is_shown_without_its_line(service, tmp_path, monkeypatch):
     monkeypatch.undo()
     log.close()
     assert (verify(log.path).lines, verify(log.path).problem) == (5, None)
+
+
+def test_the_page_is_logged_by_the_visitors_key(service, tmp_path):
+    log, file = AuditLog(tmp_path / "audit.jsonl"), tmp_path / "keys.json"
+    basic = "Basic " + base64.b64encode(f"me:{add_key(file, 'desk')}".encode()).decode()
+    app = service(audit=log.write, rules=Rules(HOSTS, Keys(file)), folder=tmp_path / "pages")
+    headers = {"Authorization": basic, "x-tpas-who": "somebody else"}
+    with TestClient(app, base_url="http://127.0.0.1:7860", headers=headers) as visitor:
+        events = visitor.get("/config").json()["dependencies"]
+        number = next(event["id"] for event in events if len(event["inputs"]) == 15)
+        form = [None, TEXTS[0], "gallery", *5 * ["any"], *4 * [None], 3, False, False]
+        question = {"data": form, "fn_index": number, "session_hash": "alice"}
+        visitor.post("/gradio_api/queue/join", json=question)
+        shown = visitor.get("/gradio_api/queue/data?session_hash=alice").text
+    line = json.loads(log.path.read_text().splitlines()[-1])
+    assert (line["who"], line["client"], line["texts"]) == ("desk", "testclient", [TEXTS[0]])
+    assert line["shown"][0]
+    assert all(image.rsplit("/")[-1] in shown for image in line["shown"][0][:3])
+    log.close()
 
 
 def test_the_log_says_what_was_searched_for_only_if_asked(service, caplog):
