@@ -107,7 +107,8 @@ def run(
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            **({} if tls is None else {"ssl_certfile": tls[0], "ssl_keyfile": tls[1]}),
+            ssl_certfile=tls and tls[0],
+            ssl_keyfile=tls and tls[1],
         )
         with _explained_tls(tls):
             config.load()
@@ -233,12 +234,12 @@ def _waiting(page: gr.Blocks, client: str) -> int:
     return sum(address is not None and client_key(address.host) == client for address in waiting)
 
 
-class PatientProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """Closes a connection that does not say what it asks in time; of uvicorn's own it may say it for ever."""
+class PatientProtocol(cast(Any, AutoHTTPProtocol)):
+    """Closes a connection that does not say in time what it asks; uvicorn's own would wait for ever."""
 
     said: asyncio.TimerHandle | None = None
 
-    def connection_made(self, transport: Any) -> None:
+    def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS:
             transport.close()

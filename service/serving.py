@@ -44,7 +44,9 @@ class Service:
         metrics.watch(batches)
         self.gate = Gate(build_api(Served(galleries, batches, metrics)), rules, metrics.answered)
         self.pages: dict[str, RequestLimits] = {}
-        for name, each in galleries.items() if folder is not None else ():
+        for name, each in galleries.items():
+            if folder is None:
+                break
             root = "" if len(galleries) == 1 else f"{PAGES}/{name}"
             keys = None if rules.keys is None else partial(self._name_of_key, name)
             self.pages[root] = page_of_keys(each, folder / name, rules.hosts, keys, root)
