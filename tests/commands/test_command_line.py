@@ -26,7 +26,7 @@ from tpas.training.arguments import FineTuningArguments
 
 ROOT = Path(__file__).parents[2]
 GROUPED = [["gallery", name] for name in ("build", "append", "delete", "index", "info")]
-GROUPED += [["audit", "verify"], *(["serve key", name] for name in ("add", "list", "revoke"))]
+GROUPED += [["audit", "verify"]]
 COMMANDS = [[name] for name in __main__.COMMANDS] + GROUPED
 
 
