@@ -145,7 +145,7 @@ def percentile(seconds: list[float], share: float) -> float:
 
 
 def speed(servers: dict[str, Server], rounds: int, requests: int) -> dict[str, Any]:
-    """By clients and server: searches a second, the median of the rounds; p50 and p99 of all answers, in ms."""
+    """By clients and server: searches a second, the median of rounds; p50 and p99 of all answers, in ms."""
     figures: dict[str, Any] = {}
     for clients in CLIENTS:
         rates: dict[str, list[float]] = {name: [] for name in servers}
@@ -249,7 +249,7 @@ def table(figures: dict[str, Any]) -> str:
         f"{kept['after_all_mib']:.0f} MiB after {kept['requests']:,} (without re-ranking, "
         f"{kept['searches_per_second']:.0f} a second).",
         "",
-        f"{silent['silent']} silent connections beside a client: {silent['answered']} of 5 searches answered.",
+        f"{silent['silent']} silent connections beside a client: {silent['answered']} of 5 searches answered",
         "",
         *markdown_table(
             (
