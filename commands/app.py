@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from ..data.image_folders import FolderRules
+from ..data.whole_files import check_place
 from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
@@ -41,6 +42,13 @@ FIRST_IMAGES = 20  # of a gallery, looked for before the page opens
 
 app = CommandLine("tpas app", __doc__)
 
+PasswordFile = Annotated[
+    Path | None,
+    Option(
+        help="its first line is the password that visitors give, under any user name; or TPAS_PASSWORD. "
+        "Other machines are not served without one, but in a Space"
+    ),
+]
 # Flags of `tpas serve` as well.
 Shortlist = Annotated[int, Option(help="images re-ranked for each text", min=1)]
 Host = Annotated[
@@ -85,13 +93,7 @@ def serve_page(
     shortlist: Shortlist = 128,
     host: Host = None,
     port: Port = None,
-    password_file: Annotated[
-        Path | None,
-        Option(
-            help="its first line is the password that visitors give, under any user name; or TPAS_PASSWORD. "
-            "Other machines are not served without one, but in a Space"
-        ),
-    ] = None,
+    password_file: PasswordFile = None,
     allowed_host: AllowedHost = None,
     trusted_proxy: TrustedProxy = None,
     audit: Audit = None,
@@ -112,6 +114,8 @@ def serve_page(
     from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
 
+    if audit is not None:
+        check_place(audit)
     labels = read_labels(annotations) if annotations else None
     is_gallery = place.is_dir() and holds_gallery(place)
     is_film = not is_gallery and holds_films(place)
