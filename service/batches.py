@@ -12,7 +12,7 @@ from ..search_page.requests import Answered
 
 logger = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.005  # that a question waits for others; far less than a pass takes
+GATHER_SECONDS = 0.005  # that a question waits for others, where several ask; far less than a pass takes
 TEXTS_A_PASS = 64
 WAITING_QUESTIONS = 256  # of all clients; more are refused
 ANSWER_SECONDS = 60.0  # in which a question has its answer, or is refused
@@ -47,6 +47,7 @@ class Batches:
         self.answer, self.texts_a_pass, self.observe = answer, texts_a_pass, observe
         self.waiting: deque[tuple[Asked, asyncio.Future[Answered]]] = deque()
         self._work: asyncio.Task[None] | None = None
+        self._are_several = False  # that ask by now: who asks alone waits for nobody
 
     async def ask(self, asked: Asked) -> Answered:
         """Raises RequestError where there is no answer; its status says whether there may be one later."""
@@ -64,9 +65,10 @@ class Batches:
 
     async def _answer_all(self) -> None:
         while self.waiting:
-            if self.texts_a_pass > 1:
+            if self._are_several:
                 await asyncio.sleep(GATHER_SECONDS)
             taken = self._taken()
+            self._are_several = self.texts_a_pass > 1 and len(taken) > 1
             answers = await run_in_threadpool(self._answers, [asked for asked, _ in taken])
             for (_, future), answer in zip(taken, answers, strict=True):
                 if future.done():

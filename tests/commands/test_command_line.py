@@ -47,7 +47,7 @@ def parse(words: list[str]) -> typer.Context:
     """What follows `tpas`, read by the command that it names; raises where a word does not fit."""
     if words[:2] == ["serve", "key"]:  # which is a group of its own
         words = ["serve key", *words[2:]]
-    depth = 2 if words[0] == "gallery" else 1
+    depth = 2 if words[0] in ("gallery", "serve key") else 1
     return command_of(words[:depth]).make_context("tpas", words[depth:])
 
 
