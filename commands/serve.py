@@ -59,7 +59,7 @@ def serve(
     log_texts: Annotated[bool, Option(help="let the log say what was searched for")] = False,
 ) -> None:
     try:
-        from ..search_page.access import check_names, is_loopback, serves_own_machine
+        from ..search_page.access import check_names, check_tls, is_loopback, serves_own_machine
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
     from ..service.keys import Keys
@@ -74,6 +74,9 @@ def serve(
         )
     if (tls_certificate is None) != (tls_key is None):
         raise WrongUsage("--tls_certificate and --tls_key go together")
+    tls = None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key)
+    if tls is not None:
+        check_tls(*tls)
     known = None if keys is None else Keys(keys)
 
     try:
@@ -99,7 +102,6 @@ def serve(
             return behind_proxies(service[0], names["trusted_proxies"])
 
         what = f"{sum(len(each.gallery) for each in served.values())} images of {', '.join(served)}"
-        tls = None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key)
         run(build, host, port, what, tls=tls, drain=lambda: service[0].gate.drain())
 
 

@@ -7,6 +7,7 @@ says of itself, `Host`, `Origin` and `Sec-Fetch-Site`, no page can forge.
 import ipaddress
 import os
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -65,6 +66,15 @@ def check_names(
         except ValueError as error:
             raise ValueError(f"--trusted_proxy takes an address or a network: {error}") from error
     return host
+
+
+def check_tls(certificate: Path, key: Path) -> None:
+    """Raises OSError for files that are no certificate and its key."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # of ssl's errors each is one
+        files = f"{certificate} and {key}: {error.strerror or error}"
+        raise OSError(f"no TLS by {files}; both are PEM files, and belong together") from error
 
 
 class AllowedHosts:

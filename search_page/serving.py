@@ -6,11 +6,10 @@ import os
 import shutil
 import signal
 import socket
-import ssl
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -81,11 +80,11 @@ def run(
         build: makes it; it has a folder of its own, which goes with this process.
         port: `None`: the first free one from $GRADIO_SERVER_PORT, or from 7860.
         what: is served, as the log says it.
-        tls: the files of the certificate, with those above it, and of its key: it then speaks HTTPS alone.
+        tls: the files of the certificate and of its key, which were checked: it then speaks HTTPS alone.
         drain: waits, once nobody new is let in, until what was accepted is answered.
 
     Raises:
-        OSError: the port is taken, the address is not this machine's, or a file of TLS is none.
+        OSError: the port is taken, or the address is not this machine's.
     """
     listening = _listen(host, port)
     # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
@@ -110,8 +109,6 @@ def run(
             ssl_certfile=tls and tls[0],
             ssl_keyfile=tls and tls[1],
         )
-        with _explained_tls(tls):
-            config.load()
         address, number = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
         scheme = "http" if tls is None else "https"
@@ -122,18 +119,6 @@ def run(
 def _kept(folder: Path, requests: SearchRequests) -> tuple[Uploads, Clips]:
     """What a page keeps in a folder while it runs."""
     return Uploads(folder / "uploads", most_upload_bytes(requests.limits)), Clips(folder / "clips", requests)
-
-
-@contextmanager
-def _explained_tls(tls: tuple[Path, Path] | None) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ssl.SSLError) as error:
-        if tls is None:
-            raise
-        reason = error.strerror or error
-        files = f"{tls[0]} and {tls[1]}"
-        raise OSError(f"no TLS by {files}: {reason}; both are PEM files, and belong together") from error
 
 
 def remove_folders_of_killed() -> None:

@@ -14,7 +14,7 @@ import uvicorn  # noqa: E402
 from starlette.responses import PlainTextResponse  # noqa: E402
 
 from tpas.search_page import serving  # noqa: E402
-from tpas.search_page.access import AllowedHosts  # noqa: E402
+from tpas.search_page.access import AllowedHosts, check_tls  # noqa: E402
 from tpas.service.gate import Gate, Rules  # noqa: E402
 
 
@@ -60,6 +60,15 @@ def test_a_stop_answers_what_was_accepted_and_nothing_new():
     assert answers[0].text == "done"
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/v1/slow")
+
+
+def test_files_that_are_no_certificate_and_its_key_are_named(tmp_path):
+    for name in ("certificate.pem", "key.pem"):
+        (tmp_path / name).write_text("no PEM")
+    with pytest.raises(OSError, match=r"no TLS by .*certificate.pem and .*key.pem: .*PEM"):
+        check_tls(tmp_path / "certificate.pem", tmp_path / "key.pem")
+    with pytest.raises(OSError, match=r"no TLS by .*nowhere.pem and .*: No such file or directory"):
+        check_tls(tmp_path / "nowhere.pem", tmp_path / "key.pem")
 
 
 def test_a_connection_that_says_nothing_is_closed(monkeypatch):
