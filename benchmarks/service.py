@@ -136,6 +136,7 @@ class Load:
                 self.answered.append(text)
             else:
                 self.refused[status] = self.refused.get(status, 0) + 1
+                time.sleep(0.05)
                 if status == 0 and self.server.process.poll() is not None:
                     return
 
