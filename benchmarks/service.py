@@ -148,9 +148,7 @@ def percentile(seconds: list[float], share: float) -> float:
 def speed(servers: dict[str, Server], rounds: int, requests: int) -> dict[str, Any]:
     """By clients and server: searches a second, the median of rounds; p50 and p99 of all answers, in ms."""
     figures: dict[str, Any] = {}
-    for (
-        server
-    ) in servers.values():  # a first run, not timed: oneDNN compiles for each number of rows it meets
+    for server in servers.values():  # not timed: oneDNN compiles for each number of rows it meets
         Load(server, 32, 16 * requests).wait()
     for clients in CLIENTS:
         rates: dict[str, list[float]] = {name: [] for name in servers}
