@@ -25,6 +25,8 @@ COMMANDS = {
     "calibrate": "learn what scores are worth: chances, and answers of a stated coverage",
     "search": "find the images of a gallery that answer a text",
     "app": "open a web page to search a gallery, and to see why an image was found",
+    "serve": "answer programs and people over HTTP, by keys, with an audit log",
+    "audit": "verify the log of who was shown what",
     "compare": "test one evaluation against another, query by query",
     "report": "make one table of many evaluations, with mean and deviation over seeds",
     "submit": "write or check a challenge's answer file",
@@ -33,7 +35,8 @@ COMMANDS = {
     "draw": "draw a small PAB",
     "push": "upload a model with its card to the Hugging Face Hub",
 }
-ELSEWHERE = {"train": "train_accelerate"}  # at the root, for `accelerate launch`
+# The first is at the root, for `accelerate launch`.
+ELSEWHERE = {"train": "train_accelerate", "serve key": "commands.serve_keys"}
 
 
 def app_of(command: str) -> CommandLine:
@@ -50,6 +53,8 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple:
         name, command, rest = super().resolve_command(ctx, args)
+        if (name, rest[:1]) == ("serve", ["key"]):  # which has commands of its own
+            return "serve key", typer.main.get_command(app_of("serve key")), rest[1:] or ["--help"]
         if name in COMMANDS:
             command = typer.main.get_command(app_of(name))
             if isinstance(command, TyperGroup) and not rest:

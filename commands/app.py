@@ -16,19 +16,23 @@ scripts from elsewhere, and it fetches no address that a visitor gives. Other ma
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
 from ..data.image_folders import FolderRules
+from ..data.whole_files import check_place
 from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
 from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
 
 if TYPE_CHECKING:
+    from ..models.interface import RetrievalModel, RetrievalProcessor
+    from ..search.calibration import Calibration
     from ..search.gallery import Gallery
 
 logger = logging.getLogger(__name__)
@@ -37,6 +41,36 @@ NEEDED = "the page needs the extra `app`: pip install -e '.[app]' ({})"
 FIRST_IMAGES = 20  # of a gallery, looked for before the page opens
 
 app = CommandLine("tpas app", __doc__)
+
+PasswordFile = Annotated[
+    Path | None,
+    Option(
+        help="its first line is the password that visitors give, under any user name; or TPAS_PASSWORD. "
+        "Other machines are not served without one, but in a Space"
+    ),
+]
+# Flags of `tpas serve` as well.
+Shortlist = Annotated[int, Option(help="images re-ranked for each text", min=1)]
+Host = Annotated[
+    str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
+]
+Port = Annotated[int | None, Option(help="without it the first free one from 7860", min=1, max=65535)]
+AllowedHost = Annotated[
+    list[str] | None,
+    Option(envvar="TPAS_ALLOWED_HOST", help="a name by which it is reached beside its own; repeat for more"),
+]
+TrustedProxy = Annotated[
+    list[str] | None,
+    Option(
+        envvar="TPAS_TRUSTED_PROXY",
+        help="the address or network of a proxy before it, whose X-Forwarded-For says who visits; "
+        "repeat for more",
+    ),
+]
+Audit = Annotated[
+    Path | None,
+    Option(help="put who searched for what and was shown what into this file, before it is shown"),
+]
 
 
 @app.command()
@@ -57,34 +91,13 @@ def serve_page(
         Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,
     blur_faces: BlurFaces = False,
-    shortlist: Annotated[int, Option(help="images re-ranked for each text", min=1)] = 128,
-    host: Annotated[
-        str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
-    ] = None,
-    port: Annotated[
-        int | None, Option(help="without it the first free one from 7860", min=1, max=65535)
-    ] = None,
-    password_file: Annotated[
-        Path | None,
-        Option(
-            help="its first line is the password that visitors give, under any user name; or TPAS_PASSWORD. "
-            "Other machines are not served without one, but in a Space"
-        ),
-    ] = None,
-    allowed_host: Annotated[
-        list[str] | None,
-        Option(
-            envvar="TPAS_ALLOWED_HOST", help="a name by which it is reached beside its own; repeat for more"
-        ),
-    ] = None,
-    trusted_proxy: Annotated[
-        list[str] | None,
-        Option(
-            envvar="TPAS_TRUSTED_PROXY",
-            help="the address or network of a proxy before it, whose X-Forwarded-For says who visits; "
-            "repeat for more",
-        ),
-    ] = None,
+    shortlist: Shortlist = 128,
+    host: Host = None,
+    port: Port = None,
+    password_file: PasswordFile = None,
+    allowed_host: AllowedHost = None,
+    trusted_proxy: TrustedProxy = None,
+    audit: Audit = None,
 ) -> None:
     try:
         from ..search_page.access import check_access, serves_own_machine
@@ -102,6 +115,8 @@ def serve_page(
     from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
 
+    if audit is not None:
+        check_place(audit)
     labels = read_labels(annotations) if annotations else None
     is_gallery = place.is_dir() and holds_gallery(place)
     is_film = not is_gallery and holds_films(place)
@@ -115,9 +130,7 @@ def serve_page(
     check_faces(blur_faces, place, files.has_moments if is_gallery and files else is_film)
     learnt = None if is_film else calibration_of(choice.source(files), None, choice.model is not None)
 
-    from ..search.building import report_left_out
     from ..search.folder_gallery import open_folder
-    from ..search.gallery import Gallery
     from ..search_page.requests import Limits, SearchRequests
 
     try:
@@ -127,13 +140,7 @@ def serve_page(
     network, processor = choice.load(files)
     learnt = fitting(learnt, network, processor)
     if is_gallery:
-        opened_as = {"images_root": images_root, "follow_links": rules.follow_links}
-        opened = Gallery.open(place, network, processor, calibration=learnt, **opened_as)
-        if not len(opened):
-            raise ValueError(f"the gallery {place} is empty: `tpas gallery append` images first")
-        look_for_images(opened)
-        report_left_out([], opened.stored)
-        warn_of_drawn_people(network, opened.root_of_images)
+        opened = opened_gallery(place, network, processor, learnt, images_root, rules.follow_links)
     elif is_film:
         from ..footage.intake import open_footage
 
@@ -146,8 +153,51 @@ def serve_page(
         logger.warning("%s", warning)
     limits = Limits(own_machine=serves_own_machine(host, **access))
     faces = face_cover(opened) if blur_faces else None
-    requests = SearchRequests(opened, labels, limits, shortlist, name=place.resolve().name, faces=faces)
-    serve(requests, host, port, password=password, **access)
+    name = place.resolve().name
+    with audit_log(audit) as log:
+        requests = SearchRequests(opened, labels, limits, shortlist, name=name, faces=faces, audit=log)
+        serve(requests, host, port, password=password, **access)
+
+
+@contextmanager
+def audit_log(file: Path | None) -> "Iterator[Callable[[Sequence[Mapping[str, Any]]], None] | None]":
+    """What takes lines of the audit log, where there is to be one; refuses a file that cannot be one."""
+    from ..service.audit import AuditLog
+
+    if file is None:
+        yield None
+        return
+    log = AuditLog(file)
+    try:
+        yield log.write
+    finally:
+        log.close()
+
+
+def opened_gallery(
+    place: Path,
+    network: "RetrievalModel",
+    processor: "RetrievalProcessor",
+    learnt: "Calibration | None" = None,
+    images_root: Path | None = None,
+    follow_links: bool = True,
+) -> "Gallery":
+    """A gallery to be shown to people.
+
+    Raises:
+        ValueError, FileNotFoundError: there is nothing to show.
+    """
+    from ..search.building import report_left_out
+    from ..search.gallery import Gallery
+
+    opened_as = {"images_root": images_root, "follow_links": follow_links}
+    opened = Gallery.open(place, network, processor, calibration=learnt, **opened_as)
+    if not len(opened):
+        raise ValueError(f"the gallery {place} is empty: `tpas gallery append` images first")
+    look_for_images(opened)
+    report_left_out([], opened.stored)
+    warn_of_drawn_people(network, opened.root_of_images)
+    return opened
 
 
 def look_for_images(gallery: "Gallery") -> None:

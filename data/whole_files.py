@@ -136,19 +136,19 @@ def explained_denial(path: str | Path) -> Iterator[None]:
         raise PermissionError(denial(path)) from error
 
 
-def write_json(path: Path, content: Any, *, durable: bool = False) -> None:
-    """Replaces a file by this content in JSON; see [`replacing`]."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=durable)
+def write_json(path: Path, content: Any, **how: bool) -> None:
+    """Replaces a file by this content in JSON; `how` as of [`replacing`]."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", **how)
 
 
-def write_text(path: Path, text: str, *, durable: bool = False) -> None:
-    """Replaces a file by this text in UTF-8; see [`replacing`]."""
-    with replacing(path, durable=durable) as unfinished:
+def write_text(path: Path, text: str, **how: bool) -> None:
+    """Replaces a file by this text in UTF-8; `how` as of [`replacing`]."""
+    with replacing(path, **how) as unfinished:
         unfinished.write_bytes(text.encode())
 
 
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+def replacing(path: Path, *, durable: bool = False, private: bool = False) -> Iterator[Path]:
     """Yields a free path, of this call alone; the file or folder made there then takes the place of `path`.
 
     If that fails, nothing is left of it, and what was there is untouched. Makes the folder of `path`, and
@@ -156,6 +156,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
 
     Args:
         durable: also leave nothing in the system's memory alone, where a power cut would lose it.
+        private: a file that its owner alone may read.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(path.parent, glob.escape(path.name))
@@ -166,7 +167,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
             begun.rename(folder)  # locked before it has the name under which others look for what is left
             unfinished = folder / path.name
             yield unfinished
-            put_in_place(unfinished, path, durable=durable)
+            put_in_place(unfinished, path, durable=durable, private=private)
     finally:
         for left in (begun, folder):
             shutil.rmtree(left, ignore_errors=True)
@@ -208,14 +209,17 @@ def explained_full_disk(path: Path) -> Iterator[None]:
         raise full from error
 
 
-def put_in_place(unfinished: Path, path: Path, *, durable: bool = False) -> None:
+def put_in_place(unfinished: Path, path: Path, *, durable: bool = False, private: bool = False) -> None:
     """Renames a finished file or folder to `path`, replacing what is there; for what several processes wrote.
 
     A folder cannot replace another in one step: the old one is first renamed to `.NAME.replaced`, from where
     [`recover`] takes it if the process is killed in between.
     """
     written = [unfinished, *unfinished.rglob("*")]
-    open_by_umask(unfinished)
+    if private:
+        unfinished.chmod(0o600)
+    else:
+        open_by_umask(unfinished)
     if durable:
         for entry in written:
             _flush(entry)

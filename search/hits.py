@@ -173,6 +173,20 @@ class SearchResult(list[list[SearchHit]]):
         self.chances = list(chances) or [None] * len(self)
         self.coverage = coverage
 
+    def part(self, answers: slice, most: int | None = None) -> "SearchResult":
+        """Some of the answers, and of each the best `most`; not of such as SCA has resolved together."""
+        return SearchResult(
+            (hits[:most] for hits in self[answers]),
+            texts=self.texts[answers],
+            searched=self.searched,
+            sca_report=self.sca_report,
+            taken_by=self.taken_by[answers],
+            similar_to=self.similar_to,
+            by_matcher=self.by_matcher,
+            chances=self.chances[answers],
+            coverage=self.coverage,
+        )
+
     def no_one(self, answer: int, least_chance: float) -> str | None:
         """What is to be said before the hits where the one asked for is likely not there; otherwise None."""
         chance = self.chances[answer]

@@ -7,6 +7,7 @@ says of itself, `Host`, `Origin` and `Sec-Fetch-Site`, no page can forge.
 import ipaddress
 import os
 import socket
+import ssl
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,7 +38,7 @@ def check_access(
             a proxy is no such.
         OSError: the file cannot be read.
     """
-    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    host = check_names(host, allowed_hosts, trusted_proxies)
     password, source = os.environ.get("TPAS_PASSWORD") or None, "TPAS_PASSWORD"
     if password_file is not None:
         password, source = lines_of(read_text(password_file) + "\n")[0], str(password_file)
@@ -50,13 +51,30 @@ def check_access(
             f"--host {host} lets other machines reach the gallery: give a password, by --password_file FILE "
             "or TPAS_PASSWORD"
         )
+    return host, password
+
+
+def check_names(
+    host: str | None, allowed_hosts: Sequence[str] = (), trusted_proxies: Sequence[str] = ()
+) -> str:
+    """The address to listen on; raises ValueError as `check_access` for a host or a proxy that is none."""
+    host = host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
     AllowedHosts(host, allowed_hosts)
     for proxy in trusted_proxies:
         try:
             ipaddress.ip_network(proxy)
         except ValueError as error:
             raise ValueError(f"--trusted_proxy takes an address or a network: {error}") from error
-    return host, password
+    return host
+
+
+def check_tls(certificate: Path, key: Path) -> None:
+    """Raises OSError for files that are no certificate and its key."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as error:  # of ssl's errors each is one
+        files = f"{certificate} and {key}: {error.strerror or error}"
+        raise OSError(f"no TLS by {files}; both are PEM files, and belong together") from error
 
 
 class AllowedHosts:

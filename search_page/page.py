@@ -17,7 +17,7 @@ from limits.strategies import MovingWindowRateLimiter
 from ..data.image_files import image_suffixes
 from .access import client_key
 from .filters import CHOSEN, TYPED, written
-from .questions import ANY, Question, RequestError, wanted_of
+from .questions import ANY, WHO, Question, RequestError, Visitor, wanted_of
 from .rendering import Renderer, page_script, page_style
 from .requests import SearchRequests, Session
 from .uploads import Uploads
@@ -60,7 +60,7 @@ class SearchPage:
         def answers() -> Iterator[str]:
             yield from self._answers(session, said, Question.of_address(said))
 
-        for shown in self._shown_each(answers, request):
+        for shown in self._shown_each(answers, session, request):
             yield session, shown
 
     def filter(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
@@ -76,7 +76,7 @@ class SearchPage:
 
         yield session, gr.skip()
         if session.question.image is not None or str(said["q"] or "").strip():
-            for shown in self._shown_each(answers, request):
+            for shown in self._shown_each(answers, session, request):
                 yield session, shown
 
     def filter_times(self, request: gr.Request, session, *form) -> Iterator[tuple[Session, Any]]:
@@ -106,7 +106,7 @@ class SearchPage:
         known = {name: said[name] if said[name] in self.choices[name] else ANY for name in CHOSEN}
         typed = [str(said[name]) if said[name] else None for name in TYPED]
         fields = [str(said["q"] or ""), *known.values(), *typed, bool(said["sca"])]
-        for shown in self._shown_each(answers, request):
+        for shown in self._shown_each(answers, session, request):
             yield session, shown, *fields
             fields = len(fields) * [gr.skip()]
 
@@ -145,7 +145,7 @@ class SearchPage:
             if session.question.image is None:
                 yield shown(self.requests.explain(session, answer, image)[2])
 
-        yield from self._shown_each(explanation, request)
+        yield from self._shown_each(explanation, session, request)
 
     def turn(self, session, shown, event: gr.EventData, request: gr.Request) -> tuple[Session, Any]:
         """Another page of the answers, or another number of images on it."""
@@ -155,12 +155,13 @@ class SearchPage:
             self.requests.turn(session, _said(event, "page", 0), shown)
             return self.renderer.answers(session)
 
-        return session, self._shown(answers, request) if session.result is not None else gr.skip()
+        return session, self._shown(answers, session, request) if session.result is not None else gr.skip()
 
     def download(self, session, event: gr.EventData, request: gr.Request) -> str:
         """One image to save."""
         image = _said(event, "image", -1)
-        return self._saved(lambda: self.renderer.saving(*self.requests.full_size(session, image)), request)
+        saving = self.renderer.saving
+        return self._saved(lambda: saving(*self.requests.full_size(session, image)), session, request)
 
     def sheet(self, session, request: gr.Request) -> str:
         """The answers as an image to save."""
@@ -170,11 +171,11 @@ class SearchPage:
                 raise RequestError("There is no image in this result.")
             return self.renderer.sheet(session)
 
-        return self._saved(sheet, request)
+        return self._saved(sheet, session, request)
 
-    def _saved(self, render: Callable[[], str], request: gr.Request) -> str:
+    def _saved(self, render: Callable[[], str], session: Session, request: gr.Request) -> str:
         try:
-            self._admit(request)
+            self._admit(session, request)
             return render()
         except RequestError as error:
             raise gr.Error(str(error), print_exception=False) from error
@@ -209,7 +210,7 @@ class SearchPage:
             asked = Question(image=len(session.own_images) - 1, wanted=wanted_of(said))
             yield from self._answers(session, said, asked)
 
-        for answer in self._shown_each(answers, request, admit=False):
+        for answer in self._shown_each(answers, session, request, admit=False):
             yield session, own, answer
 
     def _take(self, session: Session, event: gr.EventData, request: gr.Request) -> str:
@@ -224,7 +225,7 @@ class SearchPage:
         taken = map(self.uploads.take, _said(event, "uploads", ()))
         paths = [path for path in taken if path is not None]
         try:
-            return self._shown(own_images, request)
+            return self._shown(own_images, session, request)
         finally:
             for path in paths:
                 self.uploads.remove(path)
@@ -233,17 +234,17 @@ class SearchPage:
         self.requests.remove_images(session)
         return session, self.renderer.own_images(session, {}), "gallery", self.renderer.welcome()
 
-    def _shown(self, render: Callable[[], str], request: gr.Request) -> str:
+    def _shown(self, render: Callable[[], str], session: Session, request: gr.Request) -> str:
         """What `render` returns, or the reason why it cannot be shown."""
-        return next(self._shown_each(lambda: iter([render()]), request))
+        return next(self._shown_each(lambda: iter([render()]), session, request))
 
     def _shown_each(
-        self, render: Callable[[], Iterator[str]], request: gr.Request, admit: bool = True
+        self, render: Callable[[], Iterator[str]], session: Session, request: gr.Request, admit: bool = True
     ) -> Iterator[str]:
         """What `render` yields, up to the reason why the rest cannot be shown."""
         try:
             if admit:
-                self._admit(request)
+                self._admit(session, request)
             yield from render()
         except RequestError as error:
             yield self.renderer.problem(str(error))
@@ -251,9 +252,10 @@ class SearchPage:
             logger.exception("a request failed")
             yield self.renderer.problem(FAILED)
 
-    def _admit(self, request: gr.Request) -> None:
-        """Raises RequestError where this address has asked too often."""
+    def _admit(self, session: Session, request: gr.Request) -> None:
+        """Notes who asks; raises RequestError where this address has asked too often."""
         limits, client = self.requests.limits, client_key(request.client.host)
+        session.visitor = Visitor(request.headers.get(WHO), client)
         if not limits.own_machine and not self.rate_limiter.hit(self.rate, client):
             raise RequestError(f"More than {limits.requests_a_minute} requests in a minute: wait a little.")
 

@@ -5,7 +5,7 @@ names an image of the gallery, and `own` an uploaded one by its number in the se
 holds neither content nor name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any
@@ -14,13 +14,75 @@ from urllib.parse import urlencode
 from ..footage.films import read_clock
 from .filters import CHOSEN, Filter, written
 
+WHO = "x-tpas-who"  # a header of this server's own, with the name of the visitor's key
 ANY = "any"  # chosen in a filter that lets all pass
 MOST_CHARACTERS = 40  # of a time
 ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0
 
 
 class RequestError(ValueError):
-    """What was asked for cannot be done; the message is for the person who asked."""
+    """What was asked for cannot be done; the message is for the person who asked.
+
+    Attributes:
+        status: of HTTP, for a program that asked.
+    """
+
+    status = 400
+
+
+class MissingError(RequestError):
+    """There is no such image."""
+
+    status = 404
+
+
+class UnavailableError(RequestError):
+    """It cannot be done now: the server's log says why."""
+
+    status = 503
+
+
+class UnloggedError(RequestError):
+    """It could not be put into the audit log, so it is not shown."""
+
+    status = 507
+
+
+@dataclass(frozen=True)
+class Visitor:
+    """Who asks, as the audit log calls them.
+
+    Attributes:
+        name: of their key; None without one.
+        address: of their machine, or network.
+    """
+
+    name: str | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Texts that a program asks, without a session.
+
+    Attributes:
+        top_k: images in each answer.
+        rerank, coverage: as in `Gallery.search`.
+        sca: whether SCA resolves the texts' collisions.
+    """
+
+    texts: tuple[str, ...]
+    top_k: int = 10
+    wanted: Filter = Filter()
+    rerank: bool | None = None
+    sca: bool = False
+    coverage: float | None = None
+    visitor: Visitor = Visitor()
+
+    @property
+    def settings(self) -> Hashable:
+        """Questions of equal ones can be answered in one pass; SCA looks at the texts of one alone."""
+        return id(self) if self.sca else (self.wanted, self.rerank, self.coverage)
 
 
 @dataclass(frozen=True)

@@ -212,7 +212,7 @@ class Renderer:
             for time_s, (left, top, width, height) in known or [(moment.seen_s, moment.box)]:
                 sides = left / across, top / down, width / across, height / down
                 boxes.append([round(time_s - start_s, 3), *(round(100 * side, 2) for side in sides)])
-        address = "/clip?" + urlencode({"image": found.id})
+        address = "clip?" + urlencode({"image": found.id})
         return {"address": address, "at": round(moment.seen_s - start_s, 3), "boxes": boxes}
 
     def _card(self, found: SearchHit) -> str | None:

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import AllowedHosts, client_key
 from .clips import Clips
-from .questions import RequestError
+from .questions import WHO, RequestError, UnloggedError, Visitor
 from .requests import Limits
 from .uploads import NoRoomError, Uploads
 
@@ -98,6 +98,8 @@ class RequestLimits:
         hosts: by which names it answers, and to whose pages.
         uploads: where files wait until a question reads them.
         password: what has to be given, by HTTP's basic authentication under any user name; None: nothing.
+        keys: by which a key, given in its place, is told to be one: its name, or None. With it nobody is
+            served without one of the two.
         in_space: whether a page of huggingface.co may show it in a frame.
         questions: the numbers of what can be asked, and of each value of it whether it is files.
         waiting: how many questions of an address wait in the queue.
@@ -113,6 +115,7 @@ class RequestLimits:
         uploads: Uploads,
         limits: Limits,
         password: str | None = None,
+        keys: Callable[[str], str | None] | None = None,
         in_space: bool = False,
         questions: Mapping[int, Sequence[bool]],
         waiting: Callable[[str], int] = lambda client: 0,
@@ -124,7 +127,7 @@ class RequestLimits:
         self.questions, self.waiting, self.asked = questions, waiting, asked
         self.clips, self.cutting = clips, asyncio.Lock()
         self.waiting_for_clips: Counter[str] = Counter()
-        self.password = None if password is None else _digest(password)
+        self.password, self.keys = None if password is None else _digest(password), keys
         frame = FRAME_OF_A_SPACE if in_space else NO_FRAME
         self.headers = {
             "Content-Security-Policy": CONTENT_SECURITY_POLICY.format(frame),
@@ -182,10 +185,10 @@ class RequestLimits:
         connected_to = scope["server"][0] if scope.get("server") else None
         if reason := self.hosts.refusal(headers, method, connected_to):
             raise RefusedError(421 if "host" in reason else 403, reason)
-        self._check_password(headers, client)
+        visitor = Visitor(self._who(headers, client), client)
         if method in ("GET", "HEAD"):
             if path == CLIP and self.clips is not None:
-                return await self._clip(self.clips, scope, client)
+                return await self._clip(self.clips, scope, visitor)
             if not _is_read(path):
                 raise RefusedError(404, "nothing that the page reads")
             if headers.get("transfer-encoding") or headers.get("content-length", "0") != "0":
@@ -193,20 +196,21 @@ class RequestLimits:
             # Gradio would begin an answer, break it off with a trace in the log, and leave a task behind.
             if path in QUERIES and not self.asked(QueryParams(scope["query_string"]).get("session_hash", "")):
                 raise RefusedError(404, "answers of a session that asked nothing")
-            return _on(self.app, scope, receive)
+            return _on(self.app, scope, receive, visitor)
         if method != "POST" or path not in WRITTEN:
             raise RefusedError(404, "nothing that the page asks for")
         if path == UPLOAD:
             return JSONResponse(await self._receive_files(scope, receive, headers, client))
-        body = await self._read(receive, QUESTION_BYTES, QUESTION_SECONDS)
+        body = await read_body(receive, QUESTION_BYTES, QUESTION_SECONDS)
         if path == JOIN:
             body = json.dumps(self._question(body, client)).encode()
         else:
             body = json.dumps(_plain_values(_parse(body))).encode()
-        return _on(self.app, scope, receive, body)
+        return _on(self.app, scope, receive, visitor, body)
 
-    async def _clip(self, clips: Clips, scope: Scope, client: str) -> Response:
+    async def _clip(self, clips: Clips, scope: Scope, visitor: Visitor) -> Response:
         """What a film shows around an image of the gallery, one cut at a time."""
+        client = visitor.address or ""
         image = QueryParams(scope["query_string"]).get("image", "")
         if self.waiting_for_clips[client] >= WAITING_CLIPS:
             raise RefusedError(429, "too many clips at a time")
@@ -217,6 +221,9 @@ class RequestLimits:
                 self._count("clip", RateLimitItemPerMinute(CLIPS_A_MINUTE), client)
                 async with self.cutting:
                     path = await run_in_threadpool(clips.cut, image)
+            await run_in_threadpool(clips.requests.log, visitor, "clip", image=image)
+        except UnloggedError as error:
+            raise RefusedError(error.status, "the audit log cannot be written") from error
         except RequestError as error:
             raise RefusedError(404, "a clip that there is not") from error
         finally:
@@ -230,33 +237,22 @@ class RequestLimits:
         if not self.limits.own_machine and not self.rate_limiter.hit(rate, kind, client, cost=cost):
             raise RefusedError(429, f"too many of one client: {kind}")
 
-    def _check_password(self, headers: Headers, client: str) -> None:
-        if self.password is None:
-            return
+    def _who(self, headers: Headers, client: str) -> str | None:
+        """The name of the key that was given; None of who gave a password, or needs none."""
+        if self.password is None and self.keys is None:
+            return None
         given = headers.get("authorization")
         if given is not None:
             rate = RateLimitItemPerMinute(WRONG_PASSWORDS_A_MINUTE)
             if not self.rate_limiter.test(rate, "password", client):
                 raise RefusedError(429, "too many wrong passwords")
-            if hmac.compare_digest(_digest(_password_in(given)), self.password):
-                return
+            secret = secret_in(given)
+            if self.password is not None and hmac.compare_digest(_digest(secret), self.password):
+                return None
+            if self.keys is not None and (name := self.keys(secret)) is not None:
+                return name
             self.rate_limiter.hit(rate, "password", client)
         raise RefusedError(401, "no password" if given is None else "a wrong password")
-
-    @staticmethod
-    async def _read(receive: Receive, most: int, seconds: float) -> bytes:
-        bounded, parts, more = _bounded(receive, most), [], True
-        try:
-            async with asyncio.timeout(seconds):
-                while more:
-                    message = await bounded()
-                    if message["type"] == "http.disconnect":
-                        raise RefusedError(400, "a request that was broken off")
-                    parts.append(message.get("body", b""))
-                    more = message.get("more_body", False)
-        except TimeoutError as error:
-            raise RefusedError(408, "a request that took too long") from error
-        return b"".join(parts)
 
     async def _receive_files(
         self, scope: Scope, receive: Receive, headers: Headers, client: str
@@ -373,9 +369,27 @@ def _digest(password: str) -> bytes:
     return hashlib.sha256(password.encode()).digest()
 
 
-def _password_in(authorization: str) -> str:
-    """The password of `Basic` authentication, "" where there is none."""
+async def read_body(receive: Receive, most: int, seconds: float) -> bytes:
+    """A request's body; raises RefusedError for one that is larger, takes longer, or is broken off."""
+    bounded, parts, more = _bounded(receive, most), [], True
+    try:
+        async with asyncio.timeout(seconds):
+            while more:
+                message = await bounded()
+                if message["type"] == "http.disconnect":
+                    raise RefusedError(400, "a request that was broken off")
+                parts.append(message.get("body", b""))
+                more = message.get("more_body", False)
+    except TimeoutError as error:
+        raise RefusedError(408, "a request that took too long") from error
+    return b"".join(parts)
+
+
+def secret_in(authorization: str) -> str:
+    """The password of `Basic` authentication, or the token of `Bearer`; "" where there is none."""
     scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
     try:
         user_and_password = base64.b64decode(value.strip(), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
@@ -405,8 +419,8 @@ def _bounded(receive: Receive, most: int) -> Receive:
     return receive_bounded
 
 
-def _on(app: ASGIApp, scope: Scope, receive: Receive, body: bytes | None = None) -> ASGIApp:
-    """`app` with this body, and without a query where it needs none."""
+def _on(app: ASGIApp, scope: Scope, receive: Receive, visitor: Visitor, body: bytes | None = None) -> ASGIApp:
+    """`app` with this body, told who asks, and without a query where it needs none."""
     path = scope["path"]
     scope = dict(scope) | ({} if path in QUERIES else {"query_string": b""})
     if body is not None:
@@ -414,8 +428,11 @@ def _on(app: ASGIApp, scope: Scope, receive: Receive, body: bytes | None = None)
         headers = [(name, value) for name, value in scope["headers"] if name not in dropped]
         headers += [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
         scope["headers"] = headers
-    # Where Gradio would look for its own address.
-    scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-gradio-server"]
+    # Where Gradio would look for its own address, and the page for who asks.
+    dropped = (b"x-gradio-server", WHO.encode())
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in dropped]
+    if visitor.name is not None:
+        scope["headers"].append((WHO.encode(), visitor.name.encode()))
     unread = [] if body is None else [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> Message:

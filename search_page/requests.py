@@ -5,14 +5,14 @@ import logging
 import math
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -29,9 +29,19 @@ from ..search.hits import EncodedImage, SearchHit, SearchResult
 from ..search.manifest import GalleryError
 from ..search.ranking import DEFAULT_SHORTLIST
 from ..search.shards import jpeg_thumbnail
-from .filters import NO_FILTER, Facts, Filter
+from ..search.stored_gallery import StoredGallery
+from .filters import NO_FILTER, Facts, Filter, written
 from .labels import ImageLabel, labels_of
-from .questions import ImageName, Question, RequestError
+from .questions import (
+    Asked,
+    ImageName,
+    MissingError,
+    Question,
+    RequestError,
+    UnavailableError,
+    UnloggedError,
+    Visitor,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +100,7 @@ class Session:
         settings: under which it was asked, as the page compares them.
         opened: which opening of the gallery the result is of.
         page, shown: the page of the result that is in sight, from 0, and images on it for each text.
+        visitor: who asks.
     """
 
     own_images: list[EncodedImage] = field(default_factory=list)
@@ -99,6 +110,19 @@ class Session:
     opened: int = 0
     page: int = 0
     shown: int = 12
+    visitor: Visitor = Visitor()
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a program asked, answered.
+
+    Attributes:
+        unread: what of the texts the model does not know or cuts off, a line each.
+    """
+
+    result: SearchResult
+    unread: list[str]
 
 
 class SearchRequests:
@@ -111,6 +135,9 @@ class SearchRequests:
         labels: by image, as `read_labels` returns them.
         name: what to call the gallery; `None`: as its folder.
         faces: what covers them in all that is shown of films; `None`: they are shown.
+        audit: takes what is to be shown to somebody, before it is: lines as of `service.audit`; raises
+            OSError where it does not, and nothing is shown.
+        model: held while the model works; one for all galleries of a model.
 
     Attributes:
         opened: how often the gallery was opened again, because it had changed.
@@ -124,6 +151,8 @@ class SearchRequests:
         shortlist: int = DEFAULT_SHORTLIST,
         name: str | None = None,
         faces: FaceCover | None = None,
+        audit: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
+        model: AbstractContextManager[Any] | None = None,
     ):
         if gallery.model is None or gallery.processor is None:
             raise ValueError("open the gallery with its model and processor to search it")
@@ -137,10 +166,12 @@ class SearchRequests:
         self._look_at_rows()
         self._card_of_row = lru_cache(maxsize=KEPT_CARDS)(self._read_card)
         self.opened = 0
-        self._model = threading.Lock()  # an upload is encoded while others ask
+        self.audit = audit
+        self._model = model or threading.Lock()  # an upload is encoded while others ask
         self._holders: list[weakref.ref[Session]] = []  # of own images, who added last at the end
 
     def _look_at_rows(self) -> None:
+        self._looked_at = self.gallery.stored
         self.labels = labels_of(self.gallery.ids, self._given_labels)  # by row
         self.facts = Facts(self.gallery.stored.records(), self.labels)
         self._examples: list[str] | None = None
@@ -186,6 +217,70 @@ class SearchRequests:
         Raises:
             RequestError: there is no such image any more, or it is of no film.
         """
+        self.refresh()
+        moment = self._image(Session(), image).moment
+        if moment is None:
+            raise RequestError("This image is of no film.")
+        return moment
+
+    def image(self, image: str, edge: int | None, visitor: Visitor) -> bytes:
+        """An image of the gallery as JPEG, as that is on the disk now; it waits for no model either.
+
+        Args:
+            edge: of its longer side, in pixels; `None`: as the image has them.
+
+        Raises:
+            RequestError: there is no such image any more, or its file cannot be read.
+        """
+        self.refresh()
+        stored = self.gallery.stored  # one for all that follows: another may take its place meanwhile
+        try:
+            (row,) = stored.rows_of([image])
+            thumbnail = stored.thumbnail(row)
+            content = thumbnail if edge == CARD_EDGE else None
+            if content is None:
+                read = self._file(row, edge, stored)
+                content = thumbnail if read is None else jpeg_thumbnail(read, edge or max(read.size))
+        except KeyError as error:
+            raise MissingError("The gallery has no image of this name.") from error
+        except GalleryError as error:
+            logger.warning("%s", error)
+            raise UnavailableError("The gallery was changed meanwhile: ask again.") from error
+        if content is None:
+            raise MissingError("The image's file cannot be read.")
+        self.log(visitor, "image", image=image, edge=edge)
+        return content
+
+    def moments(
+        self, wanted: Filter, first: int, count: int, visitor: Visitor
+    ) -> tuple[int, list[tuple[str, Moment]]]:
+        """How many visits in films pass a filter, and some of them: of each its first image's id.
+
+        Args:
+            first, count: which of them, from 0, in the gallery's order.
+
+        Raises:
+            RequestError: the gallery cannot be searched now, or a time is asked for that no film knows.
+        """
+        with self._current_gallery():
+            rows = self._rows(wanted)
+            moments = self.facts.moments
+            visits: dict[tuple[str, int], int] = {}
+            for row in range(len(moments)) if rows is None else rows:
+                if (moment := moments[row]) is not None:
+                    visits.setdefault(moment.visit, row)
+            chosen = list(visits.values())[first : first + count]
+            record = self.gallery.stored.record
+            found = [(record(row)["id"], of) for row in chosen if (of := moments[row]) is not None]
+        self.log(visitor, "moments", asked=_said(wanted), shown=[[image for image, _ in found]])
+        return len(visits), found
+
+    def refresh(self) -> None:
+        """Looks at the gallery as it is on the disk now; waits for the model only where it was changed.
+
+        Raises:
+            UnavailableError: it cannot be searched as it is now.
+        """
         try:
             is_changed = self.gallery.stored.current_file_state() != self.gallery.stored.file_state
         except (OSError, GalleryError):
@@ -193,10 +288,78 @@ class SearchRequests:
         if is_changed:
             with self._current_gallery():
                 pass
-        moment = self._image(Session(), image).moment
-        if moment is None:
-            raise RequestError("This image is of no film.")
-        return moment
+
+    def log(self, visitor: Visitor, event: str, **what: Any) -> None:
+        """Puts into the audit log, if there is one, what is to be shown; as `_log`."""
+        self._log([_line(visitor, event, **what)])
+
+    def _log(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Raises UnloggedError where they are not in the audit log: then nothing may be shown."""
+        if self.audit is None or not lines:
+            return
+        try:
+            self.audit([{**line, "gallery": self.name} for line in lines])
+        except OSError as error:
+            logger.error("nothing is shown: %s", error)
+            raise UnloggedError("The audit log cannot be written, so nothing is shown.") from error
+
+    def answers(self, asked: Sequence[Asked]) -> list[Answered | RequestError]:
+        """The answers to what several programs ask, each as it would be alone, or why there is none.
+
+        Those of equal settings go through the model together. Where its arithmetic rounds by what else is in
+        a pass, as on some machines, last digits of scores depend on that.
+        """
+        answers: dict[int, Answered | RequestError] = {}
+        groups: dict[Any, list[int]] = {}
+        try:
+            with self._current_gallery():
+                for number, each in enumerate(asked):
+                    try:
+                        self._checked_texts(each.texts)
+                        self._checked_number(each.top_k, self.limits.images_found)
+                        groups.setdefault(each.settings, []).append(number)
+                    except RequestError as error:
+                        answers[number] = error
+                for numbers in groups.values():
+                    together = [asked[number] for number in numbers]
+                    answers |= dict(zip(numbers, self._answers_of_equal(together), strict=True))
+            both = [(each, answers[number]) for number, each in enumerate(asked)]
+            self._log([_searched(each, of.result) for each, of in both if isinstance(of, Answered)])
+        except RequestError as error:
+            return [error for _ in asked]
+        return [answer for _, answer in both]
+
+    def _answers_of_equal(self, asked: Sequence[Asked]) -> list[Answered | RequestError]:
+        """To questions of equal settings, in one pass."""
+        first, texts = asked[0], [text for each in asked for text in each.texts]
+        try:
+            rows = self._rows(first.wanted)
+            if rows == []:
+                raise RequestError("No image passes the filter: choose another one.")
+            if first.rerank and not self.can_rerank:
+                raise RequestError("The model has embeddings alone, and nothing to re-rank by.")
+            if first.coverage is not None and self.gallery.calibration is None:
+                raise RequestError("There is no calibration of the model, so no coverage is known.")
+            found = self.gallery.search(
+                texts,
+                top_k=max(each.top_k for each in asked),
+                shortlist=self.shortlist,
+                rerank=first.rerank,
+                sca="score" if first.sca and len(texts) > 1 else None,
+                coverage=first.coverage,
+                rows=rows,
+            )
+        except RequestError as error:
+            return [error for _ in asked]
+        except ValueError as error:  # of a re-ranking or a coverage that the model has not
+            return [RequestError(str(error)) for _ in asked]
+        results, start = [], 0
+        for each in asked:
+            stop = start + len(each.texts)
+            part = found.part(slice(start, stop), each.top_k if each.coverage is None else None)
+            results.append(Answered(part, self.unread(part)))
+            start = stop
+        return results
 
     def search(
         self,
@@ -224,7 +387,10 @@ class SearchRequests:
         texts = self._checked_texts(texts)
         shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
-            session.result = self._searched(session, texts, shown, where, wanted, rerank, sca)
+            result = self._searched(session, texts, shown, where, wanted, rerank, sca)
+            asked = Asked(tuple(texts), shown, wanted, rerank, sca, visitor=session.visitor)
+            self._log([_searched(asked, result)])
+            session.result = result
             session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
             session.opened, session.page = self.opened, 0
         return session.result
@@ -263,6 +429,7 @@ class SearchRequests:
             with self._current_gallery():
                 result = self._result(session)
                 own = self._searched(session, [text], shown, where, wanted, None, False)
+                self._log([_searched(Asked((text,), shown, wanted, visitor=session.visitor), own)])
                 result[number], result.chances[number] = own[0], own.chances[0]
             waiting -= {number}
             yield waiting
@@ -323,7 +490,10 @@ class SearchRequests:
                 rows = [row for row in all_rows if (of := moments[row]) is None or of.camera != own]
             if rows is not None and not rows and not session.own_images:
                 raise RequestError("No image passes the filter: choose another one.")
-            session.result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
+            result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
+            of = None if hit.extra else image  # an upload is nobody's business
+            self.log(session.visitor, "similar", image=of, asked=_said(wanted), shown=_shown(result))
+            session.result = result
             session.question = Question(image=image, wanted=wanted)
             session.opened, session.page = self.opened, 0
         return session.result
@@ -336,6 +506,8 @@ class SearchRequests:
         """
         with self._current_gallery():
             hit = self._asked(session, answer, image)  # who asked for no answer is told so
+            if hit.extra is None:
+                self.log(session.visitor, "image", image=hit.id, edge=VIEWED_EDGE)
             return self._result(session).texts[answer], hit
 
     def explain(
@@ -369,6 +541,8 @@ class SearchRequests:
             content = self.large(hit, None)
         if content is None:
             raise RequestError("The image's file cannot be read.")
+        if hit.extra is None:
+            self.log(session.visitor, "image", image=hit.id, edge=None)
         name = hit.id if hit.moment is None else clip_name(hit.moment)
         return f"{PurePosixPath(name).stem}.jpg", content
 
@@ -478,12 +652,12 @@ class SearchRequests:
         thumbnail = self.gallery.stored.thumbnail(row)
         return None if thumbnail is None else load_image(io.BytesIO(thumbnail))
 
-    def _file(self, row: int, edge: int | None) -> Image.Image | None:
-        gallery = self.gallery
-        if gallery.stored.record(row)["path"] is None:
+    def _file(self, row: int, edge: int | None, stored: StoredGallery | None = None) -> Image.Image | None:
+        gallery, stored = self.gallery, stored or self.gallery.stored
+        if stored.record(row)["path"] is None:
             return None
         try:
-            return gallery.stored.open_file(row, gallery.images_root, gallery.follow_links, edge)
+            return stored.open_file(row, gallery.images_root, gallery.follow_links, edge)
         except (OSError, ValueError) as error:
             logger.warning("an image of the gallery cannot be shown: %s", error)
             return None
@@ -523,7 +697,7 @@ class SearchRequests:
             try:
                 (row,) = self.gallery.stored.rows_of([image])
             except KeyError as error:
-                raise RequestError("The gallery has no image of this name.") from error
+                raise MissingError("The gallery has no image of this name.") from error
             return SearchHit(image, 1, None, row=row, moment=self.gallery.stored.moment(row))
         own = session.own_images
         if isinstance(image, int) and not isinstance(image, bool) and 0 <= image < len(own):
@@ -558,7 +732,8 @@ class SearchRequests:
         """
         with self._model:
             try:
-                if self.gallery.refresh():
+                self.gallery.refresh()
+                if self.gallery.stored is not self._looked_at:  # which a search may have opened anew as well
                     self.opened += 1
                     self._card_of_row.cache_clear()
                     self._look_at_rows()
@@ -566,6 +741,27 @@ class SearchRequests:
                 yield
             except (FileNotFoundError, GalleryError) as error:
                 logger.error("%s", error)
-                raise RequestError(
+                raise UnavailableError(
                     "The gallery cannot be searched as it is now. The server's log says why."
                 ) from error
+
+
+def _line(visitor: Visitor, event: str, **what: Any) -> dict[str, Any]:
+    """Of the audit log."""
+    return {"who": visitor.name, "client": visitor.address, "event": event, **what}
+
+
+def _searched(asked: Asked, result: SearchResult) -> dict[str, Any]:
+    """The line of a search."""
+    how = {"top_k": asked.top_k, "rerank": asked.rerank, "sca": asked.sca, "coverage": asked.coverage}
+    said = _said(asked.wanted) | {name: value for name, value in how.items() if value not in (None, False)}
+    return _line(asked.visitor, "search", texts=list(result.texts), asked=said, shown=_shown(result))
+
+
+def _said(wanted: Filter) -> dict[str, str]:
+    return {name: written(value) for name, value in wanted if value is not None}
+
+
+def _shown(result: SearchResult) -> list[list[str]]:
+    """The gallery's images of each answer by their ids; one's own are left out."""
+    return [[hit.id for hit in hits if hit.extra is None] for hits in result]

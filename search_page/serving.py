@@ -1,5 +1,6 @@
 """The server that the search page runs on, and who may reach it."""
 
+import asyncio
 import logging
 import os
 import shutil
@@ -7,7 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +18,7 @@ import gradio as gr
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from ..data.whole_files import WRITER, AlreadyHeldError, held_alone
 from .access import AllowedHosts, client_key, space_host
@@ -31,6 +33,8 @@ logger = logging.getLogger(__name__)
 PORTS = range(7860, 7960)
 FOLDER = "tpas-app-"  # how those of running pages are called
 KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 10, 1
+HEAD_SECONDS = 30.0  # in which a connection has to say what it asks
+CONNECTIONS = 1_000  # at a time
 
 
 def serve(
@@ -46,9 +50,38 @@ def serve(
 
     Args:
         host, password: as `access.check_access` returns them.
-        port: `None`: the first free one from $GRADIO_SERVER_PORT, or from 7860.
+        port: as of `run`.
         allowed_hosts: names by which it answers beside its own.
         trusted_proxies: addresses and networks whose X-Forwarded-For is believed; nobody else's is.
+
+    Raises:
+        OSError: as of `run`.
+    """
+
+    def page(folder: Path) -> ASGIApp:
+        uploads, clips = _kept(folder, requests)
+        return guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies, clips)
+
+    run(page, host, port, f"{len(requests.gallery)} images")
+
+
+def run(
+    build: Callable[[Path], ASGIApp],
+    host: str,
+    port: int | None,
+    what: str,
+    *,
+    tls: tuple[Path, Path] | None = None,
+    drain: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Serves an application until it is interrupted.
+
+    Args:
+        build: makes it; it has a folder of its own, which goes with this process.
+        port: `None`: the first free one from $GRADIO_SERVER_PORT, or from 7860.
+        what: is served, as the log says it.
+        tls: the files of the certificate and of its key, which were checked: it then speaks HTTPS alone.
+        drain: waits, once nobody new is let in, until what was accepted is answered.
 
     Raises:
         OSError: the port is taken, or the address is not this machine's.
@@ -63,22 +96,29 @@ def serve(
         suppress(KeyboardInterrupt),
     ):
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder, "gradio"))
-        uploads = Uploads(Path(folder, "uploads"), most_upload_bytes(requests.limits))
-        clips = Clips(Path(folder, "clips"), requests)
-        app = guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies, clips)
         config = uvicorn.Config(
-            app,
+            build(Path(folder)),
             log_level="warning",
+            log_config=None,
+            http=PatientProtocol,
             ws="none",
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+            ssl_certfile=tls and tls[0],
+            ssl_keyfile=tls and tls[1],
         )
         address, number = listening.getsockname()[:2]
         shown = f"[{address}]" if ":" in address else address
-        message = "%d images at http://%s:%d/ (Ctrl+C ends it)"
-        _Server(config, (message, len(requests.gallery), shown, number)).run(sockets=[listening])
+        scheme = "http" if tls is None else "https"
+        message = f"{what} at {scheme}://{shown}:{number}/ (Ctrl+C ends it)"
+        _Server(config, message, drain).run(sockets=[listening])
+
+
+def _kept(folder: Path, requests: SearchRequests) -> tuple[Uploads, Clips]:
+    """What a page keeps in a folder while it runs."""
+    return Uploads(folder / "uploads", most_upload_bytes(requests.limits)), Clips(folder / "clips", requests)
 
 
 def remove_folders_of_killed() -> None:
@@ -100,23 +140,68 @@ def guarded_page(
     clips: Clips | None = None,
 ) -> ASGIApp:
     """The page behind its limits, as an ASGI application; `host` is where it is going to listen."""
+    limited = _limited(requests, uploads, clips, hosts_of(host, allowed_hosts), password)
+    return behind_proxies(limited, trusted_proxies)
+
+
+def page_of_keys(
+    requests: SearchRequests,
+    folder: Path,
+    hosts: AllowedHosts,
+    keys: Callable[[str], str | None] | None,
+    root: str,
+) -> RequestLimits:
+    """The page for those who have a key, or for all.
+
+    Args:
+        folder: for what it receives.
+        keys: as of `RequestLimits`.
+        root: the path that it is at, "" or as "/page".
+    """
+    return _limited(requests, *_kept(folder, requests), hosts, None, keys, root)
+
+
+def hosts_of(host: str, allowed_hosts: Sequence[str]) -> AllowedHosts:
+    """The names that a server answers by that is going to listen at `host`."""
     space = space_host()
-    named = [*allowed_hosts, *([space] if space else [])]
+    # What reaches a Space has come through the Hub's proxy, by whatever name it calls it.
+    return AllowedHosts(host, [*allowed_hosts, *([space] if space else [])], any_name=space is not None)
+
+
+def behind_proxies(app: ASGIApp, trusted_proxies: Sequence[str]) -> ASGIApp:
+    """Believes these, and nobody else, who asks."""
+    return (
+        cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, app), list(trusted_proxies)))
+        if trusted_proxies
+        else app
+    )
+
+
+def _limited(
+    requests: SearchRequests,
+    uploads: Uploads,
+    clips: Clips | None,
+    hosts: AllowedHosts,
+    password: str | None,
+    keys: Callable[[str], str | None] | None = None,
+    root: str = "",
+) -> RequestLimits:
     page = build_page(requests, uploads)
     mounted = gr.mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         page,
         path="/",
+        root_path=root or None,
         **page_settings(requests),
     )
-    limited = RequestLimits(
+    return RequestLimits(
         mounted,
-        # What reaches a Space has come through the Hub's proxy, by whatever name it calls it.
-        hosts=AllowedHosts(host, named, any_name=space is not None),
+        hosts=hosts,
         uploads=uploads,
         limits=requests.limits,
         password=password,
-        in_space=space is not None,
+        keys=keys,
+        in_space=space_host() is not None,
         questions={
             number: [getattr(block, "data_model", None) is not None for block in function.inputs]
             for number, function in page.fns.items()
@@ -125,9 +210,6 @@ def guarded_page(
         asked=lambda session: session in page._queue.pending_messages_per_session,
         clips=clips,
     )
-    if not trusted_proxies:
-        return limited
-    return cast(ASGIApp, ProxyHeadersMiddleware(cast(Any, limited), list(trusted_proxies)))
 
 
 def _waiting(page: gr.Blocks, client: str) -> int:
@@ -137,16 +219,63 @@ def _waiting(page: gr.Blocks, client: str) -> int:
     return sum(address is not None and client_key(address.host) == client for address in waiting)
 
 
-class _Server(uvicorn.Server):
-    """Says a line once it answers."""
+class PatientProtocol(cast(Any, AutoHTTPProtocol)):
+    """Closes a connection that does not say in time what it asks; uvicorn's own would wait for ever."""
 
-    def __init__(self, config: uvicorn.Config, message: tuple):
+    said: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.close()
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._is_silent:
+            self._wait_no_more()
+        elif self.said is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    @property
+    def _is_silent(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self.said = self.loop.call_later(HEAD_SECONDS, self._close)
+
+    def _wait_no_more(self) -> None:
+        if self.said is not None:
+            self.said.cancel()
+            self.said = None
+
+    def _close(self) -> None:
+        if self._is_silent:
+            self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """Says a line once it answers, and lets what it was asked be answered before it ends."""
+
+    def __init__(self, config: uvicorn.Config, message: str, drain: Callable[[], Awaitable[None]] | None):
         super().__init__(config)
-        self.message = message
+        self.message, self.drain = message, drain
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        logger.info(*self.message)
+        logger.info("%s", self.message)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.drain is not None:
+            for server in self.servers:
+                server.close()
+            await self.drain()
+        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -33,17 +33,23 @@ IMPORT_NAMES = {
     "Jinja2": "jinja2",
     "faiss-cpu": "faiss",
     "open_clip_torch": "open_clip",
+    "prometheus-client": "prometheus_client",
 }
 # The extra that these rooms and files may need beyond the core; a file's own entry goes before its room's.
 # `None`: the core alone.
 EXTRAS = dict.fromkeys(("engine", "reranking", "search", "sca", "commands.rerank", "commands.fuse"))
-EXTRAS |= {"search.faiss_index": "index", "search.milvus_index": "milvus", "search_page": "app"}
+EXTRAS |= {
+    "search.faiss_index": "index",
+    "search.milvus_index": "milvus",
+    "search_page": "app",
+    "service": "app",
+}
 EXTRAS |= dict.fromkeys(("footage", "data.drawn.drawn_footage"), "footage")
 EXTRAS |= dict.fromkeys(("figures.contact_sheet", "figures.pages", *HUB_MODULES))
 
 
-# The commands of `tpas`, and two that are run as modules.
-COMMAND_MODULES = [ELSEWHERE.get(name, f"commands.{name}") for name in COMMANDS]
+# The commands of `tpas`, one below another, and two that are run as modules.
+COMMAND_MODULES = [ELSEWHERE.get(name, f"commands.{name}") for name in (*COMMANDS, "serve key")]
 COMMAND_MODULES += ["__main__", "commands.pretrain_start"]
 
 
@@ -122,6 +128,7 @@ def purity_violations(module: str, tree: ast.Module) -> list[str]:
 def import_time_violations(module: str, tree: ast.Module) -> list[str]:
     """One text for each statement that does something when ``module`` is imported."""
     inert = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)
+    inert += (ast.AsyncFunctionDef,)
     tests = ("__name__ == '__main__'", "TYPE_CHECKING")
     violations = []
     for statement in tree.body:

@@ -524,8 +524,8 @@ def last_of(shown):
 def test_too_many_requests_of_one_address_are_refused(gallery, tmp_path):
     limits = Limits(requests_a_minute=2)
     page = SearchPage(SearchRequests(gallery, limits=limits), Uploads(tmp_path, 1))
-    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
-    neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
+    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"), headers={})
+    neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"), headers={})
     question = (Session(), "a man in a coat", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
     answers = [last_of(page.search(request, *question)) for _ in range(3)]
     assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
@@ -538,7 +538,7 @@ def test_too_many_requests_of_one_address_are_refused(gallery, tmp_path):
 def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
     page, request = (
         SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1)),
-        SimpleNamespace(client=SimpleNamespace(host="::1")),
+        SimpleNamespace(client=SimpleNamespace(host="::1"), headers={}),
     )
     question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
     shown = last_of(page.search(request, Session(), *question))
@@ -548,7 +548,7 @@ def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
 def test_a_failure_is_told_and_logged(gallery, tmp_path, caplog):
     page = SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1))
     page.requests.search_in_stages = Mock(side_effect=ZeroDivisionError("division by zero"))
-    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
+    request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"), headers={})
     shown = last_of(
         page.search(request, Session(), "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
     )

@@ -26,6 +26,7 @@ from tpas.training.arguments import FineTuningArguments
 
 ROOT = Path(__file__).parents[2]
 GROUPED = [["gallery", name] for name in ("build", "append", "delete", "index", "info")]
+GROUPED += [["audit", "verify"]]
 COMMANDS = [[name] for name in __main__.COMMANDS] + GROUPED
 
 
@@ -44,7 +45,9 @@ def run_tpas(*words: object, **settings) -> subprocess.CompletedProcess:
 
 def parse(words: list[str]) -> typer.Context:
     """What follows `tpas`, read by the command that it names; raises where a word does not fit."""
-    depth = 2 if words[0] == "gallery" else 1
+    if words[:2] == ["serve", "key"]:  # which is a group of its own
+        words = ["serve key", *words[2:]]
+    depth = 2 if words[0] in ("gallery", "serve key") else 1
     return command_of(words[:depth]).make_context("tpas", words[depth:])
 
 
@@ -127,7 +130,7 @@ def test_completion_knows_commands_and_flags():
         words = {"_TPAS_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
         return set(run_tpas(environment=words).stdout.split())
 
-    assert complete("tpas s") == {"search", "submit"}
+    assert complete("tpas s") == {"search", "serve", "submit"}
     assert complete("tpas train --sub") == {"--subset"}
     assert complete("tpas gallery build --") >= {"--model", "--path", "--tokens", "--json", "--debug"}
     assert complete("tpas rerank a.npz --method m") == {"margin-sca"}

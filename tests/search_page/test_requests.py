@@ -569,6 +569,14 @@ def test_what_is_deleted_is_neither_found_nor_shown_by_who_runs(changing):
     assert requests.result(session) == [after]  # and what did not change stays
 
 
+def test_rows_are_those_of_a_gallery_that_a_search_has_opened_anew(changing):
+    requests, other, names = changing
+    other.delete(names[1:3])
+    requests.gallery.refresh()  # as a search does where a deletion comes between
+    (hits,) = requests.search(Session(), ["a man"], wanted=Filter(behaviour="normal"))
+    assert set(found(hits)) == set(names[3:])
+
+
 def test_a_gallery_that_is_gone_or_of_another_model_is_not_searched_as_before(changing, caplog):
     requests, other, names = changing
     session = Session()

@@ -1,0 +1,162 @@
+"""Serves galleries to programs and people: endpoints under /v1, and a page of each gallery.
+
+    tpas serve gallery
+    tpas serve street=recordings.gallery shop=/data/shop.gallery --keys keys.json --audit audit.jsonl
+
+`tpas serve key add NAME --keys FILE` makes a key; without a file of keys only this machine is served.
+Questions of several clients go through the model together. What is asked and shown goes into the audit log
+before it is shown; `tpas audit verify` looks through it. SIGTERM ends it once what was accepted is answered.
+Its log is JSON, and says what was searched for only by --log_texts. docs/service.md has the rest.
+"""
+
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from .app import NEEDED, AllowedHost, Audit, Host, Port, Shortlist, TrustedProxy, audit_log, opened_gallery
+from .command_line import CommandLine, WrongUsage
+from .model_choice import ModelChoice
+from .search import calibration_of, fitting, holds_gallery
+
+if TYPE_CHECKING:
+    from ..search_page.requests import SearchRequests
+
+app = CommandLine("tpas serve", __doc__)
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@app.command()
+def serve(
+    choice: ModelChoice,
+    galleries: Annotated[
+        list[str],
+        Argument(help="each a gallery, as its folder is called or as NAME=FOLDER", show_default=False),
+    ],
+    keys: Annotated[
+        Path | None,
+        Option(envvar="TPAS_KEYS", help="the file of keys; without it only this machine is served"),
+    ] = None,
+    audit: Audit = None,
+    shortlist: Shortlist = 128,
+    host: Host = None,
+    port: Port = None,
+    tls_certificate: Annotated[
+        Path | None, Option(help="speak HTTPS by this certificate, a PEM file with those above it")
+    ] = None,
+    tls_key: Annotated[Path | None, Option(help="and its key, a PEM file")] = None,
+    allowed_host: AllowedHost = None,
+    trusted_proxy: TrustedProxy = None,
+    requests_a_minute: Annotated[int, Option(help="of one key", min=1)] = 600,
+    texts_a_pass: Annotated[
+        int,
+        Option(help="of several clients that go through the model together; 1: each question alone", min=1),
+    ] = 64,
+    log_texts: Annotated[bool, Option(help="let the log say what was searched for")] = False,
+) -> None:
+    try:
+        from ..search_page.access import check_names, check_tls, is_loopback, serves_own_machine
+    except ImportError as error:
+        raise ImportError(NEEDED.format(error)) from error
+    from ..service.keys import Keys
+
+    places = named_places(galleries)
+    names = {"allowed_hosts": allowed_host or [], "trusted_proxies": trusted_proxy or []}
+    host = check_names(host, **names)
+    if keys is None and not is_loopback(host):
+        raise ValueError(
+            f"--host {host} lets other machines reach the galleries: give --keys FILE, which "
+            "`tpas serve key add NAME --keys FILE` makes"
+        )
+    if (tls_certificate is None) != (tls_key is None):
+        raise WrongUsage("--tls_certificate and --tls_key go together")
+    tls = None if tls_certificate is None or tls_key is None else (tls_certificate, tls_key)
+    if tls is not None:
+        check_tls(*tls)
+    known = None if keys is None else Keys(keys)
+
+    try:
+        from ..search_page.requests import Limits
+        from ..search_page.serving import behind_proxies, hosts_of, run
+        from ..service.gate import Rules
+        from ..service.logs import show_as_json
+        from ..service.serving import Service
+    except ImportError as error:
+        raise ImportError(NEEDED.format(error)) from error
+
+    own = known is None and serves_own_machine(host, **names)
+    with audit_log(audit) as log:
+        limits = Limits(own_machine=own)
+        served = opened(places, choice, limits=limits, shortlist=shortlist, audit=log)
+        names_of_server = hosts_of(host, names["allowed_hosts"])
+        rules = Rules(names_of_server, known, None if own else requests_a_minute, log_texts)
+        show_as_json()
+        service: list[Service] = []
+
+        def build(folder: Path) -> Any:
+            service.append(Service(served, rules, folder, texts_a_pass))
+            return behind_proxies(service[0], names["trusted_proxies"])
+
+        what = f"{sum(len(each.gallery) for each in served.values())} images of {', '.join(served)}"
+        run(build, host, port, what, tls=tls, drain=lambda: service[0].gate.drain())
+
+
+def named_places(galleries: Sequence[str]) -> dict[str, Path]:
+    """Galleries by their names: of `NAME=FOLDER`, or as the folder is called.
+
+    Raises:
+        WrongUsage: two have one name, or one is no name.
+        NotADirectoryError, ValueError: there is no such folder, or it is no gallery.
+    """
+    places: dict[str, Path] = {}
+    for given in galleries:
+        name, equals, folder = given.partition("=")
+        place = Path(folder) if equals and NAME.fullmatch(name) else Path(given)
+        name = name if equals and NAME.fullmatch(name) else place.resolve().name
+        if not holds_gallery(place):
+            raise ValueError(f"{place} is no gallery: `tpas gallery build` or `tpas footage build` makes one")
+        if not NAME.fullmatch(name):
+            raise WrongUsage(f"{place}: name it in letters, digits or . _ -, as in street={place}")
+        if name in places:
+            raise WrongUsage(f"two galleries are called {name}: name them, as in other={place}")
+        places[name] = place
+    return places
+
+
+def opened(places: Mapping[str, Path], choice: ModelChoice, **settings: Any) -> "dict[str, SearchRequests]":
+    """The galleries, each with its model; those of one model share it.
+
+    Args:
+        settings: of `SearchRequests`.
+    """
+    from ..search.gallery_files import GalleryFiles
+
+    files = {name: GalleryFiles(place) for name, place in places.items()}
+    sources = {name: choice.source(each) for name, each in files.items()}
+    learnt = {source: calibration_of(source.name, None) for source in set(sources.values())}
+
+    from ..search_page.requests import SearchRequests
+
+    loaded: dict[Any, tuple] = {}
+    served = {}
+    for name, place in places.items():
+        source = sources[name]
+        if source not in loaded:
+            network, processor = choice.load(files[name])
+            loaded[source] = network, processor, fitting(learnt[source], network, processor), threading.Lock()
+        *model, lock = loaded[source]
+        gallery = opened_gallery(place, *model)
+        served[name] = SearchRequests(gallery, name=name, model=lock, **settings)
+    return served
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    app.run(argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""What programs send and are sent, as OpenAPI shows it; the names are those of `tpas search --json`."""
+
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from ..data.moments import Moment
+from ..search.arguments import LEAST_CHANCE
+from ..search.hits import SearchHit, SearchResult
+from ..search_page.filters import Filter
+from ..search_page.questions import Asked, Visitor, wanted_of
+from ..search_page.requests import Limits
+
+LIMITS = Limits()
+Text = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LIMITS.text_characters)
+]
+
+
+class WantedImages(BaseModel):
+    """Which images are looked through; what is left out lets all pass."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    gallery: str | None = Field(None, description="its name; may be left out where a key opens one alone")
+    folder: str | None = Field(None, description="and those in it")
+    camera: str | None = Field(None, description="its whole name")
+    behaviour: str | None = None
+    action: str | None = None
+    scene: str | None = None
+    since: str | None = Field(None, description="of images: the day of the file, 2026-01-31")
+    until: str | None = None
+    seen_from: str | None = Field(
+        None, alias="from", description="of films: 00:01:12, or the clock's time, 2026-01-31T08:00"
+    )
+    seen_to: str | None = Field(None, alias="to")
+
+    def wanted(self) -> Filter:
+        """Raises RequestError for a day or a time that is none."""
+        return wanted_of(self.model_dump(by_alias=True, exclude_none=True))
+
+
+class Search(WantedImages):
+    """Texts to look for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"texts": ["a man in a red jacket is lying on the ground"], "top_k": 3}}
+    )
+
+    texts: list[Text] = Field(min_length=1, max_length=LIMITS.texts)
+    top_k: int = Field(10, ge=1, le=LIMITS.images_found, description="images in each answer")
+    rerank: bool | None = Field(None, description="false: by the embeddings alone")
+    sca: bool = Field(False, description="each text looks for an image of its own: resolve collisions")
+    coverage: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="in place of top_k: as many as hold the right one in this share",
+    )
+    least_chance: float = Field(LEAST_CHANCE, ge=0, le=1, description="below it `no_one` is true")
+
+    def asked(self, visitor: Visitor) -> Asked:
+        """Raises RequestError, as `wanted`."""
+        return Asked(
+            tuple(self.texts), self.top_k, self.wanted(), self.rerank, self.sca, self.coverage, visitor
+        )
+
+
+class Visit(BaseModel):
+    """When and where in a film somebody was seen."""
+
+    camera: str
+    start_s: float = Field(description="seconds since the film's beginning")
+    end_s: float
+    track: int = Field(description="the visit's number, of this camera")
+    box: list[float] = Field(description="left, top, width and height in the frame, in pixels")
+    started: str | None = Field(None, description="the clock's time of the first sight")
+
+    @classmethod
+    def of(cls, moment: Moment) -> "Visit":
+        started = moment.started
+        return cls(**moment.to_json(), started=None if started is None else started.isoformat())
+
+
+OWN = ("image", "moment")  # what a `SearchHit` says otherwise
+
+
+class Hit(BaseModel):
+    """An image that answers a text."""
+
+    id: str
+    rank: int
+    score: float | None = Field(description="the match logit, or the cosine: of one answer only")
+    cosine: float | None
+    match_logit: float | None
+    embedding_rank: int | None
+    rank_before_sca: int | None
+    chance: float | None = Field(description="that it is the one asked for, where there is a calibration")
+    image: str = Field(description="the address of the image")
+    moment: Visit | None = None
+
+    @classmethod
+    def of(cls, hit: SearchHit, gallery: str) -> "Hit":
+        names = (
+            "id",
+            "rank",
+            "score",
+            "cosine",
+            "match_logit",
+            "embedding_rank",
+            "rank_before_sca",
+            "chance",
+        )
+        values: dict[str, Any] = {name: getattr(hit, name) for name in names}
+        moment = None if hit.moment is None else Visit.of(hit.moment)
+        return cls(**values, image=address_of(gallery, hit.id), moment=moment)
+
+
+class Answer(BaseModel):
+    """The images found for one text, best first."""
+
+    text: str
+    chance: float | None = Field(description="that the one asked for is there, where there is a calibration")
+    no_one: bool | None = Field(description="whether that is less than `least_chance`")
+    hits: list[Hit]
+
+
+class Answers(BaseModel):
+    gallery: str
+    searched: int = Field(description="images that were looked through")
+    meaning_of_scores: str
+    unread: list[str] = Field(description="what of the texts the model does not know or cuts off")
+    answers: list[Answer]
+
+    @classmethod
+    def of(cls, result: SearchResult, gallery: str, unread: list[str], least_chance: float) -> "Answers":
+        answers = [
+            Answer(
+                text=text,
+                chance=result.chances[number],
+                no_one=None
+                if result.chances[number] is None
+                else result.no_one(number, least_chance) is not None,
+                hits=[Hit.of(hit, gallery) for hit in hits],
+            )
+            for number, (text, hits) in enumerate(zip(result.texts, result, strict=True))
+        ]
+        meaning = result.meaning_of_scores
+        return cls(
+            gallery=gallery,
+            searched=result.searched,
+            meaning_of_scores=meaning,
+            unread=unread,
+            answers=answers,
+        )
+
+
+class SeenVisit(Visit):
+    """A visit, and its first image."""
+
+    id: str
+    image: str
+
+    @classmethod
+    def shown(cls, image: str, moment: Moment, gallery: str) -> "SeenVisit":
+        return cls(**Visit.of(moment).model_dump(), id=image, image=address_of(gallery, image))
+
+
+class Visits(BaseModel):
+    gallery: str
+    total: int = Field(description="of all that pass")
+    visits: list[SeenVisit]
+
+
+class GalleryFacts(BaseModel):
+    """A gallery, and by what it can be filtered: values with their numbers of images."""
+
+    name: str
+    images: int
+    visits: int = Field(description="in films")
+    model: str
+    can_rerank: bool
+    knows_chances: bool = Field(description="whether there is a calibration of its model")
+    filters: dict[str, dict[str, int]]
+
+
+class Refusal(BaseModel):
+    """Why there is no answer, in a line."""
+
+    model_config = ConfigDict(json_schema_extra={"example": {"error": "an unknown key"}})
+
+    error: str
+
+
+def address_of(gallery: str, image: str) -> str:
+    """Of an image, at this server; its id is never a part of a path."""
+    return "/v1/images?" + urlencode({"gallery": gallery, "id": image})

@@ -1,0 +1,89 @@
+"""Page and endpoints together, as one application and as one server."""
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..search_page.request_limits import RequestLimits
+from ..search_page.requests import SearchRequests
+from ..search_page.serving import page_of_keys
+from .api import PAGES, Served, build_api
+from .batches import TEXTS_A_PASS, Batches
+from .gate import Gate, Rules
+from .metrics import Metrics
+
+ENDPOINTS = ("/v1/", "/health", "/ready", "/metrics")  # all others are the pages'
+
+
+class Service:
+    """An ASGI application: the endpoints, and of each gallery the page; that of one alone is at /, those of
+    several at /page/NAME/.
+
+    Args:
+        folder: for what the pages receive; None: no pages.
+    """
+
+    def __init__(
+        self,
+        galleries: Mapping[str, SearchRequests],
+        rules: Rules,
+        folder: Path | None = None,
+        texts_a_pass: int = TEXTS_A_PASS,
+    ):
+        self.galleries, self.rules = galleries, rules
+        metrics = Metrics(galleries)
+        batches = {
+            name: Batches(each.answers, texts_a_pass, metrics.texts.observe)
+            for name, each in galleries.items()
+        }
+        metrics.watch(batches)
+        self.gate = Gate(build_api(Served(galleries, batches, metrics)), rules, metrics.answered)
+        self.pages: dict[str, RequestLimits] = {}
+        for name, each in galleries.items():
+            if folder is None:
+                break
+            root = "" if len(galleries) == 1 else f"{PAGES}/{name}"
+            keys = None if rules.keys is None else partial(self._name_of_key, name)
+            self.pages[root] = page_of_keys(each, folder / name, rules.hosts, keys, root)
+        self._running = Starlette(lifespan=self._lifespan)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._running(scope, receive, send)
+        elif scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._answers(scope)(scope, receive, send)
+
+    def _answers(self, scope: Scope) -> ASGIApp:
+        """What answers a request; its path is then the one of that part."""
+        path = scope["path"]
+        if path.startswith(ENDPOINTS):
+            return self.gate
+        if "" in self.pages:
+            return self.pages[""]
+        for root, page in self.pages.items():
+            if path == root:
+                return RedirectResponse(f"{root}/")
+            if path.startswith(f"{root}/"):
+                scope["path"], scope["raw_path"] = path.removeprefix(root), path.removeprefix(root).encode()
+                scope["root_path"] = root
+                return page
+        return self.gate
+
+    def _name_of_key(self, gallery: str, secret: str) -> str | None:
+        """None where it is no key, or does not open the gallery."""
+        key = None if self.rules.keys is None else self.rules.keys.key_of(secret)
+        return key.name if key is not None and key.opens(gallery) else None
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for page in self.pages.values():
+                await stack.enter_async_context(page.app.router.lifespan_context(page.app))  # type: ignore
+            yield
