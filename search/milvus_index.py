@@ -84,14 +84,14 @@ class MilvusIndex:
         """Makes the database hold the gallery's embeddings: adds what it lacks, removes what is gone."""
         with self._explained_errors():
             there = self.client.has_collection(self.collection)
+            for alias in self._aliases() if there else ():
+                self.client.drop_alias(alias)
             if there and not self.client.list_indexes(self.collection):  # who made it was killed over it
                 self.client.drop_collection(self.collection)
                 there = False
             if not there:
                 self._create_collection()
             self.client.load_collection(self.collection)
-            for alias in self._aliases():
-                self.client.drop_alias(alias)
             known = dict(self._checksums())
             keys = self.stored.id_hashes.tolist()
             ids = self.stored.ids()
