@@ -20,7 +20,7 @@ from typer import Argument, Option
 from .app import NEEDED, AllowedHost, Audit, Host, Port, Shortlist, TrustedProxy, audit_log, opened_gallery
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice
-from .search import calibration_of, fitting, holds_gallery
+from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
 
 if TYPE_CHECKING:
     from ..search_page.requests import SearchRequests
@@ -42,6 +42,7 @@ def serve(
         Option(envvar="TPAS_KEYS", help="the file of keys; without it only this machine is served"),
     ] = None,
     audit: Audit = None,
+    blur_faces: BlurFaces = False,
     shortlist: Shortlist = 128,
     host: Host = None,
     port: Port = None,
@@ -91,7 +92,7 @@ def serve(
     own = known is None and serves_own_machine(host, **names)
     with audit_log(audit) as log:
         limits = Limits(own_machine=own)
-        served = opened(places, choice, limits=limits, shortlist=shortlist, audit=log)
+        served = opened(places, choice, blur_faces, limits=limits, shortlist=shortlist, audit=log)
         names_of_server = hosts_of(host, names["allowed_hosts"])
         rules = Rules(names_of_server, known, None if own else requests_a_minute, log_texts)
         show_as_json()
@@ -127,7 +128,9 @@ def named_places(galleries: Sequence[str]) -> dict[str, Path]:
     return places
 
 
-def opened(places: Mapping[str, Path], choice: ModelChoice, **settings: Any) -> "dict[str, SearchRequests]":
+def opened(
+    places: Mapping[str, Path], choice: ModelChoice, blur_faces: bool, **settings: Any
+) -> "dict[str, SearchRequests]":
     """The galleries, each with its model; those of one model share it.
 
     Args:
@@ -136,8 +139,11 @@ def opened(places: Mapping[str, Path], choice: ModelChoice, **settings: Any) -> 
     from ..search.gallery_files import GalleryFiles
 
     files = {name: GalleryFiles(place) for name, place in places.items()}
+    for each in files.values():
+        check_faces(blur_faces, each.directory, each.has_moments)
     sources = {name: choice.source(each) for name, each in files.items()}
-    learnt = {source: calibration_of(source.name, None) for source in set(sources.values())}
+    fetch = choice.model is not None
+    learnt = {source: calibration_of(source, None, fetch) for source in set(sources.values())}
 
     from ..search_page.requests import SearchRequests
 
@@ -150,7 +156,8 @@ def opened(places: Mapping[str, Path], choice: ModelChoice, **settings: Any) -> 
             loaded[source] = network, processor, fitting(learnt[source], network, processor), threading.Lock()
         *model, lock = loaded[source]
         gallery = opened_gallery(place, *model)
-        served[name] = SearchRequests(gallery, name=name, model=lock, **settings)
+        faces = face_cover(gallery) if blur_faces else None
+        served[name] = SearchRequests(gallery, name=name, model=lock, faces=faces, **settings)
     return served
 
 

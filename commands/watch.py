@@ -70,6 +70,9 @@ class AlarmRules:
         default=None,
         metadata={"help": "an address that each alarm is sent to as JSON", "envvar": "TPAS_WEBHOOK"},
     )
+    blur_faces: bool = field(
+        default=False, metadata={"help": "cover faces in the clips of alarms", "envvar": "TPAS_BLUR_FACES"}
+    )
 
     def __post_init__(self) -> None:
         from ..footage.webhook import check_url
@@ -186,6 +189,10 @@ def check_flags(
         )
     if labels is not None and not replay:
         raise WrongUsage("--labels is for --replay")
+    if alarms.blur_faces:
+        from ..footage.faces import center_face
+
+        center_face()  # says what is missing
     if replay and (path is not None or of_alarms):
         raise WrongUsage("--replay raises nothing and keeps nothing: leave out --path, --webhook and --quiet")
     if replay and is_address(place):
@@ -291,6 +298,7 @@ def raising(
         AlreadyHeldError: another process raises alarms there.
     """
     from ..footage.alarms import AlarmLog, Alarms
+    from ..footage.faces import FaceCover
     from ..footage.records import records_of
     from ..footage.webhook import Webhook
 
@@ -311,7 +319,9 @@ def raising(
         if alarms.webhook is not None:
             hook = Webhook(alarms.webhook, log.mark_sent)
             held.callback(hook.close)
-        yield Alarms(queries, log, show=print_alarm, webhook=hook, quiet=alarms.quiet_hours).judge
+        faces = FaceCover(path) if alarms.blur_faces else None
+        settings: dict[str, Any] = {"webhook": hook, "quiet": alarms.quiet_hours, "faces": faces}
+        yield Alarms(queries, log, show=print_alarm, **settings).judge
 
 
 def replayed(

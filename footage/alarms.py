@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Self
 from ..data.moments import Moment
 from ..data.whole_files import explained_full_disk, write_text
 from .clips import cut_clip
+from .faces import FaceCover
 from .records import FilmRecord, KeptVisit
 from .standing import Alarm, StandingQueries
 from .webhook import Webhook
@@ -167,6 +168,7 @@ class Alarms:
         show: is given each alarm once it is kept.
         webhook: is given those that are not quiet, and first of all those that it still owes.
         clips: cut the moments.
+        faces: what covers them there; None: they are shown.
     """
 
     def __init__(
@@ -178,9 +180,10 @@ class Alarms:
         webhook: Webhook | None = None,
         quiet: QuietHours | None = None,
         clips: bool = True,
+        faces: FaceCover | None = None,
     ):
         self.queries, self.log, self.show = queries, log, show
-        self.webhook, self.quiet, self.clips = webhook, quiet, clips
+        self.webhook, self.quiet, self.clips, self.faces = webhook, quiet, clips, faces
         if webhook is not None:
             for line in log.owed:
                 webhook.put(line)
@@ -221,7 +224,7 @@ class Alarms:
 
     def _clip(self, moment: Moment) -> str | None:
         try:
-            return str(cut_clip(moment, self.log.folder / CLIPS).resolve())
+            return str(cut_clip(moment, self.log.folder / CLIPS, self.faces).resolve())
         except (FileNotFoundError, ValueError) as error:
             logger.info("no clip of visit %d: %s", moment.track, error)
             return None
