@@ -6,7 +6,7 @@
 import io
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property, partial, wraps
@@ -23,7 +23,7 @@ from ..data.image_sources import find_images
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher, batches_of_pairs
-from ..engine.matching_cascade import CascadeReport, MatchingCascade
+from ..engine.matching_cascade import MatchingCascade
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
 from ..models.interface import (
@@ -48,6 +48,7 @@ from .manifest import GalleryChangedError, GalleryError, GallerySettings
 from .ranking import DEFAULT_SHORTLIST, once_a_visit, reorder, replace_head
 from .selection import Selection
 from .shards import jpeg_thumbnail
+from .stages import Stages, best_views, check_precision, check_stages, difference, taken_by
 from .stored_gallery import StoredGallery, delete_images
 
 if TYPE_CHECKING:
@@ -501,7 +502,7 @@ class Gallery:
                 resolved = sca_rerank(ranking, scores, confidence=sca)
                 ranking, sca_report = resolved.indices, resolved.report
             ranking = replace_head(stages.candidates, ranking, head)
-        shown = [_best_views(row, visits)[:top_k] for row in ranking]
+        shown = [best_views(row, visits)[:top_k] for row in ranking]
         if least_share is not None and shares is not None:
             order = shares.argsort(dim=1, descending=True, stable=True)
             counts = (shares >= least_share).sum(dim=1).clamp(min=1).tolist()
@@ -516,7 +517,7 @@ class Gallery:
             texts=texts,
             searched=len(selection),
             sca_report=sca_report,
-            taken_by=() if before is None else _taken_by(before[:, 0], ranking[:, 0]),
+            taken_by=() if before is None else taken_by(before[:, 0], ranking[:, 0]),
             cascade_report=stages.cascade_report,
             by_matcher=matched > 0 and matcher is not None,
         )
@@ -597,8 +598,8 @@ class Gallery:
         )
         count = min(images, len(selection))  # itself is among them
         candidates, cosines = selection.index.search(embedding, count)
-        stages = _Stages(candidates, cosines)
-        found = self._hits(selection, stages, 0, _best_views(candidates[0], visits), None)
+        stages = Stages(candidates, cosines)
+        found = self._hits(selection, stages, 0, best_views(candidates[0], visits), None)
         others = [other for other in found if not other.is_same_image(hit)]
         if hit.moment is not None:
             own = hit.moment.visit
@@ -674,7 +675,7 @@ class Gallery:
         matcher: ImageMatcher | None,
         batch_size: int,
         texts_at_once: int,
-    ) -> "_Stages":
+    ) -> Stages:
         """The best `count` by cosine, and the match scores of the best `shortlist` of these, block by block.
 
         Args:
@@ -682,12 +683,12 @@ class Gallery:
             matcher: in place of the model's own stage 2.
         """
         taken_away = None if without is None else self._encode([without]).embeds  # (1, D)
-        parts: list[_Stages] = []
+        parts: list[Stages] = []
         for start in range(0, len(texts), texts_at_once):
             encoded = self._encode(texts[start : start + texts_at_once], batch_size)
             embeds = encoded.embeds
             if taken_away is not None:
-                embeds = _difference(embeds, taken_away, texts[start : start + texts_at_once], without)
+                embeds = difference(embeds, taken_away, texts[start : start + texts_at_once], without)
             candidates, cosines = selection.index.search(embeds, count)  # (q, K)
             scores = logits = report = None
             if shortlist and matcher is not None:
@@ -700,8 +701,8 @@ class Gallery:
             elif shortlist:
                 logits = self._matcher.logits_of_shortlists(selection, encoded, candidates[:, :shortlist])
             scores = scores if logits is None else logits[:, :, 1]
-            parts.append(_Stages(candidates, cosines, scores, report))
-        stages = _Stages.joined(parts)
+            parts.append(Stages(candidates, cosines, scores, report))
+        stages = Stages.joined(parts)
         if stages.cascade_report is not None:
             logger.info("cascade: %s", stages.cascade_report)
         return stages
@@ -731,7 +732,7 @@ class Gallery:
     def _hits(
         self,
         selection: Selection,
-        stages: "_Stages",
+        stages: Stages,
         query: int,
         ranking: Tensor,
         before: Tensor | None,
@@ -836,59 +837,6 @@ class Gallery:
             self.__dict__.pop(name, None)
 
 
-def check_stages(
-    model: RetrievalModel, rerank: bool | None, cascade: bool, matcher: ImageMatcher | None = None
-) -> bool:
-    """Whether there is a stage 2.
-
-    Args:
-        rerank, cascade, matcher: as in `Gallery.search`.
-
-    Raises:
-        ValueError: one is asked for, and the model has none; or a cascade of another than a TPAS model.
-    """
-    if cascade and (matcher is not None or not isinstance(model, TPASModel)):
-        raise ValueError(
-            "a cascade is of a TPAS model's own stage 2, which "
-            + ("the matcher replaces" if matcher is not None else f"{model.name_or_path} has not")
-            + ": leave it out"
-        )
-    if rerank is None:
-        return matcher is not None or can_match(model)
-    if rerank and matcher is None and not can_match(model):
-        raise ValueError(
-            f"{model.name_or_path} has embeddings alone, nothing to re-rank by: leave out rerank, or give a "
-            "matcher"
-        )
-    if matcher is not None and not rerank:
-        raise ValueError("a matcher re-ranks, and rerank=False was asked for: leave one out")
-    return rerank
-
-
-def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> None:
-    """Raises ValueError where the model does not match in this precision; see `matcher_for`."""
-    if matching_dtype == "bfloat16" and not isinstance(model, TPASModel):
-        raise ValueError(
-            f"only TPAS models re-rank in bfloat16, and {model.name_or_path} is none: leave it out"
-        )
-
-
-def _difference(embeds: Tensor, taken_away: Tensor, texts: Sequence[str], without: str | None) -> Tensor:
-    """Embeddings (Q, D) less another (1, D), of unit norm again.
-
-    Raises:
-        ValueError: nothing is left of a text.
-    """
-    rest = embeds - taken_away
-    norms = rest.norm(dim=1, keepdim=True)
-    nothing = (norms < 1e-4).flatten().nonzero().flatten().tolist()  # rounding alone
-    if nothing:
-        raise ValueError(
-            f"nothing is left of {texts[nothing[0]]!r} without {without!r}: the model reads them alike"
-        )
-    return rest / norms
-
-
 def _listed(texts: Iterable[str]) -> list[str]:
     """Raises TypeError for anything but an iterable of strings, or for one string."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
@@ -898,55 +846,6 @@ def _listed(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"each text must be a string, got {text!r}")
     return texts
-
-
-@dataclass(frozen=True)
-class _Stages:
-    """What the stages of a search say of Q texts.
-
-    Attributes:
-        candidates, cosines: (Q, K), places in the selection, best first, and their cosines.
-        match_scores: (Q, n) of the first n of them, match logits or a matcher's scores, or None.
-    """
-
-    candidates: Tensor
-    cosines: Tensor
-    match_scores: Tensor | None = None
-    cascade_report: CascadeReport | None = None
-
-    def shortlists(self, length: int) -> "np.ndarray":
-        """Of the best `length` by cosine, or all, cosine and match score if there is one: (Q, S, 1 or 2)."""
-        both = [self.cosines] if self.match_scores is None else [self.cosines, self.match_scores]
-        return torch.stack([scores[:, :length] for scores in both], dim=-1).numpy()
-
-    @classmethod
-    def joined(cls, parts: Sequence["_Stages"]) -> "_Stages":
-        """Of several blocks of texts, one after the other."""
-        scores = [part.match_scores for part in parts if part.match_scores is not None]
-        reports = [part.cascade_report for part in parts if part.cascade_report is not None]
-        return cls(
-            torch.cat([part.candidates for part in parts]),
-            torch.cat([part.cosines for part in parts]),
-            torch.cat(scores) if scores else None,
-            sum(reports[1:], start=reports[0]) if reports else None,
-        )
-
-
-def _best_views(ranking: Tensor, visits: Tensor | None) -> Tensor:
-    """Of a ranking (K,) of places the first of each visit; all of it where there are no films."""
-    if visits is None:
-        return ranking
-    first: dict[int, int] = {}
-    for place, visit in zip(ranking.tolist(), visits[ranking].tolist(), strict=True):
-        first.setdefault(visit, place)
-    return torch.tensor(list(first.values()), dtype=torch.long)
-
-
-def _taken_by(before: Tensor, after: Tensor) -> list[int | None]:
-    """Of first images (Q,) before and after SCA: for each query that lost its own, the query that has it."""
-    holders = {place: query for query, place in reversed(list(enumerate(after.tolist())))}
-    firsts = zip(before.tolist(), after.tolist(), strict=True)
-    return [None if first == now else holders.get(first) for first, now in firsts]
 
 
 def _image(stored: StoredGallery, row: int, images_root: str | None, follow_links: bool) -> Image.Image:
