@@ -23,12 +23,19 @@ class Stages:
     Attributes:
         candidates, cosines: (Q, K), places in the selection, best first, and their cosines.
         match_scores: (Q, n) of the first n of them, match logits or a matcher's scores, or None.
+        fused: (Q, n) what orders these in their place, if anything does.
     """
 
     candidates: Tensor
     cosines: Tensor
     match_scores: Tensor | None = None
     cascade_report: CascadeReport | None = None
+    fused: Tensor | None = None
+
+    @property
+    def scores(self) -> Tensor | None:
+        """(Q, n) what the first n are ordered by; None where the cosines order all."""
+        return self.match_scores if self.fused is None else self.fused
 
     def shortlists(self, length: int) -> "np.ndarray":
         """Of the best `length` by cosine, or all, cosine and match score if there is one: (Q, S, 1 or 2)."""
@@ -39,12 +46,14 @@ class Stages:
     def joined(cls, parts: Sequence["Stages"]) -> "Stages":
         """Of several blocks of texts, one after the other."""
         scores = [part.match_scores for part in parts if part.match_scores is not None]
+        fused = [part.fused for part in parts if part.fused is not None]
         reports = [part.cascade_report for part in parts if part.cascade_report is not None]
         return cls(
             torch.cat([part.candidates for part in parts]),
             torch.cat([part.cosines for part in parts]),
             torch.cat(scores) if scores else None,
             sum(reports[1:], start=reports[0]) if reports else None,
+            torch.cat(fused) if fused else None,
         )
 
 
@@ -83,22 +92,6 @@ def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> Non
         raise ValueError(
             f"only TPAS models re-rank in bfloat16, and {model.name_or_path} is none: leave it out"
         )
-
-
-def difference(embeds: Tensor, taken_away: Tensor, texts: Sequence[str], without: str | None) -> Tensor:
-    """Embeddings (Q, D) less another (1, D), of unit norm again.
-
-    Raises:
-        ValueError: nothing is left of a text.
-    """
-    rest = embeds - taken_away
-    norms = rest.norm(dim=1, keepdim=True)
-    nothing = (norms < 1e-4).flatten().nonzero().flatten().tolist()  # rounding alone
-    if nothing:
-        raise ValueError(
-            f"nothing is left of {texts[nothing[0]]!r} without {without!r}: the model reads them alike"
-        )
-    return rest / norms
 
 
 def best_views(ranking: Tensor, visits: Tensor | None) -> Tensor:
