@@ -154,7 +154,7 @@ def _change_one(world: World, look: Look, rng: random.Random) -> tuple[Look, str
     return changed, part if part in ("hair", "shoes", "headwear", "carried") else "clothes"
 
 
-def _describe_source(world: World, seed: int | str, index: int) -> Source:
+def describe_source(world: World, seed: int | str, index: int) -> Source:
     """Sources 2j and 2j+1 are a family: with `LOOKALIKE_PROBABILITY` their looks differ in one attribute."""
     family = random.Random(f"{world.name}|{seed}|family|{index // 2}")
     scene = family.choice(world.scenes)
@@ -348,7 +348,7 @@ def draw_source(
     world: World, seed: int | str, index: int, image_size: int = 192, longest_caption: int = LONGEST_CAPTION
 ) -> tuple[Example, Example]:
     """The normal and the abnormal example of source `index`; depends on nothing but the arguments."""
-    source = _describe_source(world, seed, index)
+    source = describe_source(world, seed, index)
     rng = random.Random(f"{world.name}|{seed}|source|{index}")
     scene, noun = source.scene, "woman" if source.look.woman else "man"
     place = {"scene": scene.name, "sky": source.sky, "scene_seed": rng.getrandbits(32)}

@@ -48,7 +48,7 @@ def test_split(root) -> list[dict]:
 
 
 def described(seed: int, count: int, world=DEMO_WORLD) -> list[synthetic_pab.Source]:
-    return [synthetic_pab._describe_source(world, seed, index) for index in range(count)]
+    return [synthetic_pab.describe_source(world, seed, index) for index in range(count)]
 
 
 def captions(world, count: int) -> list[str]:
