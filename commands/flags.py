@@ -6,6 +6,7 @@ A field of a dataclass becomes a flag by its type and default, its help being in
     @dataclass
     class Settings:
         steps: int = field(default=10, metadata={"help": "how many"})
+        top_k: Annotated[int, Option("--top_k", "-k", help="as typer has it")] = 10
 
 transformers' `HfArgumentParser` would read the same dataclass, but its import alone takes three times as long
 as `tpas train --help`.
@@ -43,8 +44,10 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             continue
         groups[parameter.name] = kind
         for field in dataclasses.fields(kind):
-            about = typer.Option(help=field.metadata.get("help"), envvar=field.metadata.get("envvar"))
-            option = Annotated[field.type, about]
+            option = field.type
+            if not hasattr(option, "__metadata__"):  # which typer's own annotation has
+                about = typer.Option(help=field.metadata.get("help"), envvar=field.metadata.get("envvar"))
+                option = Annotated[option, about]
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
             parameters.append(parameter.replace(name=field.name, annotation=option, default=default))
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters], groups

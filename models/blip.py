@@ -12,9 +12,8 @@ from transformers import BlipConfig, BlipForImageTextRetrieval, PreTrainedTokeni
 
 from .dual_encoder import DualEncoder, as_features
 from .interface import Features
-from .loading import OTHER_TOKENIZER, check_vocabulary
 from .pair_processor import PairProcessor
-from .transformers_encoders import check_pixels, load_complete
+from .transformers_encoders import check_pixels, check_tokenizer, load_complete
 
 LONGEST_CAPTION = 512  # BLIP was trained on 35 tokens, but has positions for so many
 
@@ -94,7 +93,7 @@ def load_blip(
         positions=min(text.max_position_embeddings, LONGEST_CAPTION),
         **source,
     )
-    check_vocabulary(processor.tokenizer, network.config, f"the tokenizer of {name}", OTHER_TOKENIZER)
+    check_tokenizer(name, network.config, processor.tokenizer)
     model = BlipRetriever(network, spec, matching_token(text.vocab_size, processor.tokenizer))
     check_pixels(name, model, processor)
     return model, processor

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from ..configuration_tpas import height_and_width, number_if_square
 from ..modeling_tpas import check_loaded
@@ -20,6 +21,13 @@ FULL_LENGTH_FAMILIES = ("siglip", "siglip2")
 OTHER_IMAGE_PROCESSOR = (
     "preprocessor_config.json belongs to another model; put the one into the folder that it was trained with"
 )
+# Of whom transformers' own table says nothing, or less than is published. SigLIP 2 of one size is a "siglip".
+TOKENIZERS = {
+    "siglip": {"SiglipTokenizer", "Siglip2Tokenizer", "GemmaTokenizer", "T5Tokenizer"},
+    "siglip2": {"Siglip2Tokenizer", "GemmaTokenizer"},
+    "altclip": {"XLMRobertaTokenizer"},
+}
+LEAST_WORDS = 0.9  # of the model's: tables have room left for a few, CLIP's less BERT's are 0.62 of CLIP's
 METHODS = ("get_image_features", "get_text_features")
 
 
@@ -77,10 +85,30 @@ def load_transformers_encoder(
         full_length=not model.masks_padding,
         **source,
     )
-    if hasattr(getattr(config, "text_config", None), "vocab_size"):
-        check_vocabulary(processor.tokenizer, config, f"the tokenizer of {name}", OTHER_TOKENIZER)
+    check_tokenizer(name, config, processor.tokenizer)
     check_pixels(name, model, processor)
     return model, processor
+
+
+def check_tokenizer(name: str, config: Any, tokenizer: Any) -> None:
+    """Raises ValueError for a tokenizer that is, by its class or the number of its words, of another model.
+
+    One of equal class and size cannot be told from the model's own.
+    """
+    whose = f"the tokenizer of {name}"
+    if words := getattr(getattr(config, "text_config", None), "vocab_size", 0):
+        check_vocabulary(tokenizer, config, whose, OTHER_TOKENIZER)
+        if len(tokenizer) < LEAST_WORDS * words:
+            raise ValueError(f"{whose} has {len(tokenizer)} words, the model {words}: {OTHER_TOKENIZER}")
+    of_model = TOKENIZER_MAPPING_NAMES.get(config.model_type)
+    fitting = TOKENIZERS.get(config.model_type, {of_model} if of_model else set())
+    own_class = type(tokenizer).__name__.removesuffix("Fast")
+    # Many are saved under a class that says nothing.
+    if fitting and own_class in {*TOKENIZER_MAPPING_NAMES.values()} - {*fitting, "TokenizersBackend"}:
+        raise ValueError(
+            f"{whose} is a {own_class}, a {config.model_type} model's a {' or '.join(sorted(fitting))}: "
+            f"{OTHER_TOKENIZER}"
+        )
 
 
 @torch.inference_mode()

@@ -266,113 +266,132 @@ class SearchPage:
             raise RequestError(f"More than {per_minute} images in a minute: wait a little.")
 
 
+class Form:
+    """What a person sets, in the order of sight; made inside the page's layout."""
+
+    def __init__(self, page: SearchPage):
+        self.page, self.requests, self.limits = page, page.requests, page.requests.limits
+        self._query()
+        self._filters()
+        self._settings()
+        self._own_images()
+
+    @property
+    def wanted(self) -> list[Any]:
+        return [*self.chosen.values(), self.since, self.until, self.seen_from, self.seen_to]
+
+    def _query(self) -> None:
+        self.texts = gr.Textbox(
+            label="What are you looking for?",
+            info="Enter searches, Shift+Enter makes a line: each is a text of its own.",
+            placeholder="A man in a red jacket is running",
+            lines=1,  # so that Enter searches
+            max_lines=12,
+            max_length=self.limits.texts * (self.limits.text_characters + 1),
+            elem_id="tpas-texts",
+        )
+        self.search = gr.Button("Search", variant="primary", elem_id="tpas-search")
+        with gr.Row():
+            self.another = gr.Button("Another text", size="sm", min_width=100)
+            self.like_upload = gr.UploadButton(
+                "Search by an image",
+                size="sm",
+                min_width=100,
+                file_types=sorted(image_suffixes()),
+                elem_id="tpas-like-upload",
+            )
+
+    def _filters(self) -> None:
+        span = self.requests.facts.span
+        first_sight, last_sight = self.requests.facts.first_sight, self.requests.facts.last_sight
+        some = any(self.page.choices.values()) or span is not None or first_sight is not None
+        with gr.Accordion("Filter", open=False, visible=some, elem_id="tpas-filter"):
+            self.chosen = {
+                name: gr.Dropdown(
+                    [ANY, *((f"{value} ({count})", value) for value, count in found.items())],
+                    value=ANY,
+                    label=name.capitalize(),
+                    visible=bool(found),
+                    elem_id=f"tpas-{name}",
+                )
+                for name, found in self.page.choices.items()
+            }
+            with gr.Row(visible=span is not None):
+                first, last = span or ("", "")
+                self.since = gr.DateTime(
+                    label="Day from",
+                    info=f"{first} at first",
+                    include_time=False,
+                    type="string",
+                    elem_id="tpas-since",
+                )
+                self.until = gr.DateTime(
+                    label="Day to",
+                    info=f"{last} at last",
+                    include_time=False,
+                    type="string",
+                    elem_id="tpas-until",
+                )
+            with gr.Column(visible=first_sight is not None):
+                example = "2026-01-31 08:00" if isinstance(first_sight, datetime) else "00:01:12"
+                self.seen_from, self.seen_to = (
+                    gr.Textbox(
+                        label=label,
+                        info=f"{written(sight or 0.0)} {at}",
+                        placeholder=example,
+                        max_lines=1,
+                        max_length=40,
+                        elem_id=f"tpas-{label.lower()}",
+                    )
+                    for label, sight, at in (
+                        ("From", first_sight, "at first"),
+                        ("To", last_sight, "at last"),
+                    )
+                )
+
+    def _settings(self) -> None:
+        with gr.Accordion("Settings", open=False):
+            self.shown = gr.Slider(1, self.limits.images_shown, value=12, step=1, label="Images on a page")
+            self.rerank = gr.Checkbox(
+                self.requests.can_rerank,
+                visible=self.requests.can_rerank,
+                label="Read the best again with the text",
+                info=f"{self.requests.shortlist} images for each text, or all where there are fewer.",
+            )
+            self.resolve = gr.Checkbox(
+                False,
+                label="Each of several texts looks for an image of its own",
+                info="SCA: of texts with one first image, that with the highest score keeps it.",
+            )
+
+    def _own_images(self) -> None:
+        with gr.Accordion("My own images", open=False):
+            self.own_images = gr.HTML(self.page.renderer.own_images(Session(), {}), apply_default_css=False)
+            self.upload = gr.UploadButton(
+                "Add images",
+                file_count="multiple",
+                file_types=sorted(image_suffixes()),
+                elem_id="tpas-upload",
+            )
+            self.where = gr.Radio(
+                WHERE,
+                value="gallery",
+                label="Search in",
+                info="A filter is for the gallery's images: yours are searched all the same.",
+            )
+            self.remove = gr.Button("Remove my images", size="sm")
+
+
 def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
     """The page, to be mounted with `page_settings`."""
-    page, limits = SearchPage(requests, uploads), requests.limits
-    # Nothing can be called but by the page itself, and what comes is checked here alone (preprocess).
-    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
-    # One at a time for all that needs the model; beside it one that decodes images, and needs it in between.
-    modelled = private | {"concurrency_id": "model", "concurrency_limit": 1}
-    decoding = private | {"concurrency_id": "images", "concurrency_limit": 1}
+    page = SearchPage(requests, uploads)
     # apply_default_css=False below: Gradio's would make every button and list in it its own.
     with gr.Blocks(title=TITLE, analytics_enabled=False) as blocks:
         session = gr.State(Session())
         gr.HTML(f"<h1 class='tpas-title'>{TITLE}</h1>", apply_default_css=False)
         with gr.Row(equal_height=False):
             with gr.Column(scale=1, min_width=300):
-                texts = gr.Textbox(
-                    label="What are you looking for?",
-                    info="Enter searches, Shift+Enter makes a line: each is a text of its own.",
-                    placeholder="A man in a red jacket is running",
-                    lines=1,  # so that Enter searches
-                    max_lines=12,
-                    max_length=limits.texts * (limits.text_characters + 1),
-                    elem_id="tpas-texts",
-                )
-                search = gr.Button("Search", variant="primary", elem_id="tpas-search")
-                with gr.Row():
-                    another = gr.Button("Another text", size="sm", min_width=100)
-                    like_upload = gr.UploadButton(
-                        "Search by an image",
-                        size="sm",
-                        min_width=100,
-                        file_types=sorted(image_suffixes()),
-                        elem_id="tpas-like-upload",
-                    )
-                span = requests.facts.span
-                first_sight, last_sight = requests.facts.first_sight, requests.facts.last_sight
-                some = any(page.choices.values()) or span is not None or first_sight is not None
-                with gr.Accordion("Filter", open=False, visible=some, elem_id="tpas-filter"):
-                    chosen = {
-                        name: gr.Dropdown(
-                            [ANY, *((f"{value} ({count})", value) for value, count in found.items())],
-                            value=ANY,
-                            label=name.capitalize(),
-                            visible=bool(found),
-                            elem_id=f"tpas-{name}",
-                        )
-                        for name, found in page.choices.items()
-                    }
-                    with gr.Row(visible=span is not None):
-                        first, last = span or ("", "")
-                        since = gr.DateTime(
-                            label="Day from",
-                            info=f"{first} at first",
-                            include_time=False,
-                            type="string",
-                            elem_id="tpas-since",
-                        )
-                        until = gr.DateTime(
-                            label="Day to",
-                            info=f"{last} at last",
-                            include_time=False,
-                            type="string",
-                            elem_id="tpas-until",
-                        )
-                    with gr.Column(visible=first_sight is not None):
-                        example = "2026-01-31 08:00" if isinstance(first_sight, datetime) else "00:01:12"
-                        seen_from, seen_to = (
-                            gr.Textbox(
-                                label=label,
-                                info=f"{written(sight or 0.0)} {at}",
-                                placeholder=example,
-                                max_lines=1,
-                                max_length=40,
-                                elem_id=f"tpas-{label.lower()}",
-                            )
-                            for label, sight, at in (
-                                ("From", first_sight, "at first"),
-                                ("To", last_sight, "at last"),
-                            )
-                        )
-                with gr.Accordion("Settings", open=False):
-                    shown = gr.Slider(1, limits.images_shown, value=12, step=1, label="Images on a page")
-                    rerank = gr.Checkbox(
-                        requests.can_rerank,
-                        visible=requests.can_rerank,
-                        label="Read the best again with the text",
-                        info=f"{requests.shortlist} images for each text, or all where there are fewer.",
-                    )
-                    resolve = gr.Checkbox(
-                        False,
-                        label="Each of several texts looks for an image of its own",
-                        info="SCA: of texts with one first image, that with the highest score keeps it.",
-                    )
-                with gr.Accordion("My own images", open=False):
-                    own_images = gr.HTML(page.renderer.own_images(Session(), {}), apply_default_css=False)
-                    upload = gr.UploadButton(
-                        "Add images",
-                        file_count="multiple",
-                        file_types=sorted(image_suffixes()),
-                        elem_id="tpas-upload",
-                    )
-                    where = gr.Radio(
-                        WHERE,
-                        value="gallery",
-                        label="Search in",
-                        info="A filter is for the gallery's images: yours are searched all the same.",
-                    )
-                    remove = gr.Button("Remove my images", size="sm")
+                form = Form(page)
             with gr.Column(scale=3, min_width=320):
                 answers = gr.HTML(
                     page.renderer.welcome(),
@@ -380,41 +399,51 @@ def build_page(requests: SearchRequests, uploads: Uploads) -> gr.Blocks:
                     min_height=160,
                     apply_default_css=False,
                 )
-        # These two show nothing in their place: their scripts open a dialog, and save a file.
-        saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
-        explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
-
-        wanted = [*chosen.values(), since, until, seen_from, seen_to]
-        form = [session, texts, where, *wanted, shown, rerank, resolve]
-        shows = [session, answers]
-        asking: dict[str, Any] = modelled | {"trigger_mode": "always_last"}
-        gr.on([search.click, texts.submit], page.search, form, shows, **asking)
-        another.click(None, texts, texts, js=page_script("another"), **private)
-        settings = [each.input for each in (*chosen.values(), where, rerank, resolve)]
-        gr.on(settings, page.filter, form, shows, **asking)
-        times = [since.change, until.change]
-        times += [event for box in (seen_from, seen_to) for event in (box.submit, box.blur)]
-        gr.on(times, page.filter_times, form, shows, **asking)
-        answers.ask(page.ask, form, [*shows, texts, *wanted, resolve], **asking)
-        answers.image(
-            page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
-        )
-        turning: dict[str, Any] = private | {"concurrency_limit": 1}
-        answers.turn(page.turn, [session, shown], shows, **turning)
-        shown.release(page.turn, [session, shown], shows, **turning)
-        answers.sheet(page.sheet, session, saved, show_progress="hidden", **modelled)
-        answers.download(page.download, session, saved, show_progress="hidden", **turning)
-        upload.upload(page.upload, [session, upload, where], [session, own_images, where], **decoding)
-        like_upload.upload(
-            page.like_upload,
-            [session, like_upload, shown, *wanted],
-            [session, own_images, answers],
-            **modelled,
-        )
-        remove.click(page.remove, session, [session, own_images, where, answers], **private)
+        _connect(page, form, session, answers)
     blocks.state_session_capacity = SESSIONS
     blocks.queue(max_size=WAITING_REQUESTS, api_open=False)  # open, a direct call would pass by the queue
     return blocks
+
+
+def _connect(page: SearchPage, form: Form, session: gr.State, answers: gr.HTML) -> None:
+    """Which handler each part of the page calls."""
+    # Nothing can be called but by the page itself, and what comes is checked here alone (preprocess).
+    private: dict[str, Any] = {"api_visibility": "private", "preprocess": False}
+    # One at a time for all that needs the model; beside it one that decodes images, and needs it in between.
+    modelled = private | {"concurrency_id": "model", "concurrency_limit": 1}
+    decoding = private | {"concurrency_id": "images", "concurrency_limit": 1}
+    # These two show nothing in their place: their scripts open a dialog, and save a file.
+    saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
+    explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
+    fields = [session, form.texts, form.where, *form.wanted, form.shown, form.rerank, form.resolve]
+    shows = [session, answers]
+    asking: dict[str, Any] = modelled | {"trigger_mode": "always_last"}
+    gr.on([form.search.click, form.texts.submit], page.search, fields, shows, **asking)
+    form.another.click(None, form.texts, form.texts, js=page_script("another"), **private)
+    settings = [each.input for each in (*form.chosen.values(), form.where, form.rerank, form.resolve)]
+    gr.on(settings, page.filter, fields, shows, **asking)
+    times = [form.since.change, form.until.change]
+    times += [event for box in (form.seen_from, form.seen_to) for event in (box.submit, box.blur)]
+    gr.on(times, page.filter_times, fields, shows, **asking)
+    answers.ask(page.ask, fields, [*shows, form.texts, *form.wanted, form.resolve], **asking)
+    answers.image(
+        page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
+    )
+    turning: dict[str, Any] = private | {"concurrency_limit": 1}
+    answers.turn(page.turn, [session, form.shown], shows, **turning)
+    form.shown.release(page.turn, [session, form.shown], shows, **turning)
+    answers.sheet(page.sheet, session, saved, show_progress="hidden", **modelled)
+    answers.download(page.download, session, saved, show_progress="hidden", **turning)
+    form.upload.upload(
+        page.upload, [session, form.upload, form.where], [session, form.own_images, form.where], **decoding
+    )
+    form.like_upload.upload(
+        page.like_upload,
+        [session, form.like_upload, form.shown, *form.wanted],
+        [session, form.own_images, answers],
+        **modelled,
+    )
+    form.remove.click(page.remove, session, [session, form.own_images, form.where, answers], **private)
 
 
 def _settings(said: Mapping[str, Any], asked: Question) -> tuple:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_retrieval_models import cached_snapshot, noise_images
-from transformers import SiglipModel, SiglipVisionModel
+from transformers import BertTokenizer, SiglipModel, SiglipVisionModel
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_main
@@ -192,6 +192,24 @@ def test_a_processor_or_tokenizer_of_another_model_is_refused(folders, images, t
     vocabulary |= {f"word{number}": len(vocabulary) + number for number in range(3)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "it belongs to another model" in refusal(search_main, images, TEXTS[0], "--model", folder)
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [
+        (1, "is a BertTokenizer, a clip model's a CLIPTokenizer: it belongs to another model; put the one"),
+        (0.5, " words, the model {size}: it belongs to another model; put the one into the folder that"),
+    ],
+    ids=["of its size", "smaller"],
+)
+def test_a_tokenizer_of_another_family_is_refused(folders, images, tmp_path, share, message):
+    folder = shutil.copytree(folders["clip"], tmp_path / "clip")
+    size = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = [*special, *(f"word{number}" for number in range(int(size * share) - len(special)))]
+    other = BertTokenizer(vocab={word: number for number, word in enumerate(vocabulary)})
+    other.save_pretrained(folder)
+    assert message.format(size=size) in refusal(search_main, images, TEXTS[0], "--model", folder)
 
 
 @EACH
