@@ -266,8 +266,8 @@ def tables(found: Found, seeds: int, images: int) -> str:
             rows = [[rule, *(value for own in of for value in figures(own))] for rule, of in of_rule.items()]
         elif kind == "must not":
             caption = (
-                f"Must not: {case}; {len(of_rule[rules[0]][0])} texts; the phrase is of what the best other person "
-                f"wears and the right one does not. Show it: of the first {FIRST}, those that do."
+                f"Must not: {case}; {len(of_rule[rules[0]][0])} texts; the phrase is of what the best other "
+                f"person wears and the right one does not. Show it: of the first {FIRST}, those that do."
             )
             heads = ["", *(f"{head}, {stage}" for stage in STAGES for head in [*ranks, "show it"])]
             rows = []

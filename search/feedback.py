@@ -6,13 +6,13 @@ and orders nothing (`benchmarks/feedback.py`: what these rules are worth, and ot
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from .hits import PhraseScore, SearchHit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # C. Manning, P. Raghavan, H. Schütze: Introduction to Information Retrieval, Cambridge 2008, section 9.1.1,
 # after J. Rocchio 1971; the text itself counts 1.
@@ -63,11 +63,23 @@ class Feedback:
 
     @property
     def moves(self) -> bool:
-        """Whether anything changes the order beyond what is read with the text."""
+        """Whether it moves the query, and more than match logits order."""
         return bool(self.liked or self.disliked or self.must_not)
 
+    @property
+    def settings(self) -> dict[str, tuple]:
+        """By the names of `Gallery.search`, what is said."""
+        return {field.name: said for field in fields(self) if (said := getattr(self, field.name))}
+
+    def check_order(self, sca: object, cascade: bool) -> None:
+        """Raises ValueError where the query is moved, and what is asked for goes by match logits alone."""
+        if self.moves and (sca or cascade):
+            raise ValueError(
+                "SCA and a cascade go by match logits alone: leave them out, or liked, disliked and must_not"
+            )
+
     def phrase_scores(
-        self, places: Tensor, cosines: Tensor, read: Tensor, match_scores: Tensor
+        self, places: "Tensor", cosines: "Tensor", read: "Tensor", match_scores: "Tensor"
     ) -> dict[int, tuple[PhraseScore, ...]]:
         """By place (n,), of its cosines (P, n), and match scores (P, m) of the places (m,) that were read."""
         wanted = [(phrase, True) for phrase in self.must] + [(phrase, False) for phrase in self.must_not]
@@ -109,11 +121,11 @@ def name_of(example: Example) -> str:
 
 
 def moved(
-    embeds: Tensor,
-    liked: Tensor | None = None,
-    disliked: Tensor | None = None,
-    must_not: Tensor | None = None,
-) -> Tensor:
+    embeds: "Tensor",
+    liked: "Tensor | None" = None,
+    disliked: "Tensor | None" = None,
+    must_not: "Tensor | None" = None,
+) -> "Tensor":
     """Texts' embeddings (Q, D) by Rocchio's rule, of unit norm again.
 
     Args:
@@ -123,7 +135,7 @@ def moved(
     for examples, weight in weighted:
         if examples is not None and len(examples):
             embeds = embeds + weight * examples.mean(dim=0)
-    return torch.nn.functional.normalize(embeds, dim=1)
+    return embeds / embeds.norm(dim=1, keepdim=True)
 
 
 def _listed(name: str, given: Iterable[Any], kind: Any) -> tuple[Any, ...]:

@@ -465,11 +465,7 @@ class Gallery:
         if sca is not None and sca not in get_args(Confidence):
             raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
         feedback = Feedback.of(liked, disliked, must, must_not)
-        if feedback.moves and (sca is not None or cascade):
-            raise ValueError(
-                "liked and disliked images and must_not move one query, and order by more than match logits: "
-                "leave out SCA and the cascade"
-            )
+        feedback.check_order(sca, cascade)
         texts = [feedback.read_with(text) for text in _listed(texts)]
         model, _ = self._encoders()  # which says so if there are none
         rerank = check_stages(model, rerank, cascade, matcher)

@@ -50,6 +50,11 @@ class PhraseScore:
     cosine: float
     match_logit: float | None = None
 
+    @property
+    def score(self) -> float:
+        """What is shown of it: the match logit, or the cosine where there is none."""
+        return self.cosine if self.match_logit is None else self.match_logit
+
 
 @dataclass(frozen=True)
 class SearchHit:
