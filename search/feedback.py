@@ -67,7 +67,7 @@ class Feedback:
         return bool(self.liked or self.disliked or self.must_not)
 
     @property
-    def settings(self) -> dict[str, tuple]:
+    def settings(self) -> dict[str, Any]:
         """By the names of `Gallery.search`, what is said."""
         return {field.name: said for field in fields(self) if (said := getattr(self, field.name))}
 
@@ -147,3 +147,6 @@ def _listed(name: str, given: Iterable[Any], kind: Any) -> tuple[Any, ...]:
             wanted = "strings" if kind is str else "ids of images, or hits"
             raise TypeError(f"{name} must be {wanted}, got {one!r}")
     return kept
+
+
+NO_FEEDBACK = Feedback()

@@ -84,7 +84,10 @@ class Selection:
         of_gallery = torch.arange(self.of_gallery) if self.rows is None else self.rows
         beside = [any(image is other for other in extra) for image in self.extra]
         chosen = torch.cat(
-            [torch.isin(of_gallery, torch.tensor(rows, dtype=torch.long)), torch.tensor(beside)]
+            [
+                torch.isin(of_gallery, torch.tensor(rows, dtype=torch.long)),
+                torch.tensor(beside, dtype=torch.bool),
+            ]
         )
         visits = self.visits()
         if visits is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from PIL import Image
 
@@ -23,6 +23,7 @@ from ..models.loading import source_of
 from ..models.unread_texts import as_read, unread_warnings
 from ..processing_tpas import load_image
 from ..search.explanation import Explanation
+from ..search.feedback import NO_FEEDBACK, Feedback, name_of
 from ..search.gallery import Gallery
 from ..search.hits import EncodedImage, SearchHit, SearchResult
 from ..search.manifest import GalleryError
@@ -74,6 +75,7 @@ class Limits:
     images_shown: int = 48
     images_found: int = 240
     own_images: int = 24
+    marks: int = 24
     upload_megabytes: int = 10
     upload_pixels: int = 25_000_000
     requests_a_minute: int = 30
@@ -210,6 +212,7 @@ class SearchRequests:
         wanted: Filter = NO_FILTER,
         rerank: bool | None = None,
         sca: bool = False,
+        feedback: Feedback = NO_FEEDBACK,
     ) -> SearchResult:
         """The best images for each text, which become the session's result.
 
@@ -219,6 +222,7 @@ class SearchRequests:
             wanted: of the gallery's images; own ones are searched all the same.
             rerank: as in `Gallery.search`.
             sca: of several texts, whether SCA resolves their collisions.
+            feedback: images of the gallery by their ids, and phrases.
 
         Raises:
             RequestError: naming what is missing, too long or too many.
@@ -226,8 +230,8 @@ class SearchRequests:
         texts = self._checked_texts(texts)
         shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
-            session.result = self._searched(session, texts, shown, where, wanted, rerank, sca)
-            session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
+            session.result = self._searched(session, texts, shown, where, wanted, rerank, sca, feedback)
+            session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1, feedback)
             session.opened, session.page = self.opened, 0
         return session.result
 
@@ -241,13 +245,14 @@ class SearchRequests:
         wanted: Filter,
         rerank: bool,
         sca: bool,
+        feedback: Feedback = NO_FEEDBACK,
     ) -> Iterator[frozenset[int]]:
         """As `search`, with a result at once by the embeddings, then as the texts are re-ranked.
 
         Yields:
             The numbers of the texts that are not re-ranked yet.
         """
-        asked = {"shown": shown, "where": where, "wanted": wanted}
+        asked: dict[str, Any] = {"shown": shown, "where": where, "wanted": wanted, "feedback": feedback}
         texts = self._checked_texts(texts)
         if not (rerank and self.can_rerank):
             self.search(session, texts, rerank=False, sca=sca, **asked)
@@ -255,7 +260,7 @@ class SearchRequests:
             return
         waiting = frozenset(range(len(texts)))
         self.search(session, texts, rerank=False, **asked)
-        session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
+        session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1, feedback)
         yield waiting
         if len(texts) == 1 or sca or self.gallery.stored.settings.tokens is None:  # without, one reading less
             self.search(session, texts, sca=sca, **asked)
@@ -264,7 +269,7 @@ class SearchRequests:
         for number, text in enumerate(texts):
             with self._current_gallery():
                 result = self._result(session)
-                own = self._searched(session, [text], shown, where, wanted, None, False)
+                own = self._searched(session, [text], shown, where, wanted, None, False, feedback)
                 result[number], result.chances[number] = own[0], own.chances[0]
             waiting -= {number}
             yield waiting
@@ -278,6 +283,7 @@ class SearchRequests:
         wanted: Filter,
         rerank: bool | None,
         sca: bool,
+        feedback: Feedback,
     ) -> SearchResult:
         if where not in get_args(Where):
             raise RequestError("Search in the gallery, in your images, or in both.")
@@ -287,6 +293,7 @@ class SearchRequests:
             if where == "own":
                 raise RequestError("You have no images here yet: upload some, or search the gallery.")
             raise RequestError("No image passes the filter: choose another one.")
+        self._check_feedback(session, feedback, sca and len(texts) > 1)
         return self.gallery.search(
             texts,
             top_k=shown,
@@ -295,7 +302,26 @@ class SearchRequests:
             sca="score" if sca and len(texts) > 1 else None,
             rows=rows,
             extra=extra,
+            **feedback.settings,
         )
+
+    def _check_feedback(self, session: Session, feedback: Feedback, sca: bool) -> None:
+        """Raises RequestError for what is too much or too long, and for an image that is not there."""
+        marks = [*feedback.liked, *feedback.disliked]
+        if len(marks) > self.limits.marks:
+            raise RequestError(f"{len(marks)} marked images are too many: {self.limits.marks} at most.")
+        for mark in marks:
+            self._image(session, name_of(mark))
+        for phrase in (*feedback.must, *feedback.must_not):
+            if len(phrase) > self.limits.text_characters:
+                raise RequestError(
+                    f"A phrase has {len(phrase)} characters: {self.limits.text_characters} at most."
+                )
+        if sca and feedback.moves:
+            raise RequestError(
+                "Marks and what must not be seen are of one person: leave them out where each text looks for "
+                "one of its own."
+            )
 
     def unread(self, result: SearchResult) -> list[str]:
         """What of the texts the model does not know or cuts off, a line each; none where it reads all."""
@@ -303,7 +329,9 @@ class SearchRequests:
             return []
         one = len(result.texts) == 1
         places = ["your text" if one else f"text {number}" for number in range(1, len(result.texts) + 1)]
-        return unread_warnings(self.processor, result.texts, places)
+        missing = [said.phrase for hits in result[:1] for hit in hits[:1] for said in hit.phrases]
+        texts = [*result.texts, *missing]
+        return unread_warnings(self.processor, texts, [*places, *(f"{phrase!r}" for phrase in missing)])
 
     def similar(
         self, session: Session, image: ImageName, *, shown: int = 12, wanted: Filter = NO_FILTER
@@ -329,6 +357,10 @@ class SearchRequests:
             session.question = Question(image=image, wanted=wanted)
             session.opened, session.page = self.opened, 0
         return session.result
+
+    def image(self, image: str) -> SearchHit:
+        """An image of the gallery by its name; raises RequestError where there is none."""
+        return self._image(Session(), image)
 
     def hit(self, session: Session, answer: int, image: ImageName) -> tuple[str, SearchHit]:
         """One image of the session's result, and the text that found it.

@@ -526,7 +526,7 @@ def test_too_many_requests_of_one_address_are_refused(gallery, tmp_path):
     page = SearchPage(SearchRequests(gallery, limits=limits), Uploads(tmp_path, 1))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"))
-    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
+    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None)
     answers = [last_of(page.search(request, *question)) for _ in range(3)]
     assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
     assert "More than 2 requests in a minute" in answers[2]
@@ -540,7 +540,7 @@ def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
         SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1)),
         SimpleNamespace(client=SimpleNamespace(host="::1")),
     )
-    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
+    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None)
     shown = last_of(page.search(request, Session(), *question))
     assert shown.count("<section") == 2
 
@@ -550,7 +550,9 @@ def test_a_failure_is_told_and_logged(gallery, tmp_path, caplog):
     page.requests.search_in_stages = Mock(side_effect=ZeroDivisionError("division by zero"))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"))
     shown = last_of(
-        page.search(request, Session(), "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
+        page.search(
+            request, Session(), "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None
+        )
     )
     assert "The server could not do this" in shown
     assert "division by zero" in caplog.text

@@ -23,6 +23,7 @@ from tpas.modeling_tpas import TPASModel
 from tpas.models.unread_texts import unread_warnings
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.explanation import explain
+from tpas.search.feedback import Feedback
 from tpas.search.gallery import Gallery
 from tpas.search.hits import SearchHit, SearchResult
 from tpas.search_page.exports import answer_file, as_cell_text, csv_table
@@ -758,6 +759,9 @@ def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
         ),
         Question(image="a b/ü&q=1.jpg", wanted=Filter(until=date(2026, 1, 31))),
         Question(image=3),
+        Question(
+            ("a",), feedback=Feedback.of(["b c/ü&.jpg", "d.jpg"], ["e.jpg"], ["a red hat", "f"], ["a dog"])
+        ),
         Question(("a",), wanted=Filter(seen_from=72.4, seen_to=datetime(2026, 1, 31, 8, 0, 5).astimezone())),
     ],
 )
