@@ -87,15 +87,15 @@ class People:
         self.gallery = Gallery.build(*model, images, folder / f"gallery {seed}")
         ids = self.gallery.ids
         self.rows = [ids.index(person.id) for person in self.persons]
-        self._scores: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.read: dict[str, np.ndarray] = {}
 
     def scores(self, *texts: str) -> np.ndarray:
         """Cosines and match logits: (texts, 2, G)."""
-        if new := [text for text in dict.fromkeys(texts) if text not in self._scores]:
+        if new := [text for text in dict.fromkeys(texts) if text not in self.read]:
             rows, stages = self.gallery.stage_scores(new, len(self.gallery))
             for text, own, scores in zip(new, rows.argsort(dim=1), stages, strict=True):
-                self._scores[text] = scores[own][self.rows].numpy().T
-        return np.stack([self._scores[text] for text in texts])
+                self.read[text] = scores[own][self.rows].numpy().T
+        return np.stack([self.read[text] for text in texts])
 
     def ranks(self, text: str, **said: Any) -> dict[str, int]:
         """By id, as `Gallery.search` answers where it shows and reads all."""
@@ -203,14 +203,15 @@ def measure_phrases(people: People, right: int, rng: random.Random, found: Found
 
 
 def measure_phrase_scores(people: People, found: Found) -> None:
-    """How well a phrase alone tells who shows it."""
-    said = {
-        person.phrases[part]: (part, thing)
+    """How well a phrase alone tells who shows it, of those that were asked for."""
+    asked = {
+        phrase: (part, person.worn[part])
         for person in people.persons
-        for part, thing in person.worn.items()
+        for part, phrase in person.phrases.items()
+        if phrase in people.read
     }
-    for (part, thing), of_stages in zip(said.values(), people.scores(*said), strict=True):
-        for stage, scores in zip(STAGES, of_stages, strict=True):
+    for phrase, (part, thing) in asked.items():
+        for stage, scores in zip(STAGES, people.read[phrase], strict=True):
             found["phrase", part, "AUROC", stage].append(auroc(scores, people.shows(part, thing)))
 
 
@@ -241,6 +242,14 @@ def measure_marks(people: People, right: int, found: Found) -> None:
         before = sum(ranks[name] < ranks[own.id] for name in names[0])
         rule = f"**Rocchio {LIKED_WEIGHT:g}, {DISLIKED_WEIGHT:g}, both scores**"
         found["marks", case, rule, "rank"].append(ranks[own.id] - before)
+
+
+def measure(people: People, numbers: Sequence[int], seed: int, found: Found) -> None:
+    """Asks for persons by their numbers, once each, for their normal and abnormal acts in turn."""
+    for number in numbers:
+        right = 2 * number + number % 2
+        measure_phrases(people, right, random.Random(f"{seed} {right}"), found)
+        measure_marks(people, right, found)
 
 
 def figures(ranks: Sequence[float]) -> list[str]:
@@ -314,11 +323,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load_model(name)
         for seed in arguments.seeds:
             people = People(model, seed, settings.test_pairs, folder)
-            rng = random.Random(seed)
-            for right in range(0, settings.test_pairs, 2):
-                right += right // 2 % 2  # each person once, of their normal and abnormal acts in turn
-                measure_phrases(people, right, rng, found)
-                measure_marks(people, right, found)
+            measure(people, range(settings.test_pairs // 2), seed, found)
             measure_phrase_scores(people, found)
     table = tables(found, len(arguments.seeds), settings.test_pairs)
     print(f"\n{table}")
