@@ -210,7 +210,7 @@ class SearchResult(list[list[SearchHit]]):
         if self.is_reranked:
             number = "matcher's own" if self.by_matcher else "match logit of the cross-modal encoder"
             if self.moved:
-                number = f"mean of two, in deviations: the {number}, and the cosine with the moved query"
+                number += " and the cosine with the moved query together, each in deviations from its mean"
         return (
             f"Ordered by score, the {number}: higher is better. It is no probability, and is to be compared "
             "within one answer only."

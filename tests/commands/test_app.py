@@ -318,6 +318,35 @@ def test_a_filter_acts_at_once_and_similar_images_keep_a_way_back(visit, rows):
     assert page.locator(".tpas-wanted").inner_text() == "Of the gallery only: behaviour anomaly."
 
 
+def test_images_are_liked_or_not_by_keyboard_and_touch_and_the_address_holds_it(visit, rows):
+    page = visit(PHONE, has_touch=True)
+    search(page, rows[0]["caption"][0])
+    titles = "cards => cards.map(card => card.title)"
+    first, second, *_ = page.locator(".tpas-card").evaluate_all(titles)
+    page.locator(f'[data-mark="disliked {first}"]').tap()
+    page.wait_for_selector(".tpas-said")
+    answered(page)
+    assert first not in page.locator(".tpas-card").evaluate_all(titles)
+    like = page.locator(f'[data-mark="liked {second}"]')
+    like.focus()
+    page.keyboard.press("Space")
+    page.wait_for_selector("[aria-pressed=true]")
+    answered(page)
+    assert page.evaluate("document.activeElement.dataset.mark") == f"liked {second}"
+    page.reload()
+    page.wait_for_selector("[aria-pressed=true]")
+    answered(page)
+    page.get_by_role("button", name=f"{first}: take back").tap()
+    page.wait_for_function("document.querySelectorAll('.tpas-taken').length == 1")
+    answered(page)
+    page.get_by_text("What must be seen, and what not").tap()
+    page.get_by_label("It must show", exact=True).fill("a red hat, a bag")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelectorAll('.tpas-taken').length == 3")  # what is liked stays
+    assert "+ a bag" in page.locator(".tpas-card").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
 def test_by_touch_a_phone_jumps_turns_pages_and_saves_an_image(visit, pab):
     page = visit(PHONE, has_touch=True)
     search(page, "a man", "a woman", "a child")

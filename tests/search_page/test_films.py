@@ -12,6 +12,7 @@ from tpas.figures.results import ResultRow, plot_result_rows
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import find_films
+from tpas.search.feedback import Feedback
 from tpas.search.gallery import Gallery
 from tpas.search_page.access import AllowedHosts
 from tpas.search_page.clips import Clips, span_of, why_no_clip
@@ -62,6 +63,15 @@ def test_an_answer_says_camera_and_time(requests):
     assert near["at"] == clip["at"] == pytest.approx(first.seen_s - span_of(first)[0], abs=1e-3)
     assert near["left"] == pytest.approx(100 * first.box[0] / 160)
     assert near["height"] == pytest.approx(100 * first.box[3] / 120)
+
+
+def test_a_visit_that_is_not_the_one_is_shown_by_no_other_view(requests):
+    first = ask(requests).result[0][0]
+    views = [moment for moment in requests.gallery.stored.moments() if moment[1].visit == first.moment.visit]
+    assert len(views) == 2
+    left = ask(requests).result[0][1:]
+    found = requests.search(Session(), ["a man runs"], feedback=Feedback.of(disliked=[first.id]))[0]
+    assert {hit.moment.visit for hit in found} == {hit.moment.visit for hit in left}
 
 
 def test_a_sheet_says_time_and_place(requests):
