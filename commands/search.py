@@ -2,7 +2,7 @@
 
     tpas search images "a woman in a red coat is lying on the pavement" --model demo_start
     tpas search images "a man falls" "a child runs" --model demo_start --sheet results.html --open
-    tpas search images "a man in a red coat" --not "a hat" -k 5
+    tpas search images "a man in a red coat" --must "a hat" --must_not "a bag" -k 5
     tpas search images --image somebody.jpg
     tpas search images --interactive
 
@@ -18,8 +18,11 @@ of a gallery need not be named, nor the one for photographs, which is fetched af
 
 `--interactive` loads the model once, and answers a text a line until the input ends: typed, or from a pipe,
 with `--json` a document a line. Of a line that cannot be answered it says why, and reads the next one. An
-image as query, `--image`, is ranked by the embeddings alone. `--not` takes the embedding of a text from that
-of each other one; the re-ranking reads the texts without it.
+image as query, `--image`, is ranked by the embeddings alone.
+
+A phrase that must be seen is read as a sentence of each text. What must not be seen, and images that are
+liked or disliked, move the query (Rocchio's rule): the match logit and the cosine with it order together.
+Each phrase is also scored by itself, which is shown, and orders nothing (docs/walkthrough.md).
 
 An answer is ordered by its score: the match logit of the re-ranked, without re-ranking the cosine. Higher is
 better; it is no probability, and is to be compared within one answer only. An image that SCA moved keeps it.
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from ..models.model_source import ModelSource
     from ..search.arguments import MatchingDtype
     from ..search.calibration import Calibration
+    from ..search.feedback import Feedback
     from ..search.gallery import Gallery
     from ..search.gallery_files import GalleryFiles
     from ..search.hits import SearchResult
@@ -91,7 +95,6 @@ class Asked:
     ] = None
     texts_file: Annotated[Path | None, Option(help="more texts, a text a line")] = None
     image: Annotated[Path | None, Option(help="an image to look for, in place of texts")] = None
-    without: Annotated[str | None, Option("--not", help="a text to take away from each of the others")] = None
     interactive: Annotated[
         bool, Option(help="read texts from the standard input, and answer each line as it comes")
     ] = False
@@ -105,17 +108,45 @@ class Asked:
         if self.image is not None and not self.image.is_file():
             raise FileNotFoundError(f"{self.image}: no such image file")
         later = self.interactive or self.image is not None
-        texts = [] if later else all_texts(self.texts or [], self.texts_file)
-        if self.without is not None:
-            check_text(PlacedText(as_typed(self.without, "--not"), "--not"))
-        return texts
+        return [] if later else all_texts(self.texts or [], self.texts_file)
 
-    def warn_of_unread(self, processor: "RetrievalProcessor", texts: Sequence[PlacedText]) -> None:
-        from ..models.unread_texts import warn_of_unread
 
-        taken_away = [] if self.without is None else [PlacedText(self.without, "--not")]
-        read = [*texts, *taken_away]
-        warn_of_unread(processor, [text.text for text in read], [text.place for text in read])
+@dataclass(frozen=True)
+class Said:
+    """What is said beside the texts. Each flag may be given several times."""
+
+    must: Annotated[
+        list[str] | None,
+        Option(help="a phrase of what must be seen, read with each text and scored by itself"),
+    ] = None
+    must_not: Annotated[
+        list[str] | None, Option("--must_not", "--not", help="a phrase of what must not be seen")
+    ] = None
+    liked: Annotated[
+        list[str] | None, Option(help="an image like the one looked for, by its id as --json says it")
+    ] = None
+    disliked: Annotated[list[str] | None, Option(help="likewise one unlike it, which is not shown")] = None
+
+    @property
+    def phrases(self) -> list[PlacedText]:
+        flags = (("--must", self.must), ("--must_not", self.must_not))
+        return [PlacedText(as_typed(phrase, flag), flag) for flag, said in flags for phrase in said or ()]
+
+    def check(self, ranking: "Ranking") -> "Feedback":
+        """Raises ValueError for what says nothing, contradicts itself or the ranking."""
+        from ..search.feedback import Feedback
+
+        for phrase in self.phrases:
+            check_text(phrase)
+        feedback = Feedback.of(self.liked or (), self.disliked or (), self.must or (), self.must_not or ())
+        feedback.check_order(ranking.sca, ranking.cascade)
+        return feedback
+
+
+def warn_of_unread(processor: "RetrievalProcessor", texts: Sequence[PlacedText]) -> None:
+    from ..models import unread_texts
+
+    unread_texts.warn_of_unread(processor, [text.text for text in texts], [text.place for text in texts])
 
 
 @dataclass(frozen=True)
@@ -175,7 +206,7 @@ class Ranking:
     def check_model(self, model: "RetrievalModel", trust_remote_code: bool) -> "ImageMatcher | None":
         """Raises ValueError for what this model cannot do; returns the --matcher."""
         from ..models.loading import load_matcher
-        from ..search.gallery import check_precision, check_stages
+        from ..search.stages import check_precision, check_stages
 
         check_precision(model, self.matching_dtype)
         second = None
@@ -295,8 +326,8 @@ class Chances:
         if learnt is not None and self.coverage is not None:
             if not of_model:
                 raise WrongUsage(
-                    "--coverage is of the model's own scores of texts: leave out --sca, --not, --matcher, "
-                    "--image"
+                    "--coverage is of the model's own scores of texts: leave out --sca, --must_not, --liked, "
+                    "--disliked, --matcher and --image"
                 )
             # Refuses what it cannot promise.
             learnt.least_share(self.coverage, each_behaviour=self.each_behaviour)
@@ -341,6 +372,7 @@ def search(
         Argument(help="images, films, or a gallery that `tpas gallery build` or `tpas footage build` made"),
     ],
     asked: Asked,
+    said: Said,
     choice: ModelChoice,
     ranking: Ranking,
     chances: Chances,
@@ -353,8 +385,9 @@ def search(
     ] = None,
 ) -> CommandResult | Iterator[CommandResult]:
     # What can be refused is, before torch is loaded and images are encoded for hours.
-    check_together(asked, ranking, sheet)
+    check_together(asked, said, ranking, sheet)
     texts = asked.all_texts()
+    feedback = said.check(ranking)
     sheet.check()
     is_gallery = folder.is_dir() and holds_gallery(folder)
     if images_root is not None and not is_gallery:
@@ -365,17 +398,16 @@ def search(
     is_film = not is_gallery and is_of_films(folder)
     files = gallery_files(folder) if is_gallery else choice.gallery_of(folder)
     of_films.check(folder, files.has_moments if is_gallery and files else is_film)
-    of_model = not (ranking.sca or ranking.matcher or asked.without or asked.image)
+    of_model = not (ranking.sca or ranking.matcher or feedback.moves or asked.image)
     learnt = chances.learnt_for(choice.source(files), choice.model is not None, is_film, of_model)
 
     with quick_imports():
-        from ..models.interface import can_match
         from ..search.gallery import Gallery
 
     model, processor = choice.load(files)
     second = ranking.check_model(model, choice.trust_remote_code)
     learnt = fitting(learnt, model, processor, needed=chances.needed)
-    asked.warn_of_unread(processor, texts)
+    warn_of_unread(processor, [*texts, *said.phrases])
     opened: dict[str, Any] = {"index": ranking.index, "matching_dtype": ranking.matching_dtype}
     if is_gallery:
         opened |= {"images_root": images_root, "follow_links": rules.follow_links, "calibration": learnt}
@@ -395,25 +427,21 @@ def search(
         raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
     if learnt is not None and (warning := learnt.warning_of_size(len(gallery))):
         logger.warning("%s", warning)
-    if asked.without is not None and (second is not None or (not ranking.no_rerank and can_match(model))):
-        logger.info(
-            "--not: stage 1 ranks by the difference; the re-ranking reads the texts alone (--no_rerank)"
-        )
     gallery.cover = faces = face_cover(gallery) if of_films.blur_faces else None
     rows = of_films.rows_of(gallery, folder)
     find = partial(
         gallery.search,
         rows=rows,
-        without=asked.without,
+        **feedback.settings,
         coverage=chances.coverage,
         each_behaviour=chances.each_behaviour,
         matcher=second,
         **ranking.settings,
     )
-    say = partial(shown, without=asked.without, least_chance=chances.least_chance)
+    say = partial(shown, feedback=feedback, least_chance=chances.least_chance)
 
     def answer(placed: PlacedText) -> CommandResult:
-        asked.warn_of_unread(processor, [placed])
+        warn_of_unread(processor, [placed])
         gallery.refresh()
         answers = find([placed.text])
         return say([placed.text], answers, clips=of_films.cut(answers, faces), of_one=True)
@@ -433,7 +461,7 @@ def search(
     return result
 
 
-def check_together(asked: Asked, ranking: Ranking, sheet: Sheet) -> None:
+def check_together(asked: Asked, said: Said, ranking: Ranking, sheet: Sheet) -> None:
     """Raises WrongUsage for flags that exclude each other."""
     if sheet.open_sheet and sheet.sheet is None:
         raise WrongUsage("--open needs --sheet, the file to write")
@@ -446,10 +474,10 @@ def check_together(asked: Asked, ranking: Ranking, sheet: Sheet) -> None:
     if asked.image is not None:
         if texts:
             raise WrongUsage("give texts, or an --image to look for, not both")
-        if ranking.sca or ranking.cascade or ranking.bf16 or asked.without or ranking.matcher:
+        if ranking.sca or ranking.cascade or ranking.bf16 or ranking.matcher or said != Said():
             raise WrongUsage(
-                "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher "
-                "and --not"
+                "--image is ranked by the embeddings alone: leave out --sca, --cascade, --bf16, --matcher, "
+                "--must, --must_not, --liked and --disliked"
             )
 
 

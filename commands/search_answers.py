@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +13,24 @@ from .command_line import CommandResult
 
 if TYPE_CHECKING:
     from ..footage.faces import FaceCover
-    from ..search.hits import SearchHit, SearchResult
+    from ..search.feedback import Feedback
+    from ..search.hits import PhraseScore, SearchHit, SearchResult
 
 logger = logging.getLogger(__name__)
+
+PHRASE_LETTERS = 20  # of a phrase that head a column
 
 
 def shown(
     texts: Sequence[str],
     answers: "SearchResult",
-    without: str | None,
+    feedback: "Feedback",
     least_chance: float,
     clips: Mapping[Moment, Path],
     of_one: bool = False,
 ) -> CommandResult:
     """The answers, or that of one text alone."""
-    more = {} if without is None else {"without": without}
+    more = {name: list(given) for name, given in feedback.settings.items()}
     content, tables = [], []
     for number, (text, hits) in enumerate(zip(texts, answers, strict=True)):
         chance, no_one = answers.chances[number], answers.no_one(number, least_chance)
@@ -67,6 +71,8 @@ def hit_fields(hit: "SearchHit", clips: Mapping[Moment, Path]) -> dict[str, Any]
     names = ("id", "rank", "score", "cosine", "match_logit", "embedding_rank", "rank_before_sca")
     chance = {} if hit.chance is None else {"chance": hit.chance}
     fields = {name: getattr(hit, name) for name in names} | chance | {"path": hit.path and str(hit.path)}
+    if hit.phrases:
+        fields["phrases"] = [asdict(score) for score in hit.phrases]
     if hit.moment is None:
         return fields
     clip = clips.get(hit.moment)
@@ -80,13 +86,25 @@ def table(hits: Sequence["SearchHit"]) -> str:
     cosine = f" {'cosine':>7} {'by cosine':>9}" if by_match else ""
     by_chance = any(hit.chance is not None for hit in hits)
     chance = f" {'chance':>7}" if by_chance else ""
-    lines = [f"{'rank':>4}{chance} {'score':>8}{cosine}{before}  image"]
+    heads = [phrase_head(score) for score in hits[0].phrases] if hits else []
+    phrases = "".join(f" {head:>8}" for head in heads)
+    lines = [f"{'rank':>4}{chance} {'score':>8}{cosine}{before}{phrases}  image"]
     for hit in hits:
         score = "" if hit.score is None else f"{hit.score:.3f}"
         cosine = f" {hit.cosine:>7.3f} {hit.embedding_rank:>9}" if by_match else ""
         before = f" {hit.rank_before_sca:>10}" if by_sca else ""
         if by_chance:
             chance = f" {'' if hit.chance is None else percent(hit.chance):>7}"
+        phrases = "".join(
+            f" {score.score:>{max(8, len(head))}.3f}" for head, score in zip(heads, hit.phrases, strict=True)
+        )
         image = printable(str(hit.moment or hit.path or hit.id))
-        lines.append(f"{hit.rank:>4}{chance} {score:>8}{cosine}{before}  {image}")
+        lines.append(f"{hit.rank:>4}{chance} {score:>8}{cosine}{before}{phrases}  {image}")
     return "\n".join(lines)
+
+
+def phrase_head(score: "PhraseScore") -> str:
+    """What heads the column of a phrase."""
+    phrase = printable(score.phrase)
+    short = phrase if len(phrase) <= PHRASE_LETTERS else f"{phrase[: PHRASE_LETTERS - 1]}…"
+    return f"{'+' if score.wanted else '-'} {short}"

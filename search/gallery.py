@@ -5,8 +5,8 @@
 
 import io
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
 from functools import cached_property, partial, wraps
@@ -23,7 +23,7 @@ from ..data.image_sources import find_images
 from ..engine.encoding import EncodedTexts, encode_images, encode_texts
 from ..engine.fastest import encoder_for, matcher_for, text_encoder_for
 from ..engine.matching import Matcher, batches_of_pairs
-from ..engine.matching_cascade import CascadeReport, MatchingCascade
+from ..engine.matching_cascade import MatchingCascade
 from ..modeling_tpas import TPASModel
 from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
 from ..models.interface import (
@@ -41,13 +41,15 @@ from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_
 from .building import build_shards, report_left_out
 from .calibration import Calibration
 from .explanation import Explanation, explain, explain_tokens
-from .hits import Cover, EncodedImage, SearchHit, SearchResult
+from .feedback import Example, Feedback, moved, name_of
+from .hits import Cover, EncodedImage, PhraseScore, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, index_of_rows, open_index, write_index
 from .manifest import GalleryChangedError, GalleryError, GallerySettings
-from .ranking import DEFAULT_SHORTLIST, once_a_visit, reorder, replace_head
+from .ranking import DEFAULT_SHORTLIST, fuse, once_a_visit, reorder, replace_head
 from .selection import Selection
 from .shards import jpeg_thumbnail
+from .stages import Stages, best_views, check_precision, check_stages, taken_by
 from .stored_gallery import StoredGallery, delete_images
 
 if TYPE_CHECKING:
@@ -411,7 +413,10 @@ class Gallery:
         rerank: bool | None = None,
         sca: Confidence | None = None,
         *,
-        without: str | None = None,
+        liked: Iterable[Example] = (),
+        disliked: Iterable[Example] = (),
+        must: Iterable[str] = (),
+        must_not: Iterable[str] = (),
         coverage: float | None = None,
         each_behaviour: bool = False,
         cascade: bool = False,
@@ -434,9 +439,13 @@ class Gallery:
             rerank: whether it reads any; `None`: where the model has a stage 2, or there is a `matcher`.
             sca: resolves the texts' collisions by `tpas.sca.sca_rerank`, at this confidence; for texts that
                 each look for an image of their own.
-            without: what is to be missing: its embedding is taken from that of each text, and the rest
-                brought to length 1 again. So the cosines are of the difference; the second stage reads the
-                texts alone, and orders by them what the difference has found.
+            liked, disliked: images that are like the one looked for, or not: ids, or hits. They move each
+                text's embedding by Rocchio's rule; the re-ranked are ordered by match logit and this cosine
+                together. What is disliked is not shown any more, nor another view of its visit.
+            must: phrases of it, "a red hat": each is read as a sentence of each text that does not say it.
+            must_not: phrases of what it has not; they move the embeddings as what is disliked does. Of each
+                phrase, of both kinds, an answer says how well it fits an image by itself:
+                `SearchHit.phrases`.
             coverage: in place of `top_k`: as many images as are needed so that the right one is among them in
                 this share of the cases, if it is there at all; by the gallery's calibration, whose
                 `least_share` says when that holds. Ordered by their chance.
@@ -459,8 +468,10 @@ class Gallery:
             ValueError: a number below 1, an unknown confidence, or a cascade that would save nothing or
                 change the answer: without re-ranking, in a gallery that matches in bf16 or keeps no tokens,
                 with SCA by softmax, by another than a TPAS model. Or the model has no stage 2 to re-rank by.
-                Or a text means what it is to be without. Or a coverage is asked for that the calibration, if
-            there is one, cannot promise, or of a search that it was not learnt from.
+                Or feedback contradicts itself, has an empty phrase or too many, or moves a query with SCA or
+                a cascade. Or a coverage is asked for that the calibration, if there is one, cannot promise,
+                or of a search that it was not learnt from.
+            KeyError: an image that is liked or disliked is not there.
         """
         numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
         numbers |= {"matcher_shortlist": matcher_shortlist}
@@ -469,7 +480,9 @@ class Gallery:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if sca is not None and sca not in get_args(Confidence):
             raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
-        texts = _listed(texts)
+        feedback = Feedback.of(liked, disliked, must, must_not)
+        feedback.check_order(sca, cascade)
+        texts = [feedback.read_with(text) for text in _listed(texts)]
         model, _ = self._encoders()  # which says so if there are none
         rerank = check_stages(model, rerank, cascade, matcher)
         if cascade:
@@ -481,7 +494,7 @@ class Gallery:
         shortlist = shortlist if matcher is None else matcher_shortlist
         selection = self._selection(rows, extra)
         visits = selection.visits()
-        changed = matcher is not None or without is not None or visits is not None
+        changed = matcher is not None or feedback.moves or visits is not None
         calibration = self._fitting_calibration(coverage, rerank, shortlist, len(selection), changed, sca)
         least_share = None
         if coverage is not None and calibration is not None:
@@ -489,7 +502,9 @@ class Gallery:
         if not texts or not len(selection):
             return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
         head = min(shortlist, len(selection)) if rerank or sca else 0
+        hidden = selection.places_of(*self._found(feedback.disliked))
         images = top_k if visits is None else top_k * int(visits.unique(return_counts=True)[1].max())
+        images += len(hidden)
         asked = min(max(images, head, calibration.shortlist if calibration else 0), len(selection))
         read_in_fp32 = None
         if cascade:
@@ -498,7 +513,15 @@ class Gallery:
         if matched and (self.stored.settings.tokens is None or matcher is not None):
             texts_at_once = len(texts)  # for each block the shortlisted images would be encoded again
         stages = self._ranked(
-            selection, texts, without, asked, matched, read_in_fp32, matcher, batch_size, texts_at_once
+            selection,
+            texts,
+            self._move(feedback),
+            asked,
+            matched,
+            read_in_fp32,
+            matcher,
+            batch_size,
+            texts_at_once,
         )
 
         ranking, before, sca_report = stages.candidates, None, None
@@ -508,7 +531,7 @@ class Gallery:
             shares = torch.from_numpy(calibration.shares(shortlists))  # (Q, S)
             chances = calibration.chances(shortlists, len(selection))
         if head:
-            scores = stages.cosines[:, :head] if stages.match_scores is None else stages.match_scores
+            scores = stages.cosines[:, :head] if stages.scores is None else stages.scores
             ranking, scores = reorder(stages.candidates[:, :head], scores)
             if sca:
                 if visits is not None:
@@ -517,14 +540,17 @@ class Gallery:
                 resolved = sca_rerank(ranking, scores, confidence=sca)
                 ranking, sca_report = resolved.indices, resolved.report
             ranking = replace_head(stages.candidates, ranking, head)
-        shown = [_best_views(row, visits)[:top_k] for row in ranking]
+        kept = [row[~torch.isin(row, hidden)] for row in ranking]
+        shown = [best_views(row, visits)[:top_k] for row in kept]
         if least_share is not None and shares is not None:
             order = shares.argsort(dim=1, descending=True, stable=True)
             counts = (shares >= least_share).sum(dim=1).clamp(min=1).tolist()
             shown = [row[own[:n]] for row, own, n in zip(stages.candidates, order, counts, strict=True)]
+        said = self._phrase_scores(selection, feedback, torch.cat(shown), stages, matcher)
+        of_images = [None] * len(texts) if chances is None else chances[1]
         return SearchResult(
             (
-                self._hits(selection, stages, query, shown[query], before, chances and chances[1][query])
+                self._hits(selection, stages, query, shown[query], before, of_images[query], said)
                 for query in range(len(texts))
             ),
             chances=() if chances is None else chances[0].tolist(),
@@ -532,9 +558,10 @@ class Gallery:
             texts=texts,
             searched=len(selection),
             sca_report=sca_report,
-            taken_by=() if before is None else _taken_by(before[:, 0], ranking[:, 0]),
+            taken_by=() if before is None else taken_by(before[:, 0], ranking[:, 0]),
             cascade_report=stages.cascade_report,
             by_matcher=matched > 0 and matcher is not None,
+            moved=feedback.moves,
         )
 
     def stage_scores(
@@ -567,8 +594,8 @@ class Gallery:
                 raise ValueError("there is no calibration: `tpas calibrate` makes one of the model")
             if changed:
                 raise ValueError(
-                    "a calibration is of the model's own stages, of whole texts without --not, and of images "
-                    "that are no visits in films"
+                    "a calibration is of the model's own stages, of texts that no feedback moves, and of "
+                    "images that are no visits in films"
                 )
             self.calibration.check_stages(2 if rerank else 1, shortlist if rerank else None, searched)
             if coverage is not None and sca is not None:
@@ -613,8 +640,8 @@ class Gallery:
         )
         count = min(images, len(selection))  # itself is among them
         candidates, cosines = selection.index.search(embedding, count)
-        stages = _Stages(candidates, cosines)
-        found = self._hits(selection, stages, 0, _best_views(candidates[0], visits), None)
+        stages = Stages(candidates, cosines)
+        found = self._hits(selection, stages, 0, best_views(candidates[0], visits), None)
         others = [other for other in found if not other.is_same_image(hit)]
         if hit.moment is not None:
             own = hit.moment.visit
@@ -662,14 +689,14 @@ class Gallery:
                 "were moved, images_root names the folder where they lie now"
             ) from error
 
-    def _embedding_of(self, hit: SearchHit) -> Tensor:
+    def _embedding_of(self, hit: Example) -> Tensor:
         """(D,)."""
-        if hit.extra is not None:
+        if isinstance(hit, SearchHit) and hit.extra is not None:
             return hit.extra.embedding
         return self.stored.embedding_rows(torch.tensor([self._row_of(hit)]))[0]
 
-    def _row_of(self, hit: SearchHit) -> int:
-        (row,) = self.stored.rows_of([hit.id])
+    def _row_of(self, hit: Example) -> int:
+        (row,) = self.stored.rows_of([name_of(hit)])
         return row
 
     def _selection(self, rows: Sequence[int] | Tensor | None, extra: Sequence[EncodedImage]) -> Selection:
@@ -686,27 +713,25 @@ class Gallery:
         self,
         selection: Selection,
         texts: list[str],
-        without: str | None,
+        move: Callable[[Tensor], Tensor] | None,
         count: int,
         shortlist: int,
         read_in_fp32: int | None,
         matcher: ImageMatcher | None,
         batch_size: int,
         texts_at_once: int,
-    ) -> "_Stages":
+    ) -> Stages:
         """The best `count` by cosine, and the match scores of the best `shortlist` of these, block by block.
 
         Args:
+            move: the texts' embeddings (Q, D), as feedback has it; then both scores together order.
             read_in_fp32: what a cascade reads in fp32; `None`: no cascade.
             matcher: in place of the model's own stage 2.
         """
-        taken_away = None if without is None else self._encode([without]).embeds  # (1, D)
-        parts: list[_Stages] = []
+        parts: list[Stages] = []
         for start in range(0, len(texts), texts_at_once):
             encoded = self._encode(texts[start : start + texts_at_once], batch_size)
-            embeds = encoded.embeds
-            if taken_away is not None:
-                embeds = _difference(embeds, taken_away, texts[start : start + texts_at_once], without)
+            embeds = encoded.embeds if move is None else move(encoded.embeds)
             candidates, cosines = selection.index.search(embeds, count)  # (q, K)
             scores = logits = report = None
             if shortlist and matcher is not None:
@@ -719,11 +744,55 @@ class Gallery:
             elif shortlist:
                 logits = self._matcher.logits_of_shortlists(selection, encoded, candidates[:, :shortlist])
             scores = scores if logits is None else logits[:, :, 1]
-            parts.append(_Stages(candidates, cosines, scores, report))
-        stages = _Stages.joined(parts)
+            fused = None if move is None or scores is None else fuse(scores, cosines[:, :shortlist], 0.5)
+            parts.append(Stages(candidates, cosines, scores, report, fused))
+        stages = Stages.joined(parts)
         if stages.cascade_report is not None:
             logger.info("cascade: %s", stages.cascade_report)
         return stages
+
+    def _move(self, feedback: Feedback) -> Callable[[Tensor], Tensor] | None:
+        """How feedback moves texts' embeddings (Q, D), if it does."""
+        if not feedback.moves:
+            return None
+        liked, disliked = (
+            torch.stack([self._embedding_of(example) for example in examples]) if examples else None
+            for examples in (feedback.liked, feedback.disliked)
+        )
+        must_not = self._encode(list(feedback.must_not)).embeds if feedback.must_not else None
+        return partial(moved, liked=liked, disliked=disliked, must_not=must_not)
+
+    def _found(self, examples: Sequence[Example]) -> tuple[list[int], list[EncodedImage]]:
+        """The rows of examples of the gallery, and those beside it."""
+        beside = [example.extra for example in examples if isinstance(example, SearchHit) and example.extra]
+        names = [
+            name_of(example) for example in examples if isinstance(example, str) or example.extra is None
+        ]
+        return self.stored.rows_of(names), beside
+
+    def _phrase_scores(
+        self,
+        selection: Selection,
+        feedback: Feedback,
+        shown: Tensor,
+        stages: Stages,
+        matcher: ImageMatcher | None,
+    ) -> dict[int, tuple[PhraseScore, ...]]:
+        """What each phrase says of the places that are shown; a match score of those that were re-ranked."""
+        asked = [*feedback.must, *feedback.must_not]
+        if not asked:
+            return {}
+        places, encoded = shown.unique(), self._encode(asked)
+        read, scores = places[:0], torch.empty(len(asked), 0)
+        if stages.match_scores is not None:
+            read = places[torch.isin(places, stages.candidates[:, : stages.match_scores.shape[1]])]
+            each = read[None].expand(len(asked), -1)
+            if matcher is not None:
+                scores = self._scores_by(matcher, selection, asked, each)
+            else:
+                scores = self._matcher.logits_of_shortlists(selection, encoded, each)[:, :, 1]
+        cosines = encoded.embeds @ selection.embeddings(places.tolist()).T  # (P, n)
+        return feedback.phrase_scores(places, cosines, read, scores)
 
     def _scores_by(
         self, matcher: ImageMatcher, selection: Selection, texts: list[str], shortlists: Tensor
@@ -750,16 +819,18 @@ class Gallery:
     def _hits(
         self,
         selection: Selection,
-        stages: "_Stages",
+        stages: Stages,
         query: int,
         ranking: Tensor,
         before: Tensor | None,
         chances: "np.ndarray | None" = None,
+        said: Mapping[int, tuple[PhraseScore, ...]] | None = None,
     ) -> list[SearchHit]:
         """One text's answer: `ranking` (top_k,) of its candidates, and its ranking before SCA, of (Q, K).
 
         Args:
             chances: (S,) of the first of its candidates.
+            said: what phrases say of a place.
         """
         candidates = {place: number for number, place in enumerate(stages.candidates[query].tolist())}
         ranks_before = {}
@@ -769,17 +840,21 @@ class Gallery:
         for rank, place in enumerate(ranking.tolist(), start=1):
             candidate = candidates[place]
             cosine = stages.cosines[query, candidate].item()
-            match_score = None
-            if stages.match_scores is not None and candidate < stages.match_scores.shape[1]:
+            match_score = score = None
+            if stages.match_scores is None:
+                score = cosine
+            elif stages.scores is not None and candidate < stages.scores.shape[1]:
                 match_score = stages.match_scores[query, candidate].item()
+                score = stages.scores[query, candidate].item()
             hits.append(
                 SearchHit(
                     rank=rank,
-                    score=cosine if stages.match_scores is None else match_score,
+                    score=score,
                     cosine=cosine,
                     match_logit=match_score,
                     embedding_rank=candidate + 1,
                     rank_before_sca=ranks_before.get(place),
+                    phrases=() if said is None else said.get(place, ()),
                     chance=None
                     if chances is None or candidate >= len(chances)
                     else float(chances[candidate]),
@@ -858,59 +933,6 @@ class Gallery:
             self.__dict__.pop(name, None)
 
 
-def check_stages(
-    model: RetrievalModel, rerank: bool | None, cascade: bool, matcher: ImageMatcher | None = None
-) -> bool:
-    """Whether there is a stage 2.
-
-    Args:
-        rerank, cascade, matcher: as in `Gallery.search`.
-
-    Raises:
-        ValueError: one is asked for, and the model has none; or a cascade of another than a TPAS model.
-    """
-    if cascade and (matcher is not None or not isinstance(model, TPASModel)):
-        raise ValueError(
-            "a cascade is of a TPAS model's own stage 2, which "
-            + ("the matcher replaces" if matcher is not None else f"{model.name_or_path} has not")
-            + ": leave it out"
-        )
-    if rerank is None:
-        return matcher is not None or can_match(model)
-    if rerank and matcher is None and not can_match(model):
-        raise ValueError(
-            f"{model.name_or_path} has embeddings alone, nothing to re-rank by: leave out rerank, or give a "
-            "matcher"
-        )
-    if matcher is not None and not rerank:
-        raise ValueError("a matcher re-ranks, and rerank=False was asked for: leave one out")
-    return rerank
-
-
-def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> None:
-    """Raises ValueError where the model does not match in this precision; see `matcher_for`."""
-    if matching_dtype == "bfloat16" and not isinstance(model, TPASModel):
-        raise ValueError(
-            f"only TPAS models re-rank in bfloat16, and {model.name_or_path} is none: leave it out"
-        )
-
-
-def _difference(embeds: Tensor, taken_away: Tensor, texts: Sequence[str], without: str | None) -> Tensor:
-    """Embeddings (Q, D) less another (1, D), of unit norm again.
-
-    Raises:
-        ValueError: nothing is left of a text.
-    """
-    rest = embeds - taken_away
-    norms = rest.norm(dim=1, keepdim=True)
-    nothing = (norms < 1e-4).flatten().nonzero().flatten().tolist()  # rounding alone
-    if nothing:
-        raise ValueError(
-            f"nothing is left of {texts[nothing[0]]!r} without {without!r}: the model reads them alike"
-        )
-    return rest / norms
-
-
 def _listed(texts: Iterable[str]) -> list[str]:
     """Raises TypeError for anything but an iterable of strings, or for one string."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
@@ -920,55 +942,6 @@ def _listed(texts: Iterable[str]) -> list[str]:
         if not isinstance(text, str):
             raise TypeError(f"each text must be a string, got {text!r}")
     return texts
-
-
-@dataclass(frozen=True)
-class _Stages:
-    """What the stages of a search say of Q texts.
-
-    Attributes:
-        candidates, cosines: (Q, K), places in the selection, best first, and their cosines.
-        match_scores: (Q, n) of the first n of them, match logits or a matcher's scores, or None.
-    """
-
-    candidates: Tensor
-    cosines: Tensor
-    match_scores: Tensor | None = None
-    cascade_report: CascadeReport | None = None
-
-    def shortlists(self, length: int) -> "np.ndarray":
-        """Of the best `length` by cosine, or all, cosine and match score if there is one: (Q, S, 1 or 2)."""
-        both = [self.cosines] if self.match_scores is None else [self.cosines, self.match_scores]
-        return torch.stack([scores[:, :length] for scores in both], dim=-1).numpy()
-
-    @classmethod
-    def joined(cls, parts: Sequence["_Stages"]) -> "_Stages":
-        """Of several blocks of texts, one after the other."""
-        scores = [part.match_scores for part in parts if part.match_scores is not None]
-        reports = [part.cascade_report for part in parts if part.cascade_report is not None]
-        return cls(
-            torch.cat([part.candidates for part in parts]),
-            torch.cat([part.cosines for part in parts]),
-            torch.cat(scores) if scores else None,
-            sum(reports[1:], start=reports[0]) if reports else None,
-        )
-
-
-def _best_views(ranking: Tensor, visits: Tensor | None) -> Tensor:
-    """Of a ranking (K,) of places the first of each visit; all of it where there are no films."""
-    if visits is None:
-        return ranking
-    first: dict[int, int] = {}
-    for place, visit in zip(ranking.tolist(), visits[ranking].tolist(), strict=True):
-        first.setdefault(visit, place)
-    return torch.tensor(list(first.values()), dtype=torch.long)
-
-
-def _taken_by(before: Tensor, after: Tensor) -> list[int | None]:
-    """Of first images (Q,) before and after SCA: for each query that lost its own, the query that has it."""
-    holders = {place: query for query, place in reversed(list(enumerate(after.tolist())))}
-    firsts = zip(before.tolist(), after.tolist(), strict=True)
-    return [None if first == now else holders.get(first) for first, now in firsts]
 
 
 def _image(stored: StoredGallery, row: int, images_root: str | None, follow_links: bool) -> Image.Image:

@@ -38,6 +38,28 @@ class EncodedImage:
 
 
 @dataclass(frozen=True)
+class PhraseScore:
+    """What one phrase says of one image by itself, beside the whole text; it orders nothing.
+
+    Attributes:
+        phrase: as it was asked for.
+        wanted: whether it must be there; otherwise it must not.
+        cosine: of the embeddings of phrase and image.
+        match_logit: of the cross-modal encoder, or a matcher's score; None where it did not read the text.
+    """
+
+    phrase: str
+    wanted: bool
+    cosine: float
+    match_logit: float | None = None
+
+    @property
+    def score(self) -> float:
+        """What is shown of it: the match logit, or the cosine where there is none."""
+        return self.cosine if self.match_logit is None else self.match_logit
+
+
+@dataclass(frozen=True)
 class SearchHit:
     """An image that answers a query.
 
@@ -45,14 +67,17 @@ class SearchHit:
         id: the image's name in the gallery.
         rank: its place in the answer, from 1.
         score: what the answer is ordered by, and what is shown of it: the match logit, or the cosine where
-            the answer was not re-ranked. Higher is better; it is no probability, and to be compared within
-            one answer alone. None of an image below the shortlist of an answer that was: the cosine ordered
-            these, and is no number beside the others' logits. An image that SCA moved keeps its own.
-        cosine: of the embeddings of text and image; None where only a later stage's score is known.
+            the answer was not re-ranked; where feedback moved the query, the mean of both, each in deviations
+            from its mean among the re-ranked. Higher is better; it is no probability, and to be compared
+            within one answer alone. None of an image below the shortlist of an answer that was: the cosine
+            ordered these, and is no number beside the others' logits. An image that SCA moved keeps its own.
+        cosine: of the embeddings of text and image, the text's as feedback moved it; None where only a later
+            stage's score is known.
         match_logit: of the cross-modal encoder, or the score of a matcher in its place; None where it did
             not read the pair.
         embedding_rank: its place by cosine alone, from 1; None as `cosine`.
         rank_before_sca: its place before SCA resolved collisions, from 1; None where SCA was not asked for.
+        phrases: what each phrase of a search with `must` or `must_not` says of it, in their order.
         chance: from 0 to 1, that it is the one asked for; None without a calibration or below the shortlist.
         path: where its file was when the gallery was built; None for an image that was no file.
         row: its row in the gallery; None of an image that is not of a gallery.
@@ -69,6 +94,7 @@ class SearchHit:
     match_logit: float | None = None
     embedding_rank: int | None = None
     rank_before_sca: int | None = None
+    phrases: tuple[PhraseScore, ...] = ()
     chance: float | None = None
     path: Path | None = None
     row: int | None = field(default=None, compare=False)
@@ -136,7 +162,7 @@ class SearchResult(list[list[SearchHit]]):
     """The answers to some texts, in their order, each a list of hits, best first; and how they came about.
 
     Attributes:
-        texts: what was asked.
+        texts: what was asked, as it was read: each with the phrases that must be there.
         searched: images that were looked through.
         sca_report: SCA's counts; None where it was not asked for.
         cascade_report: what a cascade saved; None where there was none.
@@ -146,6 +172,7 @@ class SearchResult(list[list[SearchHit]]):
         chances: of each text, from 0 to 1, that the one asked for is there; None without a calibration.
         coverage: what the answers' sets hold, where it was asked for.
         by_matcher: a matcher read the pairs, in place of the model's own cross-modal encoder.
+        moved: liked or disliked images, or phrases that must not be there, moved the query.
     """
 
     def __init__(
@@ -161,6 +188,7 @@ class SearchResult(list[list[SearchHit]]):
         by_matcher: bool = False,
         chances: Sequence[float | None] = (),
         coverage: float | None = None,
+        moved: bool = False,
     ):
         super().__init__(answers)
         self.texts = texts
@@ -172,6 +200,7 @@ class SearchResult(list[list[SearchHit]]):
         self.by_matcher = by_matcher
         self.chances = list(chances) or [None] * len(self)
         self.coverage = coverage
+        self.moved = moved
 
     def part(self, answers: slice, most: int | None = None) -> "SearchResult":
         """Some of the answers, and of each the best `most`; not of such as SCA has resolved together."""
@@ -205,6 +234,8 @@ class SearchResult(list[list[SearchHit]]):
         number = "cosine of the embeddings"
         if self.is_reranked:
             number = "matcher's own" if self.by_matcher else "match logit of the cross-modal encoder"
+            if self.moved:
+                number += " and the cosine with the moved query together, each in deviations from its mean"
         return (
             f"Ordered by score, the {number}: higher is better. It is no probability, and is to be compared "
             "within one answer only."

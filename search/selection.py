@@ -79,6 +79,30 @@ class Selection:
             return None
         return place if self.rows is None else int(self.rows[place])
 
+    def places_of(self, rows: Sequence[int], extra: Sequence[EncodedImage] = ()) -> Tensor:
+        """The places of rows and of images beside the gallery, and of all views of their visits."""
+        of_gallery = torch.arange(self.of_gallery) if self.rows is None else self.rows
+        beside = [any(image is other for other in extra) for image in self.extra]
+        chosen = torch.cat(
+            [
+                torch.isin(of_gallery, torch.tensor(rows, dtype=torch.long)),
+                torch.tensor(beside, dtype=torch.bool),
+            ]
+        )
+        visits = self.visits()
+        if visits is not None:
+            chosen = torch.isin(visits, visits[chosen])
+        return chosen.nonzero().flatten()
+
+    def embeddings(self, places: Sequence[int]) -> Tensor:
+        """(n, D) of places (n,)."""
+        rows = [row for row in map(self.row_of, places) if row is not None]
+        of_gallery = iter(
+            self.tokens.stored.embedding_rows(torch.tensor(rows, dtype=torch.long)) if rows else ()
+        )
+        beside = map(self.extra_of, places)
+        return torch.stack([next(of_gallery) if image is None else image.embedding for image in beside])
+
     def extra_of(self, place: int) -> EncodedImage | None:
         """The image beside the gallery at a place, None at that of a row."""
         return self.extra[place - self.of_gallery] if place >= self.of_gallery else None

@@ -30,15 +30,17 @@ element.addEventListener("click", (event) => {
 document.addEventListener("click", (event) => {
   const download = event.target.closest("[data-download]");
   if (download) trigger("download", { image: imageOf(download.dataset) });
-  const link = event.target.closest("a[data-ask]");
-  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const link = event.target.closest("[data-ask]");
+  if (!link || (link.href && (event.ctrlKey || event.metaKey || event.shiftKey))) return;
   event.preventDefault();
-  trigger("ask", asked(link.search, false));
+  pressed = link.dataset.mark;
+  trigger("ask", asked(link.search ?? link.dataset.ask, false));
 });
 
 // The address follows the answers, and the answers the address.
 let address = location.search;
 let turned = false; // to another page of the answers
+let pressed; // "liked" or "disliked" and the image: the focus stays there, or goes to where it is taken back
 addEventListener("popstate", () => {
   if (location.search === address) return;
   address = location.search;
@@ -55,4 +57,5 @@ watch("value", () => {
   // On a phone the results lie below the form: what was asked for must not arrive out of sight.
   if (turned || element.getBoundingClientRect().top > window.innerHeight / 2) scrollTo(element);
   turned = false;
+  if (pressed) (element.querySelector(`[data-mark="${CSS.escape(pressed)}"]`) ?? element.querySelector(".tpas-taken"))?.focus({ preventScroll: true });
 });

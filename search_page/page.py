@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -15,9 +16,10 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from ..data.image_files import image_suffixes
+from ..search.feedback import MOST_PHRASES
 from .access import client_key
 from .filters import CHOSEN, TYPED, written
-from .questions import ANY, WHO, Question, RequestError, Visitor, wanted_of
+from .questions import ANY, MARKS, WHO, Question, RequestError, Visitor, wanted_of
 from .rendering import Renderer, page_script, page_style
 from .requests import SearchRequests, Session
 from .uploads import Uploads
@@ -40,7 +42,10 @@ FORM: tuple[str, ...] = (
     "shown",
     "rerank",
     "sca",
+    "must",
+    "must_not",
 )  # as an address calls them
+LINKED = ("q", "like", "own", "sca", "must", "must_not", *MARKS)  # of what a link asks
 
 
 class SearchPage:
@@ -58,7 +63,7 @@ class SearchPage:
         said = dict(zip(FORM, form, strict=True))
 
         def answers() -> Iterator[str]:
-            yield from self._answers(session, said, Question.of_address(said))
+            yield from self._answers(session, said, _still_marked(session, Question.of_address(said)))
 
         for shown in self._shown_each(answers, session, request):
             yield session, shown
@@ -71,6 +76,7 @@ class SearchPage:
             asked = Question.of_address(said)
             if session.question.image is not None:
                 asked = Question(image=session.question.image, wanted=asked.wanted)
+            asked = _still_marked(session, asked)
             if _settings(said, asked) != session.settings:
                 yield from self._answers(session, said, asked)
 
@@ -90,7 +96,7 @@ class SearchPage:
     def ask(self, event: gr.EventData, request: gr.Request, session, *form) -> Iterator[tuple]:
         """What an address or a link asks, which the form then says; without a question the first screen."""
         said = dict(zip(FORM, form, strict=True))
-        linked = {name: _said(event, name, None) for name in ("q", "like", "own", "sca")}
+        linked = {name: _said(event, name, None) for name in LINKED}
         if _said(event, "whole", False):
             linked |= {name: _said(event, name, None) for name in (*CHOSEN, *TYPED)}
         said |= linked
@@ -105,7 +111,8 @@ class SearchPage:
 
         known = {name: said[name] if said[name] in self.choices[name] else ANY for name in CHOSEN}
         typed = [str(said[name]) if said[name] else None for name in TYPED]
-        fields = [str(said["q"] or ""), *known.values(), *typed, bool(said["sca"])]
+        phrases = [str(said[name] or "") for name in ("must", "must_not")]
+        fields = [str(said["q"] or ""), *known.values(), *typed, bool(said["sca"]), *phrases]
         for shown in self._shown_each(answers, session, request):
             yield session, shown, *fields
             fields = len(fields) * [gr.skip()]
@@ -127,6 +134,7 @@ class SearchPage:
             wanted=asked.wanted,
             rerank=bool(said["rerank"]),
             sca=asked.sca,
+            feedback=asked.feedback,
         )
         sent = -math.inf
         for waiting in stages:
@@ -292,6 +300,22 @@ class Form:
             max_length=self.limits.texts * (self.limits.text_characters + 1),
             elem_id="tpas-texts",
         )
+        with gr.Accordion("What must be seen, and what not", open=False, elem_id="tpas-phrases"):
+            self.must, self.must_not = (
+                gr.Textbox(
+                    label=label,
+                    info=info,
+                    placeholder=example,
+                    lines=1,
+                    max_lines=4,
+                    max_length=MOST_PHRASES * self.limits.text_characters,
+                    elem_id=name,
+                )
+                for label, info, example, name in (
+                    ("It must show", "Short phrases with commas between them.", "a red hat", "tpas-must"),
+                    ("It must not show", "Each is scored by itself too.", "a bicycle", "tpas-must-not"),
+                )
+            )
         self.search = gr.Button("Search", variant="primary", elem_id="tpas-search")
         with gr.Row():
             self.another = gr.Button("Another text", size="sm", min_width=100)
@@ -418,16 +442,19 @@ def _connect(page: SearchPage, form: Form, session: gr.State, answers: gr.HTML) 
     saved = gr.HTML(html_template="", js_on_load=page_script("saving"))
     explanation = gr.HTML(html_template="", js_on_load=page_script("explanation"))
     fields = [session, form.texts, form.where, *form.wanted, form.shown, form.rerank, form.resolve]
+    fields += [form.must, form.must_not]
     shows = [session, answers]
     asking: dict[str, Any] = modelled | {"trigger_mode": "always_last"}
-    gr.on([form.search.click, form.texts.submit], page.search, fields, shows, **asking)
+    typed = (form.texts.submit, form.must.submit, form.must_not.submit)
+    gr.on([form.search.click, *typed], page.search, fields, shows, **asking)
     form.another.click(None, form.texts, form.texts, js=page_script("another"), **private)
     settings = [each.input for each in (*form.chosen.values(), form.where, form.rerank, form.resolve)]
     gr.on(settings, page.filter, fields, shows, **asking)
     times = [form.since.change, form.until.change]
     times += [event for box in (form.seen_from, form.seen_to) for event in (box.submit, box.blur)]
     gr.on(times, page.filter_times, fields, shows, **asking)
-    answers.ask(page.ask, fields, [*shows, form.texts, *form.wanted, form.resolve], **asking)
+    set_by_address = [form.texts, *form.wanted, form.resolve, form.must, form.must_not]
+    answers.ask(page.ask, fields, [*shows, *set_by_address], **asking)
     answers.image(
         page.explain, session, explanation, show_progress="hidden", trigger_mode="multiple", **modelled
     )
@@ -450,7 +477,16 @@ def _connect(page: SearchPage, form: Form, session: gr.State, answers: gr.HTML) 
 
 def _settings(said: Mapping[str, Any], asked: Question) -> tuple:
     """What a question is asked under: Gradio's lists say each choice twice, and it is asked once."""
-    return asked.wanted, said.get("where"), bool(said.get("rerank")), asked.sca
+    return asked.wanted, said.get("where"), bool(said.get("rerank")), asked.sca, asked.feedback
+
+
+def _still_marked(session: Session, asked: Question) -> Question:
+    """The question with the images that are liked or not, where it is about the same as the session's."""
+    before = session.question
+    if before.texts != tuple(text.strip() for text in asked.texts if text.strip()):
+        return asked
+    marks = {name: getattr(before.feedback, name) for name in MARKS}
+    return replace(asked, feedback=replace(asked.feedback, **marks))
 
 
 def _said(event: gr.EventData, name: str, otherwise: Any) -> Any:

@@ -1,22 +1,26 @@
 """What is asked of the page, as its address holds it: reload and sharing ask the same again.
 
-`?q=a+man+in+red&folder=camera1&since=2026-01-31`; several texts are the lines of `q`. In their place `like`
-names an image of the gallery, and `own` an uploaded one by its number in the session: of an upload an address
-holds neither content nor name.
+`?q=a+man+in+red&folder=camera1&since=2026-01-31`; several texts are the lines of `q`. `must` and `must_not`
+are phrases between commas, `liked` and `disliked` images of the gallery, a line each. In place of texts
+`like` names an image of the gallery, and `own` an uploaded one by its number in the session: of an upload an
+address holds neither content nor name.
 """
 
+import re
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
 from ..footage.films import read_clock
+from ..search.feedback import Feedback, name_of
 from .filters import CHOSEN, Filter, written
 
 WHO = "x-tpas-who"  # a header of this server's own, with the name of the visitor's key
 ANY = "any"  # chosen in a filter that lets all pass
 MOST_CHARACTERS = 40  # of a time
+MARKS = ("liked", "disliked")
 ImageName = str | int  # of the gallery by its id, of a session's own by its number from 0
 
 
@@ -69,6 +73,7 @@ class Asked:
         top_k: images in each answer.
         rerank, coverage: as in `Gallery.search`.
         sca: whether SCA resolves the texts' collisions.
+        feedback: for all the texts.
     """
 
     texts: tuple[str, ...]
@@ -77,12 +82,13 @@ class Asked:
     rerank: bool | None = None
     sca: bool = False
     coverage: float | None = None
+    feedback: Feedback = Feedback()
     visitor: Visitor = Visitor()
 
     @property
     def settings(self) -> Hashable:
         """Questions of equal ones can be answered in one pass; SCA looks at the texts of one alone."""
-        return id(self) if self.sca else (self.wanted, self.rerank, self.coverage)
+        return id(self) if self.sca else (self.wanted, self.rerank, self.coverage, self.feedback)
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class Question:
     image: ImageName | None = None
     wanted: Filter = Filter()
     sca: bool = False
+    feedback: Feedback = Feedback()
 
     @classmethod
     def of_address(cls, said: Mapping[str, Any]) -> "Question":
@@ -103,15 +110,40 @@ class Question:
         elif image is not None:
             image = str(image)
         texts = () if image is not None else tuple(str(said.get("q") or "").split("\n"))
-        return cls(texts, image, wanted_of(said), bool(said.get("sca")) and len(texts) > 1)
+        if image is not None:
+            return cls((), image, wanted_of(said))
+        phrases = {name: _parts(said.get(name), "[,\n]") for name in ("must", "must_not")}
+        marks = {name: _parts(said.get(name), "\n") for name in MARKS}
+        try:
+            feedback = Feedback.of(**phrases, **marks)
+        except ValueError as error:
+            raise RequestError(f"{str(error)[0].upper()}{str(error)[1:]}.") from error
+        return cls(texts, None, wanted_of(said), bool(said.get("sca")) and len(texts) > 1, feedback)
 
     @property
     def address(self) -> str:
         """The query of the page's address."""
         asked = {"own": self.image} if isinstance(self.image, int) else {"like": self.image}
         asked = {"q": "\n".join(self.texts)} if self.image is None else asked
+        parts = {"must": ", ", "must_not": ", ", "liked": "\n", "disliked": "\n"}
+        asked |= {name: parts[name].join(map(name_of, said)) for name, said in self.feedback.settings.items()}
         wanted = {name: written(value) for name, value in self.wanted if value is not None}
         return "?" + urlencode(asked | wanted | ({"sca": 1} if self.sca else {}))
+
+    def said(self, name: str, one: str) -> "Question":
+        """With an image or a phrase more among `name`, or, where it is among them, less."""
+        before = getattr(self.feedback, name)
+        others = {mark: _less(getattr(self.feedback, mark), one) for mark in MARKS if name in MARKS}
+        after = {name: _less(before, one) if one in before else (*before, one)}
+        return replace(self, feedback=replace(self.feedback, **others | after))
+
+
+def _less(said: tuple[Any, ...], one: str) -> tuple[Any, ...]:
+    return tuple(other for other in said if other != one)
+
+
+def _parts(said: Any, between: str) -> list[str]:
+    return [part.strip() for part in re.split(between, str(said or "")) if part.strip()]
 
 
 def wanted_of(said: Mapping[str, Any]) -> Filter:

@@ -18,12 +18,13 @@ from ..data.moments import Moment, clock
 from ..footage.records import boxes_between
 from ..search.arguments import LEAST_CHANCE
 from ..search.explanation import Explanation, heat_layer
+from ..search.feedback import name_of
 from ..search.hits import SearchHit, SearchResult, percent
 from ..search.shards import jpeg_thumbnail
 from .clips import span_of, why_no_clip
 from .exports import SHEET_IMAGES, answer_file, csv_table, image_sheet
 from .filters import written
-from .questions import ImageName, Question
+from .questions import MARKS, ImageName, Question
 from .requests import SearchRequests, Session
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,9 @@ class Renderer:
             waiting=waiting,
             address=session.question.address,
             sca_address=replace(session.question, sca=not session.question.sca).address,
-            shared=shared_firsts(result),
+            question=session.question,
+            marked={name: [self._marked(mark) for mark in marks] for name, marks in self._marks(session)},
+            shared=0 if result.moved else shared_firsts(result),
             wanted=[(name, written(value)) for name, value in session.question.wanted if value is not None],
             on_other_cameras=session.question.wanted.camera is None and self.requests.facts.cameras > 1,
             asked_image=similar_to and self._card(similar_to),
@@ -214,6 +217,13 @@ class Renderer:
                 boxes.append([round(time_s - start_s, 3), *(round(100 * side, 2) for side in sides)])
         address = "clip?" + urlencode({"image": found.id})
         return {"address": address, "at": round(moment.seen_s - start_s, 3), "boxes": boxes}
+
+    def _marks(self, session: Session) -> list[tuple[str, list[str]]]:
+        feedback = session.question.feedback
+        return [(name, list(map(name_of, getattr(feedback, name)))) for name in MARKS]
+
+    def _marked(self, image: str) -> tuple[str, str | None]:
+        return image, self._card(self.requests.image(image))
 
     def _card(self, found: SearchHit) -> str | None:
         jpeg = self.requests.card(found)

@@ -24,6 +24,7 @@ from ..models.loading import source_of
 from ..models.unread_texts import as_read, unread_warnings
 from ..processing_tpas import load_image
 from ..search.explanation import Explanation
+from ..search.feedback import NO_FEEDBACK, Feedback, name_of
 from ..search.gallery import Gallery
 from ..search.hits import EncodedImage, SearchHit, SearchResult
 from ..search.manifest import GalleryError
@@ -85,6 +86,7 @@ class Limits:
     images_shown: int = 48
     images_found: int = 240
     own_images: int = 24
+    marks: int = 24
     upload_megabytes: int = 10
     upload_pixels: int = 25_000_000
     requests_a_minute: int = 30
@@ -223,7 +225,7 @@ class SearchRequests:
             raise RequestError("This image is of no film.")
         return moment
 
-    def image(self, image: str, edge: int | None, visitor: Visitor) -> bytes:
+    def image_file(self, image: str, edge: int | None, visitor: Visitor) -> bytes:
         """An image of the gallery as JPEG, as that is on the disk now; it waits for no model either.
 
         Args:
@@ -236,11 +238,14 @@ class SearchRequests:
         stored = self.gallery.stored  # one for all that follows: another may take its place meanwhile
         try:
             (row,) = stored.rows_of([image])
-            thumbnail = stored.thumbnail(row)
-            content = thumbnail if edge == CARD_EDGE else None
-            if content is None:
-                read = self._file(row, edge, stored)
-                content = thumbnail if read is None else jpeg_thumbnail(read, edge or max(read.size))
+            content = thumbnail = stored.thumbnail(row)
+            if edge != CARD_EDGE or thumbnail is None or self.faces is not None:
+                read = None if edge == CARD_EDGE and thumbnail else self._file(row, edge, stored)
+                if read is None and thumbnail is not None:
+                    read = load_image(io.BytesIO(thumbnail))
+                content = None if read is None else self._shown(read, row, edge or max(read.size))
+                if self.faces is not None and self.gallery.stored is not stored:
+                    raise UnavailableError("The gallery was changed meanwhile: ask again.")
         except KeyError as error:
             raise MissingError("The gallery has no image of this name.") from error
         except GalleryError as error:
@@ -317,6 +322,7 @@ class SearchRequests:
                     try:
                         self._checked_texts(each.texts)
                         self._checked_number(each.top_k, self.limits.images_found)
+                        self._check_feedback(Session(), each.feedback, each.sca and len(each.texts) > 1)
                         groups.setdefault(each.settings, []).append(number)
                     except RequestError as error:
                         answers[number] = error
@@ -348,6 +354,7 @@ class SearchRequests:
                 sca="score" if first.sca and len(texts) > 1 else None,
                 coverage=first.coverage,
                 rows=rows,
+                **first.feedback.settings,
             )
         except RequestError as error:
             return [error for _ in asked]
@@ -371,6 +378,7 @@ class SearchRequests:
         wanted: Filter = NO_FILTER,
         rerank: bool | None = None,
         sca: bool = False,
+        feedback: Feedback = NO_FEEDBACK,
     ) -> SearchResult:
         """The best images for each text, which become the session's result.
 
@@ -380,6 +388,7 @@ class SearchRequests:
             wanted: of the gallery's images; own ones are searched all the same.
             rerank: as in `Gallery.search`.
             sca: of several texts, whether SCA resolves their collisions.
+            feedback: images of the gallery by their ids, and phrases.
 
         Raises:
             RequestError: naming what is missing, too long or too many.
@@ -387,11 +396,13 @@ class SearchRequests:
         texts = self._checked_texts(texts)
         shown = self._checked_number(shown, self.limits.images_found)
         with self._current_gallery():
-            result = self._searched(session, texts, shown, where, wanted, rerank, sca)
-            asked = Asked(tuple(texts), shown, wanted, rerank, sca, visitor=session.visitor)
+            result = self._searched(session, texts, shown, where, wanted, rerank, sca, feedback)
+            asked = Asked(
+                tuple(texts), shown, wanted, rerank, sca, feedback=feedback, visitor=session.visitor
+            )
             self._log([_searched(asked, result)])
             session.result = result
-            session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
+            session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1, feedback)
             session.opened, session.page = self.opened, 0
         return session.result
 
@@ -405,13 +416,14 @@ class SearchRequests:
         wanted: Filter,
         rerank: bool,
         sca: bool,
+        feedback: Feedback = NO_FEEDBACK,
     ) -> Iterator[frozenset[int]]:
         """As `search`, with a result at once by the embeddings, then as the texts are re-ranked.
 
         Yields:
             The numbers of the texts that are not re-ranked yet.
         """
-        asked = {"shown": shown, "where": where, "wanted": wanted}
+        asked: dict[str, Any] = {"shown": shown, "where": where, "wanted": wanted, "feedback": feedback}
         texts = self._checked_texts(texts)
         if not (rerank and self.can_rerank):
             self.search(session, texts, rerank=False, sca=sca, **asked)
@@ -419,7 +431,7 @@ class SearchRequests:
             return
         waiting = frozenset(range(len(texts)))
         self.search(session, texts, rerank=False, **asked)
-        session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1)
+        session.question = Question(tuple(texts), None, wanted, sca and len(texts) > 1, feedback)
         yield waiting
         if len(texts) == 1 or sca or self.gallery.stored.settings.tokens is None:  # without, one reading less
             self.search(session, texts, sca=sca, **asked)
@@ -428,8 +440,9 @@ class SearchRequests:
         for number, text in enumerate(texts):
             with self._current_gallery():
                 result = self._result(session)
-                own = self._searched(session, [text], shown, where, wanted, None, False)
-                self._log([_searched(Asked((text,), shown, wanted, visitor=session.visitor), own)])
+                own = self._searched(session, [text], shown, where, wanted, None, False, feedback)
+                of_one = Asked((text,), shown, wanted, feedback=feedback, visitor=session.visitor)
+                self._log([_searched(of_one, own)])
                 result[number], result.chances[number] = own[0], own.chances[0]
             waiting -= {number}
             yield waiting
@@ -443,6 +456,7 @@ class SearchRequests:
         wanted: Filter,
         rerank: bool | None,
         sca: bool,
+        feedback: Feedback,
     ) -> SearchResult:
         if where not in get_args(Where):
             raise RequestError("Search in the gallery, in your images, or in both.")
@@ -452,6 +466,7 @@ class SearchRequests:
             if where == "own":
                 raise RequestError("You have no images here yet: upload some, or search the gallery.")
             raise RequestError("No image passes the filter: choose another one.")
+        self._check_feedback(session, feedback, sca and len(texts) > 1)
         return self.gallery.search(
             texts,
             top_k=shown,
@@ -460,7 +475,26 @@ class SearchRequests:
             sca="score" if sca and len(texts) > 1 else None,
             rows=rows,
             extra=extra,
+            **feedback.settings,
         )
+
+    def _check_feedback(self, session: Session, feedback: Feedback, sca: bool) -> None:
+        """Raises RequestError for what is too much or too long, and for an image that is not there."""
+        marks = [*feedback.liked, *feedback.disliked]
+        if len(marks) > self.limits.marks:
+            raise RequestError(f"{len(marks)} marked images are too many: {self.limits.marks} at most.")
+        for mark in marks:
+            self._image(session, name_of(mark))
+        for phrase in (*feedback.must, *feedback.must_not):
+            if len(phrase) > self.limits.text_characters:
+                raise RequestError(
+                    f"A phrase has {len(phrase)} characters: {self.limits.text_characters} at most."
+                )
+        if sca and feedback.moves:
+            raise RequestError(
+                "Marks and what must not be seen are of one person: leave them out where each text looks for "
+                "one of its own."
+            )
 
     def unread(self, result: SearchResult) -> list[str]:
         """What of the texts the model does not know or cuts off, a line each; none where it reads all."""
@@ -468,7 +502,9 @@ class SearchRequests:
             return []
         one = len(result.texts) == 1
         places = ["your text" if one else f"text {number}" for number in range(1, len(result.texts) + 1)]
-        return unread_warnings(self.processor, result.texts, places)
+        missing = [said.phrase for hits in result[:1] for hit in hits[:1] for said in hit.phrases]
+        texts = [*result.texts, *missing]
+        return unread_warnings(self.processor, texts, [*places, *(f"{phrase!r}" for phrase in missing)])
 
     def similar(
         self, session: Session, image: ImageName, *, shown: int = 12, wanted: Filter = NO_FILTER
@@ -497,6 +533,10 @@ class SearchRequests:
             session.question = Question(image=image, wanted=wanted)
             session.opened, session.page = self.opened, 0
         return session.result
+
+    def image(self, image: str) -> SearchHit:
+        """An image of the gallery by its name; raises RequestError where there is none."""
+        return self._image(Session(), image)
 
     def hit(self, session: Session, answer: int, image: ImageName) -> tuple[str, SearchHit]:
         """One image of the session's result, and the text that found it.
@@ -751,10 +791,18 @@ def _line(visitor: Visitor, event: str, **what: Any) -> dict[str, Any]:
     return {"who": visitor.name, "client": visitor.address, "event": event, **what}
 
 
+NOT_ASKED = (None, False, (), [])
+
+
 def _searched(asked: Asked, result: SearchResult) -> dict[str, Any]:
     """The line of a search."""
-    how = {"top_k": asked.top_k, "rerank": asked.rerank, "sca": asked.sca, "coverage": asked.coverage}
-    said = _said(asked.wanted) | {name: value for name, value in how.items() if value not in (None, False)}
+    how: dict[str, Any] = {"top_k": asked.top_k, "rerank": asked.rerank, "sca": asked.sca}
+    how |= {"coverage": asked.coverage, "must": asked.feedback.must, "must_not": asked.feedback.must_not}
+    for name in ("liked", "disliked"):  # one's own images are numbers
+        how[name] = [own for own in map(name_of, getattr(asked.feedback, name)) if isinstance(own, str)]
+    said = _said(asked.wanted) | {
+        name: value for name, value in how.items() if value not in (None, False, (), [])
+    }
     return _line(asked.visitor, "search", texts=list(result.texts), asked=said, shown=_shown(result))
 
 

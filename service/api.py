@@ -103,7 +103,7 @@ def _searches(served: Served) -> fastapi.APIRouter:
         """An image as JPEG, encoded anew: what its file says beside the pixels stays."""
         requests = served.galleries[served.chosen(request, gallery)]
         edge = CARD_EDGE if size == "thumbnail" else None
-        content = await run_in_threadpool(requests.image, id, edge, _visitor(request))
+        content = await run_in_threadpool(requests.image_file, id, edge, _visitor(request))
         return Response(content, media_type="image/jpeg")
 
     @router.get("/moments")

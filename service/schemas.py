@@ -7,9 +7,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from ..data.moments import Moment
 from ..search.arguments import LEAST_CHANCE
+from ..search.feedback import MOST_PHRASES, Feedback
 from ..search.hits import SearchHit, SearchResult
 from ..search_page.filters import Filter
-from ..search_page.questions import Asked, Visitor, wanted_of
+from ..search_page.questions import Asked, RequestError, Visitor, wanted_of
 from ..search_page.requests import Limits
 
 LIMITS = Limits()
@@ -59,12 +60,19 @@ class Search(WantedImages):
         description="in place of top_k: as many as hold the right one in this share",
     )
     least_chance: float = Field(LEAST_CHANCE, ge=0, le=1, description="below it `no_one` is true")
+    liked: list[str] = Field([], max_length=LIMITS.marks, description="images more of whose kind is wanted")
+    disliked: list[str] = Field([], max_length=LIMITS.marks, description="images that it is not")
+    must: list[Text] = Field([], max_length=MOST_PHRASES, description="phrases that must be seen")
+    must_not: list[Text] = Field([], max_length=MOST_PHRASES, description="phrases that must not be seen")
 
     def asked(self, visitor: Visitor) -> Asked:
-        """Raises RequestError, as `wanted`."""
-        return Asked(
-            tuple(self.texts), self.top_k, self.wanted(), self.rerank, self.sca, self.coverage, visitor
-        )
+        """Raises RequestError, as `wanted`, and for feedback that contradicts itself."""
+        try:
+            feedback = Feedback.of(self.liked, self.disliked, self.must, self.must_not)
+        except ValueError as error:
+            raise RequestError(str(error)) from error
+        settings = self.rerank, self.sca, self.coverage, feedback, visitor
+        return Asked(tuple(self.texts), self.top_k, self.wanted(), *settings)
 
 
 class Visit(BaseModel):
@@ -83,7 +91,18 @@ class Visit(BaseModel):
         return cls(**moment.to_json(), started=None if started is None else started.isoformat())
 
 
-OWN = ("image", "moment")  # what a `SearchHit` says otherwise
+class Phrase(BaseModel):
+    """What one phrase says of an image by itself; it orders nothing."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    phrase: str
+    wanted: bool = Field(description="whether it must be seen; otherwise it must not")
+    cosine: float
+    match_logit: float | None
+
+
+OWN = ("image", "moment", "phrases")  # what a `SearchHit` says otherwise
 
 
 class Hit(BaseModel):
@@ -99,6 +118,7 @@ class Hit(BaseModel):
     chance: float | None = Field(description="that it is the one asked for, where there is a calibration")
     image: str = Field(description="the address of the image")
     moment: Visit | None = None
+    phrases: list[Phrase] = []
 
     @classmethod
     def of(cls, hit: SearchHit, gallery: str) -> "Hit":
@@ -114,7 +134,8 @@ class Hit(BaseModel):
         )
         values: dict[str, Any] = {name: getattr(hit, name) for name in names}
         moment = None if hit.moment is None else Visit.of(hit.moment)
-        return cls(**values, image=address_of(gallery, hit.id), moment=moment)
+        phrases = [Phrase.model_validate(score) for score in hit.phrases]
+        return cls(**values, image=address_of(gallery, hit.id), moment=moment, phrases=phrases)
 
 
 class Answer(BaseModel):

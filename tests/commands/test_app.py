@@ -318,6 +318,35 @@ def test_a_filter_acts_at_once_and_similar_images_keep_a_way_back(visit, rows):
     assert page.locator(".tpas-wanted").inner_text() == "Of the gallery only: behaviour anomaly."
 
 
+def test_images_are_liked_or_not_by_keyboard_and_touch_and_the_address_holds_it(visit, rows):
+    page = visit(PHONE, has_touch=True)
+    search(page, rows[0]["caption"][0])
+    titles = "cards => cards.map(card => card.title)"
+    first, second, *_ = page.locator(".tpas-card").evaluate_all(titles)
+    page.locator(f'[data-mark="disliked {first}"]').tap()
+    page.wait_for_selector(".tpas-said")
+    answered(page)
+    assert first not in page.locator(".tpas-card").evaluate_all(titles)
+    like = page.locator(f'[data-mark="liked {second}"]')
+    like.focus()
+    page.keyboard.press("Space")
+    page.wait_for_selector("[aria-pressed=true]")
+    answered(page)
+    assert page.evaluate("document.activeElement.dataset.mark") == f"liked {second}"
+    page.reload()
+    page.wait_for_selector("[aria-pressed=true]")
+    answered(page)
+    page.get_by_role("button", name=f"{first}: take back").tap()
+    page.wait_for_function("document.querySelectorAll('.tpas-taken').length == 1")
+    answered(page)
+    page.get_by_text("What must be seen, and what not").tap()
+    page.fill("#tpas-must textarea", "a red hat, a bag")
+    page.press("#tpas-must textarea", "Enter")
+    page.wait_for_function("document.querySelectorAll('.tpas-taken').length == 3")  # what is liked stays
+    assert "+ a bag" in page.locator(".tpas-card").first.inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
 def test_by_touch_a_phone_jumps_turns_pages_and_saves_an_image(visit, pab):
     page = visit(PHONE, has_touch=True)
     search(page, "a man", "a woman", "a child")
@@ -526,7 +555,7 @@ def test_too_many_requests_of_one_address_are_refused(gallery, tmp_path):
     page = SearchPage(SearchRequests(gallery, limits=limits), Uploads(tmp_path, 1))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"), headers={})
     neighbour = SimpleNamespace(client=SimpleNamespace(host="192.0.2.2"), headers={})
-    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
+    question = (Session(), "a man in a coat", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None)
     answers = [last_of(page.search(request, *question)) for _ in range(3)]
     assert ["tpas-cards" in answer for answer in answers] == [True, True, False]
     assert "More than 2 requests in a minute" in answers[2]
@@ -540,7 +569,7 @@ def test_a_line_is_a_text_whatever_else_ends_one_in_unicode(gallery, tmp_path):
         SearchPage(SearchRequests(gallery), Uploads(tmp_path, 1)),
         SimpleNamespace(client=SimpleNamespace(host="::1"), headers={}),
     )
-    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
+    question = ("a man\u2028in red\n\na boy", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None)
     shown = last_of(page.search(request, Session(), *question))
     assert shown.count("<section") == 2
 
@@ -550,7 +579,9 @@ def test_a_failure_is_told_and_logged(gallery, tmp_path, caplog):
     page.requests.search_in_stages = Mock(side_effect=ZeroDivisionError("division by zero"))
     request = SimpleNamespace(client=SimpleNamespace(host="192.0.2.1"), headers={})
     shown = last_of(
-        page.search(request, Session(), "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True)
+        page.search(
+            request, Session(), "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None
+        )
     )
     assert "The server could not do this" in shown
     assert "division by zero" in caplog.text

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -278,21 +279,25 @@ def test_it_stays_open_and_survives_a_line(folder, monkeypatch, capsys, caplog):
     assert printed.startswith("a man falls\nrank")
 
 
-def test_an_image_or_a_text_minus_a_text_is_a_query(folder, monkeypatch, capsys):
+def test_an_image_is_a_query_and_feedback_is_said_beside_a_text(folder, monkeypatch, capsys):
     monkeypatch.setenv("TPAS_MODEL", MODEL)
     image = str(folder / sorted(os.listdir(folder))[2])
     main([str(folder), "--image", image, "--json", "-k", "2"])
     (answer,) = json.loads(capsys.readouterr().out)
     assert answer["image"] == image
     assert (answer["hits"][0]["id"], len(answer["hits"])) == (Path(image).name, 2)
-    main([str(folder), TEXT, "--not", "a red coat", "--no_rerank", "--json"])
-    (without,) = json.loads(capsys.readouterr().out)
-    assert without["without"] == "a red coat"
-    gallery = open_folder(folder, *load_model(MODEL))
-    (hits,) = gallery.search([TEXT], rerank=False, without="a red coat")
-    assert [hit["id"] for hit in without["hits"]] == [hit.id for hit in hits]
-    main([str(folder), TEXT, "--not", "a red coat", "--json"])
-    assert "the re-ranking reads the texts alone (--no_rerank)" in capsys.readouterr().err
+    liked, disliked = sorted(os.listdir(folder))[:2]
+    said = ["--must", "a hat", "--not", "a red coat", "--liked", liked, "--disliked", disliked]
+    main([str(folder), TEXT, *said, "--json"])
+    (answer,) = json.loads(capsys.readouterr().out)
+    feedback = {"must": ["a hat"], "must_not": ["a red coat"], "liked": [liked], "disliked": [disliked]}
+    assert {name: answer[name] for name in ("text", *feedback)} == {"text": TEXT} | feedback
+    (hits,) = open_folder(folder, *load_model(MODEL)).search([TEXT], **feedback)
+    assert [hit["id"] for hit in answer["hits"]] == [hit.id for hit in hits]
+    assert disliked not in [hit.id for hit in hits]
+    assert answer["hits"][0]["phrases"] == [asdict(score) for score in hits[0].phrases]
+    main([str(folder), TEXT, *said])
+    assert "+ a hat - a red coat  image" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -305,7 +310,14 @@ def test_an_image_or_a_text_minus_a_text_is_a_query(folder, monkeypatch, capsys)
         ([".", "text", "--image", "a.jpg"], "give texts, or an --image to look for, not both", 2),
         ([".", "--image", "a.jpg", "--sca"], "--image is ranked by the embeddings alone", 2),
         ([".", "--image", "nowhere.jpg"], "nowhere.jpg: no such image file", None),
-        ([".", "text", "--not", "..."], "--not: '...' is empty, or punctuation alone", None),
+        ([".", "text", "--not", "..."], "--must_not: '...' is empty, or punctuation alone", None),
+        (
+            [".", TEXT, "--liked", "a.jpg", "--disliked", "a.jpg"],
+            "image 'a.jpg' is both liked and disl",
+            None,
+        ),
+        ([".", TEXT, "--liked", "a.jpg", "--sca"], "SCA and a cascade go by match logits alone", None),
+        ([".", "--image", "a.jpg", "--must", "a hat"], "--image is ranked by the embeddings alone", 2),
         ([".", TEXT, "?!"], r"text 2: '\?!' is empty, or punctuation alone", None),
         ([".", "a", "man", "falls"], "3 texts of one word each: quote the sentence, as in 'a man fa", 2),
         ([".", TEXT, "--open"], "--open needs --sheet", 2),

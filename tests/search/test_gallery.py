@@ -185,29 +185,6 @@ def test_search_without_matching(gallery):
         assert hits == sorted(hits, key=lambda hit: -hit.cosine)
 
 
-def test_a_text_without_another_is_ranked_by_the_difference(gallery, model, processor):
-    ids = gallery.ids
-    embeds = encode_texts(model, processor, TEXTS).embeds.numpy()
-    images = gallery.stored.embedding_rows(torch.arange(len(ids))).numpy()
-    difference = embeds[1] - embeds[0]
-    expected = images @ (difference / np.linalg.norm(difference))
-    (by_cosine,) = gallery.search([TEXTS[1]], top_k=len(ids), rerank=False, without=TEXTS[0])
-    assert [hit.cosine for hit in by_cosine] == pytest.approx(sorted(expected, reverse=True), abs=1e-3)
-    assert [hit.cosine for hit in by_cosine] == pytest.approx(
-        [expected[ids.index(hit.id)] for hit in by_cosine], abs=1e-3
-    )
-    # Stage 2 reads the text alone.
-    (plain,) = gallery.search([TEXTS[1]], top_k=len(ids), shortlist=len(ids))
-    (reranked,) = gallery.search([TEXTS[1]], top_k=6, shortlist=6, without=TEXTS[0])
-    assert {hit.id for hit in reranked} == {hit.id for hit in by_cosine[:6]}
-    logits = {hit.id: hit.match_logit for hit in plain}
-    assert [hit.match_logit for hit in reranked] == pytest.approx(
-        [logits[hit.id] for hit in reranked], abs=1e-3
-    )
-    with pytest.raises(ValueError, match="nothing is left of"):
-        gallery.search(TEXTS[:2], without=TEXTS[1])
-
-
 def test_an_image_is_a_query(gallery, folder):
     (hits,) = gallery.search(TEXTS[:1], top_k=1)
     image = load_image(folder / hits[0].id)

@@ -14,6 +14,7 @@ from tpas.figures.results import ResultRow, plot_result_rows
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import find_films
+from tpas.search.feedback import Feedback
 from tpas.search.gallery import Gallery
 from tpas.search_page.access import AllowedHosts
 from tpas.search_page.clips import Clips, span_of, why_no_clip
@@ -66,6 +67,15 @@ def test_an_answer_says_camera_and_time(requests):
         assert left == pytest.approx(100 * (23 + 30 * (at - begin_s)) / 160, abs=2)
         assert (top, width, height) == pytest.approx((25, 10, 100 * 50 / 120), abs=1)
     assert [clip["boxes"][end][0] for end in (0, -1)] == pytest.approx([begin_s, begin_s + 1.9], abs=0.1)
+
+
+def test_a_visit_that_is_not_the_one_is_shown_by_no_other_view(requests):
+    first = ask(requests).result[0][0]
+    views = [moment for moment in requests.gallery.stored.moments() if moment[1].visit == first.moment.visit]
+    assert len(views) == 2
+    left = ask(requests).result[0][1:]
+    found = requests.search(Session(), ["a man runs"], feedback=Feedback.of(disliked=[first.id]))[0]
+    assert {hit.moment.visit for hit in found} == {hit.moment.visit for hit in left}
 
 
 def test_a_sheet_says_time_and_place(requests, tmp_path):

@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import replace
 from datetime import date, datetime
+from html import escape
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -23,6 +24,7 @@ from tpas.modeling_tpas import TPASModel
 from tpas.models.unread_texts import unread_warnings
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.search.explanation import explain
+from tpas.search.feedback import Feedback
 from tpas.search.gallery import Gallery
 from tpas.search.hits import SearchHit, SearchResult
 from tpas.search_page.exports import answer_file, as_cell_text, csv_table
@@ -93,6 +95,30 @@ def test_without_re_ranking_the_cosine_ranks(requests, gallery, captions):
     (hits,) = gallery.search([text], top_k=12, rerank=False)
     assert found(answer) == [hit.id for hit in hits]
     assert all(hit.match_logit is None for hit in answer)
+
+
+def test_feedback_is_asked_with_the_text_and_can_be_taken_back(requests, gallery, captions):
+    text, session = next(iter(captions.values())), Session()
+    liked, disliked = found(requests.search(session, [text])[0])[:2]
+    feedback = Feedback.of([liked], [disliked], ["a red <hat>"], ["a dog"])
+    *_, waiting = requests.search_in_stages(
+        session, [text], shown=15, where="gallery", wanted=Filter(), rerank=True, sca=False, feedback=feedback
+    )
+    assert not waiting
+    assert session.result == gallery.search([text], top_k=15, **feedback.settings)
+    question = session.question
+    assert (question.feedback, question.said("liked", liked).feedback.liked) == (feedback, ())
+    assert question.said("liked", disliked).feedback == replace(
+        feedback, liked=(liked, disliked), disliked=()
+    )
+    page = Renderer(requests).answers(session)
+    pressed = re.findall(r'data-mark="(\w+) (.*?)" aria-pressed="true"', page)
+    assert pressed == [("liked", liked)]
+    assert f'data-mark="liked {disliked}"' not in page  # which is shown as taken away alone
+    for name, one in (("liked", liked), ("disliked", disliked), ("must_not", "a dog")):
+        assert f'data-ask="{escape(question.said(name, one).address)}"' in page
+    score = session.result[0][0].phrases[0].match_logit
+    assert f"+ a red &lt;hat&gt; <b>{score:.2f}</b>".replace("-", "−") in page
 
 
 def test_what_sca_moved_is_said(requests, captions):
@@ -271,6 +297,10 @@ def test_images_that_are_none_are_refused_by_name(gallery, pab, captions, tmp_pa
         (["a man"] * 21, {}, "21 texts are too many"),
         (["a" * 1001], {}, "Text 1 has 1001 characters"),
         (["a man"], {"wanted": Filter(scene="moon")}, "No image passes the filter"),
+        (["a man"], {"feedback": Feedback.of(["nobody.jpg"])}, "The gallery has no image of this name"),
+        (["a man"], {"feedback": Feedback.of(map(str, range(25)))}, "25 marked images are too many: 24 at"),
+        (["a man"], {"feedback": Feedback.of(must=["a" * 1001])}, "A phrase has 1001 characters: 1000 at"),
+        (["a man", "a boy"], {"feedback": Feedback.of(must_not=["a hat"]), "sca": True}, "of one person"),
         (["a man"], {"wanted": Filter(scene="street"), "where": "own"}, "You have no images here yet"),
     ],
 )
@@ -766,6 +796,9 @@ def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
         ),
         Question(image="a b/ü&q=1.jpg", wanted=Filter(until=date(2026, 1, 31))),
         Question(image=3),
+        Question(
+            ("a",), feedback=Feedback.of(["b c/ü&.jpg", "d.jpg"], ["e.jpg"], ["a red hat", "f"], ["a dog"])
+        ),
         Question(("a",), wanted=Filter(seen_from=72.4, seen_to=datetime(2026, 1, 31, 8, 0, 5).astimezone())),
     ],
 )
