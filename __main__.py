@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .commands.command_line import CommandLine
+from .commands.command_line import EXIT_CODES, CommandLine
 
 # Each lies in commands/ under its name, and is imported when it is called or completed.
 COMMANDS = {
@@ -56,7 +56,7 @@ class LazyGroup(TyperGroup):
         return name, command, rest
 
 
-app = CommandLine("tpas", __doc__, cls=LazyGroup, add_completion=True)
+app = CommandLine("tpas", __doc__, cls=LazyGroup, add_completion=True, epilog=EXIT_CODES)
 
 
 def show_version(wanted: bool) -> None:

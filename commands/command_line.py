@@ -103,11 +103,12 @@ class CommandLine(typer.Typer):
         log_format: str = "%(message)s",
         cls: type[TyperGroup] | None = None,
         add_completion: bool = False,
+        epilog: str | None = None,
     ):
         super().__init__(
             cls=cls,
             help=_examples_unwrapped(about),
-            epilog=EXIT_CODES,
+            epilog=epilog,
             rich_markup_mode=None,  # rich cuts long flags short on usual terminals
             pretty_exceptions_enable=False,
             context_settings={"help_option_names": ["--help", "-h"]},
@@ -120,7 +121,7 @@ class CommandLine(typer.Typer):
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Callable], Callable]:
         def register(function: Callable) -> Callable:
             about = _examples_unwrapped(function.__doc__ or self.about)
-            own = {"cls": LenientCommand, "help": about, "epilog": EXIT_CODES} | settings
+            own = {"cls": LenientCommand, "help": about} | settings
             super(CommandLine, self).command(name, **own)(self._with_flags(function))
             return function
 

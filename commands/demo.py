@@ -417,11 +417,22 @@ def write_page(
         experiment.zero_shot,
         experiment.fine_tuned,
         training_log=experiment.training_log,
+        next_commands=next_commands(output_dir, experiment.fine_tuned.queries[0].text),
         **context,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
     marker = {"made_by": MADE_BY} | context
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
+
+
+def next_commands(output_dir: Path, text: str) -> list[str]:
+    """A search by the fine-tuned model, and the page on it."""
+    model, images = output_dir / "fine_tuned" / "best", output_dir / "pab" / "test"
+    rest = ["--model", str(model)]
+    return [
+        shlex.join(["tpas", "search", str(images), text, *rest, "--sheet", str(output_dir / "found.html")]),
+        shlex.join(["tpas", "app", str(images), *rest]),
+    ]
 
 
 app = CommandLine("tpas demo", __doc__)

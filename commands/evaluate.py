@@ -17,7 +17,7 @@ last, and a right image among it is not found.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +31,6 @@ from ..evaluation.arguments import RankingArguments, flag
 from .command_line import CommandLine, CommandResult, WrongUsage, is_main_process
 
 if TYPE_CHECKING:
-    from ..data.pab import RetrievalBenchmark
     from ..evaluation.retrieval import EvaluationResult
     from ..evaluation.tables import Intervals
 
@@ -71,15 +70,69 @@ class ResultFiles:
                 check_place(path)
 
 
+@dataclass
+class Measured:
+    """What is measured on. Each field is a flag."""
+
+    data_root: Path = field(
+        metadata={
+            "help": "pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, "
+            ".jsonl, .json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
+        }
+    )
+    split: EvaluatedSplit = flag("test", "of these pairs")
+    image_root: Path | None = flag(
+        None, "folder of the images, if not as --data_root says (default: beside the table)"
+    )
+    dataset_name: str | None = flag(
+        None, "what the data are called in tables, files and cards (default: their own name)"
+    )
+    validation_fraction: float | None = flag(
+        None, "with validation: share of train, by source video (default: 0.02)"
+    )
+    max_validation_pairs: int | None = flag(None, "with validation: pairs at most (default: 2000)")
+    gallery: Path | None = flag(
+        None, "images to add to the gallery: a folder, or a text file with a path a line, relative to it"
+    )
+    k: list[int] | None = flag(None, "cutoffs of Recall@k (default: 1 5 10)")
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a setting of the validation split with another one."""
+        cut = {name: getattr(self, name) for name in ("validation_fraction", "max_validation_pairs")}
+        self.cut = {name: value for name, value in cut.items() if value is not None}
+        if self.cut and self.split != "validation":
+            raise ValueError(f"--{next(iter(self.cut))} has no effect on --split {self.split}")
+
+    def open(self, rules: FolderRules, check_images: bool) -> None:
+        """Reads the annotations, and finds the distractors: `data`, `pairs`, `distractors`, `benchmark`."""
+        from ..data import pab
+        from ..data.distractors import find_distractors
+        from ..data.retrieval_data import RetrievalData
+
+        self.data = RetrievalData.open(self.data_root, self.image_root)
+        self.pairs = self.data.pairs(self.split, **self.cut)
+        if check_images:
+            self.data.check_images(self.pairs)
+        own = list(dict.fromkeys(self.pairs["image"]))
+        root, added = self.data.image_root, self.gallery
+        self.distractors = find_distractors(added, root, own, rules) if added else {}
+        self.benchmark = pab.retrieval_split(self.pairs, gallery=[*own, *self.distractors])
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {
+            "data_root": str(self.data_root),
+            "split": self.split,
+            "dataset_name": self.dataset_name or self.data.name,
+            "data_fingerprint": self.benchmark.fingerprint,
+            "distractors": len(self.distractors),
+        }
+
+
 @app.command()
 def evaluate(
-    data_root: Annotated[
-        Path,
-        Option(
-            help="pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, .jsonl, "
-            ".json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
-        ),
-    ],
+    measured: Measured,
     ranking: RankingArguments,
     files: ResultFiles,
     rules: FolderRules,
@@ -93,49 +146,19 @@ def evaluate(
             help="score files to measure in place of --model: .npz, .safetensors, or TREC runs, .trec or .run"
         ),
     ] = None,
-    split: Annotated[EvaluatedSplit, Option()] = "test",
-    image_root: Annotated[
-        Path | None,
-        Option(help="folder of the images, if not as --data_root says (default: beside the table)"),
-    ] = None,
-    dataset_name: Annotated[
-        str | None,
-        Option(help="what the data are called in tables, files and cards (default: their own name)"),
-    ] = None,
-    validation_fraction: Annotated[
-        float | None, Option(help="with validation: share of train, by source video (default: 0.02)")
-    ] = None,
-    max_validation_pairs: Annotated[
-        int | None, Option(help="with validation: pairs at most (default: 2000)")
-    ] = None,
-    gallery: Annotated[
-        Path | None,
-        Option(
-            help="images to add to the gallery: a folder, or a text file with a path a line, relative to it"
-        ),
-    ] = None,
-    k: Annotated[list[int] | None, Option(help="cutoffs of Recall@k (default: 1 5 10)")] = None,
     seed: Annotated[int, Option(help="of the bootstrap, and of the queries that are drawn", min=0)] = 0,
 ) -> CommandResult | None:
-    cut = {"validation_fraction": validation_fraction, "max_validation_pairs": max_validation_pairs}
-    cut = {name: value for name, value in cut.items() if value is not None}
-    if cut and split != "validation":
-        raise WrongUsage(f"--{next(iter(cut))} has no effect on --split {split}")
     if (model is None) == (not scores):
         both = " (--scores is read; --write_scores is for a model's)" if scores else ""
         raise WrongUsage(f"give either --model or --scores{both}")
     if scores:
-        return evaluate_scores(
-            scores, data_root, image_root, ranking, files, rules, split, cut, dataset_name, gallery, k, seed
-        )
+        return evaluate_scores(scores, measured, ranking, files, rules, seed)
     assert model is not None  # as checked above
     files.check()
 
     from accelerate import Accelerator
 
-    from ..data import pab
-    from ..data.distractors import find_distractors
-    from ..data.retrieval_data import RetrievalData
+    from ..data.pab import annotation_places
     from ..evaluation.retrieval import evaluate
     from ..models.fingerprints import model_fingerprint
     from ..models.unread_texts import warn_of_unread
@@ -143,28 +166,24 @@ def evaluate(
 
     accelerator = Accelerator()
     with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
-        data = RetrievalData.open(data_root, image_root)
-        dataset = data.pairs(split, **cut)
-    data.check_images(dataset)
-    own = list(dict.fromkeys(dataset["image"]))
-    distractors = find_distractors(gallery, data.image_root, own, rules) if gallery else {}
-    benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
+        measured.open(rules, check_images=True)
+    pairs, benchmark = measured.pairs, measured.benchmark
     training = arguments_of_run(Path(model))
     network, processor = ranking.load(model, accelerator.device)
     if accelerator.is_main_process:
-        places = [f"{file}, line {line}" for file, line in zip(dataset["file"], dataset["line"], strict=True)]
-        warn_of_unread(processor, dataset["caption"], places)
+        places = [f"{file}, line {line}" for file, line in zip(pairs["file"], pairs["line"], strict=True)]
+        warn_of_unread(processor, pairs["caption"], places)
     result = evaluate(
         network,
         processor,
         benchmark,
-        data.image_root,
+        measured.data.image_root,
         shortlist=ranking.shortlist,
         matcher=ranking.load_matcher(accelerator.device),
         **ranking.settings(),
-        k=k,
-        annotated_at=pab.annotation_places(dataset),
-        elsewhere=distractors,
+        k=measured.k,
+        annotated_at=annotation_places(pairs),
+        elsewhere=measured.distractors,
         follow_links=rules.follow_links,
         accelerator=accelerator,
     )
@@ -172,44 +191,30 @@ def evaluate(
     if not accelerator.is_main_process:
         return None
 
-    of_matcher = {}
+    context = {"model": model} | ({} if training is None else {"training": training}) | measured.context
     if ranking.matcher:
         read = min(ranking.matcher_shortlist, len(benchmark.gallery_ids))
-        of_matcher = {"matcher": ranking.matcher, "matcher_shortlist": read}
-    context = {
-        "model": model,
-        **({} if training is None else {"training": training}),
-        "data_root": str(data_root),
-        "split": split,
-        **of_matcher,
+        context |= {"matcher": ranking.matcher, "matcher_shortlist": read}
+    context |= {
         "image_size": processor.image_size,
         "max_text_length": processor.max_text_length,
         "model_fingerprint": model_fingerprint(network),
-        "dataset_name": dataset_name or data.name,
-        "data_fingerprint": benchmark.fingerprint,
-        "distractors": len(distractors),
     }
-    return write(files, result, benchmark, data.image_root, distractors, seed, context)
+    return write(files, result, measured, seed, context)
 
 
 def evaluate_scores(
     paths: list[Path],
-    data_root: Path,
-    image_root: Path | None,
+    measured: Measured,
     ranking: RankingArguments,
     files: ResultFiles,
     rules: FolderRules,
-    split: EvaluatedSplit,
-    cut: dict[str, Any],
-    dataset_name: str | None,
-    gallery: Path | None,
-    k: list[int] | None,
     seed: int,
 ) -> CommandResult | None:
     """Measures score files, and writes what is asked for; the main process alone."""
-    for field in fields(ranking):
-        if getattr(ranking, field.name) != field.default:
-            raise WrongUsage(f"--{field.name} is for a --model: score files are measured as they are")
+    for given in fields(ranking):
+        if getattr(ranking, given.name) != given.default:
+            raise WrongUsage(f"--{given.name} is for a --model: score files are measured as they are")
     if files.write_scores:
         raise WrongUsage(
             "--write_scores is for a --model: tpas rerank and tpas fuse write score files of score files"
@@ -221,35 +226,20 @@ def evaluate_scores(
         return None
     systems = named_score_files(paths)
 
-    from ..data import pab
-    from ..data.distractors import find_distractors
-    from ..data.retrieval_data import RetrievalData
     from ..evaluation.scored import measure_scores
 
-    data = RetrievalData.open(data_root, image_root)
-    dataset = data.pairs(split, **cut)
-    own = list(dict.fromkeys(dataset["image"]))
-    distractors = find_distractors(gallery, data.image_root, own, rules) if gallery else {}
-    benchmark = pab.retrieval_split(dataset, gallery=[*own, *distractors])
-    about = f"the {split} split of {data_root}" + (f" with {gallery}" if gallery else "")
-    result = measure_scores(systems, benchmark, about, k=k)
-    context = {
-        "scores": {name: str(path) for name, path in zip(systems, paths, strict=True)},
-        "data_root": str(data_root),
-        "split": split,
-        "dataset_name": dataset_name or data.name,
-        "data_fingerprint": benchmark.fingerprint,
-        "distractors": len(distractors),
-    }
-    return write(files, result, benchmark, data.image_root, distractors, seed, context)
+    measured.open(rules, check_images=False)
+    added = f" with {measured.gallery}" if measured.gallery else ""
+    about = f"the {measured.split} split of {measured.data_root}{added}"
+    result = measure_scores(systems, measured.benchmark, about, k=measured.k)
+    named = {name: str(path) for name, path in zip(systems, paths, strict=True)}
+    return write(files, result, measured, seed, {"scores": named} | measured.context)
 
 
 def write(
     files: ResultFiles,
     result: "EvaluationResult",
-    benchmark: "RetrievalBenchmark",
-    image_root: Path,
-    distractors: dict[str, Path],
+    measured: Measured,
     seed: int,
     context: dict[str, Any],
 ) -> CommandResult:
@@ -258,6 +248,8 @@ def write(
     from ..evaluation.result_files import rankings_json, results_json, write_scores
     from ..evaluation.tables import format_table, markdown_report
     from ..reranking.trec_files import qrels_lines
+
+    benchmark, distractors = measured.benchmark, measured.distractors
 
     @cache  # the intervals take seconds
     def content() -> dict[str, Any]:
@@ -268,8 +260,8 @@ def write(
     if files.rankings:
         write_json(files.rankings, rankings_json(result, benchmark, distractors))
     if files.markdown:
-        measured = context.get("model") or ", ".join(context["scores"])
-        title = f"{measured} on {context['dataset_name']}, {context['split']}"
+        system = context.get("model") or ", ".join(context["scores"])
+        title = f"{system} on {context['dataset_name']}, {context['split']}"
         write_text(files.markdown, markdown_report(result, content()["confidence"]["stages"], title))
     if files.qrels:
         write_text(files.qrels, "".join(qrels_lines(benchmark.query_ids, benchmark.relevant)))
@@ -279,7 +271,7 @@ def write(
     if files.plots:
         from ..figures.evaluation_plots import write_plots
 
-        write_plots(files.plots, result, benchmark, image_root, distractors, seed)
+        write_plots(files.plots, result, benchmark, measured.data.image_root, distractors, seed)
     return CommandResult(content, format_table(result))
 
 

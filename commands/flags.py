@@ -1,7 +1,8 @@
 """How a command reads its flags: more leniently than typer, and from the fields of a dataclass as well.
 
 A field of a dataclass becomes a flag by its type and default, its help being in its metadata, and there as
-"envvar" the variable of the environment that may give it:
+"envvar" the variable of the environment that may give it. In `--help` the fields stand under the first
+sentence of the dataclass's docstring, or from one field on under the "heading" of its metadata:
 
     @dataclass
     class Settings:
@@ -43,11 +44,14 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             parameters.append(parameter)
             continue
         groups[parameter.name] = kind
+        heading = (kind.__doc__ or "").partition(".")[0]
         for field in dataclasses.fields(kind):
-            option = field.type
+            option: Any = field.type
+            said = field.metadata
+            heading = said.get("heading", heading)
             if not hasattr(option, "__metadata__"):  # which typer's own annotation has
-                about = typer.Option(help=field.metadata.get("help"), envvar=field.metadata.get("envvar"))
-                option = Annotated[option, about]
+                option = Annotated[option, typer.Option(help=said.get("help"), envvar=said.get("envvar"))]
+            option.__metadata__[0].rich_help_panel = heading
             default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
             parameters.append(parameter.replace(name=field.name, annotation=option, default=default))
     return [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters], groups
@@ -77,6 +81,17 @@ class LenientCommand(TyperCommand):
                     underscored(flag) for flag in option.secondary_opts if option.default
                 ]
                 self.options |= dict.fromkeys((*option.opts, *option.secondary_opts), option)
+
+    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+        """Arguments, and the options under the headings of their dataclasses."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            heading = getattr(parameter, "rich_help_panel", None) or f"{parameter.param_type_name.title()}s"
+            if (lines := parameter.get_help_record(ctx)) is not None:
+                sections.setdefault(heading, []).append(lines)
+        for heading, lines in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(lines)
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, list(self._plain_words(args)))

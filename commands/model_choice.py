@@ -27,7 +27,7 @@ OTHERS = "give --model or set TPAS_MODEL (demo_start: drawn people; others are i
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What is asked for. Each field is a flag."""
+    """The model. Each field is a flag."""
 
     model: str | None = field(
         default=None,

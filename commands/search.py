@@ -319,14 +319,14 @@ def search(
         Path,
         Argument(help="images, films, or a gallery that `tpas gallery build` or `tpas footage build` made"),
     ],
-    rules: FolderRules,
-    footage: FootageRules,
-    choice: ModelChoice,
     asked: Asked,
+    choice: ModelChoice,
     ranking: Ranking,
-    of_films: OfFilms,
     chances: Chances,
     sheet: Sheet,
+    of_films: OfFilms,
+    rules: FolderRules,
+    footage: FootageRules,
     images_root: Annotated[
         Path | None, Option(help="the folder where a gallery's images lie now, if it was moved")
     ] = None,

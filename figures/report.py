@@ -18,6 +18,7 @@ from ..processing_tpas import load_image
 from ..search.hits import SearchHit
 from .collisions import Collision, sca_outcome
 from .examples import (
+    IMAGES_SHOWN,
     choose_queries,
     collisions_by_outcome,
     is_answered,
@@ -30,8 +31,8 @@ from .pages import data_address, image_address, render
 from .saving import svg_of
 from .training import plot_panel, training_panels
 
-CARDS = 12
-COLLISIONS = 6
+CARDS, CARDS_OPEN = 12, 4
+COLLISIONS, COLLISIONS_OPEN = 6, 2
 THUMBNAIL_EDGE = 192
 
 
@@ -44,11 +45,12 @@ def build_report(
     versions: Mapping[str, str],
     durations: Mapping[str, float],
     commands: Sequence[str] = (),
+    next_commands: Sequence[str] = (),
 ) -> str:
     """The page, as one string of HTML.
 
     `training_log` holds the lines of `training_log.jsonl`; `arguments`, `versions`, `durations` (seconds by
-    step) and `commands` are printed as they are. The queries that are shown are drawn with
+    step), `commands` and `next_commands` are printed as they are. The queries that are shown are drawn with
     `arguments["seed"]`, so the same input gives the same page. Raises what `load_image` raises for an image
     that is absent or broken.
     """
@@ -67,6 +69,9 @@ def build_report(
         matched=Stage.MATCHING in fine_tuned.results["stages"],
         fused=Stage.FUSED in fine_tuned.results["stages"],
         charts=_charts(training_log),
+        first=_first(queries, images),
+        cards_open=CARDS_OPEN,
+        collisions_open=COLLISIONS_OPEN,
         cards=[
             _card(query, at_start.get(query.id), images)
             for query in choose_queries(queries, count=CARDS, seed=seed)
@@ -78,6 +83,7 @@ def build_report(
         versions=versions,
         seconds={name: f"{duration:.1f}" for name, duration in durations.items()},
         commands=commands,
+        next_commands=next_commands,
     )
 
 
@@ -106,6 +112,18 @@ class _Images:
             self.addresses[name] = image_address(open_image(), THUMBNAIL_EDGE)
         own_text = f" Its own text: {self.texts[name]}" if name in self.texts else ""
         return {"address": self.addresses[name], "alternative": words + own_text}
+
+
+def _first(queries: Sequence[RankedQuery], images: _Images) -> dict[str, Any] | None:
+    """The shortest text about an anomaly that is answered, or else about anything, with its best images."""
+    answered = [query for query in queries if is_answered(query, Stage.SCA)]
+    if not answered:
+        return None
+    query = min(answered, key=lambda query: (query.behaviour != "anomaly", len(query.text)))
+    return {
+        "text": query.text,
+        "tiles": [images.tile(hit, query) for hit in query.hits[Stage.SCA][:IMAGES_SHOWN]],
+    }
 
 
 def _card(query: RankedQuery, at_start: RankedQuery | None, images: _Images) -> dict[str, Any]:
@@ -143,11 +161,11 @@ def _collision(collision: Collision, queries: Sequence[RankedQuery], images: _Im
 
 def _ladder(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Recall@1 from the start to the last stage, one thing added at each step."""
+    added = {Stage.MATCHING: "+ matching", Stage.FUSED: "+ both fused", Stage.SCA: "+ SCA"}
     steps = [
         ("Start, embeddings alone", zero_shot[Stage.EMBEDDINGS]),
         ("Fine-tuned", fine_tuned[Stage.EMBEDDINGS]),
-        *([("+ matching", fine_tuned[final_stage(fine_tuned)])] if Stage.MATCHING in fine_tuned else []),
-        ("+ SCA", fine_tuned[Stage.SCA]),
+        *((name, fine_tuned[stage]) for stage, name in added.items() if stage in fine_tuned),
     ]
     values = [stage["all"]["recall@1"] for _, stage in steps]
     gains = [None, *(after - earlier for earlier, after in zip(values, values[1:], strict=False))]

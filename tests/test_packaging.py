@@ -144,9 +144,11 @@ def test_readme_names_every_root_file_and_folder():
     assert {path.parent.name for path in ROOT.glob("*/__init__.py")} <= set(re.findall(r"`([\w/]+)/`", table))
 
 
-def test_readme_examples_run_as_they_stand(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    search, stages = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+def test_the_examples_of_readme_and_how_it_works_run_as_they_stand(tmp_path):
+    search, stages = (
+        re.search(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL).group(1)
+        for name in ("README.md", "docs/how_it_works.md")
+    )
     (tmp_path / "demo_start").symlink_to(ROOT / "demo_start")
     hit = r"^  ([123])\.  -?\d\.\d\d  .*outputs/people/test/(.*\.jpg)$"
     hits = re.findall(hit, run_python(search, tmp_path), re.M)

@@ -5,9 +5,9 @@ from math import inf
 from typing import Any, Literal
 
 
-def flag(default: Any, about: str) -> Any:
-    """A dataclass field that becomes a flag."""
-    return field(default=default, metadata={"help": about})
+def flag(default: Any, about: str, heading: str | None = None) -> Any:
+    """A dataclass field that becomes a flag; from it on they stand under the heading in `--help`."""
+    return field(default=default, metadata={"help": about} | ({"heading": heading} if heading else {}))
 
 
 @dataclass
@@ -18,11 +18,11 @@ class FineTuningArguments:
     better in either stage (benchmarks/equal_texts.md).
     """
 
-    # Where from and where to
     data_root: str = field(
         metadata={
+            "heading": "Where from and where to",
             "help": "pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, "
-            ".jsonl, .json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME"
+            ".jsonl, .json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME",
         }
     )
     output_dir: str = field(metadata={"help": "folder for best/, last/ and the log"})
@@ -50,8 +50,7 @@ class FineTuningArguments:
         "if it has none; with more epochs than before a run goes on beyond its end",
     )
 
-    # Pairs
-    pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)")
+    pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)", heading="Pairs")
     subset: Literal["random", "first", "balanced", "diverse"] = flag(
         "random",
         "which: drawn by the seed; the first; half normal, half anomaly, drawn by the seed; or those whose "
@@ -72,8 +71,7 @@ class FineTuningArguments:
     num_workers: int = flag(2, "processes that decode images, for each training process")
     prefetch_factor: int = flag(2, "batches that each of them keeps ready")
 
-    # Batches and steps
-    num_train_epochs: int = flag(10, "how often all pairs are seen (paper: 10)")
+    num_train_epochs: int = flag(10, "how often all pairs are seen (paper: 10)", heading="Batches and steps")
     max_train_steps: int | None = flag(None, "number of steps, in place of the epochs")
     steps_as_pairs: int | None = flag(
         None,
@@ -92,11 +90,11 @@ class FineTuningArguments:
     )
     group_by_length: bool = flag(False, "captions of similar length share a batch: less padding")
 
-    # Objective
     negatives: Literal["local", "global"] = flag(
         "local",
         "hard negatives of the matching loss: from the process's own pairs (X-VLM), or from those of all "
         "processes, then drawn alike for any number of them",
+        heading="Objective",
     )
     hard_negatives: bool = flag(
         False,
@@ -116,8 +114,9 @@ class FineTuningArguments:
     )
     label_smoothing: float = flag(0.0, "of the contrastive loss (Inception-v3, arXiv:1512.00567: 0.1)")
 
-    # Augmentation
-    augmentation: bool = flag(True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)")
+    augmentation: bool = flag(
+        True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)", heading="Augmentation"
+    )
     crop_probability: float = flag(
         1.0, "with it: of cropping (local view); otherwise the whole image is squeezed (global view)"
     )
@@ -126,8 +125,7 @@ class FineTuningArguments:
         0.0, "of erasing a rectangle of the image (random erasing, arXiv:1708.04896; APTM: 0.6)"
     )
 
-    # Optimiser
-    learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)")
+    learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)", heading="Optimiser")
     new_parameter_multiplier: float = flag(
         2.0, "learning rate of parameters that the start model lacks, relative to the others' (X-VLM: 2)"
     )
@@ -159,17 +157,19 @@ class FineTuningArguments:
         "also write averaged/, the mean of the weights at the end of the last epochs (SWA, arXiv:1803.05407)",
     )
 
-    # Memory and speed
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "left out: accelerate's")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
+        None, "left out: accelerate's", heading="Memory and speed"
+    )
     gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
     torch_compile: bool = flag(
         False, "compile the three encoders (torch.compile): slow to start, then faster"
     )
     torch_compile_backend: str = flag("inductor", "with it: the compiler's backend")
 
-    # LoRA
     lora_rank: int = flag(
-        0, "train low-rank updates of this rank in place of all weights (arXiv:2106.09685); 0: all weights"
+        0,
+        "train low-rank updates of this rank in place of all weights (arXiv:2106.09685); 0: all weights",
+        heading="LoRA",
     )
     lora_alpha: float = flag(32.0, "with LoRA: its updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
@@ -180,8 +180,11 @@ class FineTuningArguments:
     )
     merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
 
-    # Evaluation, log, checkpoints
-    seed: int = flag(42, "of subset, order, augmentation, dropout and new weights (X-VLM: 42)")
+    seed: int = flag(
+        42,
+        "of subset, order, augmentation, dropout and new weights (X-VLM: 42)",
+        heading="Evaluation, log, checkpoints",
+    )
     seeds: int = flag(
         1, "runs one after the other, with this and the next seeds, and their mean and deviation"
     )

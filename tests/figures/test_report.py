@@ -214,7 +214,7 @@ def test_what_others_wrote_cannot_become_markup(image_root):
     known = (
         "html head meta title style body header h1 h2 h3 h4 p ol li span small main section div table thead"
         " tbody tr th td article blockquote figure img figcaption br strong b"
-        " footer dl dt dd details summary pre"
+        " footer dl dt dd details summary pre code"
     )
     assert {tag for tag, _ in reader.tags} <= set(known.split())
 
@@ -232,6 +232,19 @@ def test_the_page_needs_nothing_beside_itself(image_root):
     assert headings[0] == 1
     assert headings.count(1) == 1
     assert all(after - before <= 1 for before, after in zip(headings, headings[1:], strict=False))
+
+
+def test_the_page_begins_with_an_answer_and_ends_with_what_to_type(image_root):
+    page = make_page(image_root, next_commands=["tpas app 'a & b'"])
+    top, _, rest = page.partition("<h2")
+    assert "Above: of the texts that it answered, the shortest about an anomaly." in top
+    assert re.findall(r"<blockquote[^>]*>(.*?)</blockquote>", top) == [
+        "A man in a &lt;script&gt;alert(&#39;red&#39;)&lt;/script&gt; coat &amp; hat falls."
+    ]
+    ladder = re.findall(r'class="name">(.*?)<.*?class="value">(.*?)<', top, re.DOTALL)
+    assert ladder[1:] == [("Fine-tuned", "43.2"), ("+ matching", "45.2"), ("+ SCA", "39.2")]
+    assert "<pre>tpas app &#39;a &amp; b&#39;</pre>" in rest
+    assert "Go on" not in make_page(image_root)
 
 
 def test_the_table_holds_the_numbers_of_the_results(image_root):
