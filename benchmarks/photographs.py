@@ -57,13 +57,18 @@ TEXTS = ["A man in a red coat is running on the street.", "A woman is lying on t
 TOP_K = 10
 TOLERANCE = 1e-5
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-SIGLIP_2_WORDS = 256_000
+CLIP_WORDS, SIGLIP_2_WORDS, BLIP_WORDS = 49_408, 256_000, 30_522
 
 
-def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
-    """A word for a token, with the ids that CLIP's and SigLIP's configurations here know."""
+def filled(words: list[str], size: int) -> list[str]:
+    """The words, and as many that nobody says as make them `size`: as many as the model has."""
+    return [*words, *(f"unsaid{number}" for number in range(len(words), size))]
+
+
+def word_tokenizer(length: int, size: int) -> PreTrainedTokenizerFast:
+    """A word for a token, with the ids that CLIP's and SigLIP's configurations here know, `size` in all."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
-    words = [*special, *captions_vocabulary(DEMO_WORLD)]
+    words = filled([*special, *captions_vocabulary(DEMO_WORLD)], size)
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, "<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -79,7 +84,11 @@ def build_clip(quick: bool) -> list[Any]:
     vision = {"patch_size": 32, "image_size": 224} | small
     network = CLIPModel(CLIPConfig(text_config=ids | small, vision_config=vision, **ids))
     size = {"height": 224, "width": 224}
-    return [network, CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=size), word_tokenizer(77)]
+    return [
+        network,
+        CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=size),
+        word_tokenizer(77, CLIP_WORDS),
+    ]
 
 
 def build_siglip_2(quick: bool) -> list[Any]:
@@ -90,7 +99,7 @@ def build_siglip_2(quick: bool) -> list[Any]:
     vision = {"patch_size": 16, "image_size": 224} | small
     network = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
     images = SiglipImageProcessorPil(size={"height": 224, "width": 224})
-    return [network, images, word_tokenizer(64)]
+    return [network, images, word_tokenizer(64, SIGLIP_2_WORDS)]
 
 
 def build_siglip_2_naflex(quick: bool) -> list[Any]:
@@ -101,11 +110,16 @@ def build_siglip_2_naflex(quick: bool) -> list[Any]:
         {"patch_size": 16, "num_patches": 256} | small,
     )
     network = Siglip2Model(Siglip2Config(text_config=text, vision_config=vision))
-    return [network, Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256), word_tokenizer(64)]
+    return [
+        network,
+        Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256),
+        word_tokenizer(64, SIGLIP_2_WORDS),
+    ]
 
 
 def build_blip(quick: bool) -> list[Any]:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *captions_vocabulary(DEMO_WORLD)]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = filled([*special, *captions_vocabulary(DEMO_WORLD)], BLIP_WORDS)
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     vision, text = {"patch_size": 16, "image_size": 384}, {"encoder_hidden_size": 768}
     if quick:

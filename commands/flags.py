@@ -2,7 +2,7 @@
 
 A field of a dataclass becomes a flag by its type and default, its help being in its metadata, and there as
 "envvar" the variable of the environment that may give it. In `--help` the fields stand under the first
-sentence of the dataclass's docstring, or from one field on under the "heading" of its metadata:
+sentence of the dataclass's docstring, or from one field on under what its HEADINGS say:
 
     @dataclass
     class Settings:
@@ -44,11 +44,11 @@ def flags_of(function: Callable) -> tuple[list[inspect.Parameter], dict[str, Any
             parameters.append(parameter)
             continue
         groups[parameter.name] = kind
-        heading = (kind.__doc__ or "").partition(".")[0]
+        heading, headings = (kind.__doc__ or "").partition(".")[0], getattr(kind, "HEADINGS", {})
         for field in dataclasses.fields(kind):
             option: Any = field.type
             said = field.metadata
-            heading = said.get("heading", heading)
+            heading = headings.get(field.name, heading)
             if not hasattr(option, "__metadata__"):  # which typer's own annotation has
                 option = Annotated[option, typer.Option(help=said.get("help"), envvar=said.get("envvar"))]
             option.__metadata__[0].rich_help_panel = heading

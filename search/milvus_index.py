@@ -192,7 +192,7 @@ class MilvusIndex:
     @contextmanager
     def _explained_errors(self) -> Iterator[None]:
         pymilvus = import_pymilvus()
-        import grpc  # which pymilvus brings
+        import grpc
 
         try:
             yield

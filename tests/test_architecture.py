@@ -32,6 +32,7 @@ IMPORT_NAMES = {
     "pyyaml": "yaml",
     "Jinja2": "jinja2",
     "faiss-cpu": "faiss",
+    "grpcio": "grpc",
     "open_clip_torch": "open_clip",
     "prometheus-client": "prometheus_client",
 }

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 
-def flag(default: Any, about: str, heading: str | None = None) -> Any:
-    """A dataclass field that becomes a flag; from it on they stand under the heading in `--help`."""
-    return field(default=default, metadata={"help": about} | ({"heading": heading} if heading else {}))
+def flag(default: Any, about: str) -> Any:
+    """A dataclass field that becomes a flag."""
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass
@@ -18,9 +18,21 @@ class FineTuningArguments:
     better in either stage (benchmarks/equal_texts.md).
     """
 
+    # By the first field of each: what `--help` shows them under.
+    HEADINGS: ClassVar = {
+        "data_root": "Where from and where to",
+        "pairs": "Pairs",
+        "num_train_epochs": "Batches and steps",
+        "negatives": "Objective",
+        "augmentation": "Augmentation",
+        "learning_rate": "Optimiser",
+        "mixed_precision": "Memory and speed",
+        "lora_rank": "LoRA",
+        "seed": "Evaluation, log, checkpoints",
+    }
+
     data_root: str = field(
         metadata={
-            "heading": "Where from and where to",
             "help": "pairs of images and texts: a folder of PAB or in its layout, a table (.csv, .tsv, "
             ".jsonl, .json, .parquet), an imagefolder, CUHK-PEDES, ICFG-PEDES or RSTPReid, or hf:OWNER/NAME",
         }
@@ -50,7 +62,7 @@ class FineTuningArguments:
         "if it has none; with more epochs than before a run goes on beyond its end",
     )
 
-    pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)", heading="Pairs")
+    pairs: int | None = flag(None, "train on this many pairs (paper: Table 3)")
     subset: Literal["random", "first", "balanced", "diverse"] = flag(
         "random",
         "which: drawn by the seed; the first; half normal, half anomaly, drawn by the seed; or those whose "
@@ -71,7 +83,7 @@ class FineTuningArguments:
     num_workers: int = flag(2, "processes that decode images, for each training process")
     prefetch_factor: int = flag(2, "batches that each of them keeps ready")
 
-    num_train_epochs: int = flag(10, "how often all pairs are seen (paper: 10)", heading="Batches and steps")
+    num_train_epochs: int = flag(10, "how often all pairs are seen (paper: 10)")
     max_train_steps: int | None = flag(None, "number of steps, in place of the epochs")
     steps_as_pairs: int | None = flag(
         None,
@@ -94,7 +106,6 @@ class FineTuningArguments:
         "local",
         "hard negatives of the matching loss: from the process's own pairs (X-VLM), or from those of all "
         "processes, then drawn alike for any number of them",
-        heading="Objective",
     )
     hard_negatives: bool = flag(
         False,
@@ -114,9 +125,7 @@ class FineTuningArguments:
     )
     label_smoothing: float = flag(0.0, "of the contrastive loss (Inception-v3, arXiv:1512.00567: 0.1)")
 
-    augmentation: bool = flag(
-        True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)", heading="Augmentation"
-    )
+    augmentation: bool = flag(True, "crop 0.5-1, mirror, RandAugment(2, 7) (X-VLM; the paper does not say)")
     crop_probability: float = flag(
         1.0, "with it: of cropping (local view); otherwise the whole image is squeezed (global view)"
     )
@@ -125,7 +134,7 @@ class FineTuningArguments:
         0.0, "of erasing a rectangle of the image (random erasing, arXiv:1708.04896; APTM: 0.6)"
     )
 
-    learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)", heading="Optimiser")
+    learning_rate: float = flag(3e-5, "greatest learning rate (paper: 3e-5)")
     new_parameter_multiplier: float = flag(
         2.0, "learning rate of parameters that the start model lacks, relative to the others' (X-VLM: 2)"
     )
@@ -157,9 +166,7 @@ class FineTuningArguments:
         "also write averaged/, the mean of the weights at the end of the last epochs (SWA, arXiv:1803.05407)",
     )
 
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(
-        None, "left out: accelerate's", heading="Memory and speed"
-    )
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = flag(None, "left out: accelerate's")
     gradient_checkpointing: bool = flag(False, "recompute activations going backwards: less memory, slower")
     torch_compile: bool = flag(
         False, "compile the three encoders (torch.compile): slow to start, then faster"
@@ -167,9 +174,7 @@ class FineTuningArguments:
     torch_compile_backend: str = flag("inductor", "with it: the compiler's backend")
 
     lora_rank: int = flag(
-        0,
-        "train low-rank updates of this rank in place of all weights (arXiv:2106.09685); 0: all weights",
-        heading="LoRA",
+        0, "train low-rank updates of this rank in place of all weights (arXiv:2106.09685); 0: all weights"
     )
     lora_alpha: float = flag(32.0, "with LoRA: its updates are scaled by alpha / rank")
     lora_dropout: float = flag(0.0, "with LoRA: dropout before its updates")
@@ -180,11 +185,7 @@ class FineTuningArguments:
     )
     merge: bool = flag(False, "with LoRA: also write merged/, the best model whole")
 
-    seed: int = flag(
-        42,
-        "of subset, order, augmentation, dropout and new weights (X-VLM: 42)",
-        heading="Evaluation, log, checkpoints",
-    )
+    seed: int = flag(42, "of subset, order, augmentation, dropout and new weights (X-VLM: 42)")
     seeds: int = flag(
         1, "runs one after the other, with this and the next seeds, and their mean and deviation"
     )

@@ -106,7 +106,7 @@ ALLOWING = [(b"access-control-allow-origin", b"*"), (b"access-control-allow-cred
 
 
 def question(page, inputs, *values, **more):
-    """What the page sends for the event that has so many inputs: 15 search, 3 upload."""
+    """What the page sends for the event that has so many inputs: 17 search, 3 upload."""
     events = page.get("/config").json()["dependencies"]
     number = next(event["id"] for event in events if len(event["inputs"]) == inputs)
     return {"data": list(values), "fn_index": number, "session_hash": "alice"} | more
@@ -132,7 +132,7 @@ def sent(page, *contents):
     return page.post(UPLOAD, files=[("files", (f"{place}.png", each)) for place, each in enumerate(contents)])
 
 
-SEARCH = [None, "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True]
+SEARCH = [None, "a man", "gallery", *5 * ["any"], *4 * [None], 3, True, True, None, None]
 
 
 def test_the_page_searches_and_takes_uploads(page, whole):
@@ -269,7 +269,7 @@ def test_a_question_that_no_page_asks_reaches_nobody(limited, kind):
 )
 def test_every_question_of_the_page_stands_values_of_any_kind(page, event, caplog, capsys):
     """Nothing raises, so that nothing of what was sent is in the log."""
-    values = 2 * [None, -1, "../a", "\ud800", True, "=1", 2.5, "any"]
+    values = 3 * [None, -1, "../a", "\ud800", True, "=1", 2.5, "any"]
     for place in range(8):
         for question_of in page.get("/config").json()["dependencies"]:
             data = (values[place:] + values[:place])[: len(question_of["inputs"])]

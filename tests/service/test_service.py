@@ -314,8 +314,8 @@ def test_the_page_is_logged_by_the_visitors_key(service, tmp_path):
     headers = {"Authorization": basic, "x-tpas-who": "somebody else"}
     with TestClient(app, base_url="http://127.0.0.1:7860", headers=headers) as visitor:
         events = visitor.get("/config").json()["dependencies"]
-        number = next(event["id"] for event in events if len(event["inputs"]) == 15)
-        form = [None, TEXTS[0], "gallery", *5 * ["any"], *4 * [None], 3, False, False]
+        number = next(event["id"] for event in events if len(event["inputs"]) == 17)
+        form = [None, TEXTS[0], "gallery", *5 * ["any"], *4 * [None], 3, False, False, None, None]
         question = {"data": form, "fn_index": number, "session_hash": "alice"}
         visitor.post("/gradio_api/queue/join", json=question)
         shown = visitor.get("/gradio_api/queue/data?session_hash=alice").text
