@@ -36,7 +36,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from email.message import Message
 from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
@@ -180,7 +180,7 @@ class CommandLine(typer.Typer):
             debug = debug or _debug_by_environment() or context.find_root().params.get("debug", False)
             with _one_line_errors(context.command_path, debug, context):
                 for name, kind in groups.items():
-                    given = {field: values.pop(field) for field in kind.__dataclass_fields__}
+                    given = {field.name: values.pop(field.name) for field in fields(kind)}
                     try:
                         values[name] = kind(**given)
                     except ValueError as error:
