@@ -113,7 +113,7 @@ def build_siglip_2_naflex(quick: bool) -> list[Any]:
     return [
         network,
         Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256),
-        word_tokenizer(64, SIGLIP_2_WORDS),
+        word_tokenizer(64, SIGLIP_2_WORDS - 1),  # its class adds one
     ]
 
 
