@@ -230,14 +230,25 @@ class Alarms:
             return None
 
 
-def _whole_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file of JSON Lines, of which the last is removed where it was cut off."""
+def raised_in(gallery: Path) -> list[dict[str, Any]]:
+    """The alarms that were raised in a gallery, of all its cameras, the newest first; see `Alarm.to_json`.
+
+    Raises:
+        ValueError: a line other than the last is damaged; names it.
+    """
+    files = sorted((gallery / ALARMS).rglob(RAISED))
+    lines = [line for file in files for line in _whole_lines(file, cut=False)]
+    return sorted(lines, key=lambda line: str(line.get("raised_at")), reverse=True)
+
+
+def _whole_lines(path: Path, cut: bool = True) -> Iterator[dict[str, Any]]:
+    """The lines of a file of JSON Lines, of which a torn last one is passed over, and removed by `cut`."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return
     whole = content.rfind(b"\n") + 1
-    if whole < len(content):
+    if cut and whole < len(content):
         os.truncate(path, whole)
     for number, line in enumerate(content[:whole].splitlines(), start=1):
         try:

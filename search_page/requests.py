@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from PIL import Image
 
 from ..data.moments import Moment
+from ..footage.alarms import raised_in
 from ..footage.clips import clip_name
 from ..footage.faces import FaceCover
 from ..models.interface import can_match
@@ -279,6 +280,21 @@ class SearchRequests:
             found = [(record(row)["id"], of) for row in chosen if (of := moments[row]) is not None]
         self.log(visitor, "moments", asked=_said(wanted), shown=[[image for image, _ in found]])
         return len(visits), found
+
+    def alarms(self, first: int, count: int, visitor: Visitor) -> tuple[int, list[dict[str, Any]]]:
+        """How many alarms `tpas watch` has raised here, and some of them, the newest first.
+
+        Raises:
+            RequestError: their file is damaged.
+        """
+        try:
+            raised = raised_in(self.gallery.path)
+        except ValueError as error:
+            logger.warning("%s", error)
+            raise UnavailableError("The file of alarms is damaged.") from error
+        found = raised[first : first + count]
+        self.log(visitor, "alarms", shown=[[line["id"] for line in found]])
+        return len(raised), found
 
     def refresh(self) -> None:
         """Looks at the gallery as it is on the disk now; waits for the model only where it was changed.

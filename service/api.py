@@ -16,7 +16,17 @@ from ..search_page.questions import MissingError, RequestError, Visitor
 from ..search_page.requests import CARD_EDGE, SearchRequests
 from .batches import Batches
 from .metrics import Metrics
-from .schemas import Answers, GalleryFacts, Refusal, Search, SeenVisit, Visits, WantedImages
+from .schemas import (
+    Answers,
+    GalleryFacts,
+    RaisedAlarm,
+    RaisedAlarms,
+    Refusal,
+    Search,
+    SeenVisit,
+    Visits,
+    WantedImages,
+)
 
 REFUSALS = {
     400: "what was asked cannot be read",
@@ -120,6 +130,19 @@ def _searches(served: Served) -> fastapi.APIRouter:
             served.galleries[name].moments, wanted.wanted(), first, count, visitor
         )
         return Visits(gallery=name, total=total, visits=[SeenVisit.shown(*each, name) for each in found])
+
+    @router.get("/alarms")
+    async def alarms(
+        request: Request,
+        gallery: str | None = None,
+        first: Annotated[int, Query(ge=0, description="how many to pass over")] = 0,
+        count: Annotated[int, Query(ge=1, le=MOST_VISITS)] = 100,
+    ) -> RaisedAlarms:
+        """What `tpas watch` has raised, the newest first."""
+        name = served.chosen(request, gallery)
+        total, found = await run_in_threadpool(served.galleries[name].alarms, first, count, _visitor(request))
+        raised = [RaisedAlarm.of_line(line, name) for line in found]
+        return RaisedAlarms(gallery=name, total=total, alarms=raised)
 
     return router
 

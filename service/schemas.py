@@ -1,5 +1,6 @@
 """What programs send and are sent, as OpenAPI shows it; the names are those of `tpas search --json`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
@@ -192,6 +193,35 @@ class Visits(BaseModel):
     gallery: str
     total: int = Field(description="of all that pass")
     visits: list[SeenVisit]
+
+
+class RaisedAlarm(Visit):
+    """A visit that a standing query of `tpas watch` speaks of."""
+
+    id: str = Field(description="of visit and text")
+    raised_at: str = Field(description="the clock's time")
+    text: str
+    score: float
+    limit: float = Field(description="what the score had to be above")
+    false_alarms_a_day: float = Field(
+        description="so high a score comes so often from people who do nothing of the kind"
+    )
+    quiet: bool = Field(description="in quiet hours, so it was not sent")
+    image: str | None = Field(description="the address of the view that matches best")
+
+    @classmethod
+    def of_line(cls, line: dict[str, Any], gallery: str) -> "RaisedAlarm":
+        """From a line of alarms.jsonl, whose files are the server's own business."""
+        view = line.get("image")
+        image = None if view is None else address_of(gallery, f"{line['camera']}/{Path(view).name}")
+        known = {name: value for name, value in line.items() if name in cls.model_fields}
+        return cls.model_validate(known | {"image": image})
+
+
+class RaisedAlarms(BaseModel):
+    gallery: str
+    total: int
+    alarms: list[RaisedAlarm] = Field(description="the newest first")
 
 
 class GalleryFacts(BaseModel):

@@ -307,6 +307,31 @@ def test_nothing_is_shown_without_its_line(service, tmp_path, monkeypatch):
     assert (verify(log.path).lines, verify(log.path).problem) == (5, None)
 
 
+def test_alarms_are_those_of_the_watched_gallery(service, built, tmp_path):
+    street = shutil.copytree(built["street"], tmp_path / "street")
+    alarm = {"camera": "gate", "start_s": 1.0, "end_s": 3.0, "track": 2, "box": [1.0, 2.0, 3.0, 4.0]}
+    alarm |= {"text": TEXTS[2], "score": 2.0, "limit": 1.5, "false_alarms_a_day": 0.1, "quiet": False}
+    alarm |= {"started": None, "image": "/var/g/footage/gate/2-0.jpg", "clip": "/var/g/alarms/clips/a.mp4"}
+    for camera, hour in (("", 8), ("other", 9)):
+        folder = street / "alarms" / camera
+        folder.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(alarm | {"id": f"a{hour}", "raised_at": f"2026-11-26T0{hour}:00:00+00:00"})
+        (folder / "alarms.jsonl").write_text(f"{line}\n{line[:9]}")  # the last one is being written
+    log = AuditLog(tmp_path / "audit.jsonl")
+    app = service("street", galleries={"street": street}, audit=log.write)
+    newest, all_of_them = ask(app, *(("GET", "/v1/alarms", {"params": {"count": n}}) for n in (1, 9)))
+    assert newest.json()["total"] == 2
+    assert [each["id"] for each in all_of_them.json()["alarms"]] == ["a9", "a8"]
+    (shown,) = newest.json()["alarms"]
+    assert shown["image"] == "/v1/images?gallery=street&id=gate%2F2-0.jpg"
+    assert "/var/g" not in newest.text
+    assert json.loads(log.path.read_text().splitlines()[-1])["shown"] in ([["a9"]], [["a9", "a8"]])
+    log.close()
+    (street / "alarms" / "alarms.jsonl").write_text("{\n{}\n")
+    (damaged,) = ask(app, ("GET", "/v1/alarms", {}))
+    assert (damaged.status_code, damaged.json()) == (503, {"error": "The file of alarms is damaged."})
+
+
 def test_the_page_is_logged_by_the_visitors_key(service, tmp_path):
     log, file = AuditLog(tmp_path / "audit.jsonl"), tmp_path / "keys.json"
     basic = "Basic " + base64.b64encode(f"me:{add_key(file, 'desk')}".encode()).decode()
