@@ -36,7 +36,7 @@ from ..models.interface import (
     can_match,
 )
 from ..processing_tpas import TPASProcessor, load_image
-from ..sca import Confidence, sca_rerank
+from ..sca import Confidence, SCAReport, sca_rerank
 from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
 from .calibration import Calibration
@@ -474,12 +474,7 @@ class Gallery:
             KeyError: an image that is liked or disliked is not there.
         """
         numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
-        numbers |= {"matcher_shortlist": matcher_shortlist}
-        for name, value in numbers.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if sca is not None and sca not in get_args(Confidence):
-            raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
+        _check_numbers(sca, **numbers, matcher_shortlist=matcher_shortlist)
         feedback = Feedback.of(liked, disliked, must, must_not)
         feedback.check_order(sca, cascade)
         texts = [feedback.read_with(text) for text in _listed(texts)]
@@ -531,15 +526,7 @@ class Gallery:
             shares = torch.from_numpy(calibration.shares(shortlists))  # (Q, S)
             chances = calibration.chances(shortlists, len(selection))
         if head:
-            scores = stages.cosines[:, :head] if stages.scores is None else stages.scores
-            ranking, scores = reorder(stages.candidates[:, :head], scores)
-            if sca:
-                if visits is not None:
-                    ranking, scores = once_a_visit(ranking, scores, visits)
-                before = replace_head(stages.candidates, ranking, head)
-                resolved = sca_rerank(ranking, scores, confidence=sca)
-                ranking, sca_report = resolved.indices, resolved.report
-            ranking = replace_head(stages.candidates, ranking, head)
+            ranking, before, sca_report = _ordered(stages, head, sca, visits)
         kept = [row[~torch.isin(row, hidden)] for row in ranking]
         shown = [best_views(row, visits)[:top_k] for row in kept]
         if least_share is not None and shares is not None:
@@ -931,6 +918,31 @@ class Gallery:
         self.stored = stored
         for name in ("_opened_index", "_tokens", "_whole"):
             self.__dict__.pop(name, None)
+
+
+def _check_numbers(sca: str | None, **numbers: int) -> None:
+    """Raises ValueError for a number below 1, or an unknown confidence."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if sca is not None and sca not in get_args(Confidence):
+        raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
+
+
+def _ordered(
+    stages: Stages, head: int, sca: Confidence | None, visits: Tensor | None
+) -> tuple[Tensor, Tensor | None, SCAReport | None]:
+    """The candidates (Q, K), their `head` best by the last stage; the same before SCA, and what it did."""
+    before, report = None, None
+    scores = stages.cosines[:, :head] if stages.scores is None else stages.scores
+    ranking, scores = reorder(stages.candidates[:, :head], scores)
+    if sca:
+        if visits is not None:
+            ranking, scores = once_a_visit(ranking, scores, visits)
+        before = replace_head(stages.candidates, ranking, head)
+        resolved = sca_rerank(ranking, scores, confidence=sca)
+        ranking, report = resolved.indices, resolved.report
+    return replace_head(stages.candidates, ranking, head), before, report
 
 
 def _listed(texts: Iterable[str]) -> list[str]:
