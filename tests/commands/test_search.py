@@ -436,7 +436,9 @@ def build_in_a_process(words: list[str]) -> None:
 def test_two_processes_build_a_gallery_and_one_reports(folder, tmp_path, capfd):
     words = ["build", str(folder), "--model", MODEL, "--path", str(tmp_path / "gallery"), "--json"]
     debug_launcher(build_in_a_process, ([*words, "--shard_size", "2"],), num_processes=2)
-    report = json.loads(capfd.readouterr().out)  # one document
+    shown = capfd.readouterr().out
+    assert shown.count('"shards"') == 1, shown  # one document
+    report = json.loads(shown)
     assert (report["images"], report["shards"]) == (6, 3)
 
 
