@@ -2,7 +2,6 @@
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -132,8 +131,9 @@ def seconds_to_read(files: Iterable[Path], processor: TPASProcessor, repeats: in
 
 
 def peak_memory() -> int:
-    """Peak resident bytes of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    """Peak resident bytes of this process, which in getrusage may be those of the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
