@@ -587,7 +587,7 @@ def holds_gallery(folder: Path) -> bool:
     from ..search.manifest import LOCK, MANIFEST, SHARDS
 
     if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is neither a folder of images nor a gallery")
+        raise NotADirectoryError(f"{folder} is no folder of images, no gallery and no film")
     return (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
 
 

@@ -303,7 +303,7 @@ def test_an_image_is_a_query_and_feedback_is_said_beside_a_text(folder, monkeypa
 @pytest.mark.parametrize(
     ("words", "message", "code"),
     [
-        (["nowhere", TEXT], "nowhere is neither a folder of images nor a gallery", None),
+        (["nowhere", TEXT], "nowhere is no folder of images, no gallery and no film", None),
         ([".", TEXT], r"\. holds no images \(\.apng, .*\)$", None),
         (["."], "there is no text to look for", 2),
         ([".", "text", "--interactive"], "--interactive reads its texts from the standard input", 2),
