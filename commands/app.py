@@ -16,10 +16,10 @@ scripts from elsewhere, and it fetches no address that a visitor gives. Other ma
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..models.interface import RetrievalModel, RetrievalProcessor
     from ..search.calibration import Calibration
     from ..search.gallery import Gallery
+    from ..service.audit import AuditLog
 
 logger = logging.getLogger(__name__)
 
@@ -155,13 +156,14 @@ def serve_page(
     faces = face_cover(opened) if blur_faces else None
     name = place.resolve().name
     with audit_log(audit) as log:
-        requests = SearchRequests(opened, labels, limits, shortlist, name=name, faces=faces, audit=log)
+        audited = None if log is None else log.write
+        requests = SearchRequests(opened, labels, limits, shortlist, name=name, faces=faces, audit=audited)
         serve(requests, host, port, password=password, **access)
 
 
 @contextmanager
-def audit_log(file: Path | None) -> "Iterator[Callable[[Sequence[Mapping[str, Any]]], None] | None]":
-    """What takes lines of the audit log, where there is to be one; refuses a file that cannot be one."""
+def audit_log(file: Path | None) -> "Iterator[AuditLog | None]":
+    """The audit log, where there is to be one; refuses a file that cannot be one."""
     from ..service.audit import AuditLog
 
     if file is None:
@@ -169,7 +171,7 @@ def audit_log(file: Path | None) -> "Iterator[Callable[[Sequence[Mapping[str, An
         return
     log = AuditLog(file)
     try:
-        yield log.write
+        yield log
     finally:
         log.close()
 

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage
 
 app = CommandLine("tpas audit", __doc__)
 
@@ -35,7 +35,11 @@ def verify(
     """
     from dataclasses import asdict
 
+    from ..service.audit import is_hash
     from ..service.audit import verify as verified
+
+    if head is not None and not is_hash(head):
+        raise WrongUsage(f"--head takes a hash of 64 digits, as `tpas audit verify` prints it, got {head!r}")
 
     seen = verified(file, head)
     lines = f"{seen.lines} line{'' if seen.lines == 1 else 's'}"

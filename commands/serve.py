@@ -11,7 +11,7 @@ Its log is JSON, and says what was searched for only by --log_texts. docs/servic
 
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +41,14 @@ def serve(
         Path | None,
         Option(envvar="TPAS_KEYS", help="the file of keys; without it only this machine is served"),
     ] = None,
+    annotations: Annotated[
+        list[str] | None,
+        Option(help="to filter by, as of `tpas app`: FILE, or NAME=FILE where there are several galleries"),
+    ] = None,
+    images_root: Annotated[
+        list[str] | None,
+        Option(help="the folder where a gallery's images lie now, if it was moved: FOLDER or NAME=FOLDER"),
+    ] = None,
     audit: Audit = None,
     blur_faces: BlurFaces = False,
     shortlist: Shortlist = 128,
@@ -66,6 +74,10 @@ def serve(
     from ..service.keys import Keys
 
     places = named_places(galleries)
+    given = {
+        "annotations": of_galleries(annotations, places, "annotations"),
+        "images_root": of_galleries(images_root, places, "images_root"),
+    }
     names = {"allowed_hosts": allowed_host or [], "trusted_proxies": trusted_proxy or []}
     host = check_names(host, **names)
     if keys is None and not is_loopback(host):
@@ -92,14 +104,15 @@ def serve(
     own = known is None and serves_own_machine(host, **names)
     with audit_log(audit) as log:
         limits = Limits(own_machine=own)
-        served = opened(places, choice, blur_faces, limits=limits, shortlist=shortlist, audit=log)
+        audited, check = (None, lambda: None) if log is None else (log.write, log.check)
+        show_as_json()
+        served = opened(places, choice, blur_faces, given, limits=limits, shortlist=shortlist, audit=audited)
         names_of_server = hosts_of(host, names["allowed_hosts"])
         rules = Rules(names_of_server, known, None if own else requests_a_minute, log_texts)
-        show_as_json()
         service: list[Service] = []
 
         def build(folder: Path) -> Any:
-            service.append(Service(served, rules, folder, texts_a_pass))
+            service.append(Service(served, rules, folder, texts_a_pass, check))
             return behind_proxies(service[0], names["trusted_proxies"])
 
         what = f"{sum(len(each.gallery) for each in served.values())} images of {', '.join(served)}"
@@ -128,16 +141,40 @@ def named_places(galleries: Sequence[str]) -> dict[str, Path]:
     return places
 
 
+def of_galleries(given: Sequence[str] | None, names: Iterable[str], flag: str) -> dict[str, list[Path]]:
+    """What was given for each gallery, as `NAME=FILE`; of one gallery alone as `FILE`.
+
+    Raises:
+        WrongUsage: it is not said which of several galleries is meant.
+    """
+    found: dict[str, list[Path]] = {name: [] for name in names}
+    for each in given or []:
+        name, equals, file = each.partition("=")
+        if not equals or name not in found:
+            if len(found) > 1:
+                raise WrongUsage(f"--{flag} {each}: say of which gallery, as in {next(iter(found))}={each}")
+            (name,), file = found, each
+        found[name].append(Path(file))
+    return found
+
+
 def opened(
-    places: Mapping[str, Path], choice: ModelChoice, blur_faces: bool, **settings: Any
+    places: Mapping[str, Path],
+    choice: ModelChoice,
+    blur_faces: bool,
+    given: Mapping[str, Mapping[str, list[Path]]],
+    **settings: Any,
 ) -> "dict[str, SearchRequests]":
     """The galleries, each with its model; those of one model share it.
 
     Args:
+        given: annotations and the root of the images, by flag and gallery.
         settings: of `SearchRequests`.
     """
     from ..search.gallery_files import GalleryFiles
+    from ..search_page.labels import read_labels
 
+    labels = {name: read_labels(files) for name, files in given["annotations"].items()}
     files = {name: GalleryFiles(place) for name, place in places.items()}
     for each in files.values():
         check_faces(blur_faces, each.directory, each.has_moments)
@@ -155,9 +192,11 @@ def opened(
             network, processor = choice.load(files[name])
             loaded[source] = network, processor, fitting(learnt[source], network, processor), threading.Lock()
         *model, lock = loaded[source]
-        gallery = opened_gallery(place, *model)
+        root = next(reversed(given["images_root"][name]), None)
+        gallery = opened_gallery(place, *model, images_root=root)
         faces = face_cover(gallery) if blur_faces else None
-        served[name] = SearchRequests(gallery, name=name, model=lock, faces=faces, **settings)
+        own = {"name": name, "labels": labels[name], "model": lock, "faces": faces}
+        served[name] = SearchRequests(gallery, **own, **settings)
     return served
 
 

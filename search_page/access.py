@@ -71,7 +71,8 @@ def check_names(
 def check_tls(certificate: Path, key: Path) -> None:
     """Raises OSError for files that are no certificate and its key."""
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(certificate, key, password="")  # nobody is there to type one
     except OSError as error:  # of ssl's errors each is one
         files = f"{certificate} and {key}: {error.strerror or error}"
         raise OSError(f"no TLS by {files}; both are PEM files, and belong together") from error

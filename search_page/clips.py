@@ -1,20 +1,25 @@
 """Clips of what was found in films, for the page: cut on demand, encoded as browsers play them."""
 
+import asyncio
 import hashlib
 import logging
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+
+from starlette.concurrency import run_in_threadpool
 
 from ..data.moments import Moment
 from ..data.whole_files import replacing
 from ..footage.clips import AROUND_S, Form, encode_clip
 from ..footage.films import imported_av
 from ..footage.sources import is_address
-from .questions import RequestError
+from .questions import MissingError, UnavailableError
 from .requests import SearchRequests
 
 logger = logging.getLogger(__name__)
 
+MEDIA_TYPES = {".mp4": "video/mp4", ".webm": "video/webm"}
 LONGEST_S = 30.0  # of a clip; of a longer visit it shows what is around the view
 KEPT_CLIPS = 100  # on the disk, some 2 MB each; those that were cut longest ago make room
 # What all browsers play, or, where this ffmpeg has it not, what most do.
@@ -54,6 +59,23 @@ class Clips:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.requests = folder, requests
         self._opened = requests.opened
+        self.cutting = asyncio.Lock()
+
+    async def made(self, image: str, before_cutting: Callable[[], object] = lambda: None) -> Path:
+        """The clip of an image's visit, one cut at a time.
+
+        Args:
+            before_cutting: called where it has to be cut.
+
+        Raises:
+            RequestError: as of `cut`.
+        """
+        path = await run_in_threadpool(self.kept, image)
+        if path is not None:
+            return path
+        before_cutting()
+        async with self.cutting:
+            return await run_in_threadpool(self.cut, image)
 
     def kept(self, image: str) -> Path | None:
         """The clip of an image's visit, if it was cut before.
@@ -75,7 +97,7 @@ class Clips:
         if path.exists():
             return path
         if reason := why_no_clip(moment):
-            raise RequestError(reason)
+            raise MissingError(reason)
         for old in self._files()[: -KEPT_CLIPS + 1]:
             old.unlink(missing_ok=True)
         try:
@@ -83,7 +105,7 @@ class Clips:
                 encode_clip(moment, unfinished, *span_of(moment), _form(), self.requests.faces)
         except (OSError, ValueError) as error:  # of PyAV's errors each is one of these
             logger.warning("no clip of %s: %s", moment, error)
-            raise RequestError("The film cannot be read there. The server's log says why.") from error
+            raise UnavailableError("The film cannot be read there. The server's log says why.") from error
         return path
 
     def _place(self, image: str, moment: Moment) -> Path:
@@ -95,7 +117,7 @@ class Clips:
             kind = _form().kind
         except ImportError as error:
             logger.warning("no clip of %s: %s", moment, error)
-            raise RequestError("The film cannot be read there. The server's log says why.") from error
+            raise UnavailableError("The film cannot be read there. The server's log says why.") from error
         name = hashlib.sha256(f"{image}\n{moment.to_record()}".encode()).hexdigest()
         return self.folder / f"{name}.{kind}"
 

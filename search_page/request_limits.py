@@ -29,7 +29,7 @@ from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, R
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import AllowedHosts, client_key
-from .clips import Clips
+from .clips import MEDIA_TYPES, Clips
 from .questions import WHO, RequestError, UnloggedError, Visitor
 from .requests import Limits
 from .uploads import NoRoomError, Uploads
@@ -125,7 +125,7 @@ class RequestLimits:
         self.app = app
         self.hosts, self.uploads, self.limits = hosts, uploads, limits
         self.questions, self.waiting, self.asked = questions, waiting, asked
-        self.clips, self.cutting = clips, asyncio.Lock()
+        self.clips = clips
         self.waiting_for_clips: Counter[str] = Counter()
         self.password, self.keys = None if password is None else _digest(password), keys
         frame = FRAME_OF_A_SPACE if in_space else NO_FRAME
@@ -216,11 +216,8 @@ class RequestLimits:
             raise RefusedError(429, "too many clips at a time")
         self.waiting_for_clips[client] += 1
         try:
-            path = await run_in_threadpool(clips.kept, image)
-            if path is None:
-                self._count("clip", RateLimitItemPerMinute(CLIPS_A_MINUTE), client)
-                async with self.cutting:
-                    path = await run_in_threadpool(clips.cut, image)
+            rate = RateLimitItemPerMinute(CLIPS_A_MINUTE)
+            path = await clips.made(image, lambda: self._count("clip", rate, client))
             await run_in_threadpool(clips.requests.log, visitor, "clip", image=image)
         except UnloggedError as error:
             raise RefusedError(error.status, "the audit log cannot be written") from error
@@ -230,8 +227,7 @@ class RequestLimits:
             self.waiting_for_clips[client] -= 1
             if not self.waiting_for_clips[client]:
                 del self.waiting_for_clips[client]
-        kind = f"video/{path.suffix.removeprefix('.')}"
-        return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-store"})
+        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers={"Cache-Control": "no-store"})
 
     def _count(self, kind: str, rate: RateLimitItem, client: str, cost: int = 1) -> None:
         if not self.limits.own_machine and not self.rate_limiter.hit(rate, kind, client, cost=cost):

@@ -223,7 +223,7 @@ class SearchRequests:
         self.refresh()
         moment = self._image(Session(), image).moment
         if moment is None:
-            raise RequestError("This image is of no film.")
+            raise MissingError("This image is of no film.")
         return moment
 
     def image_file(self, image: str, edge: int | None, visitor: Visitor) -> bytes:
@@ -289,9 +289,9 @@ class SearchRequests:
         """
         try:
             raised = raised_in(self.gallery.path)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s", error)
-            raise UnavailableError("The file of alarms is damaged.") from error
+            raise UnavailableError("The file of alarms cannot be read. The server's log says why.") from error
         found = raised[first : first + count]
         self.log(visitor, "alarms", shown=[[line["id"] for line in found]])
         return len(raised), found

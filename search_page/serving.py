@@ -59,7 +59,7 @@ def serve(
     """
 
     def page(folder: Path) -> ASGIApp:
-        uploads, clips = _kept(folder, requests)
+        uploads, clips = _uploads(folder, requests), Clips(folder / "clips", requests)
         return guarded_page(requests, uploads, host, password, allowed_hosts, trusted_proxies, clips)
 
     run(page, host, port, f"{len(requests.gallery)} images")
@@ -116,9 +116,9 @@ def run(
         _Server(config, message, drain).run(sockets=[listening])
 
 
-def _kept(folder: Path, requests: SearchRequests) -> tuple[Uploads, Clips]:
+def _uploads(folder: Path, requests: SearchRequests) -> Uploads:
     """What a page keeps in a folder while it runs."""
-    return Uploads(folder / "uploads", most_upload_bytes(requests.limits)), Clips(folder / "clips", requests)
+    return Uploads(folder / "uploads", most_upload_bytes(requests.limits))
 
 
 def remove_folders_of_killed() -> None:
@@ -150,6 +150,7 @@ def page_of_keys(
     hosts: AllowedHosts,
     keys: Callable[[str], str | None] | None,
     root: str,
+    clips: Clips,
 ) -> RequestLimits:
     """The page for those who have a key, or for all.
 
@@ -158,7 +159,7 @@ def page_of_keys(
         keys: as of `RequestLimits`.
         root: the path that it is at, "" or as "/page".
     """
-    return _limited(requests, *_kept(folder, requests), hosts, None, keys, root)
+    return _limited(requests, _uploads(folder, requests), clips, hosts, None, keys, root)
 
 
 def hosts_of(host: str, allowed_hosts: Sequence[str]) -> AllowedHosts:

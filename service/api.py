@@ -1,37 +1,44 @@
 """The endpoints under /v1, and those that look after them; `serving.py` puts page and endpoints together."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Annotated, Literal
 
 import fastapi
 from fastapi import Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ..search_page.clips import MEDIA_TYPES, Clips
 from ..search_page.filters import CHOSEN
-from ..search_page.questions import MissingError, RequestError, Visitor
+from ..search_page.questions import MissingError, RequestError, UnavailableError, UnloggedError, Visitor
 from ..search_page.requests import CARD_EDGE, SearchRequests
 from .batches import Batches
 from .metrics import Metrics
 from .schemas import (
+    MOST_VISITS,
     Answers,
     GalleryFacts,
+    Name,
     RaisedAlarm,
     RaisedAlarms,
     Refusal,
     Search,
     SeenVisit,
     Visits,
-    WantedImages,
+    WantedVisits,
 )
+
+logger = logging.getLogger(__name__)
 
 REFUSALS = {
     400: "what was asked cannot be read",
     401: "no key, or an unknown one",
-    404: "no such gallery of this key, or no such image",
+    403: "a page of another web site, or a key that does not open all galleries where all are spoken of",
+    404: "no such gallery of this key, no such image, or no clip of it",
     413: "too large",
     429: "too often: ask again later",
     503: "too many ask, or the gallery cannot be searched now",
@@ -40,17 +47,27 @@ REFUSALS = {
 RESPONSES: dict[int | str, dict] = {
     code: {"model": Refusal, "description": about} for code, about in REFUSALS.items()
 }
-MOST_VISITS = 1_000  # in one answer
 PAGES = "/page"  # below it those of several galleries
 
 
 class Served:
-    """The galleries of a service, by their names."""
+    """The galleries of a service, by their names.
+
+    Args:
+        clips: of those whose clips are shown.
+        check: as of `Service`.
+    """
 
     def __init__(
-        self, galleries: Mapping[str, SearchRequests], batches: Mapping[str, Batches], metrics: Metrics
+        self,
+        galleries: Mapping[str, SearchRequests],
+        batches: Mapping[str, Batches],
+        clips: Mapping[str, Clips],
+        metrics: Metrics,
+        check: Callable[[], object],
     ):
-        self.galleries, self.batches, self.metrics = galleries, batches, metrics
+        self.galleries, self.batches, self.clips = galleries, batches, clips
+        self.metrics, self.check = metrics, check
 
     def open_to(self, request: Request) -> dict[str, SearchRequests]:
         """What the request's key opens."""
@@ -78,6 +95,7 @@ def build_api(served: Served) -> fastapi.FastAPI:
         openapi_url="/v1/openapi.json",
         docs_url=None,  # their scripts would come from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an address that a proxy would not know
     )
     app.include_router(_searches(served), responses=RESPONSES)
     app.include_router(_own_matters(served), include_in_schema=False)
@@ -106,7 +124,7 @@ def _searches(served: Served) -> fastapi.APIRouter:
     @router.get("/images", response_class=Response, responses={200: {"content": {"image/jpeg": {}}}})
     async def images(
         request: Request,
-        id: Annotated[str, Query(description="as a hit names it", max_length=4096)],
+        id: Annotated[Name, Query(description="as a hit names it")],
         gallery: str | None = None,
         size: Literal["thumbnail", "full"] = "thumbnail",
     ) -> Response:
@@ -116,18 +134,27 @@ def _searches(served: Served) -> fastapi.APIRouter:
         content = await run_in_threadpool(requests.image_file, id, edge, _visitor(request))
         return Response(content, media_type="image/jpeg")
 
-    @router.get("/moments")
-    async def moments(
+    @router.get("/clips", response_class=FileResponse, responses={200: {"content": {"video/mp4": {}}}})
+    async def clips(
         request: Request,
-        wanted: Annotated[WantedImages, Query()],
-        first: Annotated[int, Query(ge=0, description="how many to pass over")] = 0,
-        count: Annotated[int, Query(ge=1, le=MOST_VISITS)] = 100,
-    ) -> Visits:
+        id: Annotated[Name, Query(description="as a hit names it")],
+        gallery: str | None = None,
+    ) -> Response:
+        """What the film shows around an image, 30 seconds at most: MP4, or where that cannot be made WebM."""
+        name = served.chosen(request, gallery)
+        if name not in served.clips:
+            raise MissingError("This server makes no clips.")
+        path = await served.clips[name].made(id)
+        await run_in_threadpool(served.galleries[name].log, _visitor(request), "clip", image=id)
+        return FileResponse(path, media_type=MEDIA_TYPES[path.suffix])
+
+    @router.get("/moments")
+    async def moments(request: Request, wanted: Annotated[WantedVisits, Query()]) -> Visits:
         """The visits in films: where, from when to when."""
         name = served.chosen(request, wanted.gallery)
         visitor = _visitor(request)
         total, found = await run_in_threadpool(
-            served.galleries[name].moments, wanted.wanted(), first, count, visitor
+            served.galleries[name].moments, wanted.wanted(), wanted.first, wanted.count, visitor
         )
         return Visits(gallery=name, total=total, visits=[SeenVisit.shown(*each, name) for each in found])
 
@@ -141,7 +168,11 @@ def _searches(served: Served) -> fastapi.APIRouter:
         """What `tpas watch` has raised, the newest first."""
         name = served.chosen(request, gallery)
         total, found = await run_in_threadpool(served.galleries[name].alarms, first, count, _visitor(request))
-        raised = [RaisedAlarm.of_line(line, name) for line in found]
+        try:
+            raised = [RaisedAlarm.of_line(line, name) for line in found]
+        except ValueError as error:
+            logger.warning("an alarm of %s is damaged: %s", name, error)
+            raise UnavailableError("The file of alarms cannot be read. The server's log says why.") from error
         return RaisedAlarms(gallery=name, total=total, alarms=raised)
 
     return router
@@ -157,11 +188,16 @@ def _own_matters(served: Served) -> fastapi.APIRouter:
 
     @router.get("/ready")
     async def ready(request: Request) -> Response:
-        """Whether it takes questions: it is not stopping, and each gallery can be searched as it is now."""
+        """Whether it takes questions: it stops not, each gallery can be searched, the audit log written."""
         if request.state.is_stopping:
             return JSONResponse({"error": "the server is stopping"}, 503)
         for requests in served.galleries.values():
             await run_in_threadpool(requests.refresh)
+        try:
+            await run_in_threadpool(served.check)
+        except OSError as error:
+            logger.error("not ready: %s", error)
+            raise UnloggedError("The audit log cannot be written, so nothing is shown.") from error
         return JSONResponse({"status": "ready"})
 
     @router.get("/")
@@ -172,8 +208,11 @@ def _own_matters(served: Served) -> fastapi.APIRouter:
         return HTMLResponse(f"<!doctype html><title>tpas</title><ul>{links}</ul>")
 
     @router.get("/metrics")
-    async def metrics() -> Response:
-        """For Prometheus."""
+    async def metrics(request: Request) -> Response:
+        """For Prometheus; it speaks of all galleries."""
+        key = request.state.key
+        if key is not None and not all(map(key.opens, served.galleries)):
+            raise HTTPException(403, "The metrics are of all galleries, and this key does not open all.")
         return Response(served.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return router

@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 START = 64 * "0"  # what the first line has as its `before`
 HASH = re.compile(rb',"hash":"([0-9a-f]{64})"}$')
 OPENED, CLOSED = "opened", "closed"  # the first line of a server, and its last
+TRIED = "tried"  # after a line that could not be written, whether one can be again
+ROOM = 2**20  # bytes that have to be free: some lines
 
 
 class AuditError(OSError):
@@ -53,7 +55,8 @@ class Verified:
 class AuditLog:
     """Appends to a file that this process alone holds, until `close`; for several threads.
 
-    What a killed process has left of a line is set aside, in FILE.torn, and said.
+    What a killed process has left of a line is set aside, in FILE.torn, and said. Where the file is deleted,
+    moved, or written to by anybody else, no line is taken until it is as it was, or the next start.
 
     Raises:
         AuditError: another process holds it, it cannot be written, or its last line is none of such a log.
@@ -61,7 +64,7 @@ class AuditLog:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock, self._held = threading.Lock(), ExitStack()
+        self._lock, self._held, self._failed = threading.Lock(), ExitStack(), False
         try:
             self._held.enter_context(held_alone(path.with_name(f".{path.name}.lock")))
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
@@ -90,6 +93,8 @@ class AuditLog:
             AuditError: they are not, and nothing is left of them; as where the disk is full.
         """
         with self._lock:
+            self._failed = True  # until it has not
+            self._check_file()
             written, head = [], self.head
             for number, entry in enumerate(entries, start=self.lines + 1):
                 line, head = _line(number, head, entry)
@@ -104,6 +109,35 @@ class AuditLog:
                 raise AuditError(f"the audit log {self.path} cannot be written: {reason}") from error
             self.head, self.lines = head, self.lines + len(written)
             self.size += sum(map(len, written))
+            self._failed = False
+
+    def check(self) -> None:
+        """Raises AuditError where a line cannot be written now; writes one only where the last could not."""
+        with self._lock:
+            self._check_file()
+            disk = os.fstatvfs(self._file)
+            if disk.f_blocks and disk.f_bavail * disk.f_frsize < ROOM:
+                raise AuditError(f"the audit log {self.path} cannot be written: its disk is full")
+        if self._failed:
+            self.write([{"event": TRIED}])
+
+    def _check_file(self) -> None:
+        """Raises AuditError where the file is not the one that was opened, as it was left."""
+        try:
+            own = os.fstat(self._file)
+            is_there = os.path.samestat(os.stat(self.path), own)
+        except OSError:
+            is_there = False
+        if not is_there:
+            reason = "it was deleted or moved"
+        elif own.st_size != self.size:
+            reason = "somebody else has written to it, or cut it"
+        else:
+            return
+        raise AuditError(
+            f"the audit log {self.path} cannot be written: {reason}; put it back as it was, or start the "
+            "server again, with another file for a new log"
+        )
 
     def close(self) -> None:
         """Its last line says that it ended in order."""
@@ -167,6 +201,11 @@ def verify(path: Path, noted: str | None = None) -> Verified:
             "no line has the hash that was noted: lines were cut off at the end, or the log was written anew"
         )
     return verified(None)
+
+
+def is_hash(text: str) -> bool:
+    """Whether it could be a line's."""
+    return re.fullmatch("[0-9a-f]{64}", text) is not None
 
 
 def _gap(number: int, named: int) -> str:

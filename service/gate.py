@@ -146,7 +146,7 @@ class Gate:
         given = headers.get("authorization")
         if given is None:
             raise RefusedError(401, "no key: send one as Authorization: Bearer KEY")
-        key = keys.key_of(secret_in(given))
+        key = key_of(keys, secret_in(given))
         if key is None:
             self.rate_limiter.hit(wrong, "key", address)
             raise RefusedError(401, "an unknown key")
@@ -168,6 +168,15 @@ class Gate:
         if self.rules.log_texts and state["texts"] is not None:
             said["searched_for"] = state["texts"]
         logger.info("request", extra={"fields": said})
+
+
+def key_of(keys: Keys, secret: str) -> Key | None:
+    """Raises RefusedError where the file of keys cannot be read: nobody is served, and no key is wrong."""
+    try:
+        return keys.key_of(secret)
+    except (OSError, ValueError) as error:
+        logger.error("no key is taken: %s", error)
+        raise RefusedError(503, "the keys cannot be read now: the server's log says why") from error
 
 
 def _received(body: bytes, receive: Receive) -> Receive:

@@ -5,7 +5,6 @@ A plain hash is enough of what nobody can guess; slow ones are for passwords, wh
 
 import hashlib
 import json
-import logging
 import os
 import re
 import secrets
@@ -15,8 +14,6 @@ from datetime import date
 from pathlib import Path
 
 from ..data.whole_files import held_alone, write_json
-
-logger = logging.getLogger(__name__)
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 PREFIX = "tpas_"
@@ -55,15 +52,11 @@ class Keys:
         self._state, self._by_hash = _state(file), {key.sha256: key for key in read_keys(file)}
 
     def key_of(self, secret: str) -> Key | None:
-        """None of what is no key. Where the file cannot be read any more, nothing is; the log says why."""
-        try:
-            state = _state(self.file)
-            if state != self._state:
-                self._by_hash = {key.sha256: key for key in read_keys(self.file)}
-                self._state = state
-        except (OSError, ValueError) as error:
-            logger.error("no key is taken: %s", error)
-            return None
+        """None of what is no key; raises as `read_keys` where the file cannot be read any more."""
+        state = _state(self.file)
+        if state != self._state:
+            self._by_hash = {key.sha256: key for key in read_keys(self.file)}
+            self._state = state
         return self._by_hash.get(_hash(secret))
 
 

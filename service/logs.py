@@ -22,6 +22,7 @@ def show_as_json() -> None:
     handlers = logging.getLogger("tpas").handlers
     for handler in handlers:
         handler.setFormatter(JsonLines())
-    for name in ("uvicorn", "asyncio"):
+    logging.captureWarnings(True)
+    for name in ("uvicorn", "asyncio", "py.warnings"):
         logging.getLogger(name).handlers = list(handlers)
         logging.getLogger(name).propagate = False

@@ -18,6 +18,9 @@ LIMITS = Limits()
 Text = Annotated[
     str, StringConstraints(strip_whitespace=True, min_length=1, max_length=LIMITS.text_characters)
 ]
+# Of an image, a gallery or whatever it is filtered by; without limits a text may be none of UTF-8.
+Name = Annotated[str, StringConstraints(max_length=4096)]
+MOST_VISITS = 1_000  # in one answer
 
 
 class WantedImages(BaseModel):
@@ -25,22 +28,29 @@ class WantedImages(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
-    gallery: str | None = Field(None, description="its name; may be left out where a key opens one alone")
-    folder: str | None = Field(None, description="and those in it")
-    camera: str | None = Field(None, description="its whole name")
-    behaviour: str | None = None
-    action: str | None = None
-    scene: str | None = None
-    since: str | None = Field(None, description="of images: the day of the file, 2026-01-31")
-    until: str | None = None
-    seen_from: str | None = Field(
+    gallery: Name | None = Field(None, description="its name; may be left out where a key opens one alone")
+    folder: Name | None = Field(None, description="and those in it")
+    camera: Name | None = Field(None, description="its whole name")
+    behaviour: Name | None = None
+    action: Name | None = None
+    scene: Name | None = None
+    since: Name | None = Field(None, description="of images: the day of the file, 2026-01-31")
+    until: Name | None = None
+    seen_from: Name | None = Field(
         None, alias="from", description="of films: 00:01:12, or the clock's time, 2026-01-31T08:00"
     )
-    seen_to: str | None = Field(None, alias="to")
+    seen_to: Name | None = Field(None, alias="to")
 
     def wanted(self) -> Filter:
         """Raises RequestError for a day or a time that is none."""
         return wanted_of(self.model_dump(by_alias=True, exclude_none=True))
+
+
+class WantedVisits(WantedImages):
+    """Which visits are wanted, and which of them an answer holds."""
+
+    first: int = Field(0, ge=0, description="how many to pass over")
+    count: int = Field(100, ge=1, le=MOST_VISITS)
 
 
 class Search(WantedImages):
@@ -61,8 +71,8 @@ class Search(WantedImages):
         description="in place of top_k: as many as hold the right one in this share",
     )
     least_chance: float = Field(LEAST_CHANCE, ge=0, le=1, description="below it `no_one` is true")
-    liked: list[str] = Field([], max_length=LIMITS.marks, description="images more of whose kind is wanted")
-    disliked: list[str] = Field([], max_length=LIMITS.marks, description="images that it is not")
+    liked: list[Name] = Field([], max_length=LIMITS.marks, description="images more of whose kind is wanted")
+    disliked: list[Name] = Field([], max_length=LIMITS.marks, description="images that it is not")
     must: list[Text] = Field([], max_length=MOST_PHRASES, description="phrases that must be seen")
     must_not: list[Text] = Field([], max_length=MOST_PHRASES, description="phrases that must not be seen")
 
@@ -119,6 +129,7 @@ class Hit(BaseModel):
     chance: float | None = Field(description="that it is the one asked for, where there is a calibration")
     image: str = Field(description="the address of the image")
     moment: Visit | None = None
+    clip: str | None = Field(None, description="the address of the moment's clip")
     phrases: list[Phrase] = []
 
     @classmethod
@@ -136,7 +147,9 @@ class Hit(BaseModel):
         values: dict[str, Any] = {name: getattr(hit, name) for name in names}
         moment = None if hit.moment is None else Visit.of(hit.moment)
         phrases = [Phrase.model_validate(score) for score in hit.phrases]
-        return cls(**values, image=address_of(gallery, hit.id), moment=moment, phrases=phrases)
+        clip = None if moment is None else address_of(gallery, hit.id, "clips")
+        image = address_of(gallery, hit.id)
+        return cls(**values, image=image, moment=moment, clip=clip, phrases=phrases)
 
 
 class Answer(BaseModel):
@@ -183,10 +196,12 @@ class SeenVisit(Visit):
 
     id: str
     image: str
+    clip: str
 
     @classmethod
     def shown(cls, image: str, moment: Moment, gallery: str) -> "SeenVisit":
-        return cls(**Visit.of(moment).model_dump(), id=image, image=address_of(gallery, image))
+        addresses = {"image": address_of(gallery, image), "clip": address_of(gallery, image, "clips")}
+        return cls(**Visit.of(moment).model_dump(), id=image, **addresses)
 
 
 class Visits(BaseModel):
@@ -208,14 +223,17 @@ class RaisedAlarm(Visit):
     )
     quiet: bool = Field(description="in quiet hours, so it was not sent")
     image: str | None = Field(description="the address of the view that matches best")
+    clip: str | None = Field(description="that of the moment's clip")
 
     @classmethod
     def of_line(cls, line: dict[str, Any], gallery: str) -> "RaisedAlarm":
-        """From a line of alarms.jsonl, whose files are the server's own business."""
+        """From a line of alarms.jsonl, whose files are the server's own; ValueError where it is none."""
         view = line.get("image")
-        image = None if view is None else address_of(gallery, f"{line['camera']}/{Path(view).name}")
+        image = None if view is None else f"{line['camera']}/{Path(str(view)).name}"
         known = {name: value for name, value in line.items() if name in cls.model_fields}
-        return cls.model_validate(known | {"image": image})
+        for name, kind in (("image", "images"), ("clip", "clips")):
+            known[name] = None if image is None else address_of(gallery, image, kind)
+        return cls.model_validate(known)
 
 
 class RaisedAlarms(BaseModel):
@@ -244,6 +262,6 @@ class Refusal(BaseModel):
     error: str
 
 
-def address_of(gallery: str, image: str) -> str:
-    """Of an image, at this server; its id is never a part of a path."""
-    return "/v1/images?" + urlencode({"gallery": gallery, "id": image})
+def address_of(gallery: str, image: str, kind: str = "images") -> str:
+    """Of an image, or of its clip, at this server; its id is never a part of a path."""
+    return f"/v1/{kind}?" + urlencode({"gallery": gallery, "id": image})

@@ -1,20 +1,22 @@
 """Page and endpoints together, as one application and as one server."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..search_page.request_limits import RequestLimits
+from ..search_page.clips import Clips
+from ..search_page.request_limits import RefusedError, RequestLimits, secret_in
 from ..search_page.requests import SearchRequests
 from ..search_page.serving import page_of_keys
 from .api import PAGES, Served, build_api
 from .batches import TEXTS_A_PASS, Batches
-from .gate import Gate, Rules
+from .gate import Gate, Rules, key_of
 from .metrics import Metrics
 
 ENDPOINTS = ("/v1/", "/health", "/ready", "/metrics")  # all others are the pages'
@@ -25,7 +27,8 @@ class Service:
     several at /page/NAME/.
 
     Args:
-        folder: for what the pages receive; None: no pages.
+        folder: for what the pages receive, and for clips; None: neither of them.
+        check: what `/ready` looks at beside the galleries; raises OSError.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Service:
         rules: Rules,
         folder: Path | None = None,
         texts_a_pass: int = TEXTS_A_PASS,
+        check: Callable[[], object] = lambda: None,
     ):
         self.galleries, self.rules = galleries, rules
         metrics = Metrics(galleries)
@@ -42,14 +46,17 @@ class Service:
             for name, each in galleries.items()
         }
         metrics.watch(batches)
-        self.gate = Gate(build_api(Served(galleries, batches, metrics)), rules, metrics.answered)
         self.pages: dict[str, RequestLimits] = {}
+        clips: dict[str, Clips] = {}
         for name, each in galleries.items():
             if folder is None:
                 break
             root = "" if len(galleries) == 1 else f"{PAGES}/{name}"
             keys = None if rules.keys is None else partial(self._name_of_key, name)
-            self.pages[root] = page_of_keys(each, folder / name, rules.hosts, keys, root)
+            clips[name] = Clips(folder / name / "clips", each)
+            self.pages[root] = page_of_keys(each, folder / name, rules.hosts, keys, root, clips[name])
+        api = build_api(Served(galleries, batches, clips, metrics, check))
+        self.gate = Gate(api, rules, metrics.answered)
         self._running = Starlette(lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,17 +75,27 @@ class Service:
         if "" in self.pages:
             return self.pages[""]
         for root, page in self.pages.items():
+            if path != root and not path.startswith(f"{root}/"):
+                continue
+            if not self._opens(scope, root.removeprefix(f"{PAGES}/")):
+                break  # the gate says what it says where there is no such gallery
             if path == root:
                 return RedirectResponse(f"{root}/")
-            if path.startswith(f"{root}/"):
-                scope["path"], scope["raw_path"] = path.removeprefix(root), path.removeprefix(root).encode()
-                scope["root_path"] = root
-                return page
+            scope["path"], scope["raw_path"] = path.removeprefix(root), path.removeprefix(root).encode()
+            scope["root_path"] = root
+            return page
         return self.gate
+
+    def _opens(self, scope: Scope, gallery: str) -> bool:
+        given = Headers(scope=scope).get("authorization", "")
+        try:
+            return self.rules.keys is None or self._name_of_key(gallery, secret_in(given)) is not None
+        except RefusedError:
+            return False
 
     def _name_of_key(self, gallery: str, secret: str) -> str | None:
         """None where it is no key, or does not open the gallery."""
-        key = None if self.rules.keys is None else self.rules.keys.key_of(secret)
+        key = None if self.rules.keys is None else key_of(self.rules.keys, secret)
         return key.name if key is not None and key.opens(gallery) else None
 
     @contextlib.asynccontextmanager

@@ -85,6 +85,8 @@ def test_what_is_cut_off_at_the_end_shows_by_a_noted_hash_alone(file):
     assert (cut.problem, cut.is_closed) == (None, False)
     assert "cut off" in verify(file, head).problem
     assert verify(file, cut.head).problem is None
+    with pytest.raises(SystemExit, match="--head takes a hash of 64 digits"):
+        main(["audit", "verify", str(file), "--head", head[:-1]])
 
 
 def test_a_torn_line_is_set_aside_and_the_log_goes_on(file, caplog):
@@ -116,6 +118,32 @@ def test_a_full_disk_leaves_nothing_of_a_line(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert log.path.read_bytes() == before
     log.write([{"who": "desk"}])  # once there is room
+    log.close()
+    assert (verify(log.path).lines, verify(log.path).problem) == (3, None)
+
+
+def test_a_log_that_is_not_as_it_was_left_takes_no_line(tmp_path):
+    log = AuditLog(tmp_path / "audit.jsonl")
+    content, aside = log.path.read_bytes(), tmp_path / "rotated"
+    log.check()
+
+    def refused(reason):
+        for write in (log.check, lambda: log.write([{"who": "desk"}])):
+            with pytest.raises(AuditError, match=reason):
+                write()
+
+    log.path.rename(aside)
+    refused("it was deleted or moved")
+    log.path.write_bytes(content)  # a copy is not the file
+    refused("it was deleted or moved")
+    aside.rename(log.path)
+    for changed in (b"", content + b"a line of another's"):
+        log.path.write_bytes(changed)
+        refused("somebody else has written to it, or cut it")
+    log.path.write_bytes(content)
+    log.check()  # which tries, as the last line could not be written
+    log.check()
+    assert [json.loads(line)["event"] for line in lines_of(log.path)] == ["opened", "tried"]
     log.close()
     assert (verify(log.path).lines, verify(log.path).problem) == (3, None)
 

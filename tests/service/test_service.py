@@ -74,8 +74,12 @@ def service(built, model):
     """A function that makes a service of some galleries, by name; all its arguments are optional."""
 
     def make(*names, rules=None, audit=None, galleries=built, **settings):
+        if audit is not None:
+            settings["check"] = audit.check
         served = {
-            name: SearchRequests(Gallery.open(galleries[name], *model), name=name, audit=audit)
+            name: SearchRequests(
+                Gallery.open(galleries[name], *model), name=name, audit=audit and audit.write
+            )
             for name in names or ("street",)
         }
         return Service(served, rules or Rules(HOSTS), **settings)
@@ -96,7 +100,8 @@ def ask(app, *requests):
 
 
 def search(*texts, headers=None, **more):
-    return "POST", "/v1/search", {"json": {"texts": list(texts), **more}, "headers": headers}
+    content = json.dumps({"texts": list(texts), **more})  # all in ASCII, also what has no UTF-8
+    return "POST", "/v1/search", {"content": content, "headers": headers}
 
 
 def hits(answer):
@@ -176,6 +181,11 @@ BEARER = {"Authorization": "Bearer tpas_nobody"}
         (("GET", "/v1/images?id=%2Fetc%2Fpasswd&size=full", {}), 404, "The gallery has no image"),
         (("GET", "/v1/images?id=a%00b", {}), 404, "The gallery has no image of this name."),
         (("GET", "/v1/moments?from=now", {}), 400, "A time is written as"),
+        (("GET", "/v1/moments?count=1001", {}), 400, "count: Input should be less than or equal to 1000"),
+        (("GET", "/v1/clips?id=nowhere", {}), 404, "This server makes no clips."),
+        (search("a man", liked=["\ud800"]), 400, "liked.0: Input should be a valid string, unable to parse"),
+        (search("a man", camera="\ud800"), 400, "camera: Input should be a valid string, unable to parse"),
+        (("GET", "/v1/galleries/", {}), 404, "Not Found"),
         (("GET", "/v1/nothing", {}), 404, "Not Found"),
         (("DELETE", "/v1/galleries", {}), 405, "Method Not Allowed"),
         (("GET", "/v1/galleries", {"headers": {"Host": "evil.example"}}), 421, "a host that"),
@@ -216,11 +226,29 @@ def test_a_key_opens_its_galleries_and_no_others(service, tmp_path):
     assert first.json()["gallery"] == "shop"
     # The pages, by a browser's own question for a password.
     assert [status("/page/shop/", headers) for headers in (basic, gate, None)] == [200, 200, 401]
-    assert [status("/page/street/", basic), status("/page/street/config", basic)] == [401, 401]
+    assert [status("/page/shop", headers) for headers in (basic, None)] == [307, 401]
+
+    def said(path, headers):
+        (answer,) = ask(app, ("GET", path, {"headers": headers}))
+        return answer.status_code, answer.text, answer.headers.get("www-authenticate")
+
+    for path in ("", "/", "/config"):  # nobody learns by any of them that there is such a gallery
+        for headers in (None, BEARER, basic):
+            assert said(f"/page/street{path}", headers) == said(f"/page/nowhere{path}", headers)
+    assert said("/page/street/", basic)[:2] == (404, '{"error":"Not Found"}')
+    assert [status("/metrics", headers) for headers in (desk, gate)] == [200, 403]
     (links,) = ask(app, ("GET", "/", {"headers": basic}))
     assert ("page/shop/" in links.text, "street" in links.text) == (True, False)
     revoke_key(file, "gate")
     assert [status("/v1/galleries", gate), status("/page/shop/", basic)] == [401, 401]
+    file.rename(tmp_path / "elsewhere.json")
+    refused = [said("/v1/galleries", desk) for _ in range(11)]  # their key is not the wrong one
+    assert {(code, text) for code, text, _ in refused} == {
+        (503, '{"error":"the keys cannot be read now: the server\'s log says why"}')
+    }
+    assert status("/page/shop/", desk) == 503
+    (tmp_path / "elsewhere.json").rename(file)
+    assert status("/page/shop/", desk) == 200
 
 
 def test_how_often_and_how_many(service, tmp_path, monkeypatch):
@@ -280,7 +308,7 @@ def test_nothing_is_shown_without_its_line(service, tmp_path, monkeypatch):
     log = AuditLog(tmp_path / "audit.jsonl")
     file = tmp_path / "keys.json"
     key = {"Authorization": f"Bearer {add_key(file, 'desk')}"}
-    app = service(audit=log.write, rules=Rules(HOSTS, Keys(file)))
+    app = service(audit=log, rules=Rules(HOSTS, Keys(file)))
     answered = ask(app, search(TEXTS[0], top_k=2, headers=key), search(TEXTS[1], top_k=1, headers=key))
     shown = [[hit["id"] for hit in each.json()["answers"][0]["hits"]] for each in answered]
     image = "GET", answered[0].json()["answers"][0]["hits"][0]["image"], {"headers": key}
@@ -297,14 +325,15 @@ def test_nothing_is_shown_without_its_line(service, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    for refused in ask(app, search(TEXTS[0], headers=key), image):
+    for refused in ask(app, search(TEXTS[0], headers=key), image, ("GET", "/ready", {})):
         assert (refused.status_code, refused.json()) == (
             507,
             {"error": "The audit log cannot be written, so nothing is shown."},
         )
     monkeypatch.undo()
+    assert ask(app, ("GET", "/ready", {}))[0].status_code == 200  # by a line of its own
     log.close()
-    assert (verify(log.path).lines, verify(log.path).problem) == (5, None)
+    assert (verify(log.path).lines, verify(log.path).problem) == (6, None)
 
 
 def test_alarms_are_those_of_the_watched_gallery(service, built, tmp_path):
@@ -318,7 +347,7 @@ def test_alarms_are_those_of_the_watched_gallery(service, built, tmp_path):
         line = json.dumps(alarm | {"id": f"a{hour}", "raised_at": f"2026-11-26T0{hour}:00:00+00:00"})
         (folder / "alarms.jsonl").write_text(f"{line}\n{line[:9]}")  # the last one is being written
     log = AuditLog(tmp_path / "audit.jsonl")
-    app = service("street", galleries={"street": street}, audit=log.write)
+    app = service("street", galleries={"street": street}, audit=log)
     newest, all_of_them = ask(app, *(("GET", "/v1/alarms", {"params": {"count": n}}) for n in (1, 9)))
     assert newest.json()["total"] == 2
     assert [each["id"] for each in all_of_them.json()["alarms"]] == ["a9", "a8"]
@@ -326,16 +355,20 @@ def test_alarms_are_those_of_the_watched_gallery(service, built, tmp_path):
     assert shown["image"] == "/v1/images?gallery=street&id=gate%2F2-0.jpg"
     assert "/var/g" not in newest.text
     assert json.loads(log.path.read_text().splitlines()[-1])["shown"] in ([["a9"]], [["a9", "a8"]])
+    (street / "alarms" / "other" / "alarms.jsonl").write_text("")
+    untimed = json.dumps(alarm | {"id": "a1"})
+    for damaged in ("{\n{}\n", f"{untimed}\n"):
+        (street / "alarms" / "alarms.jsonl").write_text(damaged)
+        (answer,) = ask(app, ("GET", "/v1/alarms", {}))
+        assert answer.status_code == 503
+        assert answer.json()["error"].startswith("The file of alarms cannot be read.")
     log.close()
-    (street / "alarms" / "alarms.jsonl").write_text("{\n{}\n")
-    (damaged,) = ask(app, ("GET", "/v1/alarms", {}))
-    assert (damaged.status_code, damaged.json()) == (503, {"error": "The file of alarms is damaged."})
 
 
 def test_the_page_is_logged_by_the_visitors_key(service, tmp_path):
     log, file = AuditLog(tmp_path / "audit.jsonl"), tmp_path / "keys.json"
     basic = "Basic " + base64.b64encode(f"me:{add_key(file, 'desk')}".encode()).decode()
-    app = service(audit=log.write, rules=Rules(HOSTS, Keys(file)), folder=tmp_path / "pages")
+    app = service(audit=log, rules=Rules(HOSTS, Keys(file)), folder=tmp_path / "pages")
     headers = {"Authorization": basic, "x-tpas-who": "somebody else"}
     with TestClient(app, base_url="http://127.0.0.1:7860", headers=headers) as visitor:
         events = visitor.get("/config").json()["dependencies"]
