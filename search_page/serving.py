@@ -34,6 +34,7 @@ PORTS = range(7860, 7960)
 FOLDER = "tpas-app-"  # how those of running pages are called
 KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 10, 1
 HEAD_SECONDS = 30.0  # in which a connection has to say what it asks
+READ_SECONDS, READ_BYTES = 30.0, 2**14  # who is answered has to read so much in this time
 CONNECTIONS = 1_000  # at a time
 
 
@@ -87,6 +88,7 @@ def run(
         OSError: the port is taken, or the address is not this machine's.
     """
     listening = _listen(host, port)
+    open_more_files()
     # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     remove_folders_of_killed()
@@ -221,9 +223,13 @@ def _waiting(page: gr.Blocks, client: str) -> int:
 
 
 class PatientProtocol(cast(Any, AutoHTTPProtocol)):
-    """Closes a connection that does not say in time what it asks; uvicorn's own would wait for ever."""
+    """Closes a connection that does not say in time what it asks, or does not read what it is answered.
+
+    uvicorn's own would wait for ever.
+    """
 
     said: asyncio.TimerHandle | None = None
+    unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -238,9 +244,30 @@ class PatientProtocol(cast(Any, AutoHTTPProtocol)):
         elif self.said is None:
             self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._look_again()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.unread is not None:
+            self.unread.cancel()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_no_more()
+        if self.unread is not None:
+            self.unread.cancel()
         super().connection_lost(exc)
+
+    def _look_again(self) -> None:
+        left = self.transport.get_write_buffer_size() - READ_BYTES
+        self.unread = self.loop.call_later(READ_SECONDS, self._look, left)
+
+    def _look(self, most: int) -> None:
+        if self.transport.get_write_buffer_size() > most:
+            self.transport.abort()
+        else:
+            self._look_again()
 
     @property
     def _is_silent(self) -> bool:
@@ -277,6 +304,17 @@ class _Server(uvicorn.Server):
                 server.close()
             await self.drain()
         await super().shutdown(sockets)
+
+
+def open_more_files() -> None:
+    """Lets a process have as many as its connections need, and its galleries besides: 1,024 are usual."""
+    with suppress(ImportError, OSError, ValueError):  # not known to Windows
+        import resource
+
+        now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = 4 * CONNECTIONS if most == resource.RLIM_INFINITY else min(4 * CONNECTIONS, most)
+        if now != resource.RLIM_INFINITY and now < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -88,3 +89,35 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch):
         monkeypatch.setattr(serving, "CONNECTIONS", 0)
         with socket.create_connection(place, timeout=5) as one_too_many:
             assert one_too_many.recv(100) == b""
+
+
+def test_who_does_not_read_the_answer_is_let_go(monkeypatch):
+    monkeypatch.setattr(serving, "READ_SECONDS", 0.1)
+    content = b"x" * 2**25  # more than the system keeps for a connection
+
+    async def answer(scope, receive, send):
+        await PlainTextResponse(content if scope["path"] == "/v1/all" else "done")(scope, receive, send)
+
+    with running(answer) as (server, address):
+        place = "127.0.0.1", int(address.rpartition(":")[2])
+        with socket.create_connection(place, timeout=5) as silent:
+            silent.sendall(b"GET /v1/all HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+            assert silent.recv(8) == b"HTTP/1.1"
+            until = time.monotonic() + 5
+            while server.server_state.connections and time.monotonic() < until:
+                time.sleep(0.02)
+            assert not server.server_state.connections
+        assert httpx.get(f"{address}/v1/all").content == content  # who reads gets all of it
+        assert httpx.get(f"{address}/v1/x").text == "done"
+
+
+def test_connections_do_not_use_up_the_files(monkeypatch):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1_024, before[1]), before[1]))
+        monkeypatch.setattr(serving, "CONNECTIONS", 300)
+        serving.open_more_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(1_200, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gc
+import io
 import json
 import logging
 import re
@@ -14,6 +15,9 @@ import pytest
 
 from tpas.__main__ import main
 from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.footage.intake import build_footage
+from tpas.footage.rules import FootageRules
+from tpas.footage.sources import find_films
 from tpas.modeling_tpas import TPASModel
 from tpas.processing_tpas import TPASProcessor
 from tpas.search.gallery import Gallery
@@ -23,9 +27,11 @@ from tpas.service.keys import Keys, add_key, revoke_key
 
 pytest.importorskip("gradio", reason="the extra `app` is not installed")
 pytest.importorskip("prometheus_client", reason="the extra `app` is not installed")
+av = pytest.importorskip("av", reason="the extra `footage` is not installed")
 
 import httpx  # noqa: E402 (comes with the extra, as these do)
 from starlette.testclient import TestClient  # noqa: E402
+from tiny_films import two_cameras  # noqa: E402
 
 from tpas.search_page.access import AllowedHosts  # noqa: E402
 from tpas.service import batches as batches_module  # noqa: E402
@@ -363,6 +369,40 @@ def test_alarms_are_those_of_the_watched_gallery(service, built, tmp_path):
         assert answer.status_code == 503
         assert answer.json()["error"].startswith("The file of alarms cannot be read.")
     log.close()
+
+
+def test_films_answer_with_visits_and_their_clips(service, model, tmp_path):
+    filmed = two_cameras(tmp_path)
+    rules = FootageRules(detector=f"boxes:{filmed / 'boxes.jsonl'}", views=1)
+    built = build_footage(find_films(filmed / "films"), tmp_path / "gallery", *model, rules)
+    log = AuditLog(tmp_path / "audit.jsonl")
+    app = service(galleries={"street": built.path}, audit=log, folder=tmp_path / "pages")
+    everything, some, later, found = ask(
+        app,
+        ("GET", "/v1/moments", {}),
+        ("GET", "/v1/moments?first=1&count=2", {}),
+        ("GET", "/v1/moments?camera=cam2.avi&from=00:05", {}),
+        search("a man runs"),
+    )
+    visits = everything.json()["visits"]
+    assert [(each["camera"], round(each["start_s"])) for each in visits] == [
+        *(("cam1.mp4", 1), ("cam1.mp4", 7), ("cam2.avi", 1), ("cam2.avi", 7))
+    ]
+    assert (some.json()["total"], some.json()["visits"]) == (4, visits[1:3])
+    assert later.json()["visits"] == visits[3:]
+    hits_ = found.json()["answers"][0]["hits"]
+    assert {hit["clip"] for hit in hits_} == {visit["clip"] for visit in visits}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        (clip,) = ask(app, ("GET", hits_[0]["clip"], {}))
+    assert clip.headers["content-type"] in ("video/mp4", "video/webm")
+    with av.open(io.BytesIO(clip.content)) as opened:
+        assert opened.streams.video[0].width == 160
+    assert json.loads(log.path.read_text().splitlines()[-1])["image"] == hits_[0]["id"]
+    log.close()
+    shutil.rmtree(filmed / "films")
+    (gone,) = ask(app, ("GET", visits[0]["clip"] + "x", {}))
+    assert (gone.status_code, gone.json()) == (404, {"error": "The gallery has no image of this name."})
 
 
 def test_the_page_is_logged_by_the_visitors_key(service, tmp_path):
