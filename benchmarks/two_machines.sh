@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Builds a gallery by two machines, kills one of them in the middle, and builds on: for root on Linux.
+# Builds a gallery by two machines, loses one of them in the middle, and builds on: for root on Linux.
 #
 #     sudo env "PATH=$PATH" bash benchmarks/two_machines.sh [PYTHON]
 #
+# First the second is killed, then the first, then the cable between them is cut without a word; LOST="cable" is the
+# last alone. A silence is given up after two hours, here after half a minute.
+#
 # The machines are two network namespaces of this one, joined by a cable of their own (192.0.2.1 and 192.0.2.2, which
 # no network uses); the folder that they share is a temporary one, which goes at the end. docs/scale.md has the
-# commands for real machines. Ends with 0 if both galleries have the bytes of the one that one process builds.
+# commands for real machines. Ends with 0 if all galleries have the bytes of the one that one process builds.
 set -euo pipefail
 
 python=$(realpath -s "${1:-.venv/bin/python}")
@@ -48,6 +51,20 @@ for number in range(count):
     Image.fromarray(pixels).save(folder / f"{number:06d}.jpg")
 END
 
+# As `python -m tpas`, with less patience.
+cat > "$work/patient.py" << 'END'
+import os
+from datetime import timedelta
+
+from tpas.search import building
+
+if "SILENCE" in os.environ:
+    building.SILENCE = timedelta(seconds=float(os.environ["SILENCE"]))
+from tpas.__main__ import main
+
+main()
+END
+
 build() {  # GALLERY
     echo gallery build "$work/images" --model "$root/demo_start" --path "$work/$1" --shard_size 32 --batch_size 4
 }
@@ -58,7 +75,7 @@ on_both() {  # GALLERY: starts it on both machines, in the background
         GLOO_SOCKET_IFNAME=tpas-$machine NCCL_SOCKET_IFNAME=tpas-$machine \
             ip netns exec tpas-$machine "$python" -m accelerate.commands.launch --multi_gpu --num_machines 2 \
             --num_processes 2 --machine_rank $rank --main_process_ip 192.0.2.1 --main_process_port 29500 \
-            --rdzv_backend static --mixed_precision no --dynamo_backend no -m tpas $(build "$1") \
+            --rdzv_backend static --mixed_precision no --dynamo_backend no "$work/patient.py" $(build "$1") \
             > "$work/$1-$machine.log" 2>&1 &
         rank=1
     done
@@ -71,8 +88,9 @@ start=$SECONDS
 whole=$(shards one)
 echo "one process: $((SECONDS - start)) s, $whole shards"
 
-for lost in b a; do
+for lost in ${LOST:-b a cable}; do
     kept=$([ $lost = a ] && echo b || echo a)
+    [ $lost = cable ] && export SILENCE=30
     gallery=without_$lost
     on_both "$gallery"
     pids=$(jobs -p)
@@ -81,14 +99,23 @@ for lost in b a; do
         sleep 0.1
     done
     there=$(shards "$gallery")
-    kill_machine $lost
     start=$SECONDS
-    code=0
-    { wait -n $pids || true; } 2> /dev/null  # the one that was killed
-    wait $pids || code=$?
-    echo "machine $lost was killed at $there of $whole shards; machine $kept ended after $((SECONDS - start)) s, said:"
+    if [ $lost = cable ]; then
+        ip -n tpas-a link set tpas-a down
+    else
+        kill_machine $lost
+    fi
+    { wait -n $pids || true; } 2> /dev/null  # one that was killed ends first
+    { wait $pids || true; } 2> /dev/null
+    how=$([ $lost = cable ] && echo "the cable was cut" || echo "machine $lost was killed")
+    echo "$how at $there of $whole shards; machine $kept ended after $((SECONDS - start)) s, said:"
     grep -h "tpas gallery build:" "$work/$gallery-$kept.log" || tail -n 5 "$work/$gallery-$kept.log"
     echo "left: $(shards "$gallery") shards"
+    if [ $lost = cable ]; then
+        ip -n tpas-a link set tpas-a up
+        sleep 3  # until the machines find each other
+        unset SILENCE
+    fi
     start=$SECONDS
     on_both "$gallery"
     wait

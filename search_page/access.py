@@ -72,10 +72,14 @@ def check_tls(certificate: Path, key: Path) -> None:
     """Raises OSError for files that are no certificate and its key."""
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(certificate, key, password="")  # nobody is there to type one
+        context.load_cert_chain(certificate, key, password=_no_passphrase)
     except OSError as error:  # of ssl's errors each is one
         files = f"{certificate} and {key}: {error.strerror or error}"
         raise OSError(f"no TLS by {files}; both are PEM files, and belong together") from error
+
+
+def _no_passphrase() -> str:
+    raise OSError("the key asks for a passphrase, which nobody is there to type: `openssl pkey` takes it off")
 
 
 class AllowedHosts:

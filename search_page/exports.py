@@ -45,14 +45,23 @@ COLUMNS = (
 def csv_table(result: SearchResult, label_of: Callable[[SearchHit], ImageLabel | None]) -> str:
     """One line for each image of each answer; what is unknown is left empty.
 
+    Behind `COLUMNS` are two for each phrase of `must` and `must_not`: what it says of the image by itself.
+
     Texts, names and labels come from anyone, and a spreadsheet would run what looks like a formula.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    phrases = list(
+        dict.fromkeys((said.wanted, said.phrase) for hits in result for hit in hits for said in hit.phrases)
+    )
+    named = [f"{'must' if wanted else 'must_not'}: {phrase}" for wanted, phrase in phrases]
+    of_phrases = [f"{name} ({score})" for name in named for score in ("match_logit", "cosine")]
+    writer.writerow([*COLUMNS, *map(as_cell_text, of_phrases)])
     for number, (text, hits) in enumerate(zip(result.texts, result, strict=True), start=1):
         for hit in hits:
-            fields = [number, text, *_fields(hit, label_of(hit))]
+            said = {(of.wanted, of.phrase): (of.match_logit, of.cosine) for of in hit.phrases}
+            scores = [_rounded(score) for phrase in phrases for score in said.get(phrase, (None, None))]
+            fields = [number, text, *_fields(hit, label_of(hit)), *scores]
             writer.writerow([as_cell_text(field) if isinstance(field, str) else field for field in fields])
     return stream.getvalue()
 

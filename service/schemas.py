@@ -200,8 +200,8 @@ class SeenVisit(Visit):
 
     @classmethod
     def shown(cls, image: str, moment: Moment, gallery: str) -> "SeenVisit":
-        addresses = {"image": address_of(gallery, image), "clip": address_of(gallery, image, "clips")}
-        return cls(**Visit.of(moment).model_dump(), id=image, **addresses)
+        own, clip = address_of(gallery, image), address_of(gallery, image, "clips")
+        return cls(**Visit.of(moment).model_dump(), id=image, image=own, clip=clip)
 
 
 class Visits(BaseModel):

@@ -398,6 +398,16 @@ def test_a_csv_holds_the_answers(requests, captions):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_a_csv_says_what_each_phrase_says(requests):
+    feedback = Feedback.of(must=["=a hat"], must_not=["a red coat"])
+    (hits,) = answers = requests.search(Session(), ["a man"], shown=3, feedback=feedback)
+    rows = list(csv.DictReader(io.StringIO(csv_table(answers, requests.label))))
+    for row, hit in zip(rows, hits, strict=True):
+        for name, said in zip(("must: =a hat", "must_not: a red coat"), hit.phrases, strict=True):
+            shown = float(row[f"{name} (match_logit)"]), float(row[f"{name} (cosine)"])
+            assert shown == pytest.approx((said.match_logit, said.cosine), abs=1e-6)
+
+
 def test_a_spreadsheet_computes_nothing_that_is_in_a_csv(requests):
     result = requests.search(Session(), ['-2+3+cmd|" /C calc"!A0'], shown=3)
     first, second, third = result[0]
