@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT_S = 10.0  # of one try, all in all
 TRIES = 4
 FIRST_WAIT_S = 1.0  # between two tries, doubled each time
+AGAIN_S = 60.0  # after which what was not taken is tried again, also where no new alarm comes
 LAST_WAIT_S = 15.0  # for what is still to be sent, when the watching ends
 TRY_AGAIN = (408, 425, 429)  # and all of the server's own errors
 
@@ -50,10 +51,12 @@ class Webhook:
         timeout_s: float = TIMEOUT_S,
         tries: int = TRIES,
         first_wait_s: float = FIRST_WAIT_S,
+        again_s: float = AGAIN_S,
     ):
         self._url = check_url(url)
         self.name = _shown(self._url)
         self.sent, self.timeout_s, self.tries, self.first_wait_s = sent, timeout_s, tries, first_wait_s
+        self.again_s = again_s
         self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._put_aside: list[dict[str, Any]] = []  # until the address answers again
         self._owed: dict[str, None] = {}
@@ -79,7 +82,7 @@ class Webhook:
             )
 
     def _send_all(self) -> None:
-        while (alarm := self._waiting.get()) is not None:
+        while (alarm := self._next()) is not None:
             try:
                 delivered = self._deliver(alarm)
                 if delivered:
@@ -93,6 +96,13 @@ class Webhook:
             for earlier in self._put_aside if not self._closing.is_set() else ():
                 self._waiting.put(earlier)
             self._put_aside.clear()
+
+    def _next(self) -> dict[str, Any] | None:
+        """The alarm to send, or None at the end; where none is new, after a while one that was not taken."""
+        try:
+            return self._waiting.get(timeout=self.again_s if self._put_aside else None)
+        except queue.Empty:
+            return self._put_aside.pop(0)
 
     def _deliver(self, alarm: dict[str, Any]) -> bool:
         body = json.dumps(alarm).encode()

@@ -194,6 +194,18 @@ def test_a_webhook_is_tried_again_and_what_it_takes_is_noted(caplog):
     assert "pass" not in caplog.text
 
 
+def test_what_was_not_taken_is_sent_once_the_address_is_back():
+    sent = []
+    with receiver(lambda name, number: 503 if number <= 2 else 200) as (address, got):
+        hook = Webhook(f"http://{address}/", sent.append, tries=1, first_wait_s=0.01, again_s=0.02)
+        hook.put({"id": "one"})
+        deadline = time.monotonic() + 10
+        while not sent and time.monotonic() < deadline:
+            time.sleep(0.01)
+        hook.close()
+    assert (sent, [name for name, _ in got]) == (["one"], 3 * ["one"])
+
+
 def test_an_address_that_hangs_or_sends_a_byte_at_a_time_holds_nothing_up(caplog):
     stop = threading.Event()
 
