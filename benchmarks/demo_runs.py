@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from drawn_people import DEMO_START
 from measuring import markdown_table
 
-from tpas.commands.demo import QUICK, DemoSettings
+from tpas.commands.demo import QUICK, DemoSettings, fine_tuning_command, run_logged
 from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.models.interface import RetrievalModel
+from tpas.models.loading import load_model
 
 
 def seeds_parser(documentation: str, seeds: list[int]) -> argparse.ArgumentParser:
@@ -25,6 +28,15 @@ def settings_of(arguments: argparse.Namespace) -> DemoSettings:
     if arguments.quick:
         return QUICK
     return replace(DemoSettings(), max_train_steps=getattr(arguments, "steps", DemoSettings.max_train_steps))
+
+
+def fine_tuned_model(name: str | None, settings: DemoSettings, folder: Path) -> RetrievalModel:
+    """The model of that name, or else the demo's start, fine-tuned in `folder` on the first seed's people."""
+    if name is None:
+        draw_people(folder, settings, 0)
+        run_logged(fine_tuning_command(settings, DEMO_START, 0), folder, "fine_tune")
+        name = str(folder / "fine_tuned" / "best")
+    return load_model(name)
 
 
 def draw_people(folder: Path, settings: DemoSettings, seed: int) -> Path:

@@ -13,6 +13,7 @@ three minutes of one.
 
 import random
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_runs import captioned_table, draw_people, seeds_parser, settings_of
-from drawn_people import DEMO_START
-from measuring import write_output
+from demo_runs import captioned_table, fine_tuned_model, seeds_parser, settings_of
+from measuring import machine_name, write_output
 
-from tpas.commands.demo import fine_tuning_command, run_logged
 from tpas.data.drawn.synthetic_pab import Look, describe_source, draw_source
 from tpas.data.drawn.synthetic_worlds import DEMO_WORLD
-from tpas.models.loading import load_model
 from tpas.search.calibration import auroc
 from tpas.search.feedback import DISLIKED_WEIGHT, LIKED_WEIGHT, Feedback
 from tpas.search.gallery import Gallery
@@ -321,27 +319,20 @@ def main(argv: list[str] | None = None) -> None:
     parser = seeds_parser(__doc__, seeds=[205, 206, 207, 208, 209])
     parser.add_argument("--model", help="in place of fine-tuning the demo's start")
     arguments = parser.parse_args(argv)
-    settings = settings_of(arguments)
+    settings, started = settings_of(arguments), time.monotonic()
     found: Found = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="tpas-feedback-") as created:
         folder = Path(created)
-        name = arguments.model
-        if name is None:
-            draw_people(folder, settings, 0)
-            run_logged(fine_tuning_command(settings, DEMO_START, 0), folder, "fine_tune")
-            name = str(folder / "fine_tuned" / "best")
-        model = load_model(name)
+        model = fine_tuned_model(arguments.model, settings, folder)
         for seed in arguments.seeds:
             people = People(model, seed, settings.test_pairs, folder)
             measure(people, range(0, settings.test_pairs // 2, 2), seed, found)
             measure_phrase_scores(people, found)
-    table = tables(found, len(arguments.seeds), settings.test_pairs)
+    took = f"By {machine_name()}, in {(time.monotonic() - started) / 60:.0f} minutes."
+    table = f"{took}\n\n{tables(found, len(arguments.seeds), settings.test_pairs)}"
     print(f"\n{table}")
-    write_output(
-        arguments.output,
-        {"seeds": arguments.seeds, "figures": summary(found)},
-        table,
-    )
+    written = {"machine": took, "seeds": arguments.seeds, "figures": summary(found)}
+    write_output(arguments.output, written, table)
 
 
 if __name__ == "__main__":

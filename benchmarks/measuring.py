@@ -2,6 +2,9 @@
 
 import argparse
 import multiprocessing
+import os
+import platform
+import re
 import statistics
 import sys
 import time
@@ -241,6 +244,14 @@ def add_timing_arguments(parser: argparse.ArgumentParser, repeats: int) -> None:
 def machine(cpu_time: bool) -> dict[str, Any]:
     """How the figures were taken, to be written with them."""
     return {"threads": torch.get_num_threads(), "clock": "processor" if cpu_time else "wall"}
+
+
+def machine_name() -> str:
+    """The processor as the system names it, its cores, and how busy they were."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    name = named[1] if named else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}"
 
 
 def limits_line(limits: Mapping[str, float]) -> str:

@@ -6,15 +6,15 @@ Serves 300 drawn people with `demo_start`, twice: questions of several clients i
 itself. 1, 8 and 32 clients, each with a connection of its own, ask one text after the other, both servers in
 turn, so that what else the machine does falls on both. Then 10,000 searches without re-ranking, and the
 server's memory before and after; silent connections beside a client that asks; SIGTERM and SIGKILL under
-load: of each answer that arrived the audit log has to hold the line. On two idle cores three minutes with
-`--rounds 2 --requests 8`, some twenty without; `--quick` only shows that it runs.
+load: of each answer that arrived the audit log has to hold the line. On two idle cores it takes three
+minutes, on busy ones eight; more `--rounds` and `--requests` give steadier tails. `--quick` only shows that
+it runs.
 """
 
 import argparse
 import http.client
 import itertools
 import json
-import os
 import signal
 import socket
 import statistics
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from drawn_people import DEMO_START
-from measuring import add_output_arguments, machine, markdown_table, write_output
+from measuring import add_output_arguments, machine, machine_name, markdown_table, write_output
 
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.models.loading import load_model
@@ -282,16 +282,15 @@ def table(figures: dict[str, Any]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
-    parser.add_argument("--requests", type=int, default=40, help="of a client in a round (default: 40)")
+    parser.add_argument("--rounds", type=int, default=2, help="default: 2")
+    parser.add_argument("--requests", type=int, default=8, help="of a client in a round (default: 8)")
     parser.add_argument("--of_memory", type=int, default=10_000, help="searches (default: 10,000)")
     add_output_arguments(parser)
     arguments = parser.parse_args(argv)
     rounds, requests, of_memory = arguments.rounds, arguments.requests, arguments.of_memory
     if arguments.quick:
         rounds, requests, of_memory = 1, 2, 40
-    of = f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.0f} at the start"
-    figures: dict[str, Any] = {"machine": machine(False) | {"of": of}}
+    figures: dict[str, Any] = {"machine": machine(False) | {"of": machine_name()}}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = draw_pab(folder / "pab", train_pairs=2, test_pairs=300, workers=1)

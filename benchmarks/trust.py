@@ -10,9 +10,6 @@ half of them the fine-tuning. Where scikit-learn is installed, its gradient boos
 """
 
 import importlib.util
-import os
-import platform
-import re
 import tempfile
 import time
 from dataclasses import replace
@@ -20,18 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from demo_runs import draw_people, seeds_parser, settings_of
-from drawn_people import DEMO_START
-from measuring import write_output
+from demo_runs import fine_tuned_model, seeds_parser, settings_of
+from measuring import machine_name, write_output
 from presence_features import SETS, SHORTLIST, People, best_possible, who_was_painted
 from trust_tables import tables
 
-from tpas.commands.demo import fine_tuning_command, run_logged
 from tpas.data.drawn.synthetic_pab import draw_pab, draw_source
 from tpas.data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD, World
 from tpas.data.pab import load_pab, source_videos
 from tpas.evaluation.labelled_answers import gallery_of_pairs, labelled_answers
-from tpas.models.loading import load_model
 from tpas.search.calibration import (
     Calibration,
     LabelledAnswers,
@@ -361,14 +355,6 @@ def measure(learnt: list[People], tested: list[People], elsewhere: list[People])
     )
 
 
-def machine_name() -> str:
-    """The processor as the system names it, its cores, and how busy they were."""
-    cpuinfo = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
-    name = named[1] if named else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.0f}"
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = seeds_parser(__doc__, seeds=[100, 101, 102])
     parser.add_argument("--test_seeds", type=int, nargs="+", default=[105, 106, 107, 108, 109])
@@ -377,13 +363,8 @@ def main(argv: list[str] | None = None) -> None:
     settings, started = settings_of(arguments), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tpas-trust-") as created:
         folder = Path(created)
-        name = arguments.model
-        if name is None:
-            draw_people(folder, settings, 0)
-            run_logged(fine_tuning_command(settings, DEMO_START, 0), folder, "fine_tune")
-            name = str(folder / "fine_tuned" / "best")
         pairs = 80 if arguments.quick else settings.test_pairs
-        model = load_model(name)
+        model = fine_tuned_model(arguments.model, settings, folder)
         learnt = [search(model, seed, pairs, folder) for seed in arguments.seeds]
         tested = [search(model, seed, pairs, folder) for seed in arguments.test_seeds]
         elsewhere = [search(model, seed, pairs, folder, PRETRAINING_WORLD) for seed in arguments.test_seeds]
