@@ -49,7 +49,8 @@ class Keys:
 
     def __init__(self, file: Path):
         self.file = file
-        self._state, self._by_hash = _state(file), {key.sha256: key for key in read_keys(file)}
+        self._by_hash = {key.sha256: key for key in read_keys(file)}
+        self._state: tuple[int, int, int] | None = None  # as which the first question finds it
 
     def key_of(self, secret: str) -> Key | None:
         """None of what is no key; raises as `read_keys` where the file cannot be read any more."""

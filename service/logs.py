@@ -18,7 +18,10 @@ class JsonLines(logging.Formatter):
 
 
 def show_as_json() -> None:
-    """Lets what this package and its server log go where the package's log goes, as JSON."""
+    """Lets what this package and its server log go where the package's log goes, as JSON and without bars."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     handlers = logging.getLogger("tpas").handlers
     for handler in handlers:
         handler.setFormatter(JsonLines())

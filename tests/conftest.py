@@ -1,6 +1,7 @@
 """What every test shares: no network, a cache of its own, one thread, fixed seeds, one tiny architecture."""
 
 import contextlib
+import gc
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 from pathlib import Path
 
 CACHE = tempfile.mkdtemp(prefix="tpas-tests-")
@@ -73,6 +75,15 @@ def _seeds():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def pages_loops():
+    """Building and leaving pages leaves Gradio's event loops open: they are collected here, unremarked."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 @pytest.fixture

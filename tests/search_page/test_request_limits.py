@@ -2,12 +2,10 @@
 
 import asyncio
 import base64
-import gc
 import io
 import json
 import logging
 import socket
-import warnings
 from pathlib import Path
 
 import pytest
@@ -30,21 +28,12 @@ from tpas.search_page.request_limits import QUESTION_BYTES, WAITING_QUESTIONS, R
 from tpas.search_page.serving import guarded_page, remove_folders_of_killed  # noqa: E402
 from tpas.search_page.uploads import VISITORS, NoRoomError, Uploads  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # see `loops`
+pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.usefixtures("pages_loops")]
 
 START = Path(__file__).parents[2] / "demo_start"
 ADDRESS = "http://127.0.0.1:7860"
 JOIN, UPLOAD = "/gradio_api/queue/join", "/gradio_api/upload"
 MANY = Limits(requests_a_minute=10_000)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loops():
-    """Building and leaving pages leaves Gradio's event loops open: they are collected here, unremarked."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -73,3 +73,5 @@ def test_a_file_of_something_else_is_named(tmp_path):
     file.write_text('{"keys": [{"name": "desk"}]}')
     with pytest.raises(ValueError, match="keys.json: this is no file of keys"):
         Keys(file)
+    with pytest.raises(FileNotFoundError, match=r"nowhere.json: no such file: `tpas serve key add NAME"):
+        Keys(tmp_path / "nowhere.json")

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import gc
 import io
 import json
 import logging
@@ -41,20 +40,11 @@ from tpas.service.gate import Rules  # noqa: E402
 from tpas.service.logs import JsonLines  # noqa: E402
 from tpas.service.serving import Service  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Gradio leaves event loops open
+pytestmark = [pytest.mark.filterwarnings("ignore::ResourceWarning"), pytest.mark.usefixtures("pages_loops")]
 
 START = Path(__file__).parents[2] / "demo_start"
 TEXTS = ["a man in a red coat", "a woman is running", "somebody lies on the ground", "a person with a hat"]
 HOSTS = AllowedHosts("127.0.0.1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def loops():
-    """Building and leaving pages leaves Gradio's event loops open: they are collected here, unremarked."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        gc.collect()
 
 
 @pytest.fixture(scope="module")
