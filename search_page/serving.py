@@ -88,7 +88,7 @@ def run(
         OSError: the port is taken, or the address is not this machine's.
     """
     listening = _listen(host, port)
-    open_more_files()
+    PatientProtocol.most = open_more_files()
     # Uploads pass through a folder of this process, which goes with it, also where it is asked to end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     remove_folders_of_killed()
@@ -228,12 +228,13 @@ class PatientProtocol(cast(Any, AutoHTTPProtocol)):
     uvicorn's own would wait for ever.
     """
 
+    most = CONNECTIONS  # at a time
     said: asyncio.TimerHandle | None = None
     unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
+        if len(self.connections) > self.most:
             transport.close()
         self._wait()
 
@@ -306,15 +307,21 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def open_more_files() -> None:
-    """Lets a process have as many as its connections need, and its galleries besides: 1,024 are usual."""
+def open_more_files() -> int:
+    """Lets a process have files for its connections, and its galleries besides; returns how many of the former.
+
+    1,024 are usual, and without any left no image can be read and no connection be refused.
+    """
     with suppress(ImportError, OSError, ValueError):  # not known to Windows
         import resource
 
         now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 4 * CONNECTIONS if most == resource.RLIM_INFINITY else min(4 * CONNECTIONS, most)
-        if now != resource.RLIM_INFINITY and now < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        if now != resource.RLIM_INFINITY:
+            if now < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return min(CONNECTIONS, 3 * max(now, wanted) // 4)
+    return CONNECTIONS
 
 
 def _listen(host: str, port: int | None) -> socket.socket:

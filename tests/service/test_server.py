@@ -86,7 +86,7 @@ def test_a_connection_that_says_nothing_is_closed(monkeypatch):
                 silent.sendall(begun)
                 assert silent.recv(100) == b""
         assert httpx.get(f"{address}/v1/x").text == "done"
-        monkeypatch.setattr(serving, "CONNECTIONS", 0)
+        monkeypatch.setattr(serving.PatientProtocol, "most", 0)
         with socket.create_connection(place, timeout=5) as one_too_many:
             assert one_too_many.recv(100) == b""
 
@@ -115,9 +115,12 @@ def test_connections_do_not_use_up_the_files(monkeypatch):
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(1_024, before[1]), before[1]))
-        monkeypatch.setattr(serving, "CONNECTIONS", 300)
-        serving.open_more_files()
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(1_200, before[1])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (800, before[1]))
+        monkeypatch.setattr(serving, "CONNECTIONS", 250)
+        assert serving.open_more_files() == 250
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1_000
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (1_000, 1_000))  # no more can be had
+        monkeypatch.setattr(serving, "CONNECTIONS", 10_000)
+        assert serving.open_more_files() == 750
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
