@@ -308,7 +308,7 @@ class _Server(uvicorn.Server):
 
 
 def open_more_files() -> int:
-    """Lets a process have files for its connections, and its galleries besides; returns how many of the former.
+    """Lets a process have files for its connections and its galleries; returns how many connections.
 
     1,024 are usual, and without any left no image can be read and no connection be refused.
     """
