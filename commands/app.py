@@ -156,8 +156,8 @@ def serve_page(
     faces = face_cover(opened) if blur_faces else None
     name = place.resolve().name
     with audit_log(audit) as log:
-        audited = None if log is None else log.write
-        requests = SearchRequests(opened, labels, limits, shortlist, name=name, faces=faces, audit=audited)
+        shown = {"name": name, "faces": faces, "audit": log and log.write}
+        requests = SearchRequests(opened, labels, limits, shortlist, **shown)
         serve(requests, host, port, password=password, **access)
 
 

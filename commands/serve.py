@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 
 app = CommandLine("tpas serve", __doc__)
 
+Annotations = Annotated[
+    list[str] | None,
+    Option(help="to filter by, as of `tpas app`: FILE, or NAME=FILE where there are several galleries"),
+]
+ImagesRoot = Annotated[
+    list[str] | None,
+    Option(help="the folder where a gallery's images lie now, if it was moved: FOLDER or NAME=FOLDER"),
+]
+Certificate = Annotated[
+    Path | None, Option(help="speak HTTPS by this certificate, a PEM file with those above it")
+]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -41,22 +52,14 @@ def serve(
         Path | None,
         Option(envvar="TPAS_KEYS", help="the file of keys; without it only this machine is served"),
     ] = None,
-    annotations: Annotated[
-        list[str] | None,
-        Option(help="to filter by, as of `tpas app`: FILE, or NAME=FILE where there are several galleries"),
-    ] = None,
-    images_root: Annotated[
-        list[str] | None,
-        Option(help="the folder where a gallery's images lie now, if it was moved: FOLDER or NAME=FOLDER"),
-    ] = None,
+    annotations: Annotations = None,
+    images_root: ImagesRoot = None,
     audit: Audit = None,
     blur_faces: BlurFaces = False,
     shortlist: Shortlist = 128,
     host: Host = None,
     port: Port = None,
-    tls_certificate: Annotated[
-        Path | None, Option(help="speak HTTPS by this certificate, a PEM file with those above it")
-    ] = None,
+    tls_certificate: Certificate = None,
     tls_key: Annotated[Path | None, Option(help="and its key, a PEM file")] = None,
     allowed_host: AllowedHost = None,
     trusted_proxy: TrustedProxy = None,
@@ -104,15 +107,15 @@ def serve(
     own = known is None and serves_own_machine(host, **names)
     with audit_log(audit) as log:
         limits = Limits(own_machine=own)
-        audited, check = (None, lambda: None) if log is None else (log.write, log.check)
         show_as_json()
-        served = opened(places, choice, blur_faces, given, limits=limits, shortlist=shortlist, audit=audited)
+        settings = {"limits": limits, "shortlist": shortlist, "audit": log and log.write}
+        served = opened(places, choice, blur_faces, given, **settings)
         names_of_server = hosts_of(host, names["allowed_hosts"])
         rules = Rules(names_of_server, known, None if own else requests_a_minute, log_texts)
         service: list[Service] = []
 
         def build(folder: Path) -> Any:
-            service.append(Service(served, rules, folder, texts_a_pass, check))
+            service.append(Service(served, rules, folder, texts_a_pass, log))
             return behind_proxies(service[0], names["trusted_proxies"])
 
         what = f"{sum(len(each.gallery) for each in served.values())} images of {', '.join(served)}"

@@ -1,7 +1,7 @@
 """The endpoints under /v1, and those that look after them; `serving.py` puts page and endpoints together."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from html import escape
 from typing import Annotated, Literal
 
@@ -16,6 +16,7 @@ from ..search_page.clips import MEDIA_TYPES, Clips
 from ..search_page.filters import CHOSEN
 from ..search_page.questions import MissingError, RequestError, UnavailableError, UnloggedError, Visitor
 from ..search_page.requests import CARD_EDGE, SearchRequests
+from .audit import AuditLog
 from .batches import Batches
 from .metrics import Metrics
 from .schemas import (
@@ -55,7 +56,7 @@ class Served:
 
     Args:
         clips: of those whose clips are shown.
-        check: as of `Service`.
+        log: as of `Service`.
     """
 
     def __init__(
@@ -64,10 +65,10 @@ class Served:
         batches: Mapping[str, Batches],
         clips: Mapping[str, Clips],
         metrics: Metrics,
-        check: Callable[[], object],
+        log: AuditLog | None,
     ):
         self.galleries, self.batches, self.clips = galleries, batches, clips
-        self.metrics, self.check = metrics, check
+        self.metrics, self.log = metrics, log
 
     def open_to(self, request: Request) -> dict[str, SearchRequests]:
         """What the request's key opens."""
@@ -194,7 +195,8 @@ def _own_matters(served: Served) -> fastapi.APIRouter:
         for requests in served.galleries.values():
             await run_in_threadpool(requests.refresh)
         try:
-            await run_in_threadpool(served.check)
+            if served.log is not None:
+                await run_in_threadpool(served.log.check)
         except OSError as error:
             logger.error("not ready: %s", error)
             raise UnloggedError("The audit log cannot be written, so nothing is shown.") from error

@@ -1,7 +1,7 @@
 """Page and endpoints together, as one application and as one server."""
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ..search_page.request_limits import RefusedError, RequestLimits, secret_in
 from ..search_page.requests import SearchRequests
 from ..search_page.serving import page_of_keys
 from .api import PAGES, Served, build_api
+from .audit import AuditLog
 from .batches import TEXTS_A_PASS, Batches
 from .gate import Gate, Rules, key_of
 from .metrics import Metrics
@@ -28,7 +29,7 @@ class Service:
 
     Args:
         folder: for what the pages receive, and for clips; None: neither of them.
-        check: what `/ready` looks at beside the galleries; raises OSError.
+        log: the audit log, which `/ready` looks at as well.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Service:
         rules: Rules,
         folder: Path | None = None,
         texts_a_pass: int = TEXTS_A_PASS,
-        check: Callable[[], object] = lambda: None,
+        log: AuditLog | None = None,
     ):
         self.galleries, self.rules = galleries, rules
         metrics = Metrics(galleries)
@@ -55,7 +56,7 @@ class Service:
             keys = None if rules.keys is None else partial(self._name_of_key, name)
             clips[name] = Clips(folder / name / "clips", each)
             self.pages[root] = page_of_keys(each, folder / name, rules.hosts, keys, root, clips[name])
-        api = build_api(Served(galleries, batches, clips, metrics, check))
+        api = build_api(Served(galleries, batches, clips, metrics, log))
         self.gate = Gate(api, rules, metrics.answered)
         self._running = Starlette(lifespan=self._lifespan)
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tpas.__main__ import main
+from tpas.commands.command_line import WrongUsage
+from tpas.commands.serve import of_galleries
 from tpas.data.drawn.synthetic_pab import draw_pab
 from tpas.footage.intake import build_footage
 from tpas.footage.rules import FootageRules
@@ -70,15 +72,13 @@ def service(built, model):
     """A function that makes a service of some galleries, by name; all its arguments are optional."""
 
     def make(*names, rules=None, audit=None, galleries=built, **settings):
-        if audit is not None:
-            settings["check"] = audit.check
         served = {
             name: SearchRequests(
                 Gallery.open(galleries[name], *model), name=name, audit=audit and audit.write
             )
             for name in names or ("street",)
         }
-        return Service(served, rules or Rules(HOSTS), **settings)
+        return Service(served, rules or Rules(HOSTS), log=audit, **settings)
 
     return make
 
@@ -425,6 +425,17 @@ def test_the_log_says_what_was_searched_for_only_if_asked(service, caplog):
             *("/v1/search", 200, "street", 1)
         ]
         assert any("zebra" in line or "pyjamas" in line for line in lines) == log_texts
+
+
+def test_annotations_and_roots_are_of_the_gallery_that_is_named():
+    given = ["street=a.jsonl", "shop=b.csv", "street=c=d.csv"]
+    assert of_galleries(given, ["street", "shop"], "annotations") == {
+        "street": [Path("a.jsonl"), Path("c=d.csv")],
+        "shop": [Path("b.csv")],
+    }
+    assert of_galleries(["x=y.csv"], ["street"], "annotations") == {"street": [Path("x=y.csv")]}
+    with pytest.raises(WrongUsage, match="--images_root photos: say of which gallery, as in street=photos"):
+        of_galleries(["photos"], ["street", "shop"], "images_root")
 
 
 def in_batches(answer, *asked, **settings):
