@@ -36,6 +36,7 @@ KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 10, 1
 HEAD_SECONDS = 30.0  # in which a connection has to say what it asks
 READ_SECONDS, READ_BYTES = 30.0, 2**14  # who is answered has to read so much in this time
 CONNECTIONS = 1_000  # at a time
+BACKLOG = 128  # of these are taken at once, before those that are too many are closed
 
 
 def serve(
@@ -106,6 +107,7 @@ def run(
             ws="none",
             proxy_headers=False,
             server_header=False,
+            backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
             ssl_certfile=tls and tls[0],
@@ -320,7 +322,7 @@ def open_more_files() -> int:
         if now != resource.RLIM_INFINITY:
             if now < wanted:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-            return min(CONNECTIONS, 3 * max(now, wanted) // 4)
+            return min(CONNECTIONS, max(now, wanted) // 2)
     return CONNECTIONS
 
 
@@ -332,7 +334,7 @@ def _listen(host: str, port: int | None) -> socket.socket:
     failure: OSError | None = None
     for number in ports:
         try:
-            return socket.create_server((host.strip("[]"), number), family=family, backlog=128)
+            return socket.create_server((host.strip("[]"), number), family=family, backlog=BACKLOG)
         except OSError as error:
             failure = error
     assert failure is not None

@@ -121,6 +121,6 @@ def test_connections_do_not_use_up_the_files(monkeypatch):
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == 1_000
         monkeypatch.setattr(resource, "getrlimit", lambda _: (1_000, 1_000))  # no more can be had
         monkeypatch.setattr(serving, "CONNECTIONS", 10_000)
-        assert serving.open_more_files() == 750
+        assert serving.open_more_files() == 500
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
