@@ -64,6 +64,8 @@ class AuditLog:
 
     def __init__(self, path: Path):
         self.path = path
+        if path.exists() and not path.is_file():
+            raise AuditError(f"the audit log {path} cannot be written: it is no file")
         self._lock, self._held, self._failed = threading.Lock(), ExitStack(), False
         try:
             self._held.enter_context(held_alone(path.with_name(f".{path.name}.lock")))

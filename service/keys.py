@@ -65,6 +65,8 @@ def read_keys(file: Path) -> list[Key]:
     """Raises OSError or ValueError, with the file's name, where it cannot be read or holds something else."""
     if not file.exists():
         raise FileNotFoundError(f"{file}: no such file: `tpas serve key add NAME --keys {file}` makes it")
+    if not file.is_file():
+        raise ValueError(f"{file}: this is no file")
     if file.stat().st_size > MOST_BYTES:
         raise ValueError(f"{file}: a file of keys has {MOST_BYTES >> 20} MiB at most")
     try:

@@ -75,3 +75,5 @@ def test_a_file_of_something_else_is_named(tmp_path):
         Keys(file)
     with pytest.raises(FileNotFoundError, match=r"nowhere.json: no such file: `tpas serve key add NAME"):
         Keys(tmp_path / "nowhere.json")
+    with pytest.raises(ValueError, match="this is no file"):
+        Keys(tmp_path)
