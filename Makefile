@@ -22,7 +22,7 @@ help:
 	@echo "Each target first installs what it needs. The versions are those of constraints.txt; PYTHON=... chooses the interpreter."
 
 $(FOR_DEMO): extras = demo
-$(FOR_USE): extras = demo,app,footage
+$(FOR_USE): extras = demo,app
 $(FOR_WORK): extras = demo,dev
 $(FOR_DEMO) $(FOR_USE) $(FOR_WORK): constraints.txt pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

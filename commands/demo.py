@@ -3,9 +3,9 @@
     tpas demo --output_dir outputs/demo
 
 Draws a small PAB, evaluates the start checkpoint as it is (zero-shot), fine-tunes it through ``accelerate
-launch``, evaluates again, calibrates, looks for people who are not there, and writes ``index.html``: one page
-with the table, the loss curves, and ranked images. It runs the commands that a user of a real PAB would run;
-the page ends with them.
+launch``, evaluates again, calibrates, looks for people who are not there, searches two drawn films, and
+writes ``index.html``: one page with the table, the loss curves, ranked images and moments. It runs the
+commands that a user of a real PAB would run; the page ends with them.
 """
 
 import json
@@ -31,21 +31,24 @@ from typer import Option
 
 from ..data.drawn.synthetic_pab import DEMO_WORLD, draw_pab
 from ..data.whole_files import replacing
+from ..search.gallery_files import place_of_gallery
 from .command_line import CommandLine, CommandResult, WrongUsage
 
 if TYPE_CHECKING:
     from ..evaluation.absent_people import AbsentPeople
     from ..evaluation.result_files import Evaluation
+    from ..figures.results import ResultRow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-STEPS = 6
+STEPS = 7
+MOMENTS = 3  # of films, shown
 MARKER = "demo.json"
 MADE_BY = "tpas demo"
 CACHE = "datasets_cache"  # removed at the end
 TPAS = [sys.executable, "-m", "tpas"]
 ACCELERATE_LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 # All that a demo leaves behind. A folder with anything else in it is somebody's work and is not replaced.
-OUTPUT_NAMES = {MARKER, "index.html", "pab", "evaluation", "fine_tuned", "logs"}
+OUTPUT_NAMES = {MARKER, "index.html", "pab", "evaluation", "fine_tuned", "films", "logs"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class DemoSettings:
     log_every: int = 5  # steps
     num_workers: int = 1
     shortlist: int = 128
+    cameras: int = 2
+    visits: int = 4  # of each camera
     fusion_weight: float = 0.7  # to the embeddings; chosen, as the learning rate, on seeds 0 and 1
     sca_confidence: str = "score"
 
@@ -78,6 +83,8 @@ QUICK = replace(
     batch_size=16,
     evaluate_every=1,
     log_every=1,
+    cameras=1,
+    visits=1,
 )
 
 
@@ -203,6 +210,31 @@ def look_for_absent(
     with tempfile.TemporaryDirectory(prefix="tpas-demo-") as gallery:
         model = load_model(str(folder / best))
         return [command], search_without_them(*model, calibration, dataset, pab, Path(gallery))
+
+
+def search_films(model: str, films: Path, cameras: int = 2, visits: int = 4) -> "ResultRow":
+    """Draws films into `films`, finds who passes in them by motion, and asks for the first who lies still.
+
+    The best moments are the visits' whole frames; they are read from the gallery beside `films` when drawn.
+    """
+    from ..data.drawn.drawn_footage import draw_footage
+    from ..figures.results import ResultRow
+    from ..footage.intake import open_footage
+    from ..models.loading import load_model
+
+    truth = draw_footage(films, cameras=cameras, visits=visits, width=480, stays_s=4.0)
+    text = next((visit for visit in truth if visit.pose == "lying"), truth[0]).text
+    (hits,) = open_footage(films, *load_model(model)).search([text], top_k=MOMENTS)
+    right = {
+        hit.id
+        for hit in hits
+        for visit in truth
+        if hit.moment is not None
+        and visit.text == text
+        and visit.camera == hit.moment.camera
+        and visit.start_s < hit.moment.seen_s < visit.end_s
+    }
+    return ResultRow(text, [replace(hit, _open=hit.scene) for hit in hits], right)
 
 
 def evaluation_command(settings: DemoSettings, model: Path, name: str) -> Command:
@@ -414,9 +446,16 @@ def run_demo(
         with step(5, "Look for people who are not there", experiment.durations):
             commands, absent = look_for_absent(settings, folder, run)
             experiment.commands.extend(commands)
-        with step(6, "Write the page", experiment.durations):
-            write_page(experiment, absent, settings, start, seed, folder, output_dir)
-            shutil.rmtree(folder / CACHE, ignore_errors=True)
+        with step(
+            6, f"Search {settings.cameras} drawn film{'s'[: settings.cameras > 1]}", experiment.durations
+        ):
+            films = folder / "films"
+            best = str(folder / "fine_tuned" / "best")
+            moments = search_films(best, films, settings.cameras, settings.visits)
+        with step(7, "Write the page", experiment.durations):
+            write_page(experiment, absent, moments, settings, start, seed, folder, output_dir)
+            for unneeded in (folder / CACHE, place_of_gallery(films)):
+                shutil.rmtree(unneeded, ignore_errors=True)
     failure_log.unlink(missing_ok=True)
 
     page, seconds = output_dir / "index.html", sum(experiment.durations.values())
@@ -452,6 +491,7 @@ def said_of(absent: "AbsentPeople | None") -> str:
 def write_page(
     experiment: Experiment,
     absent: "AbsentPeople | None",
+    moments: "ResultRow",
     settings: DemoSettings,
     start: Path,
     seed: int,
@@ -473,8 +513,9 @@ def write_page(
         experiment.zero_shot,
         experiment.fine_tuned,
         training_log=experiment.training_log,
-        next_commands=next_commands(output_dir, experiment.fine_tuned.queries[0].text),
+        next_commands=next_commands(output_dir, experiment.fine_tuned.queries[0].text, moments.text),
         absent=absent,
+        moments=moments,
         **context,
     )
     (folder / "index.html").write_text(page, encoding="utf-8")
@@ -482,12 +523,13 @@ def write_page(
     (folder / MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
 
-def next_commands(output_dir: Path, text: str) -> list[str]:
-    """A search by the fine-tuned model, and the page on it."""
-    model, images = output_dir / "fine_tuned" / "best", output_dir / "pab" / "test"
-    rest = ["--model", str(model)]
+def next_commands(output_dir: Path, text: str, text_of_film: str) -> list[str]:
+    """Searches by the fine-tuned model, and the page on it."""
+    images, films = output_dir / "pab" / "test", output_dir / "films"
+    rest = ["--model", str(output_dir / "fine_tuned" / "best")]
     return [
         shlex.join(["tpas", "search", str(images), text, *rest, "--sheet", str(output_dir / "found.html")]),
+        shlex.join(["tpas", "search", str(films), text_of_film, *rest]),
         shlex.join(["tpas", "app", str(images), *rest]),
     ]
 

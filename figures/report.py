@@ -29,12 +29,13 @@ from .examples import (
     verdict,
 )
 from .pages import data_address, image_address, render
+from .results import ResultRow
 from .saving import svg_of
 from .training import plot_panel, training_panels
 
 CARDS, CARDS_OPEN = 12, 4
 COLLISIONS, COLLISIONS_OPEN = 6, 2
-THUMBNAIL_EDGE = 192
+THUMBNAIL_EDGE, FRAME_EDGE = 192, 480
 
 
 def build_report(
@@ -48,13 +49,15 @@ def build_report(
     commands: Sequence[str] = (),
     next_commands: Sequence[str] = (),
     absent: AbsentPeople | None = None,
+    moments: ResultRow | None = None,
 ) -> str:
     """The page, as one string of HTML.
 
     `training_log` holds the lines of `training_log.jsonl`; `arguments`, `versions`, `durations` (seconds by
     step), `commands` and `next_commands` are printed as they are; `absent` is what was said of people who are
-    not there. The queries that are shown are drawn with `arguments["seed"]`, so the same input gives the same
-    page. Raises what `load_image` raises for an image that is absent or broken.
+    not there, `moments` what was found in films. The queries that are shown are drawn with
+    `arguments["seed"]`, so the same input gives the same page.
+    Raises what `load_image` raises for an image that is absent or broken.
     """
     queries, seed = fine_tuned.queries, arguments.get("seed", 0)
     images = _Images(queries)
@@ -83,6 +86,7 @@ def build_report(
         sca_report=fine_tuned.results["sca_report"],
         absent=absent,
         nearest=[] if absent is None else [images.nearest(hit) for hit in absent.nearest],
+        moments=None if moments is None else _moments(moments),
         arguments=arguments,
         versions=versions,
         seconds={name: f"{duration:.1f}" for name, duration in durations.items()},
@@ -166,6 +170,17 @@ def _collision(collision: Collision, queries: Sequence[RankedQuery], images: _Im
         "right_rank": rank_of_right(query, final_stage(query.hits)),
         "holder": holder,
     }
+
+
+def _moments(found: ResultRow) -> dict[str, Any]:
+    """The text, and the whole frame of each moment."""
+    tiles = []
+    for hit in found.hits:
+        right = hit.id in (found.relevant or ())
+        words = f"Ranked {hit.rank}, {hit.moment}, {'the right moment' if right else 'not the right moment'}."
+        address = image_address(hit.image(), FRAME_EDGE)
+        tiles.append({"address": address, "alternative": words, "moment": str(hit.moment), "right": right})
+    return {"text": found.text, "tiles": tiles}
 
 
 def _ladder(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:

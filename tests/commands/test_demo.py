@@ -25,8 +25,8 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, capsys
     result = demo.run_demo(TOY, start, 3, output_dir, run_here)
 
     printed = capsys.readouterr().out
-    for number in range(1, 7):
-        assert f"[{number}/6] " in printed
+    for number in range(1, 8):
+        assert f"[{number}/7] " in printed
     assert "step 3/3, loss " in printed
     assert (output_dir / "index.html").as_uri() in result.text
     assert {path.name for path in output_dir.iterdir()} == demo.OUTPUT_NAMES
@@ -44,6 +44,7 @@ def test_the_demo_from_the_drawing_to_the_page(start, run_here, tmp_path, capsys
         assert evaluation.results["data_root"] == "pab"  # true wherever the folder is
     assert "Contrastive loss" in page
     assert "Recall@1 on validation" in page
+    assert "Moments of films" in page
     assert ".partial" not in page
     assert f"--data_root {output_dir}/pab" in page
     assert "accelerate launch --num_processes 1" in page
@@ -161,7 +162,7 @@ def test_a_failing_step_leaves_the_earlier_demo_and_its_log(tmp_path):
     with pytest.raises(DemoError) as caught:
         demo.run_demo(TOY, Path("/start"), 0, output_dir, fail)
     kept = tmp_path / "demo.failed.log"
-    assert str(caught.value) == f"step 2 of 6 failed: OSError: no space (the whole output: {kept})"
+    assert str(caught.value) == f"step 2 of 7 failed: OSError: no space (the whole output: {kept})"
     assert kept.read_text().startswith("much\n")
     assert (output_dir / "index.html").read_text() == "earlier"
     assert sorted(os.listdir(tmp_path)) == ["demo", "demo.failed.log"]
@@ -232,7 +233,7 @@ def test_flags_override_the_settings_and_quick_makes_them_small(tmp_path, monkey
 
 
 def test_a_drawing_that_fails_names_its_step(tmp_path):
-    with pytest.raises(DemoError, match="^step 1 of 6 failed: train_pairs must be an even number"):
+    with pytest.raises(DemoError, match="^step 1 of 7 failed: train_pairs must be an even number"):
         demo.run_demo(replace(TOY, train_pairs=7), Path("/start"), 0, tmp_path / "demo")
     assert os.listdir(tmp_path) == []
 
