@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..modeling_tpas import TPASModel
 from ..models.interface import MatchingModel
 from .encoding import EncodedTexts
+from .fast_matching import FastMatcher
 from .fastest import matcher_for
 from .matching import Matcher
 
@@ -67,8 +69,8 @@ class MatchingCascade:
 
     def __init__(self, model: MatchingModel, exact: Matcher | None = None):
         """`exact`: the model's matcher in fp32, if there is one already."""
-        self.screen = matcher_for(model, torch.bfloat16)
-        self.exact = exact or matcher_for(model)
+        self.screen = _absorbing(matcher_for(model, torch.bfloat16, rounds_scores=True), model)
+        self.exact = _absorbing(exact or matcher_for(model), model)
         self.largest_error = 0.0
 
     @property
@@ -111,3 +113,9 @@ class MatchingCascade:
             least = known.topk(top_k).values[:, -1:]  # (Q, 1) what another image would have to beat
             wanted = ~is_exact & (screened + self.error_bound >= least)
         return logits, CascadeReport(is_exact.numel(), int(is_exact.sum()), self.error_bound)
+
+
+def _absorbing(matcher: Matcher, model: MatchingModel) -> Matcher:
+    if isinstance(matcher, FastMatcher) and isinstance(model, TPASModel):
+        return matcher.absorbing(model)
+    return matcher
