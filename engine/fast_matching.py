@@ -40,7 +40,7 @@ from .packed_layers import (
 # On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
 CPU_PAIRS_PER_BATCH = 24
 GPU_PAIRS_PER_BATCH = 1024
-ABSORBED_ROWS = 24  # of text that meet an image: with more, to project the image takes less time
+FEW_ROWS = 16  # of text that meet an image: with more, to project the image takes less time
 
 
 class ImageAttention(nn.Module):
@@ -75,39 +75,30 @@ class AbsorbedAttention(nn.Module):
     ignores, and the sum of a_j (W_v x_j + b_v) is W_v (the sum of a_j x_j) + b_v. So the heads attend to x.
     """
 
-    def __init__(
-        self,
-        attention: CrossModalAttention,
-        dtype: torch.dtype,
-        rounds_scores: bool = False,
-        projecting: ImageAttention | None = None,
-    ):
-        """
-        Args:
-            rounds_scores: see [`attend_on_cpu`].
-            projecting: the same layer's, whose query, output and norm this shares.
-        """
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype, rounds_scores: bool = False):
+        """`rounds_scores`: see [`attend_on_cpu`]."""
         super().__init__()
         require_linear(attention.key, attention.value)
         self.rounds_scores = rounds_scores
-        self.query = PackedLinear(attention.query, dtype=dtype) if projecting is None else projecting.query
+        self.query = PackedLinear(attention.query, dtype=dtype)
         by_head = (-1, attention.head_size)
         key_weight = attention.key.weight.detach().to(dtype)  # (D, Dk)
         value_weight = attention.value.weight.detach().to(dtype)
         self.key_weight = key_weight.unflatten(0, by_head).clone()  # (H, d, Dk)
         self.value_weight = value_weight.unflatten(0, by_head).transpose(1, 2).contiguous()  # (H, Dk, d)
         self.value_bias = attention.value.bias.detach().to(dtype).clone()  # (D,)
-        self.dense = PackedLinear(attention.dense, dtype=dtype) if projecting is None else projecting.dense
+        self.dense = PackedLinear(attention.dense, dtype=dtype)
         self.layer_norm = deepcopy(attention.layer_norm).to(dtype)
         self.head_size = attention.head_size
         self.scaling = attention.scaling
 
-    def forward(self, hidden_states, key_value_states, counts, key_lengths, query=None):
-        """Rows (B, D), the first `counts[0]` of which attend to the first `key_lengths[0]` of the (T, Dk).
+    def forward(self, hidden_states, key_value_states, counts, key_lengths):
+        """Rows (B, D), the first `counts[0]` of which attend to the first `key_lengths[0]` of the (T, Dk)."""
+        context = self.attend(self.query(hidden_states), key_value_states, counts, key_lengths)
+        return self.layer_norm(self.dense(context).add_(hidden_states))
 
-        Their `query` (B, D) is computed where it is not given.
-        """
-        query = self.query(hidden_states) if query is None else query
+    def attend(self, query, key_value_states, counts, key_lengths):
+        """What the rows of `query` (B, D) get from the others: (B, D)."""
         query = query.unflatten(-1, (-1, self.head_size)).transpose(0, 1)  # (H, B, d)
         heads = len(query)
         query = (query @ self.key_weight).transpose(0, 1).flatten(0, 1)  # (B * H, Dk)
@@ -117,7 +108,19 @@ class AbsorbedAttention(nn.Module):
             query[:, None], many, many, rows, key_lengths, self.scaling, self.rounds_scores
         )
         context = context.view(-1, heads, context.shape[-1]).transpose(0, 1)  # (H, B, Dk)
-        context = (context @ self.value_weight).transpose(0, 1).flatten(1) + self.value_bias  # (B, D)
+        return (context @ self.value_weight).transpose(0, 1).flatten(1) + self.value_bias
+
+
+class UnprojectedAttention(AbsorbedAttention):
+    """In place of an [`ImageAttention`], whose weights it shares, for images that meet few rows of text."""
+
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype, projecting: ImageAttention):
+        super().__init__(attention, dtype, projecting.rounds_scores)
+        self.query, self.dense, self.layer_norm = projecting.query, projecting.dense, projecting.layer_norm
+
+    def forward(self, hidden_states, query, image_states, text_lengths, image_lengths):
+        """As [`ImageAttention`]'s."""
+        context = self.attend(query, image_states, text_lengths, image_lengths)
         return self.layer_norm(self.dense(context).add_(hidden_states))
 
 
@@ -190,13 +193,13 @@ class FastMatcher(Matcher):
         self.last_image_attention = few_rows(last.cross_attention, *kind)
         self.last_feed_forward = pack_feed_forward(last, activation, dtype)
         self.matching_head: MatchingHead = deepcopy(model.matching_head).to(dtype)
-        self.absorbed: list[AbsorbedAttention] = []  # one for each of `image_attentions`, or none
+        self.unprojected: list[UnprojectedAttention] = []  # one for each of `image_attentions`, or none
 
-    def absorbing(self, model: TPASModel) -> "FastMatcher":
-        """A matcher of the same weights that also takes few rows of text to an image as the last layer does.
+    def for_few_rows(self, model: TPASModel) -> "FastMatcher":
+        """A matcher of the same weights in which no layer projects images that meet few rows of text.
 
-        On a CPU that halves the time of one short text, which meets each image alone, and changes no more
-        than rounding. The keys and values of an image that meets more than `ABSORBED_ROWS` are projected.
+        On a CPU that takes a third off one short text, which meets each image alone, and changes no more than
+        rounding. The keys and values of an image that meets more than `FEW_ROWS` are projected.
 
         Args:
             model: the one that this is a copy of.
@@ -204,8 +207,8 @@ class FastMatcher(Matcher):
         other = copy(self)
         if self.device.type == "cpu":
             layers = cast(list[CrossModalLayer], list(model.cross_modal_encoder.layers))[:-1]
-            other.absorbed = [
-                AbsorbedAttention(layer.cross_attention, self.dtype, self.rounds_scores, projecting)
+            other.unprojected = [
+                UnprojectedAttention(layer.cross_attention, self.dtype, projecting)
                 for layer, projecting in zip(layers, self.image_attentions, strict=True)
             ]
         return other
@@ -257,20 +260,15 @@ class FastMatcher(Matcher):
         if self.image_attentions:
             starts = np.cumsum([0, *lengths[:-1]])
             text_lengths = np.add.reduceat(lengths, np.cumsum([0, *counts[:-1]])).tolist()  # of each image
-            is_absorbed = bool(self.absorbed) and sum(lengths) <= ABSORBED_ROWS * len(image_lengths)
+            meet_few = self.unprojected and sum(lengths) <= FEW_ROWS * len(image_lengths)
             hidden_states, query = pad_rows(rows).chunk(2, dim=1)
-            for number, image_attention in enumerate(self.image_attentions):
+            for number, image_attention in enumerate(self.unprojected if meet_few else self.image_attentions):
                 if number > 0:
                     hidden_states = self.self_attentions[number - 1](hidden_states, lengths)
                     query = image_attention.query(hidden_states)
-                if is_absorbed:
-                    hidden_states = self.absorbed[number](
-                        hidden_states, image_states, text_lengths, image_lengths, query
-                    )
-                else:
-                    hidden_states = image_attention(
-                        hidden_states, query, image_states, text_lengths, image_lengths
-                    )
+                hidden_states = image_attention(
+                    hidden_states, query, image_states, text_lengths, image_lengths
+                )
                 hidden_states = self.feed_forwards[number](hidden_states)  # (T, D)
             rows = hidden_states[torch.from_numpy(starts).to(self.device)]  # (B, D), [CLS] of each text
             rows = self.last_self_attention(rows, hidden_states, [1] * len(rows), lengths)

@@ -69,8 +69,8 @@ class MatchingCascade:
 
     def __init__(self, model: MatchingModel, exact: Matcher | None = None):
         """`exact`: the model's matcher in fp32, if there is one already."""
-        self.screen = _absorbing(matcher_for(model, torch.bfloat16, rounds_scores=True), model)
-        self.exact = _absorbing(exact or matcher_for(model), model)
+        self.screen = _for_few_rows(matcher_for(model, torch.bfloat16, rounds_scores=True), model)
+        self.exact = _for_few_rows(exact or matcher_for(model), model)
         self.largest_error = 0.0
 
     @property
@@ -115,7 +115,7 @@ class MatchingCascade:
         return logits, CascadeReport(is_exact.numel(), int(is_exact.sum()), self.error_bound)
 
 
-def _absorbing(matcher: Matcher, model: MatchingModel) -> Matcher:
+def _for_few_rows(matcher: Matcher, model: MatchingModel) -> Matcher:
     if isinstance(matcher, FastMatcher) and isinstance(model, TPASModel):
-        return matcher.absorbing(model)
+        return matcher.for_few_rows(model)
     return matcher

@@ -207,9 +207,9 @@ def test_few_rows_attend_alike_absorbed_and_projected(build):
 
 def test_few_rows_of_text_leave_images_unprojected(build):
     model = build(3)
-    texts, images = random_texts([7, 2, 23]), torch.randn(9, TOKENS, 32)
+    texts, images = random_texts([7, 2, 15]), torch.randn(9, TOKENS, 32)
     shortlists = random_shortlists(3, 4, 9)
-    matcher = FastMatcher(model).absorbing(model)
+    matcher = FastMatcher(model).for_few_rows(model)
     projected = []
     for attention in matcher.image_attentions:
         attention.key_value.register_forward_hook(lambda *_: projected.append(1))
