@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from .app import NEEDED, AllowedHost, Audit, Host, Port, Shortlist, TrustedProxy, audit_log, opened_gallery
+from .app import (
+    NEEDED,
+    AllowedHost,
+    Audit,
+    Cascade,
+    Host,
+    Port,
+    Shortlist,
+    TrustedProxy,
+    audit_log,
+    opened_gallery,
+)
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice
 from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
@@ -44,6 +55,7 @@ def serve(
     audit: Audit = None,
     blur_faces: BlurFaces = False,
     shortlist: Shortlist = 128,
+    cascade: Cascade = False,
     host: Host = None,
     port: Port = None,
     tls_certificate: Annotated[
@@ -92,7 +104,9 @@ def serve(
     own = known is None and serves_own_machine(host, **names)
     with audit_log(audit) as log:
         limits = Limits(own_machine=own)
-        served = opened(places, choice, blur_faces, limits=limits, shortlist=shortlist, audit=log)
+        served = opened(
+            places, choice, blur_faces, limits=limits, shortlist=shortlist, audit=log, cascade=cascade
+        )
         names_of_server = hosts_of(host, names["allowed_hosts"])
         rules = Rules(names_of_server, known, None if own else requests_a_minute, log_texts)
         show_as_json()
@@ -158,6 +172,7 @@ def opened(
         gallery = opened_gallery(place, *model)
         faces = face_cover(gallery) if blur_faces else None
         served[name] = SearchRequests(gallery, name=name, model=lock, faces=faces, **settings)
+        served[name].warm_up()  # before anybody can ask
     return served
 
 

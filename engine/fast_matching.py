@@ -202,7 +202,7 @@ class FastMatcher(Matcher):
         rounding. The keys and values of an image that meets more than `FEW_ROWS` are projected.
 
         Args:
-            model: the one that this is a copy of.
+            model: the one that this is a copy of, as it was then.
         """
         other = copy(self)
         if self.device.type == "cpu":
