@@ -31,7 +31,7 @@ from rerank import match_straightforwardly
 from tpas.engine.encoding import EncodedTexts, encode_texts
 from tpas.engine.fast_matching import FastMatcher
 from tpas.engine.fastest import text_encoder_for
-from tpas.engine.matching_cascade import MatchingCascade
+from tpas.engine.matching_cascade import MatchingCascade, even_batch_size
 from tpas.modeling_tpas import TPASModel
 from tpas.search.exact_index import ROUNDED_FROM, ExactIndex
 
@@ -56,7 +56,7 @@ def in_growing_shortlists(scores: torch.Tensor, block: int) -> tuple[float, torc
 
 
 def until_ruled_out(scores: torch.Tensor, step: int) -> tuple[float, torch.Tensor]:
-    """As [`in_growing_shortlists`], up to where a bound rules out what follows, learnt from the other half."""
+    """As [`in_growing_shortlists`], up to where a bound learnt from the other half rules out what follows."""
     size = scores.shape[1]
     stops, ranks = range(step, size, step), np.log1p(np.arange(size))
 
@@ -136,6 +136,13 @@ def measure_saving(pairs: int, shortlist: int, repeats: int, cpu_time: bool) -> 
     }
 
 
+def read_twice(cascade: MatchingCascade, images, texts: EncodedTexts, shortlists, kept: int) -> None:
+    """As the cascade does: all by its screen, and so many of each query in fp32."""
+    for matcher, part in ((cascade.screen, shortlists), (cascade.exact, shortlists[:, :kept])):
+        batch_size = even_batch_size(matcher, part.numel())
+        matcher.logits_of_shortlists(images, texts, part, batch_size=batch_size)
+
+
 @torch.inference_mode()
 def measure_night(model: TPASModel, arguments: argparse.Namespace, share_saved: float) -> dict:
     """X-VLM's schedule, query by query, and the engine over a whole sample with its proportions."""
@@ -156,8 +163,7 @@ def measure_night(model: TPASModel, arguments: argparse.Namespace, share_saved: 
         return program
 
     def run_cascade():
-        cascade.screen.logits_of_shortlists(images, texts, shortlists)
-        cascade.exact.logits_of_shortlists(images, texts, shortlists[:, :kept])
+        read_twice(cascade, images, texts, shortlists, kept)
 
     model.set_attn_implementation("eager")
     programs = {"upstream": upstream, "fp32": run("fp32"), "bf16": run("bf16"), "cascade": run_cascade}
@@ -203,9 +209,7 @@ def measure_live(model: TPASModel, arguments: argparse.Namespace, share_saved: f
             exact.logits_of_shortlists(images, first_images(), shortlists)
 
         def best_by_cascade(first_images=first_images):
-            texts = first_images()
-            cascade.screen.logits_of_shortlists(images, texts, shortlists)
-            cascade.exact.logits_of_shortlists(images, texts, shortlists[:, :kept])
+            read_twice(cascade, images, first_images(), shortlists, kept)
 
         programs = {"first images": first_images, "fp32": best_by_fp32, "cascade": best_by_cascade}
         seconds = measuring.time_in_turn(programs, arguments.repeats, arguments.cpu_time, warm_up=True)

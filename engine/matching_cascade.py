@@ -7,6 +7,7 @@ stay the same.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,10 @@ class MatchingCascade:
         """
         queries, size = shortlists.shape
         top_k = min(top_k, size)
-        logits = self.screen.logits_of_shortlists(image_hidden_states, texts, shortlists)  # (Q, K, 2)
+        batch_size = even_batch_size(self.screen, shortlists.numel())
+        logits = self.screen.logits_of_shortlists(
+            image_hidden_states, texts, shortlists, batch_size=batch_size
+        )  # (Q, K, 2)
         if not logits.numel():
             return logits, CascadeReport(0, 0, self.error_bound)
         screened = logits[:, :, 1].clone()
@@ -104,7 +108,11 @@ class MatchingCascade:
             query, place = wanted.nonzero(as_tuple=True)  # (P,) each
             images = shortlists[query, place]
             logits[query, place] = self.exact.logits_of_pairs(
-                image_hidden_states, texts_read, query.numpy(), images.numpy()
+                image_hidden_states,
+                texts_read,
+                query.numpy(),
+                images.numpy(),
+                batch_size=even_batch_size(self.exact, len(images)),
             )
             is_exact |= wanted
             errors = (logits[query, place, 1] - screened[query, place]).abs()
@@ -119,3 +127,11 @@ def _for_few_rows(matcher: Matcher, model: MatchingModel) -> Matcher:
     if isinstance(matcher, FastMatcher) and isinstance(model, TPASModel):
         return matcher.for_few_rows(model)
     return matcher
+
+
+def even_batch_size(matcher: Matcher, pairs: int, threads: int | None = None) -> int:
+    """With which each thread of a CPU has as many of a few pairs as any other."""
+    if threads is None:
+        threads = torch.get_num_threads() if matcher.device.type == "cpu" else 1
+    rounds = ceil(pairs / threads / matcher.pairs_per_batch)
+    return ceil(pairs / threads / max(rounds, 1)) or 1
