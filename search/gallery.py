@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEXTS_AT_ONCE = 4096  # whose hidden states are in memory together: some 2 GB at full size
-WARM_TEXT, WARM_PAIRS = "a person", 8  # few, so that who comes meanwhile waits for weights to be laid out alone
+WARM_TEXT, WARM_PAIRS = "a person", 8  # few: who comes meanwhile waits for it
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
 
 
