@@ -16,6 +16,7 @@ scripts from elsewhere, and it fetches no address that a visitor gives. Other ma
 """
 
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,13 @@ PasswordFile = Annotated[
 ]
 # Flags of `tpas serve` as well.
 Shortlist = Annotated[int, Option(help="images re-ranked for each text", min=1)]
+Cascade = Annotated[
+    bool,
+    Option(
+        help="re-rank in bfloat16 first, then in float32 what may still be among the best: those that a "
+        "program asks for, or the first page"
+    ),
+]
 Host = Annotated[
     str | None, Option(help="the address to listen on; without it this machine only, in a Space all")
 ]
@@ -93,6 +101,7 @@ def serve_page(
     ] = None,
     blur_faces: BlurFaces = False,
     shortlist: Shortlist = 128,
+    cascade: Cascade = False,
     host: Host = None,
     port: Port = None,
     password_file: PasswordFile = None,
@@ -156,8 +165,10 @@ def serve_page(
     faces = face_cover(opened) if blur_faces else None
     name = place.resolve().name
     with audit_log(audit) as log:
-        shown = {"name": name, "faces": faces, "audit": log and log.write}
+        shown = {"name": name, "faces": faces, "audit": log and log.write, "cascade": cascade}
         requests = SearchRequests(opened, labels, limits, shortlist, **shown)
+        # Who opens the page writes a question first: by then it is warm.
+        threading.Thread(target=requests.warm_up, name="warm-up").start()
         serve(requests, host, port, password=password, **access)
 
 

@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from .app import NEEDED, AllowedHost, Audit, Host, Port, Shortlist, TrustedProxy, audit_log, opened_gallery
+from .app import (
+    NEEDED,
+    AllowedHost,
+    Audit,
+    Cascade,
+    Host,
+    Port,
+    Shortlist,
+    TrustedProxy,
+    audit_log,
+    opened_gallery,
+)
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice
 from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
@@ -57,6 +68,7 @@ def serve(
     audit: Audit = None,
     blur_faces: BlurFaces = False,
     shortlist: Shortlist = 128,
+    cascade: Cascade = False,
     host: Host = None,
     port: Port = None,
     tls_certificate: Certificate = None,
@@ -108,8 +120,8 @@ def serve(
     with audit_log(audit) as log:
         limits = Limits(own_machine=own)
         show_as_json()
-        settings = {"limits": limits, "shortlist": shortlist, "audit": log and log.write}
-        served = opened(places, choice, blur_faces, given, **settings)
+        settings = {"limits": limits, "shortlist": shortlist, "cascade": cascade}
+        served = opened(places, choice, blur_faces, given, audit=log and log.write, **settings)
         names_of_server = hosts_of(host, names["allowed_hosts"])
         rules = Rules(names_of_server, known, None if own else requests_a_minute, log_texts)
         service: list[Service] = []
@@ -200,6 +212,7 @@ def opened(
         faces = face_cover(gallery) if blur_faces else None
         own = {"name": name, "labels": labels[name], "model": lock, "faces": faces}
         served[name] = SearchRequests(gallery, **own, **settings)
+        served[name].warm_up()  # before anybody can ask
     return served
 
 

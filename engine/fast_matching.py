@@ -16,7 +16,7 @@ GEMM leaves unused.
 """
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import cast
 
@@ -40,13 +40,16 @@ from .packed_layers import (
 # On a CPU some 1,000 rows of text, so that what a layer writes stays in the cache.
 CPU_PAIRS_PER_BATCH = 24
 GPU_PAIRS_PER_BATCH = 1024
+FEW_ROWS = 16  # of text that meet an image: with more, to project the image takes less time
 
 
 class ImageAttention(nn.Module):
     """A layer's cross-attention for all rows of text."""
 
-    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype):
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype, rounds_scores: bool = False):
+        """`rounds_scores`: see [`attend_on_cpu`]."""
         super().__init__()
+        self.rounds_scores = rounds_scores
         self.query = PackedLinear(attention.query, dtype=dtype)
         self.key_value = PackedLinear(attention.key, attention.value, dtype=dtype)
         self.dense = PackedLinear(attention.dense, dtype=dtype)
@@ -59,7 +62,9 @@ class ImageAttention(nn.Module):
         projected = self.key_value(image_states).unflatten(-1, (2, -1, self.head_size))
         key, value = projected.unbind(1)  # each (S, H, d)
         query = query.unflatten(-1, (-1, self.head_size))  # (T, H, d)
-        context = ragged_attention(query, key, value, text_lengths, image_lengths, self.scaling)
+        context = ragged_attention(
+            query, key, value, text_lengths, image_lengths, self.scaling, self.rounds_scores
+        )
         return self.layer_norm(self.dense(context.flatten(1)).add_(hidden_states))
 
 
@@ -70,9 +75,11 @@ class AbsorbedAttention(nn.Module):
     ignores, and the sum of a_j (W_v x_j + b_v) is W_v (the sum of a_j x_j) + b_v. So the heads attend to x.
     """
 
-    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype):
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype, rounds_scores: bool = False):
+        """`rounds_scores`: see [`attend_on_cpu`]."""
         super().__init__()
         require_linear(attention.key, attention.value)
+        self.rounds_scores = rounds_scores
         self.query = PackedLinear(attention.query, dtype=dtype)
         by_head = (-1, attention.head_size)
         key_weight = attention.key.weight.detach().to(dtype)  # (D, Dk)
@@ -87,14 +94,33 @@ class AbsorbedAttention(nn.Module):
 
     def forward(self, hidden_states, key_value_states, counts, key_lengths):
         """Rows (B, D), the first `counts[0]` of which attend to the first `key_lengths[0]` of the (T, Dk)."""
-        query = self.query(hidden_states).unflatten(-1, (-1, self.head_size)).transpose(0, 1)  # (H, B, d)
+        context = self.attend(self.query(hidden_states), key_value_states, counts, key_lengths)
+        return self.layer_norm(self.dense(context).add_(hidden_states))
+
+    def attend(self, query, key_value_states, counts, key_lengths):
+        """What the rows of `query` (B, D) get from the others: (B, D)."""
+        query = query.unflatten(-1, (-1, self.head_size)).transpose(0, 1)  # (H, B, d)
         heads = len(query)
         query = (query @ self.key_weight).transpose(0, 1).flatten(0, 1)  # (B * H, Dk)
         many = key_value_states[:, None]  # (T, 1, Dk), as of one wide head
         rows = [count * heads for count in counts]
-        context = ragged_attention(query[:, None], many, many, rows, key_lengths, self.scaling)
+        context = ragged_attention(
+            query[:, None], many, many, rows, key_lengths, self.scaling, self.rounds_scores
+        )
         context = context.view(-1, heads, context.shape[-1]).transpose(0, 1)  # (H, B, Dk)
-        context = (context @ self.value_weight).transpose(0, 1).flatten(1) + self.value_bias  # (B, D)
+        return (context @ self.value_weight).transpose(0, 1).flatten(1) + self.value_bias
+
+
+class UnprojectedAttention(AbsorbedAttention):
+    """In place of an [`ImageAttention`], whose weights it shares, for images that meet few rows of text."""
+
+    def __init__(self, attention: CrossModalAttention, dtype: torch.dtype, projecting: ImageAttention):
+        super().__init__(attention, dtype, projecting.rounds_scores)
+        self.query, self.dense, self.layer_norm = projecting.query, projecting.dense, projecting.layer_norm
+
+    def forward(self, hidden_states, query, image_states, text_lengths, image_lengths):
+        """As [`ImageAttention`]'s."""
+        context = self.attend(query, image_states, text_lengths, image_lengths)
         return self.layer_norm(self.dense(context).add_(hidden_states))
 
 
@@ -109,9 +135,11 @@ class FewRowsAttention(ImageAttention):
         return super().forward(hidden_states, query, key_value_states, counts, key_lengths)
 
 
-def pack_self_attention(attention: CrossModalAttention, dtype: torch.dtype) -> PackedSelfAttention:
+def pack_self_attention(
+    attention: CrossModalAttention, dtype: torch.dtype, rounds_scores: bool = False
+) -> PackedSelfAttention:
     parts = (attention.query, attention.key, attention.value, attention.dense, attention.layer_norm)
-    return PackedSelfAttention(*parts, attention.head_size, dtype)
+    return PackedSelfAttention(*parts, attention.head_size, dtype, rounds_scores)
 
 
 def pack_feed_forward(layer: CrossModalLayer, activation: str, dtype: torch.dtype) -> PackedFeedForward:
@@ -138,29 +166,52 @@ class FastMatcher(Matcher):
     Later changes of the model do not reach it. Weights and arithmetic are in `dtype`, on the model's device.
     In fp32 the scores are those of `model.match` but for rounding (1e-5); in bf16 close ones change places.
 
+    Args:
+        rounds_scores: in bf16 on a CPU rounds attention's scores as well, which is faster.
+
     Raises:
         ValueError: the model is in training mode, where `match` would be random.
         TypeError: a layer carries an adapter that is not merged.
     """
 
-    def __init__(self, model: TPASModel, dtype: torch.dtype = torch.float32):
+    def __init__(self, model: TPASModel, dtype: torch.dtype = torch.float32, *, rounds_scores: bool = False):
         if model.training:
             raise ValueError("the model is in training mode, and dropout is left out here: call model.eval()")
-        self.device, self.dtype = model.device, dtype
+        self.device, self.dtype, self.rounds_scores = model.device, dtype, rounds_scores
         self.pairs_per_batch = CPU_PAIRS_PER_BATCH if model.device.type == "cpu" else GPU_PAIRS_PER_BATCH
         activation = model.config.text_config.hidden_act
         layers = cast(list[CrossModalLayer], list(model.cross_modal_encoder.layers))
         first, last = layers[0], layers[-1]
         whole = layers[:-1]  # those that are computed for all rows of text
-        self.first_self_attention = pack_self_attention(first.self_attention, dtype)
-        self.self_attentions = [pack_self_attention(layer.self_attention, dtype) for layer in whole[1:]]
-        self.image_attentions = [ImageAttention(layer.cross_attention, dtype) for layer in whole]
+        kind = dtype, rounds_scores
+        self.first_self_attention = pack_self_attention(first.self_attention, *kind)
+        self.self_attentions = [pack_self_attention(layer.self_attention, *kind) for layer in whole[1:]]
+        self.image_attentions = [ImageAttention(layer.cross_attention, *kind) for layer in whole]
         self.feed_forwards = [pack_feed_forward(layer, activation, dtype) for layer in whole]
         few_rows = AbsorbedAttention if self.device.type == "cpu" else FewRowsAttention
-        self.last_self_attention = few_rows(last.self_attention, dtype)
-        self.last_image_attention = few_rows(last.cross_attention, dtype)
+        self.last_self_attention = few_rows(last.self_attention, *kind)
+        self.last_image_attention = few_rows(last.cross_attention, *kind)
         self.last_feed_forward = pack_feed_forward(last, activation, dtype)
         self.matching_head: MatchingHead = deepcopy(model.matching_head).to(dtype)
+        self.unprojected: list[UnprojectedAttention] = []  # one for each of `image_attentions`, or none
+
+    def for_few_rows(self, model: TPASModel) -> "FastMatcher":
+        """A matcher of the same weights in which no layer projects images that meet few rows of text.
+
+        On a CPU that takes a third off one short text, which meets each image alone, and changes no more than
+        rounding. The keys and values of an image that meets more than `FEW_ROWS` are projected.
+
+        Args:
+            model: the one that this is a copy of, as it was then.
+        """
+        other = copy(self)
+        if self.device.type == "cpu":
+            layers = cast(list[CrossModalLayer], list(model.cross_modal_encoder.layers))[:-1]
+            other.unprojected = [
+                UnprojectedAttention(layer.cross_attention, self.dtype, projecting)
+                for layer, projecting in zip(layers, self.image_attentions, strict=True)
+            ]
+        return other
 
     @torch.inference_mode()
     @without_autocast
@@ -209,8 +260,9 @@ class FastMatcher(Matcher):
         if self.image_attentions:
             starts = np.cumsum([0, *lengths[:-1]])
             text_lengths = np.add.reduceat(lengths, np.cumsum([0, *counts[:-1]])).tolist()  # of each image
+            meet_few = self.unprojected and sum(lengths) <= FEW_ROWS * len(image_lengths)
             hidden_states, query = pad_rows(rows).chunk(2, dim=1)
-            for number, image_attention in enumerate(self.image_attentions):
+            for number, image_attention in enumerate(self.unprojected if meet_few else self.image_attentions):
                 if number > 0:
                     hidden_states = self.self_attentions[number - 1](hidden_states, lengths)
                     query = image_attention.query(hidden_states)

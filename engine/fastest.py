@@ -47,7 +47,9 @@ def _is_fast(model: TPASModel) -> bool:
     return model.device.type == "cpu" and model.dtype == torch.float32
 
 
-def matcher_for(model: MatchingModel, dtype: torch.dtype | None = None) -> Matcher:
+def matcher_for(
+    model: MatchingModel, dtype: torch.dtype | None = None, *, rounds_scores: bool = False
+) -> Matcher:
     """The quickest way to the model's match logits (to 1e-5 in fp32).
 
     A `FastMatcher` of a `TPASModel` whose adapters, if it has any, are merged, and a `PlainMatcher` of every
@@ -55,6 +57,7 @@ def matcher_for(model: MatchingModel, dtype: torch.dtype | None = None) -> Match
 
     Args:
         dtype: of weights and arithmetic; `None`: the model's. A `PlainMatcher` has no other than the model's.
+        rounds_scores: of a `FastMatcher`.
 
     Raises:
         ValueError: the model is in training mode, or cannot match in this precision.
@@ -62,7 +65,7 @@ def matcher_for(model: MatchingModel, dtype: torch.dtype | None = None) -> Match
     dtype = model.dtype if dtype is None else dtype
     if isinstance(model, TPASModel):
         try:
-            return FastMatcher(model, dtype)
+            return FastMatcher(model, dtype, rounds_scores=rounds_scores)
         except TypeError:
             pass  # an adapter that is not merged, which only the model itself computes
     if dtype != model.dtype:

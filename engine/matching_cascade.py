@@ -7,14 +7,17 @@ stay the same.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..modeling_tpas import TPASModel
 from ..models.interface import MatchingModel
 from .encoding import EncodedTexts
+from .fast_matching import FastMatcher
 from .fastest import matcher_for
 from .matching import Matcher
 
@@ -67,8 +70,8 @@ class MatchingCascade:
 
     def __init__(self, model: MatchingModel, exact: Matcher | None = None):
         """`exact`: the model's matcher in fp32, if there is one already."""
-        self.screen = matcher_for(model, torch.bfloat16)
-        self.exact = exact or matcher_for(model)
+        self.screen = _for_few_rows(matcher_for(model, torch.bfloat16, rounds_scores=True), model)
+        self.exact = _for_few_rows(exact or matcher_for(model), model)
         self.largest_error = 0.0
 
     @property
@@ -91,7 +94,10 @@ class MatchingCascade:
         """
         queries, size = shortlists.shape
         top_k = min(top_k, size)
-        logits = self.screen.logits_of_shortlists(image_hidden_states, texts, shortlists)  # (Q, K, 2)
+        batch_size = even_batch_size(self.screen, shortlists.numel())
+        logits = self.screen.logits_of_shortlists(
+            image_hidden_states, texts, shortlists, batch_size=batch_size
+        )  # (Q, K, 2)
         if not logits.numel():
             return logits, CascadeReport(0, 0, self.error_bound)
         screened = logits[:, :, 1].clone()
@@ -102,7 +108,11 @@ class MatchingCascade:
             query, place = wanted.nonzero(as_tuple=True)  # (P,) each
             images = shortlists[query, place]
             logits[query, place] = self.exact.logits_of_pairs(
-                image_hidden_states, texts_read, query.numpy(), images.numpy()
+                image_hidden_states,
+                texts_read,
+                query.numpy(),
+                images.numpy(),
+                batch_size=even_batch_size(self.exact, len(images)),
             )
             is_exact |= wanted
             errors = (logits[query, place, 1] - screened[query, place]).abs()
@@ -111,3 +121,17 @@ class MatchingCascade:
             least = known.topk(top_k).values[:, -1:]  # (Q, 1) what another image would have to beat
             wanted = ~is_exact & (screened + self.error_bound >= least)
         return logits, CascadeReport(is_exact.numel(), int(is_exact.sum()), self.error_bound)
+
+
+def _for_few_rows(matcher: Matcher, model: MatchingModel) -> Matcher:
+    if isinstance(matcher, FastMatcher) and isinstance(model, TPASModel):
+        return matcher.for_few_rows(model)
+    return matcher
+
+
+def even_batch_size(matcher: Matcher, pairs: int, threads: int | None = None) -> int:
+    """With which each thread of a CPU has as many of a few pairs as any other."""
+    if threads is None:
+        threads = torch.get_num_threads() if matcher.device.type == "cpu" else 1
+    rounds = ceil(pairs / threads / matcher.pairs_per_batch)
+    return ceil(pairs / threads / max(rounds, 1)) or 1

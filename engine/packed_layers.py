@@ -7,7 +7,7 @@ each text attends within its own rows. Nothing here trains.
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from functools import lru_cache, wraps
+from functools import lru_cache, partial, wraps
 from importlib.util import find_spec
 from itertools import accumulate
 from typing import Any
@@ -99,6 +99,7 @@ def ragged_attention(
     query_lengths: Sequence[int],
     key_lengths: Sequence[int],
     scaling: float,
+    rounds_scores: bool = False,
 ) -> Tensor:
     """Attention of each segment of `query` to the segment of `key` and `value` of the same number.
 
@@ -106,19 +107,20 @@ def ragged_attention(
         query: (Tq, H, d) rows, segment after segment; rows beyond the last segment give zeros.
         key, value: (Tk, H, d), likewise.
         query_lengths, key_lengths: rows of each segment.
+        rounds_scores: see [`attend_on_cpu`].
 
     Returns:
         (Tq, H, d)
     """
     if query.device.type == "cpu":
-        attend_ragged = _attend_in_loop
+        attend_ragged = partial(_attend_in_loop, rounds_scores=rounds_scores)
     else:  # one call for all segments: a call for each would starve a GPU
         flash = _has_flash_attention(query.device, query.dtype)
         attend_ragged = _attend_by_flash_attention if flash else _attend_nested
     return attend_ragged(query, key, value, query_lengths, key_lengths, scaling)
 
 
-def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling):
+def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling, rounds_scores):
     """One call for each segment; on a CPU a call costs little."""
     context = query.new_zeros(query.shape)
     query_start = key_start = 0
@@ -126,19 +128,32 @@ def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling):
         queries = slice(query_start, query_start + query_length)
         keys = slice(key_start, key_start + key_length)
         by_head = query[queries].transpose(0, 1)  # (H, length, d)
-        own = attend_on_cpu(by_head, key[keys].transpose(0, 1), value[keys].transpose(0, 1), scaling)
+        of_keys = key[keys].transpose(0, 1), value[keys].transpose(0, 1)
+        own = attend_on_cpu(by_head, *of_keys, scaling, rounds_scores=rounds_scores)
         context[queries] = own.transpose(0, 1)
         query_start, key_start = queries.stop, keys.stop
     return context
 
 
 def attend_on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, bias: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    bias: Tensor | None = None,
+    rounds_scores: bool = False,
 ) -> Tensor:
     """Attention of (H, Lq, d) to (H, Lk, d), scores plus a bias (H, Lq, Lk): (H, Lq, d).
 
     Written out in fp32, where two batched products are faster than sdpa's own, which are cut small.
+
+    Args:
+        rounds_scores: in half precision likewise, several times faster. sdpa's scores are fp32 there, these
+            are rounded; the softmax is fp32's. Without a bias.
     """
+    if rounds_scores and query.dtype != torch.float32:
+        scores = torch.bmm(query, key.transpose(1, 2)).float().mul_(scaling)
+        return torch.bmm(scores.softmax(dim=-1).to(query.dtype), value)
     if query.dtype != torch.float32:  # scores would be rounded to that type, which sdpa's are not
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scaling)
     key = key.transpose(1, 2)
@@ -210,8 +225,20 @@ def pad_rows(rows: Tensor) -> Tensor:
 class PackedSelfAttention(nn.Module):
     """BERT's self-attention with its residual and norm, from that layer's own modules."""
 
-    def __init__(self, query, key, value, dense, layer_norm, head_size: int, dtype: torch.dtype):
+    def __init__(
+        self,
+        query,
+        key,
+        value,
+        dense,
+        layer_norm,
+        head_size: int,
+        dtype: torch.dtype,
+        rounds_scores: bool = False,
+    ):
+        """`rounds_scores`: see [`attend_on_cpu`]."""
         super().__init__()
+        self.rounds_scores = rounds_scores
         self.query_key_value = PackedLinear(query, key, value, dtype=dtype)
         self.dense = PackedLinear(dense, dtype=dtype)
         self.layer_norm = deepcopy(layer_norm).to(dtype)
@@ -221,7 +248,8 @@ class PackedSelfAttention(nn.Module):
         """Rows (T, D) of texts of these lengths to rows (T, D)."""
         projected = self.query_key_value(hidden_states).unflatten(-1, (3, -1, self.head_size))
         query, key, value = projected.unbind(1)  # each (T, H, d)
-        context = ragged_attention(query, key, value, lengths, lengths, self.head_size**-0.5)
+        scaling = self.head_size**-0.5
+        context = ragged_attention(query, key, value, lengths, lengths, scaling, self.rounds_scores)
         return self.layer_norm(self.dense(context.flatten(1)).add_(hidden_states))
 
 

@@ -40,6 +40,7 @@ from ..sca import Confidence, SCAReport, sca_rerank
 from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
 from .calibration import Calibration
+from .exact_index import ROUNDED_FROM, ExactIndex
 from .explanation import Explanation, explain, explain_tokens
 from .feedback import Example, Feedback, moved, name_of
 from .hits import Cover, EncodedImage, PhraseScore, SearchHit, SearchResult
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TEXTS_AT_ONCE = 4096  # whose hidden states are in memory together: some 2 GB at full size
+WARM_TEXT, WARM_PAIRS = "a person", 8  # few: who comes meanwhile waits for it
 SCA_READS = 3  # the best scores of a text that SCA reads when a query moves by one place: the margin of two
 
 
@@ -385,6 +387,28 @@ class Gallery:
         self._reopen(stored)
         return True
 
+    def check_cascade(self, rerank: bool = True, sca: Confidence | None = None) -> None:
+        """Raises ValueError where a cascade would save nothing or change the answer; see `search`."""
+        check_stages(self._encoders()[0], rerank, cascade=True)
+        check_cascade(rerank, sca, self.matching_dtype)
+        if self.stored.settings.tokens is None:
+            raise ValueError(
+                "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves"
+            )
+
+    def warm_up(self, shortlist: int = DEFAULT_SHORTLIST, cascade: bool = False) -> None:
+        """Does now what the first search would have to do first, so that none waits for it.
+
+        Embeddings are read and checked, weights laid out, kernels compiled. Where stage 2 would read the
+        images' files for it, only stage 1 is made ready.
+        """
+        if not len(self):
+            return
+        rerank = can_match(self._encoders()[0]) and self.stored.settings.tokens is not None
+        self.search([WARM_TEXT], 1, min(shortlist, WARM_PAIRS), rerank, cascade=cascade)
+        if isinstance(self._opened_index, ExactIndex):  # which waits for many questions before it rounds
+            self._opened_index.search(self._encode([WARM_TEXT]).embeds.expand(ROUNDED_FROM + 1, -1), 1)
+
     def write_index(self, index: str, texts: Iterable[str] | None = None) -> str:
         """Makes or renews the index "faiss", or a Milvus database's, for `open`; says what was done.
 
@@ -420,6 +444,7 @@ class Gallery:
         coverage: float | None = None,
         each_behaviour: bool = False,
         cascade: bool = False,
+        exact_top: int | None = None,
         matcher: ImageMatcher | None = None,
         matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
         rows: Sequence[int] | Tensor | None = None,
@@ -453,6 +478,8 @@ class Gallery:
             cascade: lets bf16 read the shortlist first, and fp32 what can still be among the `top_k`: the
                 same answer in less time, unless bf16 errs by more than it was seen to, see
                 [`MatchingCascade`].
+            exact_top: with it: how many of the best are to be those of fp32; `None`: the `top_k`. The others
+                follow, of the shortlist by what bf16 says.
             matcher: reads images and texts themselves in place of the model's own stage 2, such as
                 `load_matcher` gives: the best `matcher_shortlist` by cosine, or all where these are fewer.
             rows: the gallery's rows to look through, such as those that pass a filter; `None`: all. They are
@@ -474,6 +501,7 @@ class Gallery:
             KeyError: an image that is liked or disliked is not there.
         """
         numbers = {"top_k": top_k, "shortlist": shortlist, "texts_at_once": texts_at_once}
+        numbers["exact_top"] = top_k if exact_top is None else exact_top
         _check_numbers(sca, **numbers, matcher_shortlist=matcher_shortlist)
         feedback = Feedback.of(liked, disliked, must, must_not)
         feedback.check_order(sca, cascade)
@@ -481,11 +509,7 @@ class Gallery:
         model, _ = self._encoders()  # which says so if there are none
         rerank = check_stages(model, rerank, cascade, matcher)
         if cascade:
-            check_cascade(rerank, sca, self.matching_dtype)
-            if self.stored.settings.tokens is None:
-                raise ValueError(
-                    "the gallery keeps no tokens: to compute them twice takes longer than a cascade saves"
-                )
+            self.check_cascade(rerank, sca)
         shortlist = shortlist if matcher is None else matcher_shortlist
         selection = self._selection(rows, extra)
         visits = selection.visits()
@@ -498,12 +522,13 @@ class Gallery:
             return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
         head = min(shortlist, len(selection)) if rerank or sca else 0
         hidden = selection.places_of(*self._found(feedback.disliked))
-        images = top_k if visits is None else top_k * int(visits.unique(return_counts=True)[1].max())
-        images += len(hidden)
+        views = 1 if visits is None else int(visits.unique(return_counts=True)[1].max())
+        images = top_k * views + len(hidden)
         asked = min(max(images, head, calibration.shortlist if calibration else 0), len(selection))
         read_in_fp32 = None
         if cascade:
-            read_in_fp32 = max(images, SCA_READS) if sca else images
+            best = images if exact_top is None else min(images, exact_top * views + len(hidden))
+            read_in_fp32 = max(best, SCA_READS) if sca else best
         matched = head if rerank else 0
         if matched and (self.stored.settings.tokens is None or matcher is not None):
             texts_at_once = len(texts)  # for each block the shortlisted images would be encoded again

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -141,6 +141,10 @@ class SearchRequests:
         audit: takes what is to be shown to somebody, before it is: lines as of `service.audit`; raises
             OSError where it does not, and nothing is shown.
         model: held while the model works; one for all galleries of a model.
+        cascade: as in `Gallery.search`; the best of it are what a program asks for, and the first page.
+
+    Raises:
+        ValueError: the gallery was opened without its model, or a cascade is of no use in it.
 
     Attributes:
         opened: how often the gallery was opened again, because it had changed.
@@ -156,14 +160,17 @@ class SearchRequests:
         faces: FaceCover | None = None,
         audit: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
         model: AbstractContextManager[Any] | None = None,
+        cascade: bool = False,
     ):
+        if cascade:
+            gallery.check_cascade()
         if gallery.model is None or gallery.processor is None:
             raise ValueError("open the gallery with its model and processor to search it")
         self.gallery, self.processor = gallery, gallery.processor
         self.faces = gallery.cover = faces
         self.can_rerank = can_match(gallery.model)
         self.limits = limits or Limits()
-        self.shortlist = shortlist
+        self.shortlist, self.cascade = shortlist, cascade
         self.name = name or gallery.path.resolve().name
         self._given_labels = labels or {}
         self._look_at_rows()
@@ -172,6 +179,11 @@ class SearchRequests:
         self.audit = audit
         self._model = model or threading.Lock()  # an upload is encoded while others ask
         self._holders: list[weakref.ref[Session]] = []  # of own images, who added last at the end
+
+    def warm_up(self) -> None:
+        """As `Gallery.warm_up`; what is wrong with the gallery is logged, and the first question says so."""
+        with suppress(UnavailableError), self._current_gallery():
+            self.gallery.warm_up(self.shortlist, self.cascade)
 
     def _look_at_rows(self) -> None:
         self._looked_at = self.gallery.stored
@@ -370,6 +382,7 @@ class SearchRequests:
                 sca="score" if first.sca and len(texts) > 1 else None,
                 coverage=first.coverage,
                 rows=rows,
+                **self._cascade_of(first, max(each.top_k for each in asked)),
                 **first.feedback.settings,
             )
         except RequestError as error:
@@ -491,8 +504,16 @@ class SearchRequests:
             sca="score" if sca and len(texts) > 1 else None,
             rows=rows,
             extra=extra,
+            **self._cascade_of(Asked(tuple(texts), shown, wanted, rerank, feedback=feedback), session.shown),
             **feedback.settings,
         )
+
+    def _cascade_of(self, asked: Asked, best: int) -> dict[str, Any]:
+        """For `Gallery.search`: the best so many by the cascade, where it has one to save anything."""
+        changes = asked.rerank is False or asked.feedback.moves or asked.coverage is not None
+        if not self.cascade or changes or best >= self.shortlist:
+            return {}
+        return {"cascade": True, "exact_top": best}
 
     def _check_feedback(self, session: Session, feedback: Feedback, sca: bool) -> None:
         """Raises RequestError for what is too much or too long, and for an image that is not there."""

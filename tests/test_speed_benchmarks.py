@@ -64,6 +64,8 @@ def test_cascade(tmp_path):
     cascade = result["drawn_people"]["rows"]["cascade"]
     assert cascade["queries_of_equal_best_ten"] == result["drawn_people"]["queries"] == 20
     assert 0 < cascade["share_saved"] < 1
+    assert result["full_size"]["largest_difference_of_fp32"] < 1e-5
+    assert [live["words"] for live in result["live"]] == [10, 50]
     assert "equal best 10" in printed
 
 

@@ -203,3 +203,47 @@ def test_few_rows_attend_alike_absorbed_and_projected(build):
         kind(attention, torch.float32)(*inputs) for kind in (AbsorbedAttention, FewRowsAttention)
     )
     torch.testing.assert_close(projected, absorbed, atol=1e-6, rtol=0)
+
+
+def test_few_rows_of_text_leave_images_unprojected(build):
+    model = build(3)
+    texts, images = random_texts([7, 2, 15]), torch.randn(9, TOKENS, 32)
+    shortlists = random_shortlists(3, 4, 9)
+    matcher = FastMatcher(model).for_few_rows(model)
+    projected = []
+    for attention in matcher.image_attentions:
+        attention.key_value.register_forward_hook(lambda *_: projected.append(1))
+    # As one query after the other: its tokens meet each image alone.
+    for query in range(3):
+        own = EncodedTexts(
+            *(part[query : query + 1] for part in (texts.embeds, texts.hidden_states)),
+            texts.attention_mask[query : query + 1],
+        )
+        shortlist = shortlists[query : query + 1]
+        assert_close(
+            scores_of(matcher, images, own, shortlist), match_each_pair(model, images, own, shortlist)
+        )
+    assert not projected
+    # All together an image meets more.
+    same = torch.zeros(3, 1, dtype=torch.long)
+    assert torch.equal(
+        scores_of(matcher, images, texts, same), scores_of(FastMatcher(model), images, texts, same)
+    )
+    assert len(projected) == 2
+
+
+def test_rounded_scores_err_as_bf16_does(build):
+    model = build(3)
+    texts, images = random_texts([7, 2, 23]), torch.randn(20, TOKENS, 32)
+    shortlists = random_shortlists(3, 12, 20)
+    expected = match_each_pair(model, images, texts, shortlists)
+    errors = [
+        (
+            scores_of(FastMatcher(model, torch.bfloat16, rounds_scores=rounds), images, texts, shortlists)
+            - expected
+        )
+        .abs()
+        .mean()
+        for rounds in (False, True)
+    ]
+    assert 0 < errors[1] < 2 * errors[0] < 0.1 * expected.std()

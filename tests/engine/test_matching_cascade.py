@@ -9,23 +9,30 @@ from tiny_inputs import spread_match_logits
 
 from tpas.engine.encoding import EncodedTexts
 from tpas.engine.fast_matching import FastMatcher
-from tpas.engine.matching_cascade import ERROR_FACTOR, LEAST_ERROR_BOUND, MatchingCascade
+from tpas.engine.matching_cascade import (
+    ERROR_FACTOR,
+    LEAST_ERROR_BOUND,
+    MatchingCascade,
+    even_batch_size,
+)
 from tpas.modeling_tpas import TPASModel
 
 
 class Table:
     """Stands in for a matcher: the logits (Q, G) of class 1 are given."""
 
+    device, pairs_per_batch = torch.device("cpu"), 24
+
     def __init__(self, scores: torch.Tensor):
         self.scores, self.asked = scores, []
 
-    def logits_of_shortlists(self, images, texts, shortlists):
+    def logits_of_shortlists(self, images, texts, shortlists, batch_size):
         return torch.stack([torch.zeros(shortlists.shape), self.scores.gather(1, shortlists)], dim=2)
 
     def read_texts(self, texts):
         return texts
 
-    def logits_of_pairs(self, images, texts, queries, of_images):
+    def logits_of_pairs(self, images, texts, queries, of_images, batch_size):
         self.asked += list(zip(queries.tolist(), of_images.tolist(), strict=True))
         scores = self.scores[queries, of_images]
         return torch.stack([torch.zeros(len(scores)), scores], dim=1)
@@ -92,6 +99,11 @@ def test_a_larger_error_seen_later_widens_the_search():
 
     run(cascade, torch.arange(4)[None], 2)  # what was learnt stays
     assert cascade.error_bound == pytest.approx(ERROR_FACTOR * 0.2)
+
+
+@pytest.mark.parametrize(("pairs", "expected"), [(0, 1), (1, 1), (10, 5), (49, 13), (128, 22), (253_184, 24)])
+def test_two_threads_have_equal_parts_of_a_few_pairs(pairs, expected):
+    assert even_batch_size(Table(torch.empty(0)), pairs, threads=2) == expected
 
 
 @pytest.fixture

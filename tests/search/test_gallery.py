@@ -36,6 +36,7 @@ from tpas.models.lora import add_lora
 from tpas.processing_tpas import TPASProcessor, load_image
 from tpas.sca import sca_rerank
 from tpas.search import manifest, shards, stored_gallery
+from tpas.search.exact_index import ROUNDED_FROM
 from tpas.search.gallery import Gallery
 from tpas.search.gallery_files import GalleryFiles
 from tpas.search.image_tokens import ImageTokens, RecomputedImageTokens
@@ -227,6 +228,34 @@ def test_a_cascade_answers_as_fp32_does(model, build):
             assert own.match_logit == pytest.approx(other.match_logit, abs=1e-5)
         assert answers.cascade_report.pairs == len(TEXTS) * settings.get("shortlist", 20)
         assert answers.cascade_report.share_saved > 0
+
+
+def test_of_a_longer_answer_so_many_are_exact(model, build):
+    spread_match_logits(model)
+    gallery = build()
+    expected = gallery.search(TEXTS, top_k=15)
+    answers = gallery.search(TEXTS, top_k=15, cascade=True, exact_top=3)
+    assert ids_of(hits[:3] for hits in answers) == ids_of(hits[:3] for hits in expected)
+    assert {len(hits) for hits in answers} == {15}
+    of_three = gallery.search(TEXTS, top_k=3, cascade=True).cascade_report
+    assert answers.cascade_report.pairs_in_fp32 == of_three.pairs_in_fp32 < len(TEXTS) * 15
+
+
+@pytest.mark.parametrize("cascade", [False, True])
+def test_a_warm_gallery_has_all_that_a_search_needs(gallery, cascade):
+    gallery.warm_up(cascade=cascade)
+    warm = set(vars(gallery))
+    expected = gallery.search(TEXTS, top_k=3)
+    assert ids_of(gallery.search(TEXTS, top_k=3, cascade=cascade)) == ids_of(expected)
+    assert set(vars(gallery)) == warm
+    assert gallery._opened_index.queries > ROUNDED_FROM
+
+
+def test_warming_up_reads_no_images_files(build, folder):
+    gallery = build(tokens=None)
+    shutil.rmtree(folder)
+    gallery.warm_up()
+    assert gallery.search(TEXTS, rerank=False)
 
 
 def test_more_texts_than_are_in_memory_at_once(model, build):

@@ -30,9 +30,9 @@ from tpas.search.hits import SearchHit, SearchResult
 from tpas.search_page.exports import answer_file, as_cell_text, csv_table
 from tpas.search_page.filters import Facts, Filter
 from tpas.search_page.labels import ImageLabel, labels_of, read_labels
-from tpas.search_page.questions import Question
+from tpas.search_page.questions import Asked, Question
 from tpas.search_page.rendering import Renderer
-from tpas.search_page.requests import Limits, RequestError, SearchRequests, Session
+from tpas.search_page.requests import Answered, Limits, RequestError, SearchRequests, Session
 
 START = Path(__file__).parents[2] / "demo_start"
 IMAGES = 40
@@ -87,6 +87,34 @@ def test_answers_are_those_of_a_gallery_search(requests, gallery, captions, reso
     answers = requests.search(Session(), texts, shown=15, sca=resolve)
     assert answers == gallery.search(texts, top_k=15, sca="score" if resolve else None)
     assert (answers.sca_report is not None) == resolve
+
+
+def test_by_a_cascade_the_first_page_is_as_without(gallery, captions, caplog):
+    caplog.set_level("INFO", "tpas")
+    texts, session = list(captions.values())[:8], Session(shown=5)
+    requests = SearchRequests(gallery, cascade=True)
+    requests.warm_up()
+    answers = requests.search(session, texts, shown=30)
+    expected = gallery.search(texts, top_k=30)
+    assert [found(hits[:5]) for hits in answers] == [found(hits[:5]) for hits in expected]
+    assert answers.cascade_report.share_saved > 0.5
+    caplog.clear()
+    (answered,) = requests.answers([Asked(tuple(texts), 5)])
+    assert "cascade: of 320 pairs" in caplog.text
+    assert [found(hits) for hits in answered.result] == [found(hits[:5]) for hits in expected]
+    # What it cannot serve is asked without.
+    moved = Feedback.of([found(expected[0])[0]], [], [], [])
+    caplog.clear()
+    for settings in ({"feedback": moved}, {"rerank": False}):
+        requests.search(session, texts[:1], **settings)
+    assert isinstance(requests.answers([Asked((texts[0],), 128)])[0], Answered)
+    assert "cascade" not in caplog.text
+
+
+def test_a_cascade_of_no_use_is_refused_at_the_start(gallery, model, processor):
+    in_bf16 = Gallery.open(gallery.path, model, processor, matching_dtype="bfloat16")
+    with pytest.raises(ValueError, match="opened to match in bfloat16"):
+        SearchRequests(in_bf16, cascade=True)
 
 
 def test_without_re_ranking_the_cosine_ranks(requests, gallery, captions):
