@@ -114,7 +114,10 @@ class CrossModalAttention(nn.Module):
 
 
 class CrossModalLayer(GradientCheckpointingLayer):
-    """Self-attention over the text, cross-attention to the image, feed-forward."""
+    """Self-attention over the text, cross-attention to the image, feed-forward.
+
+    With `cls_only`, of [CLS] alone: text (B, L, D) to (B, 1, D), at a small part of the cost.
+    """
 
     def __init__(self, config, image_width):
         super().__init__()
@@ -130,8 +133,11 @@ class CrossModalLayer(GradientCheckpointingLayer):
         expanded = self.activation(self.intermediate(hidden_states))
         return self.layer_norm(self.dropout(self.output(expanded)) + hidden_states)
 
-    def forward(self, text_states, text_mask, image_states, image_mask):
-        text_states, _ = self.self_attention(text_states, text_states, text_mask)
+    def forward(self, text_states, text_mask, image_states, image_mask, cls_only=False):
+        rows = slice(1 if cls_only else None)
+        if text_mask is not None:
+            text_mask = text_mask[:, :, rows]
+        text_states, _ = self.self_attention(text_states[:, rows], text_states, text_mask)
         text_states, image_attention = self.cross_attention(text_states, image_states, image_mask)
         return self.feed_forward(text_states), image_attention
 
@@ -145,11 +151,17 @@ class CrossModalEncoder(nn.Module):
         self.layers = nn.ModuleList(CrossModalLayer(config, image_width) for _ in range(num_layers))
 
     def forward(
-        self, text_hidden_states, text_attention_mask, image_hidden_states, image_attention_mask=None
+        self,
+        text_hidden_states,
+        text_attention_mask,
+        image_hidden_states,
+        image_attention_mask=None,
+        cls_only=False,
     ):
         """Text (B, L, D), its mask (B, L), image (B, 1+N, Dv) and its mask (B, 1+N) or None.
 
-        Masks are 1 where there is something to look at.
+        Masks are 1 where there is something to look at. With `cls_only` the last layer does without the rows
+        of the other words, which nothing would read: L is 1 in what it returns.
 
         Returns:
             hidden states (B, L, D), and each layer's attention to the image (B, H, L, 1+N), or None
@@ -160,9 +172,10 @@ class CrossModalEncoder(nn.Module):
             self.config, text_hidden_states, image_attention_mask, encoder_hidden_states=image_hidden_states
         )
         attentions = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            last = cls_only and number == len(self.layers)
             text_hidden_states, attention = layer(
-                text_hidden_states, text_mask, image_hidden_states, image_mask
+                text_hidden_states, text_mask, image_hidden_states, image_mask, cls_only=last
             )
             attentions.append(attention)
         return text_hidden_states, tuple(attentions)
@@ -412,7 +425,11 @@ class TPASModel(PreTrainedModel):
             Logits (B, 2), class 1 = the pair matches.
         """
         hidden, _ = self.cross_modal_encoder(
-            text_hidden_states, text_attention_mask, image_hidden_states, image_attention_mask
+            text_hidden_states,
+            text_attention_mask,
+            image_hidden_states,
+            image_attention_mask,
+            cls_only=self.training,  # otherwise in the rows that it always had, for the same bits as ever
         )
         return self.matching_head(hidden[:, 0])
 

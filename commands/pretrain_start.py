@@ -248,6 +248,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         lr=arguments.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=arguments.weight_decay,
+        fused=True if accelerator.device.type == "cpu" else None,  # one pass over the memory in place of ten
     )
     scheduler = get_cosine_schedule_with_warmup(optimizer, arguments.warmup_steps, arguments.steps)
     objective, optimizer = accelerator.prepare(objective, optimizer)

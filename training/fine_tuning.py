@@ -140,6 +140,7 @@ class Run:
             weight_decay=arguments.weight_decay,
             betas=(arguments.adam_beta1, arguments.adam_beta2),
             epsilon=arguments.adam_epsilon,
+            fused=True if accelerator.device.type == "cpu" else None,
         )
         self.learning_rates = describe_groups(optimizer)
         self.sizes = self._count(objective)
