@@ -98,13 +98,16 @@ class CrossModalAttention(nn.Module):
         batch, length, _ = hidden_states.shape
         return hidden_states.view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H, length, d)
 
-    def forward(self, hidden_states, key_value_states, attention_mask=None):
+    def forward(self, hidden_states, key_value_states, attention_mask=None, key_value_rows=None):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        keys, values = self.key(key_value_states), self.value(key_value_states)
+        if key_value_rows is not None:
+            keys, values = (states.index_select(0, key_value_rows) for states in (keys, values))
         context, weights = attend(
             self,
             self.split_heads(self.query(hidden_states)),
-            self.split_heads(self.key(key_value_states)),
-            self.split_heads(self.value(key_value_states)),
+            self.split_heads(keys),
+            self.split_heads(values),
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
@@ -133,12 +136,12 @@ class CrossModalLayer(GradientCheckpointingLayer):
         expanded = self.activation(self.intermediate(hidden_states))
         return self.layer_norm(self.dropout(self.output(expanded)) + hidden_states)
 
-    def forward(self, text_states, text_mask, image_states, image_mask, cls_only=False):
+    def forward(self, text_states, text_mask, image_states, image_mask, image_rows=None, cls_only=False):
         rows = slice(1 if cls_only else None)
         if text_mask is not None:
             text_mask = text_mask[:, :, rows]
         text_states, _ = self.self_attention(text_states[:, rows], text_states, text_mask)
-        text_states, image_attention = self.cross_attention(text_states, image_states, image_mask)
+        text_states, image_attention = self.cross_attention(text_states, image_states, image_mask, image_rows)
         return self.feed_forward(text_states), image_attention
 
 
@@ -156,12 +159,14 @@ class CrossModalEncoder(nn.Module):
         text_attention_mask,
         image_hidden_states,
         image_attention_mask=None,
+        image_rows=None,
         cls_only=False,
     ):
         """Text (B, L, D), its mask (B, L), image (B, 1+N, Dv) and its mask (B, 1+N) or None.
 
-        Masks are 1 where there is something to look at. With `cls_only` the last layer does without the rows
-        of the other words, which nothing would read: L is 1 in what it returns.
+        Masks are 1 where there is something to look at. With `image_rows` (B,) the images are (I, 1+N, Dv),
+        text b looks at that of row `image_rows[b]`, and an image's keys and values are computed once. With
+        `cls_only` the last layer leaves out the rows of the other words: L is 1 in what it returns.
 
         Returns:
             hidden states (B, L, D), and each layer's attention to the image (B, H, L, 1+N), or None
@@ -175,7 +180,7 @@ class CrossModalEncoder(nn.Module):
         for number, layer in enumerate(self.layers, start=1):
             last = cls_only and number == len(self.layers)
             text_hidden_states, attention = layer(
-                text_hidden_states, text_mask, image_hidden_states, image_mask, cls_only=last
+                text_hidden_states, text_mask, image_hidden_states, image_mask, image_rows, cls_only=last
             )
             attentions.append(attention)
         return text_hidden_states, tuple(attentions)
@@ -412,14 +417,16 @@ class TPASModel(PreTrainedModel):
         text_hidden_states: torch.Tensor,
         text_attention_mask: torch.Tensor | None,
         image_attention_mask: torch.Tensor | None = None,
+        image_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores pairs with the cross-modal encoder.
 
         Args:
-            image_hidden_states: (B, 1+N, Dv) from `get_image_features`.
+            image_hidden_states: (B, 1+N, Dv) from `get_image_features`; with `image_rows` (I, 1+N, Dv).
             text_hidden_states: (B, L, D) from `get_text_features`, row i to be matched with image i.
             text_attention_mask: (B, L).
             image_attention_mask: (B, 1+N), 0 for image tokens to leave out (a region), or None for all.
+            image_rows: (B,) the row of the image that row i of the texts is to be matched with; None: row i.
 
         Returns:
             Logits (B, 2), class 1 = the pair matches.
@@ -429,6 +436,7 @@ class TPASModel(PreTrainedModel):
             text_attention_mask,
             image_hidden_states,
             image_attention_mask,
+            image_rows,
             cls_only=self.training,  # otherwise in the rows that it always had, for the same bits as ever
         )
         return self.matching_head(hidden[:, 0])
@@ -482,9 +490,10 @@ class TPASModel(PreTrainedModel):
             contrastive = contrastive_loss(*everyone)
             pairs = draw_match_pairs(*everyone)
             match_logits = self.match(
-                image.last_hidden_state[pairs.images],
+                image.last_hidden_state,
                 text.last_hidden_state[pairs.texts],
                 None if attention_mask is None else attention_mask[pairs.texts],
+                image_rows=pairs.images,
             )  # (3B, 2)
             matching = matching_loss(match_logits, pairs.labels)
             output.loss = contrastive + matching
