@@ -48,6 +48,11 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
     return (weights @ value).transpose(1, 2), weights
 
 
+def take_rows(states, rows):
+    """`states[rows]`, by what goes back quickly on a CPU, and on a GPU by what adds up in a fixed order."""
+    return states[rows] if states.is_cuda else states.index_select(0, rows)
+
+
 class SwinFeedForward(SwinMLP):
     """Swin's feed-forward under stochastic depth, as upstream; transformers has that on attention alone."""
 
@@ -102,7 +107,7 @@ class CrossModalAttention(nn.Module):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         keys, values = self.key(key_value_states), self.value(key_value_states)
         if key_value_rows is not None:
-            keys, values = (states.index_select(0, key_value_rows) for states in (keys, values))
+            keys, values = take_rows(keys, key_value_rows), take_rows(values, key_value_rows)
         context, weights = attend(
             self,
             self.split_heads(self.query(hidden_states)),
