@@ -48,6 +48,11 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
     return (weights @ value).transpose(1, 2), weights
 
 
+def take_rows(states, rows):
+    """`states[rows]`, by what goes back quickly on a CPU, and on a GPU by what adds up in a fixed order."""
+    return states[rows] if states.is_cuda else states.index_select(0, rows)
+
+
 class SwinFeedForward(SwinMLP):
     """Swin's feed-forward under stochastic depth, as upstream; transformers has that on attention alone."""
 
@@ -98,13 +103,16 @@ class CrossModalAttention(nn.Module):
         batch, length, _ = hidden_states.shape
         return hidden_states.view(batch, length, -1, self.head_size).transpose(1, 2)  # (B, H, length, d)
 
-    def forward(self, hidden_states, key_value_states, attention_mask=None):
+    def forward(self, hidden_states, key_value_states, attention_mask=None, key_value_rows=None):
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        keys, values = self.key(key_value_states), self.value(key_value_states)
+        if key_value_rows is not None:
+            keys, values = take_rows(keys, key_value_rows), take_rows(values, key_value_rows)
         context, weights = attend(
             self,
             self.split_heads(self.query(hidden_states)),
-            self.split_heads(self.key(key_value_states)),
-            self.split_heads(self.value(key_value_states)),
+            self.split_heads(keys),
+            self.split_heads(values),
             attention_mask,
             scaling=self.scaling,
             dropout=self.attention_dropout if self.training else 0.0,
@@ -114,7 +122,10 @@ class CrossModalAttention(nn.Module):
 
 
 class CrossModalLayer(GradientCheckpointingLayer):
-    """Self-attention over the text, cross-attention to the image, feed-forward."""
+    """Self-attention over the text, cross-attention to the image, feed-forward.
+
+    With `cls_only`, of [CLS] alone: text (B, L, D) to (B, 1, D), at a small part of the cost.
+    """
 
     def __init__(self, config, image_width):
         super().__init__()
@@ -130,9 +141,12 @@ class CrossModalLayer(GradientCheckpointingLayer):
         expanded = self.activation(self.intermediate(hidden_states))
         return self.layer_norm(self.dropout(self.output(expanded)) + hidden_states)
 
-    def forward(self, text_states, text_mask, image_states, image_mask):
-        text_states, _ = self.self_attention(text_states, text_states, text_mask)
-        text_states, image_attention = self.cross_attention(text_states, image_states, image_mask)
+    def forward(self, text_states, text_mask, image_states, image_mask, image_rows=None, cls_only=False):
+        rows = slice(1 if cls_only else None)
+        if text_mask is not None:
+            text_mask = text_mask[:, :, rows]
+        text_states, _ = self.self_attention(text_states[:, rows], text_states, text_mask)
+        text_states, image_attention = self.cross_attention(text_states, image_states, image_mask, image_rows)
         return self.feed_forward(text_states), image_attention
 
 
@@ -145,11 +159,19 @@ class CrossModalEncoder(nn.Module):
         self.layers = nn.ModuleList(CrossModalLayer(config, image_width) for _ in range(num_layers))
 
     def forward(
-        self, text_hidden_states, text_attention_mask, image_hidden_states, image_attention_mask=None
+        self,
+        text_hidden_states,
+        text_attention_mask,
+        image_hidden_states,
+        image_attention_mask=None,
+        image_rows=None,
+        cls_only=False,
     ):
         """Text (B, L, D), its mask (B, L), image (B, 1+N, Dv) and its mask (B, 1+N) or None.
 
-        Masks are 1 where there is something to look at.
+        Masks are 1 where there is something to look at. With `image_rows` (B,) the images are (I, 1+N, Dv),
+        text b looks at that of row `image_rows[b]`, and an image's keys and values are computed once. With
+        `cls_only` the last layer leaves out the rows of the other words: L is 1 in what it returns.
 
         Returns:
             hidden states (B, L, D), and each layer's attention to the image (B, H, L, 1+N), or None
@@ -160,9 +182,10 @@ class CrossModalEncoder(nn.Module):
             self.config, text_hidden_states, image_attention_mask, encoder_hidden_states=image_hidden_states
         )
         attentions = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers, start=1):
+            last = cls_only and number == len(self.layers)
             text_hidden_states, attention = layer(
-                text_hidden_states, text_mask, image_hidden_states, image_mask
+                text_hidden_states, text_mask, image_hidden_states, image_mask, image_rows, cls_only=last
             )
             attentions.append(attention)
         return text_hidden_states, tuple(attentions)
@@ -399,20 +422,27 @@ class TPASModel(PreTrainedModel):
         text_hidden_states: torch.Tensor,
         text_attention_mask: torch.Tensor | None,
         image_attention_mask: torch.Tensor | None = None,
+        image_rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Scores pairs with the cross-modal encoder.
 
         Args:
-            image_hidden_states: (B, 1+N, Dv) from `get_image_features`.
+            image_hidden_states: (B, 1+N, Dv) from `get_image_features`; with `image_rows` (I, 1+N, Dv).
             text_hidden_states: (B, L, D) from `get_text_features`, row i to be matched with image i.
             text_attention_mask: (B, L).
             image_attention_mask: (B, 1+N), 0 for image tokens to leave out (a region), or None for all.
+            image_rows: (B,) the row of the image that row i of the texts is to be matched with; None: row i.
 
         Returns:
             Logits (B, 2), class 1 = the pair matches.
         """
         hidden, _ = self.cross_modal_encoder(
-            text_hidden_states, text_attention_mask, image_hidden_states, image_attention_mask
+            text_hidden_states,
+            text_attention_mask,
+            image_hidden_states,
+            image_attention_mask,
+            image_rows,
+            cls_only=self.training,  # otherwise in the rows that it always had, for the same bits as ever
         )
         return self.matching_head(hidden[:, 0])
 
@@ -465,9 +495,10 @@ class TPASModel(PreTrainedModel):
             contrastive = contrastive_loss(*everyone)
             pairs = draw_match_pairs(*everyone)
             match_logits = self.match(
-                image.last_hidden_state[pairs.images],
+                image.last_hidden_state,
                 text.last_hidden_state[pairs.texts],
                 None if attention_mask is None else attention_mask[pairs.texts],
+                image_rows=pairs.images,
             )  # (3B, 2)
             matching = matching_loss(match_logits, pairs.labels)
             output.loss = contrastive + matching

@@ -42,6 +42,7 @@ from ..objectives import (
 )
 from ..processing_tpas import TPASProcessor
 from ..training.masked_language_modelling import MaskedLanguageModelling
+from ..training.on_cpu import fast_on_cpu
 from ..training.run_folder import alone_in
 from .command_line import CommandLine, CommandResult
 
@@ -198,9 +199,10 @@ class PretrainingObjective(nn.Module):
         )
         pairs = draw_match_pairs(*everyone, hardness=hardness)
         match_logits = model.match(
-            image.last_hidden_state[pairs.images],
+            image.last_hidden_state,
             text.last_hidden_state[pairs.texts],
             attention_mask[pairs.texts],
+            image_rows=pairs.images,
         )
         return {
             "contrastive_loss": contrastive_loss(*everyone),
@@ -235,7 +237,6 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
     started = time.monotonic()
     processor = start_processor()
     model = TPASModel(start_config(len(processor.tokenizer)))
-    model.set_attn_implementation("eager")  # going backwards, sdpa is slow in bf16 on processors
     masked_language_modelling = MaskedLanguageModelling(
         model.config.text_config.hidden_size,
         processor.tokenizer.mask_token_id,
@@ -248,6 +249,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         lr=arguments.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=arguments.weight_decay,
+        fused=True if accelerator.device.type == "cpu" else None,  # one pass over the memory in place of ten
     )
     scheduler = get_cosine_schedule_with_warmup(optimizer, arguments.warmup_steps, arguments.steps)
     objective, optimizer = accelerator.prepare(objective, optimizer)
@@ -270,24 +272,26 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         for families in (pairs.families[~pairs.made_up], pairs.families)
     )
     steps = tqdm(range(1, arguments.steps + 1), desc="pre-training", disable=not accelerator.is_main_process)
-    for step in steps:
-        # Squared, because the temperature that the similarities are divided by falls meanwhile.
-        hardness = min(1.0, step / (arguments.hard_negatives_from * arguments.steps)) ** 2
-        batches = known_places if step <= arguments.made_up_places_from * arguments.steps else all_places
-        losses = objective(*pairs.batch(next(batches)), hardness=hardness)
-        optimizer.zero_grad()
-        accelerator.backward(sum(losses.values()))
-        accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        if step % arguments.log_every == 0 or step == arguments.steps:
-            means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), "mean")
-            entry = {"step": step, **dict(zip(losses, cast(torch.Tensor, means).tolist(), strict=True))}
-            entry |= {"learning_rate": scheduler.get_last_lr()[0], "temperature": model.temperature().item()}
-            entry |= {"hardness": hardness, "seconds": time.monotonic() - started}
-            if accelerator.is_main_process:
-                with open(directory / "training_log.jsonl", "a") as log:
-                    log.write(json.dumps({name: round(value, 6) for name, value in entry.items()}) + "\n")
+    with fast_on_cpu(model, accelerator.device):
+        for step in steps:
+            # Squared, because the temperature that the similarities are divided by falls meanwhile.
+            hardness = min(1.0, step / (arguments.hard_negatives_from * arguments.steps)) ** 2
+            batches = known_places if step <= arguments.made_up_places_from * arguments.steps else all_places
+            losses = objective(*pairs.batch(next(batches)), hardness=hardness)
+            optimizer.zero_grad()
+            accelerator.backward(sum(losses.values()))
+            accelerator.clip_grad_norm_(objective.parameters(), arguments.max_grad_norm)
+            optimizer.step()
+            scheduler.step()
+            if step % arguments.log_every == 0 or step == arguments.steps:
+                means = accelerator.reduce(torch.stack([loss.detach() for loss in losses.values()]), "mean")
+                entry = {"step": step, **dict(zip(losses, cast(torch.Tensor, means).tolist(), strict=True))}
+                rate, temperature = scheduler.get_last_lr()[0], model.temperature().item()
+                entry |= {"learning_rate": rate, "temperature": temperature, "hardness": hardness}
+                entry |= {"seconds": time.monotonic() - started}
+                if accelerator.is_main_process:
+                    with open(directory / "training_log.jsonl", "a") as log:
+                        log.write(json.dumps({name: round(value, 6) for name, value in entry.items()}) + "\n")
 
     if accelerator.is_main_process:
         make_ready_for_fine_tuning(model, processor)

@@ -258,6 +258,24 @@ def test_masked_image_tokens_are_as_if_not_there(upstream_model, reference):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_training_matches_shared_images_as_each_pair_alone(build, reference, attention):
+    """In training the last layer is of [CLS] alone, and each image's keys and values are made once."""
+    model = build(attention)
+    rows, texts = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([1, 1, 0, 3, 2])
+    states, mask = reference["text_embeds"][texts], reference["text_atts"][texts]
+    images = reference["image_embeds"]
+    expected = model.match(images[rows], states, mask)
+    for part in model.train().modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0
+        elif hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.0
+    assert_close(model.match(images, states, mask, image_rows=rows), expected)
+    assert_close(model.match(images[rows], states, mask), expected)
+
+
+@torch.no_grad()
 def test_only_eager_attention_shows_where_it_looked(build, reference):
     images, texts, mask = reference["image_embeds"], reference["text_embeds"][:4], reference["text_atts"][:4]
     region = torch.ones(images.shape[:2], dtype=torch.long)

@@ -44,6 +44,7 @@ from .data import stable_number
 from .gradient_cache import average_gradients, backward_in_chunks
 from .log import Clock, LossMeans, TrainingLog, peak_memory, start_tracker
 from .objective import FineTuningObjective, network_of
+from .on_cpu import fast_on_cpu, suggest_bf16
 from .optimizer import LearningRates, build_optimizer, describe_groups
 from .run_folder import (
     LOCK,
@@ -140,6 +141,7 @@ class Run:
             weight_decay=arguments.weight_decay,
             betas=(arguments.adam_beta1, arguments.adam_beta2),
             epsilon=arguments.adam_epsilon,
+            fused=True if accelerator.device.type == "cpu" else None,
         )
         self.learning_rates = describe_groups(optimizer)
         self.sizes = self._count(objective)
@@ -302,6 +304,7 @@ class Run:
         logger.info(", ".join(f"{name} {value}" for name, value in self.sizes.items()))
         share = self.sizes["trained_parameters"] / self.sizes["parameters"]
         logger.info("trained: %.2f%% of the numbers", 100 * share)
+        suggest_bf16(self.accelerator.device, self.accelerator.mixed_precision)
         for line in self.learning_rates:
             logger.info(line)
         for name in sorted(self.new_parameters):
@@ -317,15 +320,16 @@ class Run:
         remaining = self.loader
         if self.progress.batches:
             remaining = self.accelerator.skip_first_batches(self.loader, self.progress.batches)
-        for batch in cast(Iterable[dict[str, Any]], remaining):
-            self.note_unreadable(batch.pop("unreadable"))
-            losses = self.train_batch(batch)
-            self.means.add(losses)
-            self.progress.batches += 1
-            if self.accelerator.sync_gradients:  # it was the last of the batches that make a step
-                self.end_step()
-                if self.complete:
-                    break
+        with fast_on_cpu(self.plain_objective.network, self.accelerator.device):
+            for batch in cast(Iterable[dict[str, Any]], remaining):
+                self.note_unreadable(batch.pop("unreadable"))
+                losses = self.train_batch(batch)
+                self.means.add(losses)
+                self.progress.batches += 1
+                if self.accelerator.sync_gradients:  # it was the last of the batches that make a step
+                    self.end_step()
+                    if self.complete:
+                        break
 
     def train_batch(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Forward and backward, and with the last of the batches that make a step the optimizer's step.

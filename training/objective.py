@@ -234,7 +234,12 @@ class FineTuningObjective(nn.Module):
     ) -> Tensor:
         """The matching loss of the pairs, which go through the cross-modal encoder together."""
         network, texts = cast(MatchingModel, self.network), pairs.texts
-        logits = network.match(image_states[pairs.images], text_states[texts], text_mask[texts])
+        text_states, text_mask = text_states[texts], text_mask[texts]
+        if isinstance(network, TPASModel) and len(image_states) < len(texts):
+            # Most images are in several pairs: what a layer makes of them is made once.
+            logits = network.match(image_states, text_states, text_mask, image_rows=pairs.images)
+        else:
+            logits = network.match(image_states[pairs.images], text_states, text_mask)
         return matching_loss(logits, pairs.labels, pairs.weights)
 
 

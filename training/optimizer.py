@@ -86,8 +86,11 @@ def build_optimizer(
     weight_decay: float,
     betas: tuple[float, float],
     epsilon: float,
+    fused: bool | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over what is trained, a group for each combination of learning rate and decay, base rate first.
+
+    With `fused` a step passes over the memory once; None: as torch decides, which on a CPU is some ten times.
 
     No decay on LayerNorms and on whatever has "bias" in its name, as in X-VLM: Swin's tables of relative
     position biases are among these.
@@ -109,6 +112,7 @@ def build_optimizer(
         lr=rates.base,
         betas=betas,
         eps=epsilon,
+        fused=fused,
     )
 
 
