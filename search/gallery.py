@@ -421,7 +421,7 @@ class Gallery:
         cascade: bool = False,
         matcher: ImageMatcher | None = None,
         matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
-        rows: Sequence[int] | Tensor | None = None,
+        rows: "Sequence[int] | np.ndarray | Tensor | None" = None,
         extra: Sequence[EncodedImage] = (),
         batch_size: int = 64,
         texts_at_once: int = TEXTS_AT_ONCE,
@@ -599,7 +599,7 @@ class Gallery:
         image: SearchHit | EncodedImage | Image.Image,
         top_k: int = 10,
         *,
-        rows: Sequence[int] | Tensor | None = None,
+        rows: "Sequence[int] | np.ndarray | Tensor | None" = None,
         extra: Sequence[EncodedImage] = (),
     ) -> SearchResult:
         """An image as a query: its nearest neighbours by the embeddings' cosine, without itself.
@@ -682,7 +682,9 @@ class Gallery:
         (row,) = self.stored.rows_of([name_of(hit)])
         return row
 
-    def _selection(self, rows: Sequence[int] | Tensor | None, extra: Sequence[EncodedImage]) -> Selection:
+    def _selection(
+        self, rows: "Sequence[int] | np.ndarray | Tensor | None", extra: Sequence[EncodedImage]
+    ) -> Selection:
         if rows is None and not extra:
             return self._whole
         index = None
