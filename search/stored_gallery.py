@@ -397,13 +397,16 @@ def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor)
     if len(segments) == 1:
         return segments[0][rows]
     ascending, order = rows.sort()
-    bounds = torch.searchsorted(ascending, torch.tensor(starts))  # of each segment's share
-    counts = bounds.diff()
-    local = ascending - torch.tensor(starts[:-1]).repeat_interleave(counts)
-    asked = zip(segments, local.split(counts.tolist()), strict=True)
-    gathered = torch.empty(len(rows), segments[0].shape[1], dtype=segments[0].dtype)
-    gathered[order] = torch.cat([segments[0][:0], *(segment[own] for segment, own in asked if len(own))])
-    return gathered
+    if len(rows) and not 0 <= ascending[0] <= ascending[-1] < starts[-1]:
+        raise IndexError(f"rows {ascending[0]} to {ascending[-1]} of {starts[-1]}")
+    segment = np.searchsorted(starts, ascending.numpy(), side="right") - 1
+    firsts = np.flatnonzero(np.diff(segment, prepend=-1))  # of each segment that is asked
+    local = ascending.numpy() - np.asarray(starts)[segment]
+    found = np.empty((len(rows), segments[0].shape[1]), segments[0].numpy().dtype)
+    for first, end, number in zip(firsts, [*firsts[1:], len(rows)], segment[firsts], strict=True):
+        # Many segments have few rows each: numpy's call is the shortest, and `clip` spares it a copy.
+        segments[number].numpy().take(local[first:end], axis=0, out=found[first:end], mode="clip")
+    return torch.from_numpy(found)[order.argsort()] if (order.diff() < 0).any() else torch.from_numpy(found)
 
 
 def delete_images(directory: Path, ids: Collection[str]) -> None:
