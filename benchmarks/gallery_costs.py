@@ -4,8 +4,8 @@
 
 Encodes, searches and re-ranks a few images with a model of X-VLM base's size and random weights, ranks made
 embeddings, and filters made records. Prints a Markdown table, in which what was not measured at its size is
-marked; `--output` writes it as JSON and as Markdown. Disk and memory follow from bytes an image; times an image
-grow in proportion.
+marked; `--output` writes it as JSON and as Markdown. Disk and memory follow from bytes an image; times an
+image grow in proportion.
 """
 
 import argparse
