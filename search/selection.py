@@ -80,7 +80,7 @@ class Selection:
         if of_gallery is None:
             return None
         own = of_gallery if self.rows is None else of_gallery[self.rows]
-        return torch.cat([own, -1 - torch.arange(len(self.extra))])
+        return torch.cat([own, -1 - torch.arange(len(self.extra))]) if self.extra else own
 
     def row_of(self, place: int) -> int | None:
         """The gallery's row at a place, None at that of an image beside it."""
