@@ -2,10 +2,10 @@
 
     python benchmarks/gallery_costs.py --output benchmarks/gallery_costs.json
 
-Encodes, searches and re-ranks a few images with a model of X-VLM base's size and random weights, and ranks
-made embeddings. Prints a Markdown table, in which what was not measured at its size is marked; `--output`
-writes it as JSON and as Markdown. Disk and memory follow from bytes an image; times an image grow in
-proportion.
+Encodes, searches and re-ranks a few images with a model of X-VLM base's size and random weights, ranks made
+embeddings, and filters made records. Prints a Markdown table, in which what was not measured at its size is
+marked; `--output` writes it as JSON and as Markdown. Disk and memory follow from bytes an image; times an
+image grow in proportion.
 """
 
 import argparse
@@ -13,15 +13,18 @@ import itertools
 import os
 import statistics
 import tempfile
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import measuring
 import torch
 import torch.nn.functional as F
+from made_gallery import CAMERAS, STARTED_AT, make_gallery
 from measuring import seconds_of
 
 from tpas.search.exact_index import ROUNDED_BYTES, ROUNDED_FROM, ExactIndex
 from tpas.search.gallery import Gallery
+from tpas.search.stored_gallery import StoredGallery
 
 SIZES = (2_000, 37_000, 1_000_000, 100_000_000)
 SHORTLIST = 128
@@ -86,6 +89,34 @@ def measure_ranking(sizes: list[int], size: int, repeats: int) -> tuple[dict[int
     return seconds, seconds_of(lambda: index.search(query, SHORTLIST), repeats)
 
 
+def measure_filters(folder: Path, images: int, repeats: int) -> dict[str, float]:
+    """Median seconds of opening a made gallery in shards of 512, and of finding an hour of one camera in it:
+    by columns, at first and then, and record by record; in turn, and the rows are the same.
+    """
+    make_gallery(folder, images, shard_rows=512)
+    gallery = Gallery.open(folder)
+    camera, since = f"camera{CAMERAS // 2:03d}", datetime.fromisoformat(STARTED_AT) + timedelta(days=3)
+    time = since, since + timedelta(hours=1)
+
+    def by_records() -> list[int]:
+        moments = StoredGallery(folder).moments()
+        return [row for row, moment in moments if moment.camera == camera and moment.lasts_into(*time)]
+
+    programs = {
+        "open": lambda: Gallery.open(folder),
+        "open and filter": lambda: Gallery.open(folder).rows_of_moments(camera, *time),
+        "filter again": lambda: gallery.rows_of_moments(camera, *time),
+        "by records": by_records,
+    }
+    assert programs["filter again"]().tolist() == by_records(), "columns say other than records"
+    seconds = measuring.time_in_turn(programs, repeats)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    return medians | {
+        "images": images,
+        "times_faster": measuring.median_ratio(seconds, "by records", "open and filter"),
+    }
+
+
 def cost_rows(units: dict[str, float], ranking: dict[int, float]) -> list[dict[str, float | bool]]:
     """The figures of each size; `ranked` says whether stage 1 was measured at that size."""
     largest = max(ranking)
@@ -113,7 +144,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86_400:,.0f} days"
 
 
-def markdown(rows: list[dict], units: dict[str, float], later: float, settings: dict[str, int]) -> str:
+def markdown(
+    rows: list[dict],
+    units: dict[str, float],
+    later: float,
+    settings: dict[str, int],
+    filters: dict[str, float],
+) -> str:
     process = units["process_bytes"] / 1e9
     ranked = ", ".join(f"{row['images']:,}" for row in rows if row["ranked"])
     heads = ["images", "build", "query, embeddings", "+ matching of 128", "memory", "disk", "without tokens"]
@@ -136,6 +173,11 @@ def markdown(rows: list[dict], units: dict[str, float], later: float, settings: 
         f"them, and holds {2 * units['embedding_size'] / 1e3:.2f} KB more an image, at most "
         f"{ROUNDED_BYTES / 1e9:.1f} GB. What of the mapped part does not fit into the memory is read "
         "from the disk by each search, which is not in the figures.",
+        "",
+        f"Among {filters['images']:,} records of films in shards of 512 an hour of one camera is found in "
+        f"{filters['open and filter']:.2f} s with opening the gallery ({filters['open']:.2f} s), "
+        f"{filters['times_faster']:.0f} times as fast as by its records ({filters['by records']:.1f} s), and "
+        f"again in {filters['filter again'] * 1e3:.1f} ms.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -145,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sample", type=int, default=48, help="images encoded and re-ranked (default: 48)")
     parser.add_argument("--texts", type=int, default=5, help="single queries (default: 5)")
     parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--filtered", type=int, default=1_000_000, help="records (default: 1,000,000)")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     measuring.add_output_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -152,14 +195,16 @@ def main(argv: list[str] | None = None) -> None:
     sample = arguments.sample, arguments.texts, arguments.repeats, arguments.quick
     with tempfile.TemporaryDirectory() as temporary:
         units = measure_units(Path(temporary), *sample)
+        filtered = 2_000 if arguments.quick else arguments.filtered
+        filters = measure_filters(Path(temporary) / "filtered", filtered, arguments.repeats)
     sizes = [size for size in SIZES if size <= (37_000 if arguments.quick else 1_000_000)]
     ranking, later = measure_ranking(sizes, int(units["embedding_size"]), arguments.repeats)
     rows = cost_rows(units, ranking)
     settings = {"images": arguments.sample, "texts": arguments.texts, "threads": arguments.threads}
-    table = markdown(rows, units, later, settings)
+    table = markdown(rows, units, later, settings, filters)
     print(table, end="")
     content = {"settings": settings, "units": units, "ranking_seconds": ranking}
-    content |= {"later_ranking_seconds": later, "rows": rows}
+    content |= {"later_ranking_seconds": later, "rows": rows, "filters": filters}
     measuring.write_output(arguments.output, content, table)
 
 

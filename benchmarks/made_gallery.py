@@ -22,17 +22,18 @@ STARTED_AT = "2026-11-02T00:00:00+00:00"
 SECONDS = 7 * 86_400  # of film from each camera
 
 
-def make_gallery(directory: Path, images: int) -> StoredGallery:
+def make_gallery(directory: Path, images: int, shard_rows: int = SHARD_ROWS) -> StoredGallery:
     """Writes one, unless it is there; the same each time."""
     settings = GallerySettings("made", None, None)
     with builder_lock(directory):
         (directory / SHARDS).mkdir(exist_ok=True)
         if not (directory / "gallery.json").exists():
-            for number, start in enumerate(range(0, images, SHARD_ROWS)):
-                rows = _rows(number, start, min(SHARD_ROWS, images - start), images)
+            for number, start in enumerate(range(0, images, shard_rows)):
+                rows = _rows(number, start, min(shard_rows, images - start), images)
                 write_shard(directory, shard_name(number, [row.id for row in rows]), settings, rows, {})
             manifest = new_manifest(settings)
             list_shards(directory, manifest, unlisted_shards(directory, manifest))
+            StoredGallery(directory).renew_columns(None)
     return StoredGallery(directory)
 
 

@@ -70,11 +70,9 @@ class Moment:
         )
 
     def _of_film(self, time: float | datetime | None, otherwise: float) -> float:
-        """In seconds since the film's beginning."""
-        began = self.at(0.0)
         if isinstance(time, datetime):
-            assert began is not None, "was looked at"
-            return (time - began).total_seconds()
+            assert self.started_at is not None, "was looked at"
+            return seconds_of_film(time, self.started_at)
         return otherwise if time is None else time
 
     def to_json(self) -> dict[str, Any]:
@@ -102,6 +100,8 @@ class Moment:
             raise ValueError(f"a moment's times and box are numbers, got {numbers}")
         if not isinstance(record["camera"], str) or not isinstance(record["track"], int):
             raise TypeError(f"a moment has a camera's name and a track's number, got {record}")
+        if abs(record["track"]) >= 2**63:
+            raise ValueError("a track's number has at most 18 digits")
         left, top, width, height = map(float, record["box"])
         words = {name: record.get(name) for name in ("film", "started_at", "frame")}
         if not all(isinstance(word, str | None) for word in words.values()):
@@ -123,6 +123,11 @@ class Moment:
             **words,
             size=None if size is None else (size[0], size[1]),
         )
+
+
+def seconds_of_film(time: datetime, started_at: str) -> float:
+    """A wall clock's time in seconds since the beginning of a film, of `Moment.started_at`."""
+    return (time - datetime.fromisoformat(started_at)).total_seconds()
 
 
 def clock(seconds: float) -> str:

@@ -126,11 +126,9 @@ def encode_visits(
         stored = Gallery.open(gallery)
         wanted = {name for record in records for name, _, _ in record.moments()}
         cameras = {record.camera for record in records}
-        gone = [
-            stored.stored.record(row)["id"]
-            for row, moment in stored.stored.moments()
-            if moment.camera in cameras and stored.stored.record(row)["id"] not in wanted
-        ]
+        columns = stored.stored.columns
+        rows = columns.of_cameras(lambda name: name in cameras)
+        gone = [name for name in columns.ids(rows) if name not in wanted]
         if gone:
             stored.delete(gone)
     images = []

@@ -27,6 +27,7 @@ from ..models.interface import Encoder, RetrievalModel, RetrievalProcessor, can_
 from ..models.loading import source_of
 from ..models.model_source import ModelSource
 from .arguments import OnClash
+from .columns import read_columns
 from .manifest import (
     SHARDS,
     GalleryError,
@@ -458,3 +459,4 @@ def _finish(directory: Path, settings: GallerySettings, source: ModelSource | No
     for path in (directory / SHARDS).iterdir():
         if path.name not in listed:  # none of its images could be read
             shutil.rmtree(path)
+    StoredGallery(directory).renew_columns(read_columns(directory))

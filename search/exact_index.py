@@ -21,7 +21,9 @@ GROUP_ROWS = 64  # whose greatest cosine is looked at first: in most groups no r
 QUERIES_AT_ONCE = 128
 PAIRS_AT_ONCE = 65_536  # whose embeddings are held
 PAIRS_IN_DOUBLE = 512  # of which these in double precision, in the cache
-ROUNDED_FROM = 64  # queries: for fewer it takes longer to round the rows than is saved
+ROUNDED_FROM = 64  # queries: for fewer it takes longer to keep rounded rows than is saved
+ROUNDED_AT_ONCE_FROM = 9  # queries at once, by which rounding the rows for them alone pays
+BLOCK_ROWS = 4_096  # rounded at once, in the cache
 ROUNDED_BYTES = 2**31  # of rounded rows kept in memory: 4,194,304 rows of 256 dimensions
 LOWEST = -2.0  # below every cosine
 BF16_ROUNDOFF = 2.0**-8  # at most this share of a number is lost when it is rounded
@@ -82,11 +84,15 @@ class ExactIndex:
         found = _Candidates(len(queries), count)
         for number, parts in enumerate(self.spans):
             rounded = self._rounded(number)
-            span = cosines_by_fp32(parts, queries) if rounded is None else rounded.cosines(queries)
+            by_bf16 = rounded is not None or (self.in_bf16 and len(queries) >= ROUNDED_AT_ONCE_FROM)
+            if rounded is not None:
+                span = rounded.cosines(queries)
+            else:
+                span = cosines_by_bf16(parts, queries) if by_bf16 else cosines_by_fp32(parts, queries)
             if number == 0:
                 found.threshold = span.lower_bounds(reached_by(span.computed, count))
             query, rows = reaching(span.computed, span.computed_of(found.threshold))
-            if rounded is not None and len(rows) > span.computed.shape[1]:  # it hardly tells rows apart
+            if by_bf16 and len(rows) > span.computed.shape[1]:  # it hardly tells rows apart
                 span = cosines_by_fp32(parts, queries)
                 query, rows = reaching(span.computed, span.computed_of(found.threshold))
             computed = span.computed[query, rows]
@@ -134,8 +140,26 @@ class Cosines:
 
 def cosines_by_fp32(parts: Sequence[Tensor], queries: Tensor) -> Cosines:
     """Of rows in parts (n, D) with queries (Q, D), all of unit norm."""
-    computed = torch.cat([F.linear(part, queries) for part in parts]).t().contiguous()
+    # A product with one vector takes another road, which reads the rows at half the speed.
+    asked = queries if len(queries) > 1 else queries.repeat(2, 1)
+    computed = torch.empty(len(queries), sum(map(len, parts)))
+    for part, own in zip(parts, computed.split([len(part) for part in parts], dim=1), strict=True):
+        own.copy_(F.linear(part, asked).t()[: len(queries)])
     return Cosines(computed, torch.full((len(queries),), _lost_by_sums(queries.shape[1])))
+
+
+def cosines_by_bf16(parts: Sequence[Tensor], queries: Tensor) -> Cosines:
+    """As `cosines_by_fp32`; the rows are rounded on the way, and not kept."""
+    rounded = queries.bfloat16()
+    packed = torch.ops.mkldnn._reorder_linear_weight(rounded)
+    computed = torch.empty(len(queries), sum(map(len, parts)))
+    wide = torch.empty(BLOCK_ROWS, queries.shape[1])
+    room = torch.empty_like(wide, dtype=torch.bfloat16)
+    for block, own in zip(regroup(parts, BLOCK_ROWS), computed.split(BLOCK_ROWS, dim=1), strict=True):
+        rows = block[0] if len(block) == 1 else torch.cat(block, out=wide[: own.shape[1]])
+        rows = room[: len(rows)].copy_(rows)
+        own.copy_(torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "").t())
+    return Cosines(computed, _lost_by_bf16(queries, rounded, BF16_ROUNDOFF), BF16_ROUNDOFF)
 
 
 class RoundedRows:
@@ -148,17 +172,19 @@ class RoundedRows:
     """
 
     def __init__(self, parts: Sequence[Tensor]):
-        rows = torch.cat(list(parts))
-        rounded = rows.bfloat16()
-        self.lost = rows.sub_(rounded).norm(dim=1).max()
+        rounded = torch.empty(sum(map(len, parts)), parts[0].shape[1], dtype=torch.bfloat16)
+        lost = []
+        for block, own in zip(regroup(parts, BLOCK_ROWS), rounded.split(BLOCK_ROWS), strict=True):
+            rows = torch.cat(block)
+            lost.append(rows.sub_(own.copy_(rows)).norm(dim=1).max())
+        self.lost = torch.stack(lost).max()
         self.packed = torch.ops.mkldnn._reorder_linear_weight(rounded)
 
     def cosines(self, queries: Tensor) -> Cosines:
         """With queries (Q, D) of unit norm."""
         rounded = queries.bfloat16()
-        lost = 1.01 * ((queries - rounded).norm(dim=1) + self.lost)  # norms are 1, or rounded to nearly 1
         computed = torch.ops.mkldnn._linear_pointwise(rounded, self.packed, None, "none", [], "")
-        return Cosines(computed.float(), lost + _lost_by_sums(queries.shape[1]), BF16_ROUNDOFF)
+        return Cosines(computed.float(), _lost_by_bf16(queries, rounded, self.lost), BF16_ROUNDOFF)
 
 
 def regroup(parts: Iterable[Tensor], rows: int) -> Iterator[list[Tensor]]:
@@ -199,6 +225,12 @@ def _best_of_groups(cosines: Tensor) -> Tensor:
     """(Q, n) to (Q, n // GROUP_ROWS): the greatest of each group of columns, the last few left out."""
     whole = cosines.shape[1] // GROUP_ROWS * GROUP_ROWS
     return cosines[:, :whole].unflatten(1, (-1, GROUP_ROWS)).amax(dim=2)
+
+
+def _lost_by_bf16(queries: Tensor, rounded: Tensor, lost_of_rows: Tensor | float) -> Tensor:
+    """(Q,) how far off cosines of rounded queries are with rounded rows, which are off by so much at most."""
+    lost = (queries - rounded).norm(dim=1) + lost_of_rows
+    return 1.01 * lost + _lost_by_sums(queries.shape[1])  # norms are 1, or rounded to nearly 1
 
 
 def _lost_by_sums(size: int) -> float:
@@ -283,6 +315,8 @@ def rank_candidates(
     sizes = torch.tensor([len(rows) for rows in candidates])
     rows = torch.cat(list(candidates))  # (C,)
     query = torch.arange(len(queries)).repeat_interleave(sizes)  # (C,)
+    rows, order = rows.sort()  # as they lie on the disk
+    query = query[order]
     products = []
     for chunk, asked in zip(rows.split(PAIRS_AT_ONCE), query.split(PAIRS_AT_ONCE), strict=True):
         embeds = gather_rows(index.segments, index.starts, chunk)  # (c, D)
@@ -290,7 +324,7 @@ def rank_candidates(
             products.append((part.double() * queries[own].double()).sum(dim=1))
     # Rounded, so that equal images get equal cosines wherever they lie.
     cosines = torch.cat(products).float()  # (C,)
-    order = np.lexsort((index.id_hashes[rows].numpy(), -cosines.numpy(), query.numpy()))
-    first = sizes.cumsum(0) - sizes  # (Q,) of each query in `order`
-    best = torch.from_numpy(order)[first[:, None] + torch.arange(count)]  # (Q, count)
+    best_first = np.lexsort((index.id_hashes[rows].numpy(), -cosines.numpy(), query.numpy()))
+    first = sizes.cumsum(0) - sizes  # (Q,) of each query in `best_first`
+    best = torch.from_numpy(best_first)[first[:, None] + torch.arange(count)]  # (Q, count)
     return rows[best], cosines[best]

@@ -40,6 +40,7 @@ from ..sca import Confidence, SCAReport, sca_rerank
 from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
 from .calibration import Calibration
+from .columns import NONE
 from .exact_index import ROUNDED_FROM, ExactIndex
 from .explanation import Explanation, explain, explain_tokens
 from .feedback import Example, Feedback, moved, name_of
@@ -324,23 +325,21 @@ class Gallery:
         Raises:
             ValueError: there is no such camera; the cameras are named. Or no film says when it began.
         """
-        moments = list(self.stored.moments())
-        cameras = {moment.camera for _, moment in moments}
+        columns = self.stored.columns
+        rows = columns.of_cameras(lambda name: True)
         if camera is not None:
             wanted = camera.rstrip("/")
-            chosen = {name for name in cameras if fnmatchcase(name, wanted) or name.startswith(f"{wanted}/")}
-            if not chosen:
-                some = ", ".join(sorted(cameras)[:10]) or "none"
+            rows = columns.of_cameras(lambda name: fnmatchcase(name, wanted) or name.startswith(f"{wanted}/"))
+            if not len(rows):
+                some = ", ".join(sorted(columns.cameras)[:10]) or "none"
                 raise ValueError(f"the gallery {self.path} has no camera {camera!r}; it has {some}")
-            moments = [(row, moment) for row, moment in moments if moment.camera in chosen]
         by_clock = isinstance(since, datetime) or isinstance(until, datetime)
-        if by_clock and moments and all(moment.started_at is None for _, moment in moments):
+        if by_clock and len(rows) and (columns.began[rows] == NONE).all():
             raise ValueError(
                 f"no film of the gallery {self.path} says when it began: give times of the film, such as "
                 "00:01:12, or --started_at when it is read"
             )
-        rows = [row for row, moment in moments if moment.lasts_into(since, until)]
-        return torch.tensor(rows, dtype=torch.long)
+        return torch.from_numpy(columns.lasting_into(rows, since, until))
 
     def verify(self) -> None:
         """Compares every file with its checksum; raises GalleryError for the first that differs."""
@@ -447,7 +446,7 @@ class Gallery:
         exact_top: int | None = None,
         matcher: ImageMatcher | None = None,
         matcher_shortlist: int = DEFAULT_MATCHER_SHORTLIST,
-        rows: Sequence[int] | Tensor | None = None,
+        rows: "Sequence[int] | np.ndarray | Tensor | None" = None,
         extra: Sequence[EncodedImage] = (),
         batch_size: int = 64,
         texts_at_once: int = TEXTS_AT_ONCE,
@@ -522,7 +521,7 @@ class Gallery:
             return SearchResult(([] for _ in texts), texts=texts, searched=len(selection))
         head = min(shortlist, len(selection)) if rerank or sca else 0
         hidden = selection.places_of(*self._found(feedback.disliked))
-        views = 1 if visits is None else int(visits.unique(return_counts=True)[1].max())
+        views = selection.most_views
         images = top_k * views + len(hidden)
         asked = min(max(images, head, calibration.shortlist if calibration else 0), len(selection))
         read_in_fp32 = None
@@ -625,7 +624,7 @@ class Gallery:
         image: SearchHit | EncodedImage | Image.Image,
         top_k: int = 10,
         *,
-        rows: Sequence[int] | Tensor | None = None,
+        rows: "Sequence[int] | np.ndarray | Tensor | None" = None,
         extra: Sequence[EncodedImage] = (),
     ) -> SearchResult:
         """An image as a query: its nearest neighbours by the embeddings' cosine, without itself.
@@ -647,10 +646,7 @@ class Gallery:
         embedding = self._embedding_of(hit)[None]  # (1, D)
         selection = self._selection(rows, extra)
         visits = selection.visits()
-        images = (
-            top_k + 1 if visits is None else (top_k + 1) * int(visits.unique(return_counts=True)[1].max())
-        )
-        count = min(images, len(selection))  # itself is among them
+        count = min((top_k + 1) * selection.most_views, len(selection))  # itself is among them
         candidates, cosines = selection.index.search(embedding, count)
         stages = Stages(candidates, cosines)
         found = self._hits(selection, stages, 0, best_views(candidates[0], visits), None)
@@ -711,7 +707,9 @@ class Gallery:
         (row,) = self.stored.rows_of([name_of(hit)])
         return row
 
-    def _selection(self, rows: Sequence[int] | Tensor | None, extra: Sequence[EncodedImage]) -> Selection:
+    def _selection(
+        self, rows: "Sequence[int] | np.ndarray | Tensor | None", extra: Sequence[EncodedImage]
+    ) -> Selection:
         if rows is None and not extra:
             return self._whole
         index = None

@@ -3,6 +3,7 @@
     gallery.json                the manifest, written last: a shard that it does not name does not count; it
                                 also says by which name the model was loaded
     builder.lock                held by the one build that may write
+    columns.safetensors         what filters ask of every image, see `tpas.search.columns`; optional
     faiss.index  faiss.json     an approximate index of the embeddings, and what it was made from; optional
     shards/000003-5f0c2a91/     some hundred images, written beside and renamed
         pictures.json         ids and files of the images, what stands for the files' content, and what could

@@ -1,6 +1,7 @@
 """The images that one search looks through: a gallery's, or some of them, and images beside it."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -65,13 +66,21 @@ class Selection:
         assert tokens is not None, "a model with a stage 2 keeps image tokens"
         return tokens
 
+    @cached_property
+    def most_views(self) -> int:
+        """How many images the visit with the most of them has; 1 where none is of a film."""
+        visits = self.visits()
+        if visits is None or not self.of_gallery:
+            return 1
+        return max(1, int(visits[: self.of_gallery].bincount().max()))
+
     def visits(self) -> Tensor | None:
         """(places,) what the images of one visit in a film share; None where none is of a film."""
         of_gallery = self.tokens.stored.visits
         if of_gallery is None:
             return None
         own = of_gallery if self.rows is None else of_gallery[self.rows]
-        return torch.cat([own, -1 - torch.arange(len(self.extra))])
+        return torch.cat([own, -1 - torch.arange(len(self.extra))]) if self.extra else own
 
     def row_of(self, place: int) -> int | None:
         """The gallery's row at a place, None at that of an image beside it."""
@@ -81,6 +90,8 @@ class Selection:
 
     def places_of(self, rows: Sequence[int], extra: Sequence[EncodedImage] = ()) -> Tensor:
         """The places of rows and of images beside the gallery, and of all views of their visits."""
+        if not rows and not extra:
+            return torch.empty(0, dtype=torch.long)
         of_gallery = torch.arange(self.of_gallery) if self.rows is None else self.rows
         beside = [any(image is other for other in extra) for image in self.extra]
         chosen = torch.cat(

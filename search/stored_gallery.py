@@ -7,8 +7,11 @@ import zipfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -22,6 +25,7 @@ from ..data.annotation_fields import LONGEST_PATH
 from ..data.image_files import load_inside
 from ..data.json_records import read_json
 from ..data.moments import Moment
+from .columns import COLUMNS, Columns, Source, read_columns, write_columns
 from .gallery_files import GalleryFiles
 from .manifest import (
     EMBEDDINGS,
@@ -109,19 +113,67 @@ class StoredGallery(GalleryFiles):
         """(G,) int64, `id_hash` of each image."""
         return torch.cat(self._id_hashes) if self._id_hashes else torch.empty(0, dtype=torch.long)
 
+    @cached_property
+    def columns(self) -> Columns:
+        """What filters look at, of every row.
+
+        Where they are missing, or older, they are made from the records, and kept if this user may write.
+        """
+        kept = read_columns(self.directory)
+        columns = self._columns_by(kept)
+        if kept is None or columns is not kept[0]:
+            with suppress(GalleryError), builder_lock(self.directory):  # or a deletion might come in between
+                self.check_unchanged()
+                self._keep(columns)
+        return columns
+
+    def renew_columns(self, kept: tuple[Columns, list[Source]] | None) -> None:
+        """Keeps the columns for who opens the gallery next; the caller holds its lock.
+
+        Args:
+            kept: those of an earlier change, as `read_columns` gives them: only what is new is then read.
+        """
+        with suppress(GalleryError):  # of damaged records, which whoever needs them hears of
+            columns = self._columns_by(kept)
+            if kept is None or columns is not kept[0]:
+                self._keep(columns)
+
+    def _keep(self, columns: Columns) -> None:
+        with suppress(OSError, SafetensorError):  # they can be made again
+            write_columns(self.directory, columns, self._sources)
+
+    @property
+    def _sources(self) -> list[Source]:
+        return [
+            (f"{shard['name']} {shard['files'][IMAGES]['blake2b']}", shard["rows"]) for shard in self.shards
+        ]
+
+    def _columns_by(self, kept: tuple[Columns, list[Source]] | None) -> Columns:
+        """The `kept` ones, where they are of these shards; else of what they lack the records are read."""
+        before, sources = kept or (Columns.of_records([]), [])
+        if sources == self._sources:
+            return before
+        starts = dict(zip(sources, accumulate((rows for _, rows in sources), initial=0), strict=False))
+        parts = []
+        for number, source in enumerate(self._sources):
+            if source in starts:
+                parts.append(before.part(starts[source], starts[source] + source[1]))
+            else:
+                parts.append(Columns.of_records(self._read_checked_records(number)))
+        return Columns.joined(parts)
+
     def ids(self) -> Iterator[str]:
         """Every image's id, in the order of the rows."""
-        return (record["id"] for record in self.records())
+        return self.columns.ids()
 
     def records(self) -> Iterator[Record]:
         """Every image's record, in the order of the rows."""
-        for number in range(len(self.shards)):
-            yield from self._records(number)
+        return map(self.record, range(len(self)))
 
     def record(self, row: int) -> Record:
         """An image's `id`, `root` and `path`."""
         number, place = self._locate(row)
-        return self._records(number)[place]
+        return self._checked_record(number, self._records(number)[place])
 
     def moment(self, row: int) -> Moment | None:
         """Where in a film an image was seen; None of what is of no film."""
@@ -130,22 +182,16 @@ class StoredGallery(GalleryFiles):
 
     def moments(self) -> Iterator[tuple[int, Moment]]:
         """The rows of images that were cut from films, with their moments, in the order of the rows."""
-        for number, shard in enumerate(self.shards):
-            if shard.get("moments"):
-                for place, record in enumerate(self._records(number)):
-                    if "moment" in record:
-                        yield self.starts[number] + place, Moment.from_record(record["moment"])
+        for first, shard in zip(self.starts, self.shards, strict=False):
+            for row in range(first, first + shard["rows"]) if shard.get("moments") else ():
+                moment = self.moment(row)
+                if moment is not None:
+                    yield row, moment
 
     @cached_property
     def visits(self) -> Tensor | None:
         """(G,) of each row the first row of the same visit, or itself; None where nothing is of a film."""
-        if not self.has_moments:
-            return None
-        first: dict[tuple[str, int], int] = {}
-        visits = torch.arange(len(self))
-        for row, moment in self.moments():
-            visits[row] = first.setdefault(moment.visit, row)
-        return visits
+        return torch.from_numpy(self.columns.visits) if self.has_moments else None
 
     def root_of(self, row: int, images_root: str | None = None) -> str | None:
         """The folder in which an image's `path` lies; None of what was no file.
@@ -268,12 +314,19 @@ class StoredGallery(GalleryFiles):
         return number, row - self.starts[number]
 
     def _check_embeddings(self, numbers: Iterable[int]) -> None:
-        for number in numbers:
-            if number not in self._checked:
-                self._check_content(self.shards[number], EMBEDDINGS)
-                if not self.mapped_embeddings[number].isfinite().all():
-                    raise self._damaged(self.shards[number], EMBEDDINGS, "an embedding is not finite")
-                self._checked.add(number)
+        new = [number for number in numbers if number not in self._checked]
+        if len(new) == 1:  # as for each of few rows
+            self._check_embeddings_of(new[0])
+        elif new:
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+                list(threads.map(self._check_embeddings_of, new))
+        self._checked.update(new)
+
+    def _check_embeddings_of(self, number: int) -> None:
+        self._check_content(self.shards[number], EMBEDDINGS)
+        own = self.mapped_embeddings[number]
+        if own.numel() and not torch.stack(own.aminmax()).isfinite().all():  # one pass, and no mask
+            raise self._damaged(self.shards[number], EMBEDDINGS, "an embedding is not finite")
 
     def _map(self, shard: dict[str, Any], file: str, types: dict[str, torch.dtype]) -> dict[str, Tensor]:
         """The tensors of these names and types, which have a row for each image of the shard."""
@@ -303,32 +356,41 @@ class StoredGallery(GalleryFiles):
             raise self._damaged(self.shards[number], TOKENS, f"tokens of shape {tuple(tokens.shape)}")
         return tokens
 
+    def _read_checked_records(self, number: int) -> list[Record]:
+        return [self._checked_record(number, record) for record in self._read_records(number)]
+
+    def _checked_record(self, number: int, record: Record) -> Record:
+        try:
+            _check_record(record)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(self.shards[number], IMAGES, repr(error)) from error
+        return record
+
     def _read_records(self, number: int) -> list[Record]:
+        """A shard's, each of which is to be checked before it is used."""
         shard = self.shards[number]
         self._check_content(shard, IMAGES)
         try:
             records = read_json(self._path(shard, IMAGES))["pictures"]
-            _check_records(records, shard["rows"])
+            if not isinstance(records, list) or len(records) != shard["rows"]:
+                raise ValueError(f"these are not the records of {shard['rows']} images")
+            for record in records:
+                if "moment" in record and record["path"] is not None:  # the gallery may have been moved since
+                    record["root"] = os.path.realpath(self.directory / FOOTAGE)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(shard, IMAGES, repr(error)) from error
-        for record in records:
-            if "moment" in record and record["path"] is not None:  # the gallery may have been moved since
-                record["root"] = os.path.realpath(self.directory / FOOTAGE)
         return records
 
 
-def _check_records(records: Any, rows: int) -> None:
-    if not isinstance(records, list) or len(records) != rows:
-        raise ValueError(f"these are not the records of {rows} images")
-    for record in records:
-        if not isinstance(record["id"], str):
-            raise TypeError(f"the id {record['id']!r} is no text")
-        if len(record["id"]) > LONGEST_PATH:
-            raise ValueError(f"the id {record['id']:.80} has more than {LONGEST_PATH:,} characters")
-        if not all(isinstance(record[name], str | None) for name in ("root", "path")):
-            raise TypeError(f"the file of {record['id']!r} is no path")
-        if "moment" in record:
-            Moment.from_record(record["moment"])
+def _check_record(record: Any) -> None:
+    if not isinstance(record["id"], str):
+        raise TypeError(f"the id {record['id']!r} is no text")
+    if len(record["id"]) > LONGEST_PATH:
+        raise ValueError(f"the id {record['id']:.80} has more than {LONGEST_PATH:,} characters")
+    if not all(isinstance(record[name], str | None) for name in ("root", "path")):
+        raise TypeError(f"the file of {record['id']!r} is no path")
+    if "moment" in record:
+        Moment.from_record(record["moment"])
 
 
 def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor) -> Tensor:
@@ -336,13 +398,16 @@ def gather_rows(segments: Sequence[Tensor], starts: Sequence[int], rows: Tensor)
     if len(segments) == 1:
         return segments[0][rows]
     ascending, order = rows.sort()
-    bounds = torch.searchsorted(ascending, torch.tensor(starts))  # of each segment's share
-    counts = bounds.diff()
-    local = ascending - torch.tensor(starts[:-1]).repeat_interleave(counts)
-    asked = zip(segments, local.split(counts.tolist()), strict=True)
-    gathered = torch.empty(len(rows), segments[0].shape[1], dtype=segments[0].dtype)
-    gathered[order] = torch.cat([segments[0][:0], *(segment[own] for segment, own in asked if len(own))])
-    return gathered
+    if len(rows) and not 0 <= ascending[0] <= ascending[-1] < starts[-1]:
+        raise IndexError(f"rows {ascending[0]} to {ascending[-1]} of {starts[-1]}")
+    segment = np.searchsorted(starts, ascending.numpy(), side="right") - 1
+    firsts = np.flatnonzero(np.diff(segment, prepend=-1))  # of each segment that is asked
+    local = ascending.numpy() - np.asarray(starts)[segment]
+    found = np.empty((len(rows), segments[0].shape[1]), segments[0].numpy().dtype)
+    for first, end, number in zip(firsts, [*firsts[1:], len(rows)], segment[firsts], strict=True):
+        # Many segments have few rows each: numpy's call is the shortest, and `clip` spares it a copy.
+        segments[number].numpy().take(local[first:end], axis=0, out=found[first:end], mode="clip")
+    return torch.from_numpy(found)[order.argsort()] if (order.diff() < 0).any() else torch.from_numpy(found)
 
 
 def delete_images(directory: Path, ids: Collection[str]) -> None:
@@ -360,6 +425,7 @@ def delete_images(directory: Path, ids: Collection[str]) -> None:
         manifest = deepcopy(stored.manifest)  # from the old one the shards are still read
         unlisted_shards(directory, manifest)  # a killed deletion's leftovers would be in the way
         rows = set(stored.rows_of(ids))
+        kept_columns = read_columns(directory)
         replaced = []
         for number, shard in enumerate(manifest["shards"]):
             first = stored.starts[number]
@@ -374,8 +440,11 @@ def delete_images(directory: Path, ids: Collection[str]) -> None:
                 write_shard(directory, shard["name"], stored.settings, content, {})
                 shard["files"] = read_shard(directory, shard["name"])[0]["files"]
         manifest["shards"] = [shard for shard in manifest["shards"] if shard["rows"]]
+        (directory / COLUMNS).unlink(missing_ok=True)
         write_manifest(directory, manifest)
         for name in replaced:
             shutil.rmtree(directory / SHARDS / name)
         for file in (FAISS_INDEX, FAISS_DESCRIPTION):
             (directory / file).unlink(missing_ok=True)
+        if kept_columns is not None:
+            StoredGallery(directory).renew_columns(kept_columns)

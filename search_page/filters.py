@@ -2,16 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import cached_property
 from pathlib import PurePosixPath
-from sys import intern
 from typing import Any
 
-from ..data.moments import Moment, clock
-from ..search.stored_gallery import Record
+import numpy as np
+
+from ..data.moments import clock
+from ..search.columns import NONE, Columns, coded
 from .labels import ImageLabel
 
 MOST_CHOICES = 300  # of one filter; of folders the upper ones are kept
@@ -63,37 +64,55 @@ def written(value: str | date | float) -> str:
 class Facts:
     """What is known of each row of a gallery; labels go before what film and path say.
 
+    Args:
+        columns: the gallery's.
+        labels: of each row.
+
     Attributes:
-        moments: of each row, None of what is of no film.
+        chosen: by each name of `CHOSEN`: (G,) places of the rows' values, `NONE` where none is known, and the
+            values.
+        days: (G,) of the file's last change, as `date.toordinal`; 0: not known, or of a film.
     """
 
-    def __init__(self, records: Iterable[Record], labels: Iterable[ImageLabel | None]):
-        self.columns: dict[str, list[str | None]] = {name: [] for name in CHOSEN}
-        self.days: list[date | None] = []
-        self.moments: list[Moment | None] = []
-        unlabelled = ImageLabel()
-        for record, label in zip(records, labels, strict=True):
-            known = label or unlabelled
-            moment = Moment.from_record(record["moment"]) if "moment" in record else None
-            self.moments.append(moment)
-            folder = PurePosixPath(record["id"] if moment is None else moment.camera).parent.as_posix()
-            named = moment.camera if moment is not None else None
-            if named is None and (found := CAMERA.search(record["id"])):
-                named = found[1]
-            camera = known.camera or named
-            values = (folder, camera, known.behaviour, known.action, known.scene)
-            for name, value in zip(CHOSEN, values, strict=True):
-                self.columns[name].append(None if value is None else intern(value))
-            self.days.append(_day(record) if moment is None else None)
+    def __init__(self, columns: Columns, labels: Sequence[ImageLabel | None]):
+        self.of = columns
+        self.of_film = columns.camera != NONE  # (G,)
+        beside = np.flatnonzero(~self.of_film)
+        names = list(columns.ids(beside))
+        folder = self._of_all(map(_folder, columns.cameras), beside, map(_folder, names))
+        camera = self._of_all(columns.cameras, beside, map(_named_camera, names))
+        said: dict[str, list[str | None]] = {name: [None] * len(columns) for name in CHOSEN[2:]}
+        for row, label in enumerate(labels):
+            if label is not None:
+                camera[row] = label.camera or camera[row]
+                for name, values in said.items():
+                    values[row] = getattr(label, name)
+        self.chosen = {"folder": coded(folder), "camera": coded(camera)}
+        self.chosen |= {name: coded(values) for name, values in said.items()}
+        self.days = np.zeros(len(columns), np.int64)
+        self.days[beside] = [_day(seconds) for seconds in columns.changed_s[beside].tolist()]
+
+    def _of_all(
+        self, of_cameras: Iterable[str], rows: np.ndarray, of_rows: Iterable[str | None]
+    ) -> list[str | None]:
+        """Of each row its camera's value, or where it is of no film its own."""
+        by_camera = np.array([*of_cameras, None], object)
+        values = by_camera[self.of.camera]
+        values[rows] = np.fromiter(of_rows, object, len(rows))
+        return values.tolist()
 
     def choices(self, name: str) -> dict[str, int]:
         """A filter's values with their numbers of images, the commonest first; none where all are alike.
 
         The images of one visit in a film count once.
         """
-        visits = (row if moment is None else moment.visit for row, moment in enumerate(self.moments))
-        counted = {(value, visit) for value, visit in zip(self.columns[name], visits, strict=True)}
-        counts = Counter(value for value, _ in counted if value is not None)
+        codes, values = self.chosen[name]
+        visits = self.of.visits
+        first = visits == np.arange(len(visits))
+        others = np.flatnonzero(codes != codes[visits])  # few: the images of a visit are mostly alike
+        pairs = np.unique(np.stack([visits[others], codes[others]]), axis=1)
+        numbers = np.bincount(np.concatenate([codes[first], pairs[1]]) + 1, minlength=len(values) + 1)
+        counts = Counter(dict(zip(values, numbers[1:].tolist(), strict=True)))
         if name == "folder":
             return _folders(counts)
         return dict(counts.most_common(MOST_CHOICES)) if len(counts) > 1 else {}
@@ -101,65 +120,94 @@ class Facts:
     @property
     def span(self) -> tuple[date, date] | None:
         """The first day and the last; None where all are alike."""
-        known = {day for day in self.days if day is not None}
-        return (min(known), max(known)) if len(known) > 1 else None
+        known = self.days[self.days > 0]
+        first, last = (int(known.min()), int(known.max())) if len(known) else (0, 0)
+        return (date.fromordinal(first), date.fromordinal(last)) if first < last else None
 
     @property
     def first_sight(self) -> float | datetime | None:
         """When the first visit begins, by the wall clock where that is known of all; None without films."""
-        return min(self._times("started", "start_s"), default=None)
+        return self._sight(self.of.start_s, np.minimum, min)
 
     @property
     def last_sight(self) -> float | datetime | None:
         """When the last ends, likewise."""
-        return max(self._times("ended", "end_s"), default=None)
+        return self._sight(self.of.end_s, np.maximum, max)
 
-    def _times(self, of_clock: str, of_film: str) -> list[Any]:
-        moments = [moment for moment in self.moments if moment is not None]
-        known = all(moment.started_at is not None for moment in moments)
-        return [getattr(moment, of_clock if known else of_film) for moment in moments]
+    def _sight(self, seconds: np.ndarray, of_film: np.ufunc, of_all: Callable[..., Any]) -> Any:
+        seconds, began = seconds[self.of_film], self.of.began[self.of_film]
+        if not len(seconds):
+            return None
+        if (began == NONE).any():
+            return float(of_film.reduce(seconds))
+        own = np.full(len(self.of.beginnings), np.nan)
+        np.fmin.at(own, began, seconds) if of_film is np.minimum else np.fmax.at(own, began, seconds)
+        films = zip(self.of.beginnings, own.tolist(), strict=True)
+        return of_all(
+            datetime.fromisoformat(film) + timedelta(seconds=time) for film, time in films if time == time
+        )
 
     @cached_property
     def cameras(self) -> int:
         """How many there are that films are of."""
-        return len({moment.camera for moment in self.moments if moment is not None})
+        return len(np.unique(self.of.camera[self.of_film]))
 
     @cached_property
     def visits(self) -> int:
         """How many there are in films."""
-        return len({moment.visit for moment in self.moments if moment is not None})
+        return len(self.visits_among(None))
+
+    def visits_among(self, rows: np.ndarray | None) -> np.ndarray:
+        """The visits in films that these rows (n,) are of, or all: of each its first row, in their order."""
+        rows = np.arange(len(self.of)) if rows is None else rows
+        rows = rows[self.of_film[rows]]
+        return rows[np.sort(np.unique(self.of.visits[rows], return_index=True)[1])]
 
     @property
     def knows_clock(self) -> bool:
         """Whether a film says when it began."""
-        return any(moment is not None and moment.started_at is not None for moment in self.moments)
+        return bool((self.of.began != NONE).any())
 
-    def rows(self, wanted: Filter) -> list[int]:
-        """Those that pass."""
-        rows: Iterable[int] = range(len(self.days))
+    def rows(self, wanted: Filter) -> np.ndarray:
+        """Those that pass, (n,)."""
+        passes = np.ones(len(self.of), bool)
         for name in CHOSEN:
-            value, column = getattr(wanted, name), self.columns[name]
-            if value is None:
-                continue
-            if name == "folder":
-                rows = [row for row in rows if f"{column[row]}/".startswith(f"{value}/")]
-            else:
-                rows = [row for row in rows if column[row] == value]
-        if wanted.seen_from is not None or wanted.seen_to is not None:
-            seen = wanted.seen_from, wanted.seen_to
-            rows = [row for row in rows if (of := self.moments[row]) is not None and of.lasts_into(*seen)]
-        if wanted.since is None and wanted.until is None:
-            return list(rows)
-        since, until = wanted.since or date.min, wanted.until or date.max
-        return [row for row in rows if (day := self.days[row]) is not None and since <= day <= until]
+            value = getattr(wanted, name)
+            if value is not None:
+                codes, values = self.chosen[name]
+                inside = f"{value}/" if name == "folder" else value
+                fits = [f"{own}/".startswith(inside) if name == "folder" else own == value for own in values]
+                passes &= np.array([*fits, False])[codes]
+        if wanted.since is not None or wanted.until is not None:
+            since, until = wanted.since or date.min, wanted.until or date.max
+            passes &= (since.toordinal() <= self.days) & (self.days <= until.toordinal())
+        rows = np.flatnonzero(passes)
+        if wanted.seen_from is None and wanted.seen_to is None:
+            return rows
+        return self.of.lasting_into(rows[self.of_film[rows]], wanted.seen_from, wanted.seen_to)
+
+    def on_other_cameras(self, camera: str, rows: np.ndarray | None) -> np.ndarray:
+        """Those of the rows (n,), or of all, that no film of this camera shows."""
+        rows = np.arange(len(self.of)) if rows is None else rows
+        return rows[~np.isin(rows, self.of.of_cameras(lambda name: name == camera))]
 
 
-def _day(record: Record) -> date | None:
-    """The day of a file's last change at this machine's place; None where it is not known."""
+def _folder(name: str) -> str:
+    return PurePosixPath(name).parent.as_posix()
+
+
+def _named_camera(image: str) -> str | None:
+    """What an image's path says."""
+    found = CAMERA.search(image)
+    return None if found is None else found[1]
+
+
+def _day(seconds: int) -> int:
+    """The day at this machine's place, as `date.toordinal`; 0 where it is not known."""
     try:
-        return date.fromtimestamp(record.get("state", [])[1] // 10**9)
-    except (IndexError, TypeError, ValueError, OverflowError, OSError):
-        return None
+        return date.fromtimestamp(seconds).toordinal()
+    except (ValueError, OverflowError, OSError):
+        return 0
 
 
 def _folders(counts: Mapping[str, int]) -> dict[str, int]:

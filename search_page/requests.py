@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+import numpy as np
 from PIL import Image
 
 from ..data.moments import Moment
@@ -187,8 +188,8 @@ class SearchRequests:
 
     def _look_at_rows(self) -> None:
         self._looked_at = self.gallery.stored
-        self.labels = labels_of(self.gallery.ids, self._given_labels)  # by row
-        self.facts = Facts(self.gallery.stored.records(), self.labels)
+        self.labels = labels_of(self._looked_at.ids(), self._given_labels)  # by row
+        self.facts = Facts(self._looked_at.columns, self.labels)
         self._examples: list[str] | None = None
 
     @property
@@ -281,15 +282,12 @@ class SearchRequests:
             RequestError: the gallery cannot be searched now, or a time is asked for that no film knows.
         """
         with self._current_gallery():
-            rows = self._rows(wanted)
-            moments = self.facts.moments
-            visits: dict[tuple[str, int], int] = {}
-            for row in range(len(moments)) if rows is None else rows:
-                if (moment := moments[row]) is not None:
-                    visits.setdefault(moment.visit, row)
-            chosen = list(visits.values())[first : first + count]
-            record = self.gallery.stored.record
-            found = [(record(row)["id"], of) for row in chosen if (of := moments[row]) is not None]
+            visits = self.facts.visits_among(self._rows(wanted))
+            chosen = visits[first : first + count].tolist()
+            stored = self.gallery.stored
+            found = [
+                (stored.record(row)["id"], of) for row in chosen if (of := stored.moment(row)) is not None
+            ]
         self.log(visitor, "moments", asked=_said(wanted), shown=[[image for image, _ in found]])
         return len(visits), found
 
@@ -368,7 +366,7 @@ class SearchRequests:
         first, texts = asked[0], [text for each in asked for text in each.texts]
         try:
             rows = self._rows(first.wanted)
-            if rows == []:
+            if rows is not None and not len(rows):
                 raise RequestError("No image passes the filter: choose another one.")
             if first.rerank and not self.can_rerank:
                 raise RequestError("The model has embeddings alone, and nothing to re-rank by.")
@@ -491,7 +489,7 @@ class SearchRequests:
             raise RequestError("Search in the gallery, in your images, or in both.")
         rows = [] if where == "own" else self._rows(wanted)
         extra = [] if where == "gallery" else session.own_images
-        if rows is not None and not rows and not extra:
+        if rows is not None and not len(rows) and not extra:
             if where == "own":
                 raise RequestError("You have no images here yet: upload some, or search the gallery.")
             raise RequestError("No image passes the filter: choose another one.")
@@ -558,10 +556,8 @@ class SearchRequests:
         with self._current_gallery():
             hit, rows = self._image(session, image), self._rows(wanted)
             if hit.moment is not None and wanted.camera is None and self.facts.cameras > 1:
-                own, moments = hit.moment.camera, self.facts.moments
-                all_rows = range(len(moments)) if rows is None else rows
-                rows = [row for row in all_rows if (of := moments[row]) is None or of.camera != own]
-            if rows is not None and not rows and not session.own_images:
+                rows = self.facts.on_other_cameras(hit.moment.camera, rows)
+            if rows is not None and not len(rows) and not session.own_images:
                 raise RequestError("No image passes the filter: choose another one.")
             result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
             of = None if hit.extra else image  # an upload is nobody's business
@@ -762,7 +758,7 @@ class SearchRequests:
             raise RequestError(f"Between 1 and {most} images can be shown.")
         return int(shown)
 
-    def _rows(self, wanted: Filter) -> list[int] | None:
+    def _rows(self, wanted: Filter) -> np.ndarray | None:
         by_clock = any(isinstance(time, datetime) for time in (wanted.seen_from, wanted.seen_to))
         if by_clock and not self.facts.knows_clock:
             raise RequestError("No film says when it began: write times of a film, such as 00:01:12.")

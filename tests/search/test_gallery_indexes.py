@@ -17,7 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.search import exact_index
-from tpas.search.exact_index import PAIRS_AT_ONCE, ROUNDED_FROM, ExactIndex
+from tpas.search.exact_index import (
+    PAIRS_AT_ONCE,
+    ROUNDED_AT_ONCE_FROM,
+    ROUNDED_FROM,
+    ExactIndex,
+    cosines_by_bf16,
+)
 from tpas.search.faiss_index import FaissIndex
 from tpas.search.indexes import index_of_rows, open_index, write_index
 from tpas.search.manifest import (
@@ -108,13 +114,15 @@ def test_exact_search_where_most_spans_hold_nothing_of_interest(sizes):
     assert torch.equal(found, best_in_double(texts, images, 5)[0])
 
 
-def test_rounded_rows_keep_every_pair_that_reaches_a_cosine_and_few_others():
+@pytest.mark.parametrize("are_kept", [True, False])
+def test_rounded_rows_keep_every_pair_that_reaches_a_cosine_and_few_others(are_kept):
     if not exact_index._multiplies_bf16_faster():
         pytest.skip("products of bf16 need a CPU with instructions for them")
     images, texts = unit(5000, 64), unit(7, 64)
     true = texts.double() @ images.double().t()
     asked = true.topk(100).values[:, -1].float() - 1e-5
-    span = exact_index.RoundedRows(images.split(700)).cosines(texts)
+    parts = images.split(700)
+    span = exact_index.RoundedRows(parts).cosines(texts) if are_kept else cosines_by_bf16(parts, texts)
     query, rows = exact_index.reaching(span.computed, span.computed_of(asked))
     found = set(zip(query.tolist(), rows.tolist(), strict=True))
     assert len(found) == len(rows) < 1.5 * 700
@@ -180,6 +188,11 @@ def test_exact_search_where_cosines_are_made_to_mislead(kind, in_bf16):
     index = index_of(images, 700, span_rows=1024, in_bf16=in_bf16)
     for asked, count in ((texts, 1), (texts[:1], 1), (texts[:1], 128), (texts, 2000)):
         assert all(map(torch.equal, index.search(asked, count), best_in_double(asked, images, count)))
+    new = ExactIndex(index.segments, index.id_hashes, span_rows=1024, in_bf16=in_bf16)
+    several = texts.repeat(2, 1)  # for which rows are rounded before any are kept
+    assert ROUNDED_AT_ONCE_FROM <= len(several) <= ROUNDED_FROM
+    assert all(map(torch.equal, new.search(several, 128), best_in_double(several, images, 128)))
+    assert not new.rounded
 
 
 def test_exact_search_under_autocast():

@@ -23,6 +23,7 @@ from tpas.data.pab import load_pab
 from tpas.modeling_tpas import TPASModel
 from tpas.models.unread_texts import unread_warnings
 from tpas.processing_tpas import TPASProcessor, load_image
+from tpas.search.columns import Columns
 from tpas.search.explanation import explain
 from tpas.search.feedback import Feedback
 from tpas.search.gallery import Gallery
@@ -803,7 +804,7 @@ def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
     names = ["camera1/a/1.jpg", "camera1/b/2.jpg", "camera2/3.jpg", "4.jpg", "x/0007_c3s1_000151_00.jpg"]
     records = [record(name, day) for name, day in zip(names, (1, 2, 3, None, 31), strict=True)]
     labels = [None, ImageLabel("anomaly"), ImageLabel("normal", camera="north"), None, None]
-    facts = Facts(records, labels)
+    facts = Facts(Columns.of_records(records), labels)
     folders = {"camera1": 2, "camera1/a": 1, "camera1/b": 1, "camera2": 1, "x": 1}
     assert facts.choices("folder") == folders
     assert facts.choices("camera") == {"camera1": 2, "north": 1, "c3": 1}
@@ -817,12 +818,12 @@ def test_what_can_be_filtered_by_is_read_off_paths_times_and_labels():
         (Filter(since=date(2026, 1, 2), until=date(2026, 1, 3), folder="camera2"), [2]),
         (Filter(), [0, 1, 2, 3, 4]),
     ):
-        assert facts.rows(wanted) == rows
-    alike = Facts([record("a/1.jpg", 1), record("a/2.jpg", 1)], [None, None])
-    assert not any(alike.choices(name) for name in alike.columns)
+        assert facts.rows(wanted).tolist() == rows
+    alike = Facts(Columns.of_records([record("a/1.jpg", 1), record("a/2.jpg", 1)]), [None, None])
+    assert not any(alike.choices(name) for name in alike.chosen)
     assert alike.span is None
     broken = [record("a.jpg") | {"state": state} for state in ([], "ab", [1, "2"], [1, 10**40], None)]
-    assert Facts(broken, len(broken) * [None]).days == len(broken) * [None]  # as a gallery of anybody may say
+    assert not Facts(Columns.of_records(broken), len(broken) * [None]).days.any()  # of anybody's gallery
 
 
 @pytest.mark.parametrize(
