@@ -54,12 +54,26 @@ def _import_models() -> None:
     ]
     for stand_in in stand_ins:
         sys.modules.setdefault(stand_in.__name__, stand_in)
+    for package in ("torch.distributed", "torch.fx.experimental", "torch.nn.attention"):
+        _import_when_asked_for(package)
     try:
         from .. import modeling_tpas, processing_tpas  # noqa: F401
     finally:
         for stand_in in stand_ins:
             if sys.modules.get(stand_in.__name__) is stand_in:
                 del sys.modules[stand_in.__name__]
+
+
+def _import_when_asked_for(package: str) -> None:
+    """Lets a package have its submodules: peft, for one, takes it that transformers has imported them."""
+
+    def submodule(name: str) -> ModuleType:
+        try:
+            return importlib.import_module(f"{package}.{name}")
+        except ModuleNotFoundError:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
+
+    importlib.import_module(package).__dict__.setdefault("__getattr__", submodule)
 
 
 def _utilities() -> Any:
