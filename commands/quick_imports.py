@@ -2,7 +2,8 @@
 
 Half of `import torch, transformers.modeling_utils` goes into what our model does without: transformers reads
 all its source files twice, to list its names, and imports torch's compiler, distributed tensors and SciPy.
-Here the files are read once, and the rest is imported when somebody asks for it.
+Here the files are read once, and the rest is imported when somebody asks for it. Half of `import gradio` goes
+into files that it writes for editors.
 """
 
 import gc
@@ -20,8 +21,11 @@ from typing import Any
 
 
 @contextmanager
-def quick_imports() -> Iterator[None]:
+def quick_imports(page: bool = False) -> Iterator[None]:
     """For the first imports of torch and transformers, all of whose objects stay to the end.
+
+    Args:
+        page: and of Gradio, which serves the page.
 
     Looking through them for garbage, meanwhile and once more at the exit, takes a third of a short command.
     In a process that has imported either already, this changes nothing.
@@ -34,6 +38,8 @@ def quick_imports() -> Iterator[None]:
         # Of several processes transformers is to know.
         if "transformers" not in sys.modules and "RANK" not in os.environ:
             _import_models()
+        if page and "gradio" not in sys.modules:
+            _import_gradio()
         yield
     finally:
         gc.freeze()
@@ -42,7 +48,7 @@ def quick_imports() -> Iterator[None]:
 
 def _import_models() -> None:
     """Imports our model and processor, and with them all of transformers that they need."""
-    utilities = _utilities()
+    utilities = _import_transformers()
     for name in ("is_torch_distributed_available", "is_torch_flex_attn_available"):
         # As of a torch that was built without. For good: what is imported later has to agree.
         for module in (utilities, sys.modules[utilities.__name__.rpartition(".")[0]]):
@@ -76,20 +82,13 @@ def _import_when_asked_for(package: str) -> None:
     importlib.import_module(package).__dict__.setdefault("__getattr__", submodule)
 
 
-def _utilities() -> Any:
-    """`transformers.utils.import_utils`, by which transformers then lists its names once, and quickly.
+def _import_transformers() -> Any:
+    """Imports transformers, which lists its names once, and quickly; returns its `utils.import_utils`.
 
     They are the same names: of a file it reads the last lines that begin with `__all__`, and here it gets
     these alone.
     """
-    spec = find_spec("transformers")
-    if spec is None or spec.loader is None:
-        raise ImportError("transformers is not installed")
-    package = module_from_spec(spec)
-    package.__dict__["__version__"] = version("transformers")
-    sys.modules["transformers"] = package  # its utilities come before it
-    try:
-        utilities: Any = importlib.import_module("transformers.utils.import_utils")
+    with _before("transformers", "utils.import_utils") as utilities:
         names_in, names_under = utilities.fetch__all__, cache(utilities.create_import_structure_from_path)
 
         def names_of_folder(path: str | Path) -> dict:
@@ -98,11 +97,30 @@ def _utilities() -> Any:
 
         utilities.fetch__all__ = lambda content: names_in(content[content.rfind("\n__all__") + 1 :])
         utilities.create_import_structure_from_path = names_of_folder
-        spec.loader.exec_module(package)
-    except BaseException:
-        sys.modules.pop("transformers", None)
-        raise
     return utilities
+
+
+def _import_gradio() -> None:
+    """Imports Gradio, which for editors would write a stub of each of its components again."""
+    with _before("gradio", "component_meta") as components:
+        components.create_or_modify_pyi = lambda *_: None
+
+
+@contextmanager
+def _before(package: str, module: str) -> Iterator[Any]:
+    """Imports a package; one of its modules comes first, to be changed before the package uses it."""
+    spec = find_spec(package)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"No module named {package!r}")
+    unfinished = module_from_spec(spec)
+    unfinished.__dict__["__version__"] = version(package)
+    sys.modules[package] = unfinished
+    try:
+        yield importlib.import_module(f"{package}.{module}")
+        spec.loader.exec_module(unfinished)
+    except BaseException:
+        sys.modules.pop(package, None)
+        raise
 
 
 class _StandIn(ModuleType):
