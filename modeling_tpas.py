@@ -7,6 +7,7 @@ images again with the third. Paper: https://arxiv.org/abs/2111.08276 (X-VLM).
 
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import BertModel, PreTrainedModel, SwinModel
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -51,6 +53,22 @@ def eager_attention(module, query, key, value, attention_mask, scaling, dropout=
 def take_rows(states, rows):
     """`states[rows]`, by what goes back quickly on a CPU, and on a GPU by what adds up in a fixed order."""
     return states[rows] if states.is_cuda else states.index_select(0, rows)
+
+
+class LaidOut(TorchFunctionMode):
+    """For building a model on the meta device, where its weights are none yet, without torch's compiler.
+
+    By it torch computes what Swin and BERT count, and draws weights, where there is nothing to compute; its
+    import takes longer than all else of loading a small model. So counts are numbers, and no weight is drawn.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        settings = dict(kwargs or {})
+        if func is nn.init.normal_ and settings["tensor"].is_meta:
+            return settings["tensor"]
+        if func is torch.arange or (func is torch.zeros and settings.get("dtype") is torch.long):
+            settings.setdefault("device", "cpu")
+        return func(*args, **settings)
 
 
 class SwinFeedForward(SwinMLP):
@@ -291,7 +309,9 @@ def check_loaded(name, model, loading=None, beside=None):
             "config.json is of another model; get its files again"
         )
     for key, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not bool(tensor.isfinite().all()):
+        if not tensor.is_floating_point() or tensor.is_meta or bool(tensor.sum().isfinite()):
+            continue  # what is not finite makes the sum so, which is quicker than to look at each number
+        if not bool(tensor.isfinite().all()):
             raise ValueError(
                 f"{name}: the weight {key} is not finite, so every score would be nan: its training "
                 "diverged, or the file is damaged; take an earlier checkpoint, or get it again"
@@ -317,8 +337,9 @@ class TPASModel(PreTrainedModel):
         config.custom_pipelines = ImageTextMatchingPipeline.registration()
         image_width = config.vision_config.hidden_size
         text_width = config.text_config.hidden_size
-        self.vision_model = build_vision_model(config.vision_config)
-        self.text_model = BertModel(config.text_config, add_pooling_layer=False)
+        with LaidOut() if torch.get_default_device().type == "meta" else nullcontext():
+            self.vision_model = build_vision_model(config.vision_config)
+            self.text_model = BertModel(config.text_config, add_pooling_layer=False)
         self.cross_modal_encoder = CrossModalEncoder(
             config.text_config, image_width, config.num_cross_modal_layers
         )

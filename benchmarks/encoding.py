@@ -11,7 +11,9 @@ numbers of items a batch, which is how the defaults of `fast_encoding.py` were f
 
 Shares of the GEMM limit count linear layers alone; "at limit" is how many times faster than the
 straightforward pass an engine would be that did its linear layers at the limit, and the rest in no time.
-The last line says how long Pillow takes for an image, which threads of a gallery's build do meanwhile.
+What bf16 does to the answers is shown by the demo's model on people that it draws: the least cosine of an
+image's embeddings in both, and Recall@1 by embeddings of either. The last line says how long Pillow takes
+for an image, which threads of a gallery's build do meanwhile.
 `--quick` only shows that the script runs.
 """
 
@@ -22,9 +24,18 @@ from typing import Any
 
 import measuring
 import torch
+from drawn_people import DEMO_START
 from measuring import DTYPES
 
+from tpas.data.drawn.synthetic_pab import draw_pab
+from tpas.data.pab import load_pab, retrieval_split
+from tpas.data.pab_images import ImageFiles
+from tpas.engine.encoding import encode_texts
 from tpas.engine.fast_encoding import FastEncoder
+from tpas.evaluation.recall_at_k import RecallAtK
+from tpas.modeling_tpas import TPASModel
+from tpas.processing_tpas import TPASProcessor
+from tpas.search.ranking import rank_by_embeddings
 
 IMAGE = (192, 384)  # width and height
 PROBED_IMAGES, PROBED_TEXTS = (1, 2, 8), (12, 48)
@@ -36,6 +47,29 @@ def seconds_to_decode(image_size: int) -> float:
         path = Path(folder) / "image.jpg"
         measuring.noise_image(*IMAGE, seed=0).save(path)
         return measuring.seconds_to_read([path], measuring.build_processor(image_size), repeats=10)
+
+
+@torch.inference_mode()
+def agreement_of_precisions(pairs: int) -> dict[str, Any]:
+    """Of drawn people, encoded by the demo's model in each number format, by `FastEncoder`."""
+    with tempfile.TemporaryDirectory(prefix="tpas-drawn-") as folder:
+        root = draw_pab(Path(folder) / "pab", train_pairs=2, test_pairs=pairs)
+        model, processor = TPASModel.from_pretrained(DEMO_START), TPASProcessor.from_pretrained(DEMO_START)
+        benchmark = retrieval_split(load_pab(root, "test", cache_dir=Path(folder) / "cache"))
+        files = ImageFiles(root, benchmark.gallery_ids)
+        pixels = torch.cat([processor(images=[image])["pixel_values"] for image in files])
+        texts = encode_texts(model, processor, benchmark.captions).embeds
+    embeds, recall = {}, {}
+    for name, dtype in DTYPES.items():
+        features = FastEncoder(model, dtype).get_image_features(pixels.to(dtype))
+        embeds[name] = features.pooler_output.float()
+        ranking, _ = rank_by_embeddings(texts, embeds[name], benchmark.gallery_ids)
+        first = [[benchmark.gallery_ids[row]] for row in ranking[:, 0].tolist()]
+        recall[name] = RecallAtK().compute(predictions=first, references=benchmark.relevant, k=[1])[
+            "recall@1"
+        ]
+    cosines = (embeds["fp32"] * embeds["bf16"]).sum(dim=1)
+    return {"pairs": pairs, "least_cosine": cosines.min().item(), "recall_at_1": recall}
 
 
 @torch.inference_mode()
@@ -92,6 +126,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "largest_difference_of_embeddings": differences,
         "gemm_limit_gflops": {name: compared.gemm_limit(name) / 1e9 for name in DTYPES},
         "seconds_to_decode": seconds_to_decode(size),
+        "precisions": agreement_of_precisions(arguments.pairs),
         "parameters": model.num_parameters(),
     }
 
@@ -110,6 +145,12 @@ def format_result(result: dict[str, Any]) -> str:
             )
         difference = result["largest_difference_of_embeddings"][kind]
         lines.append(f"  (embeddings differ by at most {difference:.1e})")
+    precisions = result["precisions"]
+    recall = ", ".join(f"{100 * value:.1f} in {name}" for name, value in precisions["recall_at_1"].items())
+    lines.append(
+        f"{precisions['pairs']} drawn people, images in bf16: cosine at least "
+        f"{precisions['least_cosine']:.5f}, Recall@1 {recall}"
+    )
     decoding, encoding = result["seconds_to_decode"], result["rows"]["image"]["engine fp32"]
     share = decoding * encoding["items_per_second"]
     lines.append(f"decoding an image: {1e3 * decoding:.1f} ms in one thread, {share:.1%} of its encoding")
@@ -120,11 +161,12 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=16, help="in a batch (default: 16)")
     parser.add_argument("--texts", type=int, default=48, help="default: 48")
+    parser.add_argument("--pairs", type=int, default=200, help="drawn people (default: 200)")
     parser.add_argument("--probe", action="store_true", help="other numbers of items a batch as well")
     measuring.add_timing_arguments(parser, repeats=3)
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.images, arguments.texts, arguments.repeats = 4, 4, 1
+        arguments.images, arguments.texts, arguments.pairs, arguments.repeats = 4, 4, 4, 1
     result = measure(arguments)
     print(format_result(result))
     measuring.write_output(arguments.output, result)

@@ -29,6 +29,7 @@ from ..data.whole_files import check_place
 from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
+from .quick_imports import quick_imports
 from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
 
 if TYPE_CHECKING:
@@ -140,11 +141,11 @@ def serve_page(
     check_faces(blur_faces, place, files.has_moments if is_gallery and files else is_film)
     learnt = None if is_film else calibration_of(choice.source(files), None, choice.model is not None)
 
-    from ..search.folder_gallery import open_folder
-    from ..search_page.requests import Limits, SearchRequests
-
     try:
-        from ..search_page.serving import serve
+        with quick_imports(page=True):
+            from ..search.folder_gallery import open_folder
+            from ..search_page.requests import Limits, SearchRequests
+            from ..search_page.serving import serve
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
     network, processor = choice.load(files)

@@ -22,8 +22,9 @@ from typer import Option
 from ..data.annotation_fields import EvaluatedSplit
 from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
-from .command_line import CommandLine, CommandResult, WrongUsage, quick_imports
+from .command_line import CommandLine, CommandResult, WrongUsage
 from .model_choice import ModelChoice
+from .quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from ..search.calibration import Calibration

@@ -19,7 +19,6 @@ the user: one line. Any other is a mistake, of ours or of a library: it is calle
 kept.
 """
 
-import gc
 import inspect
 import io
 import json
@@ -266,23 +265,6 @@ def shown_warnings(program: str, **flags: str) -> Iterator[None]:
             for message in dict.fromkeys(one_line(str(warning.message)) for warning in caught):
                 ways_out = "".join(f" ({flag})" for word, flag in flags.items() if word in message)
                 logging.getLogger(__name__).warning("%s: warning: %s%s", program, message, ways_out)
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """For the first imports of torch and transformers, all of whose objects stay to the end.
-
-    Looking through them for garbage, meanwhile and once more at the exit, takes a third of a short command.
-    """
-    if "torch" in sys.modules:
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def one_line(message: str) -> str:

@@ -14,8 +14,9 @@ from typer import Argument, Option
 
 from ..data.image_folders import printable
 from ..footage.rules import FootageRules
-from .command_line import CommandLine, CommandResult, quick_imports
+from .command_line import CommandLine, CommandResult
 from .model_choice import ModelChoice, warn_of_drawn_people
+from .quick_imports import quick_imports
 
 app = CommandLine("tpas footage", __doc__)
 

@@ -15,8 +15,9 @@ from typer import Argument, Option
 from ..data.image_folders import FolderRules
 from ..data.text_files import read_texts
 from ..search.arguments import OnClash
-from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage, quick_imports
+from .command_line import CHECK_FAILED, DONE, CommandLine, CommandResult, WrongUsage
 from .model_choice import ModelChoice, warn_of_drawn_people
+from .quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

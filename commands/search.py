@@ -52,9 +52,10 @@ from ..data.whole_files import check_place
 from ..footage.rules import FootageRules
 from ..sca import Confidence
 from ..search.arguments import DEFAULT_MATCHER_SHORTLIST, LEAST_CHANCE
-from .command_line import CommandLine, CommandResult, WrongUsage, one_line, quick_imports
+from .command_line import CommandLine, CommandResult, WrongUsage, one_line
 from .flags import IfBare
 from .model_choice import ModelChoice, warn_of_drawn_people
+from .quick_imports import quick_imports
 from .search_answers import cut_clips, shown, shown_of_image
 
 if TYPE_CHECKING:

@@ -31,6 +31,7 @@ from .app import (
 )
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice
+from .quick_imports import quick_imports
 from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
 
 if TYPE_CHECKING:
@@ -108,11 +109,12 @@ def serve(
     known = None if keys is None else Keys(keys)
 
     try:
-        from ..search_page.requests import Limits
-        from ..search_page.serving import behind_proxies, hosts_of, run
-        from ..service.gate import Rules
-        from ..service.logs import show_as_json
-        from ..service.serving import Service
+        with quick_imports(page=True):
+            from ..search_page.requests import Limits
+            from ..search_page.serving import behind_proxies, hosts_of, run
+            from ..service.gate import Rules
+            from ..service.logs import show_as_json
+            from ..service.serving import Service
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
 

@@ -30,9 +30,10 @@ from ..data.moments import clock
 from ..data.text_files import PlacedText
 from ..data.whole_files import AlreadyHeldError, held_alone
 from ..footage.rules import FootageRules
-from .command_line import CommandLine, CommandResult, WrongUsage, printer, quick_imports
+from .command_line import CommandLine, CommandResult, WrongUsage, printer
 from .footage import Camera, listed
 from .model_choice import ModelChoice, warn_of_drawn_people
+from .quick_imports import quick_imports
 from .search import all_texts
 
 if TYPE_CHECKING:

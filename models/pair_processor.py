@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, PreTrainedTokenizerBase
 
-from ..processing_tpas import check_captions, check_knows_words
+from ..processing_tpas import check_captions, check_knows_words, resized_before
 from .baselines_extra import missing_from_baselines
 
 IMAGE_INPUTS = ("pixel_values", "pixel_attention_mask", "spatial_shapes")
@@ -83,7 +83,7 @@ class PairProcessor:
         """
         features = {}
         if images is not None:
-            inputs = self.image_processor(images, return_tensors="pt")
+            inputs = self.image_processor(resized_before(self.image_processor, images), return_tensors="pt")
             features |= {name: inputs[name] for name in IMAGE_INPUTS if name in inputs}
         if text is not None:
             check_captions(text)

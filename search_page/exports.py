@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import PurePosixPath
 
 from ..data.challenge import ANSWERS, answer_lines
-from ..figures.results import ResultRow, plot_result_rows
 from ..figures.saving import DOTS_PER_INCH
 from ..search.hits import SearchHit, SearchResult
 from .labels import ImageLabel
@@ -89,6 +88,8 @@ def answer_file(result: SearchResult) -> str:
 
 def image_sheet(result: SearchResult) -> bytes:
     """Each text over its best images with their ranks and scores, as PNG."""
+    from ..figures.results import ResultRow, plot_result_rows  # the page opens without matplotlib
+
     rows = [ResultRow(text, hits[:SHEET_IMAGES]) for text, hits in zip(result.texts, result, strict=True)]
     stream = io.BytesIO()
     plot_result_rows(rows).savefig(stream, format="png", dpi=DOTS_PER_INCH)

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -491,6 +492,19 @@ def test_what_a_checkpoint_lacks_is_initialised(build, tmp_path):
     buffers = dict(model.named_buffers())
     assert buffers.keys() == dict(loaded.named_buffers()).keys()
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in loaded.named_buffers())
+
+
+def test_weights_are_taken_while_they_are_finite_though_their_sum_is_not(tiny_config, tmp_path):
+    model = TPASModel(tiny_config)
+    weight = model.image_projection.weight
+    torch.nn.init.constant_(weight, 3e38)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(TPASModel.from_pretrained(tmp_path).image_projection.weight, weight)
+    with torch.no_grad():
+        weight.view(-1)[:2] = torch.tensor([math.inf, -math.inf])
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"the weight image_projection\.weight is not finite"):
+        TPASModel.from_pretrained(tmp_path)
 
 
 def test_xvlm_base_has_its_214_million_parameters():

@@ -11,10 +11,17 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tiny_inputs import noise_image
-from transformers import BertTokenizer
+from transformers import BertTokenizer, CLIPImageProcessorPil, SiglipImageProcessorPil
 
 from tpas import processing_tpas
-from tpas.processing_tpas import IMAGE_FORMATS, TPASProcessor, clean_caption, load_image, upright_rgb
+from tpas.processing_tpas import (
+    IMAGE_FORMATS,
+    TPASProcessor,
+    clean_caption,
+    load_image,
+    resized_before,
+    upright_rgb,
+)
 
 WORDS = ["a", "man", "in", "blue", "shorts", "bare", "chested", "diving", "arms", "raised"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -38,6 +45,32 @@ def test_images_are_squeezed_by_bicubic_and_normalised_as_clip(processor, image)
     pixel_values = processor(images=[image, image.rotate(90)]).pixel_values
     assert pixel_values.shape == (2, 3, 32, 32)
     torch.testing.assert_close(pixel_values[0].double(), expected, atol=1e-6, rtol=0)
+
+
+OTHER_STEPS = type("OtherSteps", (CLIPImageProcessorPil,), {"_preprocess": lambda self, images, **_: images})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("image_processor", "is_resized"),
+    [
+        (CLIPImageProcessorPil(size={"height": 9, "width": 40}, do_center_crop=False), True),
+        (CLIPImageProcessorPil(size={"height": 40, "width": 9}, crop_size={"height": 20, "width": 20}), True),
+        (SiglipImageProcessorPil(size={"height": 32, "width": 32}, resample=2), True),
+        (CLIPImageProcessorPil(size={"shortest_edge": 32}), False),
+        (CLIPImageProcessorPil(size={"height": 9, "width": 40}, do_resize=False), False),
+        (OTHER_STEPS(size={"height": 9, "width": 40}), False),
+    ],
+)
+def test_an_image_is_resized_before_only_where_its_pixels_stay_the_same(
+    image, mode, image_processor, is_resized
+):
+    image = image.convert(mode)
+    (before,) = resized_before(image_processor, [image])
+    assert (before.size != image.size) == (is_resized and mode == "RGB")
+    if type(image_processor) is not OTHER_STEPS:
+        expected = image_processor([image], return_tensors="pt").pixel_values
+        assert torch.equal(image_processor([before], return_tensors="pt").pixel_values, expected)
 
 
 def test_the_default_size_is_384():

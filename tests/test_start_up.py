@@ -13,8 +13,13 @@ from tpas.search.gallery import Gallery
 
 MODEL = Path(__file__).parents[1] / "demo_start"
 HEAVY = {"torch", "transformers", "accelerate", "datasets", "matplotlib", "pandas", "peft"}
-# What transformers itself does not import, and a search has no use for.
+# What a search has no use for, be it that transformers imports it for others.
 NOT_FOR_A_SEARCH = {
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed.tensor",
+    "sympy",
+    "scipy.optimize",
     "datasets",
     "evaluate",
     "faiss",
@@ -38,6 +43,34 @@ for words in json.loads(sys.argv[1]):
         code = end.code
     ended.append([words, code, sorted(set(json.loads(sys.argv[2])) & set(sys.modules))])
 print(json.dumps(ended), file=sys.stderr)
+"""
+# After a quick import: has transformers all its names, and does what was put off work when it is called?
+ASK_FOR_THE_REST = """
+import json, sys
+from importlib import import_module, reload
+from pathlib import Path
+
+from tpas.commands.quick_imports import quick_imports
+
+with quick_imports():
+    import tpas.search.gallery
+
+import torch, transformers
+from transformers.loss import loss_for_object_detection
+from transformers.masking_utils import TransformGetItemToIndex
+
+put_off = [name for name in ("torch._dynamo", "scipy.optimize") if name not in sys.modules]
+shown = set(dir(transformers))
+structure = reload(import_module("transformers.utils.import_utils")).define_import_structure(
+    Path(transformers.__file__).parent / "models", prefix="models"
+)
+names = set().union(*(own for files in structure.values() for own in files.values()))
+assigned = loss_for_object_detection.linear_sum_assignment([[2, 1], [1, 3]])
+tensors = torch.distributed.tensor.DTensor.__name__  # as peft asks, which imports no such module
+with TransformGetItemToIndex():
+    compiler = torch._dynamo.is_compiling()
+print(json.dumps([put_off, len(names), sorted(names - shown), [own.tolist() for own in assigned]]))
+print(json.dumps([tensors, compiler, hasattr(torch.distributed, "nothing")]))
 """
 
 
@@ -125,3 +158,15 @@ def test_a_search_loads_only_what_it_needs(gallery):
     words = ["search", str(gallery), "A man falls.", "--model", str(MODEL)]
     ((_, code, loaded),) = run_all([words], NOT_FOR_A_SEARCH | {"torch"})
     assert (code, loaded) == (0, ["torch"])
+
+
+def test_what_a_search_does_not_load_is_there_when_asked_for():
+    ended = subprocess.run(
+        [sys.executable, "-c", ASK_FOR_THE_REST], capture_output=True, text=True, check=True
+    )
+    put_off, names, lacking, assigned = json.loads(ended.stdout.splitlines()[0])
+    assert put_off == ["torch._dynamo", "scipy.optimize"]
+    assert names > 1000
+    assert lacking == []
+    assert assigned == [[0, 1], [1, 0]]  # the cheapest: 1 and 1
+    assert json.loads(ended.stdout.splitlines()[1]) == ["DTensor", False, False]
