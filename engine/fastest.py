@@ -10,7 +10,11 @@ from .matching import Matcher, PlainMatcher
 
 
 def encoder_for(
-    model: RetrievalModel, *, images_per_batch: int | None = None, texts_per_batch: int | None = None
+    model: RetrievalModel,
+    *,
+    images_per_batch: int | None = None,
+    texts_per_batch: int | None = None,
+    in_bf16: bool = False,
 ) -> Encoder:
     """What encodes with the model's values (to 1e-5): a `FastEncoder` where there is one, else the model.
 
@@ -20,13 +24,15 @@ def encoder_for(
     Args:
         images_per_batch, texts_per_batch: what a `FastEncoder` computes at once; `None`: what suits
             the device.
+        in_bf16: a `TPASModel` by a `FastEncoder` of weights and arithmetic in bfloat16, on any device.
 
     Raises:
         ValueError: the model is in training mode.
     """
-    if isinstance(model, TPASModel) and _is_fast(model):
+    if isinstance(model, TPASModel) and (in_bf16 or _is_fast(model)):
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
         try:
-            return FastEncoder(model, images_per_batch=images_per_batch, texts_per_batch=texts_per_batch)
+            return FastEncoder(model, dtype, images_per_batch, texts_per_batch)
         except TypeError:
             pass  # an adapter that is not merged, which only the model itself computes
     return model

@@ -370,7 +370,8 @@ class _ShardEncoder:
 
     @cached_property
     def encoder(self) -> Encoder:
-        return encoder_for(self.model)  # which copies the weights: not before there is an image
+        # Which copies the weights: not before there is an image.
+        return encoder_for(self.model, in_bf16=self.settings.bf16)
 
     def encode(self, number: int, images: Iterator[SourceImage], finished: Container[str]) -> None:
         """Writes the shard of these images, without those that a killed build finished."""

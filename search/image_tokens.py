@@ -64,7 +64,7 @@ class RecomputedImageTokens(ImageTokens):
 
     @cached_property
     def encoder(self) -> Encoder:
-        return encoder_for(self.model)
+        return encoder_for(self.model, in_bf16=self.stored.settings.bf16)
 
     def _read(self, rows: list[int]) -> list[np.ndarray]:
         tokens = []

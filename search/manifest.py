@@ -68,6 +68,7 @@ class GallerySettings:
             not kept, in galleries of early versions, or is not known.
         text_fingerprint: of the tokenizer's words, by which the model reads what is searched for; None as
             above.
+        bf16: the images were encoded in bfloat16.
     """
 
     model_fingerprint: str
@@ -75,6 +76,7 @@ class GallerySettings:
     thumbnail_size: int | None
     image_fingerprint: str | None = None
     text_fingerprint: str | None = None
+    bf16: bool = False
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "GallerySettings":
@@ -84,9 +86,12 @@ class GallerySettings:
 
     def to_json(self) -> dict[str, Any]:
         settings = asdict(self)
-        words = settings.pop("text_fingerprint")
         settings |= {"picture_fingerprint": settings.pop("image_fingerprint")}  # its first name, kept
-        return settings if words is None else settings | {"text_fingerprint": words}
+        # Left out where they say nothing, as early versions left them out.
+        for name, nothing in (("text_fingerprint", None), ("bf16", False)):
+            if settings[name] is nothing:
+                del settings[name]
+        return settings
 
     def check_equal(
         self, other: "GallerySettings", directory: Path, made_by: ModelSource | None = None
@@ -118,7 +123,7 @@ class GallerySettings:
                 f"has {own}: under the same weights it gives the model other texts to read. Put "
                 "the tokenizer's files that came with the model back, or build another gallery with this one"
             )
-        for name in ("tokens", "thumbnail_size"):
+        for name in ("tokens", "thumbnail_size", "bf16"):
             own, there = getattr(self, name), getattr(other, name)
             if own != there:
                 raise GalleryError(

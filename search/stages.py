@@ -90,7 +90,7 @@ def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> Non
     """Raises ValueError where the model does not match in this precision; see `matcher_for`."""
     if matching_dtype == "bfloat16" and not isinstance(model, TPASModel):
         raise ValueError(
-            f"only TPAS models re-rank in bfloat16, and {model.name_or_path} is none: leave it out"
+            f"only TPAS models compute in bfloat16, and {model.name_or_path} is none: leave it out"
         )
 
 

@@ -1149,6 +1149,21 @@ def test_another_model_or_other_settings_are_refused(gallery, build, processor, 
         build(tokens=None)
 
 
+def test_a_gallery_in_bf16_stays_in_bf16(gallery, build, folder, tmp_path):
+    rounded = build("rounded", bf16=True)
+    kept, exact = (torch.cat(each.stored.embeddings) for each in (rounded, gallery))
+    cosines = (kept * exact).sum(dim=1)
+    assert 0.999 < cosines.min() < 1 - 1e-6
+    assert kept.norm(dim=1).sub(1).abs().max() < 1e-6
+    rounded.append(draw_images(folder, 1, first=20))
+    assert rounded.stored.settings.bf16
+    assert len(rounded) == 21
+    with pytest.raises(GalleryError, match="was begun with bf16=True, and bf16=False was asked for"):
+        build("rounded")
+    (hits,) = build("without", bf16=True, tokens=None).search(["a man"], top_k=2)  # encoded again
+    assert hits[0].match_logit is not None
+
+
 def changed_activation(model, processor):
     model.config.vision_config.hidden_act = "relu"
 

@@ -162,9 +162,9 @@ def test_a_gallery_names_its_model_and_is_not_obeyed_blindly(folders, images, tm
 
 def test_what_a_model_cannot_do_is_refused_before_anything_is_encoded(folders, images):
     for family, words, message in (
-        ("clip", ["--bf16"], "only TPAS models re-rank in bfloat16"),
+        ("clip", ["--bf16"], "only TPAS models compute in bfloat16"),
         ("clip", ["--cascade"], "a cascade is of a TPAS model's own stage 2"),
-        ("blip", ["--bf16"], "only TPAS models re-rank in bfloat16"),
+        ("blip", ["--bf16"], "only TPAS models compute in bfloat16"),
         ("blip", ["--cascade"], "a cascade is of a TPAS model's own stage 2"),
         ("clip", ["--matcher", "clip:x"], "--matcher clip:x: give vlm:NAME"),
         ("clip", ["--matcher", "vlm:x", "--no_rerank"], "--matcher re-ranks, and --no_rerank was given"),
