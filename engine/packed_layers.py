@@ -120,7 +120,7 @@ def ragged_attention(
     return attend_ragged(query, key, value, query_lengths, key_lengths, scaling)
 
 
-def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling, rounds_scores):
+def _attend_in_loop(query, key, value, query_lengths, key_lengths, scaling, rounds_scores=False):
     """One call for each segment; on a CPU a call costs little."""
     context = query.new_zeros(query.shape)
     query_start = key_start = 0
