@@ -28,13 +28,12 @@ from ..data.image_folders import FolderRules
 from ..data.whole_files import check_place
 from ..footage.rules import FootageRules
 from .command_line import CommandLine, WrongUsage
-from .model_choice import ModelChoice, warn_of_drawn_people
+from .model_choice import ModelChoice
 from .quick_imports import quick_imports
-from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
+from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting
+from .searched_place import SearchedPlace
 
 if TYPE_CHECKING:
-    from ..models.interface import RetrievalModel, RetrievalProcessor
-    from ..search.calibration import Calibration
     from ..search.gallery import Gallery
     from ..service.audit import AuditLog
 
@@ -117,54 +116,34 @@ def serve_page(
     access = {"allowed_hosts": allowed_host or [], "trusted_proxies": trusted_proxy or []}
     host, password = check_access(host, password_file, **access)
 
-    place = folder or gallery
-    if place is None:
+    path = folder or gallery
+    if path is None:
         raise WrongUsage("name a folder of images, or a gallery by --gallery")
 
     # What can be refused is, before torch is loaded.
-    from ..footage.sources import holds_films
-    from ..search.gallery_files import GalleryFiles
     from ..search_page.labels import read_labels
 
     if audit is not None:
         check_place(audit)
     labels = read_labels(annotations) if annotations else None
-    is_gallery = place.is_dir() and holds_gallery(place)
-    is_film = not is_gallery and holds_films(place)
-    if not is_gallery and not is_film:
-        holds_gallery(place)  # says so where there is no folder
-    if images_root is not None and not is_gallery:
-        raise WrongUsage(f"--images_root is for a gallery, and {place} is a folder of images")
-    if rules.exclude and is_gallery:
-        raise WrongUsage(f"--exclude is for a folder of images, and {place} is a gallery, built without it")
-    files = GalleryFiles(place) if is_gallery else choice.gallery_of(place)
-    check_faces(blur_faces, place, files.has_moments if is_gallery and files else is_film)
-    learnt = None if is_film else calibration_of(choice.source(files), None, choice.model is not None)
+    place = SearchedPlace.of(path, rules, footage, images_root)
+    files = place.files(choice)
+    check_faces(blur_faces, path, place.has_moments(files))
+    learnt = None if place.is_film else calibration_of(choice.source(files), None, choice.model is not None)
 
     try:
         with quick_imports(page=True):
-            from ..search.folder_gallery import open_folder
             from ..search_page.requests import Limits, SearchRequests
             from ..search_page.serving import serve
     except ImportError as error:
         raise ImportError(NEEDED.format(error)) from error
     network, processor = choice.load(files)
-    learnt = fitting(learnt, network, processor)
-    if is_gallery:
-        opened = opened_gallery(place, network, processor, learnt, images_root, rules.follow_links)
-    elif is_film:
-        from ..footage.intake import open_footage
-
-        warn_of_drawn_people(network, place)
-        opened = open_footage(place, network, processor, rules=footage)
-    else:
-        warn_of_drawn_people(network, place)
-        opened = open_folder(place, network, processor, rules=rules, calibration=learnt)
-    if learnt is not None and (warning := learnt.warning_of_size(len(opened))):
-        logger.warning("%s", warning)
+    opened = place.open(network, processor, fitting(learnt, network, processor))
+    if place.is_gallery:
+        look_at(opened)
     limits = Limits(own_machine=serves_own_machine(host, **access))
     faces = face_cover(opened) if blur_faces else None
-    name = place.resolve().name
+    name = path.resolve().name
     with audit_log(audit) as log:
         shown = {"name": name, "faces": faces, "audit": log and log.write, "cascade": cascade}
         requests = SearchRequests(opened, labels, limits, shortlist, **shown)
@@ -188,30 +167,16 @@ def audit_log(file: Path | None) -> "Iterator[AuditLog | None]":
         log.close()
 
 
-def opened_gallery(
-    place: Path,
-    network: "RetrievalModel",
-    processor: "RetrievalProcessor",
-    learnt: "Calibration | None" = None,
-    images_root: Path | None = None,
-    follow_links: bool = True,
-) -> "Gallery":
-    """A gallery to be shown to people.
+def look_at(gallery: "Gallery") -> None:
+    """Says at the start what is not right with a gallery that is to be shown.
 
     Raises:
-        ValueError, FileNotFoundError: there is nothing to show.
+        FileNotFoundError: its images are gone, and it can rank nothing without them.
     """
     from ..search.building import report_left_out
-    from ..search.gallery import Gallery
 
-    opened_as = {"images_root": images_root, "follow_links": follow_links}
-    opened = Gallery.open(place, network, processor, calibration=learnt, **opened_as)
-    if not len(opened):
-        raise ValueError(f"the gallery {place} is empty: `tpas gallery append` images first")
-    look_for_images(opened)
-    report_left_out([], opened.stored)
-    warn_of_drawn_people(network, opened.root_of_images)
-    return opened
+    look_for_images(gallery)
+    report_left_out([], gallery.stored)
 
 
 def look_for_images(gallery: "Gallery") -> None:

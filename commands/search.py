@@ -54,9 +54,10 @@ from ..sca import Confidence
 from ..search.arguments import DEFAULT_MATCHER_SHORTLIST, LEAST_CHANCE
 from .command_line import CommandLine, CommandResult, WrongUsage, one_line
 from .flags import IfBare
-from .model_choice import ModelChoice, warn_of_drawn_people
+from .model_choice import ModelChoice
 from .quick_imports import quick_imports
 from .search_answers import cut_clips, shown, shown_of_image
+from .searched_place import SearchedPlace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +69,6 @@ if TYPE_CHECKING:
     from ..search.calibration import Calibration
     from ..search.feedback import Feedback
     from ..search.gallery import Gallery
-    from ..search.gallery_files import GalleryFiles
     from ..search.hits import SearchResult
 
 logger = logging.getLogger(__name__)
@@ -390,44 +390,20 @@ def search(
     texts = asked.all_texts()
     feedback = said.check(ranking)
     sheet.check()
-    is_gallery = folder.is_dir() and holds_gallery(folder)
-    if images_root is not None and not is_gallery:
-        raise WrongUsage(f"--images_root is for a gallery, and {folder} is a folder of images")
-    if rules.exclude and is_gallery:
-        raise WrongUsage(f"--exclude is for a folder of images, and {folder} is a gallery, built without it")
+    place = SearchedPlace.of(folder, rules, footage, images_root)
     ranking.check()
-    is_film = not is_gallery and is_of_films(folder)
-    files = gallery_files(folder) if is_gallery else choice.gallery_of(folder)
-    of_films.check(folder, files.has_moments if is_gallery and files else is_film)
+    files = place.files(choice)
+    of_films.check(folder, place.has_moments(files))
     of_model = not (ranking.sca or ranking.matcher or feedback.moves or asked.image)
-    learnt = chances.learnt_for(choice.source(files), choice.model is not None, is_film, of_model)
+    learnt = chances.learnt_for(choice.source(files), choice.model is not None, place.is_film, of_model)
 
     with quick_imports():
-        from ..search.gallery import Gallery
-
-    model, processor = choice.load(files)
+        model, processor = choice.load(files)
     second = ranking.check_model(model, choice.trust_remote_code)
     learnt = fitting(learnt, model, processor, needed=chances.needed)
     warn_of_unread(processor, [*texts, *said.phrases])
-    opened: dict[str, Any] = {"index": ranking.index, "matching_dtype": ranking.matching_dtype}
-    if is_gallery:
-        opened |= {"images_root": images_root, "follow_links": rules.follow_links, "calibration": learnt}
-        gallery = Gallery.open(folder, model, processor, **opened)
-        warn_of_drawn_people(model, gallery.root_of_images)
-    elif is_film:
-        from ..footage.intake import open_footage
-
-        warn_of_drawn_people(model, folder)
-        gallery = open_footage(folder, model, processor, rules=footage, **opened)
-    else:
-        from ..search.folder_gallery import open_folder
-
-        warn_of_drawn_people(model, folder)
-        gallery = open_folder(folder, model, processor, rules=rules, calibration=learnt, **opened)
-    if not len(gallery):
-        raise ValueError(f"the gallery {folder} is empty: `tpas gallery append` images first")
-    if learnt is not None and (warning := learnt.warning_of_size(len(gallery))):
-        logger.warning("%s", warning)
+    opened = {"index": ranking.index, "matching_dtype": ranking.matching_dtype}
+    gallery = place.open(model, processor, learnt, **opened)
     gallery.cover = faces = face_cover(gallery) if of_films.blur_faces else None
     rows = of_films.rows_of(gallery, folder)
     find = partial(
@@ -503,19 +479,6 @@ def face_cover(gallery: "Gallery") -> "FaceCover":
     return FaceCover(gallery.path)
 
 
-def is_of_films(folder: Path) -> bool:
-    """Whether a place, which is no gallery, holds films; raises NotADirectoryError where there is nothing."""
-    from ..footage.sources import holds_films
-
-    return holds_films(folder) or holds_gallery(folder)
-
-
-def gallery_files(folder: Path) -> "GalleryFiles":
-    from ..search.gallery_files import GalleryFiles
-
-    return GalleryFiles(folder)
-
-
 def answers_as_they_come(answer: Callable[[PlacedText], CommandResult]) -> Iterator[CommandResult]:
     """The answer to each line of the standard input; of one that has none what is wrong with it."""
     for number in count(1):
@@ -575,21 +538,6 @@ def fitting(
         logger.warning("no chances are said: %s", error)
         return None
     return calibration
-
-
-def holds_gallery(folder: Path) -> bool:
-    """Whether a folder is a gallery, and not one of images.
-
-    One whose first build was killed has no manifest yet: it is to be named so, not searched for images.
-
-    Raises:
-        NotADirectoryError: there is no such folder.
-    """
-    from ..search.manifest import LOCK, MANIFEST, SHARDS
-
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is no folder of images, no gallery and no film")
-    return (folder / MANIFEST).exists() or ((folder / LOCK).exists() and (folder / SHARDS).is_dir())
 
 
 def read_time(text: str | None, flag: str) -> "float | datetime | None":

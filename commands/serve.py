@@ -27,12 +27,13 @@ from .app import (
     Shortlist,
     TrustedProxy,
     audit_log,
-    opened_gallery,
+    look_at,
 )
 from .command_line import CommandLine, WrongUsage
 from .model_choice import ModelChoice
 from .quick_imports import quick_imports
-from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting, holds_gallery
+from .search import BlurFaces, calibration_of, check_faces, face_cover, fitting
+from .searched_place import SearchedPlace, holds_gallery
 
 if TYPE_CHECKING:
     from ..search_page.requests import SearchRequests
@@ -210,7 +211,8 @@ def opened(
             loaded[source] = network, processor, fitting(learnt[source], network, processor), threading.Lock()
         *model, lock = loaded[source]
         root = next(reversed(given["images_root"][name]), None)
-        gallery = opened_gallery(place, *model, images_root=root)
+        gallery = SearchedPlace.of(place, images_root=root).open(*model)
+        look_at(gallery)
         faces = face_cover(gallery) if blur_faces else None
         own = {"name": name, "labels": labels[name], "model": lock, "faces": faces}
         served[name] = SearchRequests(gallery, **own, **settings)
