@@ -51,6 +51,7 @@ docs: $(FOR_WORK)
 	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet --config-file .ci/mkdocs.yml
 	.venv/bin/pdoc --docformat google --output-directory outputs/docs/reference tpas
+	@echo "The site: outputs/docs/index.html"
 
 quality: $(FOR_WORK)
 	.venv/bin/pre-commit run --all-files --config $(HOOKS)

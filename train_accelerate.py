@@ -44,7 +44,8 @@ def train(arguments: FineTuningArguments) -> CommandResult | None:
     content["best"] = best_evaluation(output_dir / "training_log.jsonl")
     figures = {stage: groups["all"]["recall@1"] for stage, groups in content["best"].items()}
     shown = ", ".join(f"{stage} {100 * recall:.2f}" for stage, recall in figures.items())
-    return CommandResult(content, f"{output_dir}: last/ and best/, validation Recall@1 {shown}")
+    written = "last/, best/ and merged/" if arguments.merge else "last/ and best/"
+    return CommandResult(content, f"{output_dir}: {written}, validation Recall@1 of the best {shown}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,11 +11,12 @@ shortlist alone. docs/trust.md says what it promises, and what not.
 The test set is refused: what is chosen by it says nothing about it any more, and the challenge forbids it.
 """
 
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
@@ -28,6 +29,8 @@ from .quick_imports import quick_imports
 
 if TYPE_CHECKING:
     from ..search.calibration import Calibration
+
+logger = logging.getLogger(__name__)
 
 app = CommandLine("tpas calibrate", __doc__)
 
@@ -43,9 +46,12 @@ def calibrate(
         Option(help="folder of the images, if not as --data_root says (default: beside the table)"),
     ] = None,
     validation_fraction: Annotated[
-        float | None, Option(help="share of train, by source video, as it was trained (default: 0.02)")
+        float | None,
+        Option(help="share of train, by source video, as it was trained (default: that of its run, or 0.02)"),
     ] = None,
-    max_validation_pairs: Annotated[int | None, Option(help="pairs at most (default: 2000)")] = None,
+    max_validation_pairs: Annotated[
+        int | None, Option(help="pairs at most (default: those of its run, or 2000)")
+    ] = None,
     gallery: Annotated[
         Path | None,
         Option(
@@ -89,6 +95,7 @@ def calibrate(
         from ..models.fingerprints import image_fingerprint, model_fingerprint, text_fingerprint
 
     data = RetrievalData.open(data_root, image_root)
+    cut = as_trained(Path(choice.source().name), cut)
     dataset = data.pairs(split, **{name: value for name, value in cut.items() if value is not None})
     data.check_images(dataset)
     check_persons(source_videos(dataset))
@@ -105,6 +112,25 @@ def calibrate(
     content = {"output": str(output), "persons": calibration.persons, "images": calibration.images}
     content |= {"presence": presence, "highest_coverage": calibration.highest_coverage()}
     return CommandResult(content | calibration.measured, f"{summary(calibration)}\n\nwritten: {output}")
+
+
+def as_trained(model: Path, cut: dict[str, Any]) -> dict[str, Any]:
+    """The cut of train that the run which left this model made, where no flag says another.
+
+    Of a larger one the model has seen a part, so that its calibration promises too much: a warning says it.
+    """
+    from ..training.run_folder import arguments_of_run
+
+    training = arguments_of_run(model) or {}
+    for name, own in cut.items():
+        trained = training.get(name)
+        if own is not None and trained is not None and own > trained:
+            logger.warning(
+                "the model was trained with --%s %s: with %s it may have seen pairs that it is calibrated "
+                "on, and the chances come out too high",
+                *(name, trained, own),
+            )
+    return {name: training.get(name) if own is None else own for name, own in cut.items()}
 
 
 def summary(calibration: "Calibration") -> str:

@@ -336,24 +336,28 @@ def replayed(
     low, high = content["false_alarms_a_day_95"]
     lines = [line_of(alarm) for alarm in replay.alarms]
     lines += [f"missed: {clock(own.start_s)} to {clock(own.end_s)} {own.camera}" for own in replay.missed]
-    lines += [
-        f"{own['alarms']:>5} alarms, {own['false_alarms']} false: {printable(own['text'])}"
-        for own in content["texts"]
-    ]
-    kind = "alarms a day" if truth is None else "false alarms a day"
+    for own in content["texts"]:
+        false = "" if truth is None else f", {own['false_alarms']} false"
+        lines.append(f"alarms: {own['alarms']}{false}: {printable(own['text'])}")
+    kind = "alarms a day, right or false," if truth is None else "false alarms a day"
     lines.append(
-        f"{content['false_alarms'] / replay.days:.3g} {kind} in {hours(replay.days)} hours of footage "
-        f"(95 %: {low:.3g} to {high:.3g}); stated: at most {queries.alarms_per_day:g}"
+        f"{rate(content['false_alarms'] / replay.days)} {kind} in {hours(replay.days)} hours of footage "
+        f"(95 %: {rate(low)} to {rate(high)}); stated: at most {queries.alarms_per_day:g}"
     )
     if truth is not None:
         lines.append(f"{len(truth) - len(replay.missed)} of {len(truth)} true moments found")
     return CommandResult(content, "\n".join(lines))
 
 
+def rate(a_day: float) -> str:
+    """For people: 0.12, 3.4, and 940 in place of 9.4e+02."""
+    return f"{a_day:.2g}" if a_day < 10 else f"{a_day:,.0f}"
+
+
 def line_of(alarm: "Alarm") -> str:
     started = alarm.moment.started
     when = "" if started is None else f"{started:%Y-%m-%d %H:%M:%S} "
-    rare = f"so high about {alarm.false_alarms_a_day:.2g} times a day by others"
+    rare = f"so high about {rate(alarm.false_alarms_a_day)} times a day by others"
     more = "".join([", quiet" if alarm.quiet else "", "" if alarm.clip is None else f", {alarm.clip}"])
     return (
         f"{when}{printable(str(alarm.moment))}: {printable(alarm.text)} "

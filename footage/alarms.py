@@ -209,7 +209,7 @@ class Alarms:
                     raised += 1
         self.log.mark_judged(records)
         if new:
-            logger.info("%d visits were judged: %d alarms", len(new), raised)
+            logger.info("visits judged: %d, alarms: %d", len(new), raised)
 
     def _raise(self, alarm: Alarm) -> None:
         now = datetime.now().astimezone()

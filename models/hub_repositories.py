@@ -110,8 +110,8 @@ def file_of(name: str, file: str, revision: str | None = None, fetch: bool = Tru
 
 def not_to_be_had(name: str, reason: str) -> OSError:
     return OSError(
-        f"the model {name} cannot be loaded: {reason}; or give the folder of one that is here, such as "
-        f"`hf download {name} --local-dir FOLDER` makes elsewhere"
+        f"the model {name} cannot be loaded: {reason}; or run `hf download {name} --local-dir FOLDER` "
+        "on a machine with a network, bring the folder, and give it in place of the name"
     )
 
 

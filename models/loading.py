@@ -24,7 +24,7 @@ from ..data.json_records import read_json
 from ..data.whole_files import check_readable
 from ..processing_tpas import check_knows_words
 from .hub_repositories import HUB_NAME, check_hub, hub_or_cache, is_fetched, is_hub_name
-from .model_files import check_settings, explained_damage
+from .model_files import PACKAGE, check_settings, explained_damage
 from .model_source import ModelSource
 
 # What only some models need is imported where one of these is loaded.
@@ -331,7 +331,11 @@ def read_config(name: str, revision: str | None = None) -> dict[str, Any]:
         if place.exists():
             raise NotADirectoryError(f"{name} is a file: give the folder of the model")
         if not is_hub_name(name):
-            raise FileNotFoundError(f"{name}: there is no such folder, and the Hub names models OWNER/NAME")
+            own = PACKAGE / name  # demo_start, from outside the clone
+            hint = f" (did you mean {own}?)" if (own / "config.json").is_file() else ""
+            raise FileNotFoundError(
+                f"{name}: there is no such folder{hint}, and the Hub names models OWNER/NAME"
+            )
         check_hub(name, revision)
     check_settings(place)
     try:

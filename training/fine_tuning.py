@@ -375,7 +375,8 @@ class Run:
             self.save_checkpoint()
         if stopping:
             name, step = signal.Signals(stopping).name, self.progress.step
-            logger.info("%s: stopped after step %d of %d", name, step, self.total_steps)
+            go_on = "the same command with --resume_from_checkpoint last goes on"
+            logger.info("%s: stopped after step %d of %d; %s", name, step, self.total_steps, go_on)
             self.accelerator.end_training()
             raise SystemExit(ENDED_BY_SIGNAL + stopping)
 

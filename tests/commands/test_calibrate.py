@@ -116,6 +116,17 @@ def test_it_goes_to_the_hub_with_the_model_and_comes_back(people, model, tmp_pat
         push([str(folder), "user/calibrated", "--dry_run"])
 
 
+def test_pairs_that_the_run_trained_on_are_not_calibrated_on(people, model, tmp_path, capsys):
+    """The run's own cut is taken, here one of too few persons; of a larger one it is warned."""
+    best = Path(shutil.copytree(model, tmp_path / "best"))
+    (tmp_path / "training_arguments.json").write_text('{"validation_fraction": 0.4}')
+    flags = ["--model", str(best), "--data_root", str(people)]
+    for words, warned in (([], False), (["--validation_fraction", "0.5"], True)):
+        with pytest.raises(SystemExit, match="persons, and a calibration needs 40"):
+            calibrate([*flags, *words])
+        assert ("trained with --validation_fraction 0.4" in capsys.readouterr().err) == warned
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

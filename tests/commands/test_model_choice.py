@@ -120,7 +120,7 @@ def test_without_a_terminal_or_a_network_it_says_at_once_what_to_type(photograph
     nobody = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
     message = refused(*search, "--yes", **nobody)
     assert "http://127.0.0.1:9 cannot be reached" in message
-    assert f"`hf download {FOR_PHOTOGRAPHS.name} --local-dir FOLDER` makes elsewhere" in message
+    assert f"`hf download {FOR_PHOTOGRAPHS.name} --local-dir FOLDER` on a machine with a network" in message
 
 
 def test_once_it_is_here_nothing_is_asked(photographs, folders, fetched, tmp_path, capsys, caplog):

@@ -362,6 +362,7 @@ def test_a_text_is_what_was_typed_whatever_python_takes_it_for(encoding):
     ("model", "message"),
     [
         ("demo_strat", "demo_strat: there is no such folder, and the Hub names models OWNER/NAME"),
+        ("demo_start", rf"demo_start: there is no such folder \(did you mean {MODEL}\?\)"),
         ("./demo/start", r"\./demo/start: there is no such folder"),
         ("outputs/runs/best", "outputs/runs/best: there is no such folder"),
         ("images/best", "images/best: there is no such folder"),  # there is a folder `images`
