@@ -129,8 +129,12 @@ class ModelChoice:
         Raises:
             ValueError, OSError: see `load_model`; of a gallery's model with the way out.
         """
+        from transformers.utils.logging import disable_progress_bar
+
         from ..models.loading import is_on_this_machine, load_model
 
+        if not sys.stderr.isatty():
+            disable_progress_bar()  # of each weight, in somebody's log
         source = self.source(gallery)
         load = partial(load_model, source.name, revision=source.revision, base_model=source.base_model)
         if self.model is not None or gallery is None:
