@@ -247,6 +247,12 @@ class FilmRecord:
         return found
 
     @property
+    def is_blank(self) -> bool:
+        """Nothing was seen by it: neither people nor time that passed."""
+        length_s = 0.0 if self.end is None else self.end["end_s"]
+        return not (self.visits or self.gaps or self.quiet_s or length_s)
+
+    @property
     def started_at(self) -> datetime | None:
         text = self.about.get("started_at")
         return None if text is None else datetime.fromisoformat(text)

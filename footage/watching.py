@@ -123,7 +123,9 @@ def _watch_stream(
             logger.warning("%s; it is opened again in %g s", error, wait_s)
         finally:
             record = record or FilmRecord.read(gallery / FOOTAGE / own.camera, own.camera)
-            if record.about:
+            if record.is_blank:
+                record.remove()
+            elif record.about:
                 encoding.finish(record)
         wait_s = (
             first_wait_s if time.monotonic() - began > LONGEST_WAIT_S else min(2 * wait_s, LONGEST_WAIT_S)

@@ -76,7 +76,8 @@ def test_a_stream_that_drops_is_watched_on(model, processor, tmp_path):
         connection.sendall(content)
         sent.append(connection)
         if len(sent) == 2:
-            stop.set()  # at the next frame, or the next time it is to be opened
+            wait_for(lambda: found_in(gallery).count('"visit"') > len(TRUTH))
+            stop.set()
         return stop.is_set()
 
     with camera_that(send) as address:
@@ -95,6 +96,23 @@ def test_a_stream_that_drops_is_watched_on(model, processor, tmp_path):
     assert "secret" not in (records[0].folder / FOUND).read_text()
     with pytest.raises(ValueError, match=r"is not kept: its recorder has 20\d\d-\d\d-\d\d \d\d:"):
         cut_clip(opened.stored.moment(0), tmp_path)
+
+
+def test_a_connection_that_shows_nothing_leaves_no_film(model, processor, tmp_path):
+    boxes, rules = three_visits(tmp_path)
+    content = write_walk(tmp_path / "sent.ts", boxes).read_bytes()
+    stop, sent, gallery = threading.Event(), [], tmp_path / "gallery"
+
+    def send(connection):
+        connection.sendall(content[:6_000])
+        sent.append(connection)
+        if len(sent) == 2:
+            stop.set()
+        return stop.is_set()
+
+    with camera_that(send) as address:
+        watch(address, gallery, model, processor, rules, camera="door", stop=stop, first_wait_s=0.01)
+    assert records_of(gallery) == []
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
