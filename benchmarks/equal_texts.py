@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = seeds_parser(__doc__, seeds=[0, 1])
     parser.add_argument("--steps", type=int, default=300, help="training steps of each run (default: 300)")
     arguments = parser.parse_args(argv)
-    settings = replace(settings_of(arguments), source_group_size=1, batch_size=32)
+    settings = replace(settings_of(arguments), batch_size=32)
     runs = []
     with tempfile.TemporaryDirectory(prefix="tpas-equal-texts-") as folder:
         for seed in arguments.seeds:

@@ -1,14 +1,19 @@
 """Trains the small model that the demo starts from, as the paper starts from a pre-trained X-VLM.
 
 From scratch, on people drawn in other looks than the demo's, with X-VLM's pre-training
-objectives that need no boxes: contrastive, matching and masked language modelling. The result, its log
-and this command are in `demo_start/`:
+objectives that need no boxes: contrastive, matching and masked language modelling. The result and its log
+are in `demo_start/`. On a GPU:
+
+    python -m tpas.commands.pretrain_start --output_dir demo_start
+
+and on two CPU cores, as two processes of one thread, which are faster than one process of two:
 
     OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 \\
-        --num_machines 1 --mixed_precision bf16 --dynamo_backend no pretrain_start.py --output_dir demo_start
+        --num_machines 1 --mixed_precision bf16 --dynamo_backend no \\
+        --module tpas.commands.pretrain_start --output_dir demo_start
 
-Two processes of one thread, because on two cores they are faster than one process of two. In bf16 because a
-processor that has it (AVX512-BF16) is faster in it; one that has not needs `--mixed_precision no`.
+In bf16 because a processor that has it (AVX512-BF16) is faster in it; one that has not needs
+`--mixed_precision no`.
 """
 
 import json
@@ -34,6 +39,7 @@ from ..data.drawn.synthetic_worlds import DEMO_WORLD, PRETRAINING_WORLD
 from ..data.whole_files import UNFINISHED, put_in_place
 from ..modeling_tpas import TPASModel
 from ..objectives import (
+    MatchPairs,
     contrastive_loss,
     draw_match_pairs,
     gather_with_gradient,
@@ -46,7 +52,7 @@ from ..training.on_cpu import fast_on_cpu
 from ..training.run_folder import alone_in
 from .command_line import CommandLine, CommandResult
 
-IMAGE_SIZE = 96
+IMAGE_SIZE = 144
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -55,19 +61,19 @@ class PretrainingArguments:
     """What the shipped start was made with."""
 
     output_dir: str = "demo_start"
-    sources: int = 30_000  # people, each drawn twice: behaving normally and abnormally
+    sources: int = 60_000  # people, each drawn twice: behaving normally and abnormally
     longest_caption: int = 36  # words
-    steps: int = 6_600
-    batch_size: int = 64  # over all processes
+    steps: int = 5_643
+    batch_size: int = 256  # over all processes
     learning_rate: float = 1e-3
-    warmup_steps: int = 200
+    warmup_steps: int = 300
     weight_decay: float = 0.01
     made_up_places_from: float = 0.25  # share of the steps without them, in which the people are learnt
-    hard_negatives_from: float = 0.8  # share of the steps over which negatives get as hard as in fine-tuning
+    hard_negatives_from: float = 0.6  # share of the steps over which negatives get as hard as in fine-tuning
     masked_share: float = 0.4  # of the telling words, for masked language modelling
     unknown_share: float = 0.2  # of any words, at most, for the other objectives
     max_grad_norm: float = 1.0
-    log_every: int = 20
+    log_every: int = 50
     seed: int = 42
 
 
@@ -76,7 +82,7 @@ def start_config(vocabulary_size: int) -> TPASConfig:
     return TPASConfig(
         vision_config={
             "image_size": IMAGE_SIZE,
-            "patch_size": 8,
+            "patch_size": 12,
             "embed_dim": 80,
             "depths": [2, 2],
             "num_heads": [4, 8],
@@ -123,33 +129,39 @@ class DrawnPairs:
         seed: int,
         longest_caption: int = PretrainingArguments.longest_caption,
         show_progress: bool = True,
+        device: torch.device | str = "cpu",
     ):
         height, width = height_and_width(processor.image_size)
         size = width, height
-        images, captions, made_up = [], [], []
+        self.images = np.empty((2 * len(sources), height, width, 3), dtype=np.uint8)
+        captions, made_up = [], []
         made_up_places = {scene.name for scene in PRETRAINING_WORLD.scenes if scene.made_up}
         for source in tqdm(sources, desc="drawing", disable=not show_progress):
             for example in draw_source(PRETRAINING_WORLD, seed, source, longest_caption=longest_caption):
-                images.append(np.asarray(example.image.resize(size, resample=Image.Resampling.BICUBIC)))
+                resized = example.image.resize(size, resample=Image.Resampling.BICUBIC)
+                self.images[len(captions)] = np.asarray(resized)
                 captions.append(example.caption)
                 made_up.append(example.scene in made_up_places)
-        self.images = np.stack(images)
-        self.families = np.arange(len(images)).reshape(-1, 4)
+        self.families = np.arange(len(captions)).reshape(-1, 4)
         self.made_up = np.array(made_up)[self.families].any(axis=1)
         encoded = processor(text=captions)
         self.input_ids, self.attention_mask = encoded.input_ids, encoded.attention_mask
-        self.mean = torch.tensor(processor.image_processor.image_mean).view(3, 1, 1)
-        self.deviation = torch.tensor(processor.image_processor.image_std).view(3, 1, 1)
+        self.device = device
+        self.mean, self.deviation = (
+            torch.tensor(values, device=device).view(3, 1, 1)
+            for values in (processor.image_processor.image_mean, processor.image_processor.image_std)
+        )
 
     def __len__(self):
         return len(self.images)
 
     def batch(self, rows: np.ndarray):
         """`pixel_values` (B, 3, H, W), `input_ids` and `attention_mask` (B, L) of the rows, cut to L."""
-        pixels = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2).float() / 255
         mask = self.attention_mask[rows]
         length = int(mask.sum(dim=1).max())
-        return (pixels - self.mean) / self.deviation, self.input_ids[rows, :length], mask[:, :length]
+        pixels = torch.from_numpy(self.images[rows]).to(self.device).permute(0, 3, 1, 2).float() / 255
+        ids, mask = (tensor[:, :length].to(self.device) for tensor in (self.input_ids[rows], mask))
+        return (pixels - self.mean) / self.deviation, ids, mask
 
 
 def batches_of_families(families: np.ndarray, batch_size: int, generator: np.random.Generator):
@@ -159,6 +171,18 @@ def batches_of_families(families: np.ndarray, batch_size: int, generator: np.ran
         order = generator.permutation(len(families))
         for start in range(0, len(order) - per_batch + 1, per_batch):
             yield families[order[start : start + per_batch]].reshape(-1)
+
+
+def with_family_negatives(pairs: MatchPairs, batch_size: int) -> MatchPairs:
+    """The pairs, and as more negatives every image with every other text of its family (4 rows in a row)."""
+    families = torch.arange(batch_size, device=pairs.images.device).view(-1, 4)
+    images, texts = families[:, :, None].expand(-1, 4, 4), families[:, None, :].expand(-1, 4, 4)
+    others = images != texts
+    return MatchPairs(
+        torch.cat([pairs.images, images[others]]),
+        torch.cat([pairs.texts, texts[others]]),
+        torch.cat([pairs.labels, torch.zeros_like(images[others])]),
+    )
 
 
 class PretrainingObjective(nn.Module):
@@ -178,16 +202,18 @@ class PretrainingObjective(nn.Module):
 
     def with_gaps(self, input_ids):
         """The ids (B, L) with [MASK] for some words."""
-        shares = self.unknown_share * (2 * torch.rand(len(input_ids), 1) - 1).clamp(min=0)
-        unknown = (input_ids >= len(SPECIAL_TOKENS)) & (torch.rand(input_ids.shape) < shares)
+        device = input_ids.device
+        shares = self.unknown_share * (2 * torch.rand(len(input_ids), 1, device=device) - 1).clamp(min=0)
+        chance = torch.rand(input_ids.shape, device=device)
+        unknown = (input_ids >= len(SPECIAL_TOKENS)) & (chance < shares)
         return input_ids.masked_fill(unknown, self.masked_language_modelling.mask_token_id)
 
     def forward(self, pixel_values, input_ids, attention_mask, hardness: float) -> dict[str, torch.Tensor]:
         """The losses by name, of `pixel_values` (B, 3, H, W) and `input_ids`, `attention_mask` (B, L).
 
-        The first two are those of `TPASModel.forward`, but for `hardness`, which goes from 0 (any other pair
-        is a negative) to 1 (as in fine-tuning): untrained, the cross-modal encoder learns nothing from
-        look-alikes.
+        The first two are those of `TPASModel.forward`, but that the matching loss has all pairs of a family
+        too, and for `hardness`, which goes from 0 (any other pair is a negative) to 1 (as in fine-tuning):
+        untrained, the cross-modal encoder learns nothing from look-alikes.
         """
         model = self.model
         image = model.get_image_features(pixel_values)
@@ -197,7 +223,7 @@ class PretrainingObjective(nn.Module):
             gather_with_gradient(in_full_precision(text.pooler_output)),
             model.temperature(),
         )
-        pairs = draw_match_pairs(*everyone, hardness=hardness)
+        pairs = with_family_negatives(draw_match_pairs(*everyone, hardness=hardness), len(input_ids))
         match_logits = model.match(
             image.last_hidden_state,
             text.last_hidden_state[pairs.texts],
@@ -234,6 +260,8 @@ def make_ready_for_fine_tuning(model: TPASModel, processor: TPASProcessor) -> No
 def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, directory: Path) -> None:
     """Trains from scratch and writes the model, the processor and the log into `directory`."""
     set_seed(arguments.seed)  # the same first weights in every process
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
     started = time.monotonic()
     processor = start_processor()
     model = TPASModel(start_config(len(processor.tokenizer)))
@@ -249,7 +277,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         lr=arguments.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=arguments.weight_decay,
-        fused=True if accelerator.device.type == "cpu" else None,  # one pass over the memory in place of ten
+        fused=True,  # one pass over the memory in place of ten
     )
     scheduler = get_cosine_schedule_with_warmup(optimizer, arguments.warmup_steps, arguments.steps)
     objective, optimizer = accelerator.prepare(objective, optimizer)
@@ -263,6 +291,7 @@ def pretrain(arguments: PretrainingArguments, accelerator: Accelerator, director
         arguments.seed,
         arguments.longest_caption,
         accelerator.is_main_process,
+        accelerator.device,
     )
     # In front of anything a person is hard to make out: who has not seen people yet learns nothing there.
     known_places, all_places = (
