@@ -139,9 +139,10 @@ def summary(calibration: "Calibration") -> str:
 
     found = calibration.measured
     coverages = calibration.highest_coverage(), calibration.highest_coverage(each_behaviour=True)
+    persons = "1 person" if calibration.persons == 1 else f"{calibration.persons} persons"
     return "\n".join(
         [
-            f"Learnt from {calibration.persons} persons, {calibration.images} images; on the half held out:",
+            f"Learnt from {persons}, {calibration.images} images; on the half held out:",
             f"  who is there has the higher chance than who is not in {found['auroc']:.0%} of pairs "
             f"(best score alone: {found['auroc_of_best_score']:.0%})",
             f"  to keep 95 % of those who are there, {found['fpr95']:.0%} of the others are kept too "

@@ -527,13 +527,13 @@ def write_page(
 
 
 def next_commands(output_dir: Path, text: str, text_of_film: str) -> list[str]:
-    """Searches by the fine-tuned model, and the page on it."""
+    """Searches by the fine-tuned model, and its page on the images and on the films."""
     images, films = output_dir / "pab" / "test", output_dir / "films"
     rest = ["--model", str(output_dir / "fine_tuned" / "best")]
     return [
         shlex.join(["tpas", "search", str(images), text, *rest, "--sheet", str(output_dir / "found.html")]),
         shlex.join(["tpas", "search", str(films), text_of_film, *rest]),
-        shlex.join(["tpas", "app", str(images), *rest]),
+        *(shlex.join(["tpas", "app", str(place), *rest]) for place in (images, films)),
     ]
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..moments import Box
-from ..whole_files import replacing
+from ..whole_files import replacing, write_json
+from . import MANIFEST
 from .figure_drawing import POSES, SUPERSAMPLING, Body, Figure, FigurePainter, Pose, skeleton
 from .scene_drawing import SCENES, SKIES, Stage
 from .synthetic_pab import Look, somebody
@@ -155,6 +156,7 @@ def draw_footage(
             truth.append(
                 DrawnVisit(camera, part.person, times[0], times[-1], part.pose, part.crosses, part.text, box)
             )
+    write_json(folder / MANIFEST, {"world": world.name, "cameras": cameras, "visits": visits, "seed": seed})
     return truth
 
 
