@@ -1,6 +1,6 @@
 """What resolves collisions best on drawn people: SCA, its relatives and score normalisers side by side.
 
-    python benchmarks/reranking_seeds.py --seeds 2 3 4
+    python benchmarks/reranking_seeds.py --seeds 2 3 4 5 6
 
 Each seed draws a PAB, fine-tunes the demo's start on it and evaluates it, through the commands a user would
 type; each method then re-ranks the shortlists' scores of the test queries, as `tpas rerank` does. Prints
@@ -75,7 +75,7 @@ def markdown(means: dict[str, dict[str, float]], settings: DemoSettings, seeds: 
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = seeds_parser(__doc__, seeds=[2, 3, 4])
+    parser = seeds_parser(__doc__, seeds=[2, 3, 4, 5, 6])
     parser.add_argument("--parallel", type=int, default=1, help="seeds at a time (default: 1)")
     arguments = parser.parse_args(argv)
     settings = settings_of(arguments)

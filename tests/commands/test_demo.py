@@ -251,8 +251,9 @@ def test_the_shown_command_can_be_typed(tmp_path):
 
 
 @pytest.fixture
-def demo_seeds():
+def demo_seeds(monkeypatch):
     path = demo.REPOSITORY / "benchmarks" / "demo_seeds.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("demo_seeds", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -268,6 +269,11 @@ def test_seeds_are_averaged_figure_by_figure(demo_seeds):
     mean = demo_seeds.mean_results([results(matching=0.2, sca=0.5), results(matching=0.6, sca=0.5)])
     assert mean["stages"]["matching"]["all"]["recall@1"] == pytest.approx(0.4)
     assert mean["stages"]["sca"] == results(sca=0.5)["stages"]["sca"]
+
+
+def test_each_seed_has_a_row(demo_seeds):
+    run = {"seed": 3, "zero_shot": results(embeddings=0.1), "fine_tuned": results(embeddings=0.4)}
+    assert "| 3 | 10.0 → 40.0 |" in demo_seeds.markdown([run], DemoSettings())
 
 
 @pytest.mark.parametrize(
