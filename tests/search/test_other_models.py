@@ -15,7 +15,6 @@ from transformers import BertTokenizer, SiglipModel, SiglipVisionModel
 
 from tpas.commands.gallery import main as manage_gallery
 from tpas.commands.search import main as search_main
-from tpas.models.fingerprints import image_fingerprint
 from tpas.models.interface import can_match
 from tpas.models.loading import load_model
 from tpas.models.model_source import ModelSource
@@ -185,7 +184,6 @@ def test_a_processor_or_tokenizer_of_another_model_is_refused(folders, images, t
     gallery = Gallery.build(model, processor, images, tmp_path / "gallery")
     with pytest.raises(GalleryError, match="with the image settings"):
         Gallery.open(gallery.path, model, load_model(str(folders["siglip"]))[1])
-    assert image_fingerprint(ours, our_processor) == "97adca653c492e0d"  # as in galleries that people have
     folder = shutil.copytree(folders["clip"], tmp_path / "clip")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
