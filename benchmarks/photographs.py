@@ -58,6 +58,7 @@ TOP_K = 10
 TOLERANCE = 1e-5
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 CLIP_WORDS, SIGLIP_2_WORDS, BLIP_WORDS = 49_408, 256_000, 30_522
+QUICK_WORDS = 1_000  # and no more where everything is small
 
 
 def filled(words: list[str], size: int) -> list[str]:
@@ -80,50 +81,50 @@ def word_tokenizer(length: int, size: int) -> PreTrainedTokenizerFast:
 
 def build_clip(quick: bool) -> list[Any]:
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    small = SMALL if quick else {}
+    small, words = (SMALL, QUICK_WORDS) if quick else ({}, CLIP_WORDS)
+    text = {"vocab_size": words} | ids | small
     vision = {"patch_size": 32, "image_size": 224} | small
-    network = CLIPModel(CLIPConfig(text_config=ids | small, vision_config=vision, **ids))
+    network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, **ids))
     size = {"height": 224, "width": 224}
     return [
         network,
         CLIPImageProcessorPil(size={"shortest_edge": 224}, crop_size=size),
-        word_tokenizer(77, CLIP_WORDS),
+        word_tokenizer(77, words),
     ]
 
 
 def build_siglip_2(quick: bool) -> list[Any]:
     """A checkpoint of a fixed size: those have SigLIP's own architecture."""
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    small = SMALL if quick else {}
-    text = {"vocab_size": SIGLIP_2_WORDS} | ids | small
+    small, words = (SMALL, QUICK_WORDS) if quick else ({}, SIGLIP_2_WORDS)
+    text = {"vocab_size": words} | ids | small
     vision = {"patch_size": 16, "image_size": 224} | small
     network = SiglipModel(SiglipConfig(text_config=text, vision_config=vision))
     images = SiglipImageProcessorPil(size={"height": 224, "width": 224})
-    return [network, images, word_tokenizer(64, SIGLIP_2_WORDS)]
+    return [network, images, word_tokenizer(64, words)]
 
 
 def build_siglip_2_naflex(quick: bool) -> list[Any]:
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    small = SMALL if quick else {}
-    text, vision = (
-        {"vocab_size": SIGLIP_2_WORDS} | ids | small,
-        {"patch_size": 16, "num_patches": 256} | small,
-    )
+    small, words = (SMALL, QUICK_WORDS) if quick else ({}, SIGLIP_2_WORDS)
+    text = {"vocab_size": words} | ids | small
+    vision = {"patch_size": 16, "num_patches": 256} | small
     network = Siglip2Model(Siglip2Config(text_config=text, vision_config=vision))
     return [
         network,
         Siglip2ImageProcessorPil(patch_size=16, max_num_patches=256),
-        word_tokenizer(64, SIGLIP_2_WORDS - 1),  # its class adds one
+        word_tokenizer(64, words - 1),  # its class adds one
     ]
 
 
 def build_blip(quick: bool) -> list[Any]:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    words = filled([*special, *captions_vocabulary(DEMO_WORLD)], BLIP_WORDS)
+    words = filled([*special, *captions_vocabulary(DEMO_WORLD)], QUICK_WORDS if quick else BLIP_WORDS)
     tokenizer = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
     vision, text = {"patch_size": 16, "image_size": 384}, {"encoder_hidden_size": 768}
     if quick:
         vision, text = vision | SMALL, SMALL | {"encoder_hidden_size": SMALL["hidden_size"]}
+        text["vocab_size"] = len(words)
     network = BlipForImageTextRetrieval(BlipConfig(text_config=text, vision_config=vision))
     return [network, BlipImageProcessorPil(size={"height": 384, "width": 384}), tokenizer]
 

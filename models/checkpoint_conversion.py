@@ -408,7 +408,7 @@ def convert_state_dict(
         if tuple(tensor.shape) != shape:
             misshaped.add(f"{source}: {tuple(tensor.shape)} in the checkpoint, {shape} in the model")
             continue
-        if not tensor.isfinite().all():
+        if not (tensor.sum().isfinite() or tensor.isfinite().all()):  # the sum is quick, and may overflow
             not_finite.add(source)
         converted[name] = tensor.chunk(3)["qkv".index(part[1])] if part else tensor
 

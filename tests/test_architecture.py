@@ -3,6 +3,7 @@
 import ast
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def package_modules() -> list[str]:
     return sorted(".".join(file.relative_to(ROOT).with_suffix("").parts) for file in files)
 
 
+@cache
 def read(module: str) -> ast.Module:
     path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
     return ast.parse(path.read_text(encoding="utf-8"), filename=path.name)

@@ -1,13 +1,16 @@
 """The training objectives against hand calculations, a naive loop, counted draws and two real processes."""
 
 import math
-import subprocess
-import sys
+import multiprocessing
+import os
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from scipy.stats import chisquare
+from torch.nn.parallel import DistributedDataParallel
 
 from tpas.objectives import (
     IGNORED_LABEL,
@@ -18,49 +21,6 @@ from tpas.objectives import (
     matching_loss,
     sample_hard_negatives,
 )
-
-TWO_PROCESSES = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-from torch.nn.functional import normalize
-from torch.nn.parallel import DistributedDataParallel
-from tpas.objectives import contrastive_loss, gather_with_gradient, matching_loss
-
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.set_num_threads(1)
-dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-batch = torch.load(f"{folder}/batch.pt", weights_only=True)
-
-class Projection(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(batch["weight"].clone())
-        self.temperature = torch.nn.Parameter(batch["temperature"].clone())
-
-    def forward(self, images, texts):
-        return normalize(images @ self.weight), normalize(texts @ self.weight)
-
-model = DistributedDataParallel(Projection())
-half = slice(4 * rank, 4 * rank + 4)
-images, texts = model(batch["images"][half], batch["texts"][half])
-ids, text_ids = (gather_with_gradient(batch[name][half]) for name in ("ids", "text_ids"))
-both = map(gather_with_gradient, (images, texts))
-loss = contrastive_loss(*both, model.module.temperature, ids, text_ids=text_ids)
-loss.backward()
-# Of its four pairs the second process leaves two out, the first none.
-labels = torch.tensor([1, 0, 1, 0]) if rank == 0 else torch.tensor([1, -100, -100, 0])
-logits = batch["images"][half, :2].clone().requires_grad_()
-matching_loss(logits, labels).backward()
-not_contiguous = gather_with_gradient(torch.arange(6).view(2, 3).t() + 10 * rank)
-saved = {"loss": loss.detach(), "ids": ids, "not_contiguous": not_contiguous, "logits": logits.grad}
-saved |= {name: parameter.grad for name, parameter in model.module.named_parameters()}
-torch.save(saved, f"{folder}/rank{rank}.pt")
-dist.destroy_process_group()
-sys.stderr.flush()
-os._exit(0)  # torch 2.13 now and then aborts in its own threads while the interpreter ends
-"""
 
 
 def unit(*shape):
@@ -221,6 +181,39 @@ def test_one_process_gathers_nothing():
     assert gather_with_gradient(tensor) is tensor
 
 
+class Projection(torch.nn.Module):
+    def __init__(self, weight: torch.Tensor, temperature: torch.Tensor):
+        super().__init__()
+        self.weight, self.temperature = (torch.nn.Parameter(part.clone()) for part in (weight, temperature))
+
+    def forward(self, images, texts):
+        return F.normalize(images @ self.weight), F.normalize(texts @ self.weight)
+
+
+def train_share(folder: Path, rank: int) -> None:
+    """What one of two processes does: a step on its half of the batch, and writes what it gets."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    batch = torch.load(folder / "batch.pt", weights_only=True)
+    model = DistributedDataParallel(Projection(batch["weight"], batch["temperature"]))
+    half = slice(4 * rank, 4 * rank + 4)
+    images, texts = model(batch["images"][half], batch["texts"][half])
+    ids, text_ids = (gather_with_gradient(batch[name][half]) for name in ("ids", "text_ids"))
+    both = map(gather_with_gradient, (images, texts))
+    loss = contrastive_loss(*both, model.module.temperature, ids, text_ids=text_ids)
+    loss.backward()
+    # Of its four pairs the second process leaves two out, the first none.
+    ignored = IGNORED_LABEL
+    labels = torch.tensor([1, 0, 1, 0]) if rank == 0 else torch.tensor([1, ignored, ignored, 0])
+    logits = batch["images"][half, :2].clone().requires_grad_()
+    matching_loss(logits, labels).backward()
+    not_contiguous = gather_with_gradient(torch.arange(6).view(2, 3).t() + 10 * rank)
+    saved = {"loss": loss.detach(), "ids": ids, "not_contiguous": not_contiguous, "logits": logits.grad}
+    saved |= {name: parameter.grad for name, parameter in model.module.named_parameters()}
+    torch.save(saved, folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+    os._exit(0)  # torch 2.13 now and then aborts in its own threads while the interpreter ends
+
+
 def test_two_processes_train_as_one(tmp_path):
     batch = {
         "images": torch.randn(8, 6),
@@ -231,12 +224,13 @@ def test_two_processes_train_as_one(tmp_path):
         "temperature": torch.tensor(0.2),
     }
     torch.save(batch, tmp_path / "batch.pt")
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    processes = [
-        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE) for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    fork = multiprocessing.get_context("fork")  # spares the second import of everything
+    processes = [fork.Process(target=train_share, args=(tmp_path, rank)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=600)
+    assert [process.exitcode for process in processes] == [0, 0]
 
     weight, temperature = batch["weight"].requires_grad_(), batch["temperature"].requires_grad_()
     images, texts = (F.normalize(batch[name] @ weight) for name in ("images", "texts"))

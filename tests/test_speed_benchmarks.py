@@ -1,12 +1,14 @@
 """The speed benchmarks run as they stand; what they measure is for people to read."""
 
-import importlib.util
+import importlib
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,25 +16,30 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-def run(benchmark: str, output: Path, *settings: str) -> tuple[str, dict]:
-    program = ROOT / "benchmarks" / f"{benchmark}.py"
-    command = [sys.executable, program, "--quick", "--output", output, *settings]
-    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    return process.stdout, json.loads(output.read_text())
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """A function that runs a benchmark here, to spare the imports: what it printed, and what it wrote."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as `python benchmarks/name.py` does
+    logger = logging.getLogger("tpas")
+    level = logger.level
+
+    def run(benchmark: str, *settings: str, suffix: str = ".json") -> tuple[str, Any]:
+        output = tmp_path / f"{benchmark}{suffix}"
+        importlib.import_module(benchmark).main(["--quick", "--output", str(output), *settings])
+        written = output.read_text()
+        return capsys.readouterr().out, json.loads(written) if suffix == ".json" else written
+
+    yield run
+    logger.setLevel(level)
 
 
 def rows_of(benchmark: str, result: dict) -> list:
     """As `make bench` reads what a benchmark wrote."""
-    path = ROOT / "benchmarks" / "speed_and_memory.py"
-    spec = importlib.util.spec_from_file_location("speed_and_memory", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look it up there
-    spec.loader.exec_module(module)
-    return module.rows_of(benchmark, result)
+    return importlib.import_module("speed_and_memory").rows_of(benchmark, result)
 
 
-def test_rerank(tmp_path):
-    printed, result = run("rerank", tmp_path / "rerank.json")
+def test_rerank(run):
+    printed, result = run("rerank")
     assert set(result["rows"]) == {"upstream", "upstream, sdpa", "engine fp32", "engine bf16"}
     upstream, engine = result["rows"]["upstream"], result["rows"]["engine fp32"]
     assert engine["answers"]["largest_score_difference"] < 1e-5
@@ -45,8 +52,8 @@ def test_rerank(tmp_path):
     assert [row.ratio for row in rows] == [result["rows"][name]["times_faster"] for name in engines]
 
 
-def test_encoding(tmp_path):
-    printed, result = run("encoding", tmp_path / "encoding.json")
+def test_encoding(run):
+    printed, result = run("encoding")
     assert max(result["largest_difference_of_embeddings"].values()) < 1e-5
     for rows in result["rows"].values():
         assert set(rows) == {"model", "engine fp32", "engine bf16"}
@@ -59,8 +66,8 @@ def test_encoding(tmp_path):
     assert [row.unit for row in rows_of("encoding", result)] == 2 * ["images/s"] + 2 * ["texts/s"]
 
 
-def test_cascade(tmp_path):
-    printed, result = run("cascade", tmp_path / "cascade.json")
+def test_cascade(run):
+    printed, result = run("cascade")
     cascade = result["drawn_people"]["rows"]["cascade"]
     assert cascade["queries_of_equal_best_ten"] == result["drawn_people"]["queries"] == 20
     assert 0 < cascade["share_saved"] < 1
@@ -69,8 +76,8 @@ def test_cascade(tmp_path):
     assert "equal best 10" in printed
 
 
-def test_gallery_decoding(tmp_path):
-    printed, result = run("gallery_decoding", tmp_path / "gallery_decoding.json", "--images", "12")
+def test_gallery_decoding(run):
+    printed, result = run("gallery_decoding", "--images", "12")
     for row in result["rows"].values():
         assert row["seconds_to_read"] > 0
         assert row["1 threads"]["seconds_an_image"] > 0
@@ -78,8 +85,8 @@ def test_gallery_decoding(tmp_path):
     assert "the encoder" in printed
 
 
-def test_embedding_search(tmp_path):
-    _, result = run("embedding_search", tmp_path / "embedding_search.json", "--threads", "1")
+def test_embedding_search(run):
+    _, result = run("embedding_search", "--threads", "1")
     for row in rows_of("embedding_search", result):
         assert row.value > 0
         assert row.baseline_value > 0
@@ -115,9 +122,9 @@ def test_a_benchmark_that_cannot_run_says_why_and_the_others_go_on(tmp_path):
     assert summary["failures"] == {"embedding_search": reason}
 
 
-def test_what_a_gallery_costs(tmp_path):
-    printed, result = run("gallery_costs", tmp_path / "costs.json")
-    assert (tmp_path / "costs.md").read_text() == printed
+def test_what_a_gallery_costs(run, tmp_path):
+    printed, result = run("gallery_costs", "--threads", "1")
+    assert (tmp_path / "gallery_costs.md").read_text() == printed
     two_thousand, *_, hundred_million = result["rows"]
     assert "| 2,000 |" in printed
     assert "| 100,000,000 |" in printed
@@ -127,12 +134,8 @@ def test_what_a_gallery_costs(tmp_path):
     assert hundred_million["disk_GB"] == pytest.approx(50_000 * two_thousand["disk_GB"])
 
 
-def test_systems(tmp_path):
-    output = tmp_path / "systems.md"
-    command = [sys.executable, ROOT / "benchmarks" / "systems.py", "--quick", "--output", output]
-    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr
-    table = output.read_text()
+def test_systems(run):
+    _, table = run("systems", suffix=".md")
     assert "77.86 → 79.98" in table
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith("|")][2:]
     pairs = {row[0].removeprefix("| "): row[6] for row in rows}

@@ -1,12 +1,11 @@
 """Runs that are killed, stopped or out of room go on as if nothing had happened."""
 
 import json
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,46 +33,41 @@ from tpas.training.run_folder import recover_models
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
 
-# Ends the process without a word, as a power cut does: after a step, or with a checkpoint half written.
-KILLED = """
-import os, signal, sys
-from accelerate import Accelerator
-from training_runs import stopped_after
-from tpas import train_accelerate
-
-where, number, *arguments = sys.argv[1:]
-calls = 0
-
-def kill_at(function, counts=lambda *args: True):
-    def killing(*args, **kwargs):
-        global calls
-        answer = function(*args, **kwargs)
-        calls += counts(*args)
-        if calls == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return answer
-    return killing
-
-if where == "step":
-    stopped_after(int(number), arguments, signal.SIGKILL).train()
-elif where == "checkpoint":
-    Accelerator.save_state = kill_at(Accelerator.save_state)
-elif where == "model":
-    os.replace = kill_at(os.replace, lambda source, target: os.path.basename(target) == "best")
-train_accelerate.main(arguments)
-"""
-
-
 # Three epochs of four steps of two batches, a checkpoint every second step, a log line every third.
 settings = {"num_train_epochs": 3, "batch_size": 2, "gradient_accumulation_steps": 2}
 flags = partial(training_runs.flags, **settings, checkpoint_every=2, log_every=3)
 
 
+def train_until_killed(where: str, number: int, arguments: list[str]) -> None:
+    """Ends its process without a word, as a power cut does: after a step, or with a file half written."""
+    calls = 0
+
+    def kill_at(function: Callable, counts: Callable[..., bool] = lambda *args: True) -> Callable:
+        def killing(*args, **kwargs):
+            nonlocal calls
+            answer = function(*args, **kwargs)
+            calls += counts(*args)
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+
+        return killing
+
+    if where == "step":
+        stopped_after(number, arguments, signal.SIGKILL).train()
+    elif where == "checkpoint":
+        Accelerator.save_state = kill_at(Accelerator.save_state)
+    elif where == "model":
+        os.replace = kill_at(os.replace, lambda source, target: os.path.basename(target) == "best")
+    train(arguments)
+
+
 def killed(where: str, number: int, arguments: list[str]) -> None:
-    command = [sys.executable, "-c", KILLED, where, str(number), *arguments]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    fork = multiprocessing.get_context("fork")  # spares the second import of everything
+    process = fork.Process(target=train_until_killed, args=(where, number, arguments))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
 
 
 def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
@@ -87,11 +81,19 @@ def assert_same_run(one: Path, other: Path, lines: int = 7) -> None:
     assert not {path.name for path in other.iterdir()} - {path.name for path in one.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def finished() -> list[Path]:
+    """The run that nothing happened to, once there is one: `start` holds the same in every test."""
+    return []
+
+
 @pytest.fixture
-def whole(small_pab, start, tmp_path) -> Path:
-    """The run that nothing happened to."""
-    train(flags(small_pab, start, tmp_path / "whole"))
-    return tmp_path / "whole"
+def whole(small_pab, start, tmp_path, finished, tmp_path_factory) -> Path:
+    """A copy of the run that nothing happened to."""
+    if not finished:
+        finished.append(tmp_path_factory.mktemp("finished") / "run")
+        train(flags(small_pab, start, finished[0]))
+    return shutil.copytree(finished[0], tmp_path / "whole")
 
 
 @pytest.fixture
@@ -379,6 +381,7 @@ def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
         return files, json.loads(files.pop(whole / "training_arguments.json"))
 
     before, arguments = contents()
+    arguments |= {"output_dir": str(whole), "model_name_or_path": str(start)}  # of a copy
     train(flags(small_pab, start, whole, resume_from_checkpoint="last"))
     assert contents() == (before, arguments | {"resume_from_checkpoint": "last"})
 

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,24 +23,36 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "recipes" / "accelerate"
 
 # accelerate gives FSDP to GPUs alone. torch's own works over gloo, so the run must believe that it has some.
+# The same processes go on from a checkpoint, as if they had been killed in the last step: imports take long.
 FSDP_WITHOUT_GPU = """
-import sys
+import shutil, sys
+from pathlib import Path
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from training_runs import parsed
 from tpas.train_accelerate import main
+from tpas.training.fine_tuning import Run
 
-PartialState(cpu=True)
+output, *words = sys.argv[1:]
+output = Path(output)
+state = PartialState(cpu=True)
 PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-main(sys.argv[1:])
+Run(parsed(words)).train()
+state.wait_for_everyone()
+if state.is_main_process:
+    shutil.copytree(output / "last", output / "ended")
+    shutil.rmtree(output / "checkpoints" / "step_00000004")
+    assert (output / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()
+state.wait_for_everyone()
+main([*words, "--resume_from_checkpoint", "last"])
 """
 
 
-def launch(config: str, program: Path, data_root: Path, start: Path, output: Path, *more: object) -> None:
-    settings = {"num_train_epochs": 2, "batch_size": 4, "checkpoint_every": 1}
-    words = flags(data_root, start, output, **settings)
+def launch(config: str, program: Path, *words: object) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / config]
-    command += ["--mixed_precision", "no", "--main_process_port", 0, program, *words, *more]
+    command += ["--mixed_precision", "no", "--main_process_port", 0, program, *words]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     process = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
 
@@ -75,36 +87,25 @@ def test_a_signal_to_the_launcher_alone_ends_in_a_checkpoint(small_pab, start, t
 
 
 @pytest.mark.usefixtures("without_dropout")
-def test_fsdp_trains_as_ddp_does_and_goes_on_from_a_checkpoint(small_pab, start, tmp_path):
-    program = tmp_path / "fsdp.py"
-    program.write_text(FSDP_WITHOUT_GPU)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    launch("cpu_two_processes.yaml", ROOT / "train_accelerate.py", small_pab, start, whole)
-    settings = json.loads((whole / "training_arguments.json").read_text())
-    assert (settings["num_processes"], settings["effective_batch"], settings["total_steps"]) == (2, 8, 4)
+def test_seeds_follow_each_other_on_two_processes_and_fsdp_trains_and_goes_on_as_ddp_does(
+    small_pab, start, tmp_path
+):
+    seeds, cut = tmp_path / "seeds", tmp_path / "cut"
+    words = partial(flags, small_pab, start, num_train_epochs=2, batch_size=4, checkpoint_every=1)
+    launch("cpu_two_processes.yaml", ROOT / "train_accelerate.py", *words(seeds, seeds=2, seed=7))
+    assert json.loads((seeds / "seeds.json").read_text())["seeds"] == [7, 8]
+    for seed in (7, 8):
+        settings = json.loads((seeds / f"seed_{seed}" / "training_arguments.json").read_text())
+        assert (settings["num_processes"], settings["effective_batch"], settings["total_steps"]) == (2, 8, 4)
 
-    launch("fsdp.yaml", program, small_pab, start, cut)
+    program, whole = tmp_path / "fsdp.py", seeds / "seed_7"
+    program.write_text(FSDP_WITHOUT_GPU)
+    launch("fsdp.yaml", program, cut, *words(cut, seed=7))
     assert losses_of(cut) == pytest.approx(losses_of(whole), abs=1e-5)
-    ended = weights(cut / "last")
+    ended, resumed = weights(cut / "ended"), weights(cut / "last")
     for name, tensor in weights(whole / "last").items():
         torch.testing.assert_close(ended[name], tensor, atol=1e-5, rtol=0)
-
-    # As if it had been killed in its last step.
-    shutil.rmtree(cut / "checkpoints" / "step_00000004")
-    assert (cut / "checkpoints" / "step_00000003" / "pytorch_model_fsdp_0").is_dir()
-    launch("fsdp.yaml", program, small_pab, start, cut, "--resume_from_checkpoint", "last")
-    for name, tensor in weights(cut / "last").items():
-        assert torch.equal(tensor, ended[name]), name
-
-
-def test_several_seeds_follow_each_other_on_two_processes(small_pab, start, tmp_path):
-    program, run = ROOT / "train_accelerate.py", tmp_path / "run"
-    more = ("--seeds", 2, "--seed", 7, "--max_train_steps", 1)
-    launch("cpu_two_processes.yaml", program, small_pab, start, run, *more)
-    assert json.loads((run / "seeds.json").read_text())["seeds"] == [7, 8]
-    for seed in (7, 8):
-        settings = json.loads((run / f"seed_{seed}" / "training_arguments.json").read_text())
-        assert settings["num_processes"] == 2
+        assert torch.equal(resumed[name], ended[name]), name
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

@@ -4,18 +4,17 @@ In double precision, so that what is equal differs from what is nearly so.
 """
 
 import os
-import subprocess
-import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, debug_launcher
 
 from tpas.modeling_tpas import TPASModel
 from tpas.objectives import IGNORED_LABEL, contrastive_loss
-from tpas.training.gradient_cache import backward_in_chunks
+from tpas.training.gradient_cache import average_gradients, backward_in_chunks
 from tpas.training.masked_language_modelling import NO_TARGET, MaskedLanguageModelling
 from tpas.training.objective import FineTuningObjective
 
@@ -204,42 +203,33 @@ def test_cached_gradients_replay_dropout(tiny_config):
             torch.testing.assert_close(once, again)
 
 
-PROCESS = """
-import os
-import sys
-import torch
-from accelerate import Accelerator
-from tpas.modeling_tpas import TPASModel
-from tpas.training.gradient_cache import average_gradients, backward_in_chunks
-from tpas.training.objective import FineTuningObjective
-
-folder, chunk_size = sys.argv[1], int(sys.argv[2])
-torch.set_num_threads(1)
-accelerator = Accelerator()
-assert accelerator.num_processes == 2
-model = TPASModel.from_pretrained(f"{folder}/model")
-assert model.dtype == torch.float64
-objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
-prepared = accelerator.prepare(objective)
-batch = torch.load(f"{folder}/batch{accelerator.process_index}.pt", weights_only=True)
-if chunk_size:
-    losses = backward_in_chunks(objective, accelerator, chunk_size, **batch)
-    average_gradients(objective)
-else:
-    losses = prepared(**batch)
-    accelerator.backward(losses["loss"])
-losses = {name: accelerator.reduce(loss.detach(), "mean") for name, loss in losses.items()}
-if accelerator.is_main_process:
-    grads = {name: p.grad for name, p in objective.named_parameters()}
-    torch.save({"losses": losses, "gradients": grads}, f"{folder}/result.pt")
-accelerator.wait_for_everyone()
-os._exit(0)  # once in some runs gloo's threads abort a process that is torn down
-"""
+def write_gradients(folder: Path) -> None:
+    """What one of two processes does: both ways to the gradient of its batch; the first one writes."""
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    model = TPASModel.from_pretrained(folder / "model")
+    assert model.dtype == torch.float64
+    objective = FineTuningObjective(model, global_negatives=True, second_view_weight=0.8)
+    prepared = accelerator.prepare(objective)
+    batch = torch.load(folder / f"batch{accelerator.process_index}.pt", weights_only=True)
+    for chunk_size in (0, 2):
+        if chunk_size:
+            losses = backward_in_chunks(objective, accelerator, chunk_size, **batch)
+            average_gradients(objective)
+        else:
+            losses = prepared(**batch)
+            accelerator.backward(losses["loss"])
+        losses = {name: accelerator.reduce(loss.detach(), "mean") for name, loss in losses.items()}
+        if accelerator.is_main_process:
+            content = {"losses": losses, "gradients": gradients(objective)}
+            torch.save(content, folder / f"result{chunk_size}.pt")
+        prepared.zero_grad()
+    accelerator.wait_for_everyone()
+    os._exit(0)  # once in some runs gloo's threads abort a process that is torn down
 
 
-@pytest.mark.parametrize("chunk_size", [0, 2])
-def test_two_processes_have_the_gradient_of_one_with_both_batches(tiny_config, tmp_path, chunk_size):
-    """With negatives of all processes: both losses, every gradient, captions of other lengths in each."""
+def test_two_processes_have_the_gradient_of_one_with_both_batches(tiny_config, tmp_path, fresh_accelerator):
+    """Whole and in chunks, with negatives of all: both losses, every gradient, captions of other lengths."""
     model = TPASModel(tiny_config).double().eval()
     model.save_pretrained(tmp_path / "model")
     batch = batch_of(views=2, text_ids=[4, 1, 6, 4, 2, 9])  # a pair of either process reads the same
@@ -256,18 +246,13 @@ def test_two_processes_have_the_gradient_of_one_with_both_batches(tiny_config, t
         for name in ("input_ids", "attention_mask"):
             part[name] = batch[name][of_views, :length]
         torch.save(part | {"draw_seed": 11}, tmp_path / f"batch{rank}.pt")
-    program = tmp_path / "process.py"
-    program.write_text(PROCESS)
-    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
-    launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    command = [sys.executable, *launch.split(), program, tmp_path, str(chunk_size)]
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    result = torch.load(tmp_path / "result.pt", weights_only=True)
-    for name, loss in expected.items():
-        torch.testing.assert_close(result["losses"][name], loss.detach(), atol=1e-6, rtol=0)
-    for name, parameter in objective.named_parameters():
-        where = partial("{}: {}".format, name)
-        gradient = result["gradients"][name]
-        torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=0, msg=where)
+    fresh_accelerator()
+    debug_launcher(write_gradients, (tmp_path,), num_processes=2)
+    for chunk_size in (0, 2):
+        result = torch.load(tmp_path / f"result{chunk_size}.pt", weights_only=True)
+        for name, loss in expected.items():
+            torch.testing.assert_close(result["losses"][name], loss.detach(), atol=1e-6, rtol=0)
+        for name, parameter in objective.named_parameters():
+            where = partial("{} in chunks of {}: {}".format, name, chunk_size)
+            gradient = result["gradients"][name]
+            torch.testing.assert_close(gradient, parameter.grad, atol=1e-6, rtol=0, msg=where)
