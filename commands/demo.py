@@ -55,7 +55,7 @@ OUTPUT_NAMES = {MARKER, "index.html", "pab", "evaluation", "fine_tuned", "films"
 class DemoSettings:
     """Every number of the demo. It fits in six minutes on two cores."""
 
-    train_pairs: int = 2000
+    train_pairs: int = 6000
     test_pairs: int = 200
     max_train_steps: int = 300
     batch_size: int = 48
@@ -65,8 +65,8 @@ class DemoSettings:
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     augmentation: bool = False  # of use in a long training only
-    validation_fraction: float = 0.05
-    evaluate_every: int = 4  # epochs
+    validation_fraction: float = 0.02
+    evaluate_every: int = 1  # epochs
     log_every: int = 5  # steps
     num_workers: int = 1
     shortlist: int = 128
@@ -82,7 +82,7 @@ QUICK = replace(
     test_pairs=40,
     max_train_steps=8,
     batch_size=16,
-    evaluate_every=1,
+    validation_fraction=0.05,
     log_every=1,
     cameras=1,
     visits=1,
