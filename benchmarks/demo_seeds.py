@@ -97,8 +97,9 @@ def main(argv: list[str] | None = None) -> int:
                 raise SystemExit(f"demo_seeds: seed {seed}: {error}") from error
         zero_shot, fine_tuned = experiment.zero_shot.results, experiment.fine_tuned.results
         print(format_table(zero_shot, fine_tuned), end="\n\n", flush=True)
-        run = {"seed": seed, "zero_shot": zero_shot, "fine_tuned": fine_tuned}
-        runs.append(run | {"durations": experiment.durations})
+        both = {"zero_shot": zero_shot, "fine_tuned": fine_tuned}
+        stages = {name: {"stages": results["stages"]} for name, results in both.items()}
+        runs.append({"seed": seed, **stages, "durations": experiment.durations})
 
     zero_shot = mean_results([run["zero_shot"] for run in runs])
     fine_tuned = mean_results([run["fine_tuned"] for run in runs])
