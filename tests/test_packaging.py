@@ -1,6 +1,7 @@
 """What installing, cloning and reading the repository promises."""
 
 import fnmatch
+import json
 import os
 import re
 import shutil
@@ -155,7 +156,12 @@ def test_the_examples_of_readme_and_how_it_works_run_as_they_stand(tmp_path):
         f"for code in {[search, stages]!r}: exec(code, {{'__name__': '__main__'}})", tmp_path
     )
     hit = r"^  ([123])\.  -?\d\.\d\d  .*outputs/people/test/(.*\.jpg)$"
-    assert [rank for rank, _ in re.findall(hit, printed, re.M)] == ["1", "2", "3"] * 2
+    found = re.findall(hit, printed, re.M)
+    assert [rank for rank, _ in found] == ["1", "2", "3"] * 2
+    annotation = "".join(file.read_text() for file in tmp_path.glob("outputs/people/annotation/test/*"))
+    captions = {line["image"]: str(line["caption"]) for line in map(json.loads, annotation.splitlines())}
+    first = [captions[f"test/{name}"] for rank, name in found if rank == "1"]
+    assert ["football" in first[0], "kicked" in first[1]] == [True, True]  # README: each finds its own
     assert "SCAReport(queries=" in printed
 
 
