@@ -62,6 +62,7 @@ class DemoSettings:
     learning_rate: float = 8e-4
     cross_modal_multiplier: float = 0.5  # of the learning rate, at all of which matching forgets
     label_smoothing: float = 0.2
+    masked_language_modelling_weight: float = 1.0  # new words are learnt from the image
     warmup_ratio: float = 0.1
     max_grad_norm: float = 1.0
     augmentation: bool = False  # of use in a long training only
@@ -273,6 +274,7 @@ def fine_tuning_command(settings: DemoSettings, start: Path, seed: int) -> Comma
         "new_parameter_multiplier": settings.cross_modal_multiplier,
         "multiplied_parameters": "cross_modal_encoder|matching_head",
         "label_smoothing": settings.label_smoothing,
+        "masked_language_modelling_weight": settings.masked_language_modelling_weight,
         "warmup_ratio": settings.warmup_ratio,
         "max_grad_norm": settings.max_grad_norm,
         "augmentation": settings.augmentation,
