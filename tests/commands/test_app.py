@@ -246,7 +246,7 @@ def test_by_keyboard_alone_on_a_phone(visit, rows):
     answered(page)
     assert page.locator(".tpas-answers section").count() == 2
     # The settings push the answers out of sight, and the page has to bring them back.
-    in_sight = f"document.querySelector('.tpas-cards').getBoundingClientRect().top < {PHONE['height']}"
+    in_sight = f"document.querySelector('.tpas-answers').getBoundingClientRect().top < {PHONE['height']} / 2"
     page.wait_for_function(in_sight)
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     for _ in range(30):
