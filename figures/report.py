@@ -14,7 +14,7 @@ from PIL import Image
 from ..evaluation.absent_people import AbsentPeople
 from ..evaluation.result_files import Evaluation, RankedQuery
 from ..evaluation.stages import Stage, final_stage
-from ..evaluation.tables import stage_rows
+from ..evaluation.tables import StageRow, stage_rows
 from ..processing_tpas import load_image
 from ..search.hits import SearchHit
 from .collisions import Collision, sca_outcome
@@ -64,10 +64,11 @@ def build_report(
     at_start = {query.id: query for query in zero_shot.queries}
     by_outcome = collisions_by_outcome(queries)
     collisions = take_in_turn(by_outcome.values(), COLLISIONS, seed)
+    tables = {"Zero-shot": stage_rows(zero_shot.results), "Fine-tuned": stage_rows(fine_tuned.results)}
     return render(
         "report.html",
-        tables={"Zero-shot": stage_rows(zero_shot.results), "Fine-tuned": stage_rows(fine_tuned.results)},
-        ladder=_ladder(zero_shot.results["stages"], fine_tuned.results["stages"]),
+        tables=tables,
+        ladder=_ladder(*tables.values()),
         query_count=len(queries),
         gallery_count=fine_tuned.results["gallery"],
         shortlist=fine_tuned.results["shortlist"],
@@ -183,20 +184,22 @@ def _moments(found: ResultRow) -> dict[str, Any]:
     return {"text": found.text, "tiles": tiles}
 
 
-def _ladder(zero_shot: Mapping[str, Any], fine_tuned: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Recall@1 from the start to the last stage, one thing added at each step."""
-    added = {Stage.MATCHING: "+ matching", Stage.FUSED: "+ both fused", Stage.SCA: "+ SCA"}
-    steps = [
-        ("Start, embeddings alone", zero_shot[Stage.EMBEDDINGS]),
-        ("Fine-tuned", fine_tuned[Stage.EMBEDDINGS]),
-        *((name, fine_tuned[stage]) for stage, name in added.items() if stage in fine_tuned),
-    ]
-    values = [stage["all"]["recall@1"] for _, stage in steps]
-    gains = [None, *(after - earlier for earlier, after in zip(values, values[1:], strict=False))]
-    return [
-        {"name": name, "value": value, "gain": gain}
-        for (name, _), value, gain in zip(steps, values, gains, strict=True)
-    ]
+def _ladder(zero_shot: Sequence[StageRow], fine_tuned: Sequence[StageRow]) -> list[dict[str, Any]]:
+    """Recall@1 from the start to the last stage; the gains are those of the table."""
+    names = {
+        Stage.EMBEDDINGS: "Fine-tuned",
+        Stage.MATCHING: "+ matching",
+        Stage.FUSED: "+ both fused",
+        Stage.SCA: "+ SCA",
+    }
+    start = zero_shot[0].recalls[0]
+    steps = [{"name": "Start, embeddings alone", "value": start, "gain": None}]
+    for row in fine_tuned:
+        if row.stage in names:
+            value = row.recalls[0]
+            gain = value - start if row.gain is None else row.gain
+            steps.append({"name": names[row.stage], "value": value, "gain": gain})
+    return steps
 
 
 def _charts(training_log: Sequence[Mapping]) -> list[dict[str, str]]:

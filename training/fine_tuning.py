@@ -258,6 +258,9 @@ class Run:
         self.means.restore(self.progress.losses)
         self.skipped = set(self.progress.skipped)
         logger.info("going on from %s", checkpoint or "the beginning, there is no checkpoint")
+        if self.complete:
+            more = "more --num_train_epochs or --max_train_steps go on, --overwrite_output_dir starts anew"
+            logger.info("all %d steps are done, nothing is left to train: %s", self.total_steps, more)
 
     def change_length(self) -> None:
         """Takes the schedule of the run's new length, as transformers' Trainer does, and says what that does.

@@ -261,6 +261,22 @@ def test_the_page_begins_with_an_answer_and_ends_with_what_to_type(image_root):
     assert "Go on" not in make_page(image_root)
 
 
+def test_a_stage_gains_the_same_at_the_top_and_in_the_table(image_root):
+    def with_fused(evaluation):
+        stages = evaluation.results["stages"]
+        fused = {"fused": {group: figures.copy() for group, figures in stages["embeddings"].items()}}
+        fused["fused"]["all"]["recall@1"] += 0.03
+        return Evaluation(evaluation.results | {"stages": fused | stages}, evaluation.queries)
+
+    page = make_page(image_root, shown=with_fused)
+    top = re.findall(r'class="name">(.*?)<.*?class="(?:good|bad)">([^ <]+) points', page, re.DOTALL)
+    in_table = {row[0]: row[-1] for row in Reader(page).rows}
+    assert (
+        dict(top)["+ both fused"] == in_table["+ matching, fused"] == "+3.0"
+    )  # over embeddings, not matching
+    assert dict(top)["+ SCA"] == in_table["+ SCA"] == "−7.0"
+
+
 def test_the_table_holds_the_numbers_of_the_results(image_root):
     rows = Reader(make_page(image_root)).rows
     assert ["Embeddings alone", "4.4", "14.4", "24.4", "9.4", "3.3", "5.5", "–"] in rows

@@ -375,7 +375,9 @@ def test_a_second_run_in_one_folder_is_refused(small_pab, start, tmp_path, stopp
         fresh.train()
 
 
-def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
+def test_a_complete_run_stays_as_it_is_and_says_so(small_pab, start, tmp_path, whole, caplog):
+    caplog.set_level("INFO")
+
     def contents() -> tuple[dict[Path, bytes], dict[str, object]]:
         files = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
         return files, json.loads(files.pop(whole / "training_arguments.json"))
@@ -384,6 +386,7 @@ def test_a_complete_run_stays_as_it_is(small_pab, start, tmp_path, whole):
     arguments |= {"output_dir": str(whole), "model_name_or_path": str(start)}  # of a copy
     train(flags(small_pab, start, whole, resume_from_checkpoint="last"))
     assert contents() == (before, arguments | {"resume_from_checkpoint": "last"})
+    assert "steps are done, nothing is left to train" in caplog.text
 
 
 def save(directory: Path, step: int, kept: int, **progress: object) -> None:
