@@ -30,13 +30,14 @@ from tpas.commands.demo import (
 from tpas.evaluation.stages import Stage
 
 BASELINE = "recipe alone"
-# Name to flags. The demo's label smoothing is a variant here.
+# Name to flags. The demo's label smoothing and masked language modelling are variants here.
 VARIANTS: dict[str, dict[str, object]] = {
     BASELINE: {},
     "grouped batches (source_group_size 2)": {"source_group_size": 2},
     "hard negatives (hard_i, hard_c)": {"hard_negatives": True},
     "second view (EDA, weight 0.8)": {"second_view_weight": 0.8},
     "label smoothing 0.2": {"label_smoothing": 0.2},
+    "masked language modelling (weight 1)": {"masked_language_modelling_weight": 1.0},
     "moving average 0.99": {"ema_decay": 0.99},
     "LoRA rank 16, learning rate 2e-3": {"lora_rank": 16, "learning_rate": 2e-3},
 }
@@ -87,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=200, help="training steps of each run (default: 200)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     arguments = parser.parse_args(argv)
-    settings = replace(settings_of(arguments), label_smoothing=0.0)
+    settings = replace(settings_of(arguments), label_smoothing=0.0, masked_language_modelling_weight=0.0)
     start = REPOSITORY / "demo_start"
     if arguments.parallel > 1:
         os.environ["OMP_NUM_THREADS"] = "1"

@@ -1,6 +1,6 @@
 """Draws the README's image of the search page from one that runs, in the Chromium that is on the machine.
 
-tpas app outputs/demo/pab/test --model demo_start
+tpas app outputs/demo/pab/test --model outputs/demo/fine_tuned/best
 python docs/make_app_image.py http://127.0.0.1:7860/
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-TEXT, WORD = "A man in a yellow vest and white jeans is running", "yellow"
+TEXT, WORD = "A woman in a turquoise dress is falling to the ground", "dress"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
