@@ -7,6 +7,10 @@ import json
 import logging
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -493,3 +497,16 @@ def test_who_does_not_wait_is_not_searched_for():
 
     assert asyncio.run(leave()) == "stays"
     assert seen == ["stays"]
+
+
+def test_whatever_a_service_says_from_its_start_on_is_a_line_of_json(built):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["serve", f"street={built['street']}", "--model", str(START), "--port", str(port)]
+    served = subprocess.Popen([sys.executable, "-m", "tpas", *words], stderr=subprocess.PIPE, text=True)
+    first = served.stderr.readline()  # once it listens
+    served.send_signal(signal.SIGTERM)
+    said = [json.loads(line) for line in (first, *served.communicate(timeout=60)[1].splitlines())]
+    assert said[0]["level"] == "info"
+    assert said[0]["message"].startswith("12 images of street at http://")
+    assert served.returncode == 128 + signal.SIGTERM
