@@ -71,6 +71,7 @@ def look_through(
                 "film": film.name if film.is_live else source.film,
                 "started_at": None if film.started_at is None else film.started_at.isoformat(),
                 "is_live": film.is_live,
+                "duration_s": film.duration_s,
                 "settings": rules.settings,
             }
         )

@@ -21,7 +21,7 @@ from typing import Any
 from ..data.moments import Box, Moment
 from ..data.whole_files import explained_full_disk, replacing
 from ..search.manifest import FOOTAGE
-from .films import Gap
+from .films import LONGEST_SILENCE_S, Gap
 from .following import Visit
 from .views import box_at
 
@@ -89,7 +89,8 @@ class FilmRecord:
     Attributes:
         folder: where it is kept.
         camera: the camera's name.
-        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live`.
+        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live` and
+            `duration_s`, which early records lack.
         visits: that count, by their tracks.
         gaps: times of which the film shows nothing.
         quiet_s: from where on the film has to be looked at.
@@ -251,6 +252,12 @@ class FilmRecord:
         """Nothing was seen by it: neither people nor time that passed."""
         length_s = 0.0 if self.end is None else self.end["end_s"]
         return not (self.visits or self.gaps or self.quiet_s or length_s)
+
+    @property
+    def is_whole_film(self) -> bool:
+        """It says how long it is, as no camera's stream does, and was looked through to its end."""
+        length_s, seen_s = self.about.get("duration_s"), 0.0 if self.end is None else self.end["end_s"]
+        return bool(length_s) and seen_s > length_s - LONGEST_SILENCE_S
 
     @property
     def started_at(self) -> datetime | None:

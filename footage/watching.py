@@ -53,7 +53,8 @@ def watch(
     can, so that a folder may be left at any moment.
 
     Args:
-        place: a camera's address, or a folder of films that grows; a film, which is looked through once.
+        place: a camera's address, or a folder of films that grows; a film, at an address too, which is
+            looked through once.
         every_s: between two times that what was found is encoded, or that the folder is looked at.
         first_wait_s: before a stream is opened again; longer the more often in a row that fails.
         encoded: called each time that visits may have come into the gallery, with it and their records.
@@ -118,6 +119,9 @@ def _watch_stream(
                 found=encoding.when_due,
                 enough=lambda begin=began: stop.is_set() or time.monotonic() - begin > A_RECORD_S,
             )
+            if record.is_whole_film:
+                logger.info("%s: a film, not a camera: it was looked through once", source.camera)
+                return
             logger.info("%s: its stream has ended, or an hour is full; it is opened again", source.camera)
         except (OSError, ValueError) as error:
             logger.warning("%s; it is opened again in %g s", error, wait_s)

@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from tiny_films import TRUTH, write_boxes, write_walk
@@ -96,6 +98,22 @@ def test_a_stream_that_drops_is_watched_on(model, processor, tmp_path):
     assert "secret" not in (records[0].folder / FOUND).read_text()
     with pytest.raises(ValueError, match=r"is not kept: its recorder has 20\d\d-\d\d-\d\d \d\d:"):
         cut_clip(opened.stored.moment(0), tmp_path)
+
+
+def test_a_film_at_an_address_is_watched_once(model, processor, tmp_path, caplog):
+    boxes, rules = three_visits(tmp_path)
+    (tmp_path / "films").mkdir()
+    write_walk(tmp_path / "films" / "walk.mkv", boxes)
+    files = partial(SimpleHTTPRequestHandler, directory=tmp_path / "films")
+    caplog.set_level("INFO")
+    with ThreadingHTTPServer(("127.0.0.1", 0), files) as server:
+        threading.Thread(target=server.serve_forever).start()
+        address = f"http://127.0.0.1:{server.server_port}/walk.mkv"
+        watch(address, tmp_path / "gallery", model, processor, rules, camera="door")
+        server.shutdown()
+    (record,) = records_of(tmp_path / "gallery")
+    assert len(record.visits) == len(TRUTH)
+    assert "door: a film, not a camera: it was looked through once" in caplog.text
 
 
 def test_a_connection_that_shows_nothing_leaves_no_film(model, processor, tmp_path):
