@@ -244,6 +244,10 @@ class OfFilms:
         if self.clips is not None:
             if not has_films:
                 raise WrongUsage(f"--clips is of films, and {folder} holds images")
+            if self.clips.resolve().is_relative_to(folder.resolve()):
+                raise WrongUsage(
+                    f"--clips {self.clips} lies in {folder}, whose films are searched: name another"
+                )
             check_place(self.clips / "clip.mp4")
         check_faces(self.blur_faces, folder, has_films)
 
@@ -420,7 +424,7 @@ def search(
     def answer(placed: PlacedText) -> CommandResult:
         warn_of_unread(processor, [placed])
         gallery.refresh()
-        answers = find([placed.text])
+        answers = find([placed.text], rows=of_films.rows_of(gallery, folder))  # which may be others by now
         return say([placed.text], answers, clips=of_films.cut(answers, faces), of_one=True)
 
     if asked.interactive:

@@ -111,8 +111,8 @@ class Moment:
             len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)
         ):
             raise ValueError(f"a whole frame has a width and a height, got {size}")
-        if words["started_at"] is not None:
-            datetime.fromisoformat(words["started_at"])
+        if words["started_at"] is not None and datetime.fromisoformat(words["started_at"]).tzinfo is None:
+            raise ValueError(f"a moment's start has an offset from UTC, got {words['started_at']}")
         return cls(
             record["camera"],
             float(record["start_s"]),

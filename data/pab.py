@@ -265,13 +265,8 @@ def annotation_places(dataset: Dataset) -> dict[str, str]:
     return {image: f"{file}, line {line}" for image, file, line in zip(*columns, strict=True)}
 
 
-def annotations_fingerprint(root: str | Path, split: str, cache_dir: str | Path | None = None) -> str:
-    """16 hexadecimal digits for all rows of a split's files, wherever these lie and whatever their names."""
-    return rows_fingerprint(open_annotations(Path(root), split, None, cache_dir))
-
-
 def rows_fingerprint(dataset: Dataset) -> str:
-    """16 hexadecimal digits for all rows, wherever they are written."""
+    """16 hexadecimal digits for all rows, whatever the files are called and wherever they lie."""
     digest = hashlib.blake2b(digest_size=8)
     table = _table(dataset)
     for name in sorted(set(table.column_names) - {"file", "line"}):

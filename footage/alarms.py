@@ -225,8 +225,9 @@ class Alarms:
     def _clip(self, moment: Moment) -> str | None:
         try:
             return str(cut_clip(moment, self.log.folder / CLIPS, self.faces).resolve())
-        except (FileNotFoundError, ValueError) as error:
-            logger.info("no clip of visit %d: %s", moment.track, error)
+        except (OSError, ValueError) as error:  # the alarm is worth more than its clip
+            level = logging.INFO if isinstance(error, FileNotFoundError | ValueError) else logging.WARNING
+            logger.log(level, "no clip of visit %d: %s", moment.track, error)
             return None
 
 
@@ -238,7 +239,9 @@ def raised_in(gallery: Path) -> list[dict[str, Any]]:
     """
     files = sorted((gallery / ALARMS).rglob(RAISED))
     lines = [line for file in files for line in _whole_lines(file, cut=False)]
-    return sorted(lines, key=lambda line: str(line.get("raised_at")), reverse=True)
+    return sorted(
+        lines, key=lambda line: datetime.fromisoformat(line["raised_at"]).astimezone(), reverse=True
+    )
 
 
 def _whole_lines(path: Path, cut: bool = True) -> Iterator[dict[str, Any]]:
@@ -255,6 +258,7 @@ def _whole_lines(path: Path, cut: bool = True) -> Iterator[dict[str, Any]]:
             read = json.loads(line)
             if path.name == RAISED:
                 _ = read["id"], read["text"], read["camera"], read["track"], read["start_s"], read["end_s"]
+                datetime.fromisoformat(read["raised_at"]).astimezone()
             yield dict(read)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(

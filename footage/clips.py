@@ -21,6 +21,7 @@ COPIED = {"h264", "hevc", "mpeg4", "av1", "vp9"}  # codecs that an .mp4 may hold
 AROUND_S = 1.0  # shown before and after a moment
 LONGEST_LEAD_S = 10.0  # that a copied clip may begin early, at the film's next key frame; else it is encoded
 ENCODED = ("libx264", "mpeg4")  # the first that this ffmpeg has
+LONGEST_CAMERA = 120  # bytes of its path in a file's name, of which systems take 255
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def clip_name(moment: Moment, covered: bool = False) -> str:
     >>> clip_name(Moment("hall/cam1.mp4", 72.4, 79.0, 3, (0, 0, 1, 1), 75.0))
     'hall_cam1.mp4-00-01-12.4-3-29bb3d4c.mp4'
     """
-    camera = re.sub(r"[^\w.-]+", "_", moment.camera)
+    camera = re.sub(r"[^\w.-]+", "_", moment.camera).encode()[-LONGEST_CAMERA:].decode(errors="ignore")
     own = zlib.crc32(repr((moment.camera, moment.film, moment.start_s, moment.end_s)).encode())
     faces = "-faces_covered" if covered else ""
     return f"{camera}-{clock(moment.start_s).replace(':', '-')}-{moment.track}-{own:08x}{faces}.mp4"

@@ -421,6 +421,11 @@ def _conditional_logit(stages: np.ndarray, is_right: np.ndarray, read: np.ndarra
     from scipy.optimize import minimize
 
     found = is_right.any(axis=1)  # the others tell nothing
+    if not found.any():
+        raise ValueError(
+            f"of {len(found):,} texts none has its image among the {is_right.shape[1]} that are read, so "
+            "there is nothing to learn from: a longer --shortlist or another model finds some"
+        )
     stages, is_right, read = stages[found].astype(float), is_right[found], read[found]
     deviation = stages[read].std(axis=0) + 1e-9
     inputs = stages / deviation

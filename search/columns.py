@@ -163,10 +163,9 @@ class Columns:
         begins = ends[ends < len(self.id_bytes)]
         if ((self.id_bytes[begins] & 0xC0) == 0x80).any():  # within a character
             return False
-        for beginning in self.beginnings:
-            datetime.fromisoformat(beginning)
         return (
-            all(isinstance(name, str) for name in self.cameras)
+            all(datetime.fromisoformat(beginning).tzinfo for beginning in self.beginnings)
+            and all(isinstance(name, str) for name in self.cameras)
             and _are_within(self.camera, self.cameras)
             and _are_within(self.began, self.beginnings)
             and bool(np.isfinite(self.start_s).all() and np.isfinite(self.end_s).all())

@@ -214,6 +214,7 @@ class SearchResult(list[list[SearchHit]]):
             by_matcher=self.by_matcher,
             chances=self.chances[answers],
             coverage=self.coverage,
+            moved=self.moved,
         )
 
     def no_one(self, answer: int, least_chance: float) -> str | None:

@@ -264,11 +264,6 @@ class StoredGallery(GalleryFiles):
             )
         return tokens
 
-    @property
-    def tokens_shape(self) -> tuple[int, ...]:
-        """(G, 1+N, image width)."""
-        return (len(self), *self._tokens(0).shape[1:])
-
     def thumbnail(self, row: int) -> bytes | None:
         """JPEG, or None for a gallery without."""
         if self.settings.thumbnail_size is None:

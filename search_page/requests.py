@@ -488,7 +488,7 @@ class SearchRequests:
         if where not in get_args(Where):
             raise RequestError("Search in the gallery, in your images, or in both.")
         rows = [] if where == "own" else self._rows(wanted)
-        extra = [] if where == "gallery" else session.own_images
+        extra = [] if where == "gallery" else list(session.own_images)  # which another request may clear
         if rows is not None and not len(rows) and not extra:
             if where == "own":
                 raise RequestError("You have no images here yet: upload some, or search the gallery.")
@@ -559,7 +559,7 @@ class SearchRequests:
                 rows = self.facts.on_other_cameras(hit.moment.camera, rows)
             if rows is not None and not len(rows) and not session.own_images:
                 raise RequestError("No image passes the filter: choose another one.")
-            result = self.gallery.similar(hit, shown, rows=rows, extra=session.own_images)
+            result = self.gallery.similar(hit, shown, rows=rows, extra=list(session.own_images))
             of = None if hit.extra else image  # an upload is nobody's business
             self.log(session.visitor, "similar", image=of, asked=_said(wanted), shown=_shown(result))
             session.result = result
@@ -833,9 +833,7 @@ def _searched(asked: Asked, result: SearchResult) -> dict[str, Any]:
     how |= {"coverage": asked.coverage, "must": asked.feedback.must, "must_not": asked.feedback.must_not}
     for name in ("liked", "disliked"):  # one's own images are numbers
         how[name] = [own for own in map(name_of, getattr(asked.feedback, name)) if isinstance(own, str)]
-    said = _said(asked.wanted) | {
-        name: value for name, value in how.items() if value not in (None, False, (), [])
-    }
+    said = _said(asked.wanted) | {name: value for name, value in how.items() if value not in NOT_ASKED}
     return _line(asked.visitor, "search", texts=list(result.texts), asked=said, shown=_shown(result))
 
 

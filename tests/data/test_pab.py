@@ -15,10 +15,11 @@ from tiny_inputs import spoil
 
 from tpas.data.drawn import MANIFEST
 from tpas.data.pab import (
-    annotations_fingerprint,
     dataset_name,
     load_pab,
+    open_annotations,
     retrieval_split,
+    rows_fingerprint,
     source_videos,
 )
 from tpas.data.pab_images import image_path
@@ -591,7 +592,7 @@ def test_other_weather_is_a_split_of_its_own(root, load):
 
 def test_the_fingerprint_is_of_what_is_annotated_and_of_nothing_else(tmp_path, root):
     def fingerprint(root: Path) -> str:
-        return annotations_fingerprint(root, "train", tmp_path / "cache")
+        return rows_fingerprint(open_annotations(root, "train", None, tmp_path / "cache"))
 
     write_train(root, PERFORMING, FALLING)
     before = fingerprint(root)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny_films import two_cameras
@@ -19,7 +20,7 @@ from tiny_inputs import tiny_processor
 
 from tpas.__main__ import main as tpas_command
 from tpas.data.moments import Moment
-from tpas.footage.alarms import ALARMS, RAISED, WATCHED, AlarmLog, Alarms, QuietHours
+from tpas.footage.alarms import ALARMS, RAISED, WATCHED, AlarmLog, Alarms, QuietHours, raised_in
 from tpas.footage.intake import build_footage, look_through
 from tpas.footage.records import FilmRecord, KeptVisit
 from tpas.footage.rules import FootageRules
@@ -80,7 +81,8 @@ def test_a_kill_at_any_time_loses_no_alarm_and_none_comes_twice(tmp_path):
 
 def alarm_of(track, text="a man", camera="cam", start_s=1.0):
     moment = Moment(camera, start_s, start_s + 2, track, (0, 0, 1, 1), start_s)
-    return Alarm(f"{camera}/{track}/{text}", text, moment, 1.0, 0.0, 1.0)
+    raised_at = "2026-11-26T08:00:00+01:00"
+    return Alarm(f"{camera}/{track}/{text}", text, moment, 1.0, 0.0, 1.0, raised_at=raised_at)
 
 
 def record_of(*tracks, camera="cam"):
@@ -112,6 +114,28 @@ def test_a_line_that_was_cut_off_is_removed_and_any_other_is_named(tmp_path):
     (tmp_path / RAISED).write_bytes(b"{}\n" + raised)
     with pytest.raises(ValueError, match="alarms.jsonl, line 1 is damaged"):
         AlarmLog(tmp_path)
+
+
+def test_an_alarm_whose_clip_cannot_be_cut_is_raised(tmp_path, monkeypatch, caplog):
+    def refused(moment, folder, faces):
+        raise PermissionError(13, "Permission denied", "film.mp4")
+
+    monkeypatch.setattr("tpas.footage.alarms.cut_clip", refused)
+    found = SimpleNamespace(find=lambda gallery, ids: [alarm_of(1)])
+    shown = []
+    alarms = Alarms(found, AlarmLog(tmp_path), clips=True, show=shown.append)
+    record = replace(record_of(), visits={1: KeptVisit(1, 1.0, 3.0, (SimpleNamespace(name="1-1.jpg"),))})
+    alarms.judge(SimpleNamespace(stored=SimpleNamespace(rows_of=list)), [record])
+    assert [(alarm.id, alarm.clip) for alarm in shown] == [("cam/1/a man", None)]
+    assert "no clip of visit 1: [Errno 13] Permission denied" in caplog.text
+
+
+def test_alarms_come_newest_first_through_the_hour_that_is_there_twice(tmp_path):
+    log = AlarmLog(tmp_path / ALARMS)
+    times = ["2026-10-25T02:50:00+02:00", "2026-10-25T02:10:00+01:00", "2026-10-25T03:20:00+01:00"]
+    for track, raised_at in enumerate(times):
+        log.add(replace(alarm_of(track), raised_at=raised_at), to_send=False)
+    assert [line["raised_at"] for line in raised_in(tmp_path)] == times[::-1]
 
 
 def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):

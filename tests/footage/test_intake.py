@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import pytest
@@ -16,7 +18,7 @@ from tiny_inputs import interrupted_before_the_manifest
 from tpas.__main__ import main as tpas_command
 from tpas.data.drawn.drawn_footage import draw_footage
 from tpas.data.moments import Moment
-from tpas.footage.clips import cut_clip
+from tpas.footage.clips import clip_name, cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
 from tpas.footage.records import FOUND, FilmRecord, boxes_between, visits_of
@@ -206,6 +208,13 @@ def test_deleting_keeps_the_moments_of_the_others(built, model, processor):
     assert sorted(hit.moment.track for hit in opened.search(["a man runs"])[0]) == [1, 3]
 
 
+def test_the_name_of_a_clip_is_one_that_a_disk_takes():
+    camera = "/".join(["入口の監視カメラ" * 3] * 6)
+    names = {clip_name(Moment(f"{camera}/{end}", 1.0, 2.0, 1, (0, 0, 1, 1), 1.5), True) for end in ("a", "b")}
+    assert len(names) == 2
+    assert all(len(name.encode()) < 200 for name in names)
+
+
 def test_a_clip_shows_the_moment(built, tmp_path):
     moment = next(moment for _, moment in built.stored.moments() if moment.track == 2)
     clip = cut_clip(moment, tmp_path / "clips")
@@ -299,6 +308,37 @@ def test_the_commands_answer_with_moments(filmed, start, tmp_path, capsys, caplo
     for wrong in (["--to", "noon"], ["--from", "2026-13-01"], ["--margin", "-1"], ["--started_at", "soon"]):
         with pytest.raises(SystemExit, match=wrong[0].lstrip("-") + "|" + wrong[1]):
             tpas_command(["search", str(folder / "cam1.mp4"), "a man", *words, *wrong])
+
+
+def test_a_search_that_stays_open_knows_which_visits_have_gone(filmed, start, tmp_path, monkeypatch, capsys):
+    film, rules = filmed
+    gallery = str(tmp_path / "gallery")
+    of = ["--model", str(start)]
+    tpas_command(["footage", "build", str(film), *of, "--path", gallery, "--detector", rules.detector])
+    capsys.readouterr()
+
+    def typed():
+        yield b"a man\n"
+        stored = Gallery.open(gallery)
+        stored.delete([stored.ids[row] for row, moment in stored.stored.moments() if moment.track == 1])
+        yield b"a man\n"
+        yield b""
+
+    lines = SimpleNamespace(readline=partial(next, typed()))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: False, buffer=lines))
+    tpas_command(["search", gallery, *of, "--interactive", "--json", "--camera", film.name])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    tracks = [sorted(hit["moment"]["track"] for hit in answer["hits"]) for answer in answers]
+    assert tracks == [[1, 2, 3], [2, 3]]
+
+
+def test_clips_do_not_become_films_that_are_searched(filmed, start):
+    film, rules = filmed
+    inside = ["--clips", str(film.parent / "found"), "--model", str(start), "--detector", rules.detector]
+    with pytest.raises(
+        SystemExit, match="--clips .*found lies in .*, whose films are searched: name another"
+    ):
+        tpas_command(["search", str(film.parent), "a man", *inside])
 
 
 def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, processor, filmed, capsys):

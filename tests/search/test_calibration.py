@@ -105,6 +105,12 @@ def test_too_few_persons_and_scores_that_are_no_numbers_are_refused():
         Calibration.learn(answers)
 
 
+def test_answers_none_of_which_has_its_image_are_refused():
+    answers = made_answers(80, seed=0)
+    with pytest.raises(ValueError, match="of 40 texts none has its image among the 60 that are read"):
+        Calibration.learn(replace(answers, is_right=np.zeros_like(answers.is_right)))
+
+
 def test_a_file_holds_it_and_a_damaged_one_is_named(calibration, tmp_path):
     path = tmp_path / "calibration.json"
     kept = replace(calibration, strangeness={"all": [0.5, math.inf]})

@@ -134,7 +134,7 @@ def test_columns_follow_what_is_appended_and_deleted(directory):
 
 
 @pytest.mark.parametrize(
-    "harm", ["missing", "cut", "altered", "of other shards", "no such camera", "within a letter"]
+    "harm", ["missing", "cut", "altered", "of other shards", "no such camera", "no offset", "within a letter"]
 )
 def test_columns_that_are_not_the_records_are_made_again(directory, harm):
     check(directory)
@@ -153,11 +153,23 @@ def test_columns_that_are_not_the_records_are_made_again(directory, harm):
         write_columns(directory, other, [(f"0{source}", rows) for source, rows in sources])
     elif harm == "no such camera":  # with a right checksum, as somebody could write it
         write_columns(directory, replace(columns, camera=columns.camera + 1), sources)
+    elif harm == "no offset":
+        write_columns(directory, replace(columns, beginnings=["2026-11-26T08:00:00"] * 9), sources)
     else:
         ends = columns.id_ends.copy()
         ends[3] = ends[2] + 4  # of "a0/ä3"
         write_columns(directory, replace(columns, id_ends=ends), sources)
     check(directory)
+
+
+def test_a_moment_begins_at_a_known_time_or_at_none(directory):
+    of = next(
+        of for of in moments_of(StoredGallery(directory)) if of is not None and of.started_at is not None
+    )
+    record = of.to_record()
+    assert Moment.from_record(record) == of
+    with pytest.raises(ValueError, match="has an offset from UTC, got 2026-11-26T08:00$"):
+        Moment.from_record(record | {"started_at": "2026-11-26T08:00"})
 
 
 def test_a_build_that_runs_meanwhile_is_not_disturbed(directory):

@@ -60,6 +60,7 @@ def test_the_matcher_checks_what_feedback_found(gallery, expected_cosines):
         [logits[hit.id] for hit in result[0]], abs=1e-3
     )
     assert "moved query" in result.meaning_of_scores
+    assert result.part(slice(0, 1)).meaning_of_scores == result.meaning_of_scores
 
 
 def test_a_phrase_that_must_be_there_is_read_with_the_text(gallery):
