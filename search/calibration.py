@@ -423,7 +423,7 @@ def _conditional_logit(stages: np.ndarray, is_right: np.ndarray, read: np.ndarra
     found = is_right.any(axis=1)  # the others tell nothing
     if not found.any():
         raise ValueError(
-            f"of {len(found):,} texts none has its image among the {is_right.shape[1]} that are read, so "
+            f"of {len(is_right):,} texts none has its image among the {is_right.shape[1]} that are read, so "
             "there is nothing to learn from: a longer --shortlist or another model finds some"
         )
     stages, is_right, read = stages[found].astype(float), is_right[found], read[found]
