@@ -1,4 +1,4 @@
-"""What a calibrated model says of people who are not in the gallery: the end of the demo."""
+"""What a calibrated model says of people who are not in the gallery, as the demo shows."""
 
 from dataclasses import dataclass
 from pathlib import Path

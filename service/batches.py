@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 GATHER_SECONDS = 0.005  # that a question waits for others, where several ask; far less than a pass takes
 TEXTS_A_PASS = 64
 WAITING_QUESTIONS = 256  # of all clients; more are refused
-ANSWER_SECONDS = 60.0  # in which a question has its answer, or is refused
+ANSWER_SECONDS = 110.0  # in which a question has its answer, or is refused: before its request ends
 
 Answer = Callable[[Sequence[Asked]], Sequence[Answered | RequestError]]
 
@@ -61,7 +61,9 @@ class Batches:
             async with asyncio.timeout(ANSWER_SECONDS):
                 return await future  # cancelled where the client waits no longer: then nobody searches for it
         except TimeoutError as error:
-            raise BusyError(f"No answer within {ANSWER_SECONDS:.0f} seconds: too many ask.") from error
+            raise BusyError(
+                f'No answer within {ANSWER_SECONDS:.0f} seconds: fewer texts, or "rerank": false, take less.'
+            ) from error
 
     async def _answer_all(self) -> None:
         while self.waiting:
