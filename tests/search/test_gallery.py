@@ -1270,6 +1270,8 @@ def build_on_two_processes(model, processor, folder, path):
     gallery = Gallery.build(model, processor, folder, path, **settings)
     assert len(gallery) == 19
     assert sorted(gallery.unreadable) == ["camera 0/008.png"]
+    Gallery.build(model, processor, folder, path, **settings)  # nothing is new: what cannot be read is not
+    assert not gallery.refresh()
 
 
 def fail_on_one_of_two_processes(model, processor, folder, path):
