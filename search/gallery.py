@@ -36,7 +36,7 @@ from ..models.interface import (
     can_match,
 )
 from ..processing_tpas import TPASProcessor, load_image
-from ..sca import Confidence, SCAReport, sca_rerank
+from ..sca import Confidence
 from .arguments import DEFAULT_MATCHER_SHORTLIST, MatchingDtype, OnClash, check_cascade, check_index
 from .building import build_shards, report_left_out
 from .calibration import Calibration
@@ -48,10 +48,10 @@ from .hits import Cover, EncodedImage, PhraseScore, SearchHit, SearchResult
 from .image_tokens import ImageTokens, RecomputedImageTokens
 from .indexes import Index, index_of_rows, open_index, write_index
 from .manifest import GalleryChangedError, GalleryError, GallerySettings
-from .ranking import DEFAULT_SHORTLIST, fuse, once_a_visit, reorder, replace_head
+from .ranking import DEFAULT_SHORTLIST, fuse
 from .selection import Selection
 from .shards import jpeg_thumbnail
-from .stages import Stages, best_views, check_precision, check_stages, taken_by
+from .stages import Stages, best_views, check_precision, check_stages, ordered, taken_by
 from .stored_gallery import StoredGallery, delete_images
 
 if TYPE_CHECKING:
@@ -556,7 +556,7 @@ class Gallery:
             shares = torch.from_numpy(calibration.shares(shortlists))  # (Q, S)
             chances = calibration.chances(shortlists, len(selection))
         if head:
-            ranking, before, sca_report = _ordered(stages, head, sca, visits)
+            ranking, before, sca_report = ordered(stages, head, sca, visits)
         kept = [row[~torch.isin(row, hidden)] for row in ranking]
         shown = [best_views(row, visits)[:top_k] for row in kept]
         if least_share is not None and shares is not None:
@@ -565,9 +565,10 @@ class Gallery:
             shown = [row[own[:n]] for row, own, n in zip(stages.candidates, order, counts, strict=True)]
         said = self._phrase_scores(selection, feedback, torch.cat(shown), stages, matcher)
         of_images = [None] * len(texts) if chances is None else chances[1]
+        ranked = [None] * len(texts) if before is None else [best_views(row, visits) for row in before]
         return SearchResult(
             (
-                self._hits(selection, stages, query, shown[query], before, of_images[query], said)
+                self._hits(selection, stages, query, shown[query], ranked[query], of_images[query], said)
                 for query in range(len(texts))
             ),
             chances=() if chances is None else chances[0].tolist(),
@@ -842,7 +843,7 @@ class Gallery:
         chances: "np.ndarray | None" = None,
         said: Mapping[int, tuple[PhraseScore, ...]] | None = None,
     ) -> list[SearchHit]:
-        """One text's answer: `ranking` (top_k,) of its candidates, and its ranking before SCA, of (Q, K).
+        """One text's answer: `ranking` (top_k,) of its candidates, and its ranking `before` SCA, (k,).
 
         Args:
             chances: (S,) of the first of its candidates.
@@ -851,7 +852,7 @@ class Gallery:
         candidates = {place: number for number, place in enumerate(stages.candidates[query].tolist())}
         ranks_before = {}
         if before is not None:
-            ranks_before = {place: rank for rank, place in enumerate(before[query].tolist(), start=1)}
+            ranks_before = {place: rank for rank, place in enumerate(before.tolist(), start=1)}
         hits = []
         for rank, place in enumerate(ranking.tolist(), start=1):
             candidate = candidates[place]
@@ -956,22 +957,6 @@ def _check_numbers(sca: str | None, **numbers: int) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}")
     if sca is not None and sca not in get_args(Confidence):
         raise ValueError(f"sca must be None or one of {get_args(Confidence)}, got {sca!r}")
-
-
-def _ordered(
-    stages: Stages, head: int, sca: Confidence | None, visits: Tensor | None
-) -> tuple[Tensor, Tensor | None, SCAReport | None]:
-    """The candidates (Q, K), their `head` best by the last stage; the same before SCA, and what it did."""
-    before, report = None, None
-    scores = stages.cosines[:, :head] if stages.scores is None else stages.scores
-    ranking, scores = reorder(stages.candidates[:, :head], scores)
-    if sca:
-        if visits is not None:
-            ranking, scores = once_a_visit(ranking, scores, visits)
-        before = replace_head(stages.candidates, ranking, head)
-        resolved = sca_rerank(ranking, scores, confidence=sca)
-        ranking, report = resolved.indices, resolved.report
-    return replace_head(stages.candidates, ranking, head), before, report
 
 
 def _listed(texts: Iterable[str]) -> list[str]:

@@ -39,6 +39,7 @@ FAISS_INDEX, FAISS_DESCRIPTION = "faiss.index", "faiss.json"
 SHARDS = GALLERY_SHARDS
 SHARD = "shard.json"
 FOOTAGE = "footage"  # the folder of what was cut from films, see `tpas.footage.records`
+WAIT = 5.0  # seconds: a search holds the lock for a moment, to keep the columns that it has made
 SHARD_NAME = re.compile(r"(\d{6,})-[0-9a-f]{16}")
 IMAGES, EMBEDDINGS, TOKENS, THUMBNAILS = (
     "pictures.json",
@@ -220,8 +221,11 @@ def shard_number(name: str) -> int:
 
 
 @contextmanager
-def builder_lock(directory: Path) -> Iterator[None]:
+def builder_lock(directory: Path, wait: float = WAIT) -> Iterator[None]:
     """Holds the right to write into `directory`, which is made if need be; see [`held_alone`].
+
+    Args:
+        wait: seconds to wait for who holds it.
 
     Raises:
         GalleryError: another build holds it, or the directory cannot be written to.
@@ -229,7 +233,7 @@ def builder_lock(directory: Path) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(held_alone(directory / LOCK))
+            stack.enter_context(held_alone(directory / LOCK, wait))
         except AlreadyHeldError as held:
             raise GalleryError(
                 f"another process is writing to the gallery {directory} ({held}): wait for its end"

@@ -66,29 +66,25 @@ def reorder(shortlists: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
     return shortlists.gather(1, order), scores
 
 
-def once_a_visit(ranking: Tensor, scores: Tensor, visits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rankings (Q, K) and their scores the first image of each visit.
+def visits_first(ranking: Tensor, scores: Tensor, visits: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Rankings (Q, K) and their scores, the first image of each visit in front of the visits' other images.
 
     Args:
         visits: (places,) what the images of a visit share.
 
     Returns:
-        (Q, k) both, k as many as the query with the fewest visits has.
+        (Q, K) both, and how many visits the query with the fewest has.
     """
-    kept = []
+    orders, counts = [], []
     for row in visits[ranking].tolist():
-        first = dict.fromkeys(row)
-        places = {visit: place for place, visit in reversed(list(enumerate(row)))}
-        kept.append([places[visit] for visit in first])
-    fewest = min(map(len, kept))
-    chosen = torch.tensor([places[:fewest] for places in kept])
-    return ranking.gather(1, chosen), scores.gather(1, chosen)
+        firsts = {visit: place for place, visit in reversed(list(enumerate(row)))}
+        others = set(range(len(row))).difference(firsts.values())
+        orders.append([*sorted(firsts.values()), *sorted(others)])
+        counts.append(len(firsts))
+    order = torch.tensor(orders)
+    return ranking.gather(1, order), scores.gather(1, order), min(counts)
 
 
-def replace_head(ranking: Tensor, head: Tensor, length: int | None = None) -> Tensor:
-    """A full ranking (Q, G) with its first K images in the new order `head` (Q, K).
-
-    Args:
-        length: of the head that is replaced, where the new one leaves out some of it.
-    """
-    return torch.cat([head, ranking[:, head.shape[1] if length is None else length :]], dim=1)
+def replace_head(ranking: Tensor, head: Tensor) -> Tensor:
+    """A full ranking (Q, G) with its first K images in the new order `head` (Q, K)."""
+    return torch.cat([head, ranking[:, head.shape[1] :]], dim=1)

@@ -29,6 +29,7 @@ from .manifest import (
     TOKENS,
     GalleryError,
     GallerySettings,
+    read_manifest,
     shard_number,
     write_manifest,
 )
@@ -152,7 +153,10 @@ def unlisted_shards(directory: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str]) -> None:
-    """Enters finished shards into the manifest, and writes it: the last step of a build."""
+    """Enters finished shards into the manifest: the last step of a build.
+
+    It is written only where it says something new: who has the gallery open takes another file for a change.
+    """
     contents = [read_shard(directory, name) for name in names]
     for _, records in contents:
         manifest["unreadable"] |= records["unreadable"]
@@ -164,9 +168,9 @@ def list_shards(directory: Path, manifest: dict[str, Any], names: Sequence[str])
             if any("moment" in image for image in records["pictures"]):
                 entry["moments"] = True  # who looks for visits need not read the records of all other shards
             manifest["shards"].append(entry)
-    if names:
-        manifest["next_shard"] = max(map(shard_number, names)) + 1
-    write_manifest(directory, manifest)
+            manifest["next_shard"] = shard_number(name) + 1
+    if manifest != read_manifest(directory):
+        write_manifest(directory, manifest)
 
 
 def jpeg_thumbnail(image: Any, size: int) -> bytes:

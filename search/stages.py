@@ -10,7 +10,9 @@ from torch import Tensor
 from ..engine.matching_cascade import CascadeReport
 from ..modeling_tpas import TPASModel
 from ..models.interface import ImageMatcher, RetrievalModel, can_match
+from ..sca import Confidence, SCAReport, sca_rerank
 from .arguments import MatchingDtype
+from .ranking import reorder, replace_head, visits_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,6 +94,22 @@ def check_precision(model: RetrievalModel, matching_dtype: MatchingDtype) -> Non
         raise ValueError(
             f"only TPAS models compute in bfloat16, and {model.name_or_path} is none: leave it out"
         )
+
+
+def ordered(
+    stages: Stages, head: int, sca: Confidence | None, visits: Tensor | None
+) -> tuple[Tensor, Tensor | None, SCAReport | None]:
+    """The candidates (Q, K), their `head` best by the last stage; the same before SCA, and what it did."""
+    before, report = None, None
+    scores = stages.cosines[:, :head] if stages.scores is None else stages.scores
+    ranking, scores = reorder(stages.candidates[:, :head], scores)
+    if sca:
+        if visits is not None:  # SCA takes lists of one length: what others have more of stays behind them
+            ranking, scores, head = visits_first(ranking, scores, visits)
+        before = replace_head(stages.candidates, ranking)
+        resolved = sca_rerank(ranking[:, :head], scores[:, :head], confidence=sca)
+        ranking, report = replace_head(ranking, resolved.indices), resolved.report
+    return replace_head(stages.candidates, ranking), before, report
 
 
 def best_views(ranking: Tensor, visits: Tensor | None) -> Tensor:

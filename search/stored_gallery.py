@@ -122,7 +122,8 @@ class StoredGallery(GalleryFiles):
         kept = read_columns(self.directory)
         columns = self._columns_by(kept)
         if kept is None or columns is not kept[0]:
-            with suppress(GalleryError), builder_lock(self.directory):  # or a deletion might come in between
+            # Lest a deletion should come in between; a build may take hours, and keeps them itself.
+            with suppress(GalleryError), builder_lock(self.directory, wait=0):
                 self.check_unchanged()
                 self._keep(columns)
         return columns

@@ -6,7 +6,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
@@ -24,6 +23,7 @@ from .caption_augmentation import eda_view
 from .checkpointing import IMAGE_SIZES
 from .data import PairCollator, SourceGroupedSampler, TrainingPairs, place_of, validation_benchmark
 from .image_augmentation import Augmentation
+from .processes import main_process_first, of_main_process
 from .run_folder import SUBSET_FILE
 from .subsets import diverse_subset
 
@@ -38,7 +38,7 @@ def validation_cut(arguments: FineTuningArguments) -> dict[str, Any]:
 
 
 def open_data(arguments: FineTuningArguments, accelerator: Accelerator) -> RetrievalData:
-    with accelerator.main_process_first():  # it fills the cache of rows for the others
+    with main_process_first(accelerator):  # it fills the cache of rows for the others
         return RetrievalData.open(arguments.data_root, arguments.image_root)
 
 
@@ -46,7 +46,7 @@ def load_validation_pairs(
     arguments: FineTuningArguments, data: RetrievalData, accelerator: Accelerator
 ) -> RetrievalBenchmark:
     """The validation split; each of its images can be read."""
-    with accelerator.main_process_first():
+    with main_process_first(accelerator):
         pairs = data.pairs("validation", **validation_cut(arguments))
     skip = arguments.on_bad_image == "skip"
     return validation_benchmark(
@@ -69,7 +69,7 @@ def load_training_pairs(
 
     def load(pairs: int | None, subset: str = "random") -> Dataset:
         cut = validation_cut(arguments)
-        with accelerator.main_process_first():  # it fills the cache of annotations for the others
+        with main_process_first(accelerator):  # it fills the cache of annotations for the others
             return data.pairs("train", pairs, arguments.seed, subset=subset, **cut)
 
     if arguments.subset != "diverse":
@@ -85,9 +85,9 @@ def load_training_pairs(
     else:
         cast(nn.Module, model).to(accelerator.device).eval()
         embeds = encode_texts(model, processor, pool["caption"], accelerator=accelerator).embeds
-        main = accelerator.is_main_process
-        chosen = diverse_subset(embeds, wanted, arguments.seed).tolist() if main else []
-        rows = sorted(broadcast_object_list([chosen])[0])
+        rows = of_main_process(
+            accelerator, lambda: sorted(diverse_subset(embeds, wanted, arguments.seed).tolist())
+        )
     return pool.select(rows), rows
 
 

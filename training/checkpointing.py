@@ -28,6 +28,7 @@ from ..data.whole_files import (
     file_checksum,
     put_in_place,
 )
+from .processes import shared_errors
 
 logger = logging.getLogger(__name__)
 
@@ -127,25 +128,26 @@ def save_checkpoint(
         save_more: writes what else belongs into the checkpoint's folder; called on the main process.
 
     Raises:
-        RuntimeError: it could not be written; what was there is untouched.
+        RuntimeError: a process could not write it, in every one; what was there is untouched.
     """
     target = directory / f"step_{progress.step:08d}"
     partial = directory / f".{target.name}{UNFINISHED}"  # of all processes
     try:
-        if accelerator.is_main_process:
-            for left in directory.glob(".step_*"):  # of a run that was killed
-                shutil.rmtree(left)
-            partial.mkdir(parents=True)
-        accelerator.wait_for_everyone()
-        accelerator.save_state(str(partial))
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            save_more(partial)
-            content = {"progress": asdict(progress), "settings": settings, "checksums": CHECKSUMS}
-            (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            checksums = json.dumps(content_of(partial), indent=1)
-            (partial / CHECKSUMS).write_text(checksums + "\n", encoding="utf-8")
-            put_in_place(partial, target, durable=True)
+        with shared_errors(accelerator):
+            if accelerator.is_main_process:
+                for left in directory.glob(".step_*"):  # of a run that was killed
+                    shutil.rmtree(left)
+                partial.mkdir(parents=True)
+        with shared_errors(accelerator):
+            accelerator.save_state(str(partial))
+        with shared_errors(accelerator):
+            if accelerator.is_main_process:
+                save_more(partial)
+                content = {"progress": asdict(progress), "settings": settings, "checksums": CHECKSUMS}
+                (partial / PROGRESS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+                checksums = json.dumps(content_of(partial), indent=1)
+                (partial / CHECKSUMS).write_text(checksums + "\n", encoding="utf-8")
+                put_in_place(partial, target, durable=True)
     except WRITING_FAILED as error:
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(directory)
@@ -154,12 +156,12 @@ def save_checkpoint(
             f"the checkpoint of step {progress.step} could not be written ({error}); {last}. Make room, then "
             "go on with --resume_from_checkpoint last"
         ) from error
-    if accelerator.is_main_process:
-        found = find_checkpoints(directory)
-        newest = found.index(target) + 1
-        for path in list(map(set_aside, found[: max(0, newest - kept)] + found[newest:])):
-            shutil.rmtree(path)
-    accelerator.wait_for_everyone()
+    with shared_errors(accelerator):
+        if accelerator.is_main_process:
+            found = find_checkpoints(directory)
+            newest = found.index(target) + 1
+            for path in list(map(set_aside, found[: max(0, newest - kept)] + found[newest:])):
+                shutil.rmtree(path)
     return target
 
 

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import DistributedType, gather_object, set_seed
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
@@ -46,6 +46,7 @@ from .log import Clock, LossMeans, TrainingLog, peak_memory, start_tracker
 from .objective import FineTuningObjective, network_of
 from .on_cpu import fast_on_cpu, suggest_bf16
 from .optimizer import LearningRates, build_optimizer, describe_groups
+from .processes import of_main_process, shared_errors
 from .run_folder import (
     LOCK,
     PATIENCE,
@@ -53,7 +54,6 @@ from .run_folder import (
     alone_in,
     earlier_run,
     find_progress,
-    of_main_process,
     recover_models,
     save_model,
 )
@@ -114,12 +114,13 @@ class Run:
         dataset, self.subset_rows = load_training_pairs(
             arguments, self.data, model, self.processor, accelerator
         )
-        identity = {}
-        if accelerator.is_main_process:
+
+        def identity_of() -> dict[str, Any]:
             warn_of_unread_captions(dataset, self.processor)
-            identity = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
-            identity |= data_identity(self.data)
-        identity = broadcast_object_list([identity])[0]
+            start = {"start_fingerprint": start_fingerprint(arguments, model, self.new_parameters)}
+            return start | data_identity(self.data)
+
+        identity = of_main_process(accelerator, identity_of)
         self.generator = torch.Generator().manual_seed(arguments.seed)
         self.pairs, self.loader = build_loader(
             arguments, dataset, self.data.image_root, self.processor, accelerator, self.generator
@@ -201,7 +202,7 @@ class Run:
         """
         # All that can be refused has been, and every process has looked for an earlier run by now.
         self.accelerator.wait_for_everyone()
-        if not self.output_dir.exists():
+        if not of_main_process(self.accelerator, self.output_dir.exists):
             self.find_progress()  # which may refuse, and leaves no folder behind
         with alone_in(self.accelerator, self.output_dir / LOCK, self.patience):
             self.train_alone()
@@ -251,8 +252,9 @@ class Run:
         checkpoint, self.progress = self.find_progress()
         if checkpoint is not None:
             self.progress.restore_generator(self.generator)
-            self.accelerator.load_state(str(checkpoint))
-            self.averages.load(checkpoint)
+            with shared_errors(self.accelerator):
+                self.accelerator.load_state(str(checkpoint))
+                self.averages.load(checkpoint)
             if self.progress.planned_steps not in (0, self.total_steps):
                 self.change_length()
         self.means.restore(self.progress.losses)
@@ -292,18 +294,19 @@ class Run:
 
     def open_folder(self) -> None:
         """Makes the folder ready, and logs what kind of run this is."""
-        if self.accelerator.is_main_process:
-            for path in self.earlier:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            recover_models(self.output_dir)
-            write_json(self.output_dir / "training_arguments.json", self.settings)
-            if self.subset_rows is not None:
-                write_json(self.output_dir / SUBSET_FILE, self.subset_rows)
-            if self.log.path.exists():
-                # What came after the checkpoint comes again.
-                os.truncate(self.log.path, min(self.progress.log_bytes, self.log.length))
-        if self.arguments.report_to != "none":
-            start_tracker(self.accelerator, self.arguments)
+        with shared_errors(self.accelerator):
+            if self.accelerator.is_main_process:
+                for path in self.earlier:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+                recover_models(self.output_dir)
+                write_json(self.output_dir / "training_arguments.json", self.settings)
+                if self.subset_rows is not None:
+                    write_json(self.output_dir / SUBSET_FILE, self.subset_rows)
+                if self.log.path.exists():
+                    # What came after the checkpoint comes again.
+                    os.truncate(self.log.path, min(self.progress.log_bytes, self.log.length))
+            if self.arguments.report_to != "none":
+                start_tracker(self.accelerator, self.arguments)
         logger.info(", ".join(f"{name} {value}" for name, value in self.sizes.items()))
         share = self.sizes["trained_parameters"] / self.sizes["parameters"]
         logger.info("trained: %.2f%% of the numbers", 100 * share)
@@ -425,7 +428,6 @@ class Run:
         if self.benchmark is not None and due:
             self.validate(kept)
         self.keep(kept, "last")
-        self.accelerator.wait_for_everyone()
         # One that ended within the epoch keeps its place there, lest a longer run should leave the rest out.
         within = progress.batches < len(self.loader)
         progress.epoch, progress.batches = progress.epoch + 1, 0
@@ -471,24 +473,27 @@ class Run:
             if self.benchmark is not None:
                 self.validate(self.averages.epochs.module, "averaged")
             self.keep(self.averages.epochs.module, "averaged")
-        if self.arguments.merge and self.accelerator.is_main_process:
-            # In fp32, as it was trained, whatever the start is kept in.
-            merged, _ = load_model(
-                str(self.output_dir / ("last" if self.benchmark is None else "best")),
-                trust_remote_code=self.arguments.trust_remote_code,
-                revision=self.arguments.revision,
-            )
-            self.keep(cast(nn.Module, merged), "merged")
+        if self.arguments.merge:
+            of_main_process(self.accelerator, self.merge)
         if self.arguments.on_bad_image == "skip":
             skipped = self.skipped_by_all()
             logger.info("%d of %d training pairs were skipped, unreadable", len(skipped), len(self.pairs))
             for message in skipped:
                 logger.info("skipped: %s", message)
         logger.info("memory at most: %s", peak_memory())
-        # Not `end_training`, which ends the process group as well: another seed may follow.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        self.accelerator.wait_for_everyone()
+        with shared_errors(self.accelerator):
+            # Not `end_training`, which ends the process group as well: another seed may follow.
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+
+    def merge(self) -> None:
+        """Writes merged/, in fp32, as it was trained, whatever the start is kept in."""
+        merged, _ = load_model(
+            str(self.output_dir / ("last" if self.benchmark is None else "best")),
+            trust_remote_code=self.arguments.trust_remote_code,
+            revision=self.arguments.revision,
+        )
+        save_model(cast(nn.Module, merged), self.processor, self.output_dir / "merged")
 
     def model_to_keep(self) -> nn.Module:
         """The trained model, or the moving average of its weights. Every process must call it."""
@@ -503,9 +508,10 @@ class Run:
         return self.whole
 
     def keep(self, model: nn.Module, name: str) -> None:
-        """Writes the model into the run's folder, on the main process."""
-        if self.accelerator.is_main_process:
-            save_model(model, self.processor, self.output_dir / name)
+        """Writes the model into the run's folder, on the main process. Every process must call it."""
+        with shared_errors(self.accelerator):
+            if self.accelerator.is_main_process:
+                save_model(model, self.processor, self.output_dir / name)
 
     def temperature(self) -> float:
         """Of the contrastive loss. Where FSDP has cut the model, every process must call it."""

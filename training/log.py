@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 from ..data.whole_files import explained_full_disk
 from .arguments import FineTuningArguments
 from .data import stable_number
+from .processes import shared_errors
 
 logger = logging.getLogger(__name__)
 GIGABYTE = 1e9
@@ -31,7 +32,10 @@ def read_training_log(path: str | Path) -> list[dict[str, Any]]:
 
 
 class TrainingLog:
-    """Sends figures to the terminal, `training_log.jsonl` and the trackers, all on the main process only."""
+    """Sends figures to the terminal, `training_log.jsonl` and the trackers, all on the main process only.
+
+    Every process must call `step` and `evaluation`, and has the main one's errors.
+    """
 
     def __init__(self, path: Path, accelerator: Accelerator):
         self.path = path
@@ -44,8 +48,8 @@ class TrainingLog:
 
     def step(self, step: int, epoch: float, figures: dict[str, float], time_left: str) -> None:
         """`time_left` goes to the terminal alone: it is no figure of the run."""
-        self._append({"step": step, "epoch": epoch} | figures)
-        self.accelerator.log({f"train/{name}": value for name, value in figures.items()}, step=step)
+        tracked = {f"train/{name}": value for name, value in figures.items()}
+        self._write({"step": step, "epoch": epoch} | figures, tracked)
         shown = ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
         logger.info("step %d: %s; %s", step, shown, time_left)
 
@@ -54,21 +58,23 @@ class TrainingLog:
     ) -> None:
         """What `evaluate` measured and how it is shown; `weights`: which, where not the run's own."""
         of_weights = {} if weights is None else {"weights": weights}
-        self._append({"step": step, "epoch": epoch} | of_weights | {"evaluation": stages})
         prefix = "validation" if weights is None else f"validation/{weights}"
         figures = {
             f"{prefix}/{stage}/{metric}": value
             for stage, groups in stages.items()
             for metric, value in groups["all"].items()
         }
-        self.accelerator.log(figures, step=step)
+        self._write({"step": step, "epoch": epoch} | of_weights | {"evaluation": stages}, figures)
         of_what = "" if weights is None else f", {weights} weights"
         logger.info("validation after step %d%s\n%s", step, of_what, table)
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            with explained_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(entry) + "\n")
+    def _write(self, entry: dict[str, Any], tracked: dict[str, Any]) -> None:
+        """Sends a line to the file, and figures to the trackers."""
+        with shared_errors(self.accelerator):
+            if self.accelerator.is_main_process:
+                with explained_full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(entry) + "\n")
+            self.accelerator.log(tracked, step=entry["step"])
 
 
 class LossMeans:

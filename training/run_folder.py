@@ -1,13 +1,12 @@
 """The folder that a run writes: what it may hold, and models that are replaced whole."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ..data.json_records import read_json
@@ -22,10 +21,9 @@ from .checkpointing import (
     find_checkpoints,
     read_progress,
 )
+from .processes import of_main_process
 
 logger = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 LOCK = "run.lock"
 # Seconds in which a run that was told to stop, and started again, has written its checkpoint.
@@ -69,20 +67,6 @@ def earlier_run(output_dir: Path, overwrite: bool) -> list[Path]:
             "--overwrite_output_dir"
         )
     return earlier
-
-
-def of_main_process(accelerator: Accelerator, function: Callable[[], Answer]) -> Answer:
-    """What `function` returns on the main process, in every process; or its error, raised in every one."""
-    answer, error = None, None
-    if accelerator.is_main_process:
-        try:
-            answer = function()
-        except Exception as raised:
-            error = raised
-    answer, error = broadcast_object_list([answer, error])
-    if error is not None:
-        raise error
-    return cast(Answer, answer)
 
 
 @contextmanager

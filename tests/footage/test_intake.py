@@ -91,10 +91,16 @@ def test_where_the_person_of_a_moment_was_is_known_at_each_time(built):
     assert len(visits_of(built.path)["visits"]) == 3
 
 
+@pytest.mark.filterwarnings("ignore:3 queries share 1 candidate")
 def test_sca_resolves_collisions_of_visits(built):
-    answers = built.search(["a man runs", "a woman runs", "a person falls"], sca="score", top_k=3)
-    for hits in answers:
-        assert sorted(hit.moment.track for hit in hits) == [1, 2, 3]
+    texts = ["a man runs", "a woman runs", "a person falls"]
+    for shortlist in range(1, len(built) + 1):  # the texts' lists hold views of differently many visits
+        for top_k in (2, 3):
+            plain = built.search(texts, top_k=top_k, shortlist=shortlist)
+            resolved = built.search(texts, top_k=top_k, shortlist=shortlist, sca="score")
+            for before, hits in zip(plain, resolved, strict=True):
+                assert len({hit.moment.track for hit in hits}) == top_k
+                assert {hit.id: hit.rank_before_sca for hit in hits} == {hit.id: hit.rank for hit in before}
 
 
 def test_more_of_this_person_are_other_visits(built):

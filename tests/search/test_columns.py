@@ -1,6 +1,7 @@
 """What is kept in columns says what the records say, and is made again from them where it is not theirs."""
 
 import random
+import time
 from dataclasses import replace
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ import torch
 from tpas.data.moments import Moment
 from tpas.search.columns import COLUMNS, Columns, read_columns, write_columns
 from tpas.search.gallery import Gallery
-from tpas.search.manifest import GallerySettings, builder_lock, new_manifest, read_manifest
+from tpas.search.manifest import WAIT, GallerySettings, builder_lock, new_manifest, read_manifest
 from tpas.search.shards import ShardRow, list_shards, shard_name, write_shard
 from tpas.search.stored_gallery import StoredGallery, delete_images
 
@@ -174,5 +175,7 @@ def test_a_moment_begins_at_a_known_time_or_at_none(directory):
 
 def test_a_build_that_runs_meanwhile_is_not_disturbed(directory):
     with builder_lock(directory):
+        began = time.monotonic()
         assert len(Gallery.open(directory).rows_of_moments("door"))
+        assert time.monotonic() - began < WAIT  # nor waited for
     assert not (directory / COLUMNS).exists()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tpas.search.ranking import fuse, rank_by_embeddings, reorder, replace_head, resolve_shortlist
+from tpas.search.stages import Stages, ordered
 
 
 def random_embeds(rows: int) -> torch.Tensor:
@@ -82,3 +83,13 @@ def test_reordered_shortlists_keep_the_tail_and_equal_scores_keep_their_order():
     assert head.tolist() == [[2, 4, 0], [2, 1, 0]]
     assert sorted_scores.tolist() == [pytest.approx([0.9, 0.1, 0.1]), pytest.approx([0.7, 0.5, 0.5])]
     assert replace_head(ranking, head).tolist() == [[2, 4, 0, 3, 1], [2, 1, 0, 4, 3]]
+
+
+def test_sca_over_films_keeps_the_visits_that_another_text_has_fewer_of():
+    visits = torch.tensor([0, 0, 0, 3, 4, 5])  # of places: three views of the first
+    candidates = torch.tensor([[3, 4, 0, 1, 5, 2], [0, 1, 2, 3, 4, 5]])
+    scores = torch.tensor([[2.0, 1.0, 4.0, 3.0], [9.0, 8.0, 7.0, 6.0]])
+    stages = Stages(candidates, torch.linspace(1, 0, 6).repeat(2, 1), scores)
+    ranking, before, _ = ordered(stages, 4, "score", visits)
+    assert before.tolist() == [[0, 3, 4, 1, 5, 2], [0, 3, 1, 2, 4, 5]]
+    assert ranking.tolist() == [[3, 0, 4, 1, 5, 2], [0, 3, 1, 2, 4, 5]]  # 4 is only in one text's list

@@ -9,6 +9,8 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -29,6 +31,9 @@ from tpas.training.checkpointing import (
     read_progress,
     save_checkpoint,
 )
+from tpas.training.fine_tuning import Run
+from tpas.training.log import TrainingLog
+from tpas.training.processes import main_process_first, of_main_process
 from tpas.training.run_folder import recover_models
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerator")
@@ -209,6 +214,38 @@ def test_two_processes_stop_together_and_go_on_bit_equal(small_pab, start, tmp_p
             found = find_checkpoints(tmp_path / "run" / "checkpoints")
             assert [path.name for path in found] == ["step_00000002"]
     assert_same_run(tmp_path / "whole", tmp_path / "run", lines=5)
+
+
+def fail_on_one_of_two_processes(folder: Path) -> None:
+    """Each process raises what the other one fails with, and none waits for ever."""
+    accelerator = Accelerator()
+    main = accelerator.is_main_process
+    full = OSError(28, "No space left on device")
+    for failing, method in ((1, "save_state"), (0, "save_state"), (0, "save_more")):
+        step = len(find_checkpoints(folder)) + 1
+        fails = Mock(side_effect=full if accelerator.process_index == failing else None)
+        message = rf"step {step} could not be written \(.*No space left"
+        with pytest.MonkeyPatch.context() as patch:
+            if method == "save_state":
+                patch.setattr(Accelerator, method, fails)
+            with pytest.raises(RuntimeError, match=message):
+                save_checkpoint(accelerator, folder, Progress(step=step), {}, 9, fails)
+        save(folder, step, kept=9)
+    assert len(find_checkpoints(folder)) == 3
+    with pytest.raises(IsADirectoryError):
+        TrainingLog(folder, accelerator).step(1, 0.1, {}, "")
+    run = SimpleNamespace(accelerator=accelerator, processor=None, output_dir=folder)
+    with pytest.raises(AttributeError, match="save_pretrained"):  # of a model that is none
+        Run.keep(run, torch.nn.Identity(), "last")
+    data = Mock(side_effect=ValueError("no data") if main else None)
+    with pytest.raises(ValueError, match="no data"), main_process_first(accelerator):
+        data()
+    assert data.called == main
+    assert of_main_process(accelerator, lambda: accelerator.process_index) == 0
+
+
+def test_what_one_process_fails_with_ends_all(tmp_path):
+    debug_launcher(fail_on_one_of_two_processes, (tmp_path,), num_processes=2)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(small_pab, start, tmp_path, whole, monkeypatch):
