@@ -20,6 +20,8 @@ def read_age(text: str) -> timedelta:
 def older_visits(gallery: Path, age: timedelta, now: datetime) -> list[tuple[FilmRecord, list[KeptVisit]]]:
     """By film the visits that ended longer ago; of a film without a wall clock, that were found longer ago.
 
+    With films of whose visits none is that old, but some that were forgotten are still in the record.
+
     Raises:
         ValueError: there is no footage in the gallery.
     """
@@ -30,22 +32,22 @@ def older_visits(gallery: Path, age: timedelta, now: datetime) -> list[tuple[Fil
         (record, [visit for visit in record.visits.values() if now - _time_of(record, visit) > age])
         for record in records
     ]
-    return [(record, visits) for record, visits in older if visits]
+    return [(record, visits) for record, visits in older if visits or record.holds_forgotten]
 
 
 def forget(gallery: Path, older: list[tuple[FilmRecord, list[KeptVisit]]]) -> list[str]:
     """Removes visits and all that was made of them; returns the ids of their images. The films stay."""
-    from ..search.gallery import Gallery
-    from ..search.manifest import MANIFEST
+    from ..search.manifest import MANIFEST, builder_lock
+    from ..search.stored_gallery import StoredGallery, delete_alone
 
     ids = [f"{record.camera}/{view.name}" for record, visits in older for v in visits for view in v.views]
-    if (gallery / MANIFEST).exists():
-        stored = Gallery.open(gallery)
-        there = {*stored.ids}
-        if gone := [name for name in ids if name in there]:
-            stored.delete(gone)
-    for record, visits in older:
-        record.forget([visit.track for visit in visits])
+    with builder_lock(gallery):  # over all of it, or a build in between would encode them again
+        if (gallery / MANIFEST).exists():
+            there = {*StoredGallery(gallery).ids()}
+            if gone := [name for name in ids if name in there]:
+                delete_alone(gallery, gone)
+        for record, visits in older:
+            record.forget([visit.track for visit in visits])
     return ids
 
 

@@ -319,3 +319,39 @@ def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, p
     assert json.loads(capsys.readouterr().out)["visits"] == is_past
     with pytest.raises(SystemExit, match="'soon' is no age, such as 30d"):
         tpas_command(["gallery", "delete", str(built.path), "--older_than", "soon"])
+
+
+def test_of_a_forgotten_visit_no_line_is_left(built):
+    """Neither its times nor where the person went; what an early version, or a kill, left goes as well."""
+    found = built.path / FOOTAGE / "cam1.mp4" / FOUND
+
+    def visits_in_file():
+        lines = [json.loads(line) for line in found.read_text().splitlines()]
+        return [line["visit"]["track"] for line in lines if "visit" in line]
+
+    whole = found.read_bytes()
+    older = older_visits(built.path, timedelta(days=1), datetime.fromisoformat("2026-12-26T08:00:00+00:00"))
+    forget(built.path, older)
+    assert visits_in_file() == []
+    assert FilmRecord.read(found.parent, "cam1.mp4").next_track == 4  # no later one is taken for the third
+
+    found.write_bytes(whole + b'{"forgotten": [1, 2]}\n')
+    assert [visit["track"] for visit in visits_of(built.path)["visits"]] == [3]
+    left = older_visits(built.path, timedelta(days=10_000), datetime.now().astimezone())
+    assert [[visit.track for visit in visits] for _, visits in left] == [[]]
+    forget(built.path, left)
+    assert visits_in_file() == [3]
+    assert not older_visits(built.path, timedelta(days=10_000), datetime.now().astimezone())
+
+
+def test_what_is_forgotten_of_an_interrupted_film_does_not_come_back(filmed, tmp_path):
+    film, rules = filmed
+    record = look_through(source := Source("cam1.mp4", str(film)), tmp_path, rules)
+    lines = (record.folder / FOUND).read_bytes().splitlines(keepends=True)
+    second = next(place for place, line in enumerate(lines) if b'"track": 2,' in line)
+    (record.folder / FOUND).write_bytes(b"".join(lines[: second + 1]))
+    interrupted = FilmRecord.read(record.folder, record.camera)
+    assert [*interrupted.visits] == [1]
+    interrupted.forget([1])
+    look_through(source, tmp_path, rules)
+    assert spans(tmp_path) == [pytest.approx(span, abs=0.11) for span in TRUTH[1:]]
