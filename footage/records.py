@@ -293,7 +293,10 @@ class FilmRecord:
 
     def _append(self, entry: dict[str, Any]) -> None:
         path = self.folder / FOUND
-        with self._alone(), explained_full_disk(path), path.open("ab") as stream:
+        with self._alone(), explained_full_disk(path), path.open("ab+") as stream:
+            stream.seek(max(0, stream.tell() - 1))
+            if stream.read() != b"\n":  # a kill or a full disk has cut a line off
+                stream.truncate(path.read_bytes().rfind(b"\n") + 1)
             stream.write(json.dumps(entry).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -1,6 +1,7 @@
 """Forgets visits by their age: crops, whole frames, thumbnails, embeddings and index entries."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def forget(gallery: Path, older: list[tuple[FilmRecord, list[KeptVisit]]]) -> li
         for record, visits in older:
             record.forget([visit.track for visit in visits])
     return ids
+
+
+def forget_images(gallery: Path, ids: Sequence[str]) -> None:
+    """Removes single images and what was computed from them, and of those cut from films the files as well.
+
+    A visit goes with its last image. What a killed call left, the same call removes.
+
+    Raises:
+        KeyError: an image is not there; then none is removed.
+    """
+    from ..search.manifest import builder_lock
+    from ..search.stored_gallery import StoredGallery, delete_alone
+
+    wanted = {*ids}
+    with builder_lock(gallery):
+        records = records_of(gallery)
+        cut = {name for record in records for name, _, _ in record.moments()}
+        stored = StoredGallery(gallery)
+        there = {*stored.ids()}
+        stored.rows_of([name for name in ids if name not in cut])  # says what is not there
+        if gone := [name for name in ids if name in there]:
+            delete_alone(gallery, gone)
+        for record in records:
+            if own := [view.name for name, view, _ in record.moments() if name in wanted]:
+                record.forget(views=own)
 
 
 def _time_of(record: FilmRecord, visit: KeptVisit) -> datetime:

@@ -355,3 +355,28 @@ def test_what_is_forgotten_of_an_interrupted_film_does_not_come_back(filmed, tmp
     interrupted.forget([1])
     look_through(source, tmp_path, rules)
     assert spans(tmp_path) == [pytest.approx(span, abs=0.11) for span in TRUTH[1:]]
+
+
+def test_an_image_that_is_deleted_does_not_come_back(built, model, processor, filmed, capsys):
+    """One view of the first visit, and all of the second: with their files, and for each later build."""
+    (first, *_), second = ([name for name in built.ids if f"/{track}-" in name] for track in (1, 2))
+    left = {*built.ids} - {first, *second}
+    folder = built.path / FOOTAGE / "cam1.mp4"
+    with pytest.raises(SystemExit, match="no.jpg"):
+        tpas_command(["gallery", "delete", str(built.path), first, "no.jpg"])
+    assert Gallery.open(built.path).ids == built.ids
+    with (folder / FOUND).open("ab") as found:
+        found.write(b'{"gap": {"start_')  # as a kill leaves it
+    tpas_command(["gallery", "delete", str(built.path), first, *second, "--json"])
+    assert json.loads(capsys.readouterr().out)["images"] == len(left)
+
+    def check():
+        assert {*Gallery.open(built.path).ids} == left
+        assert {f"cam1.mp4/{path.name}" for path in folder.glob("*-?.jpg")} == left
+        assert len([*folder.glob("*.frame.jpg")]) == len(left)
+        assert [visit["track"] for visit in visits_of(built.path)["visits"]] == [1, 3]
+        assert (folder / FOUND).read_text().count('"visit"') == 2
+
+    check()
+    build_footage(find_films(filmed[0]), built.path, model, processor, filmed[1])
+    check()
