@@ -21,7 +21,7 @@ from .films import Film, open_film
 from .following import Appearance, Follower, Scenes
 from .records import FilmRecord
 from .rules import FootageRules
-from .sources import Source, find_films, is_address
+from .sources import Source, find_films, is_address, plain_camera
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,7 +128,7 @@ def encode_visits(
         wanted = {name for record in records for name, _, _ in record.moments()}
         cameras = {record.camera for record in records}
         columns = stored.stored.columns
-        rows = columns.of_cameras(lambda name: name in cameras)
+        rows = columns.of_cameras(lambda name: plain_camera(name) in cameras)
         gone = [name for name in columns.ids(rows) if name not in wanted]
         if gone:
             stored.delete(gone)

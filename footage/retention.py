@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from .records import FilmRecord, KeptVisit, records_of
+from .sources import plain_camera
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -44,8 +45,15 @@ def forget(gallery: Path, older: list[tuple[FilmRecord, list[KeptVisit]]]) -> li
     ids = [f"{record.camera}/{view.name}" for record, visits in older for v in visits for view in v.views]
     with builder_lock(gallery):  # over all of it, or a build in between would encode them again
         if (gallery / MANIFEST).exists():
-            there = {*StoredGallery(gallery).ids()}
-            if gone := [name for name in ids if name in there]:
+            tracks = {record.camera: {visit.track for visit in visits} for record, visits in older}
+            columns = StoredGallery(gallery).columns
+            rows = columns.of_cameras(lambda name: plain_camera(name) in tracks)
+            cameras = [plain_camera(columns.cameras[place]) for place in columns.camera[rows]]
+            are_gone = [
+                track in tracks[name]
+                for name, track in zip(cameras, columns.track[rows].tolist(), strict=True)
+            ]
+            if gone := [*columns.ids(rows[are_gone])]:
                 delete_alone(gallery, gone)
         for record, visits in older:
             record.forget([visit.track for visit in visits])
@@ -63,14 +71,15 @@ def forget_images(gallery: Path, ids: Sequence[str]) -> None:
     from ..search.manifest import builder_lock
     from ..search.stored_gallery import StoredGallery, delete_alone
 
-    wanted = {*ids}
+    wanted = {plain_camera(name) for name in ids}
     with builder_lock(gallery):
         records = records_of(gallery)
         cut = {name for record in records for name, _, _ in record.moments()}
         stored = StoredGallery(gallery)
-        there = {*stored.ids()}
-        stored.rows_of([name for name in ids if name not in cut])  # says what is not there
-        if gone := [name for name in ids if name in there]:
+        there = {plain_camera(name): name for name in stored.ids()}
+        known = cut | there.keys()
+        stored.rows_of([name for name in ids if plain_camera(name) not in known])  # raises where there is one
+        if gone := [there[name] for name in wanted if name in there]:
             delete_alone(gallery, gone)
         for record in records:
             if own := [view.name for name, view, _ in record.moments() if name in wanted]:

@@ -380,3 +380,27 @@ def test_an_image_that_is_deleted_does_not_come_back(built, model, processor, fi
     check()
     build_footage(find_films(filmed[0]), built.path, model, processor, filmed[1])
     check()
+
+
+@pytest.mark.parametrize("camera", ["hall/", "./hall", "hall//"])
+def test_a_cameras_name_is_that_of_its_folder(filmed, camera):
+    assert find_films(filmed[0], camera)[0].camera == "hall"
+    assert find_films(filmed[0].parent, camera)[0].camera == "hall/cam1.mp4"
+
+
+@pytest.mark.parametrize("camera", ["", ".", "./", "/hall", "hall/../.."])
+def test_what_is_no_cameras_name_is_refused(filmed, camera):
+    with pytest.raises(ValueError, match="a camera's name is a word"):
+        find_films(filmed[0], camera)
+
+
+def test_old_visits_of_an_odd_name_are_forgotten_as_well(filmed, model, processor, tmp_path):
+    """Early versions took "hall/" as it is, so that the gallery's ids differ from the record's."""
+    film, rules = filmed
+    early = build_footage([Source("hall//cam1.mp4", str(film))], tmp_path, model, processor, rules)
+    assert early.ids[0].startswith("hall//")
+    began = datetime.fromisoformat("2026-11-26T08:00:00+00:00")
+    forget(tmp_path, older_visits(tmp_path, timedelta(days=1), began + timedelta(days=1, seconds=13)))
+    assert {moment.track for _, moment in Gallery.open(tmp_path).stored.moments()} == {3}
+    now = build_footage([Source("hall/cam1.mp4", str(film))], tmp_path, model, processor, rules)
+    assert {name.rpartition("-")[0] for name in now.ids} == {"hall/cam1.mp4/3"}
