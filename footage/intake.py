@@ -233,16 +233,19 @@ def _is_to_be_read(record: FilmRecord, source: Source, rules: FootageRules, stat
             f"{source.camera} was looked through with {other}, and "
             f"{ {name: own[name] for name in other} } was asked for: use the same, or another gallery"
         )
-    if record.end is None or state is None:
+    if state is None:
         return True
-    before = record.end["state"]
+    before = None if record.end is None else record.end["state"]
     if before is not None and before[0] == state[0]:
         return False  # by its length: moved or copied, it is the same film
     if record.about.get("film") != source.film:
         raise ValueError(
-            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another "
-            "film: --camera gives it another name"
+            f"{source.camera} is {record.about.get('film')} in the gallery, not looked through to its end, "
+            f"and {source.film} is another film: --camera gives it another name. Where it is the same, moved: "
+            f"remove {record.folder}, and it is looked through again"
         )
+    if record.end is None:
+        return True
     if before is None or state[0] < before[0]:
         raise ValueError(
             f"{source.film} is another film than the one of this name in the gallery: --camera gives it "

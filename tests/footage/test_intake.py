@@ -182,6 +182,21 @@ def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
         build_footage(find_films(other), gallery, model, processor, rules)
 
 
+def test_another_film_does_not_go_on_with_one_that_was_interrupted(filmed, tmp_path):
+    film, rules = filmed
+    other = shutil.copy(film, tmp_path / "other.mp4")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look_through(Source("door", str(film)), tmp_path, rules, found=interrupt)
+    with pytest.raises(ValueError, match="other.mp4 is another film: --camera .*moved: remove .*door, and"):
+        look_through(Source("door", str(other)), tmp_path, rules)
+    record = look_through(Source("door", str(film)), tmp_path, rules)
+    assert [*record.visits] == [1, 2, 3]
+
+
 def test_a_gallery_that_was_moved_has_its_pictures(built, model, processor, filmed, tmp_path):
     ids, place = built.ids, shutil.move(built.path, tmp_path / "elsewhere")
     moved = Gallery.open(place, model, processor, images_root=tmp_path)  # which is for other images
