@@ -367,7 +367,10 @@ class _ImageSequence(Film):
     def __iter__(self) -> Iterator[Frame]:
         last: float | None = None
         for number, (file, time_s) in enumerate(self.files, start=1):
-            if time_s < self.from_s or (last is not None and time_s <= last):
+            if last is not None and time_s <= last:
+                continue
+            if time_s < self.from_s:
+                last = time_s
                 continue
             try:
                 image = self.load(file)

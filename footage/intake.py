@@ -89,7 +89,7 @@ def look_through(
             for time_s, frame in frames_at(film, rules.frames_per_second):
                 people_seen = detector.find(frame)
                 for gap in film.gaps[noted:]:
-                    if gap.end_s > record.quiet_s:
+                    if round(gap.end_s, 3) > record.quiet_s:  # as the record has it
                         record.note(gap)
                 noted, last_s = len(film.gaps), time_s
                 if people_seen is None or time_s < record.quiet_s:
@@ -241,8 +241,8 @@ def _is_to_be_read(record: FilmRecord, source: Source, rules: FootageRules, stat
     if record.about.get("film") != source.film:
         raise ValueError(
             f"{source.camera} is {record.about.get('film')} in the gallery, not looked through to its end, "
-            f"and {source.film} is another film: --camera gives it another name. Where it is the same, moved: "
-            f"remove {record.folder}, and it is looked through again"
+            f"and {source.film} is another film: --camera gives it another name. If it was moved: remove "
+            f"{record.folder}, and it is looked through again"
         )
     if record.end is None:
         return True

@@ -177,6 +177,9 @@ class FilmRecord:
         if not self.about:
             self._kept_lines = [json.dumps({"format": FORMAT, "about": about}).encode()]
             self.about = about
+        if not self.about.get("is_live"):  # gaps after the last quiet moment are met again
+            self.gaps = [gap for gap in self.gaps if gap.end_s <= self.quiet_s]
+            self._kept_lines = [line for line in self._kept_lines if not self._is_later_gap(line)]
         _write_lines(self.folder, self._kept_lines)
         self.end = None
         wanted = {
@@ -290,6 +293,10 @@ class FilmRecord:
     def started_at(self) -> datetime | None:
         text = self.about.get("started_at")
         return None if text is None else datetime.fromisoformat(text)
+
+    def _is_later_gap(self, line: bytes) -> bool:
+        gap = json.loads(line).get("gap")
+        return gap is not None and gap["end_s"] > self.quiet_s
 
     def _append(self, entry: dict[str, Any]) -> None:
         path = self.folder / FOUND

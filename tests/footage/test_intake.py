@@ -162,6 +162,18 @@ def test_a_film_that_has_grown_is_gone_on_with(filmed, model, processor, tmp_pat
     }
 
 
+def test_a_film_that_has_grown_has_each_gap_once(tmp_path):
+    film, rules = tmp_path / "grow.ts", FootageRules(detector="motion")
+    first = [number / 10 for number in range(100)]
+    write_film(film, first + [20 + number / 10 for number in range(10)])
+    record = look_through(Source("grow", str(film)), tmp_path, rules)
+    assert [gap.end_s for gap in record.gaps] == [20.0]
+    write_film(film, first + [20 + number / 10 for number in range(20)])
+    look_through(Source("grow", str(film)), tmp_path, rules)
+    (grown,) = visits_of(tmp_path)["films"]
+    assert [(gap["start_s"], gap["end_s"]) for gap in grown["gaps"]] == [(9.9, 20.0)]
+
+
 def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
     filmed, model, processor, tmp_path, caplog
 ):
@@ -191,7 +203,7 @@ def test_another_film_does_not_go_on_with_one_that_was_interrupted(filmed, tmp_p
 
     with pytest.raises(KeyboardInterrupt):
         look_through(Source("door", str(film)), tmp_path, rules, found=interrupt)
-    with pytest.raises(ValueError, match="other.mp4 is another film: --camera .*moved: remove .*door, and"):
+    with pytest.raises(ValueError, match="other.mp4 is another film: --camera .* moved: remove .*door, and"):
         look_through(Source("door", str(other)), tmp_path, rules)
     record = look_through(Source("door", str(film)), tmp_path, rules)
     assert [*record.visits] == [1, 2, 3]
