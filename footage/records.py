@@ -94,12 +94,13 @@ class FilmRecord:
     Attributes:
         folder: where it is kept.
         camera: the camera's name.
-        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live` and
-            `duration_s`, which early records lack.
+        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live`, and
+            `duration_s` and `begins_with`, which early records lack.
         visits: that count, by their tracks.
         gaps: times of which the film shows nothing.
         quiet_s: from where on the film has to be looked at.
-        end: the film's length and state when it was looked through; None before.
+        end: when it was looked through the film's length `end_s`, its file's `state` and what stands for its
+            `content`, which early records lack; None before.
         holds_forgotten: forgotten visits are still in its file, as a kill or an early version left them.
     """
 
@@ -221,10 +222,10 @@ class FilmRecord:
         self._append({"quiet_s": round(time_s, 3)})
         self.quiet_s = time_s
 
-    def mark_end(self, end_s: float, state: list[int] | None) -> None:
-        """The film was looked through, as it was in this state."""
-        self._append({"end": {"end_s": round(end_s, 3), "state": state}})
-        self.end = {"end_s": end_s, "state": state}
+    def mark_end(self, end_s: float, state: list[int] | None, content: str | None = None) -> None:
+        """The film was looked through, as it was in this state and with this content."""
+        self.end = {"end_s": round(end_s, 3), "state": state, "content": content}
+        self._append({"end": self.end})
 
     def reopen(self) -> list[KeptVisit]:
         """Goes back to the last quiet moment, as of a film that has grown; returns the visits that go."""

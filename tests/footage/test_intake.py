@@ -1,6 +1,7 @@
 """From films to a gallery of moments: a kill loses nothing, nothing comes twice, each visit answers once."""
 
 import json
+import os
 import re
 import shutil
 from datetime import datetime, timedelta
@@ -192,6 +193,48 @@ def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
     other = write_film(tmp_path / "cam1.mp4", [0.0, 0.1])
     with pytest.raises(ValueError, match="is another film: --camera gives it another name"):
         build_footage(find_films(other), gallery, model, processor, rules)
+
+
+def test_a_film_is_known_by_its_content_and_read_again_by_nobody(filmed, tmp_path):
+    """A recorder writes over a file of constant size; a copy, or a new date, changes nothing."""
+    film, rules = tmp_path / "ring.mp4", filmed[1]
+    shutil.copy(filmed[0], film)
+    source = Source("ring", str(film))
+    found = look_through(source, tmp_path, rules).folder / FOUND
+    os.utime(film, (1, 1))
+    assert [*look_through(source, tmp_path, rules).visits] == [1, 2, 3]
+    stamped = found.read_bytes()
+    assert stamped.count(b'"end"') == 2  # so that it is compared once
+    assert [*look_through(source, tmp_path, rules).visits] == [1, 2, 3]
+    assert found.read_bytes() == stamped
+
+    content = bytearray(film.read_bytes())
+    content[len(content) // 2] ^= 1
+    film.write_bytes(content)
+    with pytest.raises(ValueError, match="ring.mp4 is another film than the one of this name"):
+        look_through(source, tmp_path, rules)
+    found.write_bytes(re.sub(rb', "content": "[0-9a-f]+"', b"", stamped))  # as early versions wrote it
+    assert [*look_through(source, tmp_path, rules).visits] == [1, 2, 3]
+
+
+def test_a_folder_that_keeps_the_last_images_is_another_film(tmp_path):
+    def take(*minutes):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for minute in minutes:
+            Image.new("RGB", (64, 48)).save(folder / f"2026-11-26_12-{minute}-00.png")
+
+    source, rules = Source("ring", str(folder := tmp_path / "images")), FootageRules(detector="none")
+    take(10, 11)
+    look_through(source, tmp_path, rules)
+    take(10, 11)
+    assert look_through(source, tmp_path, rules).end["end_s"] == 60
+    for later in ((11, 12), (11, 12, 13)):
+        take(*later)
+        with pytest.raises(ValueError, match="images is another film than the one of this name"):
+            look_through(source, tmp_path, rules)
+    take(10, 11, 12)
+    assert look_through(source, tmp_path, rules).end["end_s"] == 120
 
 
 def test_another_film_does_not_go_on_with_one_that_was_interrupted(filmed, tmp_path):
