@@ -159,10 +159,16 @@ def delete(
         )
     assert ids is not None
     with quick_imports():
+        from ..footage.retention import forget_images
         from ..search.gallery import Gallery
+        from ..search.manifest import FOOTAGE
 
     gallery = Gallery.open(path)
-    gallery.delete(ids)
+    if (path / FOOTAGE).is_dir():
+        forget_images(path, ids)
+        gallery.refresh()
+    else:
+        gallery.delete(ids)
     return CommandResult(
         {"path": str(path), "removed": ids, "images": len(gallery)},
         f"{len(ids)} images removed, {len(gallery):,} left",

@@ -25,6 +25,7 @@ from ..data.whole_files import explained_full_disk, write_text
 from .clips import cut_clip
 from .faces import FaceCover
 from .records import FilmRecord, KeptVisit
+from .sources import plain_camera
 from .standing import Alarm, StandingQueries
 from .webhook import Webhook
 
@@ -89,7 +90,7 @@ class AlarmLog:
         if not (folder / WATCHED).exists():
             self._judged = {record.camera: max(record.visits) for record in past if record.visits}
         for line in _whole_lines(folder / WATCHED):
-            self._judged |= line.get("judged", {})
+            self._judged |= {plain_camera(name): track for name, track in line.get("judged", {}).items()}
             self._owed |= dict.fromkeys(line.get("owed", ()))
             for name in line.get("sent", ()):
                 self._owed.pop(name, None)

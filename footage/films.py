@@ -83,6 +83,7 @@ class Film(AbstractContextManager["Film"]):
         name: what errors call it.
         started_at: the wall clock's time at `time_s` 0, with its zone; None where nothing says it.
         duration_s: as the file says; None of a stream and of a file that does not.
+        begins_with: the name of the first of a sequence of images, at `time_s` 0; None of other films.
         gaps: that were met so far.
         is_live: a stream, which has no end and cannot be gone through again.
     """
@@ -91,6 +92,7 @@ class Film(AbstractContextManager["Film"]):
         self.name = name
         self.started_at = started_at
         self.duration_s = duration_s
+        self.begins_with: str | None = None
         self.gaps: list[Gap] = []
         self.is_live = False
 
@@ -358,6 +360,7 @@ class _ImageSequence(Film):
         order = sorted(range(len(files)), key=times.__getitem__)
         first = times[order[0]]
         self.started_at = started_at or first
+        self.begins_with = files[order[0]].name
         self.from_s = from_s
         self.files = [(files[place], (times[place] - first).total_seconds()) for place in order]
         self.duration_s = self.files[-1][1]
@@ -367,7 +370,10 @@ class _ImageSequence(Film):
     def __iter__(self) -> Iterator[Frame]:
         last: float | None = None
         for number, (file, time_s) in enumerate(self.files, start=1):
-            if time_s < self.from_s or (last is not None and time_s <= last):
+            if last is not None and time_s <= last:
+                continue
+            if time_s < self.from_s:
+                last = time_s
                 continue
             try:
                 image = self.load(file)

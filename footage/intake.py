@@ -1,5 +1,7 @@
 """From films to a gallery of visits: looks through what is new, and encodes the people who were found."""
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +23,7 @@ from .films import Film, open_film
 from .following import Appearance, Follower, Scenes
 from .records import FilmRecord
 from .rules import FootageRules
-from .sources import Source, find_films, is_address
+from .sources import Source, find_films, is_address, plain_camera
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 WARM_UP_S = 20.0  # of a film that is gone on with: the background is learnt before anybody is looked for
 MARKED_EVERY_S = 60.0  # of quiet, in a record
 THUMBNAIL_SIZE = 384
+BLOCKS, BLOCK = 16, 2**17  # and their bytes, by which a film's content is told
 Encoded = Callable[[Gallery, Sequence[FilmRecord]], None]  # what is told of visits that are in a gallery now
 
 
@@ -60,21 +63,18 @@ def look_through(
     state = _state_of(source.film)
     if record.about and not _is_to_be_read(record, source, rules, state):
         return record
+    content = content_checksum(source.film)  # before it is read: what is written meanwhile makes it another
     detector = detector_of(rules.detector, rules.detect_every)
     looks_s = 1 / rules.frames_per_second if detector.by_motion else rules.detect_every
     if rules.detector.startswith("boxes:"):
         looks_s = 1 / rules.frames_per_second
     begin_s = max(0.0, record.quiet_s - WARM_UP_S)
     with open_film(source.film, started_at=rules.start, from_s=begin_s) as film:
-        record.begin(
-            {
-                "film": film.name if film.is_live else source.film,
-                "started_at": None if film.started_at is None else film.started_at.isoformat(),
-                "is_live": film.is_live,
-                "duration_s": film.duration_s,
-                "settings": rules.settings,
-            }
-        )
+        if record.about.get("begins_with") not in (None, film.begins_with):
+            raise _another(source)
+        if record.end is not None and state is not None:
+            record.reopen()
+        record.begin(_about(film, source, rules))
         people: Follower | Scenes = Scenes()
         if not isinstance(detector, WholeFrames):
             people = Follower(
@@ -89,7 +89,7 @@ def look_through(
             for time_s, frame in frames_at(film, rules.frames_per_second):
                 people_seen = detector.find(frame)
                 for gap in film.gaps[noted:]:
-                    if gap.end_s > record.quiet_s:
+                    if round(gap.end_s, 3) > record.quiet_s:  # as the record has it
                         record.note(gap)
                 noted, last_s = len(film.gaps), time_s
                 if people_seen is None or time_s < record.quiet_s:
@@ -111,7 +111,7 @@ def look_through(
         record.add(people.finish())
         for gap in film.gaps[noted:]:
             record.note(gap)
-        record.mark_end(last_s, state)
+        record.mark_end(last_s, state, content)
     return record
 
 
@@ -128,7 +128,7 @@ def encode_visits(
         wanted = {name for record in records for name, _, _ in record.moments()}
         cameras = {record.camera for record in records}
         columns = stored.stored.columns
-        rows = columns.of_cameras(lambda name: name in cameras)
+        rows = columns.of_cameras(lambda name: plain_camera(name) in cameras)
         gone = [name for name in columns.ids(rows) if name not in wanted]
         if gone:
             stored.delete(gone)
@@ -233,24 +233,43 @@ def _is_to_be_read(record: FilmRecord, source: Source, rules: FootageRules, stat
             f"{source.camera} was looked through with {other}, and "
             f"{ {name: own[name] for name in other} } was asked for: use the same, or another gallery"
         )
-    if record.end is None or state is None:
+    if state is None:
         return True
-    before = record.end["state"]
+    before = None if record.end is None else record.end["state"]
     if before is not None and before[0] == state[0]:
-        return False  # by its length: moved or copied, it is the same film
+        if not _is_as_before(record, source, state):
+            raise _another(source)
+        return False
     if record.about.get("film") != source.film:
         raise ValueError(
-            f"{source.camera} is {record.about.get('film')} in the gallery, and {source.film} is another "
-            "film: --camera gives it another name"
+            f"{source.camera} is {record.about.get('film')} in the gallery, not looked through to its end, "
+            f"and {source.film} is another film: --camera gives it another name. If it was moved: remove "
+            f"{record.folder}, and it is looked through again"
         )
+    if record.end is None:
+        return True
     if before is None or state[0] < before[0]:
-        raise ValueError(
-            f"{source.film} is another film than the one of this name in the gallery: --camera gives it "
-            "another name"
-        )
+        raise _another(source)
     logger.info("%s has grown: it is gone on with", source.camera)
-    record.reopen()
     return True
+
+
+def _about(film: Film, source: Source, rules: FootageRules) -> dict[str, Any]:
+    return {
+        "film": film.name if film.is_live else source.film,
+        "started_at": None if film.started_at is None else film.started_at.isoformat(),
+        "is_live": film.is_live,
+        "duration_s": film.duration_s,
+        "begins_with": film.begins_with,
+        "settings": rules.settings,
+    }
+
+
+def _another(source: Source) -> ValueError:
+    return ValueError(
+        f"{source.film} is another film than the one of this name in the gallery: --camera gives it another "
+        "name"
+    )
 
 
 def _state_of(film: str) -> list[int] | None:
@@ -258,8 +277,41 @@ def _state_of(film: str) -> list[int] | None:
         return None
     path = Path(film)
     if path.is_dir():
-        return [sum(1 for _ in path.iterdir()), 0, 0, 0]
+        return [sum(1 for _ in path.iterdir()), path.stat().st_mtime_ns, 0, 0]
     return file_state(path)
+
+
+def _is_as_before(record: FilmRecord, source: Source, state: list[int]) -> bool:
+    """Whether a film of the same length is the one that was looked through: moved, copied or touched."""
+    assert record.end is not None, "was looked at"
+    known = record.end.get("content")
+    if known is None or record.end["state"][1] == state[1]:
+        return True
+    if known != content_checksum(source.film):
+        return False
+    record.mark_end(record.end["end_s"], state, known)  # lest it be read at each look
+    return True
+
+
+def content_checksum(film: str) -> str | None:
+    """What stands for a film's content, without reading all of it: blocks from its first byte to its last.
+
+    Of a folder the names and sizes of its files. None of an address, and of what is no file.
+    """
+    path, checksum = Path(film), hashlib.blake2b(digest_size=16)
+    if is_address(film) or not (path.is_dir() or path.is_file()):
+        return None
+    if path.is_dir():
+        with os.scandir(path) as entries:
+            files = sorted((entry.name, entry.stat().st_size) for entry in entries if entry.is_file())
+        checksum.update(json.dumps(files).encode())
+        return checksum.hexdigest()
+    with path.open("rb") as stream:
+        last = max(0, os.fstat(stream.fileno()).st_size - BLOCK)
+        for number in range(BLOCKS):
+            stream.seek(last * number // (BLOCKS - 1))
+            checksum.update(stream.read(BLOCK))
+    return checksum.hexdigest()
 
 
 def frames_at(film: Film, frames_per_second: float) -> Iterator[tuple[float, Any]]:

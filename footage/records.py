@@ -12,20 +12,22 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from ..data.moments import Box, Moment
-from ..data.whole_files import explained_full_disk, replacing
+from ..data.whole_files import explained_full_disk, held_alone, replacing
 from ..search.manifest import FOOTAGE
 from .films import LONGEST_SILENCE_S, Gap
 from .following import Visit
 from .views import box_at
 
 FOUND = "found.jsonl"
+LOCK = "found.lock"  # held by who writes into the other
 FORMAT = 1
 
 
@@ -61,6 +63,9 @@ class KeptVisit:
     views: tuple[KeptView, ...]
     boxes: tuple[tuple[float, Box], ...] = ()
 
+    def without(self, names: Collection[str]) -> "KeptVisit":
+        return replace(self, views=tuple(view for view in self.views if view.name not in names))
+
     def to_json(self) -> dict[str, Any]:
         return {
             "track": self.track,
@@ -89,12 +94,14 @@ class FilmRecord:
     Attributes:
         folder: where it is kept.
         camera: the camera's name.
-        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live` and
-            `duration_s`, which early records lack.
+        about: what the film is and how it was looked at: `film`, `started_at`, `settings`, `is_live`, and
+            `duration_s` and `begins_with`, which early records lack.
         visits: that count, by their tracks.
         gaps: times of which the film shows nothing.
         quiet_s: from where on the film has to be looked at.
-        end: the film's length and state when it was looked through; None before.
+        end: when it was looked through the film's length `end_s`, its file's `state` and what stands for its
+            `content`, which early records lack; None before.
+        holds_forgotten: forgotten visits are still in its file, as a kill or an early version left them.
     """
 
     folder: Path
@@ -105,6 +112,7 @@ class FilmRecord:
     quiet_s: float = 0.0
     end: dict[str, Any] | None = None
     next_track: int = 1
+    holds_forgotten: bool = False
 
     @classmethod
     def read(cls, folder: Path, camera: str) -> "FilmRecord":
@@ -115,40 +123,51 @@ class FilmRecord:
         """
         record = cls(folder, camera)
         try:
-            lines = (folder / FOUND).read_bytes().split(b"\n")
+            lines = _whole_lines(folder)
         except FileNotFoundError:
             return record
         kept = 0  # lines that count
         waiting: list[KeptVisit] = []
         gaps: list[Gap] = []
-        for number, line in enumerate(lines[:-1], start=1):  # what follows the last end of a line was cut off
+        tracks: set[int] = set()  # that are forgotten
+        views: set[str] = set()
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
                 if "about" in entry:
                     record.about = entry["about"]
+                    record.next_track = max(record.next_track, entry.get("next_track", 1))
                     record.visits, record.gaps, waiting, gaps, record.end = {}, [], [], [], None
                 elif "visit" in entry:
                     waiting.append(KeptVisit.from_json(entry["visit"]))
                 elif "gap" in entry:
                     gaps.append(Gap(**entry["gap"]))
                 elif "forgotten" in entry:
-                    for track in entry["forgotten"]:
-                        record.visits.pop(track, None)
+                    tracks.update(entry["forgotten"])
+                    views.update(entry.get("views", ()))
                 elif "end" in entry:
                     record.end = entry["end"]
-                if {"quiet_s", "end", "about", "forgotten"} & entry.keys() or record.about.get("is_live"):
+                if {"quiet_s", "end", "about"} & entry.keys() or record.about.get("is_live"):
                     record.visits |= {visit.track: visit for visit in waiting}
                     record.gaps += gaps
+                    record.next_track = max([record.next_track, *(visit.track + 1 for visit in waiting)])
                     waiting, gaps, kept = [], [], number
                 if "quiet_s" in entry:
                     record.quiet_s = float(entry["quiet_s"])
-                record.next_track = max([record.next_track, *(track + 1 for track in record.visits)])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"{folder / FOUND}, line {number} is damaged ({error!r}): remove {folder}, and the film "
                     "is looked through again"
                 ) from error
         record._kept_lines = lines[:kept]
+        if tracks or views:
+            record.holds_forgotten = True
+            record._kept_lines, _ = _without(lines[:kept], tracks, views, record.next_track)
+            record.visits = {
+                visit.track: visit
+                for visit in (visit.without(views) for visit in record.visits.values())
+                if visit.views and visit.track not in tracks
+            }
         return record
 
     _kept_lines: list[bytes] = field(default_factory=list, repr=False)
@@ -159,8 +178,10 @@ class FilmRecord:
         if not self.about:
             self._kept_lines = [json.dumps({"format": FORMAT, "about": about}).encode()]
             self.about = about
-        with replacing(self.folder / FOUND, durable=True) as unfinished:
-            unfinished.write_bytes(b"".join(line + b"\n" for line in self._kept_lines))
+        if not self.about.get("is_live"):  # gaps after the last quiet moment are met again
+            self.gaps = [gap for gap in self.gaps if gap.end_s <= self.quiet_s]
+            self._kept_lines = [line for line in self._kept_lines if not self._is_later_gap(line)]
+        _write_lines(self.folder, self._kept_lines)
         self.end = None
         wanted = {
             name for visit in self.visits.values() for view in visit.views for name in (view.name, view.frame)
@@ -201,10 +222,10 @@ class FilmRecord:
         self._append({"quiet_s": round(time_s, 3)})
         self.quiet_s = time_s
 
-    def mark_end(self, end_s: float, state: list[int] | None) -> None:
-        """The film was looked through, as it was in this state."""
-        self._append({"end": {"end_s": round(end_s, 3), "state": state}})
-        self.end = {"end_s": end_s, "state": state}
+    def mark_end(self, end_s: float, state: list[int] | None, content: str | None = None) -> None:
+        """The film was looked through, as it was in this state and with this content."""
+        self.end = {"end_s": round(end_s, 3), "state": state, "content": content}
+        self._append({"end": self.end})
 
     def reopen(self) -> list[KeptVisit]:
         """Goes back to the last quiet moment, as of a film that has grown; returns the visits that go."""
@@ -214,16 +235,26 @@ class FilmRecord:
         self.end = None
         return after
 
-    def forget(self, tracks: Sequence[int]) -> None:
-        """Removes visits and their pictures for good."""
-        gone = [self.visits.pop(track) for track in tracks]
-        line = {"forgotten": list(tracks)}
-        self._append(line)
-        self._kept_lines.append(json.dumps(line).encode())
-        for visit in gone:
-            for view in visit.views:
-                (self.folder / view.name).unlink(missing_ok=True)
-                (self.folder / view.frame).unlink(missing_ok=True)
+    def forget(self, tracks: Sequence[int] = (), views: Sequence[str] = ()) -> None:
+        """Removes visits, and views by their names, for good: pictures, times and boxes.
+
+        What is left of a visit without views goes as well. A kill in between leaves a line that says what is
+        forgotten; the next call, be it without arguments, ends it.
+        """
+        if tracks or views:
+            self._append({"forgotten": list(tracks), "views": list(views)})
+        with self._alone():
+            now = FilmRecord.read(self.folder, self.camera)  # which another process may have added to
+            lines = _whole_lines(self.folder)
+            entries = [entry for entry in map(json.loads, lines) if "forgotten" in entry]
+            all_tracks = {track for entry in entries for track in entry["forgotten"]}
+            all_views = {name for entry in entries for name in entry.get("views", ())}
+            left, pictures = _without(lines, all_tracks, all_views, now.next_track)
+            for name in pictures:
+                (self.folder / name).unlink(missing_ok=True)
+            _write_lines(self.folder, left)
+        self.visits, self.next_track, self._kept_lines = now.visits, now.next_track, now._kept_lines
+        self.holds_forgotten = False
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -264,12 +295,60 @@ class FilmRecord:
         text = self.about.get("started_at")
         return None if text is None else datetime.fromisoformat(text)
 
+    def _is_later_gap(self, line: bytes) -> bool:
+        gap = json.loads(line).get("gap")
+        return gap is not None and gap["end_s"] > self.quiet_s
+
     def _append(self, entry: dict[str, Any]) -> None:
         path = self.folder / FOUND
-        with explained_full_disk(path), path.open("ab") as stream:
+        with self._alone(), explained_full_disk(path), path.open("ab+") as stream:
+            stream.seek(max(0, stream.tell() - 1))
+            if stream.read() != b"\n":  # a kill or a full disk has cut a line off
+                stream.truncate(path.read_bytes().rfind(b"\n") + 1)
             stream.write(json.dumps(entry).encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return held_alone(self.folder / LOCK, wait=60)  # a stream is added to while others forget
+
+
+def _whole_lines(folder: Path) -> list[bytes]:
+    """Of a record's file; what follows the last end of a line was cut off by a kill."""
+    return (folder / FOUND).read_bytes().split(b"\n")[:-1]
+
+
+def _write_lines(folder: Path, lines: Sequence[bytes]) -> None:
+    with replacing(folder / FOUND, durable=True) as unfinished:
+        unfinished.write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def _without(
+    lines: Sequence[bytes], tracks: Collection[int], views: Collection[str], next_track: int
+) -> tuple[list[bytes], list[str]]:
+    """A record's lines without what is forgotten, and the names of its pictures.
+
+    Args:
+        next_track: kept in them, so that no later visit gets a forgotten one's number.
+    """
+    left, pictures = [], []
+    for line in lines:
+        entry = json.loads(line)
+        if "forgotten" in entry:
+            continue
+        if "about" in entry:
+            line = json.dumps(entry | {"next_track": next_track}).encode()
+        if "visit" in entry:
+            visit = KeptVisit.from_json(entry["visit"])
+            kept = visit.without(views if visit.track not in tracks else [view.name for view in visit.views])
+            if kept != visit:
+                gone = [view for view in visit.views if view not in kept.views]
+                pictures += [name for view in gone for name in (view.name, view.frame)]
+                line = json.dumps({"visit": kept.to_json()}).encode()
+            if not kept.views:
+                continue
+        left.append(line)
+    return left, pictures
 
 
 def _sized(box: Box) -> Box:

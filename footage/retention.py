@@ -1,10 +1,12 @@
 """Forgets visits by their age: crops, whole frames, thumbnails, embeddings and index entries."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from .records import FilmRecord, KeptVisit, records_of
+from .sources import plain_camera
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -20,6 +22,8 @@ def read_age(text: str) -> timedelta:
 def older_visits(gallery: Path, age: timedelta, now: datetime) -> list[tuple[FilmRecord, list[KeptVisit]]]:
     """By film the visits that ended longer ago; of a film without a wall clock, that were found longer ago.
 
+    With films of whose visits none is that old, but some that were forgotten are still in the record.
+
     Raises:
         ValueError: there is no footage in the gallery.
     """
@@ -30,23 +34,56 @@ def older_visits(gallery: Path, age: timedelta, now: datetime) -> list[tuple[Fil
         (record, [visit for visit in record.visits.values() if now - _time_of(record, visit) > age])
         for record in records
     ]
-    return [(record, visits) for record, visits in older if visits]
+    return [(record, visits) for record, visits in older if visits or record.holds_forgotten]
 
 
 def forget(gallery: Path, older: list[tuple[FilmRecord, list[KeptVisit]]]) -> list[str]:
     """Removes visits and all that was made of them; returns the ids of their images. The films stay."""
-    from ..search.gallery import Gallery
-    from ..search.manifest import MANIFEST
+    from ..search.manifest import MANIFEST, builder_lock
+    from ..search.stored_gallery import StoredGallery, delete_alone
 
     ids = [f"{record.camera}/{view.name}" for record, visits in older for v in visits for view in v.views]
-    if (gallery / MANIFEST).exists():
-        stored = Gallery.open(gallery)
-        there = {*stored.ids}
-        if gone := [name for name in ids if name in there]:
-            stored.delete(gone)
-    for record, visits in older:
-        record.forget([visit.track for visit in visits])
+    with builder_lock(gallery):  # over all of it, or a build in between would encode them again
+        if (gallery / MANIFEST).exists():
+            tracks = {record.camera: {visit.track for visit in visits} for record, visits in older}
+            columns = StoredGallery(gallery).columns
+            rows = columns.of_cameras(lambda name: plain_camera(name) in tracks)
+            cameras = [plain_camera(columns.cameras[place]) for place in columns.camera[rows]]
+            are_gone = [
+                track in tracks[name]
+                for name, track in zip(cameras, columns.track[rows].tolist(), strict=True)
+            ]
+            if gone := [*columns.ids(rows[are_gone])]:
+                delete_alone(gallery, gone)
+        for record, visits in older:
+            record.forget([visit.track for visit in visits])
     return ids
+
+
+def forget_images(gallery: Path, ids: Sequence[str]) -> None:
+    """Removes single images and what was computed from them, and of those cut from films the files as well.
+
+    A visit goes with its last image. What a killed call left, the same call removes.
+
+    Raises:
+        KeyError: an image is not there; then none is removed.
+    """
+    from ..search.manifest import builder_lock
+    from ..search.stored_gallery import StoredGallery, delete_alone
+
+    wanted = {plain_camera(name) for name in ids}
+    with builder_lock(gallery):
+        records = records_of(gallery)
+        cut = {name for record in records for name, _, _ in record.moments()}
+        stored = StoredGallery(gallery)
+        there = {plain_camera(name): name for name in stored.ids()}
+        known = cut | there.keys()
+        stored.rows_of([name for name in ids if plain_camera(name) not in known])  # raises where there is one
+        if gone := [there[name] for name in wanted if name in there]:
+            delete_alone(gallery, gone)
+        for record in records:
+            if own := [view.name for name, view, _ in record.moments() if name in wanted]:
+                record.forget(views=own)
 
 
 def _time_of(record: FilmRecord, visit: KeptVisit) -> datetime:

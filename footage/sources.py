@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..data.image_folders import list_images
 
@@ -49,8 +49,10 @@ def find_films(place: str | Path, camera: str | None = None) -> list[Source]:
     Raises:
         FileNotFoundError, ValueError: there is none, or the name cannot be a camera's.
     """
-    if camera is not None and (not camera or camera.startswith("/") or ".." in camera.split("/")):
-        raise ValueError(f"a camera's name is a word or words divided by /, got {camera!r}")
+    if camera is not None:
+        if camera.startswith("/") or ".." in camera.split("/") or plain_camera(camera) == ".":
+            raise ValueError(f"a camera's name is a word or words divided by /, got {camera!r}")
+        camera = plain_camera(camera)
     if is_address(place):
         plain = re.sub(r"^[^:]*:(//)?([^/@]*@)?", "", str(place))
         return [Source(camera or re.sub(r"[^\w.-]+", "_", plain).strip("_") or "camera", str(place))]
@@ -68,6 +70,11 @@ def find_films(place: str | Path, camera: str | None = None) -> list[Source]:
     if any(file.suffix.lower() in image_suffixes() for file in path.iterdir()):
         return [Source(camera or path.name, str(path))]
     raise ValueError(f"{place} holds no films, and no images with times in their names")
+
+
+def plain_camera(name: str) -> str:
+    """A camera's name as its folder has it, "hall" of "hall/"; early versions kept what was given."""
+    return PurePosixPath(name).as_posix()
 
 
 def holds_films(place: str | Path) -> bool:

@@ -189,8 +189,7 @@ class _Encoding:
             return
         if time.monotonic() - self.encoded_s >= self.every_s:
             self.encoded_s = time.monotonic()
-            kept = replace(record, visits=dict(record.visits))
-            self.running = self.thread.submit(self._encode, kept)
+            self.running = self.thread.submit(self._encode, record)
 
     def finish(self, record: FilmRecord) -> None:
         if self.running is not None:
@@ -199,8 +198,8 @@ class _Encoding:
 
     def _encode(self, record: FilmRecord) -> None:
         try:
-            with self.model:
-                self.encode(record)
+            with self.model:  # by the file: of what it says, another process may have forgotten some
+                self.encode(FilmRecord.read(record.folder, record.camera))
         except (
             GalleryError,
             OSError,

@@ -416,7 +416,13 @@ def delete_images(directory: Path, ids: Collection[str]) -> None:
         KeyError: an image is not there; then none is removed.
         GalleryError: the gallery is damaged or cannot be written to.
     """
-    with builder_lock(directory), explained_write_errors(directory):
+    with builder_lock(directory):
+        delete_alone(directory, ids)
+
+
+def delete_alone(directory: Path, ids: Collection[str]) -> None:
+    """As `delete_images`, for who holds the `builder_lock`."""
+    with explained_write_errors(directory):
         stored = StoredGallery(directory)
         manifest = deepcopy(stored.manifest)  # from the old one the shards are still read
         unlisted_shards(directory, manifest)  # a killed deletion's leftovers would be in the way

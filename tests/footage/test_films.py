@@ -165,6 +165,9 @@ def test_images_with_times_in_their_names_are_a_film(tmp_path):
     assert times == [0.0, 1.0, 2.0, 25.0]
     assert film.started_at.isoformat()[:23] == "2026-11-26T12:30:05.500"
     assert [gap.reason for gap in film.gaps] == ["no images for 23.0 s"]
+    with open_film(tmp_path, from_s=20.0) as later:
+        assert [frame.time_s for frame in later] == [25.0]
+        assert [gap.start_s for gap in later.gaps] == [2.0]
     Image.new("RGB", (20, 10)).save(tmp_path / "holiday.png")
     with pytest.raises(ValueError, match=re.escape("holiday.png: its name has no time")):
         open_film(tmp_path)

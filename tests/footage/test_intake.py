@@ -1,6 +1,7 @@
 """From films to a gallery of moments: a kill loses nothing, nothing comes twice, each visit answers once."""
 
 import json
+import os
 import re
 import shutil
 from datetime import datetime, timedelta
@@ -170,6 +171,18 @@ def test_a_film_that_has_grown_is_gone_on_with(filmed, model, processor, tmp_pat
     }
 
 
+def test_a_film_that_has_grown_has_each_gap_once(tmp_path):
+    film, rules = tmp_path / "grow.ts", FootageRules(detector="motion")
+    first = [number / 10 for number in range(100)]
+    write_film(film, first + [20 + number / 10 for number in range(10)])
+    record = look_through(Source("grow", str(film)), tmp_path, rules)
+    assert [gap.end_s for gap in record.gaps] == [20.0]
+    write_film(film, first + [20 + number / 10 for number in range(20)])
+    look_through(Source("grow", str(film)), tmp_path, rules)
+    (grown,) = visits_of(tmp_path)["films"]
+    assert [(gap["start_s"], gap["end_s"]) for gap in grown["gaps"]] == [(9.9, 20.0)]
+
+
 def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
     filmed, model, processor, tmp_path, caplog
 ):
@@ -188,6 +201,63 @@ def test_what_does_not_belong_together_is_refused_and_the_others_go_on(
     other = write_film(tmp_path / "cam1.mp4", [0.0, 0.1])
     with pytest.raises(ValueError, match="is another film: --camera gives it another name"):
         build_footage(find_films(other), gallery, model, processor, rules)
+
+
+def test_a_film_is_known_by_its_content_and_read_again_by_nobody(filmed, tmp_path):
+    """A recorder writes over a file of constant size; a copy, or a new date, changes nothing."""
+    film, rules = tmp_path / "ring.mp4", filmed[1]
+    shutil.copy(filmed[0], film)
+    source = Source("ring", str(film))
+    found = look_through(source, tmp_path, rules).folder / FOUND
+    os.utime(film, (1, 1))
+    assert [*look_through(source, tmp_path, rules).visits] == [1, 2, 3]
+    stamped = found.read_bytes()
+    assert stamped.count(b'"end"') == 2  # so that it is compared once
+    assert [*look_through(source, tmp_path, rules).visits] == [1, 2, 3]
+    assert found.read_bytes() == stamped
+
+    content = bytearray(film.read_bytes())
+    content[len(content) // 2] ^= 1
+    film.write_bytes(content)
+    with pytest.raises(ValueError, match="ring.mp4 is another film than the one of this name"):
+        look_through(source, tmp_path, rules)
+    found.write_bytes(re.sub(rb', "content": "[0-9a-f]+"', b"", stamped))  # as early versions wrote it
+    assert [*look_through(source, tmp_path, rules).visits] == [1, 2, 3]
+
+
+def test_a_folder_that_keeps_the_last_images_is_another_film(tmp_path):
+    def take(*minutes):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for minute in minutes:
+            Image.new("RGB", (64, 48)).save(folder / f"2026-11-26_12-{minute}-00.png")
+
+    source, rules = Source("ring", str(folder := tmp_path / "images")), FootageRules(detector="none")
+    take(10, 11)
+    look_through(source, tmp_path, rules)
+    take(10, 11)
+    assert look_through(source, tmp_path, rules).end["end_s"] == 60
+    for later in ((11, 12), (11, 12, 13)):
+        take(*later)
+        with pytest.raises(ValueError, match="images is another film than the one of this name"):
+            look_through(source, tmp_path, rules)
+    take(10, 11, 12)
+    assert look_through(source, tmp_path, rules).end["end_s"] == 120
+
+
+def test_another_film_does_not_go_on_with_one_that_was_interrupted(filmed, tmp_path):
+    film, rules = filmed
+    other = shutil.copy(film, tmp_path / "other.mp4")
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look_through(Source("door", str(film)), tmp_path, rules, found=interrupt)
+    with pytest.raises(ValueError, match="other.mp4 is another film: --camera .* moved: remove .*door, and"):
+        look_through(Source("door", str(other)), tmp_path, rules)
+    record = look_through(Source("door", str(film)), tmp_path, rules)
+    assert [*record.visits] == [1, 2, 3]
 
 
 def test_a_gallery_that_was_moved_has_its_pictures(built, model, processor, filmed, tmp_path):
@@ -365,3 +435,88 @@ def test_old_visits_are_forgotten_with_all_that_was_made_of_them(built, model, p
     assert json.loads(capsys.readouterr().out)["visits"] == is_past
     with pytest.raises(SystemExit, match="'soon' is no age, such as 30d"):
         tpas_command(["gallery", "delete", str(built.path), "--older_than", "soon"])
+
+
+def test_of_a_forgotten_visit_no_line_is_left(built):
+    """Neither its times nor where the person went; what an early version, or a kill, left goes as well."""
+    found = built.path / FOOTAGE / "cam1.mp4" / FOUND
+
+    def visits_in_file():
+        lines = [json.loads(line) for line in found.read_text().splitlines()]
+        return [line["visit"]["track"] for line in lines if "visit" in line]
+
+    whole = found.read_bytes()
+    older = older_visits(built.path, timedelta(days=1), datetime.fromisoformat("2026-12-26T08:00:00+00:00"))
+    forget(built.path, older)
+    assert visits_in_file() == []
+    assert FilmRecord.read(found.parent, "cam1.mp4").next_track == 4  # no later one is taken for the third
+
+    found.write_bytes(whole + b'{"forgotten": [1, 2]}\n')
+    assert [visit["track"] for visit in visits_of(built.path)["visits"]] == [3]
+    left = older_visits(built.path, timedelta(days=10_000), datetime.now().astimezone())
+    assert [[visit.track for visit in visits] for _, visits in left] == [[]]
+    forget(built.path, left)
+    assert visits_in_file() == [3]
+    assert not older_visits(built.path, timedelta(days=10_000), datetime.now().astimezone())
+
+
+def test_what_is_forgotten_of_an_interrupted_film_does_not_come_back(filmed, tmp_path):
+    film, rules = filmed
+    record = look_through(source := Source("cam1.mp4", str(film)), tmp_path, rules)
+    lines = (record.folder / FOUND).read_bytes().splitlines(keepends=True)
+    second = next(place for place, line in enumerate(lines) if b'"track": 2,' in line)
+    (record.folder / FOUND).write_bytes(b"".join(lines[: second + 1]))
+    interrupted = FilmRecord.read(record.folder, record.camera)
+    assert [*interrupted.visits] == [1]
+    interrupted.forget([1])
+    look_through(source, tmp_path, rules)
+    assert spans(tmp_path) == [pytest.approx(span, abs=0.11) for span in TRUTH[1:]]
+
+
+def test_an_image_that_is_deleted_does_not_come_back(built, model, processor, filmed, capsys):
+    """One view of the first visit, and all of the second: with their files, and for each later build."""
+    (first, *_), second = ([name for name in built.ids if f"/{track}-" in name] for track in (1, 2))
+    left = {*built.ids} - {first, *second}
+    folder = built.path / FOOTAGE / "cam1.mp4"
+    with pytest.raises(SystemExit, match="no.jpg"):
+        tpas_command(["gallery", "delete", str(built.path), first, "no.jpg"])
+    assert Gallery.open(built.path).ids == built.ids
+    with (folder / FOUND).open("ab") as found:
+        found.write(b'{"gap": {"start_')  # as a kill leaves it
+    tpas_command(["gallery", "delete", str(built.path), first, *second, "--json"])
+    assert json.loads(capsys.readouterr().out)["images"] == len(left)
+
+    def check():
+        assert {*Gallery.open(built.path).ids} == left
+        assert {f"cam1.mp4/{path.name}" for path in folder.glob("*-?.jpg")} == left
+        assert len([*folder.glob("*.frame.jpg")]) == len(left)
+        assert [visit["track"] for visit in visits_of(built.path)["visits"]] == [1, 3]
+        assert (folder / FOUND).read_text().count('"visit"') == 2
+
+    check()
+    build_footage(find_films(filmed[0]), built.path, model, processor, filmed[1])
+    check()
+
+
+@pytest.mark.parametrize("camera", ["hall/", "./hall", "hall//"])
+def test_a_cameras_name_is_that_of_its_folder(filmed, camera):
+    assert find_films(filmed[0], camera)[0].camera == "hall"
+    assert find_films(filmed[0].parent, camera)[0].camera == "hall/cam1.mp4"
+
+
+@pytest.mark.parametrize("camera", ["", ".", "./", "/hall", "hall/../.."])
+def test_what_is_no_cameras_name_is_refused(filmed, camera):
+    with pytest.raises(ValueError, match="a camera's name is a word"):
+        find_films(filmed[0], camera)
+
+
+def test_old_visits_of_an_odd_name_are_forgotten_as_well(filmed, model, processor, tmp_path):
+    """Early versions took "hall/" as it is, so that the gallery's ids differ from the record's."""
+    film, rules = filmed
+    early = build_footage([Source("hall//cam1.mp4", str(film))], tmp_path, model, processor, rules)
+    assert early.ids[0].startswith("hall//")
+    began = datetime.fromisoformat("2026-11-26T08:00:00+00:00")
+    forget(tmp_path, older_visits(tmp_path, timedelta(days=1), began + timedelta(days=1, seconds=13)))
+    assert {moment.track for _, moment in Gallery.open(tmp_path).stored.moments()} == {3}
+    now = build_footage([Source("hall/cam1.mp4", str(film))], tmp_path, model, processor, rules)
+    assert {name.rpartition("-")[0] for name in now.ids} == {"hall/cam1.mp4/3"}

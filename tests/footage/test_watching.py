@@ -133,6 +133,29 @@ def test_a_connection_that_shows_nothing_leaves_no_film(model, processor, tmp_pa
     assert records_of(gallery) == []
 
 
+def test_what_is_forgotten_of_a_stream_while_it_is_watched_does_not_come_back(model, processor, tmp_path):
+    boxes, rules = three_visits(tmp_path)
+    content = write_walk(tmp_path / "sent.ts", boxes).read_bytes()
+    stop, gallery = threading.Event(), tmp_path / "gallery"
+
+    def send(connection):
+        connection.sendall(content[: len(content) * 3 // 4])
+        wait_for(lambda: '"visit"' in found_in(gallery))
+        (record,) = records_of(gallery)
+        record.forget([1])
+        stop.set()
+        connection.sendall(content[len(content) * 3 // 4 :])
+        return True
+
+    with camera_that(send) as address:
+        watch(address, gallery, model, processor, rules, camera="door", stop=stop)
+    opened = Gallery.open(gallery)
+    tracks = {moment.track for _, moment in opened.stored.moments()}
+    assert tracks == {visit["track"] for visit in visits_of(gallery)["visits"]}
+    assert 1 not in tracks
+    assert opened.stored.unreadable == {}
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_stream_that_is_left_keeps_who_is_in_sight(model, processor, tmp_path, name):
     boxes, rules = three_visits(tmp_path)
