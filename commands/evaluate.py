@@ -162,10 +162,11 @@ def evaluate(
     from ..evaluation.retrieval import evaluate
     from ..models.fingerprints import model_fingerprint
     from ..models.unread_texts import warn_of_unread
+    from ..training.processes import main_process_first
     from ..training.run_folder import arguments_of_run
 
     accelerator = Accelerator()
-    with accelerator.main_process_first():  # it fills the cache of annotations, the others find them there
+    with main_process_first(accelerator):  # it fills the cache of annotations, the others find them there
         measured.open(rules, check_images=True)
     pairs, benchmark = measured.pairs, measured.benchmark
     training = arguments_of_run(Path(model))
