@@ -83,6 +83,11 @@ class KeptVisit:
             KeptView(name, frame, seen_s, tuple(box), tuple(size))
             for name, frame, seen_s, box, size in content["views"]
         )
+        # The file may come from anybody, and what is forgotten is removed by these names.
+        if outside := [
+            file for view in views for file in (view.name, view.frame) if "/" in file or ".." in file
+        ]:
+            raise ValueError(f"a view is a file of the record's own folder, got {outside[0]!r}")
         boxes = tuple((float(time_s), tuple(box)) for time_s, *box in content.get("boxes", ()))
         return cls(int(content["track"]), float(content["start_s"]), float(content["end_s"]), views, boxes)
 

@@ -23,7 +23,7 @@ from tpas.footage.clips import clip_name, cut_clip
 from tpas.footage.comparison import compare_visits
 from tpas.footage.intake import build_footage, look_through
 from tpas.footage.records import FOUND, FilmRecord, boxes_between, visits_of
-from tpas.footage.retention import forget, older_visits
+from tpas.footage.retention import forget, forget_images, older_visits
 from tpas.footage.rules import FootageRules
 from tpas.footage.sources import Source, find_films
 from tpas.search.gallery import Gallery
@@ -406,6 +406,15 @@ def test_a_search_that_stays_open_knows_which_visits_have_gone(filmed, start, tm
     answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     tracks = [sorted(hit["moment"]["track"] for hit in answer["hits"]) for answer in answers]
     assert tracks == [[1, 2, 3], [2, 3]]
+
+
+def test_a_record_cannot_have_files_elsewhere_removed(built):
+    (found,) = (built.path / FOOTAGE).rglob(FOUND)
+    (built.path / "keep.jpg").write_bytes(b"")
+    found.write_text(found.read_text().replace("1-1.frame.jpg", "../../keep.jpg"))
+    with pytest.raises(ValueError, match=r"line 2 is damaged .*own folder, got '../../keep.jpg'"):
+        forget_images(built.path, [built.ids[0]])
+    assert (built.path / "keep.jpg").exists()
 
 
 def test_clips_do_not_become_films_that_are_searched(filmed, start):
